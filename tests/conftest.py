@@ -1,0 +1,38 @@
+"""What holds for every test: one thread, checked shapes, no network, the same random examples in every run of CI."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from typing import Any
+
+import hypothesis
+import jaxtyping
+from beartype import BeartypeConf, beartype
+
+# Before torch is imported, and inherited by subprocesses: a change of thread count may change sums, and the workers of
+# xdist would fight over the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# Before bytelm is imported: every annotated function checks the shapes and types of its arguments and its result.
+# The numeric tower: where a float is wanted an int will do, as type checkers have it and beartype by default has not.
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+jaxtyping.install_import_hook("bytelm", f"{__name__}.checked")
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if "CI" in os.environ else "local")
+
+
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    """Python's sockets reach this machine only, and no name is looked up."""
+    if event == "socket.getaddrinfo" and arguments[0] not in (None, "", "localhost", "127.0.0.1", "::1"):
+        raise PermissionError(f"a test looked up the host {arguments[0]!r}: tests use no network")
+    if event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        host = str(arguments[1][0])
+        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+            raise PermissionError(f"a test connected to {host}: tests use no network")
+
+
+sys.addaudithook(_refuse_network)
