@@ -1,0 +1,152 @@
+"""A packed corpus: shards of bytes, and a table that says which of them are which document, in which split."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.data.files import shown, write_whole
+from bytelm.data.shards import Shard, Shards
+from bytelm.data.sources import SourceReport
+from bytelm.errors import DataError
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+INDEX = "index.json"  # written last: without it there is no corpus, only the remains of an interrupted pack
+TABLE = "documents.npy"
+VERSION = 1
+
+# One row a document, in the order of their bytes: they follow each other without gaps, so that sizes give starts.
+ROW = np.dtype([("size", "<i8"), ("suffix", "<i4"), ("split", "u1"), ("hash", "u1", (16,))])
+
+
+@dataclass(frozen=True)
+class DocumentTable:
+    """Documents in the order of their bytes."""
+
+    starts: NDArray[np.int64]  # [documents] position of the first byte in the corpus
+    sizes: NDArray[np.int64]  # [documents] bytes, at least 1
+    suffixes: NDArray[np.int32]  # [documents] index into suffix_names
+    suffix_names: tuple[str, ...]  # kinds of files such as ".py"; "" where the name does not tell
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What index.json says. `documents` is the SHA-256 of the table."""
+
+    bytes: int
+    shards: list[Shard]
+    documents: str
+    suffixes: list[str]
+    source: SourceReport
+    source_fingerprint: str | None
+
+    def write(self, directory: Path) -> None:
+        """Write it, which makes the directory a corpus."""
+        fields = {"version": VERSION} | dataclasses.asdict(self)
+        write_whole(directory / INDEX, (json.dumps(fields, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, directory: Path) -> Index:
+        """Read it. Raises DataError naming the file when it is missing, damaged or of another version."""
+        path = directory / INDEX
+        name = shown(str(path))
+        try:
+            fields: dict[str, Any] = json.loads(path.read_bytes())
+            version = fields.pop("version")
+            if version == VERSION:
+                shards = [Shard(int(shard["size"]), str(shard["sha256"])) for shard in fields.pop("shards")]
+                source: dict[str, Any] = fields.pop("source")
+                skipped = [(name, reason) for name, reason in source.pop("skipped")]
+                return cls(**fields, shards=shards, source=SourceReport(**source, skipped=skipped))
+        except OSError as error:
+            raise DataError(f"{name} cannot be read ({error.strerror}): no data was packed there") from error
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise DataError(f"{name} is damaged ({error}): pack the data again") from error
+        raise DataError(f"{name} is of version {version}, and this bytelm reads {VERSION}: pack the data again")
+
+
+class Corpus:
+    """Packed data that stays on disk: bytes are read by position, only the table of documents is held."""
+
+    def __init__(self, directory: Path, index: Index, table: NDArray[Any]) -> None:
+        """Use `Corpus.open`, which reads and checks the parts."""
+        self.directory = directory
+        self.source_report = index.source
+        self.source_fingerprint = index.source_fingerprint
+        self.fingerprint = index.documents  # of the contents, their order and their splits
+        self._shards = Shards(directory, index.shards)
+        self._table = table
+        self._suffix_names = tuple(index.suffixes)
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Corpus:
+        """Open what `pack` wrote. Raises DataError naming the file that is missing, damaged or of another size."""
+        directory = Path(directory)
+        index = Index.load(directory)
+        name = shown(str(directory / TABLE))
+        try:
+            data = (directory / TABLE).read_bytes()
+            if sha256(data).hexdigest() != index.documents:
+                raise DataError(f"{name} is not what was written (its SHA-256 differs): pack the data again")
+            table: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{name} cannot be read ({error}): pack the data again") from error
+        corpus = cls(directory, index, table)
+        if table.dtype != ROW or not corpus.total == index.bytes == table["size"].sum():
+            raise DataError(f"{name} does not fit its {INDEX}: pack the data again")
+        return corpus
+
+    @property
+    def total(self) -> int:
+        """The bytes of all splits together."""
+        return self._shards.total
+
+    def read(self, start: int, count: int) -> NDArray[np.uint8]:
+        """The bytes from position `start`, as uint8 `[count]`. Raises DataError where a file has become shorter."""
+        return self._shards.read(start, count)
+
+    def documents(self, split: Split | None = None) -> DocumentTable:
+        """The documents of a split, or of all of them."""
+        rows = np.ones(len(self._table), bool) if split is None else self._table["split"] == SPLITS.index(split)
+        sizes = self._table["size"].astype(np.int64)
+        starts = np.cumsum(sizes) - sizes
+        suffixes = self._table["suffix"].astype(np.int32)
+        return DocumentTable(starts[rows], sizes[rows], suffixes[rows], self._suffix_names)
+
+    def bytes(self, split: Split) -> int:
+        """The bytes of a split."""
+        return int(self._table["size"][self._table["split"] == SPLITS.index(split)].sum())
+
+    def verify(self) -> None:
+        """Read everything and compare checksums. Raises DataError naming the first file that differs."""
+        self._shards.verify()  # the table was verified when it was opened
+
+
+def iterate_documents(
+    corpus: Corpus, split: Split | None = None, limit_bytes: int | None = None, start: int = 0
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """(position, bytes) of each document of a split (or of all) in order, from position `start` on.
+
+    After `limit_bytes` bytes it ends, with the last document cut short if need be.
+    """
+    table = corpus.documents(split)
+    left = corpus.total if limit_bytes is None else limit_bytes
+    for number in range(int(np.searchsorted(table.starts, start)), len(table)):
+        if left <= 0:
+            return
+        position, size = int(table.starts[number]), min(left, int(table.sizes[number]))
+        yield position, corpus.read(position, size)
+        left -= size

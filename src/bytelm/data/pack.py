@@ -1,0 +1,197 @@
+"""Packing: any files become one sequence of bytes, cut into documents that are dealt out to train, valid and test."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.data.corpus import INDEX, ROW, SPLITS, TABLE, Corpus, Index
+from bytelm.data.files import shown, write_whole
+from bytelm.data.shards import Shards, ShardWriter
+from bytelm.data.sources import SourceReport, documents, fingerprint
+from bytelm.errors import ConfigError, DataError, ResourceError
+
+_SMALLEST_PIECE = 256
+_LARGEST_PIECE = 1 << 20
+# What pack may remove from its directory. The index goes first: without it the rest counts for nothing.
+_OWN_FILES = (f"{INDEX}*", f"{TABLE}*", "shard-*.bin", "boundaries-*")
+
+
+def pack(
+    paths: Sequence[str | Path],
+    directory: str | Path,
+    *,
+    text_field: str = "text",
+    valid: float = 0.05,
+    test: float = 0.05,
+    seed: int = 0,
+    shard_bytes: int = 1 << 28,
+    exclude: Sequence[str | Path] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Corpus:
+    """Write the documents of `paths` (see `sources.documents`) as a corpus into `directory`, replacing one there.
+
+    `valid` and `test` are fractions of all bytes; `progress` is told the bytes packed so far. The directory itself is
+    never read as a source, and neither are the folders `exclude`. Where packing fails, nothing of it is left.
+
+    Raises DataError when there are no bytes or a source is damaged, ConfigError for fractions that leave nothing to
+    train on, ResourceError when the directory cannot be written.
+    """
+    if not (valid >= 0 and test >= 0 and valid + test < 1):
+        raise ConfigError(f"valid = {valid} and test = {test} must not be negative, and together be less than 1")
+    directory = Path(directory)
+    exclude = (*exclude, directory)
+    sources = fingerprint(paths, exclude)  # before the reading, so that a change during it is noticed later
+    report = SourceReport()
+    created = not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _clear(directory)
+        with ShardWriter(directory, shard_bytes) as writer:
+            taken = _take(paths, text_field, report, exclude, writer, progress)
+        if writer.total == 0:
+            raise DataError(_nothing(paths, report))
+        shards = Shards(directory, writer.shards)
+        table = _table(shards, taken, valid, test, seed)
+        documents_sha256 = _write_table(directory, table)
+        Index(writer.total, writer.shards, documents_sha256, list(taken.suffixes), report, sources).write(directory)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            _clear(directory)
+            if created:
+                directory.rmdir()
+        if isinstance(error, OSError):  # sources turn their own into DataError
+            where = shown(str(directory))
+            raise ResourceError(f"cannot pack into {where} ({error.strerror}): choose another place") from error
+        raise
+    return Corpus.open(directory)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """Documents as they came, before any is cut: their sizes, and their kinds as numbers of `suffixes`."""
+
+    sizes: array[int]
+    kinds: array[int]
+    suffixes: dict[str, int]
+
+
+def _take(
+    paths: Sequence[str | Path],
+    text_field: str,
+    report: SourceReport,
+    exclude: Sequence[str | Path],
+    writer: ShardWriter,
+    progress: Callable[[int], None] | None,
+) -> _Taken:
+    """Copy all documents into the shards."""
+    taken = _Taken(array("q"), array("q"), {})
+    for document in documents(paths, text_field, report, exclude):
+        before = writer.total
+        for piece in document.pieces:
+            writer.write(piece)
+            if progress:
+                progress(writer.total)
+        taken.sizes.append(writer.total - before)
+        taken.kinds.append(taken.suffixes.setdefault(document.suffix, len(taken.suffixes)))
+    return taken
+
+
+def _table(shards: Shards, taken: _Taken, valid: float, test: float, seed: int) -> NDArray[Any]:
+    """The rows of all documents after the cut."""
+    piece = min(max(shards.total // 16, _SMALLEST_PIECE), _LARGEST_PIECE)
+    sizes, kinds = array("q"), array("q")
+    for start, size, kind in zip(itertools.accumulate(taken.sizes, initial=0), taken.sizes, taken.kinds, strict=False):
+        parts = _cut(shards, start, size, piece)
+        sizes.extend(parts)
+        kinds.extend(kind for _ in parts)
+    hashes, orders = _hash(shards, sizes, seed)
+    table = np.empty(len(sizes), ROW)
+    table["size"] = sizes
+    table["suffix"] = kinds
+    table["hash"] = hashes
+    table["split"] = deal(np.array(sizes, np.int64), orders, valid, test)
+    return table
+
+
+def _cut(shards: Shards, start: int, size: int, piece: int) -> list[int]:
+    """The sizes that a document is cut into, none above `piece`: after the last newline of the last quarter, if any.
+
+    So every split gets something of one large file, and no document is too long to be held.
+    """
+    sizes: list[int] = []
+    while size > piece:
+        quarter = shards.read(start + piece - piece // 4, piece // 4)
+        newlines = np.flatnonzero(quarter == ord("\n"))
+        part = piece - piece // 4 + int(newlines[-1]) + 1 if len(newlines) else piece
+        sizes.append(part)
+        start += part
+        size -= part
+    return [*sizes, size]
+
+
+def _hash(shards: Shards, sizes: array[int], seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    """Per document the hash of its content, `[documents, 16]`, and a number drawn from that and the seed."""
+    hashes, orders = bytearray(), bytearray()
+    key = str(seed).encode()
+    for start, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
+        content = blake2b(shards.read(start, size).data, digest_size=16).digest()
+        hashes += content
+        orders += blake2b(content, digest_size=8, key=key).digest()
+    return np.frombuffer(hashes, np.uint8).reshape(-1, 16), np.frombuffer(orders, np.uint64)
+
+
+def deal(sizes: NDArray[np.int64], orders: NDArray[np.uint64], valid: float, test: float) -> NDArray[np.uint8]:
+    """The split of each document, as a number of SPLITS. Documents of one order number stay together.
+
+    Going through them by order number, test takes until it holds its fraction of the bytes, then valid, and train has
+    the rest. Of three different contents each split gets one, of two train and valid, one is for training. A content
+    that repeats until it is more than a quarter of all bytes goes last, since it would make a poor test.
+    """
+    contents, group = np.unique(orders, return_inverse=True)
+    weights = np.bincount(group, weights=sizes)
+    total = float(weights.sum())
+    turn = np.argsort(weights * 4 > total, kind="stable")
+    reached = np.cumsum(weights[turn], dtype=np.float64)
+    spare = len(contents) - 1
+    splits = np.zeros(len(contents), np.uint8)
+    first = 0
+    for name, fraction, kept in (("test", test, int(valid > 0)), ("valid", valid, 0)):
+        target = (float(reached[first - 1]) if first else 0.0) + fraction * total
+        wanted = int(np.searchsorted(reached, target)) + 1 if fraction > 0 else first
+        last = min(wanted, max(spare - kept, first))
+        splits[turn[first:last]] = SPLITS.index(name)
+        first = last
+    return splits[group]
+
+
+def _write_table(directory: Path, table: NDArray[Any]) -> str:
+    """Write the table and return its SHA-256."""
+    file = io.BytesIO()
+    np.save(file, table, allow_pickle=False)
+    write_whole(directory / TABLE, file.getvalue())
+    return sha256(file.getvalue()).hexdigest()
+
+
+def _clear(directory: Path) -> None:
+    """Remove what an earlier pack wrote."""
+    for pattern in _OWN_FILES:
+        for path in directory.glob(pattern):
+            path.unlink()
+
+
+def _nothing(paths: Sequence[str | Path], report: SourceReport) -> str:
+    where = ", ".join(shown(str(path)) for path in paths) or "no paths at all"
+    skipped = "".join(f"; skipped {name}: {reason}" for name, reason in report.skipped[:3])
+    more = f" and {len(report.skipped) - 3} more" if len(report.skipped) > 3 else ""
+    return f"no bytes found in {where}, looked at {report.files} files{skipped}{more}: name files that hold some"

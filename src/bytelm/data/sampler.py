@@ -1,0 +1,169 @@
+"""Batches of training windows: each a pure function of (seed, step, rank, world), so that nothing has to be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.data.boundaries import Boundaries
+from bytelm.data.corpus import Corpus, Split
+from bytelm.errors import DataError
+from bytelm.units import BOS, EOS, PAD
+
+_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of a stream: `ids[:, :-1]` is read, `ids[:, 1:]` is predicted.
+
+    `boundaries[:, t]` says that what follows `ids[:, t]` opens a patch, as it was recorded; true at BOS and EOS,
+    false at PAD. None where nothing was recorded.
+    """
+
+    ids: NDArray[np.int64]  # [batch, window + 1]
+    boundaries: NDArray[np.bool_] | None  # [batch, window + 1]
+
+
+class Sampler:
+    """Cuts the stream of a split into windows and gives them in an order that is new in each epoch.
+
+    The stream is every document as BOS, its bytes, EOS, in order, and is closed to a ring. An epoch cuts the ring into
+    windows from a phase of its own; each shares one id with the next, so that each id is predicted exactly once:
+
+        ring     B a b c E B d e E        phase 2, window 4
+        windows      b c E B d            predicts c E B d
+                             d e E B a    predicts e E B a
+                                     a b  predicts b, filled up with PAD
+
+    Sample g of a training is window g % windows of epoch g // windows, in the epoch's order; step s of a rank takes the
+    samples from (s * world + rank) * batch on. So the samples of a step do not depend on how many ranks share it.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        split: Split,
+        window: int,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        boundaries: Boundaries | None = None,
+    ) -> None:
+        """Windows of `window` predictions, `batch` of them a step on each of `world` ranks.
+
+        Raises DataError for a split without documents, or boundaries of another corpus.
+        """
+        if window < 1 or batch < 1 or not 0 <= rank < world:
+            raise ValueError(f"no windows with window={window}, batch={batch}, rank={rank}, world={world}")
+        table = corpus.documents(split)
+        if len(table) == 0:
+            raise DataError(f"the {split} split of {corpus.directory} is empty: pack more data or a larger fraction")
+        if boundaries is not None and boundaries.total != corpus.total:
+            raise DataError(
+                f"{boundaries.total} bytes of boundaries do not fit {corpus.total} of data: record them again"
+            )
+        self._corpus, self._boundaries = corpus, boundaries
+        self._starts, self._sizes = table.starts, table.sizes
+        self._offsets = np.cumsum(table.sizes + 2) - (table.sizes + 2)  # [documents] where each BOS is in the stream
+        self._window, self._batch, self._seed = window, batch, seed
+        self._rank, self._world = rank, world
+        self.ids = int(table.sizes.sum()) + 2 * len(table)  # ids of one epoch
+        self.windows = -(-self.ids // window)  # windows of one epoch
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this rank at a step, from 0 on."""
+        shape = (self._batch, self._window + 1)
+        ids = np.full(shape, PAD, np.int64)
+        boundaries = None if self._boundaries is None else np.zeros(shape, bool)
+        first = (step * self._world + self._rank) * self._batch
+        for row in range(self._batch):
+            column = 0
+            for start, stop in self._spans(first + row):
+                columns = slice(column, column + stop - start)
+                self._fill(start, stop, ids[row, columns], None if boundaries is None else boundaries[row, columns])
+                column = columns.stop
+        return Batch(ids, boundaries)
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 0 on, in which a step begins."""
+        return step * self._world * self._batch // self.windows
+
+    def _spans(self, sample: int) -> list[tuple[int, int]]:
+        """Where the window of a sample lies in the stream: one span, or two where it goes over the seam of the ring."""
+        epoch, turn = divmod(sample, self.windows)
+        keys = _keys(self._seed, epoch)
+        begin = permuted(turn, self.windows, keys[1:]) * self._window
+        length = min(self._window, self.ids - begin) + 1
+        start = (begin + keys[0] % self._window) % self.ids
+        stop = min(start + length, self.ids)
+        rest = length - (stop - start)
+        return [(start, stop), (0, rest)] if rest else [(start, stop)]
+
+    def _fill(self, start: int, stop: int, ids: NDArray[np.int64], boundaries: NDArray[np.bool_] | None) -> None:
+        """Write the ids `start` to `stop` of the stream, and what is recorded of them, where they belong."""
+        documents = slice(
+            int(np.searchsorted(self._offsets, start, side="right")) - 1, int(np.searchsorted(self._offsets, stop))
+        )
+        offsets, sizes = self._offsets[documents], self._sizes[documents]
+        opening = offsets - start  # of each BOS among the ids asked for
+        closing = opening + sizes + 1
+        opening, closing = opening[opening >= 0], closing[closing < stop - start]
+        is_byte = np.ones(stop - start, bool)
+        is_byte[opening] = is_byte[closing] = False
+        skipped = np.clip(start - offsets - 1, 0, sizes)  # bytes of the first document that come before the span
+        counts = np.clip(stop - offsets - 1, 0, sizes) - skipped
+        runs = _runs(self._starts[documents] + skipped, counts)
+        ids[is_byte] = _gather(self._corpus.read, runs)
+        ids[opening] = BOS
+        ids[closing] = EOS
+        if boundaries is not None and self._boundaries is not None:
+            boundaries[:] = True
+            boundaries[is_byte] = _gather(self._boundaries.read, runs)
+
+
+def _runs(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The same (start, count) spans with those joined that follow each other without a gap."""
+    gaps = np.flatnonzero(starts[1:] != starts[:-1] + counts[:-1]) + 1
+    firsts = np.concatenate([[0], gaps])
+    return list(zip(starts[firsts].tolist(), np.add.reduceat(counts, firsts).tolist(), strict=True))
+
+
+def _gather(read: Callable[[int, int], NDArray[Any]], runs: list[tuple[int, int]]) -> NDArray[Any]:
+    return np.concatenate([read(start, count) for start, count in runs])
+
+
+def _keys(seed: int, epoch: int) -> list[int]:
+    """Numbers of 64 bits that look random, drawn from (seed, epoch): the phase, and one for each round."""
+    digest = blake2b(f"{seed} {epoch}".encode(), digest_size=8 * (_ROUNDS + 1)).digest()
+    return [int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8)]
+
+
+def permuted(index: int, count: int, keys: list[int]) -> int:
+    """Where a pseudo-random permutation of `range(count)` takes `index`, without the permutation being stored.
+
+    A Feistel network permutes the numbers of an even count of bits, the first that holds the range. Where it leaves
+    the range it is applied again: it goes around a cycle that began inside, so that it must come back.
+    """
+    half = (max(count - 1, 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        index = left << half | right
+        if index < count:
+            return index
+
+
+def _mixed(number: int) -> int:
+    """A number of 64 bits in which every bit of the result depends on every bit given (the finisher of splitmix64)."""
+    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    number = (number ^ (number >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return number ^ (number >> 31)

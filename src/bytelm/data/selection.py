@@ -1,0 +1,30 @@
+"""Some documents of a split, taken evenly over the whole of it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.data.corpus import Corpus, Split
+from bytelm.errors import DataError
+
+
+def spread(corpus: Corpus, split: Split, limit: int | None = None) -> list[tuple[str, NDArray[np.uint8]]]:
+    """(kind of file, bytes) of documents of a split, in order: all of them, or every n-th so as to come near `limit`.
+
+    With a limit there are never more than `limit` bytes: the last document may be cut short. Raises DataError for a
+    split without documents.
+    """
+    total = corpus.bytes(split)
+    if not total:
+        raise DataError(f"the {split} split of {corpus.directory} is empty: too few documents to deal out")
+    table = corpus.documents(split)
+    left = total if limit is None else limit
+    found: list[tuple[str, NDArray[np.uint8]]] = []
+    for i in range(0, len(table), max(1, total // left)):
+        size = min(left, int(table.sizes[i]))
+        if size:
+            kind = table.suffix_names[table.suffixes[i]] or "no suffix"
+            found.append((kind, corpus.read(int(table.starts[i]), size)))
+        left -= size
+    return found
