@@ -1,0 +1,109 @@
+"""The one interface of every patching scheme, and the guard that bounds its patches."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from bytelm.errors import ConfigError
+from bytelm.patching.layout import Rows, at_end, forced_openings, since
+
+SPARED = 4  # in a guarded run of one-byte patches, one proposal in this many still opens a patch
+
+
+@dataclass(frozen=True)
+class PatchState:
+    """What a patcher remembers of the ids it has read: how many, and the memory of its scheme."""
+
+    position: Int[Tensor, " batch"]
+    memory: Any
+
+
+class Patcher(nn.Module, abc.ABC):
+    """Says, after each byte, whether the NEXT byte opens a patch. n bytes in, n decisions out.
+
+    A decision depends on the bytes read so far and on nothing else; feeding the bytes in any pieces gives the same
+    decisions as feeding them whole. PADs are positions that do not exist, and open nothing.
+    """
+
+    @abc.abstractmethod
+    def memory(self, batch: int, device: torch.device) -> Any:
+        """What the scheme remembers of rows that have read nothing."""
+
+    @abc.abstractmethod
+    def propose(
+        self, rows: Rows, forced: Bool[Tensor, "batch new"], memory: Any
+    ) -> tuple[Bool[Tensor, "batch new"], Any]:
+        """The scheme's decisions, those that are `forced` among them, and its memory after the rows' real ids."""
+
+    def begin(self, batch: int, device: torch.device | None = None) -> PatchState:
+        """The state of `batch` rows that have read nothing yet."""
+        device = device or torch.device("cpu")
+        return PatchState(torch.zeros(batch, dtype=torch.long, device=device), self.memory(batch, device))
+
+    @torch.no_grad()
+    def extend(
+        self, ids: Int[Tensor, "batch new"], state: PatchState | None = None
+    ) -> tuple[Bool[Tensor, "batch new"], PatchState]:
+        """Read `ids` after what `state` has read. Returns the decisions and the state to continue from."""
+        state = state or self.begin(len(ids), ids.device)
+        rows = Rows.of(ids)
+        forced = forced_openings(rows.ids, rows.starts(state.position))
+        opens, memory = self.propose(rows, forced, state.memory)
+        return rows.restore(opens & rows.real), PatchState(state.position + rows.lengths, memory)
+
+
+@dataclass(frozen=True)
+class GuardState:
+    """Slots since the last opening that the guard let through, and how many proposals stood in a row."""
+
+    gap: Int[Tensor, " batch"]
+    run: Int[Tensor, " batch"]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Bounds the patches of a scheme on runaway input, causally.
+
+    `max_length`: no patch is longer (long runs, where nothing is hard to predict). `max_singles`: after so many
+    one-byte patches in a row only every fourth proposal counts (random bytes, where everything is), so that n bytes
+    never cost much more than n / 4 global steps. None switches a bound off.
+    """
+
+    max_length: int | None
+    max_singles: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "max_singles"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f'patching.{name} = {value}: must be at least 1, or "none" for no bound')
+
+    def begin(self, batch: int, device: torch.device) -> GuardState:
+        """The state of rows that have read nothing."""
+        zero = torch.zeros(batch, dtype=torch.long, device=device)
+        return GuardState(zero, zero)
+
+    def apply(
+        self,
+        proposed: Bool[Tensor, "batch new"],
+        forced: Bool[Tensor, "batch new"],
+        rows: Rows,
+        state: GuardState,
+    ) -> tuple[Bool[Tensor, "batch new"], GuardState]:
+        """The proposals that stand, with the forced openings and those that the bound on length adds."""
+        # A document starts with no run behind it, or it would be cut otherwise than alone.
+        run = since(~proposed | forced, state.run)
+        if self.max_singles is not None:
+            proposed = proposed & ((run <= self.max_singles) | (run % SPARED == 0))
+        proposed = proposed | forced
+        gap = since(proposed, state.gap)
+        opens = proposed
+        if self.max_length is not None:
+            opens = opens | (gap % self.max_length == 0)
+        return opens, GuardState(at_end(gap, rows.lengths, state.gap), at_end(run, rows.lengths, state.run))

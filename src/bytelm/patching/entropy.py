@@ -1,0 +1,132 @@
+"""Patches that open where the next byte is hard to predict: the Byte Latent Transformer's rule (paper, section 2.3).
+
+    H(x_t)     entropy of the scorer's prediction of byte t, in nats, from the bytes before it
+    threshold  byte t opens a patch if H(x_t) > threshold                          (global constraint)
+    rise       ... if H(x_t) - H(x_{t-1}) > rise                                   (approximate monotonic constraint)
+    both       ... if both hold
+
+A scorer may take a fresh context at each newline (`scorer.reset_newline`), which keeps repetitive text from drifting
+into ever longer patches (paper, section 4.4). Entropies are always computed in float32: a boundary is decided once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bytelm.errors import ConfigError
+from bytelm.patching.base import Guard, GuardState, Patcher
+from bytelm.patching.layout import Rows, at_end
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A model of the next byte, seen only through its uncertainty."""
+
+    def begin(self, batch: int) -> Any:
+        """The state of rows that have read nothing yet."""
+        ...
+
+    def entropies(self, ids: Int[Tensor, "batch new"], state: Any) -> tuple[Float[Tensor, "batch new"], Any]:
+        """Entropy in nats of the prediction of the id after each id, float32, and the state to continue from."""
+        ...
+
+
+@dataclass(frozen=True)
+class Config:
+    """The thresholds of the `rule` must be set before patches can be cut; `calibrate` finds them.
+
+    `mean_size` is the patch size in bytes that calibration aims at; the bounds are those of `Guard`.
+    """
+
+    scored: ClassVar[bool] = True
+
+    threshold: float | None = None
+    rise: float | None = None
+    mean_size: float = 4.5
+    rule: str = "threshold"
+    max_length: int | None = 32
+    max_singles: int | None = 16
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("threshold", "rise", "both"):
+            raise ConfigError(f"patching.rule = {self.rule!r}: known: threshold, rise, both")
+        if self.mean_size <= 1:
+            raise ConfigError(f"patching.mean_size = {self.mean_size}: a mean patch is longer than 1 byte")
+        self.guard()
+
+    @classmethod
+    def tiny(cls) -> dict[str, Config]:
+        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        return {rule: cls(rule=rule) for rule in ("threshold", "rise", "both")}
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the thresholds of the rule are set."""
+        return not self.missing()
+
+    def missing(self) -> list[str]:
+        """The thresholds that the rule needs and that are not set."""
+        needed = {"threshold": ("threshold",), "rise": ("rise",), "both": ("threshold", "rise")}[self.rule]
+        return [name for name in needed if getattr(self, name) is None]
+
+    def guard(self) -> Guard:
+        """The guard of this configuration."""
+        return Guard(self.max_length, self.max_singles)
+
+    def build(self, scorer: Scorer) -> Entropy:
+        """The patcher of this configuration around a scorer."""
+        return Entropy(self, scorer)
+
+
+@dataclass(frozen=True)
+class EntropyMemory:
+    """The last entropy, the scorer's state and the guard's."""
+
+    entropy: Float[Tensor, " batch"]
+    scorer: Any
+    guard: GuardState
+
+
+class Entropy(Patcher):
+    """A patch opens where the scorer is unsure."""
+
+    def __init__(self, config: Config, scorer: Scorer) -> None:
+        super().__init__()
+        if missing := config.missing():
+            raise ConfigError(
+                f"patching.{missing[0]} is not set, and rule {config.rule!r} needs it: set it, or calibrate it"
+            )
+        self.config = config
+        self.guard = config.guard()
+        self.scorer = scorer
+
+    def memory(self, batch: int, device: torch.device) -> EntropyMemory:
+        """No entropy seen: the first id of a document opens a patch anyway."""
+        zero = torch.zeros(batch, device=device)
+        return EntropyMemory(zero, self.scorer.begin(batch), self.guard.begin(batch, device))
+
+    def propose(
+        self, rows: Rows, forced: Bool[Tensor, "batch new"], memory: EntropyMemory
+    ) -> tuple[Bool[Tensor, "batch new"], EntropyMemory]:
+        """The rule of the configuration under the guard."""
+        entropy, scorer = self.scorer.entropies(rows.ids, memory.scorer)
+        before = torch.cat([memory.entropy[:, None], entropy], 1)[:, : entropy.shape[1]]
+        opens, guard = self.guard.apply(propose(self.config, entropy, before), forced, rows, memory.guard)
+        return opens, EntropyMemory(at_end(entropy, rows.lengths, memory.entropy), scorer, guard)
+
+
+def propose(
+    config: Config, entropy: Float[Tensor, "batch new"], before: Float[Tensor, "batch new"]
+) -> Bool[Tensor, "batch new"]:
+    """The rule alone: where the next byte's entropy, and its rise over this byte's, are above their thresholds."""
+    opens = torch.ones_like(entropy, dtype=torch.bool)
+    if config.rule != "rise" and config.threshold is not None:
+        opens &= entropy > config.threshold
+    if config.rule != "threshold" and config.rise is not None:
+        opens &= entropy - before > config.rise
+    return opens
