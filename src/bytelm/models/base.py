@@ -1,0 +1,46 @@
+"""The one interface of every architecture: `model(ids, state) -> (logits, state)`."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+class ByteModel(nn.Module, abc.ABC):
+    """`logits[:, t]` scores `ids[:, t + 1]`. Training, evaluation, generation and serving all call it, and only it.
+
+    A document starts with BOS, so that every byte of it is scored exactly once. PAD ids are positions that do not
+    exist: wherever they stand in a row, the other positions are as if the row had been given without them; the
+    logits at a PAD mean nothing. A row may be given nothing but PADs: its state stays as it is.
+    """
+
+    @abc.abstractmethod
+    def initialise(self, seed: int) -> None:
+        """Set every trainable parameter from `seed`."""
+
+    @abc.abstractmethod
+    def begin(self, batch: int) -> Any:
+        """The state of `batch` rows that have read nothing yet."""
+
+    @abc.abstractmethod
+    def forward(
+        self,
+        ids: Int[Tensor, "batch new"],
+        state: Any = None,
+        boundaries: Bool[Tensor, "batch new"] | None = None,
+    ) -> tuple[Float[Tensor, "batch new vocab"], Any]:
+        """Read `ids` after what `state` has read, and return the logits and the state to continue from.
+
+        With `state=None` nothing is kept (training): the returned state is None. A state is never written to, so it
+        may be continued from more than once. `boundaries[:, t]` says that the byte after `ids[:, t]` opens a patch,
+        where that was decided and recorded before; without it the model's patcher decides.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.parameters()).device

@@ -1,0 +1,312 @@
+"""The Byte Latent Transformer (Pagnoni et al. 2024, arXiv 2412.09871): bytes → patches → latent Transformer → bytes.
+
+    bytes    BOS T h e _ c a t          byte and hashed n-gram embeddings, windowed local encoder        (3.2)
+    patches   |  \\_____/ \\___           whole patches query their own bytes                               (3.2.2)
+    latents   g0    g1                  causal Transformer over whole patches                            (3.1)
+    bytes     g0 g0g0g0g1 g1 ..         each byte reads the newest patch that is whole once it is read   (3.3)
+
+The byte at t sees the latent of the last patch that is known to be whole when byte t has been read: of its own
+patch only if byte t + 1 opens a new one. So a latent step happens when a patch closes, and at no other time, and
+reading a text in pieces is the same computation as reading it whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bytelm.errors import ConfigError
+from bytelm.models.base import ByteModel
+from bytelm.nn.attention import Cache, View, Where
+from bytelm.nn.cross import BytesFromPatches, PatchesFromBytes
+from bytelm.nn.embed import PRIMES, NgramEmbedding
+from bytelm.nn.initialise import initialise
+from bytelm.nn.norm import RMSNorm
+from bytelm.nn.pool import segment_max
+from bytelm.nn.state import put_rows, take_rows
+from bytelm.nn.transformer import Stack, StackConfig
+from bytelm.patching.base import Patcher, PatchState
+from bytelm.patching.layout import Layout, Rows, forced_openings, tail
+from bytelm.units import VOCAB
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a BLT. The defaults are those of `blt-tiny`.
+
+    `queries`: sub-vectors of a patch (the paper's k). `encoder_cross`: whether patches query the bytes after the
+    "last" encoder layer or after "all" of them. `window`: bytes that a byte sees in the local models, itself
+    included. `ngram_rows`: rows of one hash table; there is one for each of `ngram_functions` × `ngram_sizes`.
+    """
+
+    patched: ClassVar[bool] = True
+
+    local_dim: int = 128
+    local_heads: int = 4
+    window: int = 128
+    encoder_layers: int = 1
+    decoder_layers: int = 3
+    global_dim: int = 256
+    global_heads: int = 4
+    global_layers: int = 4
+    queries: int = 2
+    cross_heads: int = 4
+    encoder_cross: str = "last"
+    ngram_sizes: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
+    ngram_functions: int = 1
+    ngram_rows: int = 8192
+    theta: float = 500_000.0
+    ffn_multiple: int = 64
+
+    def __post_init__(self) -> None:
+        problems = [
+            *self.local(self.encoder_layers).problems("model.local"),
+            *self.latent().problems("model.global"),
+        ]
+        if self.local_dim % self.cross_heads:
+            problems.append(f"model.cross_heads = {self.cross_heads} does not divide local_dim = {self.local_dim}")
+        if self.encoder_cross not in ("last", "all"):
+            problems.append(f"model.encoder_cross = {self.encoder_cross!r}: known: last, all")
+        if not 1 <= self.ngram_functions <= len(PRIMES):
+            problems.append(f"model.ngram_functions = {self.ngram_functions}: from 1 to {len(PRIMES)}")
+        if any(size < 2 for size in self.ngram_sizes) or self.ngram_rows < 1:
+            problems.append("model.ngram_sizes must be at least 2 and model.ngram_rows at least 1")
+        for name in ("encoder_layers", "decoder_layers", "global_layers", "queries"):
+            if getattr(self, name) < 1:
+                problems.append(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    @classmethod
+    def tiny(cls) -> dict[str, Config]:
+        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        bytes = cls(local_dim=16, local_heads=2, cross_heads=2, window=6, decoder_layers=2, ngram_rows=101)
+        small = replace(bytes, global_dim=32, global_heads=2, global_layers=2, ffn_multiple=16)
+        return {
+            "last layer crossed": small,
+            "all layers crossed, widened": replace(small, encoder_layers=2, encoder_cross="all", global_dim=48),
+            "two hash functions": replace(small, ngram_functions=2, ngram_sizes=(2, 5), queries=1),
+            "no n-grams": replace(small, ngram_sizes=()),
+        }
+
+    def local(self, layers: int) -> StackConfig:
+        """The shape of a local model of so many layers."""
+        return StackConfig(layers, self.local_dim, self.local_heads, self.window, self.theta, self.ffn_multiple)
+
+    def latent(self) -> StackConfig:
+        """The shape of the latent Transformer over patches."""
+        return StackConfig(self.global_layers, self.global_dim, self.global_heads, None, self.theta, self.ffn_multiple)
+
+    def build(self, patcher: Patcher) -> BLT:
+        """The model of this configuration, its parameters not yet initialised."""
+        return BLT(self, patcher)
+
+
+@dataclass(frozen=True)
+class BLTState:
+    """All that a row has to remember: nothing of it grows with the bytes read but the latent caches."""
+
+    patcher: PatchState
+    bytes: Where
+    patches: Where
+    recent: Int[Tensor, "batch reach"]
+    """The ids that n-grams still reach."""
+    held: Int[Tensor, " batch"]
+    """Bytes read of the patch that is open."""
+    open: tuple[Float[Tensor, "batch slots dim"], ...]
+    """Encoder outputs of those bytes, aligned on the right, for each layer that patches query."""
+    latent: Float[Tensor, "batch k dim"]
+    """The newest whole patch, as the decoder reads it."""
+    encoder: tuple[Cache, ...]
+    latents: tuple[Cache, ...]
+    decoder: tuple[Cache, ...]
+
+
+class Encoder(nn.Module):
+    """Bytes to byte states, and whole patches out of them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.local_dim
+        self.embed = NgramEmbedding(dim, config.ngram_sizes, config.ngram_functions, config.ngram_rows)
+        self.stack = Stack(config.local(config.encoder_layers))
+        self.crossed = range(config.encoder_layers)[-1 if config.encoder_cross == "last" else 0 :]
+        self.split = nn.Linear(dim, dim * config.queries, bias=False)
+        self.cross = nn.ModuleList(PatchesFromBytes(dim, config.cross_heads) for _ in self.crossed)
+
+    def forward(
+        self, x: Tensor, view: View, caches: tuple[Cache, ...] | None
+    ) -> tuple[list[Tensor], tuple[Cache, ...]]:
+        """Byte states after each layer that patches query (the last layer's come last), and the caches."""
+        states: list[Tensor] = []
+        kept: list[Cache] = []
+        for index in range(self.config.encoder_layers):
+            x, cache = self.stack.layer(index, x, view, caches)
+            if index in self.crossed:
+                states.append(x)
+            if cache is not None:
+                kept.append(cache)
+        return states, tuple(kept)
+
+    def patches(self, states: list[Tensor], layout: Layout) -> Float[Tensor, "batch patches width"]:
+        """The patches that close: queries max-pooled from their bytes, then carried through the cross-attentions."""
+        batch, count = len(layout.counts), layout.patches
+        segment = layout.segment.flatten()
+        pooled = segment_max(states[0].flatten(0, 1), segment, batch * count + 1)[:-1]
+        pooled = pooled.masked_fill(pooled == float("-inf"), 0.0)  # rows with fewer patches than the widest
+        queries = self.split(pooled).unflatten(-1, (self.config.queries, -1))
+        for cross, bytes in zip(self.cross, states, strict=True):
+            queries = cross(queries, bytes.flatten(0, 1), segment)
+        return queries.flatten(1).unflatten(0, (batch, count))
+
+
+class Decoder(nn.Module):
+    """Byte states and latents to logits: before each block, every byte reads its patch."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.local_dim
+        self.split = nn.Linear(config.global_dim, dim * config.queries, bias=False)
+        self.cross = nn.ModuleList(BytesFromPatches(dim, config.cross_heads) for _ in range(config.decoder_layers))
+        self.stack = Stack(config.local(config.decoder_layers))
+        self.norm = RMSNorm(dim)
+        self.head = nn.Linear(dim, VOCAB, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch new dim"],
+        latents: Float[Tensor, "batch patches k dim"],
+        index: Int[Tensor, "batch new"],
+        view: View,
+        caches: tuple[Cache, ...] | None,
+    ) -> tuple[Float[Tensor, "batch new vocab"], tuple[Cache, ...]]:
+        """`index` says which of the latents each byte reads."""
+        kept: list[Cache] = []
+        for layer, cross in enumerate(self.cross):
+            x, cache = self.stack.layer(layer, cross(x, latents, index), view, caches)
+            if cache is not None:
+                kept.append(cache)
+        return self.head(self.norm(x)).float(), tuple(kept)
+
+
+class BLT(ByteModel):
+    """Local encoder, latent Transformer over patches, local decoder, and the patcher that cuts."""
+
+    def __init__(self, config: Config, patcher: Patcher) -> None:
+        super().__init__()
+        self.config = config
+        self.patcher = patcher.requires_grad_(False)
+        self.encoder = Encoder(config)
+        width = config.queries * config.local_dim
+        same = width == config.global_dim
+        self.widen = nn.Identity() if same else nn.Linear(width, config.global_dim, bias=False)
+        self.latent = Stack(config.latent())
+        self.decoder = Decoder(config)
+
+    def initialise(self, seed: int) -> None:
+        """Set every parameter of the model itself from `seed`; the patcher's are left as they are."""
+        config = self.config
+        initialise(self.encoder, config.encoder_layers, seed)
+        initialise(self.widen, 1, seed + 1)
+        initialise(self.latent, config.global_layers, seed + 2)
+        initialise(self.decoder, config.decoder_layers, seed + 3)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.decoder.head.weight.device
+
+    def begin(self, batch: int) -> BLTState:
+        """The state of rows that have read nothing yet."""
+        config, device = self.config, self.device
+        return BLTState(
+            patcher=self.patcher.begin(batch, device),
+            bytes=Where.zero(batch, device),
+            patches=Where.zero(batch, device),
+            recent=self.encoder.embed.begin(batch, device),
+            held=torch.zeros(batch, dtype=torch.long, device=device),
+            open=(torch.zeros(batch, 0, config.local_dim, device=device),) * len(self.encoder.crossed),
+            latent=torch.zeros(batch, config.queries, config.local_dim, device=device),
+            encoder=self.encoder.stack.begin(batch, device),
+            latents=self.latent.begin(batch, device),
+            decoder=self.decoder.stack.begin(batch, device),
+        )
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch new"],
+        state: BLTState | None = None,
+        boundaries: Bool[Tensor, "batch new"] | None = None,
+    ) -> tuple[Float[Tensor, "batch new vocab"], BLTState | None]:
+        """See `ByteModel`."""
+        keep = state is not None
+        state = state if state is not None else self.begin(len(ids))
+        rows = Rows.of(ids)
+        starts = rows.starts(state.bytes.position)
+        patcher = state.patcher
+        if boundaries is None:
+            opens, patcher = self.patcher.extend(rows.ids, patcher)
+        else:
+            opens = (rows.align(boundaries) | forced_openings(rows.ids, starts)) & rows.real
+
+        x, recent = self.encoder.embed(rows, starts, state.recent)
+        # Both local models have the same width and window, and stand at the same bytes: they share one view.
+        view = self.encoder.stack.view(rows.lengths, starts, state.bytes, state.encoder if keep else None)
+        states, encoder = self.encoder(x, view, state.encoder if keep else None)
+        x = states[-1]
+        held = [torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state.open, states, strict=True)]
+        layout = Layout.of(opens, starts, rows, state.held, state.open[0].shape[1])
+        latents, patches, latent_caches = self.think(held, layout, state, keep)
+        logits, decoder = self.decoder(x, latents, layout.closed, view, state.decoder if keep else None)
+        if not keep:
+            return rows.restore(logits), None
+
+        width = int(layout.held.max()) if len(layout.held) else 0
+        ends = state.open[0].shape[1] + rows.lengths
+        after = BLTState(
+            patcher=patcher,
+            bytes=view.after,
+            patches=patches,
+            recent=recent,
+            held=layout.held,
+            open=tuple(tail(h, ends, width) for h in held),
+            latent=latents[torch.arange(len(ids), device=ids.device), layout.counts],
+            encoder=encoder,
+            latents=latent_caches,
+            decoder=decoder,
+        )
+        return rows.restore(logits), after
+
+    def think(
+        self, held: list[Tensor], layout: Layout, state: BLTState, keep: bool
+    ) -> tuple[Float[Tensor, "batch readable k dim"], Where, tuple[Cache, ...]]:
+        """One latent step for each patch that closes, in the rows where one does.
+
+        Returns what the decoder may read (the newest patch of before first, then those that closed), where each row
+        stands among its patches, and the latent caches.
+        """
+        newest = state.latent[:, None]
+        if not layout.patches:
+            return newest, state.patches, state.latents
+        patches = self.widen(self.encoder.patches(held, layout))
+        rows = layout.counts.nonzero()[:, 0]
+        every = len(rows) == len(layout.counts)
+        where, caches = state.patches, state.latents if keep else None
+        if not every:
+            where, caches, patches = take_rows(where, rows), take_rows(caches, rows), patches[rows]
+        first = layout.first if every else layout.first[rows]
+        view = self.latent.view(layout.counts[rows], first, where, caches)
+        latents, caches = self.latent(patches, view, caches)
+        latents = self.decoder.split(latents).unflatten(-1, (self.config.queries, -1))
+        if every:
+            return torch.cat([newest.to(latents.dtype), latents], 1), view.after, caches or ()
+        spread = latents.new_zeros(len(newest), *latents.shape[1:]).index_copy(0, rows, latents)
+        after = put_rows(state.patches, rows, view.after)
+        kept = put_rows(state.latents, rows, caches) if keep else ()
+        return torch.cat([newest.to(latents.dtype), spread], 1), after, kept

@@ -1,0 +1,195 @@
+"""Causal self-attention, full or windowed, with one definition for whole passes and for continuing from a cache.
+
+Keys stand in one line, cached ones first, so that query t of a row is slot S + t whatever the row's position is:
+
+    slots      c c c c | n n n n n n n n          S cached (aligned on the right), then the new ones
+    query t          . | . . . q                  sees slots (S + t - window, S + t], from its document's start on
+
+A windowed call over many new bytes works in blocks of queries against the slots that the window can reach, so that
+its cost is bytes × window and not bytes².
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bytelm.nn.rope import Rotation, rotate, rotation
+from bytelm.patching.layout import at_end, tail
+
+BLOCK = 64  # queries that attend together when a windowed call is long
+PRODUCTS = 1024  # slots up to which bf16 on the CPU trains faster with plain products than with the fused kernel
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where each row stands: positions read so far, and the position at which its present document started."""
+
+    position: Int[Tensor, " batch"]
+    start: Int[Tensor, " batch"]
+
+    @classmethod
+    def zero(cls, batch: int, device: torch.device) -> Where:
+        """Rows that have read nothing."""
+        zero = torch.zeros(batch, dtype=torch.long, device=device)
+        return cls(zero, zero)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys (rotated) and values of the newest positions, aligned on the right: `[batch, time, heads, head_dim]`."""
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def empty(cls, batch: int, heads: int, head_dim: int, device: torch.device) -> Cache:
+        """A cache of no positions."""
+        nothing = torch.zeros(batch, 0, heads, head_dim, device=device)
+        return cls(nothing, nothing)
+
+
+@dataclass(frozen=True)
+class View:
+    """What each new position sees: derived once per call, shared by all layers of a stack."""
+
+    mask: Tensor | None
+    """True where a query sees a slot: `[batch, 1, new, slots]`, or `[batch · blocks, 1, block, reach + block]` if
+    blocked; None where every query sees all slots up to its own."""
+    rotation: Rotation
+    lengths: Int[Tensor, " batch"]
+    cached: int
+    block: int
+    """Queries in a block; 0 for one dense block."""
+    reach: int
+    """Slots before a block that its queries may see: the window, rounded up to whole blocks."""
+    keep: int
+    """Slots to keep for the next call."""
+    after: Where
+
+    @classmethod
+    def of(
+        cls,
+        lengths: Int[Tensor, " batch"],
+        starts: Bool[Tensor, "batch new"],
+        where: Where,
+        cached: int,
+        window: int | None,
+        head_dim: int,
+        theta: float,
+    ) -> View:
+        """Derive the view. `starts` marks the new positions at which a document starts."""
+        new = starts.shape[1]
+        device = starts.device
+        positions = where.position[:, None] + torch.arange(new, device=device)
+        start = torch.where(starts, positions, -1).cummax(1).values
+        start = torch.maximum(start, where.start[:, None])
+        after = Where(where.position + lengths, at_end(start, lengths, where.start))
+        longest = int(after.position.max()) if len(lengths) else 0
+        block = BLOCK if window is not None and new > BLOCK else 0
+        width = window or new + cached
+        view = cls(
+            mask=None,
+            rotation=rotation(positions, head_dim, theta),
+            lengths=lengths,
+            cached=cached,
+            block=block,
+            reach=-(-width // block) * block if block else 0,
+            keep=min(longest, cached + new, width),
+            after=after,
+        )
+        # One document from the first slot on, nothing cached, no window to cut: plain causal attention needs no mask.
+        if not block and cached == 0 and width >= new and not bool(start.any()):
+            return view
+        return replace(view, mask=view.seen(where.position, start, width))
+
+    def seen(self, position: Tensor, start: Tensor, width: int) -> Tensor:
+        """The mask: causal, within `width` slots, and not before the document's start."""
+        new, device = start.shape[1], start.device
+        if not self.block:
+            slots = torch.arange(self.cached + new, device=device)
+            ago = self.cached + torch.arange(new, device=device)[:, None] - slots
+            slot_position = position[:, None] - self.cached + slots
+            return ((ago >= 0) & (ago < width) & (slot_position[:, None] >= start[:, :, None]))[:, None]
+        blocks = -(-new // self.block)
+        start = F.pad(start, (0, blocks * self.block - new)).unflatten(1, (blocks, self.block))
+        slots = torch.arange(self.reach + self.block, device=device)
+        ago = self.reach + torch.arange(self.block, device=device)[:, None] - slots
+        first = torch.arange(blocks, device=device) * self.block - self.reach
+        slot_position = position[:, None, None] + first[:, None] + slots
+        mask = (ago >= 0) & (ago < width) & (slot_position[:, :, None] >= start[..., None])
+        return mask.flatten(0, 1)[:, None]
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """The mask as something to add to scores in bf16."""
+        mask = self.mask
+        if mask is None:
+            new = self.rotation[0].shape[1]
+            mask = torch.ones(new, new, dtype=torch.bool, device=self.lengths.device).tril()
+        return torch.zeros(mask.shape, dtype=torch.bfloat16, device=mask.device).masked_fill(~mask, float("-inf"))
+
+
+def attend(
+    query: Float[Tensor, "batch new heads head_dim"],
+    keys: Float[Tensor, "batch slots heads head_dim"],
+    values: Float[Tensor, "batch slots heads head_dim"],
+    view: View,
+) -> Float[Tensor, "batch new heads head_dim"]:
+    """Scaled dot-product attention of each query over the slots that it sees."""
+    if not view.block:
+        return mix(query, keys, values, view)
+    new, block = query.shape[1], view.block
+    blocks = -(-new // block)
+    spare = blocks * block - new
+
+    def reached(x: Tensor) -> Tensor:
+        # Front: what a block may see before the first new slot, filled up with slots that the mask hides.
+        x = F.pad(x, (0, 0, 0, 0, view.reach - view.cached, spare)).unflatten(1, (-1, block))
+        shifted = [x[:, i : i + blocks] for i in range(view.reach // block + 1)]
+        return torch.cat(shifted, 2).flatten(0, 1)
+
+    query = F.pad(query, (0, 0, 0, 0, 0, spare)).unflatten(1, (blocks, block)).flatten(0, 1)
+    mixed = mix(query, reached(keys), reached(values), view)
+    return mixed.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :new]
+
+
+def mix(query: Tensor, keys: Tensor, values: Tensor, view: View) -> Tensor:
+    """Attention proper, all `[batch, positions, heads, head_dim]`."""
+    q, k, v = query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+    bf16_on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    if bf16_on_cpu and torch.is_grad_enabled() and k.shape[2] <= PRODUCTS:
+        # The fused kernel's backward pass is five times slower than this in bf16 on a CPU (docs/log.md).
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + view.bias
+        return (scores.softmax(-1) @ v).transpose(1, 2)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, is_causal=view.mask is None)
+    return out.transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions and no biases."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch new dim"], view: View, cache: Cache | None
+    ) -> tuple[Float[Tensor, "batch new dim"], Cache | None]:
+        """The attention's output, and the cache to continue from (None if none was given)."""
+        query, keys, values = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        query, keys = rotate(query, view.rotation), rotate(keys, view.rotation)
+        if view.cached and cache is not None:
+            keys, values = torch.cat([cache.keys, keys], 1), torch.cat([cache.values, values], 1)
+        mixed = attend(query, keys, values, view)
+        if cache is not None:
+            ends = view.cached + view.lengths
+            cache = Cache(tail(keys, ends, view.keep), tail(values, ends, view.keep))
+        return self.out(mixed.flatten(2)), cache

@@ -1,0 +1,93 @@
+"""Byte embedding plus hashed n-gram embeddings (BLT paper, section 3.2.1, eqs. 2-5)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bytelm.patching.layout import Rows, tail
+from bytelm.units import PAD, VOCAB
+
+# One prime per hash function, as published with the model.
+PRIMES = (
+    1000000007,
+    5915587277,
+    1500450271,
+    3267000013,
+    5754853343,
+    4093082899,
+    9576890767,
+    3628273133,
+    2860486313,
+    5463458053,
+    3367900313,
+)
+PUBLISHED_OFFSET = 4  # the published hash runs over ids whose specials come first: theirs = (ours + 4) mod 260
+
+
+class NgramEmbedding(nn.Module):
+    """e_t = byte(x_t) + sum over functions and sizes n of table[hash(x_{t-n+1} .. x_t)].
+
+    hash = (sum over k of id_k · prime^k) mod rows, oldest id first, in wrapping 64-bit arithmetic. n-grams do not
+    reach over the start of a document: what is before it counts as id PAD.
+    """
+
+    def __init__(self, dim: int, sizes: tuple[int, ...], functions: int, rows: int) -> None:
+        super().__init__()
+        self.sizes, self.functions, self.rows = sizes, functions, rows
+        self.reach = max(sizes, default=1) - 1
+        self.byte = nn.Embedding(VOCAB, dim)
+        # All tables in one, function by function and size by size within: one gather looks all of them up.
+        self.ngram = nn.Embedding(functions * len(sizes) * rows, dim) if sizes else None
+
+    def begin(self, batch: int, device: torch.device) -> Int[Tensor, "batch reach"]:
+        """The ids before the first: none."""
+        return torch.full((batch, self.reach), PAD, device=device)
+
+    def hashes(
+        self, rows: Rows, starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
+    ) -> Int[Tensor, "batch new tables"]:
+        """The table row of every n-gram that ends at each new id."""
+        new = rows.ids.shape[1]
+        ids = torch.cat([recent, rows.ids], 1)
+        ago = torch.arange(self.reach + 1, device=ids.device)
+        back = torch.arange(new, device=ids.device)[:, None] + self.reach - ago
+        window = ids[:, back]  # [batch, new, reach + 1], newest first
+        # An id belongs to the document if no start lies after it and at or before the byte that is being embedded.
+        document = torch.cat([starts.new_zeros(starts.shape[0], self.reach), starts], 1).long().cumsum(1)
+        inside = document[:, back] == document[:, back[:, :1]]
+        published = (torch.where(inside, window, PAD) + PUBLISHED_OFFSET) % VOCAB
+        found: list[Tensor] = []
+        for prime in PRIMES[: self.functions]:
+            for size in self.sizes:
+                hashed = published[..., size - 1]
+                power = 1
+                for k in range(1, size):
+                    power = wrap(power * prime)
+                    hashed = hashed + published[..., size - 1 - k] * power
+                found.append(hashed % self.rows + len(found) * self.rows)
+        return torch.stack(found, -1)
+
+    def forward(
+        self, rows: Rows, starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
+    ) -> tuple[Float[Tensor, "batch new dim"], Int[Tensor, "batch reach"]]:
+        """The embeddings of the new ids, and the ids that the next n-grams may still reach."""
+        x = self.byte(rows.ids)
+        if self.ngram is None:
+            return x, recent
+        x = x + self.ngram(self.hashes(rows, starts, recent)).sum(-2)
+        ids = torch.cat([recent, rows.ids], 1)
+        return x, self.forget(ids, starts, rows)
+
+    def forget(self, ids: Tensor, starts: Tensor, rows: Rows) -> Tensor:
+        """The newest ids, those of an earlier document replaced by PAD so that no later n-gram reaches them."""
+        document = torch.cat([starts.new_zeros(starts.shape[0], self.reach), starts], 1).long().cumsum(1)
+        ends = self.reach + rows.lengths
+        newest = tail(document, ends, 1)
+        return torch.where(tail(document, ends, self.reach) == newest, tail(ids, ends, self.reach), PAD)
+
+
+def wrap(value: int) -> int:
+    """A Python integer as 64-bit two's-complement arithmetic leaves it."""
+    return (value + 2**63) % 2**64 - 2**63

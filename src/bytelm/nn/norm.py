@@ -1,0 +1,19 @@
+"""Root-mean-square normalisation, computed in the precision of its weight whatever arrives."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+EPS = 1e-5
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) · weight over the last axis (Zhang and Sennrich 2019)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, EPS)
+
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """Under autocast some inputs are bf16; the norm is not."""
+        return super().forward(x.to(self.weight.dtype))

@@ -1,0 +1,22 @@
+"""Reductions over segments of bytes."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def segment_max(
+    values: Float[Tensor, "slots ..."], segment: Int[Tensor, " slots"], segments: int
+) -> Float[Tensor, "segments ..."]:
+    """The largest value of each segment; segments without a slot are -inf."""
+    index = segment.reshape((-1,) + (1,) * (values.ndim - 1)).expand_as(values)
+    empty = values.new_full((segments, *values.shape[1:]), float("-inf"))
+    return empty.scatter_reduce(0, index, values, "amax")
+
+
+def segment_sum(
+    values: Float[Tensor, "slots ..."], segment: Int[Tensor, " slots"], segments: int
+) -> Float[Tensor, "segments ..."]:
+    """The sum of each segment, added in the order of the slots."""
+    return values.new_zeros((segments, *values.shape[1:])).index_add(0, segment, values)

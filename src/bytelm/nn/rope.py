@@ -1,0 +1,23 @@
+"""Rotary position embedding over interleaved pairs (RoFormer, eq. 34; Llama's and BLT's form)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Rotation = tuple[Tensor, Tensor]
+
+
+def rotation(positions: Int[Tensor, "batch new"], head_dim: int, theta: float) -> Rotation:
+    """Cosines and sines, each `[batch, new, 1, head_dim / 2]`. Angles in float64: positions may run into millions."""
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64) / head_dim)
+    angles = positions[..., None, None].double() * frequencies
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Float[Tensor, "batch new heads head_dim"], by: Rotation) -> Float[Tensor, "batch new heads head_dim"]:
+    """Turn each pair (x[2i], x[2i+1]) by its angle, in float32; the result has the dtype of `x`."""
+    cos, sin = by
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)

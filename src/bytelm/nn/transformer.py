@@ -1,0 +1,123 @@
+"""A stack of pre-norm Transformer blocks (RMSNorm, rotary attention, SwiGLU), as in Llama and every part of BLT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from bytelm.nn.attention import Attention, Cache, View, Where
+from bytelm.nn.norm import RMSNorm
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Shape of a stack. `window` in positions, the own one included; None sees everything before."""
+
+    layers: int
+    dim: int
+    heads: int
+    window: int | None
+    theta: float
+    ffn_multiple: int
+
+    def problems(self, name: str) -> list[str]:
+        """What is impossible about this shape, in words."""
+        found: list[str] = []
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            found.append(
+                f"{name}: {self.heads} heads do not divide width {self.dim} into heads of even width; "
+                f"take heads from {[h for h in range(1, self.dim // 2 + 1) if self.dim % (2 * h) == 0][:12]}"
+            )
+        if self.window is not None and self.window < 1:
+            found.append(f"{name}: window {self.window} must be at least 1")
+        return found
+
+    def hidden(self) -> int:
+        """Width of the feed-forward layer: two thirds of four times the width, rounded up to the multiple."""
+        exact = int(8 * self.dim / 3)
+        return -(-exact // self.ffn_multiple) * self.ffn_multiple
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate x) * up x)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """One token-wise layer."""
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """h = x + attention(norm x); h + feed_forward(norm h)."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim)
+        self.attention = Attention(config.dim, config.heads)
+        self.feed_forward_norm = RMSNorm(config.dim)
+        self.feed_forward = FeedForward(config.dim, config.hidden())
+
+    def forward(
+        self, x: Float[Tensor, "batch new dim"], view: View, cache: Cache | None
+    ) -> tuple[Float[Tensor, "batch new dim"], Cache | None]:
+        """One layer over the new positions."""
+        mixed, cache = self.attention(self.attention_norm(x), view, cache)
+        x = x + mixed
+        return x + self.feed_forward(self.feed_forward_norm(x)), cache
+
+
+class Stack(nn.Module):
+    """Blocks over positions that are bytes or patches. Owners that mix in other layers walk `blocks` themselves."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.recompute = False
+        """Activation checkpointing: keep only each block's input for the backward pass, and compute the rest again."""
+
+    def begin(self, batch: int, device: torch.device) -> tuple[Cache, ...]:
+        """The caches of rows that have read nothing."""
+        heads = self.config.heads
+        empty = Cache.empty(batch, heads, self.config.dim // heads, device)
+        return (empty,) * self.config.layers
+
+    def view(
+        self,
+        lengths: Int[Tensor, " batch"],
+        starts: Bool[Tensor, "batch new"],
+        where: Where,
+        caches: tuple[Cache, ...] | None,
+    ) -> View:
+        """What each of the new positions sees; the first `lengths` of each row are real."""
+        config = self.config
+        cached = caches[0].keys.shape[1] if caches else 0
+        return View.of(lengths, starts, where, cached, config.window, config.dim // config.heads, config.theta)
+
+    def layer(self, index: int, x: Tensor, view: View, caches: tuple[Cache, ...] | None) -> tuple[Tensor, Cache | None]:
+        """One block over the new positions, and its cache to continue from."""
+        block = self.blocks[index]
+        if caches is None and self.recompute and torch.is_grad_enabled():
+            return checkpoint(lambda h: block(h, view, None)[0], x, use_reentrant=False), None
+        return block(x, view, caches[index] if caches else None)
+
+    def forward(
+        self, x: Float[Tensor, "batch new dim"], view: View, caches: tuple[Cache, ...] | None
+    ) -> tuple[Float[Tensor, "batch new dim"], tuple[Cache, ...] | None]:
+        """All blocks in order."""
+        kept: list[Cache] = []
+        for index in range(len(self.blocks)):
+            x, cache = self.layer(index, x, view, caches)
+            if cache is not None:
+                kept.append(cache)
+        return x, tuple(kept) if caches is not None else None

@@ -1,0 +1,126 @@
+"""A scorer that needs no training run: the entropy of the next byte after the last few, counted once and looked up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bytelm.errors import ConfigError
+from bytelm.patching.layout import Rows, tail
+from bytelm.units import BYTES, PAD
+
+NEWLINE = ord("\n")
+MULTIPLIER = 1_000_000_007
+UNSEEN = -1.0  # no entropy is negative
+
+
+@dataclass(frozen=True)
+class Config:
+    """`order`: bytes of context. `rows`: entries of each table that contexts are hashed into.
+
+    `reset_newline`: what stands before a newline is no context.
+    """
+
+    order: int = 4
+    rows: int = 65536
+    reset_newline: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.order <= 8:
+            raise ConfigError(f"scorer.order = {self.order}: from 1 to 8 bytes")
+        if not 256 <= self.rows <= 2**20:
+            raise ConfigError(f"scorer.rows = {self.rows}: from 256 to {2**20}")
+
+    def build(self) -> NgramScorer:
+        """The scorer of this configuration, which has counted nothing yet."""
+        return NgramScorer(self)
+
+
+@dataclass(frozen=True)
+class NgramState:
+    """The last ids of each row, PAD where there are none."""
+
+    recent: Int[Tensor, "batch order"]
+
+
+class NgramScorer(nn.Module):
+    """A table of entropies for each length of context; the longest context that was ever seen answers.
+
+    Before anything is counted every context is as uncertain as can be.
+    """
+
+    tables: Tensor
+    """`[order, rows]`, from one byte of context on; UNSEEN where no context was seen."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("tables", torch.full((config.order, config.rows), UNSEEN))
+
+    def begin(self, batch: int) -> NgramState:
+        """The state of rows that have read nothing yet."""
+        return NgramState(torch.full((batch, self.config.order), PAD, device=self.tables.device))
+
+    @torch.no_grad()
+    def entropies(
+        self, ids: Int[Tensor, "batch new"], state: NgramState
+    ) -> tuple[Float[Tensor, "batch new"], NgramState]:
+        """See `patching.entropy.Scorer`."""
+        rows = Rows.of(ids)
+        line = torch.cat([state.recent, rows.ids], 1)
+        order = self.config.order
+        contexts = self.clear(line.unfold(1, order, 1)[:, 1:].flip(-1))
+        entropy = torch.full(ids.shape, math.log(BYTES), device=ids.device)
+        for length, table in enumerate(self.tables, 1):
+            found = table[keys(contexts[..., :length], self.config.rows)]
+            entropy = torch.where(found == UNSEEN, entropy, found)
+        return rows.restore(entropy), NgramState(tail(line, order + rows.lengths, order))
+
+    def clear(self, contexts: Int[Tensor, "... order"]) -> Int[Tensor, "... order"]:
+        """Contexts, newest id first, without what lies before a special id, or before a newline that resets."""
+        ends: Bool[Tensor, "... order"] = contexts >= BYTES
+        if self.config.reset_newline:
+            ends = ends | (contexts == NEWLINE)
+        return torch.where(ends.long().cumsum(-1) - ends.long() > 0, PAD, contexts)
+
+    @torch.no_grad()
+    def count(self, documents: Sequence[NDArray[np.uint8]]) -> None:
+        """Fill the tables from documents. Each context's counts are smoothed with those of its one byte shorter end.
+
+        Witten-Bell: p_n(b) = (count_n(b) + kinds_n · p_{n-1}(b)) / (total_n + kinds_n), down to the uniform
+        distribution.
+        """
+        order, rows = self.config.order, self.config.rows
+        between = np.full(order, PAD, np.int64)
+        stream = [between, *(x for document in documents for x in (document.astype(np.int64), between))]
+        ids = torch.from_numpy(np.concatenate(stream))
+        contexts = self.clear(ids.unfold(0, order, 1)[:-1].flip(-1))
+        target = ids[order:]
+        contexts, target = contexts[target < BYTES], target[target < BYTES]
+        parent = torch.zeros_like(target)
+        chances = torch.full((rows, BYTES), 1.0 / BYTES)
+        for length in range(1, order + 1):
+            key = keys(contexts[:, :length], rows)
+            counts = torch.bincount(key * BYTES + target, minlength=rows * BYTES).view(rows, BYTES).float()
+            kinds, total = (counts > 0).sum(1, keepdim=True), counts.sum(1, keepdim=True)
+            # All contexts of a row end in the same shorter one, but for collisions: any of them stands for it.
+            backed = chances[torch.zeros(rows, dtype=torch.long).scatter(0, key, parent)]
+            chances = (counts + kinds * backed) / (total + kinds).clamp(min=1)
+            entropy = torch.special.entr(chances).sum(1)
+            self.tables[length - 1] = torch.where(total[:, 0] > 0, entropy, UNSEEN)
+            parent = key
+
+
+def keys(contexts: Int[Tensor, "... order"], rows: int) -> Int[Tensor, "..."]:
+    """The table row of each context, newest id first, in wrapping 64-bit arithmetic."""
+    key = torch.zeros_like(contexts[..., 0])
+    for index in range(contexts.shape[-1]):
+        key = key * MULTIPLIER + contexts[..., index] + 1
+    return (key ^ (key >> 29)) % rows
