@@ -1,0 +1,74 @@
+"""From a recipe to a model, and from a run on disk to a model that was trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from bytelm.checkpoint import store
+from bytelm.config import Chosen, build, to_mapping
+from bytelm.errors import CheckpointError, ConfigError
+from bytelm.models.base import ByteModel
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a model is made of: an architecture, the patching it reads with, and the scorer that patching asks."""
+
+    model: Annotated[Any, Chosen("models")]
+    patching: Annotated[Any, Chosen("patching")] | None = None
+    scorer: Annotated[Any, Chosen("scorers")] | None = None
+
+    def __post_init__(self) -> None:
+        if self.model.patched and self.patching is None:
+            raise ConfigError("patching is missing: this model reads patches; name a scheme, as in patching.name=space")
+        if self.scored and self.scorer is None:
+            raise ConfigError("scorer is missing: this patching asks one; name it, as in scorer.name=ngram")
+
+    @property
+    def scored(self) -> bool:
+        """Whether a scorer is part of the model."""
+        return bool(self.model.patched and self.patching is not None and self.patching.scored)
+
+    def assemble(self) -> ByteModel:
+        """The model, its parameters not yet initialised. Raises ConfigError for patching not yet calibrated."""
+        if not self.model.patched:
+            return self.model.build()
+        assert self.patching is not None
+        return self.model.build(self.patching.build(*([self.scorer.build()] if self.scored and self.scorer else [])))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model, and what its checkpoint says of itself."""
+
+    model: ByteModel
+    state: dict[str, Any]
+    checkpoint: Path
+
+
+def load(path: str | Path) -> Loaded:
+    """The newest checkpoint of a run directory, or one checkpoint's directory. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"no run at {path}: name a directory that `bytelm train` wrote")
+    checkpoint = path if (path / store.MANIFEST).exists() else store.newest(path)
+    state = store.read_state(checkpoint)
+    if "recipe" not in state:
+        raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: this is not a checkpoint of a trained model")
+    model = build(Recipe, state["recipe"], str(checkpoint / store.STATE)).assemble()
+    restore(model, checkpoint)
+    return Loaded(model.eval(), state, checkpoint)
+
+
+def restore(model: ByteModel, checkpoint: Path) -> None:
+    """Give `model` the weights of a checkpoint, after comparing names, shapes and types."""
+    tensors = store.read_tensors(checkpoint, "model")
+    store.check_keys(model.state_dict(), tensors, str(checkpoint))
+    model.load_state_dict(tensors)
+
+
+def recipe_mapping(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as a checkpoint keeps it."""
+    return to_mapping(recipe)

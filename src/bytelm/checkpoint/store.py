@@ -1,0 +1,370 @@
+"""Checkpoints on disk: written so that a crash never harms one, and read only after every byte was checked.
+
+    run/checkpoints/
+        step-00001000/           complete if and only if it has a MANIFEST.json
+            model.safetensors    one file per group of tensors
+            optimizer.safetensors
+            state.json           all that is not a tensor
+            MANIFEST.json        size and sha256 of the others; written last
+        step-00001000.old/       while a step is replaced: what it was before
+        step-00002000.tmp-x1y2/  a write under way, or what a crash left of one: the next save removes it
+        latest                   the name of the newest, for people and scripts: bytelm itself trusts manifests alone
+
+A checkpoint is written aside, fsynced and renamed into place, so that a kill or a power cut leaves either the whole of
+it or nothing. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bytelm.errors import CheckpointError, ConfigError, ResourceError
+from bytelm.units import show_bytes
+
+FORMAT = 1  # of the directory; a reader refuses a higher one
+MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+KEEP = 2  # the fewest to keep: the newest may turn out damaged
+ROWS = 20  # of a table of differences
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest says of one file."""
+
+    size: int
+    sha256: str
+
+
+# ---- writing ----
+
+
+def save(
+    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = KEEP
+) -> Path:
+    """Write `run/checkpoints/step-<step>` with one file per group of `tensors`, and return its path.
+
+    Tensors may lie on any device, share memory and have any strides. `state` is plain JSON; `step` is added to it.
+    The `keep` newest checkpoints up to this step stay. Later ones are never touched: where resuming passed over a
+    damaged one, the run will come by and replace it. `run` must exist, and only one job may save in it at a time
+    (`checkpoint.lock`). Raises ResourceError where the disk refuses; the checkpoints there were are then as before.
+    A state that is not plain JSON (NaN is not) is a ValueError or TypeError before the disk is touched.
+    """
+    if keep < KEEP:
+        raise ConfigError(f"cannot keep {keep} checkpoints: at least {KEEP}, because the newest may be damaged")
+    home = run / "checkpoints"
+    final = home / f"step-{step:08d}"
+    text = json.dumps({**state, "step": step}, indent=1, allow_nan=False).encode()
+    headers = {group: _header(members) for group, members in tensors.items()}
+    needed = len(text) + sum(map(len, headers.values())) + sum(t.nbytes for g in tensors.values() for t in g.values())
+    try:
+        home.mkdir(exist_ok=True)
+        _sync(run)
+        for dead in home.glob("*.tmp-*"):
+            shutil.rmtree(dead)
+        with tempfile.TemporaryDirectory(prefix=f"{final.name}.tmp-", dir=home, ignore_cleanup_errors=True) as name:
+            aside = Path(name)
+            new = aside / "new"
+            new.mkdir()
+            files = {STATE: _write(new / STATE, [text])}
+            for group, members in tensors.items():
+                file = new / f"{group}.safetensors"
+                files[file.name] = _write(file, _pieces(headers[group], members))
+            _write(new / MANIFEST, [_manifest_text(step, files)])
+            _sync(new)
+            # Written before anything is renamed: from here on the disk can no longer be too full.
+            _write(aside / "latest", [f"{final.name}\n".encode()])
+            _publish(aside, final)
+            for path in [p for p in checkpoints(run) if _step(p) <= step][:-keep]:
+                path.rename(aside / path.name)  # in one move, so that half a checkpoint is never left standing
+    except OSError as error:
+        raise ResourceError(
+            f"cannot save step {step} to {final}: {error.strerror or error}; it needs {show_bytes(needed)}: make room "
+            f"or move the run to another disk (the checkpoints before it are intact)"
+        ) from error
+    return final
+
+
+def _publish(aside: Path, final: Path) -> None:
+    """Move `aside/new` to `final`, then `aside/latest` beside it; at every instant the old or the new one is there."""
+    home = final.parent
+    old = home / f"{final.name}.old"
+    if final.exists():
+        if old.exists():
+            old.rename(aside / "older")
+        final.rename(old)
+    (aside / "new").rename(final)
+    _sync(home)
+    (aside / "latest").replace(home / "latest")
+    _sync(home)
+    if old.exists():
+        old.rename(aside / "old")
+
+
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    """The head of a safetensors file: its length as 8 bytes, then JSON, then spaces up to a multiple of 8."""
+    entries: dict[str, Any] = {}
+    start = 0
+    for name in _order(tensors):
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(f"cannot save tensor {name!r}: {tensor.dtype}; known: {', '.join(map(str, DTYPES))}")
+        end = start + tensor.nbytes
+        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names, widest elements first, so that every tensor starts at a multiple of its element's size."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def _pieces(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The file of one group, piece by piece: no more than one tensor is copied at a time."""
+    yield header
+    for name in _order(tensors):
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data
+
+
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> Entry:
+    """Write a new file through to the disk; the checksum is of what was meant, not of what was read back."""
+    digest = hashlib.sha256()
+    with path.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        return Entry(file.tell(), digest.hexdigest())
+
+
+def _sync(directory: Path) -> None:
+    """Make the names in a directory durable: without it a power cut may undo a rename."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _manifest_text(step: int, files: Mapping[str, Entry]) -> bytes:
+    try:
+        version = importlib.metadata.version("bytelm")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        version = "unknown"
+    body: dict[str, Any] = {"format": FORMAT, "bytelm": version, "step": step}
+    body["files"] = {name: asdict(entry) for name, entry in files.items()}
+    return json.dumps({**body, "sha256": _digest(body)}, indent=1).encode()
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    """The manifest's checksum of itself: without it, damage there would be blamed on another file or go unseen."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+# ---- finding ----
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first; that they are complete does not say that they are sound."""
+    home = run / "checkpoints"
+    found = [p for p in home.iterdir() if _step(p) >= 0 and (p / MANIFEST).exists()] if home.is_dir() else []
+    return sorted(found, key=lambda path: (_step(path), path.suffix != ".old"))
+
+
+def newest_good(run: Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint that verifies, and one line for each newer one that does not: what resuming wants.
+
+    Raises CheckpointError if there is none.
+    """
+    passed_over: list[str] = []
+    for path in reversed(checkpoints(run)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return path, passed_over
+    if passed_over:
+        raise CheckpointError(f"no checkpoint in {run} is sound, train it anew: {'; '.join(passed_over)}")
+    raise CheckpointError(f"no checkpoint in {run}: name the directory of a run that has saved one")
+
+
+def newest(run: Path) -> Path:
+    """The newest checkpoint; CheckpointError if it does not verify, rather than an older model unasked."""
+    path, passed_over = newest_good(run)
+    if passed_over:
+        raise CheckpointError(f"{passed_over[0]}; the newest sound one is {path}: name it instead, or resume the run")
+    return path
+
+
+def _step(path: Path) -> int:
+    """The step in a checkpoint's name; -1 for any other name."""
+    match = re.fullmatch(r"step-(\d{8,})(\.old)?", path.name)
+    return int(match[1]) if match else -1
+
+
+# ---- reading ----
+
+
+def verify(path: Path) -> None:
+    """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the file and its fault."""
+    files = _files(path)
+    # Desktops and network disks leave dot files wherever they look; nothing here reads one.
+    found = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {MANIFEST}
+    for name in sorted(files.keys() - found):
+        raise CheckpointError(f"{path / name} is missing, though {MANIFEST} names it")
+    for name in sorted(found - files.keys()):
+        raise CheckpointError(f"{path / name} is an extra file, which {MANIFEST} does not name: take it out")
+    for name, entry in files.items():
+        with _open(path / name) as stream:
+            _check(path / name, stream, entry)
+
+
+def read_tensors(path: Path, group: str) -> dict[str, Tensor]:
+    """The tensors of one group, on the CPU, each in memory of its own; twice their size is needed meanwhile.
+
+    Raises CheckpointError if the file differs from the manifest or is not a safetensors file.
+    """
+    file = f"{group}.safetensors"
+    data = _read(path, file)
+    try:
+        # From the very bytes that were checked: `load_file` would map the file, and follow it when it changes.
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, RuntimeError, TypeError) as error:  # an unknown dtype, a huge shape
+        raise CheckpointError(f"{path / file} is not a safetensors file that can be read: {error!r}") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What was given to `save` as `state`, and `step`. Raises CheckpointError as `read_tensors` does."""
+    return _object(path / STATE, _read(path, STATE))
+
+
+def _read(path: Path, name: str) -> bytes:
+    """One file of a checkpoint, checked."""
+    files = _files(path)
+    if name not in files:
+        raise CheckpointError(f"{path} has no {name}: it has {', '.join(sorted(files))}")
+    with _open(path / name) as stream:
+        data = stream.read(files[name].size + 1)
+    _check(path / name, io.BytesIO(data), files[name])
+    return data
+
+
+def _files(path: Path) -> dict[str, Entry]:
+    """The manifest of a checkpoint: name → size and checksum."""
+    file = path / MANIFEST
+    with _open(file) as stream:
+        body = _object(file, stream.read())
+    version = body.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise CheckpointError(
+            f"{path} was made by a newer bytelm: format {version}, this one reads up to {FORMAT}: upgrade bytelm"
+        )
+    if body.pop("sha256", None) != _digest(body):
+        raise CheckpointError(f"{file} is damaged: its own checksum does not fit")
+    try:
+        return {name: Entry(int(entry["size"]), str(entry["sha256"])) for name, entry in body["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} is not a manifest: {error!r}") from error
+
+
+def _check(file: Path, stream: io.BufferedReader | io.BytesIO, entry: Entry) -> None:
+    """Compare size and checksum of a file, of which `stream` gives the bytes, with its entry in the manifest."""
+    size = stream.seek(0, io.SEEK_END)
+    if size != entry.size:
+        which = "cut short" if size < entry.size else "too long"
+        raise CheckpointError(f"{file} is {which}: {MANIFEST} says {entry.size} bytes")
+    stream.seek(0)
+    if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+        raise CheckpointError(f"{file} is damaged: its checksum is not that in {MANIFEST}")
+
+
+@contextlib.contextmanager
+def _open(file: Path) -> Generator[io.BufferedReader]:
+    """Open a file of a checkpoint; whatever the disk refuses is a CheckpointError that names the file."""
+    try:
+        if not file.is_file():  # opening a pipe would wait for ever
+            raise CheckpointError(f"{file} is {'not a plain file' if file.exists() else 'missing'}")
+        with file.open("rb") as stream:
+            yield stream
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _object(file: Path, data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`, which was read from `file`."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged: it is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} is damaged: it is not a JSON object")
+    return cast("dict[str, Any]", value)
+
+
+# ---- comparing ----
+
+
+def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path | str) -> None:
+    """Check that the tensors `found` in `where` are those `expected` in names, shapes and dtypes, and all finite.
+
+    Raises CheckpointError with a table of at most 20 differences.
+    """
+    rows: list[str] = []
+    for name in sorted(expected.keys() | found.keys()):
+        want, have = expected.get(name), found.get(name)
+        if have is None:
+            rows.append(f"missing     {name}  {_kind(want)}")
+        elif want is None:
+            rows.append(f"unexpected  {name}  {_kind(have)}")
+        elif want.shape != have.shape:
+            rows.append(f"shape       {name}  {_kind(have)}, not {_kind(want)}")
+        elif want.dtype != have.dtype:
+            rows.append(f"dtype       {name}  {_kind(have)}, not {_kind(want)}")
+        elif have.is_floating_point() and not have.isfinite().all():
+            bad = int((~have.isfinite()).sum())
+            rows.append(f"not finite  {name}  NaN or Inf in {bad} of {have.numel()} values")
+    if not rows:
+        return
+    if len(rows) > ROWS:
+        rows[ROWS - 1 :] = [f"… and {len(rows) - ROWS + 1} more"]
+    raise CheckpointError("\n  ".join([f"{where} does not hold the weights of this model:", *rows]))
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
