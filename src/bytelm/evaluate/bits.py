@@ -1,0 +1,193 @@
+"""Exact bits of documents: every byte is scored once, however long its document is.
+
+Long documents are read in windows, `context` ids at a time, each `stride` ids further than the one before:
+
+    ids          BOS a b c d e f g h i            context 4, stride 2
+    window 0     BOS a b c                        scores a b c d
+    window 1          . . c d                     scores e f       with context - stride ids before those it starts at
+    window 2              . . e f                 scores g h
+    window 3                  . . g h             scores i         (a document ends; EOS is not scored)
+
+So a byte is predicted from at least context - stride + 1 ids and at most `context`. Each window starts afresh, but the
+patches of a document are cut once, over the whole of it, by streaming it through the model's patcher.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from bytelm.errors import UsageError
+from bytelm.evaluate.stream import Document, chunks, decisions, patcher_of
+from bytelm.models.base import ByteModel
+from bytelm.models.objective import nats_of
+from bytelm.units import PAD
+
+
+@dataclass(frozen=True)
+class DocumentBits:
+    """What a document costs: nats summed in float64 over all of its bytes, EOS not counted."""
+
+    name: str
+    bytes: int
+    nats: float
+
+
+def measure(
+    model: ByteModel,
+    documents: Iterable[tuple[str, Document]],
+    *,
+    context: int,
+    stride: int | None = None,
+    batch: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[DocumentBits]:
+    """The bits of each (name, document), in order, in windows of `context` ids as drawn above.
+
+    `stride` is context // 2 unless given. `batch` windows, of one document or several, go through the model together;
+    no more of a document is held than they need. `progress` is told how many more bytes have been scored.
+
+    Raises UsageError unless 1 <= stride <= context and batch >= 1.
+    """
+    return _measure(model, documents, _Windows.checked(model, context, stride, batch), progress)
+
+
+def _measure(
+    model: ByteModel,
+    documents: Iterable[tuple[str, Document]],
+    windows: _Windows,
+    progress: Callable[[int], None] | None,
+) -> Iterator[DocumentBits]:
+    tallies: deque[_Tally] = deque()
+
+    def all_windows() -> Iterator[tuple[_Tally, _Window]]:
+        for name, document in documents:
+            tally = _Tally(name)
+            tallies.append(tally)
+            yield from ((tally, window) for window in windows.of(document))
+            tally.ended = True
+
+    stream = all_windows()
+    while group := list(islice(stream, windows.batch)):
+        scored = windows.score([window for _, window in group])
+        for (tally, _), nats in zip(group, scored, strict=True):
+            tally.bytes += len(nats)
+            tally.nats += float(nats.sum())
+        if progress:
+            progress(sum(map(len, scored)))
+        # All windows drawn so far are scored: a document that ended has nothing more to come.
+        while tallies and tallies[0].ended:
+            yield tallies.popleft().bits()
+    yield from (tally.bits() for tally in tallies)
+
+
+def nats_of_document(
+    model: ByteModel, document: Document, *, context: int, stride: int | None = None, batch: int = 8
+) -> NDArray[np.float64]:
+    """-log p of each byte of one document, in nats `[bytes]`: the terms of the sum that `measure` gives."""
+    windows = _Windows.checked(model, context, stride, batch)
+    stream = windows.of(document)
+    scored: list[NDArray[np.float64]] = [np.zeros(0)]
+    while group := list(islice(stream, batch)):
+        scored += windows.score(group)
+    return np.concatenate(scored)
+
+
+@torch.inference_mode()
+def logprobs(model: ByteModel, prefix: bytes, continuation: bytes) -> NDArray[np.float64]:
+    """log p of each byte of `continuation` after `prefix`, in nats (never above 0): `[bytes]`.
+
+    Every byte is predicted from everything before it, in one stream through the model's state: no window cuts it short.
+    """
+    nats = [torch.zeros(0)]
+    logits, state = None, model.begin(1)
+    position = -1 - len(prefix)  # of the chunk's first id, counted from the first byte of the continuation
+    for ids in chunks(prefix + continuation):
+        ids = ids[None].to(model.device)
+        targets = ids[:, max(0, -position) :]
+        # The first id of a chunk was predicted at the end of the chunk before.
+        ahead, state = model(ids, state)
+        predicted = ahead[:, :-1] if logits is None else torch.cat([logits, ahead[:, :-1]], 1)
+        nats.append(nats_of(predicted[:, predicted.shape[1] - targets.shape[1] :], targets)[0].cpu())
+        logits, position = ahead[:, -1:], position + ids.shape[1]
+    return -torch.cat(nats).double().numpy()
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A stretch of a document: all ids but the last are read, and what follows the first `seen` of them is scored."""
+
+    ids: Int[Tensor, " time"]
+    opens: Bool[Tensor, " time"] | None
+    seen: int
+
+
+@dataclass
+class _Tally:
+    """The sums of a document whose windows are being scored."""
+
+    name: str
+    bytes: int = 0
+    nats: float = 0.0
+    ended: bool = False
+
+    def bits(self) -> DocumentBits:
+        """The sums, once they are whole."""
+        return DocumentBits(self.name, self.bytes, self.nats)
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """How documents are cut into windows, and windows scored."""
+
+    model: ByteModel
+    context: int
+    stride: int
+    batch: int
+
+    @classmethod
+    def checked(cls, model: ByteModel, context: int, stride: int | None, batch: int) -> _Windows:
+        """Windows as the user wants them, if they can be had."""
+        if context < 1 or batch < 1:
+            raise UsageError(f"context = {context} and batch = {batch}: each must be at least 1")
+        if stride is None:
+            stride = max(1, context // 2)
+        if not 1 <= stride <= context:
+            raise UsageError(f"stride = {stride}: must be from 1 to the context, {context}, or bytes are left out")
+        return cls(model, context, stride, batch)
+
+    def of(self, document: Document) -> Iterator[_Window]:
+        """The windows of a document; none if it is empty."""
+        ids, opens = torch.zeros(0, dtype=torch.long), None
+        seen = 0
+        for new_ids, new_opens in decisions(patcher_of(self.model), document):
+            ids = torch.cat([ids, new_ids])
+            opens = new_opens if opens is None or new_opens is None else torch.cat([opens, new_opens])
+            while len(ids) > self.context:
+                end = self.context + 1
+                yield _Window(ids[:end], None if opens is None else opens[:end], seen)
+                ids, opens = ids[self.stride :], None if opens is None else opens[self.stride :]
+                seen = self.context - self.stride
+        if len(ids) - 1 > seen:
+            yield _Window(ids, opens, seen)
+
+    @torch.inference_mode()
+    def score(self, group: list[_Window]) -> list[NDArray[np.float64]]:
+        """The nats of what each window scores, all read in one pass."""
+        device = self.model.device
+        ids = pad_sequence([window.ids for window in group], batch_first=True, padding_value=PAD).to(device)
+        cut = [window.opens for window in group if window.opens is not None]
+        boundaries = pad_sequence(cut, batch_first=True)[:, :-1].to(device) if cut else None
+        logits, _ = self.model(ids[:, :-1], None, boundaries)
+        # A PAD is nobody's target: its place in the table is looked up and never used.
+        nats = nats_of(logits, ids[:, 1:]).cpu().double().numpy()
+        return [row[window.seen : len(window.ids) - 1] for row, window in zip(nats, group, strict=True)]

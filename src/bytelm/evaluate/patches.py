@@ -1,0 +1,95 @@
+"""How a patcher cuts documents: the decisions of one, and the lengths of patches over many.
+
+The patch of BOS, which holds no byte, counts nowhere here: a mean patch size is bytes over patches that have bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bytelm.errors import UsageError
+from bytelm.evaluate.stream import Document, decisions, entropies, patcher_of
+from bytelm.models.base import ByteModel
+from bytelm.patching.base import Patcher
+from bytelm.patching.entropy import Entropy
+
+
+@dataclass(frozen=True)
+class PatchView:
+    """The cuts of a document: `opens[i]` says that byte i opens a patch, `entropies[i]` is what was known before it.
+
+    `entropies` are those of the patcher's scorer, in nats; None for a scheme that asks no scorer.
+    """
+
+    opens: NDArray[np.bool_]
+    entropies: NDArray[np.float32] | None
+
+
+def patch_view(model: ByteModel, data: bytes) -> PatchView:
+    """How the model's own patcher cuts a document. Raises UsageError for a model without patches."""
+    patcher = patcher_of(model)
+    if patcher is None:
+        raise UsageError(f"a {type(model).__name__} reads bytes one by one: to see patches, take a model that has them")
+    opens = np.concatenate([np.zeros(0, np.bool_), *opens_of(patcher, data)])
+    if not isinstance(patcher, Entropy):
+        return PatchView(opens, None)
+    after_each_id = torch.cat(list(entropies(patcher.scorer, data)))
+    return PatchView(opens, after_each_id[: len(opens)].numpy())
+
+
+def opens_of(patcher: Patcher, document: Document) -> Iterator[NDArray[np.bool_]]:
+    """Whether each byte of a document opens a patch, in pieces."""
+    # A decision is made after one id about the next: the last, about a byte that is not there, is held back for ever.
+    held = np.zeros(0, np.bool_)
+    for _, opens in decisions(patcher, document):
+        assert opens is not None
+        line = np.concatenate([held, opens.numpy()])
+        yield line[:-1]
+        held = line[-1:]
+
+
+def patch_lengths(opens: Iterable[NDArray[np.bool_]]) -> Counter[int]:
+    """How many patches of each length, in bytes, one document has, from whether each of its bytes opens one."""
+    lengths: Counter[int] = Counter()
+    open_bytes = 0  # of the patch that the piece before left open
+    for piece in opens:
+        starts = np.flatnonzero(piece)
+        if not len(starts):
+            open_bytes += len(piece)
+            continue
+        whole = np.concatenate([[open_bytes + starts[0]], np.diff(starts)])
+        lengths.update(dict(zip(*(values.tolist() for values in np.unique_counts(whole[whole > 0])), strict=True)))
+        open_bytes = len(piece) - int(starts[-1])
+    if open_bytes:
+        lengths[open_bytes] += 1
+    return lengths
+
+
+def mean_size(lengths: Counter[int]) -> float:
+    """Bytes over patches, of lengths that were counted. Raises ValueError if there are none."""
+    if not lengths.total():
+        raise ValueError("a mean patch size needs at least one patch, got none")
+    return sum(length * count for length, count in lengths.items()) / lengths.total()
+
+
+def lengths_by_kind(patcher: Patcher, documents: Iterable[tuple[str, Document]]) -> dict[str, Counter[int]]:
+    """Patch lengths over documents given as (kind, bytes), for each kind: the file suffix, say.
+
+    Counters add up: `sum(result.values(), Counter())` are the lengths over all kinds.
+    """
+    lengths: dict[str, Counter[int]] = defaultdict(Counter)
+    for kind, document in documents:
+        lengths[kind].update(patch_lengths(opens_of(patcher, document)))
+    return dict(lengths)
+
+
+def realised(patcher: Patcher, documents: Iterable[tuple[str, Document]]) -> dict[str, float]:
+    """The mean patch size over documents given as (kind, bytes), for each kind that has bytes."""
+    by_kind = lengths_by_kind(patcher, documents)
+    return {kind: mean_size(lengths) for kind, lengths in sorted(by_kind.items()) if lengths}

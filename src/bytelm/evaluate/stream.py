@@ -1,0 +1,78 @@
+"""Documents of any length as ids in pieces, and what a patcher or a scorer says about them, decided over the whole."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bytelm.models.base import ByteModel
+from bytelm.patching.base import Patcher
+from bytelm.patching.entropy import Scorer
+from bytelm.units import BOS
+
+Document = bytes | NDArray[np.uint8] | Iterable[bytes | NDArray[np.uint8]]
+"""The bytes of a document: whole, or an iterable of pieces where it is too long to be held."""
+
+CHUNK = 8192  # ids that are read at once, wherever the pieces of a document end, so that decisions do not depend on it
+
+
+def pieces(document: Document) -> Iterator[NDArray[np.uint8]]:
+    """The pieces of a document as arrays; a whole one is one piece."""
+    whole = isinstance(document, bytes | np.ndarray)
+    for piece in (document,) if whole else document:
+        yield np.frombuffer(piece, np.uint8) if isinstance(piece, bytes) else piece
+
+
+def chunks(document: Document) -> Iterator[Int[Tensor, " new"]]:
+    """BOS and the bytes as ids, int64 on the CPU: CHUNK of them at a time, and the rest."""
+    held: list[NDArray[np.int64]] = [np.array([BOS])]
+    room = CHUNK - 1
+    for piece in pieces(document):
+        while len(piece) >= room:
+            held.append(piece[:room].astype(np.int64))
+            yield torch.from_numpy(np.concatenate(held))
+            piece, held, room = piece[room:], [], CHUNK
+        held.append(piece.astype(np.int64))
+        room -= len(piece)
+    if room < CHUNK:
+        yield torch.from_numpy(np.concatenate(held))
+
+
+def patcher_of(model: ByteModel) -> Patcher | None:
+    """The patcher that a model was built with; None if it has no patches."""
+    return next((child for child in model.children() if isinstance(child, Patcher)), None)
+
+
+def device_of(part: object) -> torch.device:
+    """Where a patcher or a scorer lives; one that holds no tensors works on the CPU as well as anywhere."""
+    tensors = itertools.chain(part.parameters(), part.buffers()) if isinstance(part, nn.Module) else ()
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def decisions(
+    patcher: Patcher | None, document: Document
+) -> Iterator[tuple[Int[Tensor, " new"], Bool[Tensor, " new"] | None]]:
+    """The chunks of a document, and for each id whether the next one opens a patch; None without a patcher."""
+    state = None
+    device = device_of(patcher)
+    for ids in chunks(document):
+        if patcher is None:
+            yield ids, None
+        else:
+            opens, state = patcher.extend(ids[None].to(device), state)
+            yield ids, opens[0].cpu()
+
+
+def entropies(scorer: Scorer, document: Document) -> Iterator[Float[Tensor, " new"]]:
+    """After each id of a document's chunks, the entropy of the scorer's prediction of the next one: nats, float32."""
+    state = scorer.begin(1)
+    device = device_of(scorer)
+    for ids in chunks(document):
+        entropy, state = scorer.entropies(ids[None].to(device), state)
+        yield entropy[0].cpu()
