@@ -1,0 +1,102 @@
+"""What a training is asked to do: the tables [data], [train] and [scorer_train] of a run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from bytelm.checkpoint.assemble import Recipe
+from bytelm.config import Chosen
+from bytelm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How files become documents. `valid` and `test` are fractions of the bytes, dealt out by document."""
+
+    text_field: str = "text"
+    valid: float = 0.05
+    test: float = 0.05
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run of the training loop. It ends at the first of `steps`, `minutes` and `bytes` that is reached.
+
+    `window`: bytes read in a row, and what evaluation takes as context. `batch`: rows of a forward pass; `accumulate`
+    forward passes make a step. The learning rate warms up over `warmup` steps, then falls along a cosine to
+    `final_rate` of itself. `precision` "auto" is bfloat16 where the machine multiplies it in hardware.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    bytes: int | None = None
+    window: int = 1024
+    batch: int = 16
+    accumulate: int = 1
+    learning_rate: float = 2e-3
+    final_rate: float = 0.05
+    warmup: int = 50
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    recompute: bool = False
+    compile: bool = False
+    valid_minutes: float = 1.0
+    valid_bytes: int = 65536
+    save_minutes: float = 2.0
+    sample_bytes: int = 160
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        for name in ("window", "batch", "accumulate", "valid_bytes"):
+            if getattr(self, name) < 1:
+                problems.append(f"train.{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("steps", "minutes", "bytes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                problems.append(f'train.{name} = {value}: must be above 0, or "none" for no such limit')
+        for name in ("learning_rate", "clip", "valid_minutes", "save_minutes"):
+            if not getattr(self, name) > 0:
+                problems.append(f"train.{name} = {getattr(self, name)}: must be above 0")
+        for name in ("beta1", "beta2", "final_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"train.{name} = {getattr(self, name)}: must be at least 0 and below 1")
+        for name in ("warmup", "weight_decay", "seed", "sample_bytes"):
+            if getattr(self, name) < 0:
+                problems.append(f"train.{name} = {getattr(self, name)}: must not be negative")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    @property
+    def limited(self) -> bool:
+        """Whether the run would ever end."""
+        return any(limit is not None for limit in (self.steps, self.minutes, self.bytes))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole of a run: what the model is made of, what it learns from, and how it and its scorer are trained."""
+
+    model: Annotated[Any, Chosen("models")]
+    patching: Annotated[Any, Chosen("patching")] | None = None
+    scorer: Annotated[Any, Chosen("scorers")] | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    scorer_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, window=512))
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe  # which refuses impossible combinations
+        if not self.train.limited:
+            raise ConfigError("the training has no end: set steps, minutes or bytes")
+        if recipe.scored and not self.scorer_train.limited:
+            raise ConfigError("scorer_train has no end: set scorer_train.steps, minutes or bytes")
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the model is made of."""
+        return Recipe(self.model, self.patching, self.scorer)

@@ -1,0 +1,72 @@
+"""What a run tells: metrics.jsonl for machines, one live line for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from bytelm.checkpoint.metrics import read_metrics
+
+PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
+
+
+class Journal:
+    """`metrics.jsonl`, one JSON object a line, and a progress line on standard error.
+
+    Every line has "kind" ("train", "valid", "sample", "skipped", ...), "step", "bytes" and "seconds". Lines that a
+    resumed run will write again are cut off first, so that the file never tells a step twice.
+    """
+
+    def __init__(self, path: Path, quiet: bool = False, stream: TextIO | None = None, prefix: str = "") -> None:
+        self.path = path
+        self.quiet = quiet
+        self.prefix = prefix
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.width = 0
+        self.shown = 0.0
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written of later steps, and a line that was cut short by a crash."""
+        if not self.path.exists():
+            return
+        kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
+        aside = self.path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        aside.replace(self.path)
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **fields}) + "\n")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self.quiet:
+            return
+        if self.live and self.width:
+            self.stream.write("\r" + " " * self.width + "\r")
+            self.width = 0
+        self._put(self.prefix + line + "\n")
+
+    def progress(self, line: str, force: bool = False) -> None:
+        """A line that the next one replaces; where the output is no terminal, one every few seconds."""
+        if self.quiet:
+            return
+        line = self.prefix + line
+        if self.live:
+            self._put("\r" + line.ljust(self.width))
+            self.width = len(line)
+        elif force or time.monotonic() - self.shown >= PLAIN_SECONDS:
+            self.shown = time.monotonic()
+            self._put(line + "\n")
+
+    def _put(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (BrokenPipeError, ValueError):
+            self.quiet = True  # whoever listened has left; the training goes on

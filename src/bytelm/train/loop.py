@@ -1,0 +1,290 @@
+"""The training loop: windows in, checkpoints out. One loop for every architecture, the scorer included.
+
+    batch(step) → score → (nats, bytes) → backward → finite? → clip → AdamW → journal → now and then valid, sample, save
+
+Nothing but `Progress` and the optimizer's moments is carried from step to step, and both are in every checkpoint: a
+window is a pure function of (seed, step), so a run that was stopped goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bytelm.checkpoint import store
+from bytelm.data.sampler import Batch, Sampler
+from bytelm.errors import CheckpointError, TrainingError
+from bytelm.models.base import ByteModel
+from bytelm.models.objective import score
+from bytelm.nn.transformer import Stack
+from bytelm.train.config import TrainConfig
+from bytelm.train.journal import Journal
+from bytelm.train.optimise import adamw, learning_rate
+from bytelm.train.stop import StopRequest
+from bytelm.units import BOS, BYTES, PAD, bits_per_byte, show_bytes, show_seconds
+
+PATIENCE = 10  # steps in a row that may be skipped for a loss or gradient that is not finite
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. `seconds` are those spent in the loop, over all its sittings; `bytes` those learnt from."""
+
+    step: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sitting ended: what was reached, and the signal that ended it early, if one did."""
+
+    progress: Progress
+    signal: int | None
+
+
+@dataclass
+class Tally:
+    """Sums since the last line of the journal: nothing is averaged before they are divided."""
+
+    nats: float = 0.0
+    bytes: int = 0
+    patches: int = 0
+    steps: int = 0
+    since: float = 0.0
+
+
+class Trainer:
+    """One model, its data and its run directory."""
+
+    def __init__(
+        self,
+        model: ByteModel,
+        config: TrainConfig,
+        sampler: Sampler,
+        run: Path,
+        journal: Journal,
+        *,
+        valid: Sampler | None = None,
+        recipe: dict[str, Any] | None = None,
+        sample: Callable[[ByteModel], tuple[bytes, bytes]] | None = None,
+    ) -> None:
+        self.model, self.config, self.sampler, self.run, self.journal = model, config, sampler, run, journal
+        self.valid, self.recipe, self.sample = valid, recipe, sample
+        self.precision = precision(config, model.device)
+        self.optimizer = adamw(model, config)
+        self.progress = Progress()
+        self.unfit = 0  # steps skipped in a row
+        self.tally = Tally()
+        for module in model.modules():
+            if isinstance(module, Stack):
+                module.recompute = config.recompute
+                if config.compile:
+                    module.compile(dynamic=True)
+
+    # --- one sitting --------------------------------------------------------------------------------------------------
+
+    def fit(self) -> Outcome:
+        """Train until the budget is used up or a signal asks to stop, from the newest sound checkpoint if there is one.
+
+        Raises TrainingError when too many steps in a row are not finite; what was reached before them is saved.
+        """
+        self.resume()
+        self.model.train()
+        valid_due = save_due = time.monotonic()
+        valid_due += 60 * self.config.valid_minutes
+        save_due += 60 * self.config.save_minutes
+        self.tally = Tally(since=time.monotonic())
+        with StopRequest() as stop:
+            while self.used() < 1 and stop.received is None:
+                self.step()
+                now = time.monotonic()
+                if now >= valid_due and self.used() < 1:
+                    self.look()
+                    valid_due = time.monotonic() + 60 * self.config.valid_minutes
+                if now >= save_due and stop.received is None:
+                    self.save()
+                    save_due = time.monotonic() + 60 * self.config.save_minutes
+            if self.used() >= 1:
+                self.look()
+            self.save()
+        return Outcome(self.progress, stop.received)
+
+    def used(self) -> float:
+        """The fraction of the budget that is used up: the largest of those that are limited."""
+        config, progress = self.config, self.progress
+        fractions = [0.0]
+        if config.steps is not None:
+            fractions.append(progress.step / config.steps)
+        if config.bytes is not None:
+            fractions.append(progress.bytes / config.bytes)
+        if config.minutes is not None:
+            fractions.append(progress.seconds / (60 * config.minutes))
+        return max(fractions)
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Sum nats over the micro-batches and go down their mean, or leave the weights alone if it is not finite."""
+        config, progress = self.config, self.progress
+        began = time.monotonic()
+        first = progress.step * config.accumulate
+        batches = [to_tensors(self.sampler.batch(first + i), self.model.device) for i in range(config.accumulate)]
+        bytes = sum(int((ids[:, 1:] < BYTES).sum()) for ids, _ in batches)
+        symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
+        nats = 0.0
+        for ids, boundaries in batches:
+            with self.autocast():
+                summed, _ = score(self.model, ids, boundaries=boundaries)
+            (summed / max(1, symbols)).backward()
+            nats += float(summed.detach())
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        norm = float(torch.nn.utils.clip_grad_norm_(trainable, config.clip))
+        rate = learning_rate(config, progress.step, self.used())
+        fit = nats == nats and abs(nats) != float("inf") and norm == norm and norm != float("inf")
+        if fit:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = progress.seconds + time.monotonic() - began
+        self.progress = Progress(progress.step + 1, progress.bytes + bytes, seconds, progress.skipped + (not fit))
+        patches = sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
+        self.account(fit, nats, bytes, patches, rate, norm)
+
+    def account(self, fit: bool, nats: float, bytes: int, patches: int, rate: float, norm: float) -> None:
+        """Write the step into the journal, and stop a run whose steps keep being unfit."""
+        progress, tally = self.progress, self.tally
+        if not fit:
+            self.unfit += 1
+            self.journal.write("skipped", **dataclasses.asdict(progress), nats=repr(nats), grad_norm=repr(norm))
+            self.journal.say(f"step {progress.step} skipped: loss {nats!r}, gradient norm {norm!r}; weights untouched")
+            if self.unfit >= PATIENCE:
+                self.save()
+                raise TrainingError(
+                    f"{self.unfit} steps in a row were not finite, up to step {progress.step}: "
+                    f"lower train.learning_rate = {self.config.learning_rate} and go on from {self.run}"
+                )
+            return
+        self.unfit = 0
+        tally.nats, tally.bytes, tally.patches = tally.nats + nats, tally.bytes + bytes, tally.patches + patches
+        tally.steps += 1
+        now = time.monotonic()
+        if tally.bytes and (progress.step == 1 or now - tally.since >= 1.0 or self.used() >= 1):
+            speed = tally.bytes / max(1e-9, now - tally.since)
+            bpb = bits_per_byte(tally.nats, tally.bytes)
+            mean = tally.bytes / tally.patches if tally.patches else None
+            self.journal.write(
+                "train",
+                **dataclasses.asdict(progress),
+                bits_per_byte=bpb,
+                learning_rate=rate,
+                grad_norm=norm,
+                bytes_per_second=speed,
+                mean_patch=mean,
+            )
+            self.journal.progress(self.line(bpb, speed, mean), force=progress.step == 1)
+            self.tally = Tally(since=now)
+
+    def line(self, bpb: float, speed: float, mean_patch: float | None) -> str:
+        """The progress line."""
+        patch = f" | patch {mean_patch:.2f}" if mean_patch else ""
+        used = self.used()
+        left = self.progress.seconds * (1 - used) / used if used else 0.0
+        return (
+            f"step {self.progress.step} | {bpb:.3f} bits/byte | {show_bytes(speed)}/s{patch} "
+            f"| seen {show_bytes(self.progress.bytes)} | left {show_seconds(left)}"
+        )
+
+    # --- now and then -------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Score windows of held-out data, the same ones each time, and write a sample of the model's own text."""
+        progress = dataclasses.asdict(self.progress)
+        self.model.eval()
+        if self.valid is not None:
+            nats, bytes = 0.0, 0
+            for step in range(self.valid.windows):
+                ids, boundaries = to_tensors(self.valid.batch(step), self.model.device)
+                with torch.no_grad(), self.autocast():
+                    summed, count = score(self.model, ids, boundaries=boundaries)
+                nats, bytes = nats + float(summed), bytes + int(count)
+                if bytes >= self.config.valid_bytes:
+                    break
+            bpb = bits_per_byte(nats, bytes)
+            self.journal.write("valid", **progress, bits_per_byte=bpb)
+            self.journal.say(f"step {self.progress.step}: {bpb:.3f} bits/byte held out")
+        if self.sample is not None:
+            prompt, text = self.sample(self.model)
+            shown = {"prompt": prompt.decode(errors="replace"), "text": text.decode(errors="replace")}
+            self.journal.write("sample", **progress, **shown)
+        self.model.train()
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                moments[f"{name}/{key}"] = value
+        assert all(name.rpartition("/")[0] in names for name in moments)
+        state = {**dataclasses.asdict(self.progress), "recipe": self.recipe, "context": self.config.window}
+        state |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": str(self.precision)}
+        store.save(self.run, self.progress.step, {"model": self.model.state_dict(), "optimizer": moments}, state)
+
+    def resume(self) -> None:
+        """Take up the newest sound checkpoint, if there is one, and say which were passed over."""
+        if not store.checkpoints(self.run):
+            self.journal.rewind(0)
+            return
+        path, passed_over = store.newest_good(self.run)
+        for reason in passed_over:
+            self.journal.say(f"passed over: {reason}")
+        weights = store.read_tensors(path, "model")
+        store.check_keys(self.model.state_dict(), weights, str(path))
+        self.model.load_state_dict(weights)
+        moments = store.read_tensors(path, "optimizer")
+        for name, parameter in self.model.named_parameters():
+            own = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
+            if own:
+                self.optimizer.state[parameter] = {key: place(value, parameter, key) for key, value in own.items()}
+        state = store.read_state(path)
+        try:
+            self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
+        except KeyError as error:
+            raise CheckpointError(f"{path / store.STATE} lacks {error}: it was not written by this loop") from None
+        self.journal.rewind(self.progress.step)
+        self.journal.say(f"going on from step {self.progress.step} ({show_bytes(self.progress.bytes)} seen)")
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Matrix products in bfloat16 where the run asks for it."""
+        low = self.precision == torch.bfloat16
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=low)
+
+
+def place(value: Tensor, parameter: Tensor, key: str) -> Tensor:
+    """A moment on its parameter's device; the optimizer keeps its step count where fused kernels want it."""
+    return value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
+
+
+def to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """A batch as tensors: ids, and recorded boundaries if there are any."""
+    ids = torch.from_numpy(batch.ids).to(device)
+    return ids, None if batch.boundaries is None else torch.from_numpy(batch.boundaries).to(device)
+
+
+def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: bfloat16 by itself only where the machine has it in hardware."""
+    if config.precision == "auto":
+        fast = torch.cpu._is_amx_tile_supported() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32

@@ -1,0 +1,214 @@
+"""From raw files to windows with recorded boundaries: each stage leaves its result in the run, and is not done twice.
+
+run/data/          packed shards, and the boundaries beside them
+run/scorer/        the scorer's own run, with its checkpoints
+run/recipe.toml    what the model is made of, thresholds calibrated
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bytelm.checkpoint import store
+from bytelm.checkpoint.assemble import Recipe
+from bytelm.checkpoint.metrics import METRICS
+from bytelm.config import build, dump_toml, load_toml, to_mapping
+from bytelm.data.boundaries import Boundaries, BoundaryWriter
+from bytelm.data.corpus import INDEX, Corpus, iterate_documents
+from bytelm.data.files import write_whole
+from bytelm.data.pack import pack
+from bytelm.data.sampler import Sampler
+from bytelm.data.selection import spread
+from bytelm.data.sources import fingerprint
+from bytelm.errors import DataError
+from bytelm.evaluate.calibrate import calibrate
+from bytelm.evaluate.stream import chunks, device_of, patcher_of
+from bytelm.models.base import ByteModel
+from bytelm.patching import entropy
+from bytelm.patching.base import Patcher
+from bytelm.patching.entropy import Scorer
+from bytelm.scorers.ngram import NgramScorer
+from bytelm.scorers.transformer import TransformerScorer
+from bytelm.train.config import RunConfig
+from bytelm.train.journal import Journal
+from bytelm.train.loop import Trainer
+from bytelm.units import PAD, show_bytes
+
+SAMPLE = 1 << 20  # bytes that thresholds are calibrated on
+COUNTED = 1 << 25  # bytes that an n-gram scorer counts at the most
+AREA = 1 << 16  # ids, padding included, that are cut at once
+
+
+class Interrupted(Exception):
+    """A signal ended the preparation early; what was done is kept. `signal` is its number."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"interrupted by signal {signal}")
+        self.signal = signal
+
+
+def pack_data(paths: Sequence[str | Path], config: RunConfig, run: Path, journal: Journal) -> Corpus:
+    """The run's corpus: packed now, or found packed from the very same files. Raises DataError if they have changed."""
+    directory = run / "data"
+    if (directory / INDEX).exists():
+        corpus = Corpus.open(directory)
+        if corpus.source_fingerprint != fingerprint(paths, (run,)):
+            raise DataError(
+                f"the data of {run} has changed since it was packed: give the files as they were, or start another run"
+            )
+        return corpus
+
+    def progress(bytes: int) -> None:
+        journal.progress(f"packing: {show_bytes(bytes)}")
+
+    data = config.data
+    corpus = pack(
+        paths,
+        directory,
+        text_field=data.text_field,
+        valid=data.valid,
+        test=data.test,
+        seed=data.seed,
+        exclude=(run,),
+        progress=progress,
+    )
+    report = corpus.source_report
+    skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
+    parts = ", ".join(f"{show_bytes(corpus.bytes(split))} {split}" for split in ("train", "valid", "test"))
+    journal.say(f"data: {report.files} files{skipped}, {show_bytes(corpus.total)}: {parts}")
+    return corpus
+
+
+def prepare_scorer(config: RunConfig, corpus: Corpus, run: Path, journal: Journal) -> TransformerScorer | NgramScorer:
+    """The scorer, counted or trained on the training documents. Raises Interrupted where a signal ends its training."""
+    assert config.scorer is not None
+    scorer: TransformerScorer | NgramScorer = config.scorer.build()
+    home = run / "scorer"
+    home.mkdir(exist_ok=True)
+    if isinstance(scorer, NgramScorer):
+        if store.checkpoints(home):
+            scorer.load_state_dict(store.read_tensors(store.newest(home), "model"))
+            return scorer
+        journal.progress("scorer: counting n-grams", force=True)
+        scorer.count([data for _, data in spread(corpus, "train", COUNTED)])
+        store.save(home, 1, {"model": scorer.state_dict()}, {})
+        return scorer
+    scorer.model.initialise(config.train.seed)
+    train = config.scorer_train
+    sampler = Sampler(corpus, "train", train.window, train.batch, train.seed)
+    own = Journal(home / METRICS, journal.quiet, journal.stream, prefix="scorer: ")
+    outcome = Trainer(scorer.model, train, sampler, home, own, valid=held_out(corpus, train.window, None)).fit()
+    if outcome.signal is not None:
+        raise Interrupted(outcome.signal)
+    return scorer
+
+
+def prepare_recipe(config: RunConfig, scorer: Scorer | None, corpus: Corpus, run: Path, journal: Journal) -> Recipe:
+    """The recipe with the thresholds that give patches of the wanted mean size, calibrated once and kept."""
+    path = run / "recipe.toml"
+    if path.exists():
+        return build(Recipe, load_toml(path), str(path))
+    recipe = config.recipe
+    if scorer is not None and isinstance(recipe.patching, entropy.Config) and not recipe.patching.calibrated:
+        journal.progress(f"calibrating for patches of {recipe.patching.mean_size} bytes", force=True)
+        sample = [data for _, data in spread(corpus, "train", SAMPLE)]
+        recipe = replace(recipe, patching=calibrate(recipe.patching, scorer, sample))
+    write_whole(path, dump_toml(to_mapping(recipe)).encode())
+    return recipe
+
+
+def record_boundaries(patcher: Patcher, recipe: Recipe, corpus: Corpus, journal: Journal) -> Boundaries:
+    """The boundaries of the whole corpus, decided once; an interrupted recording goes on where it stopped."""
+    name = fingerprint_of(patcher, recipe, corpus)
+    if (corpus.directory / f"boundaries-{name[:16]}.json").exists():
+        return Boundaries.open(corpus.directory, name)
+    with BoundaryWriter(corpus.directory, name, corpus.total) as writer:
+        for opens in cut(patcher, (d for _, d in iterate_documents(corpus, start=writer.position))):
+            writer.write(opens)
+            journal.progress(f"cutting patches: {show_bytes(writer.position)} of {show_bytes(corpus.total)}")
+        boundaries = writer.finish()
+    mean = corpus.total / max(1, boundaries.patches)
+    journal.say(f"patches: {boundaries.patches:,} over {show_bytes(corpus.total)}, {mean:.2f} bytes each")
+    return boundaries
+
+
+def fingerprint_of(patcher: Patcher, recipe: Recipe, corpus: Corpus) -> str:
+    """What boundaries depend on: the rule, every weight of the scorer, and the bytes."""
+    digest = hashlib.sha256(corpus.fingerprint.encode())
+    digest.update(repr(to_mapping(recipe).get("patching")).encode())
+    for key, tensor in patcher.state_dict().items():
+        digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cut(patcher: Patcher, documents: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.bool_]]:
+    """For each document, whether the byte after each of its bytes opens a patch. Short neighbours go side by side."""
+    group: list[NDArray[np.uint8]] = []
+    for document in itertools.chain(documents, [None]):
+        longest = max((len(d) for d in [*group, *([] if document is None else [document])]), default=0)
+        if group and (document is None or (len(group) + 1) * (longest + 1) > AREA):
+            yield from cut_group(patcher, group)
+            group = []
+        if document is not None:
+            group.append(document)
+
+
+def cut_group(patcher: Patcher, group: list[NDArray[np.uint8]]) -> Iterator[NDArray[np.bool_]]:
+    """Documents side by side, a chunk at a time."""
+    device = device_of(patcher)
+    rows = [list(chunks(document)) for document in group]
+    state = patcher.begin(len(group), device)
+    found: list[torch.Tensor] = []
+    for column in itertools.zip_longest(*rows, fillvalue=torch.zeros(0, dtype=torch.long)):
+        ids = nn.utils.rnn.pad_sequence(list(column), batch_first=True, padding_value=PAD).to(device)
+        opens, state = patcher.extend(ids, state)
+        found.append(opens.cpu())
+    opens = torch.cat(found, 1).numpy()
+    for row, document in zip(opens, group, strict=True):
+        yield row[1 : len(document) + 1]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that the loop needs."""
+
+    corpus: Corpus
+    recipe: Recipe
+    model: ByteModel
+    sampler: Sampler
+    valid: Sampler | None
+
+
+def held_out(corpus: Corpus, window: int, boundaries: Boundaries | None) -> Sampler | None:
+    """Windows of the validation documents, the same at every look; None where there are none."""
+    if not corpus.bytes("valid"):
+        return None
+    return Sampler(corpus, "valid", window, batch=8, seed=0, boundaries=boundaries)
+
+
+def prepare(
+    paths: Sequence[str | Path], config: RunConfig, run: Path, journal: Journal, device: Callable[[], torch.device]
+) -> Prepared:
+    """Everything up to the first step. Raises Interrupted, DataError, ConfigError, ResourceError."""
+    corpus = pack_data(paths, config, run, journal)
+    scorer = prepare_scorer(config, corpus, run, journal) if config.recipe.scored else None
+    recipe = prepare_recipe(config, scorer, corpus, run, journal)
+    model = recipe.assemble()
+    model.initialise(config.train.seed)
+    model.to(device())
+    patcher = patcher_of(model)
+    if scorer is not None and isinstance(patcher, entropy.Entropy) and isinstance(patcher.scorer, nn.Module):
+        patcher.scorer.load_state_dict(scorer.state_dict())
+    boundaries = None if patcher is None else record_boundaries(patcher, recipe, corpus, journal)
+    train = config.train
+    sampler = Sampler(corpus, "train", train.window, train.batch, train.seed, boundaries=boundaries)
+    return Prepared(corpus, recipe, model, sampler, held_out(corpus, train.window, boundaries))

@@ -1,0 +1,120 @@
+"""One whole training: a directory that any interruption leaves ready to be continued by the same command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bytelm.checkpoint.lock import exclusive
+from bytelm.checkpoint.metrics import METRICS
+from bytelm.config import dump_toml, load_toml, to_mapping
+from bytelm.data.corpus import Corpus, iterate_documents
+from bytelm.data.files import write_whole
+from bytelm.errors import ConfigError, ResourceError
+from bytelm.generate.sampling import Sampling
+from bytelm.generate.session import generate
+from bytelm.models.base import ByteModel
+from bytelm.train.config import RunConfig
+from bytelm.train.journal import Journal
+from bytelm.train.loop import Progress, Trainer
+from bytelm.train.prepare import Interrupted, prepare
+from bytelm.units import show_count
+
+# What may change between two sittings of one run: how long it goes on, and how often it tells and saves.
+FREE = {"steps", "minutes", "bytes", "valid_minutes", "valid_bytes", "save_minutes", "sample_bytes"}
+PROMPT = 48  # bytes of a held-out document that samples go on from
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a training ended. `signal` is the one that ended it early, None if it came to its end."""
+
+    run: Path
+    progress: Progress | None
+    signal: int | None
+
+
+def train(paths: Sequence[str | Path], config: RunConfig, run: str | Path, *, quiet: bool = False) -> Result:
+    """Train on `paths` in the directory `run`, or go on with what it holds.
+
+    Raises DataError, ConfigError, CheckpointError, ResourceError or TrainingError; a signal is no error.
+    """
+    run = Path(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot make {run} ({error.strerror}): choose another place with --run") from error
+    journal = Journal(run / METRICS, quiet)
+    with exclusive(run):
+        keep_config(config, run)
+        try:
+            prepared = prepare(paths, config, run, journal, device)
+        except Interrupted as stopped:
+            return Result(run, None, stopped.signal)
+        parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
+        model, recipe = prepared.model, to_mapping(prepared.recipe)
+        trainer = Trainer(
+            model,
+            config.train,
+            prepared.sampler,
+            run,
+            journal,
+            valid=prepared.valid,
+            recipe=recipe,
+            sample=sampler_of_text(prepared.corpus, config) if config.train.sample_bytes else None,
+        )
+        journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
+        outcome = trainer.fit()
+        return Result(run, outcome.progress, outcome.signal)
+
+
+def device() -> torch.device:
+    """Where to train: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def keep_config(config: RunConfig, run: Path) -> None:
+    """Write the configuration into the run, or compare it with the one there. Raises ConfigError on a difference."""
+    path = run / "config.toml"
+    asked = to_mapping(config)
+    if path.exists():
+        differences = [
+            f"{key} is {old!r} there and {new!r} here"
+            for key, old, new in compare(load_toml(path), asked)
+            if not (key.split(".")[0] in ("train", "scorer_train") and key.rpartition(".")[2] in FREE)
+        ]
+        if differences:
+            raise ConfigError(
+                f"{run} was begun with another configuration: {'; '.join(differences[:5])}: "
+                "give the same one, or another --run"
+            )
+    write_whole(path, dump_toml(asked).encode())
+
+
+def compare(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The leaves at which two mappings differ: dotted key, old, new."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += compare(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append((f"{prefix}{key}", a, b))
+    return found
+
+
+def sampler_of_text(corpus: Corpus, config: RunConfig) -> Callable[[ByteModel], tuple[bytes, bytes]]:
+    """A function that lets the model go on from the beginning of a held-out document."""
+    split = "valid" if corpus.bytes("valid") else "train"
+    _, document = next(iterate_documents(corpus, split))
+    prompt = document[: min(PROMPT, max(1, len(document) // 2))].tobytes()
+
+    def sample(model: ByteModel) -> tuple[bytes, bytes]:
+        limit = config.train.sample_bytes
+        return prompt, generate(model, [prompt], max_bytes=limit, sampling=Sampling(), seed=config.train.seed)[0].data
+
+    return sample
