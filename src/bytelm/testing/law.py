@@ -1,0 +1,59 @@
+"""How a law is broken: the error that names what differs, and the one comparison that raises it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from bytelm.nn.state import map_state
+
+EXAMPLES = 4  # rows that each law is tried on unless told otherwise; the first of them is long
+
+
+class LawError(AssertionError):
+    """A model or patcher breaks a law: which one, whose, where, by how much, and how much was allowed."""
+
+    def __init__(self, law: str, subject: str, where: str, difference: float, bound: float) -> None:
+        super().__init__(f"{subject} breaks the law of {law!r} at {where}: off by {difference:.3g}, bound {bound:.3g}")
+        self.law, self.subject, self.where, self.difference, self.bound = law, subject, where, difference, bound
+
+
+def subject(module: nn.Module) -> str:
+    """What a module is called in an error, with its patcher where it has one."""
+    patcher = getattr(module, "patcher", None)
+    name = type(module).__name__
+    return name if patcher is None else f"{name}({type(patcher).__name__})"
+
+
+def agree(
+    law: str,
+    module: nn.Module,
+    found: Shaped[Tensor, "time ..."],
+    wanted: Shaped[Tensor, "time ..."],
+    where: str,
+    bound: float = 0.0,
+) -> float:
+    """The worst difference between two stretches of logits or decisions; raises LawError if it is above `bound`.
+
+    What is not a number differs by infinity.
+    """
+    if not len(wanted):
+        return 0.0
+    gaps = (found.double() - wanted.double()).abs().nan_to_num(nan=float("inf")).reshape(len(wanted), -1).amax(1)
+    worst = float(gaps.max())
+    if worst > bound:
+        first = int((gaps > bound).nonzero()[0])
+        raise LawError(law, subject(module), f"position {first} of {where}", worst, bound)
+    return worst
+
+
+def agree_states(law: str, module: nn.Module, now: Any, then: Any, where: str) -> None:
+    """Raises LawError unless two states hold the same to the last bit."""
+
+    def compare(new: Tensor, old: Tensor) -> Tensor:
+        agree(law, module, new.flatten(), old.flatten(), f"a tensor of {where}")
+        return new
+
+    map_state(compare, now, then)

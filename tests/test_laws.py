@@ -1,0 +1,284 @@
+"""Every law on every architecture and every patching scheme there is, and a bug for every law to catch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bytelm.models import objective
+from bytelm.models.blt import BLT
+from bytelm.models.objective import score
+from bytelm.models.transformer import ByteTransformer
+from bytelm.nn import attention
+from bytelm.nn.attention import View
+from bytelm.nn.embed import NgramEmbedding
+from bytelm.patching.base import Guard
+from bytelm.patching.layout import Layout, Rows
+from bytelm.patching.space import Space
+from bytelm.testing import (
+    MODEL_LAWS,
+    PATCHER_LAWS,
+    LawError,
+    UniformModel,
+    check_model,
+    check_patcher,
+    models,
+    tiny,
+    tiny_models,
+    tiny_patchers,
+)
+from bytelm.units import BOS, BYTES, EOS, PAD, VOCAB, bits_per_byte
+
+MODELS = dict(tiny_models())
+PATCHERS = dict(tiny_patchers())
+WINDOWED, SPACED = "transformer (windowed)", "blt (last layer crossed) on space (bounded)"
+
+# A shape that was held to every law with one patcher need only be held to those about patches with the others.
+PATCH_LAWS = ("causality", "split", "boundaries")
+FIRST = {name.split(" on ")[0]: name for name in reversed(MODELS)}
+CASES = [(name, law) for name in MODELS for law in (MODEL_LAWS if name in FIRST.values() else PATCH_LAWS)]
+
+
+@pytest.mark.parametrize(("name", "law"), CASES, ids=map(" · ".join, CASES))
+def test_model(name: str, law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 16 queries, so that short rows cross them too."""
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    MODEL_LAWS[law](MODELS[name], list(MODELS).index(name), 2)
+
+
+@pytest.mark.parametrize("name", PATCHERS)
+def test_patcher(name: str) -> None:
+    assert check_patcher(PATCHERS[name], seed=list(PATCHERS).index(name)) == dict.fromkeys(PATCHER_LAWS, 0.0)
+
+
+def test_blocks_of_their_real_size() -> None:
+    """And what `check_model` returns: a figure by law, all of them at the level of rounding."""
+    worst = check_model(MODELS[WINDOWED], seed=7, examples=1)
+    assert list(worst) == list(MODEL_LAWS)
+    assert all(0 <= worst[law] < 1e-12 for law in ("causality", "split", "rows", "joined", "documents"))
+    assert models.split(MODELS[SPACED], 7, 1) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [WINDOWED, SPACED])
+def test_compiled(name: str) -> None:
+    """In a process of its own: torch cannot compile functions whose shapes are checked."""
+    law = f"from bytelm.testing import models, tiny; models.compiled(dict(tiny.tiny_models())[{name!r}], 0, 2)"
+    subprocess.run([sys.executable, "-c", law], check=True)
+
+
+def test_every_file_is_held_to_the_laws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new file is found by its name alone; without `tiny` its Config is taken as it is, each patcher with it."""
+    found = {name.split(" ")[0] for name in MODELS}, {name.split(" ")[0] for name in PATCHERS}
+    assert found == (set(tiny.names("models")), set(tiny.names("patching")))
+
+    class Config:
+        patched = True
+
+        def build(self, patcher: Any) -> UniformModel:
+            return UniformModel()
+
+    find, names = tiny.find, tiny.names
+    monkeypatch.setattr(tiny, "names", lambda floor: ["new"] if floor == "models" else names(floor))
+    monkeypatch.setattr(tiny, "find", lambda f, n: SimpleNamespace(Config=Config) if n == "new" else find(f, n))
+    assert [name for name, _ in tiny_models()] == [f"new on {patcher}" for patcher in PATCHERS]
+
+
+def test_a_uniform_model_needs_log2_of_the_ids_for_every_byte() -> None:
+    ids = torch.tensor([[BOS, *range(BYTES)], [BOS, *bytes(200), *[PAD] * 56]])
+    model = UniformModel().requires_grad_(False)
+    nats, count = score(model, ids)
+    assert int(count) == 456
+    assert math.isclose(bits_per_byte(float(nats), int(count)), math.log2(VOCAB), rel_tol=1e-6)
+    nats, count = score(model, torch.tensor([[BOS, 0, EOS]]))
+    assert (int(count), round(float(nats) / math.log(VOCAB), 5)) == (1, 2.0)  # EOS is learnt, and is no byte
+
+
+# --- a bug for every law ----------------------------------------------------------------------------------------------
+
+
+def window_ignored_with_a_cache(patch: pytest.MonkeyPatch) -> None:
+    of: Any = View.of
+
+    def wrong(lengths: Tensor, starts: Tensor, where: Any, cached: int, window: int | None, *rest: Any) -> View:
+        return of(lengths, starts, where, cached, None if cached else window, *rest)
+
+    patch.setattr(View, "of", wrong)
+
+
+def cache_advanced_by_columns(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attention, "tail", lambda x, ends, size: x[:, x.shape[1] - size :])
+
+
+def next_byte_peeked_at(patch: pytest.MonkeyPatch) -> None:
+    propose: Any = Space.propose
+
+    def wrong(self: Space, rows: Rows, forced: Tensor, memory: Any) -> Any:
+        opens, memory = propose(self, rows, forced, memory)
+        return torch.cat([opens[:, 1:], opens[:, :1]], 1) | forced, memory
+
+    patch.setattr(Space, "propose", wrong)
+
+
+def nul_taken_for_padding(patch: pytest.MonkeyPatch) -> None:
+    of: Any = Rows.of
+    patch.setattr(Rows, "of", lambda ids: of(torch.where(ids == 0, PAD, ids)))
+
+
+def nul_not_counted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(objective, "PAD", 0)
+
+
+def mean_of_means(patch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: Any) -> tuple[Tensor, Tensor]:
+        nats, count = score(*arguments)
+        return nats / len(arguments[1]), count
+
+    patch.setattr(models, "score", wrong)
+
+
+def ngrams_forget(patch: pytest.MonkeyPatch) -> None:
+    hashes: Any = NgramEmbedding.hashes
+    wrong = lambda self, rows, starts, recent: hashes(self, rows, starts, torch.full_like(recent, PAD))  # noqa: E731
+    patch.setattr(NgramEmbedding, "hashes", wrong)
+
+
+def ngrams_cross_documents(patch: pytest.MonkeyPatch) -> None:
+    hashes: Any = NgramEmbedding.hashes
+    wrong = lambda self, rows, starts, recent: hashes(self, rows, starts & False, recent)  # noqa: E731
+    patch.setattr(NgramEmbedding, "hashes", wrong)
+
+
+def open_patch_read(patch: pytest.MonkeyPatch) -> None:
+    """A byte reads the latent of its own patch before that patch is whole."""
+    of: Any = Layout.of
+
+    def wrong(*arguments: Any) -> Layout:
+        layout: Layout = of(*arguments)
+        early = (layout.closed + 1).clamp(max=layout.patches)
+        return dataclasses.replace(layout, closed=early)
+
+    patch.setattr(Layout, "of", wrong)
+
+
+def state_written_to(patch: pytest.MonkeyPatch) -> None:
+    forward: Any = ByteTransformer.forward
+
+    def wrong(self: ByteTransformer, ids: Tensor, state: Any = None, boundaries: Any = None) -> Any:
+        result = forward(self, ids, state, boundaries)
+        if state is not None:
+            state.where.position.add_(ids.shape[1])
+        return result
+
+    patch.setattr(ByteTransformer, "forward", wrong)
+
+
+def boundaries_dropped(patch: pytest.MonkeyPatch) -> None:
+    forward: Any = BLT.forward
+
+    def wrong(self: BLT, ids: Tensor, state: Any = None, boundaries: Tensor | None = None) -> Any:
+        return forward(self, ids, state, None if boundaries is None else boundaries & False)
+
+    patch.setattr(BLT, "forward", wrong)
+
+
+def parameter_left_alone(patch: pytest.MonkeyPatch) -> None:
+    initialise: Any = ByteTransformer.initialise
+
+    def wrong(self: ByteTransformer, seed: int) -> None:
+        before = self.head.weight.detach().clone()
+        initialise(self, seed)
+        nn.Module.get_parameter(self, "head.weight").data.copy_(before)
+
+    patch.setattr(ByteTransformer, "initialise", wrong)
+
+
+def weight_not_stored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BLT, "state_dict", lambda self: {k: v.half() for k, v in nn.Module.state_dict(self).items()})
+
+
+def pieces_in_half(patch: pytest.MonkeyPatch) -> None:
+    """A cache that is kept in bfloat16 whatever the model computes in."""
+    tail: Any = attention.tail
+    patch.setattr(attention, "tail", lambda *arguments: tail(*arguments).bfloat16().float())
+
+
+PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
+    (window_ignored_with_a_cache, WINDOWED, "split"),
+    (window_ignored_with_a_cache, SPACED, "split"),
+    (cache_advanced_by_columns, WINDOWED, "rows"),
+    (cache_advanced_by_columns, WINDOWED, "joined"),
+    (next_byte_peeked_at, SPACED, "causality"),
+    (next_byte_peeked_at, SPACED, "split"),
+    (nul_taken_for_padding, WINDOWED, "causality"),
+    (nul_taken_for_padding, SPACED, "causality"),
+    (nul_not_counted, WINDOWED, "sums"),
+    (mean_of_means, WINDOWED, "sums"),
+    (ngrams_forget, SPACED, "split"),
+    (ngrams_cross_documents, SPACED, "documents"),
+    (open_patch_read, SPACED, "causality"),
+    (open_patch_read, SPACED, "gradient"),
+    (state_written_to, WINDOWED, "state"),
+    (boundaries_dropped, SPACED, "boundaries"),
+    (parameter_left_alone, WINDOWED, "initialise"),
+    (weight_not_stored, SPACED, "saved"),
+    (pieces_in_half, WINDOWED, "precision"),
+]
+
+
+@pytest.mark.parametrize(("plant", "name", "law"), PLANTS, ids=lambda x: getattr(x, "__name__", x))
+def test_a_bug_is_caught(
+    plant: Callable[[pytest.MonkeyPatch], None], name: str, law: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises(LawError) as caught:
+        MODEL_LAWS[law](MODELS[name], 0, 4)
+    assert caught.value.law == law
+    assert type(MODELS[name]).__name__ in str(caught.value)
+
+
+def unbounded(patch: pytest.MonkeyPatch) -> None:
+    apply: Any = Guard.apply
+
+    def wrong(self: Guard, *arguments: Any) -> Any:
+        return apply(Guard(None, None), *arguments)
+
+    patch.setattr(Guard, "apply", wrong)
+
+
+def padding_opens(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Rows, "restore", lambda self, values: Rows.align(self, values | ~self.real))
+
+
+@pytest.mark.parametrize(
+    ("plant", "law"),
+    [
+        (next_byte_peeked_at, "causality"),
+        (next_byte_peeked_at, "split"),
+        (unbounded, "guard"),
+        (padding_opens, "openings"),
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_a_bug_in_a_patcher_is_caught(
+    plant: Callable[[pytest.MonkeyPatch], None], law: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises(LawError, match=f"Space breaks the law of '{law}'"):
+        PATCHER_LAWS[law](PATCHERS["space (bounded)"], 0, 4)
+
+
+def test_an_error_says_what_where_and_how_much() -> None:
+    error = LawError("split", "BLT(Space)", "position 3 of a row of 9", 0.25, 1e-9)
+    wanted = "BLT(Space) breaks the law of 'split' at position 3 of a row of 9: off by 0.25, bound 1e-09"
+    assert str(error) == wanted
+    assert isinstance(error, AssertionError)

@@ -1,0 +1,258 @@
+"""The layers against their definitions written out plainly: dense masks, softmaxes in float64, integers without an end.
+
+A tolerance comes from a reference: ours may be twice as far from float64 as plain PyTorch in the same precision is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bytelm.nn import attention
+from bytelm.nn.attention import View, Where, attend
+from bytelm.nn.cross import BytesFromPatches, CrossAttention, PatchesFromBytes
+from bytelm.nn.embed import PRIMES, NgramEmbedding
+from bytelm.nn.initialise import initialise
+from bytelm.nn.pool import segment_max, segment_sum
+from bytelm.nn.rope import rotate, rotation
+from bytelm.nn.state import join_rows, put_rows, take_rows
+from bytelm.patching.layout import Rows
+from bytelm.units import BOS, PAD
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Normal values in float64."""
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).square().mean().sqrt())
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+HEADS, HEAD_DIM = 2, 8
+STARTS = {"one document": [[], []], "several": [[0, 9, 30], [17]]}
+
+
+def dense_mask(starts: Tensor, cached: int, position: int, window: int | None) -> Tensor:
+    """What query t of a row sees, slot by slot, as the words say it: `[batch, new, cached + new]`."""
+    batch, new = starts.shape
+    mask = torch.zeros(batch, new, cached + new, dtype=torch.bool)
+    for row in range(batch):
+        start = 0
+        for query in range(new):
+            here = position + query
+            start = here if starts[row, query] else start
+            for slot in range(cached + new):
+                there = position - cached + slot
+                mask[row, query, slot] = start <= there <= here and (window is None or here - there < window)
+    return mask
+
+
+def softmax_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over what the mask shows."""
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) / math.sqrt(HEAD_DIM)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1), values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("documents", STARTS)
+@pytest.mark.parametrize("window", [None, 1, 5, 40])
+@pytest.mark.parametrize("cached", [0, 3])
+@pytest.mark.parametrize("block", [8, 128])
+def test_attention_is_a_softmax_over_what_the_mask_shows(
+    dtype: torch.dtype, documents: str, window: int | None, cached: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "BLOCK", block)
+    new, cached = 35, min(cached, window or cached)
+    starts = torch.zeros(2, new, dtype=torch.bool)
+    for row, places in enumerate(STARTS[documents]):
+        starts[row, places] = True
+    where = Where(torch.full((2,), cached), torch.zeros(2, dtype=torch.long))
+    view = View.of(torch.tensor([new, new]), starts, where, cached, window, HEAD_DIM, 1e4)
+    assert bool(view.block) == (window is not None and new > block)
+    query = random(2, new, HEADS, HEAD_DIM)
+    keys, values = (random(2, cached + new, HEADS, HEAD_DIM, seed=s) for s in (1, 2))
+    mask = dense_mask(starts, cached, cached, window)
+    wanted = softmax_attention(query, keys, values, mask)
+    q, k, v = (x.to(dtype) for x in (query, keys, values))
+    plain = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask[:, None])
+    assert distance(attend(q, k, v, view), wanted) <= 2 * distance(plain.transpose(1, 2), wanted)
+    assert distance(attend(query, keys, values, view), wanted) < 1e-14
+
+
+def test_a_view_keeps_what_the_next_call_can_see() -> None:
+    where = Where(torch.tensor([7, 2]), torch.tensor([0, 0]))
+    starts = torch.zeros(2, 4, dtype=torch.bool)
+    windowed = View.of(torch.tensor([4, 1]), starts, where, 5, 5, HEAD_DIM, 1e4)
+    assert (windowed.keep, windowed.after.position.tolist()) == (5, [11, 3])
+    assert View.of(torch.tensor([4, 1]), starts, where, 7, None, HEAD_DIM, 1e4).keep == 11
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**7))
+def test_rotation_turns_a_score_by_the_distance_alone(position: int, shift: int) -> None:
+    """At positions in the millions too, which angles in float32 would not survive."""
+    query, key = random(1, 1, 1, HEAD_DIM), random(1, 1, 1, HEAD_DIM, seed=1)
+
+    def scored(offset: int) -> Tensor:
+        turns = (rotation(torch.tensor([[offset + p]]), HEAD_DIM, 1e4) for p in (position, position + 3))
+        q, k = (rotate(x.float(), by) for x, by in zip((query, key), turns, strict=True))
+        return (q * k).sum()
+
+    assert abs(float(scored(shift) - scored(0))) < 1e-5
+
+
+# --- cross-attention and pooling --------------------------------------------------------------------------------------
+
+
+def dense_cross(layer: CrossAttention, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    """Every query over all keys that the mask `[queries, keys]` shows; a query that sees none adds nothing."""
+    query, key, value = layer.project(queries, keys)
+    scores = torch.einsum("qhd,khd->hqk", query, key) * layer.scale
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num()
+    return 2 * queries + layer.out(torch.einsum("hqk,khd->qhd", weights, value).flatten(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_patches_attend_their_own_bytes(dtype: torch.dtype) -> None:
+    """Patches of 0, 1 and several bytes, and bytes of no patch."""
+    layer = PatchesFromBytes(16, 2)
+    initialise(layer, 1, 0)
+    layer.requires_grad_(False)
+    segment = torch.tensor([0, 0, 0, 1, 3, 3, 4, 4, 3])
+    queries, bytes = random(4, 3, 16), random(9, 16, seed=1)
+    mask = (segment == torch.arange(4)[:, None]).repeat_interleave(3, 0)
+    wanted = dense_cross(layer.double(), queries.flatten(0, 1), bytes, mask).view(4, 3, 16)
+    layer.to(dtype)
+    plain = dense_cross(layer, queries.to(dtype).flatten(0, 1), bytes.to(dtype), mask).view(4, 3, 16)
+    found = layer(queries.to(dtype), bytes.to(dtype), segment)
+    assert distance(found, wanted) <= 2 * distance(plain, wanted)
+    assert torch.equal(found[2], 2 * queries.to(dtype)[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bytes_attend_one_patch(dtype: torch.dtype) -> None:
+    layer = BytesFromPatches(16, 2)
+    initialise(layer, 1, 0)
+    layer.requires_grad_(False)
+    index = torch.tensor([[0, 0, 1, 2, 2], [0, 1, 1, 1, 0]])
+    queries, patches = random(2, 5, 16), random(2, 3, 2, 16, seed=1)
+    mask = (index[..., None] == torch.arange(3)).repeat_interleave(2, -1)
+
+    def dense(dtype: torch.dtype) -> Tensor:
+        layer.to(dtype)
+        rows = zip(queries.to(dtype), patches.to(dtype), mask, strict=True)
+        return torch.stack([dense_cross(layer, q, p.flatten(0, 1), m) for q, p, m in rows])
+
+    wanted, plain = dense(torch.float64), dense(dtype)
+    found = layer(queries.to(dtype), patches.to(dtype), index)
+    assert distance(found, wanted) <= 2 * distance(plain, wanted)
+
+
+@given(st.lists(st.integers(0, 3), max_size=9))
+def test_segments_are_reduced_one_by_one(segments: list[int]) -> None:
+    values, segment = random(len(segments), 2), torch.tensor(segments, dtype=torch.long)
+    for number in range(4):
+        own = values[segment == number]
+        highest = own.amax(0) if len(own) else torch.full((2,), -torch.inf)
+        assert torch.equal(segment_max(values, segment, 4)[number], highest.double())
+        torch.testing.assert_close(segment_sum(values, segment, 4)[number], own.sum(0))
+
+
+# --- hashed n-grams ---------------------------------------------------------------------------------------------------
+
+SIZES, FUNCTIONS, TABLE = (2, 3, 8), 2, 997
+
+
+def hashed(document: list[int]) -> list[list[int]]:
+    """The table rows at each id of one document, in integers that are wrapped as two's complement at the end."""
+    found = list[list[int]]()
+    for end in range(1, len(document) + 1):
+        line = list[int]()
+        for prime in PRIMES[:FUNCTIONS]:
+            for size in SIZES:
+                ids = ([PAD] * size + document[:end])[-size:]
+                total = sum((i + 4) % 260 * prime**power for power, i in enumerate(ids))
+                wrapped = (total + 2**63) % 2**64 - 2**63
+                line.append(wrapped % TABLE + len(line) * TABLE)
+        found.append(line)
+    return found
+
+
+def embedding() -> NgramEmbedding:
+    return NgramEmbedding(8, SIZES, FUNCTIONS, TABLE)
+
+
+def test_the_hash_is_the_published_one() -> None:
+    """Golden values of "ab" after BOS: 1, 101, 102 once specials come first, oldest id first; the second one wraps."""
+    rows = Rows.of(torch.tensor([[BOS, *b"ab"]]))
+    found = embedding().hashes(rows, rows.starts(torch.tensor([0])), torch.full((1, 7), PAD))[0]
+    assert found[2, :2].tolist() == [(101 + 102 * 1000000007) % TABLE, 1923]
+    assert found.tolist() == hashed([BOS, *b"ab"])
+
+
+@given(st.lists(st.binary(max_size=12).map(lambda b: [BOS, *b]), max_size=4), st.data())
+def test_hashes_are_those_of_each_document_alone(documents: list[list[int]], data: st.DataObject) -> None:
+    """Over document starts, and over the edges of pieces with PADs in them."""
+    layer, line = embedding(), [i for document in documents for i in document]
+    recent, position, found = layer.begin(1, torch.device("cpu")), 0, list[list[int]]()
+    while line:
+        size, before, behind = data.draw(st.tuples(st.integers(1, 9), st.integers(0, 2), st.integers(0, 2)))
+        piece, line = line[:size], line[size:]
+        rows = Rows.of(torch.tensor([[PAD] * before + piece + [PAD] * behind], dtype=torch.long))
+        starts = rows.starts(torch.tensor([position]))
+        found += layer.hashes(rows, starts, recent)[0, : len(piece)].tolist()
+        _, recent = layer(rows, starts, recent)
+        position += len(piece)
+    assert found == [hashes for document in documents for hashes in hashed(document)]
+
+
+def test_tables_do_not_share_rows() -> None:
+    layer = embedding()
+    assert layer.ngram is not None
+    assert layer.ngram.num_embeddings == FUNCTIONS * len(SIZES) * TABLE
+    rows = Rows.of(torch.tensor([[BOS, *range(256)]]))
+    found = layer.hashes(rows, rows.starts(torch.tensor([0])), layer.begin(1, torch.device("cpu")))[0]
+    assert torch.equal(found // TABLE, torch.arange(6).expand(257, 6))
+
+
+# --- states and parameters --------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_state_are_taken_joined_and_put() -> None:
+    """Times of different length are aligned on the right, where the newest is."""
+    long, short = torch.arange(6.0).view(2, 3), torch.tensor([[9.0]])
+    state = (Where(torch.tensor([3, 4]), torch.tensor([0, 1])), long, None)
+    other = (Where(torch.tensor([7]), torch.tensor([2])), short, None)
+    where, line, nothing = join_rows([state, other])
+    assert (where.position.tolist(), line.tolist(), nothing) == ([3, 4, 7], [[0, 1, 2], [3, 4, 5], [0, 0, 9]], None)
+    where, line, _ = take_rows(state, torch.tensor([1, 1, 0]))
+    assert (where.start.tolist(), line.tolist()) == ([1, 1, 0], [[3, 4, 5], [3, 4, 5], [0, 1, 2]])
+    where, line, _ = put_rows(state, torch.tensor([0]), other)
+    assert (where.position.tolist(), line.tolist()) == ([7, 4], [[0, 0, 9], [3, 4, 5]])
+    assert state[1].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_parameters_begin_as_the_table_says() -> None:
+    model = nn.ModuleDict({"in": nn.Linear(400, 300, bias=False), "out": nn.Linear(400, 300, bias=False)})
+    model.update({"embed": nn.Embedding(300, 100), "norm": nn.RMSNorm(5)})
+    initialise(model, 8, 0)
+    model.requires_grad_(False)
+    cut = 0.9867  # what is left of σ once normals are cut at 3 σ
+    for name, sigma in (("in", 1 / 20), ("out", 1 / 80), ("embed", 1 / 10)):
+        weight = model.get_parameter(f"{name}.weight")
+        assert abs(float(weight.std()) / (sigma * cut) - 1) < 0.02
+        assert float(weight.abs().max()) <= 3 * sigma
+    assert model.get_parameter("norm.weight").tolist() == [1] * 5
+
+
+def test_a_kind_that_the_table_does_not_know_is_refused() -> None:
+    with pytest.raises(TypeError, match="conv: no rule to initialise a Conv1d"):
+        initialise(nn.ModuleDict({"conv": nn.Conv1d(1, 1, 1)}), 1, 0)
