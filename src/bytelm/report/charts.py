@@ -1,0 +1,233 @@
+"""Small SVG charts for a page that has `style.SHEET`: lines, a histogram of small integers, horizontal bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bytelm.report.style import escape
+from bytelm.units import show_count
+
+Show = Callable[[float], str]  # how a value on an axis is written
+Series = Sequence[tuple[float, float]]
+
+WIDTH, HEIGHT = 480, 270
+LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 14, 34, HEIGHT - 40
+COLOURS = 6  # --series0 .. --series5
+MARKED = 40  # a line of at most so many points shows each of them
+BINS = 48  # a histogram of more values gathers the rest in its last bar
+
+
+def show_plain(value: float) -> str:
+    """A value with up to four significant digits and no trailing zeros."""
+    return f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values from `low` to `high`, onto pixels from `start` to `stop`, linearly or by their logarithm."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """The pixel of a value."""
+        low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (value - low) / (high - low) * (self.stop - self.start)
+
+    def ticks(self, about: int = 5) -> list[float]:
+        """Round values inside the range."""
+        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, about)
+
+
+def axis_over(values: Sequence[float], start: float, stop: float, log: bool = False) -> Axis:
+    """The axis that just holds the values, widened where they are all (nearly) one value."""
+    low, high = min(values), max(values)
+    if log:
+        return Axis(low, high, start, stop, log) if high > low * 1.01 else Axis(low / 2, high * 2, start, stop, log)
+    if high - low <= 1e-6 * max(abs(low), abs(high)) + 1e-12:
+        room = abs(high) / 10 if abs(high) > 1e-9 else 1.0
+        low, high = low - room, high + room
+    return Axis(low, high, start, stop)
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`."""
+    step = _nice_step((high - low) / about)
+    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten from `low` to `high`; 2 and 5 times them where those are few, round values where still few."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = max(1, len(powers) // 6)
+    for factors in ((1,), (1, 2, 5)):
+        found = [f * 10.0**p for p in powers if p % every == 0 for f in factors if low <= f * 10.0**p <= high]
+        if len(found) >= 3:
+            return found
+    return ticks(low, high)
+
+
+def _nice_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(f * power for f in (1.0, 2.0, 5.0, 10.0) if f * power >= rough * 0.999)
+
+
+def line_chart(
+    series: Mapping[str, Series],
+    x_label: str,
+    y_label: str,
+    title: str,
+    log_x: bool = False,
+    show_x: Show = show_plain,
+    show_y: Show = show_plain,
+) -> str:
+    """Lines of (x, y) points with axes and a legend, as one `<svg>`.
+
+    Points that are not finite, and with `log_x` those at x <= 0, are left out; so is a series that has none left.
+    """
+    lines = {name: _drawable(points, log_x) for name, points in series.items()}
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return _svg(title, "No data.", [_text(WIDTH / 2, HEIGHT / 2, "no data yet", anchor="middle")])
+    x = axis_over([x for points in lines.values() for x, _ in points], LEFT, RIGHT, log_x)
+    y = _rounded(axis_over([y for points in lines.values() for _, y in points], BOTTOM, TOP))
+    parts = [*_frame(x, y, x_label, y_label, show_x, show_y), *_legend(list(lines))]
+    for index, (name, points) in enumerate(lines.items()):
+        colour = f"var(--series{index % COLOURS})"
+        path = " ".join(f"{x.at(px):.1f},{y.at(py):.1f}" for px, py in points)
+        parts.append(f'<polyline class="line" stroke="{colour}" points="{path}"/>')
+        for px, py in points if len(points) <= MARKED else ():
+            hover = escape(f"{name}: {show_y(py)} at {show_x(px)}")
+            spot = f'cx="{x.at(px):.1f}" cy="{y.at(py):.1f}" r="3"'
+            parts.append(f'<circle {spot} fill="{colour}"><title>{hover}</title></circle>')
+    described = [f"{y_label} against {x_label}."]
+    for name, points in lines.items():
+        first, last = (f"{show_y(py)} at {show_x(px)}" for px, py in (points[0], points[-1]))
+        described.append(f"{name}: {len(points)} points, from {first} to {last}.")
+    return _svg(title, " ".join(described), parts)
+
+
+def histogram(counts: Mapping[int, int], x_label: str, y_label: str, title: str) -> str:
+    """How often each small integer was counted, with the mean as a dashed line, as one `<svg>`.
+
+    Values more than 48 above the smallest share the last bar.
+    """
+    counts = {value: count for value, count in counts.items() if count > 0}
+    if not counts:
+        return _svg(title, "No data.", [_text(WIDTH / 2, HEIGHT / 2, "no data yet", anchor="middle")])
+    total = sum(counts.values())
+    mean = sum(value * count for value, count in counts.items()) / total
+    last = min(max(counts), min(counts) + BINS - 1)
+    bars: dict[int, int] = {}
+    for value, count in counts.items():
+        bars[min(value, last)] = bars.get(min(value, last), 0) + count
+    gathered = max(counts) > last
+
+    def show(value: float) -> str:
+        return f"{value:.0f}+" if gathered and value == last else f"{value:.0f}"
+
+    x = Axis(min(bars) - 0.6, last + 0.6, LEFT, RIGHT)
+    y = _rounded(Axis(0.0, float(max(bars.values())), BOTTOM, TOP))
+    parts = list(_frame(x, y, x_label, y_label, show, show_count, whole=True))
+    breadth = max(1.0, 0.8 * (x.at(1) - x.at(0)))
+    for value, count in sorted(bars.items()):
+        top = y.at(count)
+        hover = escape(f"{show(value)}: {count:,} ({count / total:.1%})")
+        box = f'x="{x.at(value) - breadth / 2:.1f}" y="{top:.1f}" width="{breadth:.1f}" height="{BOTTOM - top:.1f}"'
+        parts.append(f'<rect {box} rx="1" fill="var(--series0)"><title>{hover}</title></rect>')
+    middle = x.at(min(mean, last))
+    anchor = "start" if middle < (LEFT + RIGHT) / 2 else "end"
+    parts.append(f'<line class="mean" x1="{middle:.1f}" x2="{middle:.1f}" y1="{TOP - 8}" y2="{BOTTOM}"/>')
+    parts.append(_text(middle + (6 if anchor == "start" else -6), TOP - 2, f"mean {mean:.2f}", anchor, "strong"))
+    return _svg(title, f"{total:,} counted, from {min(counts)} to {max(counts)}, mean {mean:.2f}.", parts)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a bar chart, with the ends of its interval if it has one; `ours` stands out."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    ours: bool = False
+
+
+def bar_chart(bars: Sequence[Bar], unit: str, title: str) -> str:
+    """Horizontal bars from zero, each with its name and value, as one `<svg>`."""
+    row, left, right = 34, 96, WIDTH - 52
+    ends = [end for bar in bars for end in (bar.value, bar.high or 0.0) if math.isfinite(end)]
+    x = Axis(0.0, max([*ends, 0.0]) or 1.0, left, right)
+    parts: list[str] = []
+    for index, bar in enumerate(bars):
+        top, ours = index * row + 4, " ours" if bar.ours else ""
+        colour = "var(--series0)" if bar.ours else "var(--bar)"
+        end = x.at(bar.value) if math.isfinite(bar.value) else left
+        size = f'width="{end - left:.1f}" height="{row - 10}"'
+        parts.append(_text(left - 10, top + row / 2 - 1, bar.name, "end", "strong" + ours))
+        parts.append(f'<rect x="{left}" y="{top}" {size} rx="2" fill="{colour}"/>')
+        if bar.low is not None and bar.high is not None and math.isfinite(bar.high - bar.low):
+            low, high, middle = x.at(bar.low), x.at(bar.high), top + row / 2 - 5
+            d = f"M{low:.1f} {middle - 5}v10m0 -5H{high:.1f}m0 -5v10"
+            parts.append(f'<path d="{d}" fill="none" stroke="var(--ink)" stroke-width="1.25"/>')
+            end = max(end, high)
+        parts.append(_text(end + 8, top + row / 2 - 1, f"{bar.value:.3f}", "start", "strong" + ours))
+    words = ", ".join(f"{bar.name} {bar.value:.3f}" for bar in bars)
+    return _svg(title, f"{unit}: {words}.", parts, height=len(bars) * row + 4)
+
+
+def _drawable(points: Series, log_x: bool) -> list[tuple[float, float]]:
+    return sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x))
+
+
+def _rounded(axis: Axis) -> Axis:
+    """The axis widened to the round values just outside it."""
+    step = _nice_step((axis.high - axis.low) / 5)
+    low, high = math.floor(axis.low / step + 1e-9) * step, math.ceil(axis.high / step - 1e-9) * step
+    return Axis(low, high, axis.start, axis.stop)
+
+
+def _frame(
+    x: Axis, y: Axis, x_label: str, y_label: str, show_x: Show, show_y: Show, whole: bool = False
+) -> Iterator[str]:
+    """Grid, ticks and labels; `whole` puts more ticks on the x axis, and whole numbers only."""
+    for value in y.ticks():
+        at = y.at(value)
+        yield f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        yield _text(LEFT - 8, at + 4, show_y(value), "end")
+    yield f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}"/>'
+    for value in x.ticks(9 if whole else 5):
+        if not whole or value == round(value):
+            yield f'<line class="axis" x1="{x.at(value):.1f}" x2="{x.at(value):.1f}" y1="{BOTTOM}" y2="{BOTTOM + 4}"/>'
+            yield _text(x.at(value), BOTTOM + 18, show_x(value), "middle")
+    yield _text((LEFT + RIGHT) / 2, HEIGHT - 4, x_label, "middle")
+    yield _text(4, 12, y_label, "start")
+
+
+def _legend(names: Sequence[str]) -> Iterator[str]:
+    """Names with the colour of their line, from the right end of the top row; shortened where they have no room."""
+    letter, swatch = 6.6, 32
+    room = int(((RIGHT - LEFT - 60) / len(names) - swatch) / letter)
+    if sum(map(len, names)) > room * len(names):
+        names = [name if len(name) <= room else name[: max(0, room - 1)] + "…" for name in names]
+    at = float(RIGHT)
+    for index in reversed(range(len(names))):
+        at -= letter * len(names[index])
+        yield _text(at, 12, names[index], "start", "strong")
+        yield f'<rect x="{at - 18:.1f}" y="7" width="12" height="3" rx="1" fill="var(--series{index % COLOURS})"/>'
+        at -= swatch
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:
+    style = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
+
+
+def _svg(title: str, description: str, parts: Sequence[str], height: int = HEIGHT) -> str:
+    head = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{head}\n' + "\n".join(parts) + "\n</svg>"
