@@ -1,0 +1,59 @@
+"""The command line: `bytelm VERB`. Every verb is a typed function; torch is imported when one needs it, not before."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+
+from bytelm import __version__
+from bytelm.cli import inspect, measure, training
+from bytelm.errors import BytelmError
+
+app = App(
+    name="bytelm",
+    help="Language models over raw bytes: train on any files, measure in bits per byte, generate exactly.",
+    version=__version__,
+    result_action="return_value",
+    help_epilogue="Start with `bytelm demo`, or `bytelm train PATH`. BYTELM_DEBUG=1 shows tracebacks.",
+)
+app.command(training.train)
+app.command(measure.evaluate, name="eval")
+app.command(measure.generate)
+app.command(inspect.patches)
+app.command(training.calibrate)
+app.command(inspect.presets)
+app.command(inspect.report)
+app.command(training.demo)
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code: 0, the code of the error's kind, or 128 and a signal's number."""
+    sys.exit(run(sys.argv[1:] if tokens is None else tokens))
+
+
+def run(tokens: Sequence[str]) -> int:
+    """`main` without the exit. A user's error is one line on standard error, without a traceback."""
+    try:
+        code = app(tokens, exit_on_error=False, print_error=False, error_console=Console(stderr=True))
+    except CycloptsError as error:
+        return fail(str(error).replace("\n", " "), 2)
+    except BytelmError as error:
+        if os.environ.get("BYTELM_DEBUG"):
+            raise
+        return fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has had enough
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def fail(message: str, code: int) -> int:
+    """Say what is wrong, in one line."""
+    print(f"bytelm: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,74 @@
+"""What the verbs share: how a text is named on the command line, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from bytelm.errors import DataError, UsageError
+
+Sets = Annotated[
+    list[str] | None,
+    Parameter(name="--set", negative="", help="One setting, as in train.learning_rate=1e-3. May be repeated."),
+]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+Quiet = Annotated[bool, Parameter(negative="", help="Print nothing but results and errors.")]
+
+
+def text_of(argument: str, hex: bool = False) -> bytes:
+    """The bytes an argument stands for: text, hex digits, `@file`, or `-` for standard input."""
+    if argument == "-":
+        return sys.stdin.buffer.read()
+    if argument.startswith("@"):
+        try:
+            return Path(argument[1:]).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {argument[1:]} ({error.strerror}): name a file after the @") from None
+    if hex:
+        try:
+            return bytes.fromhex(argument)
+        except ValueError as error:
+            raise UsageError(f"--hex {argument!r}: {error}") from None
+    return argument.encode(errors="surrogateescape")
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(value, indent=1))
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table for people: names on the left, figures on the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # Where the output is no terminal nothing is wrapped: a table in a file should keep its rows whole.
+    Console(width=None if console.is_terminal else 200).print(table)
+
+
+def print_verdict(verdict: Any) -> None:
+    """A measurement beside the compressors, best first, and by file if there are several."""
+    bounds = "" if verdict.low is None else f"{verdict.low:.3f} to {verdict.high:.3f}"
+    rows = [("this model", verdict.bits_per_byte, bounds)]
+    rows += [(name, bits, "") for name, bits in verdict.compressors.items()]
+    rows.sort(key=lambda row: row[1])
+    print(
+        f"{verdict.bytes:,} bytes in {verdict.documents} documents, each scored once; "
+        f"context {verdict.context}, stride {verdict.stride}"
+    )
+    print_table(["", "bits per byte", "95 %"], [(name, f"{bits:.3f}", b) for name, bits, b in rows])
+    if len(verdict.files) > 1:
+        rows = [(f.name, f"{f.bytes:,}", f"{f.bits_per_byte:.3f}") for f in verdict.files]
+        print_table(["", "bytes", "bits per byte"], rows)

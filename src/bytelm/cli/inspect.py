@@ -1,0 +1,90 @@
+"""The verbs that show: patches, presets, report."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from bytelm.cli.common import Json, print_json, print_table, text_of
+from bytelm.errors import UsageError
+
+
+def patches(
+    source: str,
+    text: str,
+    /,
+    *,
+    html: Annotated[Path | None, Parameter(help="Write the picture into this file.")] = None,
+    hex: Annotated[bool, Parameter(negative="", help="The text is given as hex digits.")] = False,
+    json: Json = False,
+) -> int:
+    """Cut a text into patches and show it in colours, with the entropy under it.
+
+    Example: bytelm patches runs/demo "Byte models do not tokenise." --html patches.html
+    Example: bytelm patches space "The quick fox"
+
+    Parameters
+    ----------
+    source
+        A run, or a scheme that needs no scorer: fixed, space, or fixed:SIZE.
+    text
+        Text, @file, or - for standard input.
+    """
+    from bytelm.report.gather import view_of
+    from bytelm.report.page import write
+    from bytelm.report.patches import html as page
+    from bytelm.report.patches import plain, summary, terminal
+
+    view = view_of(source, text_of(text, hex))
+    if html is not None:
+        write(html, page(view, f"Patches of {source}"))
+    if json:
+        cuts = [i for i, opens in enumerate(view.opens) if opens]
+        found: dict[str, Any] = {"bytes": len(view.data), "patches": len(cuts), "opens": cuts}
+        print_json({**found, "entropies": view.entropies, "threshold": view.threshold})
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(terminal(view, shutil.get_terminal_size().columns))
+        print(summary(view))
+    else:
+        print(plain(view))
+    return 0
+
+
+def presets(*, json: Json = False) -> int:
+    """The presets: what each is made of, and its true parameter counts."""
+    from bytelm.config import preset_names
+    from bytelm.train.settings import describe
+
+    rows = [describe(name) for name in preset_names()]
+    if json:
+        print_json(rows)
+        return 0
+    head = ["preset", "model", "patching", "parameters", "n-gram tables", "scorer", "window"]
+    print_table(head, [[str(row[key]) for key in head] for row in rows])
+    print("train with one: bytelm train PATH --preset NAME")
+    return 0
+
+
+def report(run: Path, /, *, out: Path | None = None) -> int:
+    """Write the report of a run, finished or not, as one self-contained HTML page.
+
+    Parameters
+    ----------
+    out
+        Where; RUN/report.html unless given.
+    """
+    from bytelm.report.gather import gather
+    from bytelm.report.page import render, write
+
+    if not run.is_dir():
+        raise UsageError(f"no run at {run}: name a directory that `bytelm train` wrote")
+    path = out or run / "report.html"
+    write(path, render(gather(run)))
+    print(path)
+    return 0

@@ -1,0 +1,93 @@
+"""A trained model, as a user holds it: generate, measure, and see how it cuts text into patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypedDict, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.checkpoint import assemble
+from bytelm.evaluate.bits import logprobs, measure
+from bytelm.evaluate.meter import Meter
+from bytelm.evaluate.patches import patch_view
+from bytelm.generate.sampling import Sampling
+from bytelm.generate.session import generate, stream
+from bytelm.models.base import ByteModel
+from bytelm.units import LN2
+
+
+class Options(TypedDict, total=False):
+    """How to generate; whatever is left out has the value in brackets.
+
+    `max_bytes` (256): at the most. `temperature` (0.8; 0 is greedy), `top_k`, `top_p`, `min_p` (None): `Sampling`.
+    `seed` (0): the same one writes the same bytes. `stop` (): end before any of these. `utf8` (False): valid UTF-8.
+    """
+
+    max_bytes: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int
+    stop: Sequence[bytes]
+    utf8: bool
+
+
+def split(options: Options) -> dict[str, Any]:
+    """The options as `generate.session` takes them: those of sampling as one."""
+    given: dict[str, Any] = dict(options)
+    chosen = {field.name: given.pop(field.name) for field in fields(Sampling) if field.name in given}
+    return given | {"sampling": Sampling(**chosen)}
+
+
+class LM:
+    """What `bytelm.load` returns. `model` is the plain `nn.Module`: `lm.model(ids, state)`, `lm.model.begin(batch)`."""
+
+    def __init__(self, model: ByteModel, context: int) -> None:
+        self.model = model
+        self.context = context
+        """Bytes that the model was trained to read in a row: the window of measurements."""
+
+    @overload
+    def generate(self, prompt: bytes, **options: Unpack[Options]) -> bytes: ...
+
+    @overload
+    def generate(self, prompt: list[bytes], **options: Unpack[Options]) -> list[bytes]: ...
+
+    def generate(self, prompt: bytes | list[bytes], **options: Unpack[Options]) -> bytes | list[bytes]:
+        """What the model writes after a prompt, or after each of several, without the prompts.
+
+        Raises UsageError and ConfigError for options outside their limits; see `Options`.
+        """
+        prompts = prompt if isinstance(prompt, list) else [prompt]
+        texts = [generation.data for generation in generate(self.model, prompts, **split(options))]
+        return texts if isinstance(prompt, list) else texts[0]
+
+    def stream(self, prompt: bytes, **options: Unpack[Options]) -> Iterator[bytes]:
+        """The same bytes as `generate`, each as soon as it is decided."""
+        return stream(self.model, prompt, **split(options))
+
+    def bits(self, data: bytes) -> tuple[float, int]:
+        """The bits that `data` costs as one document, and its bytes: every byte is scored once."""
+        meter = Meter.of(measure(self.model, [("", data)], context=self.context))
+        return meter.nats / LN2, meter.bytes
+
+    def logprobs(self, prefix: bytes, continuation: bytes) -> NDArray[np.float64]:
+        """The log-probability of each byte of `continuation` after `prefix`, in nats: one (negative) number a byte."""
+        return logprobs(self.model, prefix, continuation)
+
+    def patches(self, data: bytes) -> list[bytes]:
+        """`data` cut into the patches that the model reads it in. Raises UsageError for a model without patches."""
+        opens = patch_view(self.model, data).opens
+        return [data[a:b] for a, b in pairwise([*np.flatnonzero(opens).tolist(), len(data)])]
+
+
+def load(path: str | Path) -> LM:
+    """The trained model of a run directory, or of one checkpoint in it. Raises CheckpointError."""
+    loaded = assemble.load(path)
+    return LM(loaded.model, int(loaded.state["context"]))
