@@ -1,0 +1,46 @@
+# make demo    the whole road on the bytes of this repository: data, training, bits per byte, generation
+# make test    everything CI checks, in an environment of its own
+# make check   the same in .venv as it stands (also: make lint, types, floors, tests)
+# make slow    the tests that take minutes
+#
+# The environment is .venv, made once and again only when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.NOTPARALLEL:
+.PHONY: demo test check slow lint types floors tests setup
+
+demo: setup
+	$(BIN)/bytelm demo
+
+test: setup check
+
+# The tests come last: their closing line is the last one printed.
+check: lint types floors tests
+
+slow: setup
+	$(BIN)/pytest -m slow --timeout 3600
+
+lint:
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# Without the variable Pyright asks PyPI at every run whether it is the newest.
+types:
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+
+floors:
+	$(BIN)/lint-imports --no-logo --no-cache
+
+# Two workers, as each imports torch: more of them cost more than they bring on a small machine.
+tests:
+	$(BIN)/pytest -q -n 2
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -e ".[dev]" -c constraints.txt
+	touch $(INSTALLED)
