@@ -79,7 +79,7 @@ def close(run: Path, quiet: bool, json: bool) -> None:
     loaded = load(run)
     corpus = Corpus.open(run / "data")
     splits: tuple[Split, ...] = ("test", "valid")
-    split = next((s for s in splits if corpus.bytes(s)), None)
+    split: Split | None = next((s for s in splits if corpus.bytes(s)), None)
     verdict = None
     if split is not None:
         verdict = judge(loaded.model, spread(corpus, split, HELD_OUT), loaded.state["context"])
