@@ -1,4 +1,4 @@
-# make demo    the whole road on the bytes of this repository: data, training, bits per byte, generation
+# make demo    the whole road on this machine's own Python sources: scorer, patches, training, report
 # make test    everything CI checks, in an environment of its own
 # make check   the same in .venv as it stands (also: make lint, types, floors, tests)
 # make slow    the tests that take minutes

@@ -115,7 +115,7 @@ def test_rotation_turns_a_score_by_the_distance_alone(position: int, shift: int)
 def dense_cross(layer: CrossAttention, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
     """Every query over all keys that the mask `[queries, keys]` shows; a query that sees none adds nothing."""
     query, key, value = layer.project(queries, keys)
-    scores = torch.einsum("qhd,khd->hqk", query, key) * layer.scale
+    scores = torch.einsum("qhd,khd->hqk", query, key) * query.shape[-1] ** -0.5
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num()
     return 2 * queries + layer.out(torch.einsum("hqk,khd->qhd", weights, value).flatten(1))
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bytelm.models.base import ByteModel
-from bytelm.units import BOS, BYTES, PAD
+from bytelm.patching.layout import Rows
+from bytelm.units import BOS, BYTES
 
 
 def score(
@@ -19,12 +20,16 @@ def score(
     """Summed nats of the counted ids given all before them in their row, and how many of those ids are bytes.
 
     The first id of a row has nothing before it and is never counted. Without `counted`, every byte and every EOS
-    counts: what a model has to learn.
+    counts: what a model has to learn. PADs may stand anywhere, and count nowhere.
     """
+    rows = Rows.of(ids)
+    ids = rows.ids
+    counted = None if counted is None else rows.align(counted)
+    boundaries = None if boundaries is None else rows.align(boundaries)
     targets = ids[:, 1:]
     if counted is None:
-        counted = (ids != PAD) & (ids != BOS)
-    counted = counted[:, 1:]
+        counted = ids != BOS
+    counted = (counted & rows.real)[:, 1:]
     logits, _ = model(ids[:, :-1], None, None if boundaries is None else boundaries[:, :-1])
     nats = nats_of(logits, targets)
     return (nats * counted).sum(), (counted & (targets < BYTES)).sum()

@@ -71,8 +71,8 @@ class Guard:
     """Bounds the patches of a scheme on runaway input, causally.
 
     `max_length`: no patch is longer (long runs, where nothing is hard to predict). `max_singles`: after so many
-    one-byte patches in a row only every fourth proposal counts (random bytes, where everything is), so that n bytes
-    never cost much more than n / 4 global steps. None switches a bound off.
+    one-byte patches in a row only every fourth proposal counts (random bytes, where everything is), so that an
+    unbroken run of n proposals costs n / 4 global steps. None switches a bound off.
     """
 
     max_length: int | None

@@ -30,7 +30,7 @@ from bytelm.report.patches import PatchView
 from bytelm.units import show_count, show_seconds
 
 VERDICT = "held_out.json"
-SHOWN = 700  # bytes of a held-out document that are shown cut into patches
+SHOWN = 400  # bytes of a held-out document that are shown cut into patches
 CUT = 1 << 17  # held-out bytes whose patch lengths are counted
 PROMPTS = 3
 

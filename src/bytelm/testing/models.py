@@ -30,7 +30,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import torch as safetensors
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
@@ -39,7 +38,7 @@ from bytelm.nn.transformer import Block
 from bytelm.testing.exact import exact
 from bytelm.testing.examples import LONG, PIECES, SHORT, marks, moments, padded, pieces, row, rows, whole_document
 from bytelm.testing.law import EXAMPLES, LawError, agree, agree_states, subject
-from bytelm.units import BYTES, PAD
+from bytelm.units import BYTES
 
 BOUND = 1e-9  # nats, in float64
 
@@ -220,11 +219,11 @@ def boundaries(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> flo
 
 @torch.no_grad()
 def sums(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
-    """A batch, shorter rows padded behind, scores the sum of its rows' scores; all bytes but a row's first id count."""
+    """A batch, padded anywhere, scores the sum of its rows' scores; all bytes but a row's first id count."""
     rng = random.Random(seed)
     with exact(model) as precise:
         lines = on(model, rows(rng, examples))
-        nats, count = score(precise, pad_sequence(lines, True, PAD))
+        nats, count = score(precise, padded(rng, lines)[0].to(model.device))
         alone = [score(precise, ids[None]) for ids in lines]
         wanted = sum(int((ids[1:] < BYTES).sum()) for ids in lines)
         counts = torch.stack([count, torch.stack([own for _, own in alone]).sum()])

@@ -24,7 +24,7 @@ from bytelm.data.sampler import Batch, Sampler
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
-from bytelm.nn.transformer import Stack
+from bytelm.nn.transformer import Block, Stack
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
 from bytelm.train.optimise import adamw, learning_rate
@@ -88,8 +88,8 @@ class Trainer:
         for module in model.modules():
             if isinstance(module, Stack):
                 module.recompute = config.recompute
-                if config.compile:
-                    module.compile(dynamic=True)
+            if config.compile and isinstance(module, Block):
+                module.compile(dynamic=True)  # block by block: BLT reads patches between the blocks of its decoder
 
     # --- one sitting --------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ class Trainer:
             while self.used() < 1 and stop.received is None:
                 self.step()
                 now = time.monotonic()
-                if now >= valid_due and self.used() < 1:
+                if now >= valid_due and self.used() < 0.95:  # the last look is taken at the end
                     self.look()
                     valid_due = time.monotonic() + 60 * self.config.valid_minutes
                 if now >= save_due and stop.received is None:
@@ -209,7 +209,7 @@ class Trainer:
 
     def look(self) -> None:
         """Score windows of held-out data, the same ones each time, and write a sample of the model's own text."""
-        progress = dataclasses.asdict(self.progress)
+        progress, began = dataclasses.asdict(self.progress), time.monotonic()
         self.model.eval()
         if self.valid is not None:
             nats, bytes = 0.0, 0
@@ -228,6 +228,7 @@ class Trainer:
             shown = {"prompt": prompt.decode(errors="replace"), "text": text.decode(errors="replace")}
             self.journal.write("sample", **progress, **shown)
         self.model.train()
+        self.tally.since += time.monotonic() - began  # not part of the training's speed
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
