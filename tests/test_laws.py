@@ -135,7 +135,7 @@ def nul_taken_for_padding(patch: pytest.MonkeyPatch) -> None:
 
 
 def nul_not_counted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(objective, "PAD", 0)
+    patch.setattr(objective, "BOS", 0)  # which is not counted, and rightly so
 
 
 def mean_of_means(patch: pytest.MonkeyPatch) -> None:
