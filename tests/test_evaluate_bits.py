@@ -45,6 +45,9 @@ class Fake(ByteModel):
     def initialise(self, seed: int) -> None:
         """There is nothing to set."""
 
+    def flops(self, ids: int, patches: int) -> int:
+        return 0
+
     def begin(self, batch: int) -> Any:
         return ()
 

@@ -44,6 +44,9 @@ class Fake(ByteModel):
     def initialise(self, seed: int) -> None:
         """There is nothing to set."""
 
+    def flops(self, ids: int, patches: int) -> int:
+        return 0
+
     def begin(self, batch: int) -> History:
         return History(torch.full((batch, 3), PAD), torch.zeros(batch, dtype=torch.int64))
 

@@ -18,7 +18,7 @@ from bytelm.models import objective
 from bytelm.models.blt import BLT
 from bytelm.models.objective import score
 from bytelm.models.transformer import ByteTransformer
-from bytelm.nn import attention
+from bytelm.nn import attention, transformer
 from bytelm.nn.attention import View
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.patching.base import Guard
@@ -146,6 +146,10 @@ def mean_of_means(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(models, "score", wrong)
 
 
+def block_forgotten_in_the_count(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(transformer, "pairs", lambda new, window: new * min(new, window or new))
+
+
 def ngrams_forget(patch: pytest.MonkeyPatch) -> None:
     hashes: Any = NgramEmbedding.hashes
     wrong = lambda self, rows, starts, recent: hashes(self, rows, starts, torch.full_like(recent, PAD))  # noqa: E731
@@ -223,6 +227,8 @@ PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (nul_taken_for_padding, SPACED, "causality"),
     (nul_not_counted, WINDOWED, "sums"),
     (mean_of_means, WINDOWED, "sums"),
+    (block_forgotten_in_the_count, WINDOWED, "cost"),
+    (block_forgotten_in_the_count, SPACED, "cost"),
     (ngrams_forget, SPACED, "split"),
     (ngrams_cross_documents, SPACED, "documents"),
     (open_patch_read, SPACED, "causality"),

@@ -263,6 +263,44 @@ train([sys.argv[1]], configure("blt-tiny", sets=sys.argv[3:], steps=100000), sys
 """
 
 
+def test_a_byte_transformer_resumes_too(corpus: Path, tmp_path: Path) -> None:
+    shape = ["model.layers=2", "model.dim=16", "model.heads=2", "train.window=64", "train.batch=2"]
+    sets = [*shape, "train.precision=float32", "train.sample_bytes=0", "train.warmup=2"]
+    for preset in ("byte-tiny", "byte-window-tiny"):
+        # The schedule follows the budget, so both runs are told the same number of bytes and only one is cut short.
+        whole = configure(preset, sets=sets, steps=4)
+        train([corpus], whole, tmp_path / preset / "through", quiet=True)
+        killed = tmp_path / preset / "killed"
+        with pytest.MonkeyPatch.context() as patch:
+            step = loop.Trainer.step
+
+            def dies(trainer: loop.Trainer, step: Any = step) -> None:
+                step(trainer)
+                if trainer.progress.step == 2:
+                    trainer.save()
+                    raise KeyError("the machine is gone")
+
+            patch.setattr(loop.Trainer, "step", dies)
+            with pytest.raises(KeyError):
+                train([corpus], whole, killed, quiet=True)
+        train([corpus], whole, killed, quiet=True)
+        assert equal(weights(tmp_path / preset / "through"), weights(killed))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_what_an_eager_one_does(corpus: Path, tmp_path: Path) -> None:
+    """In processes of their own: torch cannot compile functions whose shapes are checked, as they are here."""
+    found: list[dict[str, Tensor]] = []
+    for compiled in ("false", "true"):
+        run = tmp_path / compiled
+        sets = [*NANO, "patching.name=space", f"train.compile={compiled}"]
+        code = COMMAND.replace("steps=100000", "steps=3")
+        subprocess.run([sys.executable, "-c", code, str(corpus), str(run), *sets], check=True, timeout=900)
+        found.append(weights(run))
+    for name, eager in found[0].items():
+        assert torch.allclose(eager, found[1][name], rtol=1e-3, atol=1e-5), name
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_instant_goes_on(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

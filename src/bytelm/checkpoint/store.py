@@ -35,6 +35,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from bytelm.data.files import sync_folder
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.units import show_bytes
 
@@ -89,7 +90,7 @@ def save(
     needed = len(text) + sum(map(len, headers.values())) + sum(t.nbytes for g in tensors.values() for t in g.values())
     try:
         home.mkdir(exist_ok=True)
-        _sync(run)
+        sync_folder(run)
         for dead in home.glob("*.tmp-*"):
             shutil.rmtree(dead)
         with tempfile.TemporaryDirectory(prefix=f"{final.name}.tmp-", dir=home, ignore_cleanup_errors=True) as name:
@@ -101,7 +102,7 @@ def save(
                 file = new / f"{group}.safetensors"
                 files[file.name] = _write(file, _pieces(headers[group], members))
             _write(new / MANIFEST, [_manifest_text(step, files)])
-            _sync(new)
+            sync_folder(new)
             # Written before anything is renamed: from here on the disk can no longer be too full.
             _write(aside / "latest", [f"{final.name}\n".encode()])
             _publish(aside, final)
@@ -124,9 +125,9 @@ def _publish(aside: Path, final: Path) -> None:
             old.rename(aside / "older")
         final.rename(old)
     (aside / "new").rename(final)
-    _sync(home)
+    sync_folder(home)
     (aside / "latest").replace(home / "latest")
-    _sync(home)
+    sync_folder(home)
     if old.exists():
         old.rename(aside / "old")
 
@@ -170,15 +171,6 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> Entry:
         file.flush()
         os.fsync(file.fileno())
         return Entry(file.tell(), digest.hexdigest())
-
-
-def _sync(directory: Path) -> None:
-    """Make the names in a directory durable: without it a power cut may undo a rename."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _manifest_text(step: int, files: Mapping[str, Entry]) -> bytes:

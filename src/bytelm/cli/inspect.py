@@ -65,8 +65,9 @@ def presets(*, json: Json = False) -> int:
     if json:
         print_json(rows)
         return 0
-    head = ["preset", "model", "patching", "parameters", "n-gram tables", "scorer", "window"]
+    head = ["preset", "model", "patching", "parameters", "n-gram tables", "scorer", "window", "FLOPs/byte"]
     print_table(head, [[str(row[key]) for key in head] for row in rows])
+    print("FLOPs/byte: of the model's matrix products, forward, over a window; times 3 in training")
     print("train with one: bytelm train PATH --preset NAME")
     return 0
 

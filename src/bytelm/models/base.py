@@ -40,6 +40,14 @@ class ByteModel(nn.Module, abc.ABC):
         where that was decided and recorded before; without it the model's patcher decides.
         """
 
+    @abc.abstractmethod
+    def flops(self, ids: int, patches: int) -> int:
+        """Floating-point operations of the matrix products when one row reads `ids` ids at once, from nothing.
+
+        `patches` of them close meanwhile, BOS's own among them. What is executed is counted: masked parts of attention
+        are, embeddings, elementwise work and the patcher are not. Times 3 for a training step.
+        """
+
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bytelm.errors import ConfigError
 from bytelm.models.base import ByteModel
+from bytelm.nn import cross
 from bytelm.nn.attention import Cache, View, Where
 from bytelm.nn.cross import BytesFromPatches, PatchesFromBytes
 from bytelm.nn.embed import PRIMES, NgramEmbedding
@@ -160,8 +161,8 @@ class Encoder(nn.Module):
         pooled = segment_max(states[0].flatten(0, 1), segment, batch * count + 1)[:-1]
         pooled = pooled.masked_fill(pooled == float("-inf"), 0.0)  # rows with fewer patches than the widest
         queries = self.split(pooled).unflatten(-1, (self.config.queries, -1))
-        for cross, bytes in zip(self.cross, states, strict=True):
-            queries = cross(queries, bytes.flatten(0, 1), segment)
+        for layer, bytes in zip(self.cross, states, strict=True):
+            queries = layer(queries, bytes.flatten(0, 1), segment)
         return queries.flatten(1).unflatten(0, (batch, count))
 
 
@@ -188,8 +189,8 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Tensor, "batch new vocab"], tuple[Cache, ...]]:
         """`index` says which of the latents each byte reads."""
         kept: list[Cache] = []
-        for layer, cross in enumerate(self.cross):
-            x, cache = self.stack.layer(layer, cross(x, latents, index), view, caches)
+        for layer, read in enumerate(self.cross):
+            x, cache = self.stack.layer(layer, read(x, latents, index), view, caches)
             if cache is not None:
                 kept.append(cache)
         return self.head(self.norm(x)).float(), tuple(kept)
@@ -216,6 +217,18 @@ class BLT(ByteModel):
         initialise(self.widen, 1, seed + 1)
         initialise(self.latent, config.global_layers, seed + 2)
         initialise(self.decoder, config.decoder_layers, seed + 3)
+
+    def flops(self, ids: int, patches: int) -> int:
+        """See `ByteModel`."""
+        config, k = self.config, self.config.queries
+        dim, width = config.local_dim, config.local_dim * config.queries
+        encoder = config.local(config.encoder_layers).flops(ids) + 2 * patches * dim * width
+        encoder += len(self.encoder.cross) * cross.flops(dim, queries=patches * k, keys=ids)
+        widen = 2 * patches * width * config.global_dim if width != config.global_dim else 0
+        latent = config.latent().flops(patches) + 2 * patches * config.global_dim * width
+        decoder = config.local(config.decoder_layers).flops(ids) + 2 * ids * dim * VOCAB
+        decoder += config.decoder_layers * cross.flops(dim, queries=ids, keys=(patches + 1) * k)
+        return encoder + widen + latent + decoder
 
     @property
     def device(self) -> torch.device:

@@ -79,6 +79,10 @@ class ByteTransformer(ByteModel):
         """Set every parameter from `seed`."""
         initialise(self, self.config.layers, seed)
 
+    def flops(self, ids: int, patches: int) -> int:
+        """See `ByteModel`; there are no patches here."""
+        return self.config.stack().flops(ids) + 2 * ids * self.config.dim * VOCAB
+
     def begin(self, batch: int) -> TransformerState:
         """The state of rows that have read nothing yet."""
         return TransformerState(Where.zero(batch, self.device), self.stack.begin(batch, self.device))

@@ -26,6 +26,14 @@ BLOCK = 64  # queries that attend together when a windowed call is long
 PRODUCTS = 1024  # slots up to which bf16 on the CPU trains faster with plain products than with the fused kernel
 
 
+def pairs(new: int, window: int | None) -> int:
+    """Pairs of a query and a slot, masked ones included, that are multiplied when `new` positions are read at once."""
+    if window is None or new <= BLOCK:
+        return new * new
+    blocks = -(-new // BLOCK)
+    return blocks * BLOCK * (-(-window // BLOCK) + 1) * BLOCK
+
+
 @dataclass(frozen=True)
 class Where:
     """Where each row stands: positions read so far, and the position at which its present document started."""

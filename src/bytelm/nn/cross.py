@@ -38,6 +38,11 @@ class CrossAttention(nn.Module):
         return query, key.unflatten(-1, split), value.unflatten(-1, split)
 
 
+def flops(dim: int, queries: int, keys: int) -> int:
+    """Operations of the matrix products of one cross-attention; its scores are no matrix products, but bytes × k."""
+    return 2 * dim**2 * (2 * queries + 2 * keys)
+
+
 class PatchesFromBytes(CrossAttention):
     """The encoder's side: patches query their own bytes."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bytelm.nn.attention import Attention, Cache, View, Where
+from bytelm.nn.attention import Attention, Cache, View, Where, pairs
 from bytelm.nn.norm import RMSNorm
 
 
@@ -41,6 +41,11 @@ class StackConfig:
         """Width of the feed-forward layer: two thirds of four times the width, rounded up to the multiple."""
         exact = int(8 * self.dim / 3)
         return -(-exact // self.ffn_multiple) * self.ffn_multiple
+
+    def flops(self, new: int) -> int:
+        """Operations of the matrix products of a whole pass over `new` positions."""
+        linear = 2 * new * (4 * self.dim**2 + 3 * self.dim * self.hidden())
+        return self.layers * (linear + 4 * self.dim * pairs(new, self.window))
 
 
 class FeedForward(nn.Module):

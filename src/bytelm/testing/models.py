@@ -30,15 +30,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import torch as safetensors
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
 from bytelm.nn.state import join_rows, map_state, take_rows
 from bytelm.nn.transformer import Block
+from bytelm.patching.layout import forced_openings
 from bytelm.testing.exact import exact
 from bytelm.testing.examples import LONG, PIECES, SHORT, marks, moments, padded, pieces, row, rows, whole_document
 from bytelm.testing.law import EXAMPLES, LawError, agree, agree_states, subject
-from bytelm.units import BYTES
+from bytelm.units import BOS, BYTES
 
 BOUND = 1e-9  # nats, in float64
 
@@ -320,6 +323,23 @@ def on(model: ByteModel, lines: Sequence[Tensor]) -> list[Tensor]:
     return [ids.to(model.device) for ids in lines]
 
 
+@torch.no_grad()
+def cost(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
+    """`flops` is what is executed: the operations of all matrix products of a pass, as torch counts them."""
+    rng, worst = random.Random(seed), 0.0
+    for ids in on(model, rows(rng, examples)):
+        given = marks(rng, len(ids)).to(model.device)
+        start = torch.arange(len(ids), device=model.device) == 0
+        opens = given | forced_openings(ids[None], start[None] | (ids == BOS))[0]
+        # Fused attention is not counted on every device; written out as products it is.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(ids[None], None, given[None])
+        found = torch.tensor([model.flops(len(ids), int(opens.sum()))])
+        wanted = torch.tensor([counter.get_total_flops()])
+        worst = max(worst, agree("cost", model, found, wanted, f"the operations for {len(ids)} ids"))
+    return worst
+
+
 MODEL_LAWS: dict[str, Callable[[ByteModel, int, int], float]] = {
     "causality": causality,
     "gradient": gradient,
@@ -331,6 +351,7 @@ MODEL_LAWS: dict[str, Callable[[ByteModel, int, int], float]] = {
     "boundaries": boundaries,
     "sums": sums,
     "precision": precision,
+    "cost": cost,
     "initialise": initialise,
     "saved": saved,
 }

@@ -109,6 +109,10 @@ class UniformModel(ByteModel):
         """There is one parameter, and one value for it."""
         nn.init.zeros_(self.anchor)
 
+    def flops(self, ids: int, patches: int) -> int:
+        """Nothing is multiplied."""
+        return 0
+
     def begin(self, batch: int) -> None:
         """There is nothing to remember."""
 

@@ -59,6 +59,8 @@ def describe(name: str) -> dict[str, object]:
     tables = sum(count for key, count in counts.items() if "ngram" in key)
     own = sum(counts.values()) - scorer
     parts = to_mapping(recipe)
+    window = config.train.window
+    mean = recipe.patching.mean_size if isinstance(recipe.patching, entropy.Config) else 1.0
     return {
         "preset": name,
         "model": parts["model"]["name"],
@@ -66,6 +68,7 @@ def describe(name: str) -> dict[str, object]:
         "parameters": show_count(own),
         "n-gram tables": show_count(tables) if tables else "none",
         "scorer": show_count(scorer) if scorer else "none",
-        "window": config.train.window,
+        "window": window,
+        "FLOPs/byte": show_count(model.flops(window, round(window / mean)) / window),
         "counts": {"parameters": own, "ngram_tables": tables, "scorer": scorer},
     }
