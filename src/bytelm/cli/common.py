@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from bytelm.errors import DataError, UsageError
+from bytelm.units import show_bytes
 
 Sets = Annotated[
     list[str] | None,
@@ -35,6 +36,21 @@ def text_of(argument: str, hex: bool = False) -> bytes:
         except ValueError as error:
             raise UsageError(f"--hex {argument!r}: {error}") from None
     return argument.encode(errors="surrogateescape")
+
+
+def counter(what: str, total: int, quiet: bool) -> Callable[[int], None] | None:
+    """A function to be told of each further part of `total` bytes, which shows it on a terminal; None if none looks."""
+    if quiet or not sys.stderr.isatty():
+        return None
+    seen = 0
+
+    def count(more: int) -> None:
+        nonlocal seen
+        seen += more
+        end = "\n" if seen >= total else ""
+        print(f"\r{what}: {show_bytes(seen)} of {show_bytes(total)}  ", end=end, file=sys.stderr, flush=True)
+
+    return count
 
 
 def print_json(value: Any) -> None:

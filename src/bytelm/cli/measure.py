@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, print_json, print_verdict, text_of
+from bytelm.cli.common import Json, counter, print_json, print_verdict, text_of
 
 
 def evaluate(
@@ -46,7 +46,8 @@ def evaluate(
         found = [(document.name, b"".join(document.pieces)) for document in documents(paths)]
     else:
         found = spread(Corpus.open(run / "data"), "test")
-    verdict = judge(loaded.model, found, context or loaded.state["context"], stride)
+    progress = counter("measuring", sum(len(data) for _, data in found), json)
+    verdict = judge(loaded.model, found, context or loaded.state["context"], stride, progress)
     if json:
         print_json(verdict.mapping())
     else:

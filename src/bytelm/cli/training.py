@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, Sets, print_json, print_table, print_verdict
+from bytelm.cli.common import Json, Quiet, Sets, counter, print_json, print_table, print_verdict
 from bytelm.errors import DataError, UsageError
 
 HELD_OUT = 1 << 18  # bytes that the closing measurement of a training takes at the most
@@ -82,7 +82,9 @@ def close(run: Path, quiet: bool, json: bool) -> None:
     split: Split | None = next((s for s in splits if corpus.bytes(s)), None)
     verdict = None
     if split is not None:
-        verdict = judge(loaded.model, spread(corpus, split, HELD_OUT), loaded.state["context"])
+        documents = spread(corpus, split, HELD_OUT)
+        progress = counter("measuring", sum(len(data) for _, data in documents), quiet)
+        verdict = judge(loaded.model, documents, loaded.state["context"], progress=progress)
         keep_verdict(run, verdict)
     write(run / "report.html", render(gather(run)))
     if json:

@@ -37,7 +37,8 @@ class ByteModel(nn.Module, abc.ABC):
 
         With `state=None` nothing is kept (training): the returned state is None. A state is never written to, so it
         may be continued from more than once. `boundaries[:, t]` says that the byte after `ids[:, t]` opens a patch,
-        where that was decided and recorded before; without it the model's patcher decides.
+        where that was decided and recorded before; without it the model's patcher decides. The patcher does not read
+        what it is not asked about: a row that was given boundaries is given them to its end.
         """
 
     @abc.abstractmethod

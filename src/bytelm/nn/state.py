@@ -43,7 +43,7 @@ def put_rows(state: Any, rows: Tensor, new: Any) -> Any:
     """The state with the given rows replaced by those of `new`."""
 
     def put(old: Tensor, fresh: Tensor) -> Tensor:
-        old, fresh = align_right((old, fresh))
+        old, fresh = align_right((old.to(fresh.dtype), fresh))  # a state that has read nothing is float32
         return old.index_copy(0, rows, fresh)
 
     return map_state(put, state, new)
