@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
-from rich.console import Console
 
 from bytelm import __version__
 from bytelm.cli import inspect, measure, training
@@ -38,7 +37,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 def run(tokens: Sequence[str]) -> int:
     """`main` without the exit. A user's error is one line on standard error, without a traceback."""
     try:
-        code = app(tokens, exit_on_error=False, print_error=False, error_console=Console(stderr=True))
+        code = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return fail(str(error).replace("\n", " "), 2)
     except BytelmError as error:
