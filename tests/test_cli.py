@@ -85,6 +85,16 @@ def test_generate_is_the_same_from_text_hex_file_and_python(
     assert bytes.fromhex(found["hex"]).decode() == found["text"]
 
 
+def test_a_lone_hyphen_is_standard_input(home: Path, tmp_path: Path) -> None:
+    data = (ROOT / "src" / "bytelm" / "units.py").read_bytes()
+    words = [sys.executable, "-m", "bytelm"]
+    run = ["--config", str(home / "nano.toml"), "--run", str(tmp_path / "run"), "--steps", "1", "--quiet", "--json"]
+    trained = subprocess.run([*words, "train", "-", *run], input=data, capture_output=True, timeout=120)
+    assert trained.returncode == 0 and json.loads(trained.stdout)["step"] == 1, trained.stderr
+    shown = subprocess.run([*words, "patches", "fixed:2", "-"], input=b"abcd\xff", capture_output=True, timeout=120)
+    assert shown.stdout.decode() == "ab|cd|‹FF›\n"
+
+
 def test_the_python_interface(home: Path) -> None:
     lm = bytelm.load(home / "run")
     prompts = [b"", b"def main(", b"\x00\xff"]

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError
 
 from bytelm import __version__
 from bytelm.cli import inspect, measure, training
+from bytelm.cli.common import STDIN
 from bytelm.errors import BytelmError
 
 app = App(
@@ -36,6 +37,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 def run(tokens: Sequence[str]) -> int:
     """`main` without the exit. A user's error is one line on standard error, without a traceback."""
+    tokens = [STDIN if token == "-" else token for token in tokens]  # cyclopts takes a lone hyphen for an option
     try:
         code = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:

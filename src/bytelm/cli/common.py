@@ -21,9 +21,17 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")
 Quiet = Annotated[bool, Parameter(negative="", help="Print nothing but results and errors.")]
 
 
+STDIN = "@-"  # how a lone hyphen reaches the verbs
+
+
+def paths_of(arguments: Sequence[str]) -> list[str]:
+    """Paths as `data.sources` takes them."""
+    return ["-" if argument == STDIN else argument for argument in arguments]
+
+
 def text_of(argument: str, hex: bool = False) -> bytes:
     """The bytes an argument stands for: text, hex digits, `@file`, or `-` for standard input."""
-    if argument == "-":
+    if argument == STDIN:
         return sys.stdin.buffer.read()
     if argument.startswith("@"):
         try:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, counter, print_json, print_verdict, text_of
+from bytelm.cli.common import Json, counter, paths_of, print_json, print_verdict, text_of
 
 
 def evaluate(
@@ -43,7 +43,7 @@ def evaluate(
 
     loaded = load(run)
     if paths:
-        found = [(document.name, b"".join(document.pieces)) for document in documents(paths)]
+        found = [(document.name, b"".join(document.pieces)) for document in documents(paths_of(paths))]
     else:
         found = spread(Corpus.open(run / "data"), "test")
     progress = counter("measuring", sum(len(data) for _, data in found), json)

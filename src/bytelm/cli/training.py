@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, Sets, counter, print_json, print_table, print_verdict
+from bytelm.cli.common import Json, Quiet, Sets, counter, paths_of, print_json, print_table, print_verdict
 from bytelm.errors import DataError, UsageError
 
 HELD_OUT = 1 << 18  # bytes that the closing measurement of a training takes at the most
@@ -49,8 +49,9 @@ def train(
     from bytelm.train.settings import configure
 
     settings = configure(preset, config, set or [], steps=steps, minutes=minutes, bytes=bytes)
-    run = run or Path("runs") / name_of(paths[0])
-    result = fit(list(paths), settings, run, quiet=quiet)
+    sources = paths_of(paths)
+    run = run or Path("runs") / name_of(sources[0])
+    result = fit(sources, settings, run, quiet=quiet)
     if result.signal is not None:
         step = f"saved step {result.progress.step}" if result.progress else "saved what was prepared"
         print(f"{step} in {run}; the same command goes on from there", file=sys.stderr)
