@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from bytelm.checkpoint import store
-from bytelm.config import Chosen, build, to_mapping
+from bytelm.config import Chosen, build
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.models.base import ByteModel
 
@@ -67,8 +67,3 @@ def restore(model: ByteModel, checkpoint: Path) -> None:
     tensors = store.read_tensors(checkpoint, "model")
     store.check_keys(model.state_dict(), tensors, str(checkpoint))
     model.load_state_dict(tensors)
-
-
-def recipe_mapping(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as a checkpoint keeps it."""
-    return to_mapping(recipe)

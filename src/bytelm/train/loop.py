@@ -59,7 +59,6 @@ class Tally:
     nats: float = 0.0
     bytes: int = 0
     patches: int = 0
-    steps: int = 0
     since: float = 0.0
 
 
@@ -177,7 +176,6 @@ class Trainer:
             return
         self.unfit = 0
         tally.nats, tally.bytes, tally.patches = tally.nats + nats, tally.bytes + bytes, tally.patches + patches
-        tally.steps += 1
         now = time.monotonic()
         if tally.bytes and (progress.step == 1 or now - tally.since >= 1.0 or self.used() >= 1):
             speed = tally.bytes / max(1e-9, now - tally.since)
