@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from bytelm.models import objective
 from bytelm.models.blt import BLT
+from bytelm.models.megabyte import Megabyte
 from bytelm.models.objective import score
 from bytelm.models.transformer import ByteTransformer
 from bytelm.nn import attention, transformer
 from bytelm.nn.attention import View
+from bytelm.nn.concatenate import PatchEmbedding
 from bytelm.nn.embed import NgramEmbedding
+from bytelm.nn.patches import Grid
 from bytelm.patching.base import Guard
 from bytelm.patching.layout import Layout, Rows
 from bytelm.patching.space import Space
@@ -41,6 +44,7 @@ from bytelm.units import BOS, BYTES, EOS, PAD, VOCAB, bits_per_byte
 MODELS = dict(tiny_models())
 PATCHERS = dict(tiny_patchers())
 WINDOWED, SPACED = "transformer (windowed)", "blt (last layer crossed) on space (bounded)"
+MEGABYTE = "megabyte (cross-patch attention, convolutions)"
 
 # A shape that was held to every law with one patcher need only be held to those about patches with the others.
 PATCH_LAWS = ("causality", "split", "boundaries")
@@ -69,7 +73,7 @@ def test_blocks_of_their_real_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [WINDOWED, SPACED])
+@pytest.mark.parametrize("name", [WINDOWED, SPACED, MEGABYTE])
 def test_compiled(name: str) -> None:
     """In a process of its own: torch cannot compile functions whose shapes are checked."""
     law = f"from bytelm.testing import models, tiny; models.compiled(dict(tiny.tiny_models())[{name!r}], 0, 2)"
@@ -216,6 +220,37 @@ def pieces_in_half(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attention, "tail", lambda *arguments: tail(*arguments).bfloat16().float())
 
 
+def open_patch_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """What was read of a patch before this call is not seen any more."""
+    of: Any = Grid.of
+    patch.setattr(Grid, "of", lambda *a: dataclasses.replace(of(*a), filled=torch.zeros_like(a[2])))
+
+
+def patch_of_another_document_seen(patch: pytest.MonkeyPatch) -> None:
+    of: Any = Grid.of
+    patch.setattr(Grid, "of", lambda place, linked, *rest: of(place, linked | True, *rest))
+
+
+def pad_left_out(patch: pytest.MonkeyPatch) -> None:
+    """The first patch of a document holds what stood before it in the row."""
+    forward: Any = PatchEmbedding.forward
+
+    def wrong(self: PatchEmbedding, ids: Tensor, offset: Tensor, *rest: Any) -> Any:
+        return forward(self, ids, offset + self.size, *rest)
+
+    patch.setattr(PatchEmbedding, "forward", wrong)
+
+
+def global_output_read_too_early(patch: pytest.MonkeyPatch) -> None:
+    """Each patch is predicted from the output that has read it."""
+    inside: Any = Megabyte.inside
+
+    def wrong(self: Megabyte, level: int, cells: Tensor, grid: Grid, above: Tensor, *rest: Any) -> Any:
+        return inside(self, level, cells, grid, torch.cat([above[:, 1:], above[:, -1:]], 1), *rest)
+
+    patch.setattr(Megabyte, "inside", wrong)
+
+
 PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (window_ignored_with_a_cache, WINDOWED, "split"),
     (window_ignored_with_a_cache, SPACED, "split"),
@@ -225,6 +260,10 @@ PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (next_byte_peeked_at, SPACED, "split"),
     (nul_taken_for_padding, WINDOWED, "causality"),
     (nul_taken_for_padding, SPACED, "causality"),
+    (open_patch_forgotten, MEGABYTE, "split"),
+    (patch_of_another_document_seen, MEGABYTE, "documents"),
+    (pad_left_out, MEGABYTE, "documents"),
+    (global_output_read_too_early, MEGABYTE, "causality"),
     (nul_not_counted, WINDOWED, "sums"),
     (mean_of_means, WINDOWED, "sums"),
     (block_forgotten_in_the_count, WINDOWED, "cost"),

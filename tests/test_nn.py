@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.nn import attention
-from bytelm.nn.attention import View, Where, attend
+from bytelm.nn.attention import View, Where
 from bytelm.nn.cross import BytesFromPatches, CrossAttention, PatchesFromBytes
 from bytelm.nn.embed import PRIMES, NgramEmbedding
 from bytelm.nn.initialise import initialise
@@ -84,8 +84,8 @@ def test_attention_is_a_softmax_over_what_the_mask_shows(
     wanted = softmax_attention(query, keys, values, mask)
     q, k, v = (x.to(dtype) for x in (query, keys, values))
     plain = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask[:, None])
-    assert distance(attend(q, k, v, view), wanted) <= 2 * distance(plain.transpose(1, 2), wanted)
-    assert distance(attend(query, keys, values, view), wanted) < 1e-14
+    assert distance(view.over(q, k, v), wanted) <= 2 * distance(plain.transpose(1, 2), wanted)
+    assert distance(view.over(query, keys, values), wanted) < 1e-14
 
 
 def test_a_view_keeps_what_the_next_call_can_see() -> None:

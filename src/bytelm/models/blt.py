@@ -28,7 +28,6 @@ from bytelm.nn.embed import PRIMES, NgramEmbedding
 from bytelm.nn.initialise import initialise
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.pool import segment_max
-from bytelm.nn.state import put_rows, take_rows
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.base import Patcher, PatchState
 from bytelm.patching.layout import Layout, Rows, forced_openings, tail
@@ -308,18 +307,7 @@ class BLT(ByteModel):
         if not layout.patches:
             return newest, state.patches, state.latents
         patches = self.widen(self.encoder.patches(held, layout))
-        rows = layout.counts.nonzero()[:, 0]
-        every = len(rows) == len(layout.counts)
-        where, caches = state.patches, state.latents if keep else None
-        if not every:
-            where, caches, patches = take_rows(where, rows), take_rows(caches, rows), patches[rows]
-        first = layout.first if every else layout.first[rows]
-        view = self.latent.view(layout.counts[rows], first, where, caches)
-        latents, caches = self.latent(patches, view, caches)
+        caches = state.latents if keep else None
+        latents, where, caches = self.latent.advance(patches, layout.counts, layout.first, state.patches, caches)
         latents = self.decoder.split(latents).unflatten(-1, (self.config.queries, -1))
-        if every:
-            return torch.cat([newest.to(latents.dtype), latents], 1), view.after, caches or ()
-        spread = latents.new_zeros(len(newest), *latents.shape[1:]).index_copy(0, rows, latents)
-        after = put_rows(state.patches, rows, view.after)
-        kept = put_rows(state.latents, rows, caches) if keep else ()
-        return torch.cat([newest.to(latents.dtype), spread], 1), after, kept
+        return torch.cat([newest.to(latents.dtype), latents], 1), where, caches or ()

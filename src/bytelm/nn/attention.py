@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,13 +63,43 @@ class Cache:
         return cls(nothing, nothing)
 
 
+@runtime_checkable
+class Sight(Protocol):
+    """What new positions see, derived once per call and shared by all layers of a stack: `View`, or `nn.patches`."""
+
+    @property
+    def rotation(self) -> Rotation:
+        """By how much the queries and keys of new positions are turned."""
+        ...
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, cache: Cache | None) -> tuple[Tensor, Cache | None]:
+        """What each query `[rows, new, heads, head_dim]` mixes of cached and new values, and the cache after them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which slots each query sees: `seen` is `[rows or 1, 1, queries, slots]`, or None for plain causal attention."""
+
+    seen: Tensor | None
+    queries: int
+    device: torch.device
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """The same as something to add to scores in bf16."""
+        seen = self.seen
+        if seen is None:
+            seen = torch.ones(self.queries, self.queries, dtype=torch.bool, device=self.device).tril()
+        return torch.zeros(seen.shape, dtype=torch.bfloat16, device=self.device).masked_fill(~seen, float("-inf"))
+
+
 @dataclass(frozen=True)
 class View:
-    """What each new position sees: derived once per call, shared by all layers of a stack."""
+    """What each new position sees when all stand in one line."""
 
-    mask: Tensor | None
-    """True where a query sees a slot: `[batch, 1, new, slots]`, or `[batch · blocks, 1, block, reach + block]` if
-    blocked; None where every query sees all slots up to its own."""
+    mask: Mask
+    """Of `[batch, 1, new, slots]`, or `[batch · blocks, 1, block, reach + block]` if blocked."""
     rotation: Rotation
     lengths: Int[Tensor, " batch"]
     cached: int
@@ -102,7 +133,7 @@ class View:
         block = BLOCK if window is not None and new > BLOCK else 0
         width = window or new + cached
         view = cls(
-            mask=None,
+            mask=Mask(None, new, device),
             rotation=rotation(positions, head_dim, theta),
             lengths=lengths,
             cached=cached,
@@ -114,10 +145,10 @@ class View:
         # One document from the first slot on, nothing cached, no window to cut: plain causal attention needs no mask.
         if not block and cached == 0 and width >= new and not bool(start.any()):
             return view
-        return replace(view, mask=view.seen(where.position, start, width))
+        return replace(view, mask=Mask(view.seen(where.position, start, width), new, device))
 
     def seen(self, position: Tensor, start: Tensor, width: int) -> Tensor:
-        """The mask: causal, within `width` slots, and not before the document's start."""
+        """What the mask shows: causal, within `width` slots, and not before the document's start."""
         new, device = start.shape[1], start.device
         if not self.block:
             slots = torch.arange(self.cached + new, device=device)
@@ -133,49 +164,49 @@ class View:
         mask = (ago >= 0) & (ago < width) & (slot_position[:, :, None] >= start[..., None])
         return mask.flatten(0, 1)[:, None]
 
-    @cached_property
-    def bias(self) -> Tensor:
-        """The mask as something to add to scores in bf16."""
-        mask = self.mask
-        if mask is None:
-            new = self.rotation[0].shape[1]
-            mask = torch.ones(new, new, dtype=torch.bool, device=self.lengths.device).tril()
-        return torch.zeros(mask.shape, dtype=torch.bfloat16, device=mask.device).masked_fill(~mask, float("-inf"))
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, cache: Cache | None) -> tuple[Tensor, Cache | None]:
+        """See `Sight`."""
+        if self.cached and cache is not None:
+            keys, values = torch.cat([cache.keys, keys], 1), torch.cat([cache.values, values], 1)
+        mixed = self.over(query, keys, values)
+        if cache is not None:
+            ends = self.cached + self.lengths
+            cache = Cache(tail(keys, ends, self.keep), tail(values, ends, self.keep))
+        return mixed, cache
+
+    def over(
+        self,
+        query: Float[Tensor, "batch new heads head_dim"],
+        keys: Float[Tensor, "batch slots heads head_dim"],
+        values: Float[Tensor, "batch slots heads head_dim"],
+    ) -> Float[Tensor, "batch new heads head_dim"]:
+        """Attention of the new queries over cached and new slots; a long windowed call goes in blocks of queries."""
+        if not self.block:
+            return mix(query, keys, values, self.mask)
+        new, block = query.shape[1], self.block
+        blocks = -(-new // block)
+        spare = blocks * block - new
+
+        def reached(x: Tensor) -> Tensor:
+            # Front: what a block may see before the first new slot, filled up with slots that the mask hides.
+            x = F.pad(x, (0, 0, 0, 0, self.reach - self.cached, spare)).unflatten(1, (-1, block))
+            shifted = [x[:, i : i + blocks] for i in range(self.reach // block + 1)]
+            return torch.cat(shifted, 2).flatten(0, 1)
+
+        query = F.pad(query, (0, 0, 0, 0, 0, spare)).unflatten(1, (blocks, block)).flatten(0, 1)
+        mixed = mix(query, reached(keys), reached(values), self.mask)
+        return mixed.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :new]
 
 
-def attend(
-    query: Float[Tensor, "batch new heads head_dim"],
-    keys: Float[Tensor, "batch slots heads head_dim"],
-    values: Float[Tensor, "batch slots heads head_dim"],
-    view: View,
-) -> Float[Tensor, "batch new heads head_dim"]:
-    """Scaled dot-product attention of each query over the slots that it sees."""
-    if not view.block:
-        return mix(query, keys, values, view)
-    new, block = query.shape[1], view.block
-    blocks = -(-new // block)
-    spare = blocks * block - new
-
-    def reached(x: Tensor) -> Tensor:
-        # Front: what a block may see before the first new slot, filled up with slots that the mask hides.
-        x = F.pad(x, (0, 0, 0, 0, view.reach - view.cached, spare)).unflatten(1, (-1, block))
-        shifted = [x[:, i : i + blocks] for i in range(view.reach // block + 1)]
-        return torch.cat(shifted, 2).flatten(0, 1)
-
-    query = F.pad(query, (0, 0, 0, 0, 0, spare)).unflatten(1, (blocks, block)).flatten(0, 1)
-    mixed = mix(query, reached(keys), reached(values), view)
-    return mixed.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :new]
-
-
-def mix(query: Tensor, keys: Tensor, values: Tensor, view: View) -> Tensor:
-    """Attention proper, all `[batch, positions, heads, head_dim]`."""
+def mix(query: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
+    """Scaled dot-product attention proper, all `[batch, positions, heads, head_dim]`."""
     q, k, v = query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
     bf16_on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
     if bf16_on_cpu and torch.is_grad_enabled() and k.shape[2] <= PRODUCTS:
         # The fused kernel's backward pass is five times slower than this in bf16 on a CPU (docs/log.md).
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + view.bias
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask.bias
         return (scores.softmax(-1) @ v).transpose(1, 2)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, is_causal=view.mask is None)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.seen, is_causal=mask.seen is None)
     return out.transpose(1, 2)
 
 
@@ -189,15 +220,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "batch new dim"], view: View, cache: Cache | None
-    ) -> tuple[Float[Tensor, "batch new dim"], Cache | None]:
+        self, x: Float[Tensor, "rows new dim"], view: Sight, cache: Cache | None
+    ) -> tuple[Float[Tensor, "rows new dim"], Cache | None]:
         """The attention's output, and the cache to continue from (None if none was given)."""
         query, keys, values = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         query, keys = rotate(query, view.rotation), rotate(keys, view.rotation)
-        if view.cached and cache is not None:
-            keys, values = torch.cat([cache.keys, keys], 1), torch.cat([cache.values, values], 1)
-        mixed = attend(query, keys, values, view)
-        if cache is not None:
-            ends = view.cached + view.lengths
-            cache = Cache(tail(keys, ends, view.keep), tail(values, ends, view.keep))
+        mixed, cache = view.attend(query, keys, values, cache)
         return self.out(mixed.flatten(2)), cache

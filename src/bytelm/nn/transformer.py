@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bytelm.nn.attention import Attention, Cache, View, Where, pairs
+from bytelm.nn.attention import Attention, Cache, Sight, View, Where, pairs
 from bytelm.nn.norm import RMSNorm
+from bytelm.nn.state import put_rows, take_rows
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config.dim, config.hidden())
 
     def forward(
-        self, x: Float[Tensor, "batch new dim"], view: View, cache: Cache | None
-    ) -> tuple[Float[Tensor, "batch new dim"], Cache | None]:
+        self, x: Float[Tensor, "rows new dim"], view: Sight, cache: Cache | None
+    ) -> tuple[Float[Tensor, "rows new dim"], Cache | None]:
         """One layer over the new positions."""
         mixed, cache = self.attention(self.attention_norm(x), view, cache)
         x = x + mixed
@@ -109,7 +110,9 @@ class Stack(nn.Module):
         cached = caches[0].keys.shape[1] if caches else 0
         return View.of(lengths, starts, where, cached, config.window, config.dim // config.heads, config.theta)
 
-    def layer(self, index: int, x: Tensor, view: View, caches: tuple[Cache, ...] | None) -> tuple[Tensor, Cache | None]:
+    def layer(
+        self, index: int, x: Tensor, view: Sight, caches: tuple[Cache, ...] | None
+    ) -> tuple[Tensor, Cache | None]:
         """One block over the new positions, and its cache to continue from."""
         block = self.blocks[index]
         if caches is None and self.recompute and torch.is_grad_enabled():
@@ -117,8 +120,8 @@ class Stack(nn.Module):
         return block(x, view, caches[index] if caches else None)
 
     def forward(
-        self, x: Float[Tensor, "batch new dim"], view: View, caches: tuple[Cache, ...] | None
-    ) -> tuple[Float[Tensor, "batch new dim"], tuple[Cache, ...] | None]:
+        self, x: Float[Tensor, "rows new dim"], view: Sight, caches: tuple[Cache, ...] | None
+    ) -> tuple[Float[Tensor, "rows new dim"], tuple[Cache, ...] | None]:
         """All blocks in order."""
         kept: list[Cache] = []
         for index in range(len(self.blocks)):
@@ -126,3 +129,27 @@ class Stack(nn.Module):
             if cache is not None:
                 kept.append(cache)
         return x, tuple(kept) if caches is not None else None
+
+    def advance(
+        self,
+        x: Float[Tensor, "batch new dim"],
+        counts: Int[Tensor, " batch"],
+        starts: Bool[Tensor, "batch new"],
+        where: Where,
+        caches: tuple[Cache, ...] | None,
+    ) -> tuple[Float[Tensor, "batch new dim"], Where, tuple[Cache, ...] | None]:
+        """All blocks over the first `counts` positions of each row, in the rows that have any and in no others.
+
+        Returns the outputs (zeros in rows without), where the rows stand, and the caches. At least one row has some.
+        """
+        rows = counts.nonzero()[:, 0]
+        if len(rows) == len(counts):
+            view = self.view(counts, starts, where, caches)
+            x, caches = self(x, view, caches)
+            return x, view.after, caches
+        some = take_rows(caches, rows)
+        view = self.view(counts[rows], starts[rows], take_rows(where, rows), some)
+        mixed, some = self(x[rows], view, some)
+        spread = mixed.new_zeros(len(counts), *mixed.shape[1:]).index_copy(0, rows, mixed)
+        after = put_rows(where, rows, view.after)
+        return spread, after, None if caches is None else put_rows(caches, rows, some)

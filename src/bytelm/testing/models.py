@@ -325,9 +325,16 @@ def on(model: ByteModel, lines: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def cost(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
-    """`flops` is what is executed: the operations of all matrix products of a pass, as torch counts them."""
+    """`flops` is what is executed: the operations of all matrix products of a pass, as torch counts them.
+
+    Where no patcher decides, a model may have patches that follow from the places of ids in their documents. Then rows
+    of one document are tried, as `flops` can know nothing of where others start.
+    """
     rng, worst = random.Random(seed), 0.0
-    for ids in on(model, rows(rng, examples)):
+    lines = rows(rng, examples)
+    if not hasattr(model, "patcher"):
+        lines = [whole_document(rng, len(ids)) for ids in lines]
+    for ids in on(model, lines):
         given = marks(rng, len(ids)).to(model.device)
         start = torch.arange(len(ids), device=model.device) == 0
         opens = given | forced_openings(ids[None], start[None] | (ids == BOS))[0]

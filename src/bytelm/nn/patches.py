@@ -1,0 +1,206 @@
+"""Attention inside patches of a fixed size, and the grid that new positions stand in for it (MEGABYTE, 2.2 and 2.3.2).
+
+    patch before      own patch
+    . . b b           n n q .            reach 2, size 4: q sees b b n n q
+
+A patch is independent of all others but for `reach`: the last keys and values of the patch before ("cross-patch
+attention"). So the cost is positions × (size + reach), and many patches are one batch:
+
+    positions of a row      2 3 | 0 1 2 3 | 0          places in their patches; two were read before
+    grid                    . . 2 3                    one line a patch; "." is a cell that nobody looks at
+                            0 1 2 3
+                            0 . . .
+
+A call that touches one patch alone has one short line instead, from its first place on: a decode step is one cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from bytelm.nn.attention import Cache, Mask, mix
+from bytelm.nn.rope import Rotation, rotate, rotation
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where each new position stands: `[batch, patches, width]` cells, and what is known of each row's patches."""
+
+    size: int
+    """Positions in a patch."""
+    patches: int
+    """Patches that the call touches in the row that touches most of them."""
+    width: int
+    """Places of a line: `size`, or fewer where one patch is touched."""
+    cell: Int[Tensor, "batch new"]
+    """The cell of each position; one behind the last for slots that hold none. A row's first real one is in line 0."""
+    begin: Int[Tensor, " batch"]
+    """The place of line 0's first cell."""
+    fresh: Bool[Tensor, " batch"]
+    """Whether the row's first new position opens a patch."""
+    filled: Int[Tensor, " batch"]
+    """Places of line 0 that were read before this call; `size` in a row without a new position."""
+    last: Int[Tensor, " batch"]
+    """The row's last line."""
+    linked: Bool[Tensor, "batch patches"]
+    """Whether the patch follows another one of its document."""
+
+    @classmethod
+    def of(
+        cls,
+        place: Int[Tensor, "batch new"],
+        linked: Bool[Tensor, "batch new"],
+        lengths: Int[Tensor, " batch"],
+        size: int,
+    ) -> Grid:
+        """Derive the grid of new positions, the first `lengths` of each row real, from their places in patches."""
+        batch, new = place.shape
+        real = torch.arange(new, device=place.device) < lengths[:, None]
+        opens = (place == 0) & real
+        fresh = opens[:, 0]
+        line = opens.long().cumsum(1) - fresh.long()[:, None]
+        last = line[:, -1]  # slots behind the real ones open nothing
+        patches = int(last.max()) + 1
+        width = size if patches > 1 else max(1, int(lengths.max()))
+        filled = torch.where(lengths > 0, place[:, 0], size)
+        begin = torch.zeros_like(filled) if patches > 1 else filled
+        outside = patches * width
+        cell = torch.where(real, line * width + place - begin[:, None], outside)
+        follows = linked.new_zeros(batch, patches + 1).scatter(1, torch.where(real, line, patches), linked)
+        return cls(size, patches, width, cell, begin, fresh, filled, last, follows[:, :patches])
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the new slots are the first cells, in order: then nothing has to be moved."""
+        cells = torch.arange(self.patches * self.width, device=self.cell.device)
+        new = self.cell.shape[1]
+        return new <= len(cells) and torch.equal(self.cell, cells[:new].expand_as(self.cell))
+
+    def spread(self, values: Shaped[Tensor, "batch new ..."], empty: int) -> Shaped[Tensor, "batch patches width ..."]:
+        """Values of positions, in their cells; the others are `empty`."""
+        if self.plain:
+            spare = self.patches * self.width - values.shape[1]
+            cells = F.pad(values, (0, 0) * (values.ndim - 2) + (0, spare), value=empty)
+            return cells.unflatten(1, (self.patches, self.width))
+        shape = (values.shape[0], self.patches * self.width + 1, *values.shape[2:])
+        index = self.cell.reshape(self.cell.shape + (1,) * (values.ndim - 2)).expand_as(values)
+        cells = torch.full(shape, empty, dtype=values.dtype, device=values.device).scatter(1, index, values)
+        return cells[:, :-1].unflatten(1, (self.patches, self.width))
+
+    def collect(self, cells: Shaped[Tensor, "batch cells ..."]) -> Shaped[Tensor, "batch new ..."]:
+        """What stands in the cells of positions; at slots that hold none, anything."""
+        if self.plain:
+            return cells[:, : self.cell.shape[1]]
+        index = self.cell.clamp(max=cells.shape[1] - 1)
+        return cells[torch.arange(len(cells), device=cells.device)[:, None], index]
+
+    def lines(self, first: int, stop: int) -> Grid:
+        """The grid of some of the lines, as a call that comes after one with the lines before."""
+        if (first, stop) == (0, self.patches):
+            return self
+        among = (self.last >= first) if first else torch.ones_like(self.fresh)
+        return Grid(
+            size=self.size,
+            patches=stop - first,
+            width=self.width,
+            cell=self.cell - first * self.width,
+            begin=torch.zeros_like(self.begin),
+            fresh=among if first else self.fresh,
+            filled=torch.where(among, 0, self.size) if first else self.filled,
+            last=(self.last - first).clamp(0, stop - first - 1),
+            linked=self.linked[:, first:stop],
+        )
+
+
+@dataclass(frozen=True)
+class PatchView:
+    """What each cell of a grid sees. See `nn.attention.Sight`; the rows of a call are the lines of the grid.
+
+    A cache is as long as `reach` and a patch: the end of the patch before, then the open patch by place. Keys of the
+    patch before are turned by its distance, so that angles depend on places alone and all patches share them.
+    """
+
+    grid: Grid
+    reach: int
+    mask: Mask
+    rotation: Rotation
+    turn: Rotation
+    """From a place in a patch to where it lies as seen from the next one."""
+
+    @classmethod
+    def of(cls, grid: Grid, reach: int, cached: bool, head_dim: int, theta: float) -> PatchView:
+        """Derive the view of a call with a cache or without."""
+        size, device = grid.size, grid.filled.device
+        slots = torch.arange(size, device=device)
+        # Lines that begin at place 0 share one row of angles.
+        places = slots[None] if grid.patches > 1 else grid.begin[:, None] + slots.new_tensor(range(grid.width))
+        angles = rotation(places, head_dim, theta)
+        turn = rotation(torch.tensor([[-size]], device=device), head_dim, theta)
+        seen = None
+        if grid.patches == 1 and cached:
+            seen = slots <= places[..., None]  # [batch, width, size]
+        elif grid.patches > 1 and reach:
+            seen = slots <= slots[:, None]
+        if seen is not None and reach:
+            before = grid.linked.flatten()[:, None, None].expand(-1, grid.width, reach)
+            seen = torch.cat([before, seen.expand(len(before), -1, -1)], 2)
+        seen = None if seen is None else seen.reshape(-1, 1, *seen.shape[-2:])
+        return cls(grid, reach, Mask(seen, grid.width, device), angles, turn)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, cache: Cache | None) -> tuple[Tensor, Cache | None]:
+        """See `Sight`."""
+        keys = self.slots(keys, cache.keys if cache else None, self.turned)
+        values = self.slots(values, cache.values if cache else None, lambda x: x)
+        mixed = mix(query, keys, values, self.mask)
+        return mixed, None if cache is None else Cache(self.newest(keys), self.newest(values))
+
+    def turned(self, keys: Tensor) -> Tensor:
+        """Keys `[batch, reach, ...]` of a patch as the next patch sees them."""
+        return rotate(keys, self.turn)
+
+    def slots(self, new: Tensor, cached: Tensor | None, turned: Callable[[Tensor], Tensor]) -> Tensor:
+        """For each line what it may see: the end of the patch before, then its own patch."""
+        grid, reach = self.grid, self.reach
+        own = new.unflatten(0, (-1, grid.patches))
+        if cached is None and (not reach or grid.patches == 1):
+            return new  # nothing was read before, so that a single patch has none before it
+        before = own[:, 0, :0]
+        if cached is not None:
+            cached = cached.to(new.dtype)
+            before = torch.where(at(grid.fresh), turned(cached[:, grid.size :]), cached[:, :reach]) if reach else before
+            first = self.completed(own[:, 0], cached[:, reach:])[:, None]
+            own = first if grid.patches == 1 else torch.cat([first, own[:, 1:]], 1)
+        elif reach:
+            before = torch.zeros_like(own[:, 0, :reach])
+        if reach:
+            ends = own[:, :-1, grid.size - reach :]
+            ends = turned(ends.flatten(0, 1)).view(ends.shape)
+            own = torch.cat([torch.cat([before[:, None], ends], 1), own], 2)
+        return own.flatten(0, 1)
+
+    def completed(self, new: Tensor, cached: Tensor) -> Tensor:
+        """Line 0 by place `[batch, size, ...]`: what was read before this call, then what is new."""
+        grid = self.grid
+        places = torch.arange(grid.size, device=new.device)
+        if grid.patches == 1:
+            rows = torch.arange(len(new), device=new.device)[:, None]
+            new = new[rows, (places - grid.begin[:, None]).clamp(0, grid.width - 1)]
+        # Places behind the newest hold anything: they are written before anybody sees them.
+        return torch.where(at(places >= grid.filled[:, None]), new, cached)
+
+    def newest(self, slots: Tensor) -> Tensor:
+        """The line that stays open in each row: the cache to continue from."""
+        lines = slots.unflatten(0, (-1, self.grid.patches))
+        return lines[torch.arange(len(lines), device=lines.device), self.grid.last]
+
+
+def at(mark: Tensor) -> Tensor:
+    """A mark of rows `[batch]`, or of their places `[batch, size]`, beside keys `[batch, places, heads, head_dim]`."""
+    return mark.reshape(*mark.shape, *(1,) * (4 - mark.ndim))
