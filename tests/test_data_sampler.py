@@ -80,6 +80,40 @@ def test_every_id_is_predicted_exactly_once_in_an_epoch(
         assert sampler.epoch_of(first) == sampler.epoch_of(first + sampler.windows - 1) == epoch
 
 
+def test_the_aligned_picture_in_the_docstring(tmp_path: Path) -> None:
+    corpus = packed(tmp_path, [b"abcde", b"f"], valid=0.0, test=0.0)
+    sampler = Sampler(corpus, "train", window=4, batch=3, seed=0, aligned=True)
+    b, e, p = BOS, EOS, PAD
+    assert sorted(sampler.batch(0).ids.tolist()) == sorted([[b, *b"abcd"], [*b"de", e, p, p], [b, *b"f", e, p, p]])
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=8),
+    st.integers(1, 70),
+    st.integers(0, 100),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_aligned_windows_predict_each_id_once_and_never_look_beyond_their_document(
+    contents: list[bytes], window: int, seed: int, epoch: int, held_out: float
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        corpus = packed(name, contents, valid=held_out, test=held_out)
+        expected: list[tuple[int, ...]] = []
+        for _, data in iterate_documents(corpus, "train"):
+            ids = (BOS, *data.tolist(), EOS)
+            cuts = [ids[at : at + window + 1] for at in range(0, len(ids) - 1, window)]
+            assert sum(len(cut) - 1 for cut in cuts) == len(ids) - 1
+            expected += [cut + (PAD,) * (window + 1 - len(cut)) for cut in cuts]
+        sampler = Sampler(corpus, "train", window, 1, seed, aligned=True)
+        assert sampler.windows == len(expected)
+        first = epoch * sampler.windows
+        found = [tuple(sampler.batch(step).ids[0].tolist()) for step in range(first, first + sampler.windows)]
+        assert sorted(found) == sorted(expected)
+        assert sampler.epoch_of(first) == sampler.epoch_of(first + sampler.windows - 1) == epoch
+
+
 @settings(max_examples=30)
 @given(st.integers(1, 300), st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6))
 def test_the_permutation_is_one(count: int, keys: list[int]) -> None:
@@ -97,22 +131,29 @@ def test_the_permutation_scatters_and_holds_for_large_ranges() -> None:
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 400), st.sampled_from([(2, 6), (3, 4), (4, 3), (6, 2), (12, 1)]), st.integers(1, 200))
+@given(
+    st.integers(0, 400),
+    st.sampled_from([(2, 6), (3, 4), (4, 3), (6, 2), (12, 1)]),
+    st.integers(1, 200),
+    st.booleans(),
+)
 def test_ranks_together_see_what_one_alone_would(
-    corpus: Corpus, step: int, shape: tuple[int, int], window: int
+    corpus: Corpus, step: int, shape: tuple[int, int], window: int, aligned: bool
 ) -> None:
     world, batch = shape
-    alone = Sampler(corpus, "train", window, world * batch, seed=7).batch(step).ids
-    shared = [Sampler(corpus, "train", window, batch, 7, rank, world).batch(step).ids for rank in range(world)]
+    alone = Sampler(corpus, "train", window, world * batch, seed=7, aligned=aligned).batch(step).ids
+    samplers = [Sampler(corpus, "train", window, batch, 7, rank, world, aligned=aligned) for rank in range(world)]
+    shared = [sampler.batch(step).ids for sampler in samplers]
     np.testing.assert_array_equal(alone, np.concatenate(shared))
 
 
-def test_a_batch_depends_on_seed_and_step_alone(corpus: Corpus) -> None:
-    one, two = (Sampler(corpus, "train", 16, 4, seed=3) for _ in range(2))
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_batch_depends_on_seed_and_step_alone(corpus: Corpus, aligned: bool) -> None:
+    one, two = (Sampler(corpus, "train", 16, 4, seed=3, aligned=aligned) for _ in range(2))
     forward = [one.batch(step).ids for step in range(100)]
     for step in reversed(range(100)):
         np.testing.assert_array_equal(two.batch(step).ids, forward[step])
-    assert not np.array_equal(Sampler(corpus, "train", 16, 4, seed=4).batch(0).ids, forward[0])
+    assert not np.array_equal(Sampler(corpus, "train", 16, 4, seed=4, aligned=aligned).batch(0).ids, forward[0])
     assert forward[0].dtype == np.int64 and forward[0].shape == (4, 17)
     assert one.batch(0).boundaries is None
 
@@ -129,14 +170,15 @@ def test_each_epoch_has_its_own_order_and_phase(corpus: Corpus) -> None:
         assert sum(one[-1] == two[0] for one, two in pairwise(epoch)) < sampler.windows / 4  # not in order of the ring
 
 
+@pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_boundaries_stay_with_their_bytes(corpus: Corpus, split: Split) -> None:
+def test_boundaries_stay_with_their_bytes(corpus: Corpus, split: Split, aligned: bool) -> None:
     with BoundaryWriter(corpus.directory, "f" * 64, corpus.total) as writer:
         for _, data in iterate_documents(corpus):
             writer.write(data >= 128)
         boundaries = writer.finish()
     for window in (1, 7, 64, 5000):
-        sampler = Sampler(corpus, split, window, 5, seed=1, boundaries=boundaries)
+        sampler = Sampler(corpus, split, window, 5, seed=1, boundaries=boundaries, aligned=aligned)
         for step in range(20):
             batch = sampler.batch(step)
             ids = batch.ids

@@ -250,7 +250,16 @@ def preset_names() -> list[str]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The mapping of one preset. Raises ConfigError with the nearest spelling."""
+    """The configuration of one preset. Raises ConfigError with the nearest spelling."""
+    return {key: table for key, table in _preset_file(name).items() if key != "preset"}
+
+
+def nominal_size(name: str) -> str | None:
+    """What a preset's paper calls its size, where that is not what its parameters count to."""
+    return _preset_file(name).get("preset", {}).get("nominal")
+
+
+def _preset_file(name: str) -> dict[str, Any]:
     known = preset_names()
     if name not in known:
         raise ConfigError(unknown("preset", name, known))

@@ -14,7 +14,8 @@ from bytelm.errors import ConfigError
 
 # The folders that hold one thing a file, and the files in them that are shared ground rather than one of the things.
 GROUND = {
-    "models": {"base", "objective"},
+    "data.modalities": {"base"},
+    "models": {"base", "inference", "objective"},
     "patching": {"base", "layout"},
     "scorers": set(),
 }

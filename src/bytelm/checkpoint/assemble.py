@@ -8,17 +8,22 @@ from typing import Annotated, Any
 
 from bytelm.checkpoint import store
 from bytelm.config import Chosen, build
+from bytelm.data.modalities.base import Modality
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.models.base import ByteModel
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model is made of: an architecture, the patching it reads with, and the scorer that patching asks."""
+    """What a model is made of: an architecture, the patching it reads with, the scorer that patching asks.
+
+    And what its bytes stand for, where they are not just the bytes of files.
+    """
 
     model: Annotated[Any, Chosen("models")]
     patching: Annotated[Any, Chosen("patching")] | None = None
     scorer: Annotated[Any, Chosen("scorers")] | None = None
+    modality: Annotated[Any, Chosen("data.modalities")] | None = None
 
     def __post_init__(self) -> None:
         if self.model.patched and self.patching is None:
@@ -41,11 +46,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained model, and what its checkpoint says of itself."""
+    """A trained model, what its checkpoint says of itself, and what its bytes stand for (None: the bytes of files)."""
 
     model: ByteModel
     state: dict[str, Any]
     checkpoint: Path
+    modality: Modality | None
 
 
 def load(path: str | Path) -> Loaded:
@@ -57,9 +63,10 @@ def load(path: str | Path) -> Loaded:
     state = store.read_state(checkpoint)
     if "recipe" not in state:
         raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: this is not a checkpoint of a trained model")
-    model = build(Recipe, state["recipe"], str(checkpoint / store.STATE)).assemble()
+    recipe = build(Recipe, state["recipe"], str(checkpoint / store.STATE))
+    model = recipe.assemble()
     restore(model, checkpoint)
-    return Loaded(model.eval(), state, checkpoint)
+    return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
 
 
 def restore(model: ByteModel, checkpoint: Path) -> None:

@@ -44,7 +44,7 @@ class DocumentTable:
 
 @dataclass(frozen=True)
 class Index:
-    """What index.json says. `documents` is the SHA-256 of the table."""
+    """What index.json says. `documents` is the SHA-256 of the table; `grain` is that of the modality they come from."""
 
     bytes: int
     shards: list[Shard]
@@ -52,6 +52,7 @@ class Index:
     suffixes: list[str]
     source: SourceReport
     source_fingerprint: str | None
+    grain: int = 1
 
     def write(self, directory: Path) -> None:
         """Write it, which makes the directory a corpus."""
@@ -86,6 +87,7 @@ class Corpus:
         self.directory = directory
         self.source_report = index.source
         self.source_fingerprint = index.source_fingerprint
+        self.grain = index.grain  # bytes after which, and after each multiple of which, a document may be cut
         self.fingerprint = index.documents  # of the contents, their order and their splits
         self._shards = Shards(directory, index.shards)
         self._table = table

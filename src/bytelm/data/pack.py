@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.data.convert import read
 from bytelm.data.corpus import INDEX, ROW, SPLITS, TABLE, Corpus, Index
 from bytelm.data.files import shown, write_whole
+from bytelm.data.modalities.base import Modality
 from bytelm.data.shards import Shards, ShardWriter
-from bytelm.data.sources import SourceReport, documents, fingerprint
-from bytelm.errors import ConfigError, DataError, ResourceError
+from bytelm.data.sources import Document, SourceReport, fingerprint
+from bytelm.errors import ConfigError, ResourceError
 
 _SMALLEST_PIECE = 256
 _LARGEST_PIECE = 1 << 20
@@ -31,6 +33,7 @@ def pack(
     paths: Sequence[str | Path],
     directory: str | Path,
     *,
+    modality: Modality | None = None,
     text_field: str = "text",
     valid: float = 0.05,
     test: float = 0.05,
@@ -39,7 +42,7 @@ def pack(
     exclude: Sequence[str | Path] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Corpus:
-    """Write the documents of `paths` (see `sources.documents`) as a corpus into `directory`, replacing one there.
+    """Write the documents of `paths` (see `convert.read`) as a corpus into `directory`, replacing one there.
 
     `valid` and `test` are fractions of all bytes; `progress` is told the bytes packed so far. The directory itself is
     never read as a source, and neither are the folders `exclude`. Where packing fails, nothing of it is left.
@@ -58,13 +61,15 @@ def pack(
         directory.mkdir(parents=True, exist_ok=True)
         _clear(directory)
         with ShardWriter(directory, shard_bytes) as writer:
-            taken = _take(paths, text_field, report, exclude, writer, progress)
+            taken = _take(read(paths, modality, text_field, report, exclude), writer, progress)
         if writer.total == 0:
-            raise DataError(_nothing(paths, report))
+            raise report.nothing(paths)
         shards = Shards(directory, writer.shards)
-        table = _table(shards, taken, valid, test, seed)
-        documents_sha256 = _write_table(directory, table)
-        Index(writer.total, writer.shards, documents_sha256, list(taken.suffixes), report, sources).write(directory)
+        grain = modality.grain if modality is not None else None
+        table = _table(shards, taken, grain, valid, test, seed)
+        documents = _write_table(directory, table)
+        kinds = list(taken.suffixes)
+        Index(writer.total, writer.shards, documents, kinds, report, sources, grain or 1).write(directory)
     except BaseException as error:
         with contextlib.suppress(OSError):
             _clear(directory)
@@ -86,17 +91,10 @@ class _Taken:
     suffixes: dict[str, int]
 
 
-def _take(
-    paths: Sequence[str | Path],
-    text_field: str,
-    report: SourceReport,
-    exclude: Sequence[str | Path],
-    writer: ShardWriter,
-    progress: Callable[[int], None] | None,
-) -> _Taken:
+def _take(documents: Iterable[Document], writer: ShardWriter, progress: Callable[[int], None] | None) -> _Taken:
     """Copy all documents into the shards."""
     taken = _Taken(array("q"), array("q"), {})
-    for document in documents(paths, text_field, report, exclude):
+    for document in documents:
         before = writer.total
         for piece in document.pieces:
             writer.write(piece)
@@ -107,12 +105,12 @@ def _take(
     return taken
 
 
-def _table(shards: Shards, taken: _Taken, valid: float, test: float, seed: int) -> NDArray[Any]:
+def _table(shards: Shards, taken: _Taken, grain: int | None, valid: float, test: float, seed: int) -> NDArray[Any]:
     """The rows of all documents after the cut."""
     piece = min(max(shards.total // 16, _SMALLEST_PIECE), _LARGEST_PIECE)
     sizes, kinds = array("q"), array("q")
     for start, size, kind in zip(itertools.accumulate(taken.sizes, initial=0), taken.sizes, taken.kinds, strict=False):
-        parts = _cut(shards, start, size, piece)
+        parts = _cut_at_lines(shards, start, size, piece) if grain is None else _cut(size, piece, grain)
         sizes.extend(parts)
         kinds.extend(kind for _ in parts)
     hashes, orders = _hash(shards, sizes, seed)
@@ -124,7 +122,13 @@ def _table(shards: Shards, taken: _Taken, valid: float, test: float, seed: int) 
     return table
 
 
-def _cut(shards: Shards, start: int, size: int, piece: int) -> list[int]:
+def _cut(size: int, piece: int, grain: int) -> list[int]:
+    """The sizes that a document of a modality is cut into, multiples of `grain`: of `piece` bytes if that is enough."""
+    piece = max(piece // grain, 1) * grain
+    return [min(piece, size - start) for start in range(0, size, piece)]
+
+
+def _cut_at_lines(shards: Shards, start: int, size: int, piece: int) -> list[int]:
     """The sizes that a document is cut into, none above `piece`: after the last newline of the last quarter, if any.
 
     So every split gets something of one large file, and no document is too long to be held.
@@ -188,10 +192,3 @@ def _clear(directory: Path) -> None:
     for pattern in _OWN_FILES:
         for path in directory.glob(pattern):
             path.unlink()
-
-
-def _nothing(paths: Sequence[str | Path], report: SourceReport) -> str:
-    where = ", ".join(shown(str(path)) for path in paths) or "no paths at all"
-    skipped = "".join(f"; skipped {name}: {reason}" for name, reason in report.skipped[:3])
-    more = f" and {len(report.skipped) - 3} more" if len(report.skipped) > 3 else ""
-    return f"no bytes found in {where}, looked at {report.files} files{skipped}{more}: name files that hold some"

@@ -41,6 +41,13 @@ class Sampler:
                              d e E B a    predicts e E B a
                                      a b  predicts b, filled up with PAD
 
+    With `aligned`, each document is cut on its own, from its BOS on, so that its windows are the same in every epoch:
+
+        documents    B a b c d e E  B f E        window 4
+        windows      B a b c d                   predicts a b c d
+                             d e E               predicts e E, filled up with PAD
+                                    B f E        predicts f E, filled up with PAD
+
     Sample g of a training is window g % windows of epoch g // windows, in the epoch's order; step s of a rank takes the
     samples from (s * world + rank) * batch on. So the samples of a step do not depend on how many ranks share it.
     """
@@ -55,6 +62,7 @@ class Sampler:
         rank: int = 0,
         world: int = 1,
         boundaries: Boundaries | None = None,
+        aligned: bool = False,
     ) -> None:
         """Windows of `window` predictions, `batch` of them a step on each of `world` ranks.
 
@@ -75,7 +83,9 @@ class Sampler:
         self._window, self._batch, self._seed = window, batch, seed
         self._rank, self._world = rank, world
         self.ids = int(table.sizes.sum()) + 2 * len(table)  # ids of one epoch
-        self.windows = -(-self.ids // window)  # windows of one epoch
+        counts = -(-(table.sizes + 1) // window)
+        self._firsts = np.cumsum(counts) - counts if aligned else None  # [documents] the number of the first window
+        self.windows = int(counts.sum()) if aligned else -(-self.ids // window)  # windows of one epoch
 
     def batch(self, step: int) -> Batch:
         """The batch of this rank at a step, from 0 on."""
@@ -99,12 +109,22 @@ class Sampler:
         """Where the window of a sample lies in the stream: one span, or two where it goes over the seam of the ring."""
         epoch, turn = divmod(sample, self.windows)
         keys = _keys(self._seed, epoch)
-        begin = permuted(turn, self.windows, keys[1:]) * self._window
+        number = permuted(turn, self.windows, keys[1:])
+        if self._firsts is not None:
+            return [self._aligned_span(number, self._firsts)]
+        begin = number * self._window
         length = min(self._window, self.ids - begin) + 1
         start = (begin + keys[0] % self._window) % self.ids
         stop = min(start + length, self.ids)
         rest = length - (stop - start)
         return [(start, stop), (0, rest)] if rest else [(start, stop)]
+
+    def _aligned_span(self, number: int, firsts: NDArray[np.int64]) -> tuple[int, int]:
+        """Where a window lies in the stream that is cut document by document."""
+        document = int(np.searchsorted(firsts, number, side="right")) - 1
+        start = int(self._offsets[document]) + (number - int(firsts[document])) * self._window
+        end = int(self._offsets[document] + self._sizes[document]) + 2
+        return start, min(start + self._window + 1, end)
 
     def _fill(self, start: int, stop: int, ids: NDArray[np.int64], boundaries: NDArray[np.bool_] | None) -> None:
         """Write the ids `start` to `stop` of the stream, and what is recorded of them, where they belong."""

@@ -12,8 +12,9 @@ from bytelm.errors import DataError
 def spread(corpus: Corpus, split: Split, limit: int | None = None) -> list[tuple[str, NDArray[np.uint8]]]:
     """(kind of file, bytes) of documents of a split, in order: all of them, or every n-th so as to come near `limit`.
 
-    With a limit there are never more than `limit` bytes: the last document may be cut short. Raises DataError for a
-    split without documents.
+    With a limit there are never more than `limit` bytes: the last document may be cut short, after a multiple of the
+    corpus's grain. But there is always one document, an image as a whole. Raises DataError for a split without
+    documents.
     """
     total = corpus.bytes(split)
     if not total:
@@ -22,7 +23,9 @@ def spread(corpus: Corpus, split: Split, limit: int | None = None) -> list[tuple
     left = total if limit is None else limit
     found: list[tuple[str, NDArray[np.uint8]]] = []
     for i in range(0, len(table), max(1, total // left)):
-        size = min(left, int(table.sizes[i]))
+        size = int(table.sizes[i])
+        if size > left:
+            size = max(left, 0 if found else corpus.grain) // corpus.grain * corpus.grain
         if size:
             kind = table.suffix_names[table.suffixes[i]] or "no suffix"
             found.append((kind, corpus.read(int(table.starts[i]), size)))

@@ -38,7 +38,7 @@ class Document:
     @property
     def suffix(self) -> str:
         """The kind of file, such as ".py" (also of "x.py.gz"), or "" where the name does not tell."""
-        return _suffixes(self.name)[0]
+        return suffixes(self.name)[0]
 
 
 @dataclass
@@ -49,6 +49,28 @@ class SourceReport:
     empty: int = 0  # documents without a byte, which are not given
     bad_lines: int = 0  # JSON lines that could not be used
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (name, why)
+    converted: dict[str, int] = field(default_factory=dict[str, int])  # "resized" → documents, where a modality did it
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note what is left out, and why."""
+        self.skipped.append((shown(name), reason))
+
+    def losses(self) -> list[str]:
+        """What is not in the documents: how many files are left out, the first and why, and what was converted."""
+        count = len(self.skipped)
+        skipped = (
+            [f"{count} skipped ({'the first ' if count > 1 else ''}{': '.join(self.skipped[0])})"] if count else []
+        )
+        return skipped + [f"{documents} {how}" for how, documents in self.converted.items()]
+
+    def nothing(self, paths: Sequence[str | Path]) -> DataError:
+        """The error of `paths` in which there was not a byte."""
+        where = ", ".join(shown(str(path)) for path in paths) or "no paths at all"
+        skipped = "".join(f"; skipped {name}: {reason}" for name, reason in self.skipped[:3])
+        more = f" and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
+        return DataError(
+            f"no bytes found in {where}, looked at {self.files} files{skipped}{more}: name files that hold some"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +81,7 @@ class _Found:
 
 def documents(
     paths: Sequence[str | Path],
-    text_field: str = "text",
+    text_field: str | None = "text",
     report: SourceReport | None = None,
     exclude: Sequence[str | Path] = (),
 ) -> Iterator[Document]:
@@ -68,7 +90,7 @@ def documents(
     A path is a folder (read to its depths in order of names, without hidden names, links to folders and links that
     lead outside it), a pattern ("logs/**/*.txt", which matches no hidden names), a file, or "-" for standard input. A
     file met twice is read once; nothing in the folders `exclude` is looked at. Names ending in .gz, .xz or .zst are
-    decompressed; each line of a .jsonl file is a document, the string in its `text_field`.
+    decompressed; each line of a .jsonl file is a document, the string in its `text_field`, unless that is None.
 
     What is not a file that can be read is noted in `report` and skipped. Raises DataError for a path that is not
     there, damaged compressed data, and a file with more than 0.1 % bad JSON lines; MissingExtraError for .zst without
@@ -79,7 +101,7 @@ def documents(
         try:
             file = sys.stdin.buffer if found is None else _open(found.path)
         except OSError as error:
-            report.skipped.append((shown(found.path if found else STDIN), _why(error)))
+            report.skip(found.path if found else STDIN, _why(error))
             continue
         name = STDIN if found is None else found.path
         report.files += 1
@@ -111,21 +133,18 @@ def _find(paths: Sequence[str | Path], exclude: Sequence[str | Path], report: So
     seen: set[tuple[int, int]] = set()
     excluded = {os.path.realpath(folder) for folder in exclude}
 
-    def skip(name: str, reason: str) -> None:
-        report.skipped.append((shown(name), reason))
-
     for path in chain.from_iterable(_expand(str(path)) for path in paths):
         if path == STDIN:
             yield None
             continue
-        for name in _walk(path, excluded, skip):
+        for name in _walk(path, excluded, report.skip):
             try:
                 status = os.stat(name)
             except OSError as error:
-                skip(name, _why(error))
+                report.skip(name, _why(error))
                 continue
             if not stat.S_ISREG(status.st_mode):
-                skip(name, f"not a file but a {_kind(status.st_mode)}")
+                report.skip(name, f"not a file but a {_kind(status.st_mode)}")
             elif (status.st_dev, status.st_ino) not in seen:
                 seen.add((status.st_dev, status.st_ino))
                 yield _Found(name, status)
@@ -197,18 +216,18 @@ def _open(path: str) -> BinaryIO:
 
 
 @functools.lru_cache(1)  # a file of a million JSON lines asks a million times
-def _suffixes(name: str) -> tuple[str, str]:
+def suffixes(name: str) -> tuple[str, str]:
     """The kind of the content and the kind of the compression: (".py", ".gz") of "x.py.gz"."""
     path = PurePath(name)
     outer = path.suffix.lower()
     return (PurePath(path.stem).suffix.lower(), outer) if outer in COMPRESSED else (outer, "")
 
 
-def _read(read: Callable[[int], bytes], name: str, text_field: str, report: SourceReport) -> Iterator[Document]:
+def _read(read: Callable[[int], bytes], name: str, text_field: str | None, report: SourceReport) -> Iterator[Document]:
     """The documents of one file, which `read` reads on; those without a byte are counted and left out."""
-    kind, compression = _suffixes(name)
+    kind, compression = suffixes(name)
     pieces = decoded(read, compression, shown(name)) if compression else iter(lambda: read(PIECE), b"")
-    texts = _json_texts(pieces, name, text_field, report) if kind == ".jsonl" else [pieces]
+    texts = _json_texts(pieces, name, text_field, report) if kind == ".jsonl" and text_field is not None else [pieces]
     for text in texts:
         first = next(text, None)
         if first is None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bytelm.models.base import ByteModel
 from bytelm.patching.layout import Rows
 from bytelm.units import BOS, BYTES
+
+PIECE = 1 << 16  # targets that are scored at a time
 
 
 def score(
@@ -36,5 +40,18 @@ def score(
 
 
 def nats_of(logits: Float[Tensor, "batch new vocab"], targets: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new"]:
-    """-log p of each target, in nats, float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+    """-log p of each target, in nats, float32.
+
+    Many targets are taken in pieces, each computed again for its gradient, so that nothing but the logits is kept.
+    """
+    found: list[Tensor] = []
+    for part, wanted in zip(logits.flatten(0, 1).split(PIECE), targets.flatten().split(PIECE), strict=True):
+        if targets.numel() > PIECE and torch.is_grad_enabled():
+            found.append(checkpoint(_nats, part, wanted, use_reentrant=False))
+        else:
+            found.append(_nats(part, wanted))
+    return torch.cat(found).view(targets.shape)
+
+
+def _nats(logits: Float[Tensor, "new vocab"], targets: Int[Tensor, " new"]) -> Float[Tensor, " new"]:
+    return F.cross_entropy(logits.float(), targets, reduction="none")

@@ -85,6 +85,7 @@ class RunConfig:
     model: Annotated[Any, Chosen("models")]
     patching: Annotated[Any, Chosen("patching")] | None = None
     scorer: Annotated[Any, Chosen("scorers")] | None = None
+    modality: Annotated[Any, Chosen("data.modalities")] | None = None
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     scorer_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, window=512))
@@ -99,4 +100,4 @@ class RunConfig:
     @property
     def recipe(self) -> Recipe:
         """What the model is made of."""
-        return Recipe(self.model, self.patching, self.scorer)
+        return Recipe(self.model, self.patching, self.scorer, self.modality)

@@ -27,6 +27,7 @@ from bytelm.models.objective import score
 from bytelm.nn.transformer import Block, Stack
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
+from bytelm.train.memory import give_back_large_blocks
 from bytelm.train.optimise import adamw, learning_rate
 from bytelm.train.stop import StopRequest
 from bytelm.units import BOS, BYTES, PAD, bits_per_byte, show_bytes, show_seconds
@@ -84,6 +85,8 @@ class Trainer:
         self.progress = Progress()
         self.unfit = 0  # steps skipped in a row
         self.tally = Tally()
+        if config.recompute and model.device.type == "cpu":
+            give_back_large_blocks()
         for module in model.modules():
             if isinstance(module, Stack):
                 module.recompute = config.recompute
@@ -284,6 +287,11 @@ def to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | Non
 def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
     """The dtype of matrix products: bfloat16 by itself only where the machine has it in hardware."""
     if config.precision == "auto":
-        fast = torch.cpu._is_amx_tile_supported() if device.type == "cpu" else torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
+        on_cpu = device.type == "cpu"
+        return torch.bfloat16 if (fast_on_cpu() if on_cpu else torch.cuda.is_bf16_supported()) else torch.float32
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
+def fast_on_cpu() -> bool:
+    """Whether this CPU multiplies in bfloat16 by itself: tiles (AMX), or AVX-512 with its bf16 products."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -23,8 +23,9 @@ from bytelm.checkpoint.assemble import Recipe
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
 from bytelm.data.boundaries import Boundaries, BoundaryWriter
-from bytelm.data.corpus import INDEX, Corpus, iterate_documents
+from bytelm.data.corpus import INDEX, SPLITS, Corpus, iterate_documents
 from bytelm.data.files import write_whole
+from bytelm.data.modalities.base import Modality
 from bytelm.data.pack import pack
 from bytelm.data.sampler import Sampler
 from bytelm.data.selection import spread
@@ -74,6 +75,7 @@ def pack_data(paths: Sequence[str | Path], config: RunConfig, run: Path, journal
     corpus = pack(
         paths,
         directory,
+        modality=modality_of(config),
         text_field=data.text_field,
         valid=data.valid,
         test=data.test,
@@ -81,11 +83,21 @@ def pack_data(paths: Sequence[str | Path], config: RunConfig, run: Path, journal
         exclude=(run,),
         progress=progress,
     )
-    report = corpus.source_report
-    skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
-    parts = ", ".join(f"{show_bytes(corpus.bytes(split))} {split}" for split in ("train", "valid", "test"))
-    journal.say(f"data: {report.files} files{skipped}, {show_bytes(corpus.total)}: {parts}")
+    journal.say(f"data: {told(corpus)}")
     return corpus
+
+
+def modality_of(config: RunConfig) -> Modality | None:
+    """What the bytes of the run stand for; None where they are those of files."""
+    return None if config.modality is None else config.modality.build()
+
+
+def told(corpus: Corpus) -> str:
+    """A corpus in a line: the files, what was skipped and converted, and the splits."""
+    report = corpus.source_report
+    parts = [f"{report.files} files", *report.losses(), show_bytes(corpus.total)]
+    splits = [f"{show_bytes(corpus.bytes(split))} {split}" for split in SPLITS]
+    return f"{', '.join(parts)}: {', '.join(splits)}"
 
 
 def prepare_scorer(config: RunConfig, corpus: Corpus, run: Path, journal: Journal) -> TransformerScorer | NgramScorer:
@@ -104,9 +116,11 @@ def prepare_scorer(config: RunConfig, corpus: Corpus, run: Path, journal: Journa
         return scorer
     scorer.model.initialise(config.train.seed)
     train = config.scorer_train
-    sampler = Sampler(corpus, "train", train.window, train.batch, train.seed)
+    aligned = is_aligned(config)
+    sampler = Sampler(corpus, "train", train.window, train.batch, train.seed, aligned=aligned)
     own = Journal(home / METRICS, journal.quiet, journal.stream, prefix="scorer: ")
-    outcome = Trainer(scorer.model, train, sampler, home, own, valid=held_out(corpus, train.window, None)).fit()
+    valid = held_out(corpus, train.window, None, aligned)
+    outcome = Trainer(scorer.model, train, sampler, home, own, valid=valid).fit()
     if outcome.signal is not None:
         raise Interrupted(outcome.signal)
     return scorer
@@ -188,11 +202,17 @@ class Prepared:
     valid: Sampler | None
 
 
-def held_out(corpus: Corpus, window: int, boundaries: Boundaries | None) -> Sampler | None:
+def is_aligned(config: RunConfig) -> bool:
+    """Whether windows start where documents do."""
+    modality = modality_of(config)
+    return modality is not None and modality.aligned
+
+
+def held_out(corpus: Corpus, window: int, boundaries: Boundaries | None, aligned: bool) -> Sampler | None:
     """Windows of the validation documents, the same at every look; None where there are none."""
     if not corpus.bytes("valid"):
         return None
-    return Sampler(corpus, "valid", window, batch=8, seed=0, boundaries=boundaries)
+    return Sampler(corpus, "valid", window, batch=8, seed=0, boundaries=boundaries, aligned=aligned)
 
 
 def prepare(
@@ -210,5 +230,6 @@ def prepare(
         patcher.scorer.load_state_dict(scorer.state_dict())
     boundaries = None if patcher is None else record_boundaries(patcher, recipe, corpus, journal)
     train = config.train
-    sampler = Sampler(corpus, "train", train.window, train.batch, train.seed, boundaries=boundaries)
-    return Prepared(corpus, recipe, model, sampler, held_out(corpus, train.window, boundaries))
+    aligned = is_aligned(config)
+    sampler = Sampler(corpus, "train", train.window, train.batch, train.seed, boundaries=boundaries, aligned=aligned)
+    return Prepared(corpus, recipe, model, sampler, held_out(corpus, train.window, boundaries, aligned))

@@ -21,7 +21,7 @@ from bytelm.models.base import ByteModel
 from bytelm.train.config import RunConfig
 from bytelm.train.journal import Journal
 from bytelm.train.loop import Progress, Trainer
-from bytelm.train.prepare import Interrupted, prepare
+from bytelm.train.prepare import Interrupted, modality_of, prepare
 from bytelm.units import show_count
 
 # What may change between two sittings of one run: how long it goes on, and how often it tells and saves.
@@ -65,7 +65,7 @@ def train(paths: Sequence[str | Path], config: RunConfig, run: str | Path, *, qu
             journal,
             valid=prepared.valid,
             recipe=recipe,
-            sample=sampler_of_text(prepared.corpus, config) if config.train.sample_bytes else None,
+            sample=sampler_of_text(prepared.corpus, config),
         )
         journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
         outcome = trainer.fit()
@@ -107,8 +107,11 @@ def compare(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
-def sampler_of_text(corpus: Corpus, config: RunConfig) -> Callable[[ByteModel], tuple[bytes, bytes]]:
-    """A function that lets the model go on from the beginning of a held-out document."""
+def sampler_of_text(corpus: Corpus, config: RunConfig) -> Callable[[ByteModel], tuple[bytes, bytes]] | None:
+    """A function that lets the model go on from the beginning of a held-out document; None where there is no text."""
+    modality = modality_of(config)
+    if not config.train.sample_bytes or (modality is not None and not modality.text):
+        return None
     split = "valid" if corpus.bytes("valid") else "train"
     _, document = next(iterate_documents(corpus, split))
     prompt = document[: min(PROMPT, max(1, len(document) // 2))].tobytes()

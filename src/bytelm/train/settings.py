@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bytelm.config import assignments, build, load_toml, merge, preset, to_mapping
+from bytelm.config import assignments, build, load_toml, merge, nominal_size, preset, to_mapping
+from bytelm.errors import ConfigError
+from bytelm.find import find, names, unknown
 from bytelm.patching import entropy
 from bytelm.train.config import RunConfig
 from bytelm.units import show_count
 
 DEFAULT_PRESET = "blt-tiny"
+DEFAULTS = {"image": "megabyte-image", "audio": "megabyte-audio"}  # of modalities whose patches are best of one size
 DEFAULT_MINUTES = 10.0
+LONGEST_STEP = 4  # times the bytes of a preset's step: what a step of one whole document may take
 
 
 def configure(
@@ -22,20 +27,29 @@ def configure(
     file: str | Path | None = None,
     sets: Sequence[str] = (),
     *,
+    modality: str | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     bytes: int | None = None,
 ) -> RunConfig:
-    """The configuration of a run: a preset, under a TOML file, under `a.b=c` settings, under the limits given here.
+    """The configuration of a run: a preset, under a TOML file, under `a.b=c` settings, under what is given here.
 
+    `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it.
     Raises ConfigError, one line that names every unknown key and impossible value.
     """
-    mapping = preset(preset_name or DEFAULT_PRESET)
-    source = f"preset {preset_name or DEFAULT_PRESET}"
+    name = preset_name or DEFAULTS.get((modality or "").partition(":")[0], DEFAULT_PRESET)
+    mapping, source = preset(name), f"preset {name}"
+    layers: list[tuple[str, dict[str, Any]]] = []
     if file is not None:
-        mapping, source = merge(mapping, load_toml(Path(file))), str(file)
+        layers.append((str(file), load_toml(Path(file))))
     if sets:
-        mapping, source = merge(mapping, assignments(sets, "--set")), "--set"
+        layers.append(("--set", assignments(sets, "--set")))
+    if modality is not None:
+        layers.append((f"--as {modality}", {"modality": modality_table(modality)}))
+    asked: dict[str, Any] = {}
+    for _, layer in layers:
+        mapping, asked = merge(mapping, layer), merge(asked, layer)
+    source = layers[-1][0] if layers else source
     limits = {"steps": steps, "minutes": minutes, "bytes": bytes}
     given = {name: value for name, value in limits.items() if value is not None}
     train = mapping.get("train", {})
@@ -43,7 +57,39 @@ def configure(
         mapping = merge(mapping, {"train": {name: given.get(name, "none") for name in limits}})
     elif not any(train.get(name, "none") != "none" for name in limits):
         mapping = merge(mapping, {"train": {"minutes": DEFAULT_MINUTES}})
-    return build(RunConfig, mapping, source)
+    return one_document_a_window(build(RunConfig, mapping, source), asked)
+
+
+def modality_table(text: str) -> dict[str, Any]:
+    """The table [modality] of a text such as "image:64:grey". Raises ConfigError."""
+    name, _, spec = text.partition(":")
+    known = names("data.modalities")
+    if name not in known:
+        raise ConfigError(unknown("modality", name, known))
+    try:
+        return {"name": name, **find("data.modalities", name).Config.parse(spec)}
+    except ConfigError as error:
+        raise ConfigError(f"--as {text}: {error}") from None
+
+
+def one_document_a_window(config: RunConfig, asked: Mapping[str, Any]) -> RunConfig:
+    """The configuration with windows of one document and its end, where a modality makes all of one size.
+
+    It is left as it is where `asked`, what was put over the preset, has no modality (then the preset chose its windows
+    for its own) or has a window; and where one document is more than four times a step of the preset, so that it is
+    read in several windows. A step keeps as many bytes as it had, or one document, unless `asked` has a batch.
+    """
+    train, said = config.train, asked.get("train", {})
+    size = config.modality.build().size if config.modality is not None and "modality" in asked else None
+    if size is None or "window" in said or size + 1 > LONGEST_STEP * train.window * train.batch:
+        return config
+    batch = train.batch if "batch" in said else max(1, round(train.window * train.batch / (size + 1)))
+    return replace(config, train=replace(train, window=size + 1, batch=batch))
+
+
+def fixed_patches(model: Any) -> str:
+    """The patches that an architecture counts itself, where it has any."""
+    return "×".join(map(str, model.sizes)) if hasattr(model, "sizes") else "none"
 
 
 def describe(name: str) -> dict[str, object]:
@@ -64,7 +110,8 @@ def describe(name: str) -> dict[str, object]:
     return {
         "preset": name,
         "model": parts["model"]["name"],
-        "patching": parts["patching"]["name"] if recipe.model.patched else "none",
+        "patching": parts["patching"]["name"] if recipe.model.patched else fixed_patches(recipe.model),
+        "nominal": nominal_size(name) or "",
         "parameters": show_count(own),
         "n-gram tables": show_count(tables) if tables else "none",
         "scorer": show_count(scorer) if scorer else "none",

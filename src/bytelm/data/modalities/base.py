@@ -1,0 +1,71 @@
+"""The one interface of every modality: files become documents of bytes, and documents become files again.
+
+A modality is one file, with a frozen dataclass `Config` in which every field has a default. Its `build` makes the
+modality, and its class method `parse` turns what follows the name in `--as NAME:SPEC` into a mapping of its keys:
+"64:grey" of `image:64:grey` becomes {"width": 64, "height": 64, "grey": True}. It raises ConfigError for other words.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from bytelm.errors import DataError
+
+
+class UnfitError(DataError):
+    """A file that holds nothing of the modality, or is damaged: it is skipped, counted and named with this reason."""
+
+
+class Modality(abc.ABC):
+    """What the bytes of documents stand for.
+
+    `encode` may lose what the configuration says it loses (size, sampling rate, colour), and counts it. What it gives
+    is kept exactly: decoding a document and encoding the file again gives the same document.
+    """
+
+    suffix: str
+    """Of the files that `decode` makes: ".png"."""
+
+    planes: tuple[str, ...] = ()
+    """What the bytes of a document stand for in turn: ("red", "green", "blue"). Empty where all are alike."""
+
+    size: int | None = None
+    """Bytes of every document, where all have the same. None where they differ."""
+
+    unit: int = 1
+    """Bytes that make sense together only, and are never parted: one sample of sound, one pixel."""
+
+    row: int = 1
+    """Bytes that a part kept of a document is a multiple of: a row of an image's blocks, so that halves are halves."""
+
+    aligned: bool = False
+    """Whether windows of training start where documents start, and every so many bytes from there.
+
+    So each place of a patch always holds the same plane; text has no planes, and any phase will do.
+    """
+
+    text: bool = False
+    """Whether people can read documents as they are."""
+
+    @property
+    def grain(self) -> int:
+        """A document may be cut after every so many bytes: after each unit, or not at all where all have one size."""
+        return self.size or self.unit
+
+    @abc.abstractmethod
+    def encode(self, name: str, data: bytes, notes: Counter[str]) -> Iterator[bytes]:
+        """The documents in the file `name` that holds `data`, decompressed; empty ones are left out by who asks.
+
+        `notes` counts conversions that lose something, by words that follow the count: "mixed down to mono". Raises
+        UnfitError with a reason of a few words, and MissingExtraError, before the first document is given.
+        """
+
+    @abc.abstractmethod
+    def decode(self, document: bytes) -> bytes:
+        """A file that shows the document; what an unfinished one lacks is filled up (black) or left out."""
+
+    def compressors(self) -> dict[str, Callable[[bytes], int]]:
+        """Lossless formats made for this modality, by name: each says how many bytes it makes of one document."""
+        return {}

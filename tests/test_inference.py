@@ -1,0 +1,94 @@
+"""Strided and sliding reading: what they take from where, and that the laws hold for them as for any model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bytelm.errors import UsageError
+from bytelm.evaluate.bits import logprobs, nats_of_document
+from bytelm.models import blt, megabyte, transformer
+from bytelm.models.base import ByteModel
+from bytelm.models.inference import Sliding, Strided, sliding, strided
+from bytelm.patching import fixed
+from bytelm.testing import MODEL_LAWS, UniformModel
+from bytelm.units import BOS
+
+SMALL = megabyte.Config(sizes=(4,), dims=(32, 16), layers=(2, 2), heads=(2, 2), ffn_multiple=16, reach=2)
+LAWS = ("causality", "split", "state", "joined", "documents", "sums")
+
+
+def made() -> ByteModel:
+    model = SMALL.build()
+    model.initialise(0)
+    return model
+
+
+def wrapped(name: str) -> ByteModel:
+    return {
+        "strided": lambda: strided(made()),
+        "sliding": lambda: sliding(made(), 24),
+        "both": lambda: sliding(strided(made()), 21),
+    }[name]()
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", ["strided", "sliding", "both"])
+def test_the_laws_hold(name: str, law: str) -> None:
+    MODEL_LAWS[law](wrapped(name), 3, 2)
+
+
+def read(model: ByteModel, text: bytes) -> Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([[BOS, *text]]))[0][0]
+
+
+def test_late_places_come_from_the_reading_that_begins_half_a_patch_later() -> None:
+    text = bytes(range(40, 70))
+    inner = made()
+    first, second = read(inner, text), read(inner, text[2:])
+    found = read(strided(inner), text)
+    # Offset t predicts byte t. From the second patch on, places 2 and 3 are places 0 and 1 of the other reading.
+    for t in range(len(text) + 1):
+        late = t >= 4 and t % 4 >= 2
+        assert torch.allclose(found[t], second[t - 2] if late else first[t], atol=1e-5), t
+        assert not late or not torch.allclose(found[t], first[t], atol=1e-3)
+
+
+def test_a_window_is_predicted_from_what_it_holds() -> None:
+    """And sliding over a document in one stream is measuring it in windows that overlap by half."""
+    inner, text = made(), bytes(np.random.default_rng(0).integers(0, 256, 90, np.uint8))
+    windows = nats_of_document(inner, text, context=24, stride=12)
+    streamed = -logprobs(sliding(inner, 24), b"", text)
+    assert np.allclose(windows, streamed, atol=1e-5)
+    assert not np.allclose(windows, -logprobs(inner, b"", text), atol=1e-3)
+
+
+def test_no_row_reads_more_than_its_context() -> None:
+    """So learned positions are never used up."""
+    model = megabyte.Config(**{**SMALL.__dict__, "positions": 24}).build()
+    model.initialise(0)
+    assert len(logprobs(sliding(model, 24), b"", bytes(200))) == 200
+    with pytest.raises(UsageError, match="positions = 24"):
+        logprobs(model, b"", bytes(200))
+
+
+def test_the_cost_of_windows_is_counted() -> None:
+    inner = made()
+    assert strided(inner).flops(40, 0) == inner.flops(40, 0) + inner.flops(38, 0)
+    assert sliding(inner, 16).flops(30, 0) == inner.flops(16, 0) * 2 + inner.flops(14, 0)
+
+
+def test_what_cannot_be_read_so_is_refused_in_one_line() -> None:
+    plain = transformer.Config(layers=1, dim=16, heads=2, ffn_multiple=16).build()
+    with pytest.raises(UsageError, match="ByteTransformer has none: use basic or sliding"):
+        strided(plain)
+    patched = blt.Config.tiny()["no n-grams"].build(fixed.Config(4).build())
+    with pytest.raises(UsageError, match="BLT would cut it into other patches there: use basic"):
+        sliding(patched, 64)
+    with pytest.raises(UsageError, match="context = 1"):
+        sliding(plain, 1)
+    assert isinstance(sliding(plain, 8), Sliding) and isinstance(strided(made()), Strided)
+    assert sliding(UniformModel(), 4).device == torch.device("cpu")
