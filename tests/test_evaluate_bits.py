@@ -119,6 +119,19 @@ def test_every_byte_is_scored_once_whatever_the_windows(
         assert_allclose(nats_of_document(Fake(bigrams), document, context=cut[0], stride=cut[1]), prices, rtol=1e-5)
 
 
+@given(documents=st.lists(contents, max_size=4), cut=cuts, period=st.integers(1, 5))
+def test_places_are_counted_from_the_beginning_of_each_document(
+    documents: list[bytes], cut: tuple[int, int], period: int
+) -> None:
+    named = [("", document) for document in documents]
+    found = list(measure(Fake(bigrams), named, context=cut[0], stride=cut[1], batch=3, period=period))
+    for bits, document in zip(found, documents, strict=True):
+        prices = [float(-BIGRAMS[a, b]) for a, b in pairwise([BOS, *document])]
+        wanted = [sum(prices[place::period]) for place in range(period)] if period > 1 else []
+        assert bits.by_place == pytest.approx(wanted, rel=1e-5)
+        assert bits.nats == pytest.approx(sum(prices), rel=1e-6)
+
+
 @given(size=st.integers(0, 80), cut=cuts)
 def test_a_byte_sees_what_the_picture_says(size: int, cut: tuple[int, int]) -> None:
     context, stride = cut

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SURFACE = Path(__file__).with_name("surface.txt")
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 FILE_LINES, FUNCTION_LINES = 400, 60
+DISTRIBUTIONS = {"PIL": "pillow"}  # packages that are imported by another name than they are installed by
 
 
 def read(path: Path | str) -> str:
@@ -196,7 +197,8 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     used = {dotted.partition(".")[0] for _, dotted in imported()} - set(sys.stdlib_module_names) - {"bytelm"}
     core = {r.name for r in requirements()}
     extras = {r.name for extra in PROJECT["optional-dependencies"] if extra != "dev" for r in requirements(extra)}
-    assert {canonicalize_name(package) for package in used} == core | extras
+    used = {DISTRIBUTIONS.get(package, canonicalize_name(package)) for package in used}
+    assert used == core | extras
 
 
 def test_every_extra_that_is_named_exists() -> None:
@@ -262,7 +264,11 @@ def test_the_network_is_out_of_reach() -> None:
 
 def test_the_checks_are_installed() -> None:
     """Nothing is skipped in silence because a tool is missing."""
-    assert [tool for tool in ("beartype", "transformers", "zstandard", "xdist") if find_spec(tool) is None] == []
+    assert [
+        tool
+        for tool in ("beartype", "transformers", "zstandard", "PIL", "soundfile", "xdist")
+        if find_spec(tool) is None
+    ] == []
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:

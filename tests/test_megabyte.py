@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bytelm.config import nominal_size, preset, preset_names
 from bytelm.errors import ConfigError, UsageError
 from bytelm.models import megabyte
 from bytelm.models.megabyte import Config, Megabyte
@@ -20,6 +21,7 @@ from bytelm.nn.attention import View, Where
 from bytelm.nn.transformer import Stack
 from bytelm.testing import models as laws
 from bytelm.testing.exact import exact
+from bytelm.train.settings import describe
 from bytelm.units import BOS, BYTES, EOS
 
 SMALL = Config(sizes=(4,), dims=(32, 16), layers=(2, 2), heads=(2, 2), ffn_multiple=16, positions=64)
@@ -346,3 +348,32 @@ def test_logits_of_a_plain_softmax_are_cross_entropies() -> None:
         logits = model(ids[:, :-1])[0]
     assert int(count) == len(TEXT)
     assert float(nats) == pytest.approx(float(F.cross_entropy(logits[0], ids[0, 1:], reduction="sum")), rel=1e-6)
+
+
+def nominal_counts(dims: list[int], layers: list[int], patch: int) -> int:
+    """Weights of attention and feed-forward layers and of w_GL and projections, by a formula of its own."""
+    found = 0
+    for dim, depth in zip(dims, layers, strict=True):
+        hidden = -(-(8 * dim // 3) // 256) * 256
+        found += depth * (4 * dim * dim + 3 * dim * hidden)
+    part = -(-dims[0] // patch)
+    projections = 0 if part * patch == dims[0] else 2 * part * patch * dims[0]
+    return found + projections + part * dims[1]
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if nominal_size(name)])
+def test_presets_of_the_paper_have_the_parameters_of_their_tables(name: str) -> None:
+    """All but the tables of bytes and positions, the pads and the norms, which are a thousandth; and they assemble."""
+    told = describe(name)
+    model = preset(name)["model"]
+    wanted = nominal_counts(model["dims"], model["layers"], model["sizes"][0])
+    counts: Any = told["counts"]
+    rest = 260 * (-(-model["dims"][0] // model["sizes"][0]) + model["dims"][1])
+    rest += model.get("positions", model["sizes"][0]) * -(-model["dims"][0] // model["sizes"][0])
+    rest += sum((-(-model["dims"][0] // model["sizes"][0])) ** 2 * width for width in model.get("filters", ()))
+    assert abs(counts["parameters"] - wanted - rest) < 0.002 * counts["parameters"]
+    sizes = [float(n[:-1]) * {"M": 1e6, "B": 1e9}[n[-1]] for n in str(told["nominal"]).split(" + ")]
+    # The paper names sizes after GPT-3's family, which counts a vocabulary of 50,000; ours have 256 bytes.
+    assert 0.6 * sum(sizes) < wanted < 1.02 * sum(sizes)
+    context = preset(name)["train"]["window"]
+    assert model["positions"] == context

@@ -20,11 +20,11 @@ from bytelm.report.glyphs import character, glyph, pieces
 from bytelm.report.page import FileType, HeldOut, ReportData, Sample, render, write
 from bytelm.report.patches import PatchView, fragment, html, plain, summary, terminal
 
-VOID = {"meta", "br", "wbr"}
+VOID = {"meta", "br", "wbr", "img"}
 TAGS = re.findall(
     "[a-z0-9]+",
     "html head title style meta body section h1 h2 p small figure figcaption div span b i br wbr mark pre "
-    "details summary table tr th td dl dt dd svg desc text line rect circle polyline path",
+    "details summary table tr th td dl dt dd svg desc text line rect circle polyline path img audio",
 )
 HOSTILE = ["</script><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "]]>--><!--", "&lt;\x00\ud800"]
 TEXTS = st.text(max_size=20) | st.sampled_from(HOSTILE)
@@ -75,8 +75,10 @@ class Page(HTMLParser):
         """No script, and nothing that a browser would fetch or follow."""
         names = {name for _, attributes in self.found for name in attributes}
         assert not {name for name in names if name.startswith("on")}
-        assert not names & {"src", "srcset", "href", "action", "data"}
-        assert "default-src 'none'" in self.values("content")[0]
+        assert not names & {"srcset", "href", "action", "data"}
+        assert all(re.fullmatch("data:(image/png|audio/wav);base64,[A-Za-z0-9+/=]+", v) for v in self.values("src"))
+        policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+        assert self.values("content")[0] == policy
 
 
 @st.composite

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.checkpoint import assemble
+from bytelm.data.modalities.base import Modality
 from bytelm.evaluate.bits import logprobs, measure
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.patches import patch_view
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate, stream
 from bytelm.models.base import ByteModel
+from bytelm.models.inference import Mode, for_generating
 from bytelm.units import LN2
 
 
@@ -26,6 +28,7 @@ class Options(TypedDict, total=False):
 
     `max_bytes` (256): at the most. `temperature` (0.8; 0 is greedy), `top_k`, `top_p`, `min_p` (None): `Sampling`.
     `seed` (0): the same one writes the same bytes. `stop` (): end before any of these. `utf8` (False): valid UTF-8.
+    `eos` (True): the model may end the document; without it there are always `max_bytes` bytes, as an image needs.
     """
 
     max_bytes: int
@@ -36,6 +39,7 @@ class Options(TypedDict, total=False):
     seed: int
     stop: Sequence[bytes]
     utf8: bool
+    eos: bool
 
 
 def split(options: Options) -> dict[str, Any]:
@@ -48,10 +52,20 @@ def split(options: Options) -> dict[str, Any]:
 class LM:
     """What `bytelm.load` returns. `model` is the plain `nn.Module`: `lm.model(ids, state)`, `lm.model.begin(batch)`."""
 
-    def __init__(self, model: ByteModel, context: int) -> None:
+    def __init__(self, model: ByteModel, context: int, modality: Modality | None = None) -> None:
         self.model = model
         self.context = context
         """Bytes that the model was trained to read in a row: the window of measurements."""
+        self.modality = modality
+        """What the bytes stand for, where they are not just those of files: it encodes files and decodes documents."""
+
+    def reading(self, mode: Mode) -> LM:
+        """The same model, read in another way when it generates: "basic", "sliding", "strided" or "both".
+
+        Sliding goes on for ever in windows of `context`; strided reads twice, from two offsets (MEGABYTE, 2.3.3).
+        Raises UsageError for a model that cannot be read so.
+        """
+        return LM(for_generating(self.model, mode, self.context), self.context, self.modality)
 
     @overload
     def generate(self, prompt: bytes, **options: Unpack[Options]) -> bytes: ...
@@ -90,4 +104,4 @@ class LM:
 def load(path: str | Path) -> LM:
     """The trained model of a run directory, or of one checkpoint in it. Raises CheckpointError."""
     loaded = assemble.load(path)
-    return LM(loaded.model, int(loaded.state["context"]))
+    return LM(loaded.model, int(loaded.state["context"]), loaded.modality)

@@ -18,6 +18,7 @@ app = App(
     help="Language models over raw bytes: train on any files, measure in bits per byte, generate exactly.",
     version=__version__,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `run` says in a line that it was interrupted
     help_epilogue="Start with `bytelm demo`, or `bytelm train PATH`. BYTELM_DEBUG=1 shows tracebacks.",
 )
 app.command(training.train)

@@ -83,7 +83,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_verdict(verdict: Any) -> None:
-    """A measurement beside the compressors, best first, and by file if there are several."""
+    """A measurement beside the compressors, best first, by plane and by file if there are several."""
     bounds = "" if verdict.low is None else f"{verdict.low:.3f} to {verdict.high:.3f}"
     rows = [("this model", verdict.bits_per_byte, bounds)]
     rows += [(name, bits, "") for name, bits in verdict.compressors.items()]
@@ -92,7 +92,9 @@ def print_verdict(verdict: Any) -> None:
         f"{verdict.bytes:,} bytes in {verdict.documents} documents, each scored once; "
         f"context {verdict.context}, stride {verdict.stride}"
     )
-    print_table(["", "bits per byte", "95 %"], [(name, f"{bits:.3f}", b) for name, bits, b in rows])
+    print_table(["", verdict.unit, "95 %"], [(name, f"{bits:.3f}", b) for name, bits, b in rows])
+    if verdict.planes:
+        print_table(["plane", verdict.unit], [(name, f"{bits:.3f}") for name, bits in verdict.planes.items()])
     if len(verdict.files) > 1:
         rows = [(f.name, f"{f.bytes:,}", f"{f.bits_per_byte:.3f}") for f in verdict.files]
-        print_table(["", "bytes", "bits per byte"], rows)
+        print_table(["", "bytes", verdict.unit], rows)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, print_json, print_table, text_of
+from bytelm.cli.common import Json, counter, print_json, print_table, text_of
 from bytelm.errors import UsageError
 
 
@@ -65,8 +66,9 @@ def presets(*, json: Json = False) -> int:
     if json:
         print_json(rows)
         return 0
-    head = ["preset", "model", "patching", "parameters", "n-gram tables", "scorer", "window", "FLOPs/byte"]
+    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "scorer", "window", "FLOPs/byte"]
     print_table(head, [[str(row[key]) for key in head] for row in rows])
+    print("nominal: the paper's name for the size; parameters: what there is, of the model itself")
     print("FLOPs/byte: of the model's matrix products, forward, over a window; times 3 in training")
     print("train with one: bytelm train PATH --preset NAME")
     return 0
@@ -86,6 +88,6 @@ def report(run: Path, /, *, out: Path | None = None) -> int:
     if not run.is_dir():
         raise UsageError(f"no run at {run}: name a directory that `bytelm train` wrote")
     path = out or run / "report.html"
-    write(path, render(gather(run)))
+    write(path, render(gather(run, partial(counter, quiet=False))))
     print(path)
     return 0

@@ -6,11 +6,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, counter, paths_of, print_json, print_verdict, text_of
+from bytelm.cli.common import Json, counter, paths_of, print_json, print_verdict
+from bytelm.cli.media import check_file, collected, task_of, write_file
+from bytelm.data.modalities.base import Modality
+from bytelm.errors import UsageError
 
 
 def evaluate(
@@ -18,6 +21,7 @@ def evaluate(
     *paths: str,
     context: int | None = None,
     stride: int | None = None,
+    inference: Literal["basic", "sliding", "strided", "both"] | None = None,
     json: Json = False,
 ) -> int:
     """Bits per byte of files, each byte scored once, beside gzip, bzip2 and xz on the same bytes.
@@ -34,20 +38,25 @@ def evaluate(
         Bytes that a window holds; what the model was trained on unless given.
     stride
         Bytes that a window adds to the one before; half the context unless given.
+    inference
+        Instead of a stride: basic (windows side by side), sliding (half a window further each), strided (each window
+        twice, from two offsets half a patch apart), both (four times the cost of basic).
     """
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpus import Corpus
     from bytelm.data.selection import spread
-    from bytelm.data.sources import documents
     from bytelm.evaluate.verdict import judge
+    from bytelm.models.inference import for_measuring
 
     loaded = load(run)
-    if paths:
-        found = [(document.name, b"".join(document.pieces)) for document in documents(paths_of(paths))]
-    else:
-        found = spread(Corpus.open(run / "data"), "test")
+    found = documents_of(paths_of(paths), loaded.modality) if paths else spread(Corpus.open(run / "data"), "test")
     progress = counter("measuring", sum(len(data) for _, data in found), json)
-    verdict = judge(loaded.model, found, context or loaded.state["context"], stride, progress)
+    window, model = context or loaded.state["context"], loaded.model
+    if inference is not None:
+        if stride is not None:
+            raise UsageError(f"--inference {inference} has a stride of its own: leave out --stride {stride}")
+        model, stride = for_measuring(model, inference, window)
+    verdict = judge(model, found, window, stride, progress, loaded.modality)
     if json:
         print_json(verdict.mapping())
     else:
@@ -55,13 +64,29 @@ def evaluate(
     return 0
 
 
+def documents_of(paths: list[str], modality: Modality | None) -> list[tuple[str, bytes]]:
+    """(file, bytes) of each document; what is skipped or converted is told on standard error. Raises DataError."""
+    from bytelm.data.convert import read
+    from bytelm.data.sources import SourceReport
+
+    report = SourceReport()
+    found = [(document.name, b"".join(document.pieces)) for document in read(paths, modality, report=report)]
+    if not found:
+        raise report.nothing(paths)
+    if losses := report.losses():
+        print(", ".join(losses), file=sys.stderr)
+    return found
+
+
 def generate(
     run: Path,
     prompt: str = "",
     /,
     *,
+    out: Annotated[Path | None, Parameter(name=("--out", "--png", "--wav"))] = None,
+    keep: float | None = None,
     hex: Annotated[bool, Parameter(negative="", help="The prompt is given as hex digits.")] = False,
-    max_bytes: int = 256,
+    max_bytes: int | None = None,
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -69,11 +94,13 @@ def generate(
     seed: int = 0,
     stop: Annotated[list[str] | None, Parameter(negative="", help="End before this text. May be repeated.")] = None,
     utf8: Annotated[bool, Parameter(negative="", help="Write nothing but valid UTF-8.")] = False,
+    inference: Literal["basic", "sliding", "strided", "both"] = "basic",
     json: Json = False,
 ) -> int:
     """Let a model go on after a prompt, byte by byte as they are decided.
 
     Example: bytelm generate runs/demo "def main(" --temperature 0.5 --stop "\\n\\n"
+    Example: bytelm generate runs/pictures @photo.png --png completed.png
 
     Parameters
     ----------
@@ -81,39 +108,49 @@ def generate(
         A run, or one checkpoint of it.
     prompt
         Text, @file, or - for standard input.
+    out
+        Write prompt and continuation into this file, of the kind the run was trained --as.
+    keep
+        The share of a picture or clip, given as @file, that is the prompt; 0.5 unless given.
     max_bytes
-        End after so many bytes.
+        End after so many bytes; a whole picture, as long as the clip was, or 256 unless given.
     temperature
         0 always takes the likeliest byte.
     seed
         The same seed writes the same bytes.
+    inference
+        sliding never reads more than the training's window; strided reads patches from two offsets; both does both.
     """
-    from bytelm.lm import load
+    from bytelm.lm import Options, load
 
-    start = text_of(prompt, hex)
-    lm = load(run)
+    lm = load(run).reading(inference)
+    if out is not None:
+        check_file(out, lm.modality, for_text=bool(stop or utf8))
+    task = task_of(lm.modality, prompt, hex, keep, max_bytes)
+    options: Options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    ends = [text.encode().decode("unicode_escape").encode("latin-1") for text in stop or []]
+    options |= {"max_bytes": task.max_bytes, "eos": task.eos, "stop": ends, "utf8": utf8}
     began = time.perf_counter()
-    pieces = lm.stream(
-        start,
-        max_bytes=max_bytes,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-        stop=[text.encode().decode("unicode_escape").encode("latin-1") for text in stop or []],
-        utf8=utf8,
-    )
-    collect = b"".join if json else show_bytes_as_text if sys.stdout.isatty() else copy_bytes
-    written = collect(pieces)
-    seconds = max(1e-9, time.perf_counter() - began)
+    pieces = lm.stream(task.prompt, **options)
+    collect = show_bytes_as_text if sys.stdout.isatty() else copy_bytes
+    written = collected(pieces, task.max_bytes, quiet=json) if json or out is not None else collect(pieces)
+    if out is not None and lm.modality is not None:
+        write_file(out, lm.modality, task.prompt + written)
+    tell(written, max(1e-9, time.perf_counter() - began), out, json)
+    return 0
+
+
+def tell(written: bytes, seconds: float, out: Path | None, json: bool) -> None:
+    """What was generated, and how fast."""
     speed = len(written) / seconds
     if json:
         found = {"text": written.decode(errors="replace"), "hex": written.hex(), "bytes": len(written)}
-        print_json({**found, "seconds": seconds, "bytes_per_second": speed})
-    else:
-        print(f"\n{len(written)} bytes, {speed:.0f} bytes/s", file=sys.stderr)
-    return 0
+        file = {} if out is None else {"file": str(out)}
+        print_json({**found, **file, "seconds": seconds, "bytes_per_second": speed})
+        return
+    print(f"\n{len(written)} bytes, {speed:.0f} bytes/s", file=sys.stderr)
+    if out is not None:
+        print(out)
 
 
 def copy_bytes(pieces: Iterable[bytes]) -> bytes:

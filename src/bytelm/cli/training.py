@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ EXAMPLE = "def parse_header(line):\n"
 
 def train(
     *paths: str,
+    modality: Annotated[str | None, Parameter(name="--as")] = None,
     preset: Annotated[str | None, Parameter(help="A preset's name: see `bytelm presets`.")] = None,
     config: Annotated[Path | None, Parameter(help="A TOML file over the preset.")] = None,
     set: Sets = None,
@@ -36,6 +38,9 @@ def train(
     ----------
     paths
         Folders, files, patterns, or - for standard input; .gz, .xz, .zst and .jsonl are opened.
+    modality
+        What the files are: image:64 (pixels; also image:96x64:grey:patch8), audio:16k (samples a second; also
+        audio:8k:8bit), dna. Bytes as they are unless given.
     steps
         Stop after so many steps.
     minutes
@@ -48,7 +53,7 @@ def train(
     from bytelm.train.run import train as fit
     from bytelm.train.settings import configure
 
-    settings = configure(preset, config, set or [], steps=steps, minutes=minutes, bytes=bytes)
+    settings = configure(preset, config, set or [], modality=modality, steps=steps, minutes=minutes, bytes=bytes)
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0])
     result = fit(sources, settings, run, quiet=quiet)
@@ -85,9 +90,10 @@ def close(run: Path, quiet: bool, json: bool) -> None:
     if split is not None:
         documents = spread(corpus, split, HELD_OUT)
         progress = counter("measuring", sum(len(data) for _, data in documents), quiet)
-        verdict = judge(loaded.model, documents, loaded.state["context"], progress=progress)
+        context = loaded.state["context"]
+        verdict = judge(loaded.model, documents, context, progress=progress, modality=loaded.modality)
         keep_verdict(run, verdict)
-    write(run / "report.html", render(gather(run)))
+    write(run / "report.html", render(gather(run, partial(counter, quiet=quiet))))
     if json:
         step = {key: loaded.state[key] for key in ("step", "bytes", "seconds", "skipped")}
         print_json({"run": str(run), **step, "held_out": verdict.mapping() if verdict else None})
@@ -96,7 +102,11 @@ def close(run: Path, quiet: bool, json: bool) -> None:
             print(f"\nheld out ({split}): ", end="")
             print_verdict(verdict)
         print(f"report:  {run / 'report.html'}")
-        print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
+        modality = loaded.modality
+        if modality is not None and not modality.text:
+            print(f"next:    bytelm generate {run} --out new{modality.suffix} | bytelm eval {run} FILE")
+        else:
+            print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
 
 
 def calibrate(run: Path, size: float, /, *, rule: str | None = None, json: Json = False) -> int:

@@ -35,11 +35,15 @@ from bytelm.units import PAD
 
 @dataclass(frozen=True)
 class DocumentBits:
-    """What a document costs: nats summed in float64 over all of its bytes, EOS not counted."""
+    """What a document costs: nats summed in float64 over all of its bytes, EOS not counted.
+
+    `by_place[p]` is the share of the bytes i with i % period == p; empty for a period of 1.
+    """
 
     name: str
     bytes: int
     nats: float
+    by_place: tuple[float, ...] = ()
 
 
 def measure(
@@ -49,29 +53,32 @@ def measure(
     context: int,
     stride: int | None = None,
     batch: int = 8,
+    period: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[DocumentBits]:
     """The bits of each (name, document), in order, in windows of `context` ids as drawn above.
 
     `stride` is context // 2 unless given. `batch` windows, of one document or several, go through the model together;
-    no more of a document is held than they need. `progress` is told how many more bytes have been scored.
+    no more of a document is held than they need. With a `period` above 1 the nats of each place in it are summed too:
+    of each plane, where bytes stand for planes in turn. `progress` is told how many more bytes have been scored.
 
     Raises UsageError unless 1 <= stride <= context and batch >= 1.
     """
-    return _measure(model, documents, _Windows.checked(model, context, stride, batch), progress)
+    return _measure(model, documents, _Windows.checked(model, context, stride, batch), period, progress)
 
 
 def _measure(
     model: ByteModel,
     documents: Iterable[tuple[str, Document]],
     windows: _Windows,
+    period: int,
     progress: Callable[[int], None] | None,
 ) -> Iterator[DocumentBits]:
     tallies: deque[_Tally] = deque()
 
     def all_windows() -> Iterator[tuple[_Tally, _Window]]:
         for name, document in documents:
-            tally = _Tally(name)
+            tally = _Tally(name, np.zeros(period))
             tallies.append(tally)
             yield from ((tally, window) for window in windows.of(document))
             tally.ended = True
@@ -80,8 +87,7 @@ def _measure(
     while group := list(islice(stream, windows.batch)):
         scored = windows.score([window for _, window in group])
         for (tally, _), nats in zip(group, scored, strict=True):
-            tally.bytes += len(nats)
-            tally.nats += float(nats.sum())
+            tally.add(nats)
         if progress:
             progress(sum(map(len, scored)))
         # All windows drawn so far are scored: a document that ended has nothing more to come.
@@ -136,13 +142,23 @@ class _Tally:
     """The sums of a document whose windows are being scored."""
 
     name: str
+    places: NDArray[np.float64]
     bytes: int = 0
     nats: float = 0.0
     ended: bool = False
 
+    def add(self, nats: NDArray[np.float64]) -> None:
+        """Count the nats of the next bytes."""
+        period = len(self.places)
+        places = (self.bytes + np.arange(len(nats))) % period
+        self.places += np.bincount(places, weights=nats, minlength=period)
+        self.bytes += len(nats)
+        self.nats += float(nats.sum())
+
     def bits(self) -> DocumentBits:
         """The sums, once they are whole."""
-        return DocumentBits(self.name, self.bytes, self.nats)
+        by_place = tuple(map(float, self.places)) if len(self.places) > 1 else ()
+        return DocumentBits(self.name, self.bytes, self.nats, by_place)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""What general compressors make of the same bytes: the yardstick beside a model's bits per byte."""
+"""What compressors make of the same bytes: the yardstick beside a model's bits per byte."""
 
 from __future__ import annotations
 
 import bz2
 import lzma
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from bytelm.errors import DataError
 from bytelm.evaluate.stream import Document, pieces
@@ -35,4 +35,23 @@ def compressed(documents: Iterable[Document]) -> dict[str, float]:
         raise DataError("there is nothing to compress: the documents have 0 bytes; give at least 1")
     for name, compressor in compressors.items():
         sizes[name] += len(compressor.flush())
+    return {name: bits_per_byte(8 * size * LN2, count) for name, size in sizes.items()}
+
+
+def compressed_each(documents: Iterable[Document], formats: Mapping[str, Callable[[bytes], int]]) -> dict[str, float]:
+    """Bits per byte of formats that hold one document a file, such as PNG, headers and checksums included.
+
+    `formats` say how many bytes each makes of one document; empty ones are left out. Raises DataError if all are.
+    """
+    if not formats:
+        return {}
+    count = 0
+    sizes = dict.fromkeys(formats, 0)
+    for document in documents:
+        data = b"".join(piece.tobytes() for piece in pieces(document))
+        count += len(data)
+        for name, size in formats.items():
+            sizes[name] += size(data) if data else 0
+    if not count:
+        raise DataError("there is nothing to compress: the documents have 0 bytes; give at least 1")
     return {name: bits_per_byte(8 * size * LN2, count) for name, size in sizes.items()}

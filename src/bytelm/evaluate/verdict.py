@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from bytelm.data.modalities.base import Modality
 from bytelm.errors import DataError
 from bytelm.evaluate.bits import DocumentBits, measure
-from bytelm.evaluate.compressors import compressed
+from bytelm.evaluate.compressors import compressed, compressed_each
 from bytelm.evaluate.meter import Meter, interval
 from bytelm.models.base import ByteModel
-from bytelm.units import LN2
+from bytelm.units import LN2, bits_per_byte
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class FileBits:
 class Verdict:
     """What a model makes of documents. Every byte is scored once; context and stride say what it was scored from.
 
-    `low` and `high` bound the 95 % bootstrap interval over documents; None with fewer than two.
+    `low` and `high` bound the 95 % bootstrap interval over documents; None with fewer than two. `planes` are the bits
+    per byte of each plane that bytes stand for in turn: red, green, blue. `unit` is what people call all of these.
     """
 
     bytes: int
@@ -43,6 +46,8 @@ class Verdict:
     stride: int
     files: list[FileBits]
     compressors: dict[str, float]
+    planes: dict[str, float] = field(default_factory=dict[str, float])
+    unit: str = "bits per byte"
 
     def mapping(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -55,14 +60,20 @@ def judge(
     context: int,
     stride: int | None = None,
     progress: Callable[[int], None] | None = None,
+    modality: Modality | None = None,
 ) -> Verdict:
-    """Measure documents given as (name, bytes); those of one name are one file. Raises DataError if there are none."""
+    """Measure documents given as (name, bytes); those of one name are one file. Raises DataError if there are none.
+
+    With a `modality` the formats made for it are among the compressors, and each plane is measured too.
+    """
     documents = list(documents)
-    found = list(measure(model, documents, context=context, stride=stride, progress=progress))
+    planes, formats = (modality.planes, modality.compressors()) if modality is not None else ((), {})
+    period = max(1, len(planes))
+    found = list(measure(model, documents, context=context, stride=stride, period=period, progress=progress))
     whole = Meter.of(found)
     if not whole.bytes:
         raise DataError(f"{len(documents)} documents have 0 bytes together: there is nothing to measure")
-    bounds = interval(found)
+    bounds, data = interval(found), [document for _, document in documents]
     return Verdict(
         bytes=whole.bytes,
         bits=whole.nats / LN2,
@@ -73,8 +84,26 @@ def judge(
         context=context,
         stride=stride or max(1, context // 2),
         files=by_name(found),
-        compressors=compressed([document for _, document in documents]),
+        compressors=compressed(data) | compressed_each(data, formats),
+        planes=by_plane(found, planes),
+        unit=unit_of(modality),
     )
+
+
+def unit_of(modality: Modality | None) -> str:
+    """What bits are counted on: in documents of one size, such as images, a byte is called a dimension."""
+    return "bits per byte" if modality is None or modality.size is None else "bits per dimension"
+
+
+def by_plane(found: Iterable[DocumentBits], planes: tuple[str, ...]) -> dict[str, float]:
+    """The bits per byte of each of several planes; those without a byte, and a single one, are left out."""
+    found, period = list(found), len(planes)
+    counts = [sum((document.bytes - p + period - 1) // period for document in found) for p in range(period)]
+    return {
+        plane: bits_per_byte(math.fsum(document.by_place[p] for document in found), counts[p])
+        for p, plane in enumerate(planes)
+        if period > 1 and counts[p]
+    }
 
 
 def by_name(found: Iterable[DocumentBits]) -> list[FileBits]:

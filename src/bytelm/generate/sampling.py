@@ -42,15 +42,15 @@ class Sampling:
             raise ConfigError(f"min_p {self.min_p} is not in [0, 1]: try 0.05, or leave it out")
 
     def filtered(
-        self, logits: Float[Tensor, "batch vocab"], allowed: Bool[Tensor, "batch vocab"] | None = None
+        self, logits: Float[Tensor, "batch vocab"], allowed: Bool[Tensor, "batch vocab"] | None = None, eos: bool = True
     ) -> Float64[Tensor, "batch vocab"]:
         """The probabilities (float64, on the CPU) that the next id is drawn from; each row sums to 1.
 
-        In this order: only the 256 bytes and EOS, and of them only `allowed` (on the CPU); temperature; softmax;
-        top_k; top_p of what top_k left, renormalised; min_p. Raises CheckpointError when a row's logits are not
-        finite.
+        In this order: only the 256 bytes and, with `eos`, EOS, and of them only `allowed` (on the CPU); temperature;
+        softmax; top_k; top_p of what top_k left, renormalised; min_p. Raises CheckpointError when a row's logits are
+        not finite.
         """
-        possible = _written() if allowed is None else _written() & allowed
+        possible = _written(eos) if allowed is None else _written(eos) & allowed
         scores = logits.cpu().double().masked_fill(~possible, -math.inf)
         best = scores.amax(-1, keepdim=True)
         if not bool(best.isfinite().all()):
@@ -75,10 +75,10 @@ class Sampling:
 DEFAULT = Sampling()
 
 
-def _written() -> Bool[Tensor, " vocab"]:
+def _written(eos: bool) -> Bool[Tensor, " vocab"]:
     """The ids that are ever generated: PAD, BOS and RESERVED are not."""
     ids = torch.arange(VOCAB)
-    return (ids < BYTES) | (ids == EOS)
+    return (ids < BYTES) | ((ids == EOS) & eos)
 
 
 def generators(seed: int, rows: int) -> list[torch.Generator]:

@@ -50,11 +50,12 @@ def generate(
     seed: int = 0,
     stop: Sequence[bytes] = (),
     utf8: bool = False,
+    eos: bool = True,
 ) -> list[Generation]:
     """Go on after each prompt; the options are those of `pieces`."""
     written = [bytearray() for _ in prompts]
     reasons: dict[int, Reason] = {}
-    steps = pieces(model, prompts, max_bytes=max_bytes, sampling=sampling, seed=seed, stop=stop, utf8=utf8)
+    steps = pieces(model, prompts, max_bytes=max_bytes, sampling=sampling, seed=seed, stop=stop, utf8=utf8, eos=eos)
     for piece in steps:
         written[piece.row] += piece.data
         if piece.reason:
@@ -71,9 +72,10 @@ def stream(
     seed: int = 0,
     stop: Sequence[bytes] = (),
     utf8: bool = False,
+    eos: bool = True,
 ) -> Iterator[bytes]:
     """The bytes after one prompt, as soon as they are decided; the options are those of `pieces`."""
-    steps = pieces(model, [prompt], max_bytes=max_bytes, sampling=sampling, seed=seed, stop=stop, utf8=utf8)
+    steps = pieces(model, [prompt], max_bytes=max_bytes, sampling=sampling, seed=seed, stop=stop, utf8=utf8, eos=eos)
     return (piece.data for piece in steps if piece.data)
 
 
@@ -86,10 +88,11 @@ def pieces(
     seed: int = 0,
     stop: Sequence[bytes] = (),
     utf8: bool = False,
+    eos: bool = True,
 ) -> Iterator[Piece]:
     """Go on after each prompt and give the bytes of every row as soon as they are decided.
 
-    A row ends with EOS, before the first stop sequence in what it generates, or after `max_bytes` bytes. Bytes that
+    A row ends with EOS (never without `eos`), before the first stop sequence, or after `max_bytes` bytes. Bytes that
     may be the beginning of a stop sequence are held back until that is decided. What row r generates depends on its
     prompt and on (seed, r), and on the other rows only as far as the model rounds differently in a larger batch.
 
@@ -107,7 +110,7 @@ def pieces(
         # A whole number of characters is only ever found between characters, so that no cut leaves a broken one.
         if utf8 and not _is_utf8(sequence):
             raise UsageError(f"stop sequence {sequence!r} is not UTF-8, which utf8 asks for: leave one of the two out")
-    return _run(model, prompts, max_bytes, sampling, seed, stop, utf8)
+    return _run(model, prompts, max_bytes, sampling, seed, stop, utf8, eos)
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -147,6 +150,7 @@ def _run(
     seed: int,
     stop: Sequence[bytes],
     utf8: bool,
+    eos: bool,
 ) -> Iterator[Piece]:
     """The one loop: draw an id for each row, drop the rows that ended, and let the model read the others' bytes."""
     characters = Utf8State.after(prompts) if utf8 else None
@@ -160,7 +164,7 @@ def _run(
     logits, state = _read_prompts([prompts[row] for row in going], model)
     for left in range(max_bytes, 0, -1):
         allowed = characters.allowed(left) if characters else None
-        ids = draw(sampling.filtered(logits, allowed), [row.generator for row in rows])
+        ids = draw(sampling.filtered(logits, allowed, eos), [row.generator for row in rows])
         steps = [row.write(symbol, stop, left == 1) for row, symbol in zip(rows, map(int, ids), strict=True)]
         yield from (step for step in steps if step.data or step.reason)
         going = [row for row, step in enumerate(steps) if step.reason is None]

@@ -6,7 +6,7 @@ Each is a model around a model: measuring and generation call it as they call an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,19 @@ from bytelm.nn.state import put_rows
 from bytelm.patching.layout import Rows, at_end, since, tail
 from bytelm.units import BOS, PAD, VOCAB
 
-MODES = ("basic", "sliding", "strided", "both")
+Mode = Literal["basic", "sliding", "strided", "both"]
+
+
+def for_measuring(model: ByteModel, mode: Mode, context: int) -> tuple[ByteModel, int]:
+    """The model, and by how many ids each window of `context` goes further than the one before. Raises UsageError."""
+    stride = max(1, context // 2) if mode in ("sliding", "both") else context
+    return strided(model) if mode in ("strided", "both") else model, stride
+
+
+def for_generating(model: ByteModel, mode: Mode, context: int) -> ByteModel:
+    """The model as one stream; basic has no windows, and goes on beyond `context`. Raises UsageError."""
+    model = strided(model) if mode in ("strided", "both") else model
+    return sliding(model, context) if mode in ("sliding", "both") else model
 
 
 def strided(model: ByteModel) -> ByteModel:

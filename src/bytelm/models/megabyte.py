@@ -351,17 +351,31 @@ class Megabyte(ByteModel):
         step = max(1, PIECE // (len(cells) * grid.size * config.dim * max(1, config.layers)))
         if not spared or grid.patches <= step:
             return self.piece(inner, cells, grid, above, caches)
-        through = caches if caches is not None or not inner.reach else inner.begin(len(cells), cells.device)
         found: list[Tensor] = []
+        ends: tuple[Cache, ...] = ()
         for first in range(0, grid.patches, step):
             stop = min(first + step, grid.patches)
-            part = inner, cells[:, first:stop], grid.lines(first, stop), above[:, first:stop], through
-            if torch.is_grad_enabled():
-                out, through = checkpoint(self.piece, *part, use_reentrant=False)
+            part = inner, cells[:, first:stop], grid.lines(first, stop), above[:, first:stop]
+            if caches is not None:
+                out, caches = self.piece(*part, caches)
+            elif torch.is_grad_enabled():
+                out, ends = checkpoint(self.piece_after, *part, ends, use_reentrant=False)
             else:
-                out, through = self.piece(*part)
+                out, ends = self.piece_after(*part, ends)
             found.append(out)
-        return torch.cat(found, 1), through if caches is not None else None
+        return torch.cat(found, 1), caches
+
+    def piece_after(
+        self, inner: Inner, cells: Tensor, grid: Grid, above: Tensor, ends: tuple[Cache, ...]
+    ) -> tuple[Tensor, tuple[Cache, ...]]:
+        """Some patches after others without a state: of those before, no more is handed on than a patch sees."""
+        if not inner.reach:
+            return self.piece(inner, cells, grid, above, None)[0], ()
+        caches = inner.begin(len(cells), cells.device)
+        if ends:
+            caches = tuple(Cache(*(F.pad(x, (0, 0, 0, 0, grid.size, 0)) for x in (e.keys, e.values))) for e in ends)
+        out, after = self.piece(inner, cells, grid, above, caches)
+        return out, tuple(Cache(c.keys[:, -inner.reach :], c.values[:, -inner.reach :]) for c in after or ())
 
     def piece(
         self, inner: Inner, cells: Tensor, grid: Grid, above: Tensor, caches: tuple[Cache, ...] | None

@@ -6,11 +6,13 @@ import itertools
 import json
 import platform
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bytelm.checkpoint.assemble import Loaded, load
 from bytelm.checkpoint.metrics import METRICS, read_metrics
@@ -20,19 +22,25 @@ from bytelm.data.selection import spread
 from bytelm.errors import CheckpointError, UsageError
 from bytelm.evaluate.patches import lengths_by_kind, opens_of, patch_view
 from bytelm.evaluate.stream import patcher_of
-from bytelm.evaluate.verdict import Verdict
+from bytelm.evaluate.verdict import Verdict, unit_of
 from bytelm.find import find, names
-from bytelm.generate.session import generate
+from bytelm.generate.document import Task, completion, continuation
+from bytelm.generate.sampling import Sampling
+from bytelm.generate.session import generate, pieces
 from bytelm.models.base import ByteModel
 from bytelm.patching.entropy import Entropy
+from bytelm.report.media import Completion, Media
 from bytelm.report.page import FileType, HeldOut, ReportData, Sample
 from bytelm.report.patches import PatchView
-from bytelm.units import show_count, show_seconds
+from bytelm.units import show_bytes, show_count, show_seconds
 
 VERDICT = "held_out.json"
 SHOWN = 400  # bytes of a held-out document that are shown cut into patches
 CUT = 1 << 17  # held-out bytes whose patch lengths are counted
 PROMPTS = 3
+EXAMPLES = {".png": 4, ".wav": 2}  # pictures and clips that are completed, and as many that are made from nothing
+LONGEST = 1 << 14  # bytes of a picture that is sampled, and what clips are cut to: half a second of the usual sound
+Watch = Callable[[str, int], Callable[[int], None] | None]  # see `cli.common.counter`
 
 
 def keep_verdict(run: Path, verdict: Verdict) -> None:
@@ -40,26 +48,34 @@ def keep_verdict(run: Path, verdict: Verdict) -> None:
     (run / VERDICT).write_text(json.dumps(verdict.mapping(), indent=1) + "\n", encoding="utf-8")
 
 
-def gather(run: str | Path) -> ReportData:
-    """Everything for the report of a run, finished or not. Raises CheckpointError for a run without a checkpoint."""
+def gather(run: str | Path, watch: Watch | None = None) -> ReportData:
+    """Everything for the report of a run, finished or not. Raises CheckpointError for a run without a checkpoint.
+
+    Pictures and sound take a while to sample; `watch` makes what is told of the progress.
+    """
     run = Path(run)
     loaded = load(run)
+    modality = loaded.modality
     corpus = Corpus.open(run / "data")
     split: Split = next(s for s in ("test", "valid", "train") if corpus.bytes(s))
     documents = spread(corpus, split, CUT)
     patcher = patcher_of(loaded.model)
     kinds = lengths_by_kind(patcher, documents) if patcher is not None else {}
-    shown = [data[:SHOWN].tobytes() for _, data in documents[:PROMPTS]]
+    sample_bytes = load_toml(run / "config.toml")["train"]["sample_bytes"]
+    readable = modality is None or modality.text
+    shown = [data[:SHOWN].tobytes() for _, data in documents[:PROMPTS] if readable]
     return ReportData(
         title=f"{run.resolve().name}: a byte model trained by bytelm",
         metrics=read_metrics(run / METRICS),
         patch_lengths=dict(sum(kinds.values(), Counter[int]())),
         views=[(f"from the {split} documents", view(loaded.model, data)) for data in shown[:2] if patcher is not None],
-        samples=samples(loaded, shown, load_toml(run / "config.toml")["train"]["sample_bytes"]),
+        samples=samples(loaded, shown, sample_bytes),
         compressors=(verdict := read_verdict(run)).get("compressors", {}),
         held_out=shown_verdict(verdict, kinds),
         config_toml=(run / "config.toml").read_text(encoding="utf-8"),
         facts=facts(run, loaded, corpus),
+        media=media(loaded, split, documents if sample_bytes else [], watch),
+        unit=unit_of(modality),
     )
 
 
@@ -97,6 +113,40 @@ def samples(loaded: Loaded, shown: list[bytes], count: int) -> list[Sample]:
     return [Sample(None, g.prompt, g.data) for g in written]
 
 
+def media(
+    loaded: Loaded, split: Split, documents: Sequence[tuple[str, NDArray[np.uint8]]], watch: Watch | None
+) -> Media | None:
+    """What the model makes of the first halves of documents of a split, and of nothing; None where they are text."""
+    modality = loaded.modality
+    if modality is None or modality.text:
+        return None
+    size, count = modality.size, EXAMPLES.get(modality.suffix, 0)
+    if size is not None and size > LONGEST:
+        way = f"`bytelm generate RUN --out FILE{modality.suffix}` makes one."
+        return Media(modality, note=f"Not sampled here, as {show_bytes(size)} a document would take long: {way}")
+    if not documents or not count:
+        return Media(modality)
+    clips = [data[: LONGEST // modality.unit * modality.unit].tobytes() for _, data in documents]
+    originals = [clip for clip in clips if len(clip) == (size or len(clip))][:count]
+    tasks = [completion(modality, clip) for clip in originals]
+    usual = max((task.max_bytes for task in tasks), default=LONGEST // 2)
+    added = written(loaded.model, [*tasks, *[continuation(modality, b"", size=usual)] * count], watch)
+    done = [Completion(clip, len(task.prompt), more) for clip, task, more in zip(originals, tasks, added, strict=False)]
+    return Media(modality, done, added[len(done) :], split, "Sampled at temperature 1.")
+
+
+def written(model: ByteModel, tasks: Sequence[Task], watch: Watch | None) -> list[bytes]:
+    """What the model adds to each prompt, all of them in one batch."""
+    most = max(task.max_bytes for task in tasks)
+    progress = watch("sampling", most * len(tasks)) if watch else None
+    prompts, added = [task.prompt for task in tasks], [bytearray() for _ in tasks]
+    for piece in pieces(model, prompts, max_bytes=most, sampling=Sampling(temperature=1.0), eos=False):
+        added[piece.row] += piece.data
+        if progress:
+            progress(len(piece.data))
+    return [bytes(row[: task.max_bytes]) for row, task in zip(added, tasks, strict=True)]
+
+
 def read_verdict(run: Path) -> dict[str, Any]:
     """The measurement kept in the run; empty if there is none."""
     path = run / VERDICT
@@ -116,7 +166,8 @@ def shown_verdict(verdict: dict[str, Any], kinds: dict[str, Counter[int]]) -> He
         FileType(f["name"], f["bytes"], f["bits_per_byte"], patches_of(kinds.get(f["name"]), f["bytes"]))
         for f in verdict["files"]
     ]
-    return HeldOut(verdict["bits_per_byte"], verdict["bytes"], verdict["low"], verdict["high"], by_type)
+    planes = verdict.get("planes", {})  # older runs have none
+    return HeldOut(verdict["bits_per_byte"], verdict["bytes"], verdict["low"], verdict["high"], by_type, planes)
 
 
 def patches_of(lengths: Counter[int] | None, bytes: int) -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from bytelm.errors import ResourceError
 from bytelm.report.charts import Bar, Series, Show, bar_chart, histogram, line_chart, show_plain
 from bytelm.report.glyphs import character, pieces
+from bytelm.report.media import Media, gallery
 from bytelm.report.patches import PatchView, fragment
 from bytelm.report.style import document, escape, table
 from bytelm.units import show_bytes
@@ -41,13 +42,14 @@ class FileType:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The measurement on bytes kept from training, with its 95 % interval if it has one."""
+    """The measurement on bytes kept from training, with its 95 % interval if it has one, and that of each plane."""
 
     bits_per_byte: float
     bytes: int
     low: float | None = None
     high: float | None = None
     by_type: Sequence[FileType] = ()
+    planes: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class ReportData:
     """All that a report can show; whatever is missing is left out of the page.
 
     `metrics` are the lines of metrics.jsonl (kinds it does not know are ignored); `views` are patch views with their
-    captions; `compressors` name the bits per byte of gzip and its like on the held-out bytes.
+    captions; `compressors` name the bits per byte of gzip and its like on the held-out bytes. `media` stands in the
+    place of all text samples. `unit` is what bits per byte are called.
     """
 
     title: str
@@ -67,15 +70,17 @@ class ReportData:
     held_out: HeldOut | None = None
     config_toml: str = ""
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
+    media: Media | None = None
+    unit: str = "bits per byte"
 
 
 def render(data: ReportData) -> str:
     """The whole page. Nothing in `data` can become markup, and the page fetches nothing."""
     sections = (
         ("", _headline(data)),
-        ("Learning", _curves(data.metrics)),
+        ("Learning", _curves(data.metrics, data.unit)),
         ("Patches", _patches(data)),
-        ("Samples", _samples(data)),
+        ("Samples", _samples(data) if data.media is None else gallery(data.media)),
         ("Facts", _facts(data.facts)),
         ("Configuration", _configuration(data.config_toml)),
     )
@@ -101,9 +106,12 @@ def write(path: Path, html: str) -> None:
 def _headline(data: ReportData) -> str:
     held = data.held_out
     if held is None:
-        return _latest(data.metrics)
+        return _latest(data.metrics, data.unit)
     interval = "" if held.low is None or held.high is None else f", 95 % interval {held.low:.3f} to {held.high:.3f}"
-    parts = [_figure(held.bits_per_byte), f"<p>on {show_bytes(held.bytes)} that it was not trained on{interval}</p>"]
+    parts = [
+        _figure(held.bits_per_byte, data.unit),
+        f"<p>on {show_bytes(held.bytes)} that it was not trained on{interval}</p>",
+    ]
     if data.compressors:
         bars = [Bar("this model", held.bits_per_byte, held.low, held.high, ours=True)]
         bars += [Bar(name, bits) for name, bits in sorted(data.compressors.items(), key=lambda item: item[1])]
@@ -111,46 +119,51 @@ def _headline(data: ReportData) -> str:
             [bar.name, f"{bar.value:.3f}", f"{bar.value / 8:.1%}", show_bytes(bar.value / 8 * held.bytes)]
             for bar in bars
         ]
-        chart = bar_chart(bars, "bits per byte", "Bits per byte of the model and of compressors")
-        numbers = table(["", "bits per byte", "of the size", "bytes"], rows, ours=0)
+        chart = bar_chart(bars, data.unit, f"{data.unit.capitalize()} of the model and of compressors")
+        numbers = table(["", data.unit, "of the size", "bytes"], rows, ours=0)
         note = "All on the same held-out bytes. The model learnt from the training files; its own size is not counted."
+        if data.media is not None:
+            note += " gzip, bzip2 and xz read all of them in a row; to the other formats each document is a file."
         parts.append(f'<div class="columns"><figure>{chart}</figure><figure>{numbers}</figure></div>')
         parts.append(f'<p class="note">{note}</p>')
+    if held.planes:
+        planes = table(["plane", data.unit], [[name, f"{bits:.3f}"] for name, bits in held.planes.items()])
+        parts.append(f'<div class="columns"><figure>{planes}</figure></div>')
     return "\n".join(parts)
 
 
-def _latest(metrics: Sequence[Mapping[str, object]]) -> str:
+def _latest(metrics: Sequence[Mapping[str, object]], unit: str) -> str:
     """The headline of a run that was not evaluated: the last thing it measured while it trained."""
     for kind, meaning in (("valid", "on the validation bytes"), ("train", "on the training bytes")):
         points = _points(metrics, kind, "step")
         if points:
             step, bits = points[-1]
-            return f"{_figure(bits)}\n<p>{meaning}, at step {step:,.0f}; not yet evaluated on held-out bytes</p>"
+            return f"{_figure(bits, unit)}\n<p>{meaning}, at step {step:,.0f}; not yet evaluated on held-out bytes</p>"
     return '<p class="note">Nothing has been measured yet.</p>'
 
 
-def _figure(bits: float) -> str:
-    return f'<p class="figure">{bits:.3f} <small>bits per byte</small></p>'
+def _figure(bits: float, unit: str) -> str:
+    return f'<p class="figure">{bits:.3f} <small>{escape(unit)}</small></p>'
 
 
-def _curves(metrics: Sequence[Mapping[str, object]]) -> str:
+def _curves(metrics: Sequence[Mapping[str, object]], y: str) -> str:
     seconds = max((x for kind in ("train", "valid") for x, _ in _points(metrics, kind, "seconds")), default=0.0)
     unit, size = next((unit, size) for unit, size in UNITS.items() if seconds >= 3 * size or size == 1)
     charts = [
-        _curve(metrics, "bytes", "bytes seen", 1, show_bytes),
-        _curve(metrics, "seconds", unit, size, show_plain),
+        _curve(metrics, "bytes", "bytes seen", 1, show_bytes, y),
+        _curve(metrics, "seconds", unit, size, show_plain, y),
     ]
     return f'<div class="columns">{"".join(charts)}</div>' if any(charts) else ""
 
 
-def _curve(metrics: Sequence[Mapping[str, object]], x: str, label: str, size: int, show: Show) -> str:
-    """Bits per byte against `x` in units of `size`, bytes on a logarithmic axis; nothing where nothing was recorded."""
+def _curve(metrics: Sequence[Mapping[str, object]], x: str, label: str, size: int, show: Show, y: str) -> str:
+    """Bits a byte (`y`) against `x` in units of `size`, bytes on a logarithmic axis; nothing without points."""
     series = {name: _points(metrics, kind, x) for name, kind in (("training", "train"), ("validation", "valid"))}
     if not any(series.values()):
         return ""
     series = {name: [(at / size, bits) for at, bits in _thinned(points)] for name, points in series.items()}
-    title = f"Bits per byte against {label}"
-    chart = line_chart(series, label, "bits per byte", title, log_x=x == "bytes", show_x=show)
+    title = f"{y.capitalize()} against {label}"
+    chart = line_chart(series, label, y, title, log_x=x == "bytes", show_x=show)
     return f"<figure>{chart}</figure>"
 
 
@@ -182,12 +195,12 @@ def _patches(data: ReportData) -> str:
         chart = histogram(data.patch_lengths, "bytes in a patch", "patches", "Lengths of the patches")
         overall.append(f"<figure>{chart}</figure>")
     if data.held_out is not None and data.held_out.by_type:
-        overall.append(f"<figure>{_file_types(data.held_out.by_type)}</figure>")
+        overall.append(f"<figure>{_file_types(data.held_out.by_type, data.unit)}</figure>")
     views = [fragment(view, caption) for caption, view in data.views]
     return "\n".join([f'<div class="columns">{"".join(overall)}</div>'] * bool(overall) + views)
 
 
-def _file_types(by_type: Sequence[FileType]) -> str:
+def _file_types(by_type: Sequence[FileType], unit: str) -> str:
     rows = [
         [
             row.name,
@@ -197,7 +210,7 @@ def _file_types(by_type: Sequence[FileType]) -> str:
         ]
         for row in sorted(by_type, key=lambda row: -row.bytes)
     ]
-    return table(["held-out files", "bytes", "bits per byte", "bytes per patch"], rows)
+    return table(["held-out files", "bytes", unit, "bytes per patch"], rows)
 
 
 def _samples(data: ReportData) -> str:

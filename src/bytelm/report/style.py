@@ -57,6 +57,10 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 pre { font: .84rem/1.6 var(--mono); margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 details pre { background: var(--card); border-radius: 8px; padding: 1rem 1.25rem; margin-top: .75rem; }
 summary { cursor: pointer; }
+.pictures { display: grid; grid-template-columns: repeat(4, minmax(0, 9rem)); gap: .5rem .75rem; }
+.pictures figcaption { grid-column: 1 / -1; }
+.pictures img { width: 100%; height: auto; image-rendering: pixelated; border-radius: 2px; }
+audio { display: block; width: 100%; height: 2.25rem; margin-top: .5rem; }
 .sample {
   display: grid; grid-template-columns: 7rem 1fr; gap: 1rem; padding: 1rem 0; border-top: 1px solid var(--rule);
   break-inside: avoid;
@@ -108,18 +112,24 @@ svg .strong { fill: var(--ink); } svg .ours { font-weight: 650; }
 """
 
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+
+
 def escape(text: str) -> str:
     """Text that is nothing but text in HTML and XML, attributes included. What they cannot hold becomes U+FFFD."""
     return html.escape(_UNHOLDABLE.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 def document(title: str, body: str) -> str:
-    """A whole page around `body`, which is HTML already. The policy in its head forbids scripts and all fetching."""
+    """A whole page around `body`, which is HTML already. The policy in its head forbids scripts and all fetching.
+
+    Pictures and sound may stand in the page itself, as data: addresses.
+    """
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <style>{SHEET}</style>
