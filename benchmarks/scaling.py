@@ -23,7 +23,7 @@ import time
 from typing import Any
 
 LENGTHS = (8_192, 24_576, 98_304, 393_216, 1_228_800)
-PLAIN_LENGTHS = (4_096, 8_192, 16_384, 32_768)
+PLAIN_LENGTHS = (2_048, 4_096, 8_192, 16_384)
 LIMIT = 4 / 3
 
 

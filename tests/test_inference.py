@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import bytelm
+from bytelm.cli import run as cli
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import logprobs, nats_of_document
 from bytelm.models import blt, megabyte, transformer
@@ -14,7 +20,7 @@ from bytelm.models.base import ByteModel
 from bytelm.models.inference import Sliding, Strided, sliding, strided
 from bytelm.patching import fixed
 from bytelm.testing import MODEL_LAWS, UniformModel
-from bytelm.units import BOS
+from bytelm.units import BOS, BYTES
 
 SMALL = megabyte.Config(sizes=(4,), dims=(32, 16), layers=(2, 2), heads=(2, 2), ffn_multiple=16, reach=2)
 LAWS = ("causality", "split", "state", "joined", "documents", "sums")
@@ -92,3 +98,49 @@ def test_what_cannot_be_read_so_is_refused_in_one_line() -> None:
         sliding(plain, 1)
     assert isinstance(sliding(plain, 8), Sliding) and isinstance(strided(made()), Strided)
     assert sliding(UniformModel(), 4).device == torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small MEGABYTE, trained for thirty steps as a user would: long enough never to end a line of text."""
+    home = tmp_path_factory.mktemp("inference")
+    (home / "text.txt").write_bytes(b"".join(b"line %d of a text\n" % i for i in range(400)))
+    shape = ["sizes=[4]", "dims=[32,16]", "layers=[1,1]", "heads=[2,2]", "reach=2", "positions=64", "ffn_multiple=16"]
+    sets = [*(f"model.{s}" for s in shape), "train.window=64", "train.batch=2", "train.sample_bytes=0"]
+    words = ["train", str(home / "text.txt"), "--preset", "megabyte-tiny", "--steps", "30", "--run", str(home / "run")]
+    assert cli([*words, *(word for s in sets for word in ("--set", s)), "--quiet"]) == 0
+    return home / "run"
+
+
+def test_eval_takes_each_way_to_read(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The stride is what was told, and no two ways say the same; all count every byte once."""
+    found: dict[str, Any] = {}
+    for mode in ("basic", "sliding", "strided", "both"):
+        assert cli(["eval", str(run), str(run.parent / "text.txt"), "--inference", mode, "--json"]) == 0
+        found[mode] = json.loads(capfd.readouterr().out)
+    assert [verdict["stride"] for verdict in found.values()] == [64, 32, 64, 32]
+    assert len({verdict["bits"] for verdict in found.values()}) == 4
+    assert {verdict["bytes"] for verdict in found.values()} == {(run.parent / "text.txt").stat().st_size}
+    assert cli(["eval", str(run), "--inference", "both", "--stride", "8"]) == 2
+    assert "--inference both has a stride of its own" in capfd.readouterr().err
+
+
+def test_generation_goes_on_beyond_the_positions_where_it_slides(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(run), "line", "--max-bytes", "200", "--json", "--temperature", "0"]
+    assert cli(words) == 2
+    assert "longer than model.positions = 64" in capfd.readouterr().err
+    texts: dict[str, str] = {}
+    for mode in ("sliding", "both"):
+        assert cli([*words, "--inference", mode]) == 0
+        texts[mode] = json.loads(capfd.readouterr().out)["hex"]
+    lm = bytelm.load(run)
+    greedy = lm.reading("sliding").generate(b"line", max_bytes=200, temperature=0)
+    assert texts["sliding"] == greedy.hex()
+    ids, out = [BOS, *b"line"], bytearray()  # by hand: a window of 64, then ever 32 of it and what came since
+    with torch.no_grad():
+        for _ in range(len(greedy)):
+            seen = ids if len(ids) <= 64 else ids[32 * (-(-(len(ids) - 64) // 32)) :]
+            logits = lm.model(torch.tensor([seen]))[0][0, -1, :BYTES]
+            out.append(int(logits.argmax()))
+            ids.append(out[-1])
+    assert bytes(out) == greedy

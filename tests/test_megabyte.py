@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bytelm.config import nominal_size, preset, preset_names
 from bytelm.errors import ConfigError, UsageError
+from bytelm.evaluate.patches import patch_view
 from bytelm.models import megabyte
 from bytelm.models.megabyte import Config, Megabyte
 from bytelm.models.objective import score
@@ -297,6 +298,21 @@ def test_memory_grows_with_the_patches_when_it_is_spared(monkeypatch: pytest.Mon
     spared = [kept_for_backward(patches, True) / patches for patches in (32, 64)]
     plain = [kept_for_backward(patches, False) / patches for patches in (32, 64)]
     assert spared[1] < 1.1 * spared[0] and spared[1] < plain[1] / 8
+
+
+def test_the_patches_that_are_shown_are_those_that_are_counted() -> None:
+    """A patch opens after BOS and every four bytes: where the model takes a global step."""
+    model = made(SMALL)
+    view = patch_view(model, TEXT)
+    steps: list[int] = []
+    model.outer.norm.register_forward_hook(lambda *_: steps.append(1))
+    with torch.inference_mode():
+        state, taken = model.begin(1), list[int]()
+        for symbol in (BOS, *TEXT[:-1]):
+            steps.clear()
+            _, state = model(torch.tensor([[symbol]]), state)
+            taken.append(len(steps))
+    assert taken == view.opens.astype(int).tolist() == [1, 0, 0, 0] * 5
 
 
 def test_a_patch_is_fed_and_scored_in_one_call() -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bytelm.errors import UsageError
 from bytelm.evaluate.stream import Document, decisions, entropies, patcher_of
 from bytelm.models.base import ByteModel
+from bytelm.patching import fixed
 from bytelm.patching.base import Patcher
 from bytelm.patching.entropy import Entropy
 
@@ -32,8 +33,10 @@ class PatchView:
 
 
 def patch_view(model: ByteModel, data: bytes) -> PatchView:
-    """How the model's own patcher cuts a document. Raises UsageError for a model without patches."""
-    patcher = patcher_of(model)
+    """How the model cuts a document. Raises UsageError for a model without patches."""
+    patcher, size = patcher_of(model), getattr(model, "patch", None)
+    if patcher is None and isinstance(size, int):  # a model that counts its patches, from the start of each document
+        patcher = fixed.Config(size).build()
     if patcher is None:
         raise UsageError(f"a {type(model).__name__} reads bytes one by one: to see patches, take a model that has them")
     opens = np.concatenate([np.zeros(0, np.bool_), *opens_of(patcher, data)])
