@@ -104,3 +104,11 @@ def test_orders_of_pixels_are_measured_on_the_same_pixels(tmp_path: Path) -> Non
     held_out = np.frombuffer(b"".join(by_order[1]), np.uint8).reshape(-1, 4, 4, 3)
     assert (held_out == images.reshape(16, 5, 4, 4, 3)[:, 3:].reshape(-1, 4, 4, 3)).all()
     assert (np.load(found.train) == images.reshape(16, 5, 4, 4, 3)[:, :2].reshape(-1, 4, 4, 3)).all()
+
+
+@pytest.mark.slow
+def test_a_step_on_a_million_bytes_fits_in_eight_gibibytes() -> None:
+    """One picture of 640 x 640 pixels in patches of 192 bytes: forward, backward and optimizer, in its own process."""
+    model = {**scaling.megabyte(1_228_800), "sizes": [192], "reach": 16}
+    found = scaling.measured(model, 1_228_800)
+    assert found["peak_gib"] < 8

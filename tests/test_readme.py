@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bytelm.cli import run as cli
 
@@ -26,17 +27,26 @@ def test_the_commands_and_the_code_run(
     notes.mkdir()
     (notes / "monday.md").write_text("# Monday\n" + "any bytes at all\n" * 300)
     (tmp_path / "README.md").write_text(README)
+    (tmp_path / "photos").mkdir()
+    for number in range(24):
+        pixels = Image.effect_noise((40, 30), number).convert("RGB")
+        pixels.save(tmp_path / ("cat.png" if number == 0 else f"photos/{number}.png"))
     monkeypatch.chdir(tmp_path)
     quick = (
         "--steps 2 --quiet --set train.batch=2 --set train.window=64 --set train.sample_bytes=4 --set scorer.rows=512"
     )
     commands = [line.split("#  ")[0] for block in blocks("sh") for line in block.splitlines() if ".venv/bin/" in line]
-    assert len(commands) == 5
+    assert len(commands) == 7
     for command in commands:
-        line = command.replace("--minutes 10", quick).replace("~/notes", str(notes))
+        pictures = " ".join(word for word in quick.split() if "scorer" not in word).removesuffix("--set")
+        line = command.replace("--minutes 10", pictures if "--as" in command else quick)
+        line = line.replace("~/notes", str(notes)).replace("~/photos", str(tmp_path / "photos"))
+        line = line.replace("image:32", "image:8")  # 3072 bytes each take their time
         words = shlex.split(line, comments=True)
         assert words[0] == ".venv/bin/bytelm"
         assert cli(words[1:]) == 0, capfd.readouterr().err
+    with Image.open(tmp_path / "cat.completed.png") as completed:
+        assert completed.size == (8, 8)
     (code,) = blocks("python")
     names: dict[str, object] = {"ids": torch.tensor([[257, 65]])}
     exec(code, names)
