@@ -20,7 +20,7 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.errors import ConfigError, DataError, TrainingError
-from bytelm.models import objective
+from bytelm.models import megabyte, objective
 from bytelm.train import loop
 from bytelm.train.config import RunConfig, TrainConfig
 from bytelm.train.optimise import learning_rate
@@ -263,13 +263,24 @@ train([sys.argv[1]], configure("demo", sets=sys.argv[3:], steps=100000), sys.arg
 """
 
 
-def test_a_byte_transformer_resumes_too(corpus: Path, tmp_path: Path) -> None:
-    shape = ["model.layers=2", "model.dim=16", "model.heads=2", "train.window=64", "train.batch=2"]
-    sets = [*shape, "train.precision=float32", "train.sample_bytes=0", "train.warmup=2"]
-    for preset in ("byte-tiny", "byte-window-tiny"):
+def test_models_without_a_patcher_resume_too(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte Transformers; and a MEGABYTE that recomputes its patches two at a time, on windows aligned to clips."""
+    monkeypatch.setattr(megabyte, "PIECE", 512)
+    common = ["train.window=64", "train.batch=2", "train.precision=float32", "train.sample_bytes=0", "train.warmup=2"]
+    plain = ["model.layers=2", "model.dim=16", "model.heads=2"]
+    stages = ["model.sizes=[8]", "model.dims=[32,16]", "model.layers=[1,1]", "model.heads=[2,2]", "model.reach=4"]
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for file in corpus.iterdir():
+        (clips / file.with_suffix(".s16le").name).write_bytes(file.read_bytes()[:1000])
+    for preset, shape, files in (
+        ("byte-tiny", plain, corpus),
+        ("byte-window-tiny", plain, corpus),
+        ("megabyte-audio", [*stages, "train.recompute=true"], clips),
+    ):
         # The schedule follows the budget, so both runs are told the same number of bytes and only one is cut short.
-        whole = configure(preset, sets=sets, steps=4)
-        train([corpus], whole, tmp_path / preset / "through", quiet=True)
+        whole = configure(preset, sets=[*shape, *common], steps=4)
+        train([files], whole, tmp_path / preset / "through", quiet=True)
         killed = tmp_path / preset / "killed"
         with pytest.MonkeyPatch.context() as patch:
             step = loop.Trainer.step
@@ -282,8 +293,8 @@ def test_a_byte_transformer_resumes_too(corpus: Path, tmp_path: Path) -> None:
 
             patch.setattr(loop.Trainer, "step", dies)
             with pytest.raises(KeyError):
-                train([corpus], whole, killed, quiet=True)
-        train([corpus], whole, killed, quiet=True)
+                train([files], whole, killed, quiet=True)
+        train([files], whole, killed, quiet=True)
         assert equal(weights(tmp_path / preset / "through"), weights(killed))
 
 
