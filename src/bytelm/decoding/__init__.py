@@ -1,0 +1,69 @@
+"""Generation at the speed of memory: rows that are read byte by byte, each giving the logits of its next one.
+
+    open_decoder(model, rows=8, capacity=4096) -> Decoder
+        read(rows, ids)     logits after each new id; prompts in chunks, and single bytes of other rows beside them
+        draft(rows, ids)    a cheaper guess, if `drafts`
+        undo(rows, lengths) back to where a row had read less
+
+A model's forward pass is its definition. The decoders of this floor compute the same from the same weights, with
+kernels of our own that read each weight once; a law holds them to it, in float64 (`testing.decoders`, ADR 0006).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from bytelm.decoding.base import CHUNK, Decoder
+from bytelm.decoding.blt import BLTDecoder
+from bytelm.decoding.megabyte import MegabyteDecoder
+from bytelm.decoding.patches import known
+from bytelm.decoding.plain import PlainDecoder
+from bytelm.decoding.rounding import rounded
+from bytelm.decoding.transformer import TransformerDecoder
+from bytelm.errors import UsageError
+from bytelm.models.base import ByteModel
+from bytelm.models.blt import BLT
+from bytelm.models.megabyte import Megabyte
+from bytelm.models.transformer import ByteTransformer
+from bytelm.native.kernels import Kernels
+from bytelm.native.library import reason
+
+Weights = Literal["bf16", "int8"]
+
+__all__ = ["CHUNK", "Decoder", "Weights", "open_decoder", "rounded", "why_plain"]
+
+
+def open_decoder(model: ByteModel, *, rows: int, capacity: int, weights: Weights | None = None) -> Decoder:
+    """A decoder of `rows` documents of up to `capacity` ids each, BOS among them.
+
+    `weights`: linear layers in bfloat16, or in int8 with a scale a row, instead of what they are; caches are bfloat16
+    then. The patcher's are never rounded. The model's weights are not to be changed meanwhile. Raises UsageError.
+    """
+    if rows < 1 or capacity < 1:
+        raise UsageError(f"a decoder of {rows} rows of {capacity} ids: give at least 1 of each")
+    if why_plain(model):
+        return PlainDecoder(rounded(model, weights) if weights else model, rows, capacity)
+    parameter = next(model.parameters())
+    kernels = Kernels.open(
+        exact=parameter.dtype == torch.float64,
+        weights=weights or ("bf16" if parameter.dtype == torch.bfloat16 else None),
+    )
+    if isinstance(model, BLT):
+        return BLTDecoder(model, kernels, rows, capacity)
+    if isinstance(model, Megabyte):
+        return MegabyteDecoder(model, kernels, rows, capacity)
+    assert isinstance(model, ByteTransformer)
+    return TransformerDecoder(model, kernels, rows, capacity)
+
+
+def why_plain(model: ByteModel) -> str:
+    """Why a model is read by its own forward pass, in words; empty where the kernels read it."""
+    if type(model) not in (BLT, Megabyte, ByteTransformer):
+        return f"the kernels do not know {type(model).__name__}"
+    if isinstance(model, BLT) and not known(model.patcher):
+        return f"the kernels do not know the patching of {type(model.patcher).__name__}, or its scorer"
+    if model.device.type != "cpu":
+        return f"the model is on {model.device.type}, and the kernels are for CPUs"
+    return reason()

@@ -1,0 +1,97 @@
+"""The one interface of generation: rows that stand still in memory, read byte by byte or in chunks, and step back."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.errors import UsageError
+
+CHUNK = 64  # ids of one row that are read at once at the most: what rings hold beyond their window
+
+Ints = NDArray[np.int64]
+Reals = NDArray[Any]
+"""float32, or float64 for a model in float64"""
+
+
+@dataclass(frozen=True)
+class New:
+    """Ids to be read: those of one row stand together, in order. Each array is `[n]`."""
+
+    row: Ints
+    position: Ints
+    ids: Ints
+
+    def __getitem__(self, which: Any) -> New:
+        """Some of them."""
+        return New(self.row[which], self.position[which], self.ids[which])
+
+
+class Decoder(abc.ABC):
+    """A model that generates in a fixed number of rows, each one document: BOS at position 0, then its bytes.
+
+    All that is remembered lies at its position, so that a row goes back by being told its length, and starts again
+    by going back to nothing.
+    """
+
+    drafts = False
+    """Whether `draft` is there: a cheaper guess at what `read` would give."""
+    repeats = True
+    """Whether what a row gives is the same to the last bit whatever is read beside it, and in pieces of any size."""
+    chunk = CHUNK
+    """Ids of one row that may be read at once."""
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self.rows, self.capacity = rows, capacity
+        self.lengths: Ints = np.zeros(rows, np.int64)
+        """Ids that each row has read."""
+        self.ids: Ints = np.zeros((rows, capacity), np.int64)
+
+    def read(self, rows: Ints, ids: Ints) -> Reals:
+        """Logits `[n, vocab]` after each new id `[n]`, ids of one row together and in order, `chunk` a row at the most.
+
+        Raises UsageError for more ids than a row has room for.
+        """
+        return self.after(self.placed(rows, ids))
+
+    def draft(self, rows: Ints, ids: Ints) -> Reals:
+        """What `read` would give if no patch were closed by these ids. Go back with `undo` before reading on."""
+        raise NotImplementedError(f"{type(self).__name__} has no cheaper guess")
+
+    def undo(self, rows: Ints, lengths: Ints) -> None:
+        """Take rows back to where they had read so many ids, by CHUNK at the most, or to 0."""
+        self.lengths[rows] = lengths
+
+    def placed(self, rows: Ints, ids: Ints) -> New:
+        """New ids at the positions after those of before, written down. Raises UsageError as `read` does."""
+        place = np.arange(len(rows))
+        if len(rows) > 1:
+            opens = np.ones(len(rows), bool)
+            np.not_equal(rows[1:], rows[:-1], out=opens[1:])
+            place -= np.maximum.accumulate(np.where(opens, place, 0))
+        position = self.lengths[rows] + place
+        if len(rows) and (int(position.max()) >= self.capacity or int(place.max()) >= self.chunk):
+            raise UsageError(
+                f"a row of {int(position.max()) + 1} ids in steps of up to {int(place.max()) + 1}: "
+                f"this decoder has room for {self.capacity} ids a row and reads {self.chunk} of one row at once"
+            )
+        self.ids[rows, position] = ids
+        self.lengths[rows] = position + 1
+        return New(rows, position, ids)
+
+    @abc.abstractmethod
+    def after(self, new: New) -> Reals:
+        """The logits after new ids; see `read`."""
+
+    @property
+    @abc.abstractmethod
+    def row_bytes(self) -> int:
+        """Bytes of memory that one row takes when it is full."""
+
+    @abc.abstractmethod
+    def traffic(self, length: int) -> float:
+        """Bytes of weights and caches that one more byte in every row reads, each having read `length` ids."""

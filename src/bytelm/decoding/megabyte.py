@@ -1,0 +1,172 @@
+"""MEGABYTE in rows: a global step when a patch opens, a step of each stage inside when one of its own does."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from bytelm.decoding.base import CHUNK, Decoder, Ints, New, Reals
+from bytelm.decoding.stacks import Layers
+from bytelm.models.megabyte import Config, Inner, Megabyte
+from bytelm.native.kernels import Kernels
+from bytelm.nn.concatenate import CausalConvolution, PatchEmbedding
+from bytelm.nn.norm import EPS
+from bytelm.units import BOS
+
+
+class Embedding:
+    """`nn.concatenate.PatchEmbedding`: patches from the ids that lie in them, read again from where they stand."""
+
+    def __init__(self, kernels: Kernels, embed: PatchEmbedding) -> None:
+        self.kernels, self.embed = kernels, embed
+        self.byte, self.position = kernels.table(embed.byte.weight), kernels.table(embed.position.weight)
+        self.pad = kernels.vector(embed.pad.weight)
+        filters = [layer for layer in embed.convolutions if isinstance(layer, CausalConvolution)]
+        self.filters = [(layer.size, kernels.matrix(layer.filter.weight)) for layer in filters]
+        self.widen = kernels.matrix(embed.widen.weight) if isinstance(embed.widen, nn.Linear) else None
+        self.weight_bytes = (self.widen.bytes if self.widen else 0) + sum(w.bytes for _, w in self.filters)
+        self.reach = sum(size - 1 for size, _ in self.filters)
+
+    def patches(self, ids: Ints, row: Ints, last: Ints) -> Reals:
+        """The patches `[n, dim]` that end at positions `last` of rows."""
+        size, width = self.embed.size, self.embed.size + self.reach
+        offset = last[:, None] - width + 1 + np.arange(width)
+        real = np.maximum(offset, 0)
+        x = self.kernels.embed(self.byte, ids[row[:, None], real].ravel())
+        index = self.embed.index(torch.from_numpy(real)).numpy().ravel()
+        x = self.kernels.embed(self.position, index, x).reshape(*offset.shape, -1)
+        for taps, weight in self.filters:
+            # Places too far left to have all their taps come out wrong, and no place of the patch reaches them.
+            ago = np.arange(width)[:, None] - np.arange(taps - 1, -1, -1)
+            seen = (offset[:, :, None] - np.arange(taps - 1, -1, -1) >= 0) & (ago >= 0)
+            line = np.where(seen[..., None], x[:, np.maximum(ago, 0)], 0).reshape(x.shape[0] * width, -1)
+            x = x + np.maximum(self.kernels.linear(weight, line).reshape(x.shape), 0)
+        x = x[:, width - size :]
+        first = offset[:, width - size :] < 0
+        if first.any():
+            pad = np.concatenate([self.pad, self.pad[:1]])  # the last place of a patch is never one
+            x = np.where(first[..., None], pad, x)
+        x = np.ascontiguousarray(x.reshape(len(x), -1))
+        return x if self.widen is None else self.kernels.linear(self.widen, x)
+
+
+class Stage:
+    """An inner stage: its stack, and what each of its newest patches is predicted from, place by place."""
+
+    def __init__(self, kernels: Kernels, inner: Inner, rows: int) -> None:
+        self.kernels, self.inner, self.size, self.part = kernels, inner, inner.size, inner.part
+        self.layers = Layers(kernels, inner.stack, rows, inner.size + inner.reach + CHUNK)
+        self.narrow = kernels.matrix(inner.narrow.weight) if isinstance(inner.narrow, nn.Linear) else None
+        self.condition = kernels.matrix(inner.condition.weight)
+        self.norm = kernels.vector(inner.norm.weight)
+        self.patches = CHUNK + 2
+        self.given = kernels.zeros(rows, self.patches, inner.size, inner.stack.config.dim)
+
+    def open(self, row: Ints, patch: Ints, above: Reals) -> None:
+        """The outputs `[n, above]` of the stage above for patches of this one."""
+        parts = self.kernels.linear(self.narrow, above) if self.narrow else above
+        parts = parts.reshape(len(row) * self.size, self.part)
+        given = self.kernels.linear(self.condition, parts)
+        self.given[row, patch % self.patches] = given.reshape(len(row), self.size, -1)
+
+    def stale(self, row: Ints, patch: Ints) -> None:
+        """Patches that have only the outputs for the patch before to go by."""
+        self.given[row, patch % self.patches] = self.given[row, (patch - 1) % self.patches]
+
+    def read(self, x: Reals, row: Ints, position: Ints) -> None:
+        """The stack over positions `x` [n, dim] of this stage, in place."""
+        patch, place = position // self.size, position % self.size
+        x += self.given[row, patch % self.patches, place]
+        start = patch * self.size
+        self.layers.run(x, row, position, np.where(start > 0, start - self.inner.reach, 0))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of memory that one row takes."""
+        return self.layers.row_bytes + self.given[0].nbytes
+
+    def cached(self) -> float:
+        """Bytes of caches that a step reads in the middle."""
+        return (self.size / 2 + self.inner.reach) * self.layers.slot_bytes
+
+    def opening_bytes(self) -> int:
+        """Bytes of weights that a patch reads as it opens."""
+        return self.condition.bytes + (self.narrow.bytes if self.narrow else 0)
+
+
+class MegabyteDecoder(Decoder):
+    """`models.megabyte` in rows. A position of a stage is the place in the document at which it opens."""
+
+    drafts = True
+
+    def __init__(self, model: Megabyte, kernels: Kernels, rows: int, capacity: int) -> None:
+        super().__init__(rows, capacity)
+        config: Config = model.config
+        self.kernels = kernels
+        self.units = [config.unit(level) for level in range(len(config.dims))]
+        self.embed = [Embedding(kernels, embed) for embed in model.embed]
+        self.outer = Layers(kernels, model.outer.stack, rows, -(-capacity // self.units[0]))
+        self.norm = kernels.vector(model.outer.norm.weight)
+        self.stages = [Stage(kernels, inner, rows) for inner in model.inner]
+        self.pads = [kernels.vector(pad.weight) for pad in model.pads]
+        self.byte = kernels.table(model.byte.weight)  # in and out
+
+    def after(self, new: New) -> Reals:
+        """See `Decoder`."""
+        for level, unit in enumerate(self.units[:-1]):
+            opens = new.position % unit == 0
+            if opens.any():
+                self.open(level, new[opens])
+        return self.bytes(new)
+
+    def open(self, level: int, new: New) -> None:
+        """A step of a stage at each id that opens one of its positions: what the stage below goes by."""
+        x = self.embed[level].patches(self.ids, new.row, new.position)
+        position = new.position // self.units[level]
+        if level:
+            x = np.where((new.position % self.units[level - 1] == 0)[:, None], self.pads[level - 1], x)
+            self.stages[level - 1].read(x, new.row, position)
+            norm = self.stages[level - 1].norm
+        else:
+            self.outer.run(x, new.row, position, np.zeros_like(position))
+            norm = self.norm
+        self.stages[level].open(new.row, position, normed(x, norm))
+
+    def bytes(self, new: New) -> Reals:
+        """The last stage, whose positions are ids."""
+        last = self.stages[-1]
+        x = self.kernels.embed(self.byte, np.where(new.position % last.size == 0, BOS, new.ids))
+        last.read(x, new.row, new.position)
+        return self.kernels.linear(self.byte, x, last.norm, EPS)
+
+    def draft(self, rows: Ints, ids: Ints) -> Reals:
+        """See `Decoder`: the bytes' stage goes on, in a new patch from what it was given for the last; one id a row."""
+        new = self.placed(rows, ids)
+        last = self.stages[-1]
+        opens = new.position % last.size == 0
+        if opens.any():
+            last.stale(new.row[opens], new.position[opens] // last.size)
+        return self.bytes(new)
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Decoder`."""
+        return self.ids[0].nbytes + self.outer.row_bytes + sum(stage.row_bytes for stage in self.stages)
+
+    def traffic(self, length: int) -> float:
+        """See `Decoder`: the mean over the bytes of a patch."""
+        found = self.outer.weight_bytes + self.rows * self.outer.slot_bytes * length / self.units[0]
+        found = (found + self.embed[0].weight_bytes + self.stages[0].opening_bytes()) / self.units[0]
+        for level, stage in enumerate(self.stages, 1):
+            own = stage.layers.weight_bytes + self.rows * stage.cached()
+            if level < len(self.stages):
+                own += self.embed[level].weight_bytes + self.stages[level].opening_bytes()
+            found += own / self.units[level]
+        return found + self.byte.bytes
+
+
+def normed(x: Reals, weight: Reals) -> Reals:
+    """`nn.norm.RMSNorm` of lines; a line's sum runs over it alone, whatever stands beside it."""
+    mean = np.array([np.dot(line, line) for line in x], x.dtype)[:, None] / x.shape[1]
+    return x / np.sqrt(mean + EPS) * weight

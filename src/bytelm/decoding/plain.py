@@ -1,0 +1,116 @@
+"""Any model in rows, by its own forward pass: on GPUs, for models of other kinds, and without a C++ compiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bytelm.decoding.base import Decoder, Ints, New, Reals
+from bytelm.errors import UsageError
+from bytelm.models.base import ByteModel
+from bytelm.nn.state import join_rows, map_state, take_rows
+from bytelm.units import PAD, VOCAB
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows whose state is held together, in this order."""
+
+    rows: tuple[int, ...]
+    state: Any
+
+
+class PlainDecoder(Decoder):
+    """Rows that are read together are kept together, so that a step of the same rows as before moves nothing."""
+
+    repeats = False  # torch rounds differently in a batch
+    chunk = 1024
+
+    def __init__(self, model: ByteModel, rows: int, capacity: int) -> None:
+        super().__init__(rows, capacity)
+        self.model = model
+        self.groups: list[Group] = []
+
+    def undo(self, rows: Ints, lengths: Ints) -> None:
+        """To nothing, or to where the rows are. Raises UsageError for any other length: states only go on."""
+        for row, length in zip(rows.tolist(), lengths.tolist(), strict=True):
+            if length not in (0, self.lengths[row]):
+                raise UsageError(f"a row of {self.lengths[row]} ids cannot go back to {length} here: only to 0")
+        super().undo(rows, lengths)
+
+    @torch.inference_mode()
+    def after(self, new: New) -> Reals:
+        """See `Decoder`. Rows with one new id, and those with more, are read apart: none waits for longer ones."""
+        rows, begin, count = np.unique(new.row, return_index=True, return_counts=True)
+        exact = next(self.model.parameters()).dtype == torch.float64
+        logits = np.empty((len(new.row), VOCAB), np.float64 if exact else np.float32)
+        for some in (count == 1, count > 1):
+            if some.any():
+                where = [np.arange(a, a + n) for a, n in zip(begin[some], count[some], strict=True)]
+                self.together(new, rows[some], where, logits)
+        return logits
+
+    def together(self, new: New, rows: Ints, where: list[Ints], logits: Reals) -> None:
+        """Some rows in one call; `where` their new ids are among all."""
+        width = max(map(len, where))
+        ids = np.full((len(rows), width), PAD)
+        for line, slots in zip(ids, where, strict=True):
+            line[: len(slots)] = new.ids[slots]
+        fresh = [int(row) for row, slots in zip(rows, where, strict=True) if new.position[slots[0]] == 0]
+        state = self.gathered(tuple(map(int, rows)), set(fresh))
+        found, state = self.model(torch.from_numpy(ids).to(self.model.device), state)
+        self.groups.append(Group(tuple(map(int, rows)), state))
+        for line, slots in zip(found.cpu().to(torch.float64).numpy(), where, strict=True):
+            logits[slots] = line[: len(slots)]
+
+    def gathered(self, rows: tuple[int, ...], fresh: set[int]) -> Any:
+        """The state of these rows, which is taken out of where it is held; that of others stays."""
+        parts: list[Group] = []
+        kept: list[Group] = []
+        for group in self.groups:
+            old = [row not in fresh for row in group.rows]
+            mine = [i for i, row in enumerate(group.rows) if row in rows and old[i]]
+            others = [i for i, row in enumerate(group.rows) if row not in rows]
+            if mine:
+                parts.append(self.part(group, mine))
+            if others:
+                kept.append(self.part(group, others))
+        self.groups = kept
+        if fresh:
+            parts.append(Group(tuple(sorted(fresh)), self.model.begin(len(fresh))))
+        order = [row for part in parts for row in part.rows]
+        state = parts[0].state if len(parts) == 1 else join_rows([part.state for part in parts])
+        return state if order == list(rows) else self.take(state, [order.index(row) for row in rows])
+
+    def part(self, group: Group, which: list[int]) -> Group:
+        """Some rows of a group."""
+        if len(which) == len(group.rows):
+            return group
+        return Group(tuple(group.rows[i] for i in which), self.take(group.state, which))
+
+    def take(self, state: Any, rows: list[int]) -> Any:
+        """Rows of a state."""
+        return take_rows(state, torch.tensor(rows, device=self.model.device))
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Decoder`; of the longest row so far, as the states of other models are not known beforehand."""
+        found = [0]
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            found[-1] += tensor.nbytes
+            return tensor
+
+        for group in self.groups:
+            found.append(0)
+            map_state(count, group.state)
+            found[-1] //= len(group.rows)
+        return max(found)
+
+    def traffic(self, length: int) -> float:
+        """See `Decoder`: all parameters, and the states as they are."""
+        weights = sum(p.nbytes for name, p in self.model.named_parameters() if "ngram" not in name)
+        return weights + self.rows * self.row_bytes

@@ -1,0 +1,34 @@
+"""Weights with fewer bits: a model as a decoder with rounded weights computes it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from bytelm.models.base import ByteModel
+from bytelm.native.kernels import quantised
+
+
+@torch.no_grad()
+def rounded(model: ByteModel, weights: str) -> ByteModel:
+    """A copy whose linear layers hold what "bf16" or "int8" leaves of their weights; the patcher stays as it is.
+
+    int8: a scale a row of the weight, its largest entry being 127 (symmetric, per output channel).
+    """
+    found = copy.deepcopy(model)
+    patcher = getattr(found, "patcher", None)
+    spared = set(patcher.modules()) if isinstance(patcher, nn.Module) else set[nn.Module]()
+    for module in found.modules():
+        if isinstance(module, nn.Linear) and module not in spared:
+            module.weight.copy_(restored(module.weight, weights))
+    return found
+
+
+def restored(weight: torch.Tensor, weights: str) -> torch.Tensor:
+    """A weight after rounding."""
+    if weights == "int8":
+        whole, scale = quantised(weight)
+        return whole * scale[:, None]
+    return weight.to(torch.bfloat16)

@@ -1,0 +1,121 @@
+"""A stack of blocks as the kernels read it: the module's own weights, and caches that stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.decoding.base import Ints, New, Reals
+from bytelm.native import kernels as native
+from bytelm.native.kernels import SIZES, Kernels, address, array_of, tokens
+from bytelm.nn.cross import CrossAttention
+from bytelm.nn.norm import EPS
+from bytelm.nn.transformer import Block, Stack
+
+
+class Layers:
+    """All blocks of a stack over rows. `seen`: positions that a row's caches hold, rounded up to whole vectors.
+
+    `kept`: layers whose outputs are kept for so many `kept_slots` positions. `cross`: what each block is preceded by,
+    which reads one patch of `parts` vectors, of which each row keeps `patches`.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        stack: Stack,
+        rows: int,
+        seen: int,
+        *,
+        kept: Sequence[int] = (),
+        kept_slots: int = 0,
+        cross: Sequence[CrossAttention] = (),
+        parts: int = 0,
+        patches: int = 0,
+    ) -> None:
+        config, lanes = stack.config, kernels.lanes
+        self.kernels, self.config = kernels, config
+        head_dim = config.dim // config.heads
+        slots = -(-seen // lanes) * lanes
+        padded = -(-head_dim // lanes) * lanes
+        self.frequencies = config.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        self.arrays: list[NDArray[Any]] = []
+        self.weights: list[native.Matrix] = []
+        self.kept: list[Reals] = []
+        self.weight_bytes = self.cross_bytes = 0
+        layers: list[native.Layer] = []
+        for index, block in enumerate(stack.blocks):
+            assert isinstance(block, Block)
+            layer = self.block(block)
+            keys = self.room(rows, config.heads, slots, head_dim, kind=kernels.cached)
+            values = self.room(rows, config.heads, slots, padded, kind=kernels.cached)
+            layer.keys, layer.values = address(keys), address(values)
+            if index in kept:
+                self.kept.append(self.room(rows, kept_slots, config.dim))
+                layer.kept = address(self.kept[-1])
+            if cross:
+                self.crossed(layer, cross[index], self.room(rows, patches, parts, 2 * config.dim))
+            layers.append(layer)
+        shape = native.Heads(config.heads, head_dim, slots, config.window or 0, address(self.frequencies))
+        numbers = (config.layers, config.dim, config.hidden(), kernels.cached)
+        heads = cross[0].heads if cross else 0
+        # ctypes keeps what its structures were made of only where they hold it themselves.
+        self.layers = array_of(native.Layer, layers)
+        self.held = layers
+        self.stack = native.Stack(*numbers, shape, EPS, kept_slots, heads, parts, patches, self.layers)
+        self.slot_bytes = config.layers * 2 * config.dim * SIZES[kernels.cached]
+        """Bytes of keys and values of one position."""
+
+    def block(self, block: Block) -> native.Layer:
+        """The weights of one block."""
+        layer = native.Layer()
+        layer.attention_norm = self.vector(block.attention_norm.weight)
+        layer.qkv = self.matrix(block.attention.qkv.weight)
+        layer.out = self.matrix(block.attention.out.weight)
+        layer.feed_forward_norm = self.vector(block.feed_forward_norm.weight)
+        layer.gate_up = self.matrix(block.feed_forward.gate_up.weight)
+        layer.down = self.matrix(block.feed_forward.down.weight)
+        return layer
+
+    def crossed(self, layer: native.Layer, cross: CrossAttention, parts: Reals) -> None:
+        """The weights of the cross-attention before a block."""
+        layer.query_norm, layer.key_norm = self.vector(cross.query_norm.weight), self.vector(cross.key_norm.weight)
+        layer.query, layer.cross_out = self.matrix(cross.query.weight), self.matrix(cross.out.weight)
+        before = self.weight_bytes
+        layer.key_value = self.matrix(cross.key_value.weight)
+        self.cross_bytes += self.weight_bytes - before
+        self.weight_bytes = before  # read once a patch, and not once a position
+        layer.parts = address(parts)
+
+    def room(self, *shape: int, kind: int | None = None) -> NDArray[Any]:
+        """Memory of a row after another, counted."""
+        self.arrays.append(self.kernels.zeros(*shape, kind=kind))
+        return self.arrays[-1]
+
+    def vector(self, weight: Any) -> int | None:
+        """The address of a norm's weight."""
+        self.arrays.append(self.kernels.vector(weight)[None])
+        return address(self.arrays[-1])
+
+    def matrix(self, weight: Any) -> native.Matrix:
+        """A linear layer's weight, kept and counted."""
+        found = self.kernels.matrix(weight)
+        self.weights.append(found)
+        self.weight_bytes += found.bytes
+        return found
+
+    def run(self, x: Reals, row: Ints, position: Ints, start: Ints, patch: Ints | None = None) -> None:
+        """All blocks over new positions `x` [n, dim], in place. `start`: the first position that each of them sees."""
+        self.kernels.run(self.stack, tokens(row, position, start, patch), x)
+
+    def read(self, x: Reals, new: New, start: Ints | None = None, patch: Ints | None = None) -> None:
+        """The same where positions are those of ids; by default all from the first on is seen."""
+        self.run(x, new.row, new.position, np.zeros_like(new.row) if start is None else start, patch)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of memory that one row takes."""
+        return sum(array[0].nbytes for array in self.arrays if array.ndim > 2)

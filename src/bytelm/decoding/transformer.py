@@ -1,0 +1,54 @@
+"""The byte Transformer, and the scorer that is one: embedding, stack, head."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bytelm.decoding.base import CHUNK, Decoder, New, Reals
+from bytelm.decoding.stacks import Layers
+from bytelm.models.transformer import NEWLINE, ByteTransformer
+from bytelm.native.kernels import Kernels
+from bytelm.nn.norm import EPS
+
+RUN = 1 << 40  # more than any position
+
+
+class TransformerDecoder(Decoder):
+    """`models.transformer` in rows."""
+
+    def __init__(self, model: ByteTransformer, kernels: Kernels, rows: int, capacity: int) -> None:
+        super().__init__(rows, capacity)
+        config, self.kernels = model.config, kernels
+        self.window = config.window
+        self.table = kernels.table(model.embedding.weight)
+        self.layers = Layers(kernels, model.stack, rows, min(capacity, (config.window or capacity) + CHUNK))
+        self.norm, self.head = kernels.vector(model.norm.weight), kernels.matrix(model.head.weight)
+        self.start = np.zeros((rows, capacity), np.int64) if config.reset_newline else None
+
+    def after(self, new: New) -> Reals:
+        """See `Decoder`."""
+        x = self.kernels.embed(self.table, new.ids)
+        self.layers.read(x, new, None if self.start is None else self.lines(new, self.start))
+        return self.kernels.linear(self.head, x, self.norm, EPS)
+
+    @staticmethod
+    def lines(new: New, start: np.ndarray) -> np.ndarray:
+        """The newest newline at or before each new position, written down by position."""
+        first = np.ones(len(new.row), bool)
+        first[1:] = new.row[1:] != new.row[:-1]
+        before = np.where(new.position > 0, start[new.row, new.position - 1], 0)
+        found = np.where(new.ids == NEWLINE, new.position, np.where(first, before, -1))
+        run = np.cumsum(first) * RUN
+        found = np.maximum.accumulate(found + run) - run
+        start[new.row, new.position] = found
+        return found
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Decoder`."""
+        return self.layers.row_bytes + (1 + (self.start is not None)) * self.ids[0].nbytes
+
+    def traffic(self, length: int) -> float:
+        """See `Decoder`."""
+        cached = min(length, self.window or length) * self.layers.slot_bytes
+        return self.layers.weight_bytes + self.head.bytes + self.rows * cached

@@ -1,0 +1,115 @@
+// What Python calls. Everything is an address or a 64-bit integer; `exact` says float64 throughout, else float32.
+
+#include "patches.h"
+#include "stack.h"
+
+using namespace bytelm;
+
+namespace {
+
+template <class A> void linear(const Matrix& m, const void* norm, double eps, const A* x, A* out, int64_t n, int threads) {
+    const A* from = x;
+    if (norm) {
+        A* lines = scratch<A>(1, n * m.in);
+        normed<A>(x, n, m.in, (const A*)norm, A(eps), lines);
+        from = lines;
+    }
+    const int team = n * m.in * m.out < ALONE ? 1 : threads;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(team) if (team > 1)
+#endif
+    {
+        const Share mine(m.out, 4, team > 1 ? thread_number() : 0, team > 1 ? thread_count() : 1);
+        product<A>(m, mine.first, mine.last, from, m.in, n, [&](int64_t r, int64_t c, A v) { out[c * m.out + r] = v; });
+    }
+}
+
+template <class A> void parts(const Stack& s, const A* x, const int64_t* row, const int64_t* patch, int64_t n, int threads) {
+    const int64_t width = s.cross_parts * 2 * s.dim;
+    std::vector<A> found(n * width);
+    for (int64_t index = 0; index < s.layers; index++) {
+        const Layer& layer = s.layer[index];
+        linear<A>(layer.key_value, layer.key_norm, s.eps, x, found.data(), n * s.cross_parts, threads);
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t slot = row[i] * s.cross_slots + patch[i] % s.cross_slots;
+            memcpy((A*)layer.parts + slot * width, found.data() + i * width, width * sizeof(A));
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+void bytelm_stack(const Stack* stack, const Tokens* tokens, void* x, int64_t exact, int64_t threads) {
+    if (exact)
+        run_stack<double, double>(*stack, *tokens, (double*)x, int(threads));
+    else if (stack->kind == BF16)
+        run_stack<float, bf16>(*stack, *tokens, (float*)x, int(threads));
+    else
+        run_stack<float, float>(*stack, *tokens, (float*)x, int(threads));
+}
+
+void bytelm_linear(
+    const Matrix* m, const void* norm, double eps, const void* x, void* out, int64_t n, int64_t exact, int64_t threads
+) {
+    if (exact)
+        linear<double>(*m, norm, eps, (const double*)x, (double*)out, n, int(threads));
+    else
+        linear<float>(*m, norm, eps, (const float*)x, (float*)out, n, int(threads));
+}
+
+void bytelm_parts(
+    const Stack* s, const void* x, const int64_t* row, const int64_t* patch, int64_t n, int64_t exact, int64_t threads
+) {
+    if (exact)
+        parts<double>(*s, (const double*)x, row, patch, n, int(threads));
+    else
+        parts<float>(*s, (const float*)x, row, patch, n, int(threads));
+}
+
+void bytelm_embed(const Matrix* table, const int64_t* ids, void* x, int64_t n, int64_t add, int64_t exact) {
+    if (exact)
+        embed<double>(*table, ids, (double*)x, n, add);
+    else
+        embed<float>(*table, ids, (float*)x, n, add);
+}
+
+void bytelm_ngrams(const Ngrams* ngrams, const History* history, const Tokens* tokens, void* x, int64_t exact) {
+    if (exact)
+        embed_ngrams<double>(*ngrams, *history, *tokens, (double*)x);
+    else
+        embed_ngrams<float>(*ngrams, *history, *tokens, (float*)x);
+}
+
+void bytelm_counted(const Counted* scorer, const History* history, const Tokens* tokens, void* entropy, int64_t exact) {
+    if (exact)
+        look_up<double>(*scorer, *history, *tokens, (double*)entropy);
+    else
+        look_up<float>(*scorer, *history, *tokens, (float*)entropy);
+}
+
+void bytelm_entropy(const void* logits, int64_t n, int64_t vocab, void* entropy, int64_t exact) {
+    if (exact)
+        entropies<double>((const double*)logits, n, vocab, (double*)entropy);
+    else
+        entropies<float>((const float*)logits, n, vocab, (float*)entropy);
+}
+
+void bytelm_decide(const Rule* rule, const History* history, const Tokens* tokens, const void* entropy, int64_t exact) {
+    if (exact)
+        decide<double>(*rule, *history, *tokens, (const double*)entropy);
+    else
+        decide<float>(*rule, *history, *tokens, (const float*)entropy);
+}
+
+void bytelm_pool(
+    const Pool* pool, const int64_t* row, const int64_t* first, const int64_t* last, int64_t n, void* out,
+    int64_t exact
+) {
+    if (exact)
+        pooled<double>(*pool, row, first, last, n, (double*)out);
+    else
+        pooled<float>(*pool, row, first, last, n, (float*)out);
+}
+}

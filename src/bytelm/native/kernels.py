@@ -1,0 +1,301 @@
+"""The kernels as Python calls them: structures beside those of the C++ headers, and arrays in place of addresses."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_double, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bytelm.errors import UsageError
+from bytelm.native.library import library, reason
+
+F64, F32, BF16, I8 = range(4)
+KINDS = {torch.float64: F64, torch.float32: F32, torch.bfloat16: BF16}
+SIZES = (8, 4, 2, 1)  # bytes of a number of each kind
+LANES = 64  # bytes of a vector; caches are laid out in whole ones
+
+Ints = NDArray[np.int64]
+Reals = NDArray[Any]  # float32, or float64 where everything is
+
+
+class Matrix(ctypes.Structure):
+    """A weight, and what keeps its memory alive."""
+
+    _fields_ = (("data", c_void_p), ("scale", c_void_p), ("out", c_int64), ("in_", c_int64), ("kind", c_int64))
+    held: tuple[Any, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that a product with it reads."""
+        return int(self.out * self.in_ * SIZES[self.kind] + (4 * self.out if self.scale else 0))
+
+
+class Heads(ctypes.Structure):
+    """See attention.h."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("heads", "head_dim", "slots", "window")),
+        ("frequencies", c_void_p),
+    )
+
+
+class Layer(ctypes.Structure):
+    """See stack.h."""
+
+    _fields_ = (
+        ("attention_norm", c_void_p),
+        ("qkv", Matrix),
+        ("out", Matrix),
+        ("feed_forward_norm", c_void_p),
+        ("gate_up", Matrix),
+        ("down", Matrix),
+        *((name, c_void_p) for name in ("keys", "values", "kept", "query_norm")),
+        ("query", Matrix),
+        ("cross_out", Matrix),
+        ("key_norm", c_void_p),
+        ("key_value", Matrix),
+        ("parts", c_void_p),
+    )
+
+
+class Stack(ctypes.Structure):
+    """See stack.h."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("layers", "dim", "hidden", "kind")),
+        ("shape", Heads),
+        ("eps", c_double),
+        *((name, c_int64) for name in ("kept_slots", "cross_heads", "cross_parts", "cross_slots")),
+        ("layer", POINTER(Layer)),
+    )
+
+
+class Tokens(ctypes.Structure):
+    """See attention.h."""
+
+    _fields_ = (("count", c_int64), *((name, c_void_p) for name in ("row", "position", "start", "patch")))
+
+
+class History(ctypes.Structure):
+    """See patches.h."""
+
+    _fields_ = (("ids", c_void_p), ("slots", c_int64), ("unread", c_int64))
+
+
+class Ngrams(ctypes.Structure):
+    """See patches.h."""
+
+    held: tuple[Any, ...]
+
+    _fields_ = (
+        ("table", Matrix),
+        ("sizes", c_void_p),
+        ("powers", c_void_p),
+        *((name, c_int64) for name in ("size_count", "functions", "longest", "rows", "offset", "vocab")),
+    )
+
+
+class Counted(ctypes.Structure):
+    """See patches.h."""
+
+    _fields_ = (
+        ("tables", c_void_p),
+        *((name, c_int64) for name in ("order", "rows", "multiplier", "bytes", "newline", "unread")),
+    )
+
+
+class Rule(ctypes.Structure):
+    """See patches.h."""
+
+    _fields_ = (
+        ("scheme", c_int64),
+        ("threshold", c_double),
+        ("rise", c_double),
+        *((name, c_int64) for name in ("longest", "singles", "spared", "eos")),
+        *((name, c_void_p) for name in ("spacelike", "gap", "run", "closed", "first", "entropy")),
+    )
+
+
+class PoolLayer(ctypes.Structure):
+    """See patches.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("bytes", "query_norm", "key_norm")),
+        *((name, Matrix) for name in ("query", "key_value", "out")),
+    )
+
+
+class Pool(ctypes.Structure):
+    """See patches.h."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("layers", "dim", "heads", "queries", "slots")),
+        ("eps", c_double),
+        ("split", Matrix),
+        ("layer", POINTER(PoolLayer)),
+    )
+
+
+def address(array: NDArray[Any] | None) -> int | None:
+    """Where the numbers of a contiguous array lie."""
+    return None if array is None else array.ctypes.data
+
+
+def tokens(row: Ints, position: Ints, start: Ints | None = None, patch: Ints | None = None) -> Tokens:
+    """New positions of any rows, those of one row together and in order. The arrays must outlive what is returned."""
+    return Tokens(len(row), address(row), address(position), address(start), address(patch))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The compiled functions, for numbers of one precision: float32, or float64 (`exact`)."""
+
+    functions: ctypes.CDLL
+    exact: bool
+    threads: int
+    weights: str | None
+    """What linear layers are stored as: "bf16", "int8", or None for what they are."""
+
+    @classmethod
+    def open(cls, exact: bool = False, weights: str | None = None) -> Kernels:
+        """The kernels of this machine. Raises UsageError where there are none."""
+        functions = library()
+        if functions is None:
+            raise UsageError(reason())
+        integers, addresses = c_int64, c_void_p
+        functions.bytelm_linear.argtypes = [
+            *(addresses, addresses, c_double, addresses, addresses, integers, integers, integers)
+        ]
+        return cls(functions, exact, torch.get_num_threads(), weights)
+
+    @property
+    def real(self) -> type[np.floating[Any]]:
+        """The type of all numbers but weights and caches."""
+        return np.float64 if self.exact else np.float32
+
+    @property
+    def cached(self) -> int:
+        """The kind of numbers in caches: rounded as the weights are, but never below 16 bits."""
+        return F64 if self.exact else BF16 if self.weights else F32
+
+    @property
+    def lanes(self) -> int:
+        """Positions that lie side by side in a cache."""
+        return LANES // (8 if self.exact else 4)
+
+    def zeros(self, *shape: int, kind: int | None = None) -> NDArray[Any]:
+        """Room for numbers of a kind, or of those that are computed with; the system gives memory when it is used."""
+        dtypes = (np.float64, np.float32, np.uint16, np.int8)
+        return np.zeros(shape, self.real if kind is None else dtypes[kind])
+
+    def vector(self, weight: Tensor) -> NDArray[Any]:
+        """A norm's weight, or a few rows of a table, as numbers to compute with."""
+        return np.ascontiguousarray(weight.detach().to(torch.float64 if self.exact else torch.float32).numpy())
+
+    def table(self, weight: Tensor) -> Matrix:
+        """A weight that rows are taken from, as it is."""
+        return _matrix(weight.detach().contiguous(), None)
+
+    def matrix(self, weight: Tensor) -> Matrix:
+        """The weight `[out, in]` of a linear layer, as it is, or in what `weights` says."""
+        weight = weight.detach().contiguous()
+        if self.weights == "int8" and weight.dtype != torch.float64:
+            return _matrix(*quantised(weight))
+        if self.weights == "bf16" and weight.dtype != torch.float64:
+            weight = weight.to(torch.bfloat16)
+        return _matrix(weight, None)
+
+    def run(self, stack: Stack, batch: Tokens, x: Reals) -> None:
+        """All layers over new positions `x` [tokens, dim], in place."""
+        self.functions.bytelm_stack(byref(stack), byref(batch), c_void_p(address(x)), self._exact, self._threads)
+
+    def linear(self, matrix: Matrix, x: Reals, norm: NDArray[Any] | None = None, eps: float = 0.0) -> Reals:
+        """`[n, out]` from contiguous `[n, in]`, RMS-normed before if there is a weight for it."""
+        out = np.empty((len(x), matrix.out), self.real)
+        self.functions.bytelm_linear(
+            byref(matrix), address(norm), eps, address(x), address(out), len(x), int(self.exact), self.threads
+        )
+        return out
+
+    def parts(self, stack: Stack, x: Reals, row: Ints, patch: Ints) -> None:
+        """Keys and values of patches `[n, parts · dim]` for every cross-attention of a stack."""
+        places = c_void_p(address(row)), c_void_p(address(patch))
+        at = c_void_p(address(x))
+        self.functions.bytelm_parts(byref(stack), at, *places, c_int64(len(row)), self._exact, self._threads)
+
+    def embed(self, table: Matrix, ids: Ints, x: Reals | None = None) -> Reals:
+        """Rows of a table, added to `x` if there is one."""
+        add = x is not None
+        out = np.empty((len(ids), table.in_), self.real) if x is None else x
+        at = c_void_p(address(ids)), c_void_p(address(out))
+        self.functions.bytelm_embed(byref(table), *at, c_int64(len(ids)), c_int64(add), self._exact)
+        return out
+
+    def ngrams(self, ngrams: Ngrams, history: History, batch: Tokens, x: Reals) -> None:
+        """Add the n-gram embeddings of the ids at new positions to `x`."""
+        at = c_void_p(address(x))
+        self.functions.bytelm_ngrams(byref(ngrams), byref(history), byref(batch), at, self._exact)
+
+    def counted(self, scorer: Counted, history: History, batch: Tokens) -> Reals:
+        """Entropies after new positions, looked up."""
+        out = np.empty(batch.count, self.real)
+        at = c_void_p(address(out))
+        self.functions.bytelm_counted(byref(scorer), byref(history), byref(batch), at, self._exact)
+        return out
+
+    def entropies(self, logits: Reals) -> Reals:
+        """The entropy in nats of each row of logits."""
+        out = np.empty(len(logits), self.real)
+        n, vocab = map(c_int64, logits.shape)
+        self.functions.bytelm_entropy(c_void_p(address(logits)), n, vocab, c_void_p(address(out)), self._exact)
+        return out
+
+    def decide(self, rule: Rule, history: History, batch: Tokens, entropy: Reals | None) -> None:
+        """Where patches open after new positions, written down by position."""
+        at = c_void_p(address(entropy))
+        self.functions.bytelm_decide(byref(rule), byref(history), byref(batch), at, self._exact)
+
+    def pool(self, pool: Pool, row: Ints, first: Ints, last: Ints) -> Reals:
+        """Patches `[n, queries · dim]` from their bytes at positions first..last of a row."""
+        out = np.empty((len(row), pool.queries * pool.dim), self.real)
+        places = [c_void_p(address(x)) for x in (row, first, last)]
+        n = c_int64(len(row))
+        self.functions.bytelm_pool(byref(pool), *places, n, c_void_p(address(out)), self._exact)
+        return out
+
+    @property
+    def _exact(self) -> c_int64:
+        return c_int64(self.exact)
+
+    @property
+    def _threads(self) -> c_int64:
+        return c_int64(self.threads)
+
+
+def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight `[out, in]` in int8, and the float32 scale of each row."""
+    weight = weight.to(torch.float32)
+    scale = weight.abs().amax(1).clamp(min=1e-30) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def _matrix(weight: Tensor, scale: Tensor | None) -> Matrix:
+    kind = I8 if scale is not None else KINDS[weight.dtype]
+    found = Matrix(weight.data_ptr(), None if scale is None else scale.data_ptr(), *weight.shape, kind)
+    found.held = (weight, scale)
+    return found
+
+
+S = TypeVar("S", bound=ctypes.Structure)
+
+
+def array_of(kind: type[S], items: Sequence[S]) -> ctypes.Array[S]:
+    """Structures side by side, as a pointer to the first of them needs them."""
+    return (kind * len(items))(*items)

@@ -1,0 +1,85 @@
+"""Compile kernels.cpp once for this machine, keep the result, and load it. Where that fails, torch does the work."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCES = ("matrix.h", "attention.h", "stack.h", "patches.h", "kernels.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where there is no C++ compiler, or it fails (`reason` says which)."""
+    return _attempt()[0]
+
+
+def reason() -> str:
+    """Why there are no kernels, in one line; empty where there are."""
+    return _attempt()[1]
+
+
+@functools.cache
+def _attempt() -> tuple[ctypes.CDLL | None, str]:
+    if ctypes.sizeof(ctypes.c_void_p) != 8 or sys.byteorder != "little":
+        return None, "the kernels are written for 64-bit little-endian machines"
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        return None, "no C++ compiler was found: install g++ or clang++, or set CXX"
+    try:
+        return ctypes.CDLL(str(compiled(compiler))), ""
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        return None, f"{compiler} could not compile or load the kernels: {told.strip().splitlines()[-1]}"
+
+
+def compiled(compiler: str) -> Path:
+    """The shared library for this machine, source and compiler, made if it is not there. Raises SubprocessError."""
+    here = Path(__file__).parent
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    text = "\0".join([*(here.joinpath(name).read_text() for name in SOURCES), *FLAGS, version, _processor()])
+    target = _cache() / f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / "kernels.so"
+        # OpenMP lets two threads share a product; a compiler without it makes the same kernels for one.
+        for extra in (["-fopenmp"], []):
+            command = [compiler, *FLAGS, *extra, "-I", str(here), str(here / "kernels.cpp"), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            if done.returncode == 0:
+                break
+        done.check_returncode()
+        made.replace(target)
+    return target
+
+
+def _cache() -> Path:
+    """Where compiled kernels are kept: the user's cache directory, or one of this process's user in the temporary."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bytelm"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
+            return home
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="bytelm-"))
+
+
+def _processor() -> str:
+    """What tells machines apart that share a home directory: kernels are compiled for the very processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -1,0 +1,190 @@
+// What a byte model does besides its stacks: embeddings, hashed n-grams, entropies, where patches open, and pooling.
+
+#pragma once
+#include "attention.h"
+
+namespace bytelm {
+
+// The ids of each row from its first on: [row][slots]. `unread` is what stands before them.
+struct History {
+    const int64_t* ids;
+    int64_t slots, unread;
+
+    int64_t at(int64_t row, int64_t position) const { return position < 0 ? unread : ids[row * slots + position]; }
+};
+
+template <class A, class W> void embed_as(const Matrix& table, const int64_t* ids, A* x, int64_t n, int64_t add) {
+    for (int64_t t = 0; t < n; t++) {
+        const W* line = (const W*)table.data + ids[t] * table.in;
+        A* to = x + t * table.in;
+        for (int64_t i = 0; i < table.in; i++) to[i] = add ? to[i] + A(widened(line[i])) : A(widened(line[i]));
+    }
+}
+
+template <class A> void embed(const Matrix& table, const int64_t* ids, A* x, int64_t n, int64_t add) {
+    if constexpr (sizeof(A) == 8)
+        embed_as<A, double>(table, ids, x, n, add);
+    else if (table.kind == BF16)
+        embed_as<A, bf16>(table, ids, x, n, add);
+    else
+        embed_as<A, float>(table, ids, x, n, add);
+}
+
+// bytelm.nn.embed: table[hash of the last ids], for each function and size; powers[function][k] = prime^k.
+struct Ngrams {
+    Matrix table;
+    const int64_t *sizes, *powers;
+    int64_t size_count, functions, longest, rows, offset, vocab;
+};
+
+inline int64_t modulo(uint64_t key, int64_t rows) {
+    const int64_t rest = int64_t(key) % rows;
+    return rest < 0 ? rest + rows : rest;
+}
+
+template <class A> void embed_ngrams(const Ngrams& g, const History& history, const Tokens& tokens, A* x) {
+    for (int64_t t = 0; t < tokens.count; t++) {
+        int64_t table = 0;
+        for (int64_t f = 0; f < g.functions; f++)
+            for (int64_t s = 0; s < g.size_count; s++, table++) {
+                const int64_t size = g.sizes[s], oldest = tokens.position[t] - size + 1;
+                uint64_t hash = 0;
+                for (int64_t k = 0; k < size; k++)
+                    hash += uint64_t((history.at(tokens.row[t], oldest + k) + g.offset) % g.vocab) *
+                            uint64_t(g.powers[f * g.longest + k]);
+                const int64_t id = modulo(hash, g.rows) + table * g.rows;
+                embed<A>(g.table, &id, x + t * g.table.in, 1, 1);
+            }
+    }
+}
+
+// bytelm.scorers.ngram: the entropy after the longest context that was counted; `newline` resets, or is -1.
+struct Counted {
+    const float* tables;  // [order][rows]; below 0 where a context was not seen
+    int64_t order, rows, multiplier, bytes, newline, unread;
+};
+
+template <class A> void look_up(const Counted& s, const History& history, const Tokens& tokens, A* entropy) {
+    for (int64_t t = 0; t < tokens.count; t++) {
+        uint64_t key = 0;
+        bool ended = false;
+        A found = A(std::log(double(s.bytes)));
+        for (int64_t k = 0; k < s.order; k++) {
+            const int64_t id = ended ? s.unread : history.at(tokens.row[t], tokens.position[t] - k);
+            ended = ended || id >= s.bytes || id == s.newline;
+            key = key * uint64_t(s.multiplier) + uint64_t(id) + 1;
+            const float counted = s.tables[k * s.rows + modulo(key ^ uint64_t(int64_t(key) >> 29), s.rows)];
+            if (counted >= 0) found = A(counted);
+        }
+        entropy[t] = found;
+    }
+}
+
+template <class A> void entropies(const A* logits, int64_t n, int64_t vocab, A* entropy) {
+    for (int64_t t = 0; t < n; t++, logits += vocab) {
+        A peak = logits[0], total = 0, mean = 0;
+        for (int64_t i = 1; i < vocab; i++) peak = logits[i] > peak ? logits[i] : peak;
+        for (int64_t i = 0; i < vocab; i++) {
+            const A weight = std::exp(logits[i] - peak);
+            total += weight;
+            mean += weight * (logits[i] - peak);
+        }
+        entropy[t] = std::log(total) - mean / total;
+    }
+}
+
+// bytelm.patching: a scheme's proposals under its guard, and all that follows from them, by position.
+struct Rule {
+    int64_t scheme;  // 0 proposes nothing, 1 after space-like ids, 2 above the threshold, 3 at a rise, 4 at both
+    double threshold, rise;
+    int64_t longest, singles, spared, eos;  // of bounds, 0 is none
+    const uint8_t* spacelike;
+    int64_t *gap, *run, *closed, *first;  // [row][slots] each: the guard's counts, whole patches, the open one's start
+    void* entropy;
+};
+
+template <class A>
+void decide(const Rule& rule, const History& history, const Tokens& tokens, const A* entropy) {
+    for (int64_t t = 0; t < tokens.count; t++) {
+        const int64_t position = tokens.position[t], at = tokens.row[t] * history.slots + position;
+        const int64_t id = history.ids[at], before = history.at(tokens.row[t], position - 1);
+        A last = 0;
+        if (rule.entropy) {
+            last = position ? ((A*)rule.entropy)[at - 1] : A(0);
+            ((A*)rule.entropy)[at] = entropy[t];
+        }
+        const bool above = entropy && entropy[t] > A(rule.threshold), rises = entropy && entropy[t] - last > A(rule.rise);
+        bool proposed = rule.scheme == 1 ? rule.spacelike[id] && position && !rule.spacelike[before]
+                        : rule.scheme == 2 ? above
+                        : rule.scheme == 3 ? rises
+                        : rule.scheme == 4 ? above && rises
+                                           : false;
+        const bool forced = !position || id == rule.eos;
+        const int64_t run = !proposed || forced ? 0 : rule.run[at - 1] + 1;
+        if (rule.singles) proposed = proposed && (run <= rule.singles || run % rule.spared == 0);
+        proposed = proposed || forced;
+        const int64_t gap = proposed ? 0 : rule.gap[at - 1] + 1;
+        const bool opens = proposed || (rule.longest && gap % rule.longest == 0);
+        rule.run[at] = run;
+        rule.gap[at] = gap;
+        rule.closed[at] = (position ? rule.closed[at - 1] : 0) + opens;
+        rule.first[at] = opens ? position + 1 : rule.first[at - 1];
+    }
+}
+
+// bytelm.nn.pool and PatchesFromBytes: queries max-pooled from a patch's bytes, carried through the cross-attentions.
+struct PoolLayer {
+    const void *bytes, *query_norm, *key_norm;  // bytes: [row][slots][dim], the encoder's layer
+    Matrix query, key_value, out;
+};
+struct Pool {
+    int64_t layers, dim, heads, queries, slots;
+    double eps;
+    Matrix split;
+    const PoolLayer* layer;
+};
+
+template <class A> void times(const Matrix& m, const A* x, int64_t n, A* out) {
+    product<A>(m, 0, m.out, x, m.in, n, [&](int64_t r, int64_t c, A v) { out[c * m.out + r] = v; });
+}
+
+// One patch: `queries` vectors of `dim` from its `count` bytes.
+template <class A> void pool_one(const Pool& pool, int64_t row, int64_t first, int64_t count, A* queries) {
+    const int64_t dim = pool.dim, k = pool.queries, heads = pool.heads, size = dim / heads;
+    A *bytes = scratch<A>(0, count * dim), *lines = scratch<A>(1, (count > k ? count : k) * dim);
+    A *values = scratch<A>(2, count * 2 * dim), *query = scratch<A>(3, 2 * k * dim), *mixed = query + k * dim;
+    A* weights = scratch<A>(4, count);
+    for (int64_t index = 0; index < pool.layers; index++) {
+        const PoolLayer& layer = pool.layer[index];
+        for (int64_t j = 0; j < count; j++)
+            memcpy(bytes + j * dim, (const A*)layer.bytes + (row * pool.slots + (first + j) % pool.slots) * dim,
+                   dim * sizeof(A));
+        if (!index) {
+            memcpy(mixed, bytes, dim * sizeof(A));
+            for (int64_t j = 1; j < count; j++)
+                for (int64_t i = 0; i < dim; i++)
+                    mixed[i] = bytes[j * dim + i] > mixed[i] ? bytes[j * dim + i] : mixed[i];
+            times<A>(pool.split, mixed, 1, queries);
+        }
+        normed<A>(queries, k, dim, (const A*)layer.query_norm, A(pool.eps), lines);
+        times<A>(layer.query, lines, k, query);
+        normed<A>(bytes, count, dim, (const A*)layer.key_norm, A(pool.eps), lines);
+        times<A>(layer.key_value, lines, count, values);
+        for (int64_t q = 0; q < k; q++)
+            for (int64_t h = 0; h < heads; h++) {
+                const A *one = query + q * dim + h * size, *keys = values + h * size;
+                mix_few(one, keys, keys + dim, 2 * dim, count, size, weights, mixed + q * dim + h * size);
+            }
+        product<A>(layer.out, 0, dim, mixed, dim, k, [&](int64_t r, int64_t c, A v) {
+            queries[c * dim + r] = 2 * queries[c * dim + r] + v;
+        });
+    }
+}
+
+template <class A>
+void pooled(const Pool& pool, const int64_t* row, const int64_t* first, const int64_t* last, int64_t n, A* out) {
+    for (int64_t i = 0; i < n; i++)
+        pool_one<A>(pool, row[i], first[i], last[i] - first[i] + 1, out + i * pool.queries * pool.dim);
+}
+
+}  // namespace bytelm

@@ -1,0 +1,191 @@
+// A stack of pre-norm Transformer blocks over new positions of any rows, in one call: RMSNorm, rotary attention, SwiGLU
+// (bytelm.nn.transformer), before each block a cross-attention to the parts of one patch if there is one (nn.cross).
+
+#pragma once
+#include "attention.h"
+
+namespace bytelm {
+
+struct Layer {
+    const void* attention_norm;
+    Matrix qkv, out;
+    const void* feed_forward_norm;
+    Matrix gate_up, down;
+    void *keys, *values;
+    void* kept;  // the layer's output, [row][kept slots][dim], for whoever pools it; or null
+    const void* query_norm;
+    Matrix query, cross_out;
+    const void* key_norm;
+    Matrix key_value;
+    void* parts;  // keys, then values of the parts of a patch, [row][patches][parts][2 dim]
+};
+
+struct Stack {
+    int64_t layers, dim, hidden, kind;  // kind: of the caches
+    Heads shape;
+    double eps;
+    int64_t kept_slots, cross_heads, cross_parts, cross_slots;
+    const Layer* layer;
+};
+
+template <class A, class C> struct Pass {
+    const Stack& stack;
+    const Tokens& tokens;
+    A* const x;
+    const int threads, thread;
+    const Attention<A, C> attention;
+    const int64_t n, dim, *runs, run_count;
+    A *mixed, *wide, *turned;  // shared by the threads
+
+    void wait() const {
+        if (threads > 1) {
+#if defined(_OPENMP)
+#pragma omp barrier
+#endif
+        }
+    }
+    Share share(int64_t count, int64_t group) const { return Share(count, group, thread, threads); }
+
+    A* lines(const void* weight) const {
+        A* out = scratch<A>(1, n * dim);
+        normed<A>(x, n, dim, (const A*)weight, A(stack.eps), out);
+        return out;
+    }
+
+    void linear(const Matrix& m, const A* from, int64_t stride, A* to) const {
+        const Share mine = share(m.out, 4);
+        const int64_t out = m.out;
+        product<A>(m, mine.first, mine.last, from, stride, n, [&](int64_t r, int64_t c, A v) { to[c * out + r] = v; });
+    }
+
+    void residual(const Matrix& m, const A* from, int64_t stride, A times) const {
+        const Share mine = share(m.out, 4);
+        product<A>(m, mine.first, mine.last, from, stride, n, [&](int64_t r, int64_t c, A v) {
+            x[c * dim + r] = times * x[c * dim + r] + v;
+        });
+    }
+
+    void heads(const Layer& layer) const {
+        const int64_t size = stack.shape.head_dim, half = size / 2, heads = stack.shape.heads;
+        const Share mine = share(run_count * heads, 1);
+        A* query = scratch<A>(2, size + n * size);
+        for (int64_t item = mine.first; item < mine.last; item++) {
+            const int64_t run = item / heads, head = item % heads, first = runs[run], last = runs[run + 1];
+            A* key = query + n * size;
+            for (int64_t t = first; t < last; t++) {
+                const A *from = wide + t * 3 * dim + head * size, *cosines = turned + t * size;
+                attention.rotate(from, cosines, cosines + half, 1 / A(__builtin_sqrt(double(size))), query + t * size);
+                attention.rotate(from + dim, cosines, cosines + half, A(1), key);
+                attention.keep((C*)layer.keys, (C*)layer.values, tokens.row[t], head, tokens.position[t], key,
+                               from + 2 * dim);
+            }
+            for (int64_t t = first; t < last; t++) {
+                int64_t since = tokens.start[t];
+                const int64_t position = tokens.position[t], window = stack.shape.window;
+                if (window && position - window + 1 > since) since = position - window + 1;
+                attention.mix(query + t * size, (C*)layer.keys, (C*)layer.values, tokens.row[t], head, since, position,
+                              mixed + t * dim + head * size);
+            }
+        }
+    }
+
+    void feed_forward(const Layer& layer) const {
+        const int64_t hidden = stack.hidden;
+        const A* from = lines(layer.feed_forward_norm);
+        const Share mine = share(hidden, 4);
+        // Some rows of the gate and what they gate in turn, so that the gate is applied while both are at hand.
+        for (int64_t r = mine.first; r < mine.last; r += 32) {
+            const int64_t end = r + 32 < mine.last ? r + 32 : mine.last;
+            auto set = [&](int64_t row, int64_t c, A v) { wide[c * 2 * hidden + row] = v; };
+            product<A>(layer.gate_up, r, end, from, dim, n, set);
+            product<A>(layer.gate_up, hidden + r, hidden + end, from, dim, n, set);
+            for (int64_t c = 0; c < n; c++) open_gate(wide + c * 2 * hidden + r, hidden, end - r);
+        }
+        wait();
+        residual(layer.down, wide, 2 * hidden, A(1));
+    }
+
+    // gate := gate * sigmoid(gate) * up, `count` of them.
+    static void open_gate(A* gate, int64_t up, int64_t count) {
+        constexpr int L = LANES<A>;
+        for (int64_t i = 0; i < count; i += L) {
+            const int64_t some = count - i < L ? count - i : L;
+            const vec<A> x = load_some<A>(gate + i, some), none = {};
+            const vec<A> e = exponential(x < none ? x : -x), y = load_some<A>(gate + i + up, some);
+            const vec<A> open = (x < none ? e : none + A(1)) / (e + A(1)) * x * y;
+            memcpy(gate + i, &open, some * sizeof(A));
+        }
+    }
+
+    void cross(const Layer& layer) const {
+        linear(layer.query, lines(layer.query_norm), dim, wide);
+        wait();
+        const int64_t parts = stack.cross_parts, heads = stack.cross_heads, size = dim / heads;
+        const Share mine = share(n * heads, 1);
+        A* weights = scratch<A>(0, parts);
+        for (int64_t item = mine.first; item < mine.last; item++) {
+            const int64_t t = item / heads, at = item % heads * size;
+            const int64_t patch = tokens.row[t] * stack.cross_slots + tokens.patch[t] % stack.cross_slots;
+            const A *keys = (const A*)layer.parts + patch * parts * 2 * dim + at, *query = wide + t * dim + at;
+            mix_few(query, keys, keys + dim, 2 * dim, parts, size, weights, mixed + t * dim + at);
+        }
+        wait();
+        residual(layer.cross_out, mixed, dim, A(2));  // the published models add the residual twice
+        wait();
+    }
+
+    void keep(const Layer& layer) const {
+        const Share mine = share(n, 1);
+        for (int64_t t = mine.first; t < mine.last; t++) {
+            const int64_t slot = tokens.row[t] * stack.kept_slots + tokens.position[t] % stack.kept_slots;
+            memcpy((A*)layer.kept + slot * dim, x + t * dim, dim * sizeof(A));
+        }
+    }
+
+    void run() const {
+        const int64_t size = stack.shape.head_dim;
+        const Share mine = share(n, 1);
+        for (int64_t t = mine.first; t < mine.last; t++)
+            attention.angles(tokens.position[t], turned + t * size, turned + t * size + size / 2);
+        for (int64_t index = 0; index < stack.layers; index++) {
+            const Layer& layer = stack.layer[index];
+            if (layer.parts) cross(layer);
+            linear(layer.qkv, lines(layer.attention_norm), dim, wide);
+            wait();
+            heads(layer);
+            wait();
+            residual(layer.out, mixed, dim, A(1));
+            wait();
+            feed_forward(layer);
+            wait();
+            if (layer.kept) keep(layer);
+        }
+    }
+};
+
+template <class A, class C> void run_stack(const Stack& stack, const Tokens& tokens, A* x, int threads) {
+    const int64_t n = tokens.count, dim = stack.dim;
+    std::vector<int64_t>& runs = *[] {
+        thread_local std::vector<int64_t> held;
+        return &held;
+    }();
+    runs.clear();
+    for (int64_t t = 0; t < n; t++)
+        if (!t || tokens.row[t] != tokens.row[t - 1]) runs.push_back(t);
+    const int64_t count = int64_t(runs.size());
+    runs.push_back(n);
+    const int64_t wider = 3 * dim > 2 * stack.hidden ? 3 * dim : 2 * stack.hidden;
+    A *mixed = scratch<A>(3, n * dim), *wide = scratch<A>(4, n * wider), *turned = scratch<A>(5, n * stack.shape.head_dim);
+    const int64_t* begins = runs.data();
+    const int team = n * (4 * dim * dim + 3 * dim * stack.hidden) < ALONE ? 1 : threads;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(team) if (team > 1)
+#endif
+    {
+        Pass<A, C> pass{stack, tokens, x, team > 1 ? thread_count() : 1, team > 1 ? thread_number() : 0,
+                        Attention<A, C>(stack.shape), n, dim, begins, count, mixed, wide, turned};
+        pass.run();
+    }
+}
+
+}  // namespace bytelm

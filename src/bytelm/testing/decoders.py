@@ -1,0 +1,151 @@
+"""The laws of every decoder: what `decoding.open_decoder(model, ...)` promises, whatever the model is.
+
+law          says
+forward      reading documents gives the logits of the model's own forward pass, in float64
+company      a row is the same, to the last bit if the decoder `repeats`, alone and in a batch, in any chunks
+again        a row that drafted or read, and went back, reads on the same; so does one that starts anew
+rounding     with rounded weights, logits are those of a model that holds such weights, but for bf16 caches
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bytelm.decoding import Decoder, Weights, open_decoder, rounded
+from bytelm.models.base import ByteModel
+from bytelm.testing.exact import exact
+from bytelm.testing.examples import LONG, SHORT, document
+from bytelm.testing.law import EXAMPLES, agree
+from bytelm.testing.models import BOUND
+from bytelm.units import BOS
+
+CAPACITY = LONG + 40
+LOOSE = 1e-4  # where torch rounds differently in another batch
+ROUNDED: tuple[Weights, ...] = ("bf16", "int8")
+HALF = 0.01  # root mean square of what caches in bf16 change, to the spread of the logits
+
+
+def check_decoder(model: ByteModel, *, seed: int = 0, examples: int = EXAMPLES) -> dict[str, float]:
+    """Hold a model's decoder to every law below. Returns the worst difference seen by law; raises LawError."""
+    return {name: law(model, seed, examples) for name, law in DECODER_LAWS.items()}
+
+
+def documents(rng: random.Random, count: int) -> list[list[int]]:
+    """BOS and bytes; the first of them is long."""
+    lengths = [LONG] + [rng.randint(1, SHORT) for _ in range(count - 1)]
+    return [[BOS, *document(rng, length)] for length in lengths]
+
+
+def wanted(model: ByteModel, lines: Sequence[Sequence[int]]) -> list[Tensor]:
+    """What the model says after each id of each document."""
+    with torch.no_grad():
+        return [model(torch.tensor([ids], device=model.device))[0][0] for ids in lines]
+
+
+def read(decoder: Decoder, lines: Sequence[Sequence[int]], pieces: Callable[[], int]) -> list[Tensor]:
+    """The same from a decoder, each call of which is given `pieces()` more ids of a row; rows end in turn."""
+    found: list[list[np.ndarray]] = [[] for _ in lines]
+    while True:
+        rows: list[int] = []
+        ids: list[int] = []
+        for row, line in enumerate(lines):
+            part = line[len(found[row]) :][: pieces()]
+            rows += [row] * len(part)
+            ids += part
+        if not ids:
+            if all(len(done) == len(line) for done, line in zip(found, lines, strict=True)):
+                return [torch.from_numpy(np.stack(logits)) for logits in found]
+            continue
+        for row, logits in zip(rows, decoder.read(np.array(rows), np.array(ids)), strict=True):
+            found[row].append(logits)
+
+
+def bound(decoder: Decoder) -> float:
+    """By how much the logits of one row may differ from time to time."""
+    return 0.0 if decoder.repeats else LOOSE
+
+
+@torch.no_grad()
+def forward(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
+    """Reading documents, in chunks and rows of all sizes, gives the logits of the model's own forward pass."""
+    rng, worst = random.Random(seed), 0.0
+    lines = documents(rng, examples)
+    with exact(model) as precise:
+        decoder = open_decoder(precise, rows=len(lines), capacity=CAPACITY)
+        found = read(decoder, lines, lambda: rng.choice((0, 1, 1, 5, 40)))
+        for one, other in zip(found, wanted(precise, lines), strict=True):
+            worst = max(worst, agree("forward", model, one, other, f"a document of {len(one)}", BOUND))
+    return worst
+
+
+@torch.no_grad()
+def company(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
+    """A row is the same to the last bit alone and in a batch, in chunks of any size, with one thread and with more."""
+    rng, worst = random.Random(seed), 0.0
+    lines, threads = documents(rng, examples), torch.get_num_threads()
+    together = read(open_decoder(model, rows=len(lines), capacity=CAPACITY), lines, lambda: rng.choice((0, 1, 5, 40)))
+    try:
+        for row, line in enumerate(lines):
+            torch.set_num_threads(1 + row % 2)
+            decoder = open_decoder(model, rows=1, capacity=CAPACITY)
+            alone = read(decoder, [line], partial(int, 1 + row % 3))[0]
+            where = f"a document of {len(line)}, alone and in a batch"
+            worst = max(worst, agree("company", model, alone, together[row], where, bound(decoder)))
+    finally:
+        torch.set_num_threads(threads)
+    return worst
+
+
+@torch.no_grad()
+def again(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
+    """A row that drafted or read, and went back, reads on as if it had not; and so does one that starts anew."""
+    rng, worst = random.Random(seed), 0.0
+    lines = documents(rng, examples)
+    decoder = open_decoder(model, rows=1, capacity=CAPACITY)
+    first = np.zeros(1, np.int64)
+    for line in lines:
+        once = read(decoder, [line], lambda: 7)
+        decoder.undo(first, first)
+        twice: list[Tensor] = []
+        while len(twice) < len(line):
+            before = decoder.lengths.copy()
+            for _ in range(rng.choice((0, 1, 9)) if decoder.drafts else 0):
+                decoder.draft(first, np.array([rng.randrange(256)]))
+            decoder.undo(first, before)
+            part = np.array(line[len(twice) :][: rng.choice((1, 6))])
+            if decoder.repeats:
+                other = np.array([rng.randrange(256) for _ in range(rng.choice((1, 20)))])
+                decoder.read(first.repeat(len(other)), other)
+                decoder.undo(first, before)
+            twice += torch.from_numpy(decoder.read(np.repeat(first, len(part)), part))
+        where = f"a document of {len(line)} after going back"
+        worst = max(worst, agree("again", model, torch.stack(twice), once[0], where, bound(decoder)))
+        decoder.undo(first, first)
+    return worst
+
+
+@torch.no_grad()
+def rounding(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
+    """With rounded weights, the root mean square from a model that holds such weights is a small part of the spread."""
+    worst, lines = 0.0, documents(random.Random(seed), examples)
+    for weights in ROUNDED:
+        decoder = open_decoder(model, rows=len(lines), capacity=CAPACITY, weights=weights)
+        found = torch.cat(read(decoder, lines, lambda: 40))
+        other = torch.cat(wanted(rounded(model, weights), lines))
+        apart = ((found - other).square().mean() / other.var().clamp(min=1e-12)).sqrt()
+        worst = max(worst, agree("rounding", model, apart[None], torch.zeros(1), f"weights in {weights}", HALF))
+    return worst
+
+
+DECODER_LAWS: dict[str, Callable[[ByteModel, int, int], float]] = {
+    "forward": forward,
+    "company": company,
+    "again": again,
+    "rounding": rounding,
+}

@@ -1,0 +1,252 @@
+"""The laws on the decoder of every architecture, on the fallback beside it, and a bug for every law to catch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bytelm import decoding
+from bytelm.decoding import base, blt, megabyte, open_decoder, patches, rounding, transformer
+from bytelm.decoding.megabyte import Stage
+from bytelm.decoding.plain import PlainDecoder
+from bytelm.errors import UsageError
+from bytelm.models.base import ByteModel
+from bytelm.models.inference import sliding, strided
+from bytelm.native import kernels, library
+from bytelm.native.kernels import Kernels
+from bytelm.testing import DECODER_LAWS, LawError, ScriptedScorer, UniformModel, decoders, tiny_models
+from bytelm.units import BOS, VOCAB
+
+MODELS = dict(tiny_models())
+COMPILED = library.library() is not None
+needs_kernels = pytest.mark.skipif(not COMPILED, reason=f"no kernels: {library.reason()}")
+CASES = [(name, law) for name in MODELS for law in DECODER_LAWS]
+WINDOWED, RESET = "transformer (windowed)", "blt (last layer crossed) on entropy (rise) of a Transformer by lines"
+BLT = "blt (last layer crossed) on entropy (threshold) of a Transformer"
+COUNTED = "blt (last layer crossed) on entropy (both) of n-grams by lines"
+LINKED, THREE = "megabyte (cross-patch attention, convolutions)", "megabyte (three stages)"
+
+
+@pytest.mark.parametrize(("name", "law"), CASES, ids=map(" · ".join, CASES))
+def test_decoder(name: str, law: str) -> None:
+    DECODER_LAWS[law](MODELS[name], list(MODELS).index(name), 3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", MODELS)
+def test_known_models_have_kernels(name: str) -> None:
+    assert decoding.why_plain(MODELS[name]) == ""
+
+
+OTHERS: dict[str, Callable[[], ByteModel]] = {
+    "strided": lambda: strided(MODELS[LINKED]),
+    "sliding": lambda: sliding(MODELS[WINDOWED], 20),
+    "uniform": UniformModel,
+}
+
+
+@pytest.mark.parametrize("law", DECODER_LAWS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_of_other_kinds_are_read_by_their_forward_pass(name: str, law: str) -> None:
+    model = OTHERS[name]()
+    assert decoding.why_plain(model)
+    DECODER_LAWS[law](model, 0, 3)
+
+
+@pytest.mark.parametrize("name", [WINDOWED, BLT, COUNTED, LINKED])
+def test_without_a_compiler_the_result_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, lines = MODELS[name], decoders.documents(decoders.random.Random(0), 3)
+    fast = decoders.read(open_decoder(model, rows=3, capacity=decoders.CAPACITY), lines, lambda: 5)
+    monkeypatch.setattr(decoding, "reason", lambda: "no C++ compiler")
+    slow = open_decoder(model, rows=3, capacity=decoders.CAPACITY)
+    assert isinstance(slow, PlainDecoder)
+    for one, other in zip(fast, decoders.read(slow, lines, lambda: 5), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_what_fails_to_compile_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    library._attempt.cache_clear()
+    library.library.cache_clear()
+    try:
+        monkeypatch.setenv("CXX", "/bin/false")
+        assert library.library() is None
+        assert "/bin/false could not compile" in library.reason()
+        with pytest.raises(UsageError, match="could not compile"):
+            Kernels.open()
+    finally:
+        library._attempt.cache_clear()
+        library.library.cache_clear()
+
+
+def test_rows_come_and_go_beside_each_other() -> None:
+    """The fallback keeps rows that are read together in one state, whoever joins, leaves and starts anew."""
+    model = MODELS[LINKED]
+    decoder = PlainDecoder(model, 4, 100)
+    rng = np.random.default_rng(0)
+    texts: list[list[int]] = [[] for _ in range(4)]
+    for _ in range(60):
+        rows = np.sort(rng.permutation(4)[: rng.integers(1, 5)])
+        for row in rows[rng.random(len(rows)) < 0.1]:
+            decoder.undo(np.array([row]), np.array([0]))
+            texts[row] = []
+        ids = [BOS if not texts[row] else int(rng.integers(256)) for row in rows]
+        for row, symbol in zip(rows, ids, strict=True):
+            texts[row].append(symbol)
+        found = decoder.read(rows, np.array(ids))
+        for row, logits in zip(rows, found, strict=True):
+            wanted = model(torch.tensor([texts[row]]))[0][0, -1].detach()
+            assert torch.allclose(torch.from_numpy(logits), wanted, atol=1e-4)
+
+
+def test_what_a_decoder_has_no_room_for_is_refused() -> None:
+    row = np.zeros(1, np.int64)
+    for model in (MODELS[WINDOWED], UniformModel()):
+        decoder = open_decoder(model, rows=1, capacity=3)
+        decoder.read(row.repeat(2), np.array([BOS, 5]))
+        with pytest.raises(UsageError, match=r"4 ids in steps of up to 2: .* has room for 3"):
+            decoder.read(row.repeat(2), np.array([5, 5]))
+        assert decoder.read(row, np.array([5])).shape == (1, VOCAB)
+    with pytest.raises(UsageError, match="cannot go back to 2 here"):
+        decoder.undo(row, np.array([2]))
+    with pytest.raises(UsageError, match="0 rows"):
+        open_decoder(MODELS[WINDOWED], rows=0, capacity=3)
+    long = open_decoder(MODELS["megabyte (projected, learned positions)"], rows=1, capacity=1000)
+    with pytest.raises(UsageError, match=r"longer than model.positions = 256"):
+        for _ in range(5):
+            long.read(row.repeat(60), np.full(60, 5))
+
+
+def test_an_unknown_scorer_is_read_plainly() -> None:
+    from bytelm.models.blt import BLT as Model
+    from bytelm.models.blt import Config
+    from bytelm.patching import entropy
+
+    patcher = entropy.Config(threshold=1.0).build(ScriptedScorer({32: 2.0}))
+    model = Model(Config(**{**Config.tiny()["no n-grams"].__dict__}), patcher)
+    assert "patching of Entropy" in decoding.why_plain(model)
+
+
+@needs_kernels
+def test_memory_and_traffic_are_what_arrays_say() -> None:
+    """A row takes what was allocated for it, and a step reads all weights but tables once."""
+    for name, model in MODELS.items():
+        one, four = (open_decoder(model, rows=rows, capacity=50) for rows in (1, 4))
+        assert one.row_bytes == four.row_bytes > 0
+        own = {n: p for n, p in model.named_parameters() if "patcher" not in n}
+        weights = sum(4 * p.numel() for n, p in own.items() if p.ndim == 2)
+        # MEGABYTE's and BLT's global parts count for the share of bytes at which they run.
+        assert 0 < one.traffic(1) < 1.2 * weights + 1e5, name
+        assert four.traffic(40) > one.traffic(40) > one.traffic(1), name
+
+
+# --- bugs -------------------------------------------------------------------------------------------------------------
+
+
+def caught(law: str, name: str) -> None:
+    with pytest.raises(LawError, match=f"'{law}'"):
+        for seed in range(4):
+            DECODER_LAWS[law](MODELS[name], seed, 4)
+
+
+def one_more(cls: type[ctypes.Structure], field: int) -> Callable[..., ctypes.Structure]:
+    """A structure one of whose numbers is too large by one."""
+
+    def make(*values: object) -> ctypes.Structure:
+        changed = list(values)
+        changed[field] = int(changed[field]) + 1  # pyright: ignore[reportArgumentType]
+        return cls(*changed)
+
+    return make
+
+
+@needs_kernels
+class TestForward:
+    def test_a_window_too_wide(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(kernels, "Heads", one_more(kernels.Heads, 3))
+        caught("forward", WINDOWED)
+
+    def test_lines_that_are_not_reset(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(transformer, "NEWLINE", 0)
+        caught("forward", RESET)
+
+    def test_ngrams_of_other_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(blt, "PUBLISHED_OFFSET", 0)
+        caught("forward", BLT)
+
+    def test_counted_contexts_that_reach_over_a_newline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(kernels, "Counted", one_more(kernels.Counted, 5))
+        caught("forward", COUNTED)
+
+    def test_another_rule(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(patches.RULES, "both", 2)
+        caught("forward", COUNTED)
+
+    def test_patches_without_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(kernels, "Rule", one_more(kernels.Rule, 3))
+        caught("forward", "blt (last layer crossed) on space (bounded)")
+
+    def test_a_link_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        init = Stage.__init__
+
+        def short(self: Stage, kernels: Kernels, inner: object, rows: int) -> None:
+            init(self, kernels, inner, rows)  # pyright: ignore[reportArgumentType]
+            self.inner = type("Inner", (), {"reach": self.inner.reach - 1})()
+
+        monkeypatch.setattr(Stage, "__init__", short)
+        caught("forward", LINKED)
+
+    def test_convolutions_that_reach_over_the_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(megabyte.Embedding, "reach", property(lambda self: 2, lambda self, value: None), False)
+        caught("forward", LINKED)
+
+    def test_pads_of_another_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(megabyte, "BOS", 0)
+        caught("forward", THREE)
+
+
+@needs_kernels
+def test_products_that_a_batch_rounds_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What any library's matrix product does."""
+
+    def blas(
+        self: Kernels, matrix: kernels.Matrix, x: np.ndarray, norm: np.ndarray | None = None, eps: float = 0.0
+    ) -> np.ndarray:
+        weight: Tensor = matrix.held[0]
+        if norm is not None:
+            x = megabyte.normed(x, norm)
+        return (torch.from_numpy(x) @ weight.float().T).numpy()
+
+    monkeypatch.setattr(Kernels, "linear", blas)
+    caught("company", THREE)
+
+
+@needs_kernels
+def test_rings_without_room_for_what_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "CHUNK", 0)
+    caught("again", WINDOWED)
+
+
+@needs_kernels
+def test_a_draft_that_is_left_standing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base.Decoder, "undo", lambda self, rows, lengths: None)
+    with pytest.raises(UsageError):
+        DECODER_LAWS["again"](MODELS[BLT], 0, 3)
+
+
+@needs_kernels
+def test_a_patcher_that_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Kernels.open
+    monkeypatch.setattr(blt.Kernels, "open", lambda exact=False, weights=None: opened(exact, "int8"))
+    caught("rounding", BLT)
+
+
+@needs_kernels
+def test_a_scale_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantised = kernels.quantised
+    monkeypatch.setattr(rounding, "quantised", lambda w: (quantised(w)[0], quantised(w)[1] * 128 / 127))
+    caught("rounding", WINDOWED)
