@@ -111,6 +111,8 @@ def test_what_a_decoder_has_no_room_for_is_refused() -> None:
         with pytest.raises(UsageError, match=r"4 ids in steps of up to 2: .* has room for 3"):
             decoder.read(row.repeat(2), np.array([5, 5]))
         assert decoder.read(row, np.array([5])).shape == (1, VOCAB)
+        with pytest.raises(UsageError, match="ids from 260 to 260"):
+            decoder.read(row, np.array([VOCAB]))
     with pytest.raises(UsageError, match="cannot go back to 2 here"):
         decoder.undo(row, np.array([2]))
     with pytest.raises(UsageError, match="0 rows"):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bytelm.checkpoint import assemble
 from bytelm.data.modalities.base import Modality
+from bytelm.decoding import Weights
 from bytelm.evaluate.bits import logprobs, measure
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.patches import patch_view
@@ -29,6 +30,7 @@ class Options(TypedDict, total=False):
     `max_bytes` (256): at the most. `temperature` (0.8; 0 is greedy), `top_k`, `top_p`, `min_p` (None): `Sampling`.
     `seed` (0): the same one writes the same bytes. `stop` (): end before any of these. `utf8` (False): valid UTF-8.
     `eos` (True): the model may end the document; without it there are always `max_bytes` bytes, as an image needs.
+    `weights` (None): "bf16" or "int8" rounds linear layers for speed; see `decoding.open_decoder`.
     """
 
     max_bytes: int
@@ -40,6 +42,7 @@ class Options(TypedDict, total=False):
     stop: Sequence[bytes]
     utf8: bool
     eos: bool
+    weights: Weights | None
 
 
 def split(options: Options) -> dict[str, Any]:

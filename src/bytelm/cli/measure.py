@@ -15,6 +15,11 @@ from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import UsageError
 
+Weights = Annotated[
+    Literal["bf16", "int8"] | None,
+    Parameter(help="Round linear layers: generate reads large models faster so, and eval says what it costs."),
+]
+
 
 def evaluate(
     run: Path,
@@ -22,6 +27,7 @@ def evaluate(
     context: int | None = None,
     stride: int | None = None,
     inference: Literal["basic", "sliding", "strided", "both"] | None = None,
+    weights: Weights = None,
     json: Json = False,
 ) -> int:
     """Bits per byte of files, each byte scored once, beside gzip, bzip2 and xz on the same bytes.
@@ -45,13 +51,15 @@ def evaluate(
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpus import Corpus
     from bytelm.data.selection import spread
+    from bytelm.decoding import rounded
     from bytelm.evaluate.verdict import judge
     from bytelm.models.inference import for_measuring
 
     loaded = load(run)
     found = documents_of(paths_of(paths), loaded.modality) if paths else spread(Corpus.open(run / "data"), "test")
     progress = counter("measuring", sum(len(data) for _, data in found), json)
-    window, model = context or loaded.state["context"], loaded.model
+    window = context or loaded.state["context"]
+    model = rounded(loaded.model, weights) if weights else loaded.model
     if inference is not None:
         if stride is not None:
             raise UsageError(f"--inference {inference} has a stride of its own: leave out --stride {stride}")
@@ -95,6 +103,7 @@ def generate(
     stop: Annotated[list[str] | None, Parameter(negative="", help="End before this text. May be repeated.")] = None,
     utf8: Annotated[bool, Parameter(negative="", help="Write nothing but valid UTF-8.")] = False,
     inference: Literal["basic", "sliding", "strided", "both"] = "basic",
+    weights: Weights = None,
     json: Json = False,
 ) -> int:
     """Let a model go on after a prompt, byte by byte as they are decided.
@@ -119,7 +128,7 @@ def generate(
     seed
         The same seed writes the same bytes.
     inference
-        sliding never reads more than the training's window; strided reads patches from two offsets; both does both.
+        sliding never reads more than the training's window; strided reads from two offsets; both does both.
     """
     from bytelm.lm import Options, load
 
@@ -128,16 +137,19 @@ def generate(
         check_file(out, lm.modality, for_text=bool(stop or utf8))
     task = task_of(lm.modality, prompt, hex, keep, max_bytes)
     options: Options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    ends = [text.encode().decode("unicode_escape").encode("latin-1") for text in stop or []]
-    options |= {"max_bytes": task.max_bytes, "eos": task.eos, "stop": ends, "utf8": utf8}
+    options |= {"max_bytes": task.max_bytes, "eos": task.eos, "utf8": utf8, "weights": weights, "stop": ends(stop)}
     began = time.perf_counter()
     pieces = lm.stream(task.prompt, **options)
-    collect = show_bytes_as_text if sys.stdout.isatty() else copy_bytes
-    written = collected(pieces, task.max_bytes, quiet=json) if json or out is not None else collect(pieces)
+    written = collected(pieces, task.max_bytes, quiet=json) if json or out is not None else shown(pieces)
     if out is not None and lm.modality is not None:
         write_file(out, lm.modality, task.prompt + written)
     tell(written, max(1e-9, time.perf_counter() - began), out, json)
     return 0
+
+
+def ends(stop: list[str] | None) -> list[bytes]:
+    """Stop sequences as they were typed, with escapes."""
+    return [text.encode().decode("unicode_escape").encode("latin-1") for text in stop or []]
 
 
 def tell(written: bytes, seconds: float, out: Path | None, json: bool) -> None:
@@ -151,6 +163,11 @@ def tell(written: bytes, seconds: float, out: Path | None, json: bool) -> None:
     print(f"\n{len(written)} bytes, {speed:.0f} bytes/s", file=sys.stderr)
     if out is not None:
         print(out)
+
+
+def shown(pieces: Iterable[bytes]) -> bytes:
+    """Written as they come: to a terminal as text, to a file or another program as they are."""
+    return show_bytes_as_text(pieces) if sys.stdout.isatty() else copy_bytes(pieces)
 
 
 def copy_bytes(pieces: Iterable[bytes]) -> bytes:

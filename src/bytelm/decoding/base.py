@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import UsageError
+from bytelm.units import VOCAB
 
 CHUNK = 64  # ids of one row that are read at once at the most: what rings hold beyond their window
 
@@ -68,6 +69,9 @@ class Decoder(abc.ABC):
 
     def placed(self, rows: Ints, ids: Ints) -> New:
         """New ids at the positions after those of before, written down. Raises UsageError as `read` does."""
+        rows, ids = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(ids, np.int64)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < VOCAB:
+            raise UsageError(f"ids from {ids.min()} to {ids.max()}: all are at least 0 and below {VOCAB}")
         place = np.arange(len(rows))
         if len(rows) > 1:
             opens = np.ones(len(rows), bool)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from jaxtyping import Bool, Float, Float64, Int
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.units import BYTES, EOS, VOCAB
+
+Reals = NDArray[Any]
+Flags = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Keys = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -41,62 +45,91 @@ class Sampling:
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p {self.min_p} is not in [0, 1]: try 0.05, or leave it out")
 
-    def filtered(
-        self, logits: Float[Tensor, "batch vocab"], allowed: Bool[Tensor, "batch vocab"] | None = None, eos: bool = True
-    ) -> Float64[Tensor, "batch vocab"]:
-        """The probabilities (float64, on the CPU) that the next id is drawn from; each row sums to 1.
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest id is always taken."""
+        return self.temperature == 0 or self.top_k == 1
 
-        In this order: only the 256 bytes and, with `eos`, EOS, and of them only `allowed` (on the CPU); temperature;
-        softmax; top_k; top_p of what top_k left, renormalised; min_p. Raises CheckpointError when a row's logits are
-        not finite.
+    def filtered(self, logits: Reals, allowed: Flags | None = None) -> NDArray[np.float64]:
+        """The probabilities `[batch, vocab]` that the next id is drawn from; each row sums to 1.
+
+        In this order: only the 256 bytes and EOS, and of them only `allowed`; temperature; softmax; top_k; top_p of
+        what top_k left, renormalised; min_p. Raises CheckpointError when a row's logits are not finite.
         """
-        possible = _written(eos) if allowed is None else _written(eos) & allowed
-        scores = logits.cpu().double().masked_fill(~possible, -math.inf)
-        best = scores.amax(-1, keepdim=True)
-        if not bool(best.isfinite().all()):
-            raise CheckpointError(
-                f"the logits of the next byte peak at {best[~best.isfinite()][0].item()}, which is not finite: "
-                "the weights are damaged or their training diverged; use an earlier checkpoint"
-            )
-        probabilities = torch.softmax((scores - best) / (self.temperature or 1.0), dim=-1)
-        ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        top_k = self.top_k if self.temperature else 1
-        if top_k is not None:
-            ranked[:, top_k:] = 0
+        scores, best = _possible(logits, allowed)
+        if self.greedy:
+            return (np.arange(VOCAB) == scores.argmax(-1)[:, None]).astype(np.float64)
+        with np.errstate(over="ignore"):  # -inf, for a temperature next to nothing
+            probabilities = np.exp((scores - best) / self.temperature)
+        probabilities /= probabilities.sum(-1, keepdims=True)
+        if self.top_k is None and self.top_p is None and self.min_p is None:
+            return probabilities
+        order = np.argsort(-probabilities, axis=-1, kind="stable")
+        ranked = np.take_along_axis(probabilities, order, -1)
+        if self.top_k is not None:
+            ranked[:, self.top_k :] = 0
         if self.top_p is not None:
             before = ranked.cumsum(-1) - ranked
-            ranked = ranked.masked_fill(before >= self.top_p * ranked.sum(-1, keepdim=True), 0)
+            ranked[before >= self.top_p * ranked.sum(-1, keepdims=True)] = 0
         if self.min_p is not None:
-            ranked = ranked.masked_fill(ranked < self.min_p * ranked[:, :1], 0)
-        kept = torch.zeros_like(ranked).scatter(-1, order, ranked)
-        return kept / kept.sum(-1, keepdim=True)
+            ranked[ranked < self.min_p * ranked[:, :1]] = 0
+        np.put_along_axis(probabilities, order, ranked, -1)
+        return probabilities / probabilities.sum(-1, keepdims=True)
+
+    def choose(self, logits: Reals, keys: Keys, positions: Ints, allowed: Flags | None = None) -> Ints:
+        """One id a row: the likeliest, or a draw that depends on its key and position and nothing else. See `draw`."""
+        if self.greedy:
+            return _possible(logits, allowed)[0].argmax(-1)
+        return draw(self.filtered(logits, allowed), keys, positions)
 
 
 DEFAULT = Sampling()
+WRITTEN = np.array([i < BYTES or i == EOS for i in range(VOCAB)])
+"""The ids that are ever generated: PAD, BOS and RESERVED are not."""
 
 
-def _written(eos: bool) -> Bool[Tensor, " vocab"]:
-    """The ids that are ever generated: PAD, BOS and RESERVED are not."""
-    ids = torch.arange(VOCAB)
-    return (ids < BYTES) | ((ids == EOS) & eos)
+def _possible(logits: Reals, allowed: Flags | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logits of what may be written, -inf elsewhere, and the largest of each row. Raises CheckpointError."""
+    scores = np.where(WRITTEN if allowed is None else WRITTEN & allowed, logits.astype(np.float64), -np.inf)
+    best = scores.max(-1, keepdims=True)
+    if not np.isfinite(best).all():
+        raise CheckpointError(
+            f"the logits of the next byte peak at {best[~np.isfinite(best)][0]}, which is not finite: "
+            "the weights are damaged or their training diverged; use an earlier checkpoint"
+        )
+    return scores, best
 
 
-def generators(seed: int, rows: int) -> list[torch.Generator]:
-    """One generator a row (on the CPU), seeded from (seed, row) alone, so that neighbouring seeds share no row."""
-
-    def one(row: int) -> torch.Generator:
-        digest = hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-
-    return [one(row) for row in range(rows)]
+def row_key(seed: int, row: int) -> int:
+    """What a row's draws hang on: 64 bits from (seed, row) alone, so that neighbouring seeds share no row."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest(), "little")
 
 
-def draw(probabilities: Float64[Tensor, "batch vocab"], generators: Sequence[torch.Generator]) -> Int[Tensor, " batch"]:
-    """One id a row, never one of probability 0: the inverse of the cumulated probabilities at one uniform number.
+def uniform(keys: Keys, positions: Ints) -> NDArray[np.float64]:
+    """A number in (0, 1) for every id `[batch, vocab]`, the same whenever the same key stands at the same position.
 
-    Each row takes its number from its own generator, so that what it draws depends on nothing but itself.
+    A counter-based generator (as in Salmon et al. 2011), by SplitMix64's finaliser (Steele et al. 2014).
     """
-    uniform = torch.cat([torch.rand(1, 1, generator=g, dtype=torch.float64) for g in generators])
-    cumulated = probabilities.cumsum(-1)
-    # uniform <= 1 - 2**-53, so that the product, even rounded, is below the total: the id found has a probability.
-    return (cumulated <= uniform * cumulated[:, -1:]).sum(-1)
+    with np.errstate(over="ignore"):
+        stream = _mixed(keys + _mixed(positions.astype(np.uint64) * _GOLDEN))
+        mixed = _mixed(stream[:, None] + np.arange(1, VOCAB + 1, dtype=np.uint64) * _GOLDEN)
+    return (mixed >> np.uint64(12)).astype(np.float64) * 2.0**-52 + 2.0**-53
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(x: Keys) -> Keys:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def draw(probabilities: NDArray[np.float64], keys: Keys, positions: Ints) -> Ints:
+    """One id a row, never one of probability 0: the first to arrive when ids arrive at the rates of their probability.
+
+    The noise belongs to (key, position, id) and not to the distribution. So two distributions that are nearly the same
+    draw the same id nearly always, which is what makes drafts worth their while (Gumbel-max coupling; ADR 0006).
+    """
+    with np.errstate(divide="ignore", over="ignore"):
+        return (-np.log(uniform(keys, positions)) / probabilities).argmin(-1)

@@ -1,26 +1,32 @@
-"""Generation: prompts are read, and each row goes on byte by byte until it ends."""
+"""Generation: rows that read their prompts in chunks and then write byte by byte, joining and leaving at any step.
+
+join(request) → ticket      a free row takes a prompt
+step() → pieces             prompts go on by a chunk, beside them every other row by a byte (or by a draft)
+leave(ticket)               a row is free again, as it is when its last piece was given
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
+from bytelm.decoding import Decoder, Weights, open_decoder
 from bytelm.errors import UsageError
 from bytelm.generate import stop as stopping
-from bytelm.generate.sampling import DEFAULT, Sampling, draw, generators
+from bytelm.generate.sampling import DEFAULT, WRITTEN, Ints, Reals, Sampling, row_key
+from bytelm.generate.speculate import Speculation
 from bytelm.generate.utf8 import Utf8State
 from bytelm.models.base import ByteModel
-from bytelm.nn.state import take_rows
-from bytelm.units import BOS, EOS, PAD
+from bytelm.units import BOS, EOS
 
 Reason = Literal["eos", "stop", "length"]
 
-CHUNK = 1024  # bytes of a prompt that are read at once, which bounds the memory that a long prompt takes
+ROWS = 256  # prompts that are worked on together; more of them wait until rows are free
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,222 @@ class Piece:
     reason: Reason | None
 
 
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and how to go on after it: see `pieces`. What is drawn hangs on (seed, row).
+
+    Raises UsageError for a negative `max_bytes`, an empty stop sequence, or one that is not UTF-8 when `utf8` is set.
+    """
+
+    prompt: bytes
+    max_bytes: int = 256
+    sampling: Sampling = DEFAULT
+    seed: int = 0
+    row: int = 0
+    stop: Sequence[bytes] = ()
+    utf8: bool = False
+    eos: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 0:
+            raise UsageError(f"max_bytes {self.max_bytes} is negative: give 0 or more")
+        for sequence in self.stop:
+            if not sequence:
+                raise UsageError("a stop sequence is empty: give each one byte or more, or leave it out")
+            # A whole number of characters is only ever found between characters, so that no cut leaves a broken one.
+            if self.utf8 and not _is_utf8(sequence):
+                raise UsageError(f"stop sequence {sequence!r} is not UTF-8, which utf8 asks for: leave one of them out")
+
+    @property
+    def ids(self) -> int:
+        """Ids of the longest document that may come out."""
+        return 1 + len(self.prompt) + self.max_bytes
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@dataclass
+class _Row:
+    """What a row is doing."""
+
+    ticket: int
+    request: Request
+    unread: Ints
+    """What is left of BOS and the prompt."""
+    left: int
+    """Bytes that it may still write."""
+    characters: Utf8State | None
+    held: bytes = b""
+    """Bytes that may be the beginning of a stop sequence."""
+
+    def write(self, symbol: int) -> Piece:
+        """Take one generated id, and give what it decides."""
+        if symbol == EOS:
+            return Piece(self.ticket, self.held, "eos")
+        self.left -= 1
+        if self.characters:
+            self.characters = self.characters.extend(torch.tensor([symbol]))
+        decided, held = stopping.release(self.held + bytes((symbol,)), self.request.stop)
+        if held is None:
+            return Piece(self.ticket, decided, "stop")
+        if not self.left:
+            return Piece(self.ticket, decided + held, "length")
+        self.held = held
+        return Piece(self.ticket, decided, None)
+
+
+@dataclass
+class Session:
+    """Rows of a decoder at work."""
+
+    decoder: Decoder
+    speculation: Speculation = field(default_factory=Speculation)
+
+    def __post_init__(self) -> None:
+        rows = self.decoder.rows
+        self.rows: dict[int, _Row] = {}
+        self.free = list(range(rows))[::-1]
+        self.tickets = 0
+        # By row: what was drawn and is to be read next, what its draws hang on, and the ids that it may write.
+        self.next: Ints = np.zeros(rows, np.int64)
+        self.keys = np.zeros(rows, np.uint64)
+        self.allowed = np.zeros((rows, len(WRITTEN)), bool)
+        self.writing = np.zeros(rows, bool)
+
+    def join(self, request: Request) -> int:
+        """A free row takes a request; its pieces bear the ticket. Raises UsageError where there is no room for it."""
+        if not self.free:
+            raise UsageError(f"all {self.decoder.rows} rows are taken: wait until one has ended")
+        if request.ids > self.decoder.capacity:
+            raise UsageError(
+                f"a prompt of {len(request.prompt)} bytes and {request.max_bytes} more take {request.ids} ids, "
+                f"and a row holds {self.decoder.capacity}: shorten one of them"
+            )
+        slot, ticket = self.free.pop(), self.tickets
+        self.tickets += 1
+        unread = np.concatenate([[BOS], np.frombuffer(request.prompt, np.uint8)]).astype(np.int64)
+        characters = Utf8State.after([request.prompt]) if request.utf8 else None
+        self.rows[slot] = _Row(ticket, request, unread, request.max_bytes, characters)
+        self.keys[slot] = row_key(request.seed, request.row)
+        self.allowed[slot] = WRITTEN
+        self.allowed[slot, EOS] = request.eos
+        return ticket
+
+    def leave(self, ticket: int) -> None:
+        """The row of a ticket is free again. Raises UsageError for one that has ended."""
+        for slot, row in self.rows.items():
+            if row.ticket == ticket:
+                return self.clear(slot)
+        raise UsageError(f"no row has ticket {ticket}: it has ended")
+
+    def clear(self, slot: int) -> None:
+        """Forget what a row did."""
+        self.decoder.undo(np.array([slot]), np.zeros(1, np.int64))
+        self.writing[slot] = False
+        del self.rows[slot]
+        self.free.append(slot)
+
+    def step(self) -> list[Piece]:
+        """One step of every row, and what it decided, in the order of the tickets."""
+        slots = self.writing.nonzero()[0]
+        began = time.perf_counter()
+        if len(slots) < len(self.rows):
+            return self.ordered(self.read_on(slots))
+        drafts = self.room(slots)
+        found = self.speculate(slots, drafts) if drafts else self.read_on(slots)
+        if drafts or not self.speculation.length:
+            self.speculation.note(time.perf_counter() - began, sum(len(piece.data) for piece in found))
+        return self.ordered(found)
+
+    @staticmethod
+    def ordered(pieces: list[Piece]) -> list[Piece]:
+        """By ticket, and a row's own in the order they came."""
+        return sorted(pieces, key=lambda piece: piece.row) if len(pieces) > 1 else pieces
+
+    def read_on(self, writing: Ints) -> list[Piece]:
+        """Read one id of rows that write, and a chunk of prompts; then draw for all that have nothing left to read."""
+        parts = {slot: row.unread[: self.decoder.chunk] for slot, row in self.rows.items() if len(row.unread)}
+        slots = np.concatenate([writing, np.fromiter(parts, np.int64)])
+        counts = np.concatenate([np.ones(len(writing), np.int64), [len(part) for part in parts.values()]])
+        ids = np.concatenate([self.next[writing], *parts.values()])
+        logits = self.decoder.read(slots.repeat(counts.astype(np.int64)), ids)
+        ends = counts.cumsum().astype(np.int64) - 1
+        for slot, part in parts.items():
+            row = self.rows[slot]
+            row.unread = row.unread[len(part) :]
+            self.writing[slot] = not len(row.unread)
+        done = self.writing[slots]
+        slots = slots[done]
+        return self.write(slots, self.draw(slots, logits[ends[done]], self.decoder.lengths[slots]))
+
+    def draw(self, slots: Ints, logits: Reals, positions: Ints) -> Ints:
+        """The next id of each row, whose position in the document is told; rows of like settings together."""
+        for slot in slots.tolist():
+            row = self.rows[slot]
+            if row.characters:
+                allowed = row.characters.allowed(row.left).numpy()[0]
+                allowed[EOS] &= row.request.eos
+                self.allowed[slot] = allowed
+        kinds: dict[Sampling, list[int]] = {}
+        for index, slot in enumerate(slots.tolist()):
+            kinds.setdefault(self.rows[slot].request.sampling, []).append(index)
+        found = np.empty(len(slots), np.int64)
+        for sampling, indices in kinds.items():
+            mine = slots[indices]
+            found[indices] = sampling.choose(logits[indices], self.keys[mine], positions[indices], self.allowed[mine])
+        return found
+
+    def write(self, slots: Ints, symbols: Ints) -> list[Piece]:
+        """Take the id that each row drew: what that decides, and the end of rows that end."""
+        self.next[slots] = symbols
+        found: list[Piece] = []
+        for slot, symbol in zip(slots.tolist(), symbols.tolist(), strict=True):
+            piece = self.rows[slot].write(symbol)
+            if piece.reason:
+                self.clear(slot)
+            if piece.data or piece.reason:
+                found.append(piece)
+        return found
+
+    # --- drafts -------------------------------------------------------------------------------------------------------
+
+    def room(self, slots: Ints) -> int:
+        """How many bytes all rows may draft."""
+        length = self.speculation.length
+        if not (self.decoder.drafts and length and len(slots)):
+            return 0
+        rows = [self.rows[slot] for slot in slots.tolist()]
+        return 0 if any(row.characters for row in rows) else min(length, *(row.left - 1 for row in rows))
+
+    def speculate(self, slots: Ints, count: int) -> list[Piece]:
+        """Draft `count` bytes a row with the local model, read them all at once, and write those that are right."""
+        decoder, before = self.decoder, self.decoder.lengths[slots]
+        guessed = np.empty((len(slots), count + 1), np.int64)
+        guessed[:, 0] = self.next[slots]
+        for index in range(count):
+            logits = decoder.draft(slots, guessed[:, index])
+            guessed[:, index + 1] = self.draw(slots, logits, before + index + 1)
+        decoder.undo(slots, before)
+        logits = decoder.read(slots.repeat(count + 1), guessed.ravel()).reshape(len(slots), count + 1, -1)
+        drawn = np.stack([self.draw(slots, logits[:, i], before + i + 1) for i in range(count + 1)], 1)
+        right = (drawn[:, :-1] == guessed[:, 1:]).cumprod(1).sum(1)
+        self.speculation.drafted += right.size * count
+        self.speculation.accepted += int(right.sum())
+        # What was read beyond the first wrong guess is taken back; the drawn id in its place is read next.
+        decoder.undo(slots, before + 1 + right)
+        found: list[Piece] = []
+        for index in range(count + 1):
+            going = np.array([slot in self.rows for slot in slots.tolist()]) & (right >= index)
+            found += self.write(slots[going], drawn[going, index])
+        return found
+
+
 def generate(
     model: ByteModel,
     prompts: Sequence[bytes],
@@ -51,12 +273,13 @@ def generate(
     stop: Sequence[bytes] = (),
     utf8: bool = False,
     eos: bool = True,
+    weights: Weights | None = None,
 ) -> list[Generation]:
     """Go on after each prompt; the options are those of `pieces`."""
     written = [bytearray() for _ in prompts]
     reasons: dict[int, Reason] = {}
-    steps = pieces(model, prompts, max_bytes=max_bytes, sampling=sampling, seed=seed, stop=stop, utf8=utf8, eos=eos)
-    for piece in steps:
+    options = Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos)
+    for piece in _run(model, prompts, options, weights):
         written[piece.row] += piece.data
         if piece.reason:
             reasons[piece.row] = piece.reason
@@ -73,10 +296,11 @@ def stream(
     stop: Sequence[bytes] = (),
     utf8: bool = False,
     eos: bool = True,
+    weights: Weights | None = None,
 ) -> Iterator[bytes]:
     """The bytes after one prompt, as soon as they are decided; the options are those of `pieces`."""
-    steps = pieces(model, [prompt], max_bytes=max_bytes, sampling=sampling, seed=seed, stop=stop, utf8=utf8, eos=eos)
-    return (piece.data for piece in steps if piece.data)
+    options = Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos)
+    return (piece.data for piece in _run(model, [prompt], options, weights) if piece.data)
 
 
 def pieces(
@@ -89,114 +313,52 @@ def pieces(
     stop: Sequence[bytes] = (),
     utf8: bool = False,
     eos: bool = True,
+    weights: Weights | None = None,
 ) -> Iterator[Piece]:
     """Go on after each prompt and give the bytes of every row as soon as they are decided.
 
     A row ends with EOS (never without `eos`), before the first stop sequence, or after `max_bytes` bytes. Bytes that
     may be the beginning of a stop sequence are held back until that is decided. What row r generates depends on its
-    prompt and on (seed, r), and on the other rows only as far as the model rounds differently in a larger batch.
+    prompt and on (seed, r), and not on the other rows, on chunks or on drafts; only where no kernels are used it
+    depends on the other rows as far as torch rounds differently in a larger batch.
 
     With `utf8` the generated bytes continue valid UTF-8 and end with a whole character: they first finish the one
     that the prompt leaves open, and open none for which too few bytes are left. Invalid bytes earlier in a prompt are
     no matter; a row whose open character needs more than `max_bytes` generates nothing.
 
-    Raises UsageError for a negative `max_bytes`, an empty stop sequence, or one that is not UTF-8 when `utf8` is set.
+    `weights`: linear layers in "bf16" or "int8", see `decoding.open_decoder`. Raises UsageError for options outside
+    their limits, see `Request`.
     """
-    if max_bytes < 0:
-        raise UsageError(f"max_bytes {max_bytes} is negative: give 0 or more")
-    for sequence in stop:
-        if not sequence:
-            raise UsageError("a stop sequence is empty: give each one byte or more, or leave it out")
-        # A whole number of characters is only ever found between characters, so that no cut leaves a broken one.
-        if utf8 and not _is_utf8(sequence):
-            raise UsageError(f"stop sequence {sequence!r} is not UTF-8, which utf8 asks for: leave one of the two out")
-    return _run(model, prompts, max_bytes, sampling, seed, stop, utf8, eos)
+    return _run(model, prompts, Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos), weights)
 
 
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-@dataclass
-class _Row:
-    """A row that is being written: its place among the prompts, its randomness, and bytes not yet decided."""
-
-    index: int
-    generator: torch.Generator
-    held: bytes = b""
-
-    def write(self, symbol: int, stop: Sequence[bytes], last: bool) -> Piece:
-        """Take one generated id, and give what it decides."""
-        if symbol == EOS:
-            return Piece(self.index, self.held, "eos")
-        decided, held = stopping.release(self.held + bytes([symbol]), stop)
-        if held is None:
-            return Piece(self.index, decided, "stop")
-        if last:
-            return Piece(self.index, decided + held, "length")
-        self.held = held
-        return Piece(self.index, decided, None)
-
-
-def _run(
-    model: ByteModel,
-    prompts: Sequence[bytes],
-    max_bytes: int,
-    sampling: Sampling,
-    seed: int,
-    stop: Sequence[bytes],
-    utf8: bool,
-    eos: bool,
-) -> Iterator[Piece]:
-    """The one loop: draw an id for each row, drop the rows that ended, and let the model read the others' bytes."""
-    characters = Utf8State.after(prompts) if utf8 else None
-    needed = list(map(int, characters.missing())) if characters else [0] * len(prompts)
-    going = [row for row, need in enumerate(needed) if max(need, 1) <= max_bytes]
-    yield from (Piece(row, b"", "length") for row in range(len(prompts)) if row not in going)
-    if not going:
+def _run(model: ByteModel, prompts: Sequence[bytes], options: Request, weights: Weights | None) -> Iterator[Piece]:
+    """All prompts through one session; those for which there is no row yet wait."""
+    needed = Utf8State.after(prompts).missing().tolist() if options.utf8 else [0] * len(prompts)
+    begin = [row for row, need in enumerate(needed) if max(need, 1) <= options.max_bytes]
+    yield from (Piece(row, b"", "length") for row in range(len(prompts)) if row not in set(begin))
+    if not begin:
         return
-    rows = [_Row(row, generator) for row, generator in enumerate(generators(seed, len(prompts))) if row in going]
-    characters = take_rows(characters, torch.tensor(going))
-    logits, state = _read_prompts([prompts[row] for row in going], model)
-    for left in range(max_bytes, 0, -1):
-        allowed = characters.allowed(left) if characters else None
-        ids = draw(sampling.filtered(logits, allowed, eos), [row.generator for row in rows])
-        steps = [row.write(symbol, stop, left == 1) for row, symbol in zip(rows, map(int, ids), strict=True)]
-        yield from (step for step in steps if step.data or step.reason)
-        going = [row for row, step in enumerate(steps) if step.reason is None]
-        if not going:
-            return
-        if len(going) < len(rows):
-            rows, ids = [rows[row] for row in going], ids[going]
-            characters = take_rows(characters, torch.tensor(going))
-            state = take_rows(state, torch.tensor(going, device=model.device))
-        characters = characters.extend(ids) if characters else None
-        logits, state = _read_bytes(ids, model, state)
+    longest = max(len(prompts[row]) for row in begin)
+    session = Session(_opened(model, min(len(begin), ROWS), 1 + longest + options.max_bytes, weights))
+    of: dict[int, int] = {}
+    waiting = begin[::-1]
+    while waiting or session.rows:
+        while waiting and session.free:
+            row = waiting.pop()
+            own = (prompts[row], options.max_bytes, options.sampling, options.seed, row)
+            of[session.join(Request(*own, options.stop, options.utf8, options.eos))] = row
+        yield from (Piece(of[piece.row], piece.data, piece.reason) for piece in session.step())
 
 
-@torch.inference_mode()
-def _read_bytes(ids: Int[Tensor, " batch"], model: ByteModel, state: Any) -> tuple[Float[Tensor, "batch vocab"], Any]:
-    """One byte a row after `state`: the logits of the next byte, and the state to continue from."""
-    logits, state = model(ids[:, None].to(model.device), state)
-    return logits[:, -1], state
-
-
-@torch.inference_mode()
-def _read_prompts(prompts: Sequence[bytes], model: ByteModel) -> tuple[Float[Tensor, "batch vocab"], Any]:
-    """The logits of each prompt's next byte, and the state after the prompts: BOS, then their bytes, chunk by chunk."""
-    rows = torch.arange(len(prompts), device=model.device)
-    chunk, state = model(torch.full((len(prompts), 1), BOS, device=model.device), model.begin(len(prompts)))
-    logits = chunk[:, -1]
-    for start in range(0, max(map(len, prompts)), CHUNK):
-        parts = [prompt[start : start + CHUNK] for prompt in prompts]
-        longest = max(map(len, parts))
-        ids = torch.tensor([[*part, *[PAD] * (longest - len(part))] for part in parts], device=model.device)
-        lengths = torch.tensor([len(part) for part in parts], device=model.device)
-        chunk, state = model(ids, state)
-        newest = chunk[rows, (lengths - 1).clamp(min=0)]
-        logits = torch.where(lengths[:, None] > 0, newest, logits)
-    return logits, state
+def _opened(model: ByteModel, rows: int, capacity: int, weights: Weights | None) -> Decoder:
+    """A decoder of so many rows, or of fewer if the memory does not suffice. Raises UsageError if not for one."""
+    while True:
+        try:
+            return open_decoder(model, rows=rows, capacity=capacity, weights=weights)
+        except MemoryError:
+            if rows == 1:
+                raise UsageError(
+                    f"no memory for a row of {capacity} ids: give a shorter prompt or fewer bytes"
+                ) from None
+            rows //= 2

@@ -144,8 +144,12 @@ class Pool(ctypes.Structure):
 
 
 def address(array: NDArray[Any] | None) -> int | None:
-    """Where the numbers of a contiguous array lie."""
-    return None if array is None else array.ctypes.data
+    """Where the numbers of an array lie. Raises ValueError for one that is not contiguous."""
+    if array is None:
+        return None
+    if not array.flags.c_contiguous:
+        raise ValueError(f"an array of shape {array.shape} and strides {array.strides} is not contiguous")
+    return array.ctypes.data
 
 
 def tokens(row: Ints, position: Ints, start: Ints | None = None, patch: Ints | None = None) -> Tokens:

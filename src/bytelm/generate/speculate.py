@@ -1,0 +1,60 @@
+"""Self-speculation: the local model drafts, one full pass verifies (Fast BLT's BLT-S), on where it is measured to pay.
+
+Drafting changes nothing that is written: a draft is kept as far as it is what the full model would have drawn anyway,
+from the same noise. So whether to draft, and how far, may be chosen by the clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+LENGTHS = (0, 4, 8)  # bytes to draft; 0 is to read byte by byte
+TRIAL = 3  # steps after which a length is judged
+REST, LONGEST = 64, 512  # steps until the others are tried again, twice as many each time that the same one wins
+
+
+@dataclass
+class Speculation:
+    """Chooses how many bytes to draft: the fastest of a few lengths, by bytes a second, tried again now and then."""
+
+    lengths: tuple[int, ...] = LENGTHS
+    drafted: int = 0
+    accepted: int = 0
+    """Of the bytes that were drafted, those that the full model wrote too."""
+    rates: dict[int, float] = field(default_factory=dict[int, float])
+    best: int = 0
+    rest: int = REST
+    """Steps between two trials of all."""
+    steps: int = 0
+    """Steps with the present length."""
+    bytes: int = 0
+    seconds: float = 0.0
+    queue: list[int] = field(default_factory=list[int])
+
+    def __post_init__(self) -> None:
+        self.queue = list(self.lengths)
+
+    @property
+    def length(self) -> int:
+        """How many bytes to draft in the next step."""
+        return self.queue[0] if self.queue else self.best
+
+    def note(self, seconds: float, written: int) -> None:
+        """What a step with this length took, and how many bytes it wrote."""
+        self.steps, self.bytes, self.seconds = self.steps + 1, self.bytes + written, self.seconds + seconds
+        if self.steps < (TRIAL if self.queue else self.rest):
+            return
+        if self.queue:
+            self.rates[self.queue.pop(0)] = self.bytes / self.seconds
+            if not self.queue:
+                self.settle()
+        else:
+            self.rates[self.best] = self.bytes / self.seconds
+            self.queue = [length for length in self.lengths if length != self.best]
+        self.steps, self.bytes, self.seconds = 0, 0, 0.0
+
+    def settle(self) -> None:
+        """Go on with the fastest."""
+        fastest = max(self.rates, key=lambda length: self.rates[length])
+        self.rest = min(2 * self.rest, LONGEST) if fastest == self.best else REST
+        self.best = fastest
