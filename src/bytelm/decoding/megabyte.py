@@ -110,7 +110,8 @@ class MegabyteDecoder(Decoder):
         self.norm = kernels.vector(model.outer.norm.weight)
         self.stages = [Stage(kernels, inner, rows) for inner in model.inner]
         self.pads = [kernels.vector(pad.weight) for pad in model.pads]
-        self.byte = kernels.table(model.byte.weight)  # in and out
+        self.byte = kernels.table(model.byte.weight)
+        self.head = kernels.matrix(model.byte.weight, whole=True)  # a table is not rounded
 
     def after(self, new: New) -> Reals:
         """See `Decoder`."""
@@ -138,7 +139,7 @@ class MegabyteDecoder(Decoder):
         last = self.stages[-1]
         x = self.kernels.embed(self.byte, np.where(new.position % last.size == 0, BOS, new.ids))
         last.read(x, new.row, new.position)
-        return self.kernels.linear(self.byte, x, last.norm, EPS)
+        return self.kernels.linear(self.head, x, last.norm, EPS)
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
         """See `Decoder`: the bytes' stage goes on, in a new patch from what it was given for the last; one id a row."""
@@ -163,7 +164,7 @@ class MegabyteDecoder(Decoder):
             if level < len(self.stages):
                 own += self.embed[level].weight_bytes + self.stages[level].opening_bytes()
             found += own / self.units[level]
-        return found + self.byte.bytes
+        return found + self.head.bytes
 
 
 def normed(x: Reals, weight: Reals) -> Reals:

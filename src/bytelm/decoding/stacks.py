@@ -60,7 +60,8 @@ class Layers:
                 self.crossed(layer, cross[index], self.room(rows, patches, parts, 2 * config.dim))
             layers.append(layer)
         shape = native.Heads(config.heads, head_dim, slots, config.window or 0, address(self.frequencies))
-        numbers = (config.layers, config.dim, config.hidden(), kernels.cached)
+        hidden = -(-config.hidden() // native.ROWS) * native.ROWS
+        numbers = (config.layers, config.dim, hidden, kernels.cached)
         heads = cross[0].heads if cross else 0
         # ctypes keeps what its structures were made of only where they hold it themselves.
         self.layers = array_of(native.Layer, layers)
@@ -76,7 +77,7 @@ class Layers:
         layer.qkv = self.matrix(block.attention.qkv.weight)
         layer.out = self.matrix(block.attention.out.weight)
         layer.feed_forward_norm = self.vector(block.feed_forward_norm.weight)
-        layer.gate_up = self.matrix(block.feed_forward.gate_up.weight)
+        layer.gate_up = self.matrix(block.feed_forward.gate_up.weight, halves=True)
         layer.down = self.matrix(block.feed_forward.down.weight)
         return layer
 
@@ -100,9 +101,9 @@ class Layers:
         self.arrays.append(self.kernels.vector(weight)[None])
         return address(self.arrays[-1])
 
-    def matrix(self, weight: Any) -> native.Matrix:
+    def matrix(self, weight: Any, halves: bool = False) -> native.Matrix:
         """A linear layer's weight, kept and counted."""
-        found = self.kernels.matrix(weight)
+        found = self.kernels.matrix(weight, halves=halves)
         self.weights.append(found)
         self.weight_bytes += found.bytes
         return found

@@ -32,7 +32,7 @@ class Speculation:
     queue: list[int] = field(default_factory=list[int])
 
     def __post_init__(self) -> None:
-        self.queue = list(self.lengths)
+        self.best = self.lengths[0]
 
     @property
     def length(self) -> int:
@@ -42,7 +42,7 @@ class Speculation:
     def note(self, seconds: float, written: int) -> None:
         """What a step with this length took, and how many bytes it wrote."""
         self.steps, self.bytes, self.seconds = self.steps + 1, self.bytes + written, self.seconds + seconds
-        if self.steps < (TRIAL if self.queue else self.rest):
+        if self.steps < (TRIAL if self.queue else self.rest) or len(self.lengths) == 1:
             return
         if self.queue:
             self.rates[self.queue.pop(0)] = self.bytes / self.seconds

@@ -43,8 +43,7 @@ inline void mix_few(
     const A scale = 1 / A(__builtin_sqrt(double(size)));
     A peak = -INFINITY, total = 0;
     for (int64_t k = 0; k < count; k++) {
-        tile<1, 1>(query, 0, keys + k * stride, 0, size, weights + k);
-        weights[k] *= scale;
+        weights[k] = dot(query, keys + k * stride, size) * scale;
         peak = weights[k] > peak ? weights[k] : peak;
     }
     for (int64_t k = 0; k < count; k++) total += weights[k] = std::exp(weights[k] - peak);
@@ -52,7 +51,7 @@ inline void mix_few(
         const int64_t some = size - i < L ? size - i : L;
         vec<A> found = {};
         for (int64_t k = 0; k < count; k++)
-            found += load_some<A>(values + k * stride + i, some) * (weights[k] / total);
+            found += load_some(values + k * stride + i, some) * (weights[k] / total);
         memcpy(out + i, &found, some * sizeof(A));
     }
 }
@@ -133,16 +132,7 @@ template <class A, class C> struct Attention {
 
     void scores(const A* query, C* keys, int64_t row, int64_t head, int64_t from, int64_t count, A* out) const {
         const int64_t dim = shape.head_dim;
-        int64_t b = 0;
-        for (; b + 4 <= count; b += 4) {
-            const C* at[4];
-            vec<A> found[4] = {};
-            for (int j = 0; j < 4; j++) at[j] = key_block(keys, row, head, from + b + j);
-            for (int64_t i = 0; i < dim; i++)
-                for (int j = 0; j < 4; j++) found[j] += load(at[j] + i * L) * query[i];
-            for (int j = 0; j < 4; j++) store(out + (b + j) * L, found[j]);
-        }
-        for (; b < count; b++) {
+        for (int64_t b = 0; b < count; b++) {  // one after the other: memory gives one long stream fastest
             const C* at = key_block(keys, row, head, from + b);
             vec<A> found = {};
             for (int64_t i = 0; i < dim; i++) found += load(at + i * L) * query[i];

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bytelm.errors import UsageError
 from bytelm.native.library import library, reason
@@ -20,6 +22,10 @@ F64, F32, BF16, I8 = range(4)
 KINDS = {torch.float64: F64, torch.float32: F32, torch.bfloat16: BF16}
 SIZES = (8, 4, 2, 1)  # bytes of a number of each kind
 LANES = 64  # bytes of a vector; caches are laid out in whole ones
+ROWS = 4  # of a matrix that lie together
+
+_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""What each weight was made into, by rounding, with its version: training changes weights in place."""
 
 Ints = NDArray[np.int64]
 Reals = NDArray[Any]  # float32, or float64 where everything is
@@ -147,9 +153,10 @@ def address(array: NDArray[Any] | None) -> int | None:
     """Where the numbers of an array lie. Raises ValueError for one that is not contiguous."""
     if array is None:
         return None
-    if not array.flags.c_contiguous:
+    found = array.__array_interface__  # three times as fast as array.ctypes
+    if found["strides"] is not None:
         raise ValueError(f"an array of shape {array.shape} and strides {array.strides} is not contiguous")
-    return array.ctypes.data
+    return found["data"][0]
 
 
 def tokens(row: Ints, position: Ints, start: Ints | None = None, patch: Ints | None = None) -> Tokens:
@@ -205,16 +212,35 @@ class Kernels:
 
     def table(self, weight: Tensor) -> Matrix:
         """A weight that rows are taken from, as it is."""
-        return _matrix(weight.detach().contiguous(), None)
-
-    def matrix(self, weight: Tensor) -> Matrix:
-        """The weight `[out, in]` of a linear layer, as it is, or in what `weights` says."""
         weight = weight.detach().contiguous()
-        if self.weights == "int8" and weight.dtype != torch.float64:
-            return _matrix(*quantised(weight))
-        if self.weights == "bf16" and weight.dtype != torch.float64:
+        return _matrix(weight, weight.shape, None)
+
+    def matrix(self, weight: Tensor, *, whole: bool = False, halves: bool = False) -> Matrix:
+        """The weight `[out, in]` of a linear layer, as the kernels multiply with it; kept as long as the weight lives.
+
+        It is rounded to what `weights` says unless it is to stay `whole`. `halves`: two layers one above the other,
+        whose groups of rows are to lie in turn.
+        """
+        rounded = None if whole or weight.dtype == torch.float64 else self.weights
+        kept: dict[Any, tuple[int, Matrix]] | None = _packed.get(weight)
+        if kept is None:
+            kept = _packed[weight] = {}
+        key = (rounded, halves)
+        if key not in kept or kept[key][0] != weight._version:
+            kept[key] = weight._version, self.packed(weight.detach(), rounded, 2 if halves else 1)
+        return kept[key][1]
+
+    def packed(self, weight: Tensor, rounded: str | None, parts: int) -> Matrix:
+        """A weight in the order that matrix.h tells."""
+        shape, scale, lanes = weight.shape, None, LANES // (8 if weight.dtype == torch.float64 else 4)
+        if rounded == "int8":
+            weight, scale = quantised(weight)
+            scale = _in_turn(scale[:, None], parts, 1).flatten()
+        elif rounded == "bf16":
             weight = weight.to(torch.bfloat16)
-        return _matrix(weight, None)
+        weight = _in_turn(weight, parts, lanes)
+        out = shape[0] if parts == 1 else len(weight) * ROWS
+        return _matrix(weight, (out, shape[1]), scale)
 
     def run(self, stack: Stack, batch: Tokens, x: Reals) -> None:
         """All layers over new positions `x` [tokens, dim], in place."""
@@ -290,9 +316,18 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
-def _matrix(weight: Tensor, scale: Tensor | None) -> Matrix:
+def _in_turn(weight: Tensor, parts: int, lanes: int) -> Tensor:
+    """`[parts · out, in]` as `[groups, in / lanes, rows, lanes]`, groups of the parts in turn, filled up with zeros."""
+    out, columns = weight.shape[0] // parts, weight.shape[1]
+    spare = (0, -columns % lanes, 0, -out % ROWS)
+    whole = F.pad(weight.unflatten(0, (parts, out)), spare)
+    groups = whole.unflatten(2, (-1, lanes)).unflatten(1, (-1, ROWS))  # [parts, groups, rows, columns, lanes]
+    return groups.permute(1, 0, 3, 2, 4).flatten(0, 1).contiguous()
+
+
+def _matrix(weight: Tensor, shape: Sequence[int], scale: Tensor | None) -> Matrix:
     kind = I8 if scale is not None else KINDS[weight.dtype]
-    found = Matrix(weight.data_ptr(), None if scale is None else scale.data_ptr(), *weight.shape, kind)
+    found = Matrix(weight.data_ptr(), None if scale is None else scale.data_ptr(), *shape, kind)
     found.held = (weight, scale)
     return found
 

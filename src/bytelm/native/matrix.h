@@ -10,6 +10,9 @@
 #include <utility>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -18,12 +21,16 @@ namespace bytelm {
 
 enum Kind { F64 = 0, F32 = 1, BF16 = 2, I8 = 3 };
 
-// `in` columns, `out` rows, row by row; scale: one number a row, for I8 alone.
+// `in` columns, `out` rows. A table lies row by row. What is multiplied lies in the order it is read in, four rows and
+// one vector of columns after another, [out / 4][in / L][4][L], filled up with zeros: memory gives one long stream twice
+// as fast as four short ones. scale: one number a row, for I8 alone.
 struct Matrix {
     const void* data;
     const float* scale;
     int64_t out, in, kind;
 };
+
+constexpr int ROWS = 4;  // that lie together
 
 template <class A> struct Vector;
 template <> struct Vector<float> { typedef float type __attribute__((vector_size(64))); };
@@ -32,6 +39,7 @@ template <class A> using vec = typename Vector<A>::type;
 template <class A> constexpr int LANES = 64 / int(sizeof(A));
 
 typedef uint16_t halves __attribute__((vector_size(32)));
+typedef int32_t integers __attribute__((vector_size(64)));
 typedef uint32_t words __attribute__((vector_size(64)));
 typedef int8_t bytes16 __attribute__((vector_size(16)));
 
@@ -48,9 +56,12 @@ inline vec<float> load(const bf16* at) {
     return (vec<float>)(__builtin_convertvector(x, words) << 16);
 }
 inline vec<float> load(const int8_t* at) {
+#if defined(__AVX512F__)  // compilers take such a conversion apart
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at)));
+#endif
     bytes16 x;
     memcpy(&x, at, sizeof x);
-    return __builtin_convertvector(x, vec<float>);
+    return __builtin_convertvector(__builtin_convertvector(x, integers), vec<float>);
 }
 template <class A> inline void store(A* at, vec<A> x) { memcpy(at, &x, sizeof x); }
 
@@ -72,13 +83,13 @@ inline void narrow(bf16* at, float x) {  // to nearest, ties to even, as torch r
 }
 
 // The last, incomplete vector of a line, filled up with zeros.
-template <class A, class W> __attribute__((noinline)) vec<A> load_part(const W* at, int64_t count) {
+template <class A> __attribute__((noinline)) vec<A> load_part(const A* at, int64_t count) {
     vec<A> x = {};
-    for (int64_t i = 0; i < count; i++) x[i] = widened(at[i]);
+    for (int64_t i = 0; i < count; i++) x[i] = at[i];
     return x;
 }
-template <class A, class W> inline vec<A> load_some(const W* at, int64_t count) {
-    return count == LANES<A> ? load(at) : load_part<A>(at, count);
+template <class A> inline vec<A> load_some(const A* at, int64_t count) {
+    return count == LANES<A> ? load(at) : load_part(at, count);
 }
 
 // One step of folding lanes in half: from a and b, each in `Width * 2` lanes a number, the sums in `Width` lanes each.
@@ -121,17 +132,20 @@ template <class V> inline V in_register(V x) {
     return x;
 }
 
-// R rows of the matrix times C vectors; rows may lie `apart` from one another.
-template <int R, int C, class W, class A>
-inline void tile(const W* w, int64_t apart, const A* x, int64_t stride, int64_t in, A* out) {
-    constexpr int L = LANES<A>, N = R * C, G = N < L ? N : L;
-    vec<A> total[N], weights[R];
+// ROWS rows of the matrix, as they lie, times C vectors: `out` [C][ROWS].
+template <int C, class W, class A> inline void tile(const W* w, const A* x, int64_t stride, int64_t in, A* out) {
+    constexpr int L = LANES<A>, R = ROWS;
+    vec<A> total[C * R], weights[R];
 #pragma GCC unroll 32
-    for (int n = 0; n < N; n++) total[n] = vec<A>{};
+    for (int n = 0; n < C * R; n++) total[n] = vec<A>{};
     int64_t i = 0;
-    for (; i + L <= in; i += L) {
+    const int64_t next = (in + L - 1) / L * L * R;  // while one group is multiplied, the next one is on its way
+    for (; i + L <= in; i += L, w += R * L) {
+        if (C > 2)
 #pragma GCC unroll 32
-        for (int r = 0; r < R; r++) weights[r] = in_register(load(w + r * apart + i));
+            for (int b = 0; b < R * L * int(sizeof(W)); b += 64) __builtin_prefetch((const char*)(w + next) + b);
+#pragma GCC unroll 32
+        for (int r = 0; r < R; r++) weights[r] = in_register(load(w + r * L));
 #pragma GCC unroll 32
         for (int c = 0; c < C; c++) {
             const vec<A> value = in_register(load(x + c * stride + i));
@@ -141,49 +155,62 @@ inline void tile(const W* w, int64_t apart, const A* x, int64_t stride, int64_t 
     }
     if (i < in) {
 #pragma GCC unroll 32
-        for (int r = 0; r < R; r++) weights[r] = load_some<A>(w + r * apart + i, in - i);
+        for (int r = 0; r < R; r++) weights[r] = load(w + r * L);
 #pragma GCC unroll 32
         for (int c = 0; c < C; c++) {
-            const vec<A> value = load_some<A>(x + c * stride + i, in - i);
+            const vec<A> value = load_part(x + c * stride + i, in - i);
 #pragma GCC unroll 32
             for (int r = 0; r < R; r++) total[c * R + r] += weights[r] * value;
         }
     }
 #pragma GCC unroll 32
-    for (int n = 0; n < N; n += G) {
-        const vec<A> sums = folded<G, L / 2, A>(total + n);
-        memcpy(out + n, &sums, G * sizeof(A));
+    for (int c = 0; c < C; c++) {
+        const vec<A> sums = folded<R, L / 2, A>(total + c * R);
+        memcpy(out + c * R, &sums, R * sizeof(A));
     }
 }
 
-// R rows from `first` on against vectors from `begin` on, C at a time; `put(row, n, value)` takes each element.
-template <int R, int C, class W, class A, class Put>
+// The sum of products of two lines.
+template <class A> inline A dot(const A* x, const A* y, int64_t count) {
+    constexpr int L = LANES<A>;
+    vec<A> total = {};
+    int64_t i = 0;
+    for (; i + L <= count; i += L) total += load(x + i) * load(y + i);
+    if (i < count) total += load_part(x + i, count - i) * load_part(y + i, count - i);
+    return sum<A>(total);
+}
+
+// Rows `first` and on against vectors from `begin` on, C at a time; `put(row, n, value)` takes each element.
+template <int C, class W, class A, class Put>
 inline int64_t rows_times(
     const Matrix& m, int64_t first, const A* x, int64_t stride, int64_t begin, int64_t end, Put put
 ) {
-    const W* w = (const W*)m.data + first * m.in;
+    constexpr int L = LANES<A>;
+    const W* w = (const W*)m.data + first * ((m.in + L - 1) / L * L);
+    const int rows = m.out - first < ROWS ? int(m.out - first) : ROWS;
     for (; begin + C <= end; begin += C) {
-        A found[R * C];
-        tile<R, C>(w, m.in, x + begin * stride, stride, m.in, found);
+        A found[C * ROWS];
+        tile<C>(w, x + begin * stride, stride, m.in, found);
         for (int c = 0; c < C; c++)
-            for (int r = 0; r < R; r++) {
-                const A value = found[c * R + r];
+            for (int r = 0; r < rows; r++) {
+                const A value = found[c * ROWS + r];
                 put(first + r, begin + c, m.scale ? value * A(m.scale[first + r]) : value);
             }
     }
     return begin;
 }
 
-// Rows [first, last) of the matrix against n vectors.
+// Rows [first, last) of the matrix, from the first of a group on, against n vectors.
 template <class W, class A, class Put>
 inline void some_rows(const Matrix& m, int64_t first, int64_t last, const A* x, int64_t stride, int64_t n, Put put) {
-    int64_t row = first;
-    for (; row + 4 <= last; row += 4) {
-        int64_t done = rows_times<4, 4, W>(m, row, x, stride, 0, n, put);
-        done = rows_times<4, 2, W>(m, row, x, stride, done, n, put);
-        rows_times<4, 1, W>(m, row, x, stride, done, n, put);
+    for (int64_t row = first; row < last; row += ROWS) {
+        int64_t done = 0;
+#if defined(__AVX512F__)  // elsewhere so many sums do not fit into registers
+        done = rows_times<4, W>(m, row, x, stride, done, n, put);
+        done = rows_times<2, W>(m, row, x, stride, done, n, put);
+#endif
+        rows_times<1, W>(m, row, x, stride, done, n, put);
     }
-    for (; row < last; row++) rows_times<1, 1, W>(m, row, x, stride, 0, n, put);
 }
 
 template <class A, class Put>
@@ -206,7 +233,7 @@ template <class A> inline void normed(const A* x, int64_t n, int64_t dim, const 
         vec<A> squares = {};
         int64_t i = 0;
         for (; i + L <= dim; i += L) squares += load(x + i) * load(x + i);
-        if (i < dim) squares += load_some<A>(x + i, dim - i) * load_some<A>(x + i, dim - i);
+        if (i < dim) squares += load_some(x + i, dim - i) * load_some(x + i, dim - i);
         const A factor = 1 / __builtin_sqrt(sum<A>(squares) / A(dim) + eps);
         for (i = 0; i < dim; i++) out[i] = x[i] * factor * weight[i];
     }

@@ -53,13 +53,13 @@ template <class A, class C> struct Pass {
     }
 
     void linear(const Matrix& m, const A* from, int64_t stride, A* to) const {
-        const Share mine = share(m.out, 4);
+        const Share mine = share(m.out, ROWS);
         const int64_t out = m.out;
         product<A>(m, mine.first, mine.last, from, stride, n, [&](int64_t r, int64_t c, A v) { to[c * out + r] = v; });
     }
 
     void residual(const Matrix& m, const A* from, int64_t stride, A times) const {
-        const Share mine = share(m.out, 4);
+        const Share mine = share(m.out, ROWS);
         product<A>(m, mine.first, mine.last, from, stride, n, [&](int64_t r, int64_t c, A v) {
             x[c * dim + r] = times * x[c * dim + r] + v;
         });
@@ -89,20 +89,22 @@ template <class A, class C> struct Pass {
         }
     }
 
+    // The rows of the gate and of what it gates lie in turn, ROWS of each: the gate is applied while both are at hand.
     void feed_forward(const Layer& layer) const {
-        const int64_t hidden = stack.hidden;
+        const int64_t wider = stack.hidden;  // of one of the two, whole groups
         const A* from = lines(layer.feed_forward_norm);
-        const Share mine = share(hidden, 4);
-        // Some rows of the gate and what they gate in turn, so that the gate is applied while both are at hand.
-        for (int64_t r = mine.first; r < mine.last; r += 32) {
-            const int64_t end = r + 32 < mine.last ? r + 32 : mine.last;
-            auto set = [&](int64_t row, int64_t c, A v) { wide[c * 2 * hidden + row] = v; };
+        const Share mine = share(2 * wider, 2 * ROWS);
+        auto set = [&](int64_t row, int64_t c, A v) {
+            const int64_t group = row / (2 * ROWS), half = row / ROWS % 2;
+            wide[(2 * c + half) * wider + group * ROWS + row % ROWS] = v;
+        };
+        for (int64_t r = mine.first; r < mine.last; r += 64) {
+            const int64_t end = r + 64 < mine.last ? r + 64 : mine.last;
             product<A>(layer.gate_up, r, end, from, dim, n, set);
-            product<A>(layer.gate_up, hidden + r, hidden + end, from, dim, n, set);
-            for (int64_t c = 0; c < n; c++) open_gate(wide + c * 2 * hidden + r, hidden, end - r);
+            for (int64_t c = 0; c < n; c++) open_gate(wide + 2 * c * wider + r / 2, wider, (end - r) / 2);
         }
         wait();
-        residual(layer.down, wide, 2 * hidden, A(1));
+        residual(layer.down, wide, 2 * wider, A(1));
     }
 
     // gate := gate * sigmoid(gate) * up, `count` of them.
@@ -110,8 +112,8 @@ template <class A, class C> struct Pass {
         constexpr int L = LANES<A>;
         for (int64_t i = 0; i < count; i += L) {
             const int64_t some = count - i < L ? count - i : L;
-            const vec<A> x = load_some<A>(gate + i, some), none = {};
-            const vec<A> e = exponential(x < none ? x : -x), y = load_some<A>(gate + i + up, some);
+            const vec<A> x = load_some(gate + i, some), none = {};
+            const vec<A> e = exponential(x < none ? x : -x), y = load_some(gate + i + up, some);
             const vec<A> open = (x < none ? e : none + A(1)) / (e + A(1)) * x * y;
             memcpy(gate + i, &open, some * sizeof(A));
         }
