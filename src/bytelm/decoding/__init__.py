@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import nn
 
 from bytelm.decoding.base import CHUNK, Decoder
 from bytelm.decoding.blt import BLTDecoder
@@ -32,6 +33,8 @@ from bytelm.native.library import reason
 
 Weights = Literal["bf16", "int8"]
 
+STREAMED = 1 << 26  # bytes of weights above which no processor's caches are counted on
+
 __all__ = ["CHUNK", "Decoder", "Weights", "open_decoder", "rounded", "why_plain"]
 
 
@@ -46,10 +49,10 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, weights: Weights
     if why_plain(model):
         return PlainDecoder(rounded(model, weights) if weights else model, rows, capacity)
     parameter = next(model.parameters())
-    kernels = Kernels.open(
-        exact=parameter.dtype == torch.float64,
-        weights=weights or ("bf16" if parameter.dtype == torch.bfloat16 else None),
-    )
+    rounding = weights or ("bf16" if parameter.dtype == torch.bfloat16 else None)
+    linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    size = {"bf16": 2, "int8": 1}.get(str(rounding), parameter.element_size())
+    kernels = Kernels.open(parameter.dtype == torch.float64, rounding, streamed=linear * size > STREAMED)
     if isinstance(model, BLT):
         return BLTDecoder(model, kernels, rows, capacity)
     if isinstance(model, Megabyte):

@@ -34,7 +34,10 @@ Reals = NDArray[Any]  # float32, or float64 where everything is
 class Matrix(ctypes.Structure):
     """A weight, and what keeps its memory alive."""
 
-    _fields_ = (("data", c_void_p), ("scale", c_void_p), ("out", c_int64), ("in_", c_int64), ("kind", c_int64))
+    _fields_ = (
+        *(("data", c_void_p), ("scale", c_void_p)),
+        *((name, c_int64) for name in ("out", "in_", "kind", "streamed")),
+    )
     held: tuple[Any, ...]
 
     @property
@@ -173,9 +176,11 @@ class Kernels:
     threads: int
     weights: str | None
     """What linear layers are stored as: "bf16", "int8", or None for what they are."""
+    streamed: bool = False
+    """Whether the weights are more than the processor's caches hold."""
 
     @classmethod
-    def open(cls, exact: bool = False, weights: str | None = None) -> Kernels:
+    def open(cls, exact: bool = False, weights: str | None = None, streamed: bool = False) -> Kernels:
         """The kernels of this machine. Raises UsageError where there are none."""
         functions = library()
         if functions is None:
@@ -184,7 +189,7 @@ class Kernels:
         functions.bytelm_linear.argtypes = [
             *(addresses, addresses, c_double, addresses, addresses, integers, integers, integers)
         ]
-        return cls(functions, exact, torch.get_num_threads(), weights)
+        return cls(functions, exact, torch.get_num_threads(), weights, streamed)
 
     @property
     def real(self) -> type[np.floating[Any]]:
@@ -225,7 +230,7 @@ class Kernels:
         kept: dict[Any, tuple[int, Matrix]] | None = _packed.get(weight)
         if kept is None:
             kept = _packed[weight] = {}
-        key = (rounded, halves)
+        key = (rounded, halves, self.streamed)
         if key not in kept or kept[key][0] != weight._version:
             kept[key] = weight._version, self.packed(weight.detach(), rounded, 2 if halves else 1)
         return kept[key][1]
@@ -240,7 +245,7 @@ class Kernels:
             weight = weight.to(torch.bfloat16)
         weight = _in_turn(weight, parts, lanes)
         out = shape[0] if parts == 1 else len(weight) * ROWS
-        return _matrix(weight, (out, shape[1]), scale)
+        return _matrix(weight, (out, shape[1]), scale, self.streamed)
 
     def run(self, stack: Stack, batch: Tokens, x: Reals) -> None:
         """All layers over new positions `x` [tokens, dim], in place."""
@@ -325,9 +330,9 @@ def _in_turn(weight: Tensor, parts: int, lanes: int) -> Tensor:
     return groups.permute(1, 0, 3, 2, 4).flatten(0, 1).contiguous()
 
 
-def _matrix(weight: Tensor, shape: Sequence[int], scale: Tensor | None) -> Matrix:
+def _matrix(weight: Tensor, shape: Sequence[int], scale: Tensor | None, streamed: bool = False) -> Matrix:
     kind = I8 if scale is not None else KINDS[weight.dtype]
-    found = Matrix(weight.data_ptr(), None if scale is None else scale.data_ptr(), *shape, kind)
+    found = Matrix(weight.data_ptr(), None if scale is None else scale.data_ptr(), *shape, kind, streamed)
     found.held = (weight, scale)
     return found
 

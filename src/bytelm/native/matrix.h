@@ -27,8 +27,10 @@ enum Kind { F64 = 0, F32 = 1, BF16 = 2, I8 = 3 };
 struct Matrix {
     const void* data;
     const float* scale;
-    int64_t out, in, kind;
+    int64_t out, in, kind, streamed;  // streamed: part of more than the processor's caches hold
 };
+
+constexpr int AHEAD = 4096;  // bytes that a streamed matrix is asked for in advance, past the caches that it only fills
 
 constexpr int ROWS = 4;  // that lie together
 
@@ -133,7 +135,8 @@ template <class V> inline V in_register(V x) {
 }
 
 // ROWS rows of the matrix, as they lie, times C vectors: `out` [C][ROWS].
-template <int C, class W, class A> inline void tile(const W* w, const A* x, int64_t stride, int64_t in, A* out) {
+template <int C, bool Streamed, class W, class A>
+inline void tile(const W* w, const A* x, int64_t stride, int64_t in, A* out) {
     constexpr int L = LANES<A>, R = ROWS;
     vec<A> total[C * R], weights[R];
 #pragma GCC unroll 32
@@ -141,9 +144,11 @@ template <int C, class W, class A> inline void tile(const W* w, const A* x, int6
     int64_t i = 0;
     const int64_t next = (in + L - 1) / L * L * R;  // while one group is multiplied, the next one is on its way
     for (; i + L <= in; i += L, w += R * L) {
-        if (C > 2)
 #pragma GCC unroll 32
-            for (int b = 0; b < R * L * int(sizeof(W)); b += 64) __builtin_prefetch((const char*)(w + next) + b);
+        for (int b = 0; b < R * L * int(sizeof(W)); b += 64) {
+            if (C > 2) __builtin_prefetch((const char*)(w + next) + b);
+            if (C <= 2 && Streamed) __builtin_prefetch((const char*)w + b + AHEAD, 0, 0);
+        }
 #pragma GCC unroll 32
         for (int r = 0; r < R; r++) weights[r] = in_register(load(w + r * L));
 #pragma GCC unroll 32
@@ -190,7 +195,10 @@ inline int64_t rows_times(
     const int rows = m.out - first < ROWS ? int(m.out - first) : ROWS;
     for (; begin + C <= end; begin += C) {
         A found[C * ROWS];
-        tile<C>(w, x + begin * stride, stride, m.in, found);
+        if (m.streamed)
+            tile<C, true>(w, x + begin * stride, stride, m.in, found);
+        else
+            tile<C, false>(w, x + begin * stride, stride, m.in, found);
         for (int c = 0; c < C; c++)
             for (int r = 0; r < rows; r++) {
                 const A value = found[c * ROWS + r];

@@ -1,0 +1,138 @@
+"""What `generate.py` measures bytelm against: a plain Transformer with a cache, and the published models of others.
+
+Each is a `Writer`, and the shapes are those of our models' configurations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bytelm.units import BOS, VOCAB
+
+# Prompts and a number of bytes -> one step each time that all rows have one byte more.
+Writer = Callable[[Sequence[bytes], int], Iterator[None]]
+
+
+def parameters(model: nn.Module) -> int:
+    """Without tables of which a step reads a row or so."""
+    tables = ("ngram", "hash_tok", "position")
+    return sum(p.numel() for name, p in model.named_parameters() if not any(table in name for table in tables))
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.norm = nn.LayerNorm(dim, bias=False), nn.LayerNorm(dim, bias=False)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.up, self.down = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+
+    def forward(self, x: Tensor, at: int, keys: Tensor, values: Tensor) -> Tensor:
+        new = x.shape[1]
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        keys[:, :, at : at + new] = k
+        values[:, :, at : at + new] = v
+        seen = keys[:, :, : at + new], values[:, :, : at + new]
+        mixed = F.scaled_dot_product_attention(q, *seen, is_causal=new > 1)  # more than one: a prompt, from nothing
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class Plain(nn.Module):
+    """A Transformer over bytes as in nanoGPT: learned positions, LayerNorm, GELU, one matrix for input and output."""
+
+    def __init__(self, dim: int, layers: int, heads: int, capacity: int) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(VOCAB, dim), nn.Embedding(capacity, dim)
+        self.blocks = nn.ModuleList(PlainBlock(dim, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim, bias=False)
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, at: int, caches: Tensor) -> Tensor:
+        """The ids that are likeliest after `ids`, which stand at `at` and later."""
+        x = self.embedding(ids) + self.position.weight[at : at + ids.shape[1]]
+        for block, (keys, values) in zip(self.blocks, caches, strict=True):
+            x = block(x, at, keys, values)
+        return F.linear(self.norm(x[:, -1:]), self.embedding.weight).argmax(-1)
+
+    def write(self, prompts: Sequence[bytes], count: int) -> Iterator[None]:
+        ids, at = begun(prompts), 0
+        dim, heads = self.norm.normalized_shape[0], self.blocks[0].heads
+        caches = torch.empty(len(self.blocks), 2, len(ids), heads, ids.shape[1] + count, dim // heads)
+        for _ in range(count):
+            ids, at = self(ids, at, caches), at + ids.shape[1]
+            yield
+
+
+def begun(prompts: Sequence[bytes]) -> Tensor:
+    return torch.tensor([[BOS, *prompt] for prompt in prompts])
+
+
+def again(newest: Callable[[Tensor], Tensor]) -> Writer:
+    """Each byte from the whole prefix, read once more; `newest` gives the logits after it."""
+
+    def write(prompts: Sequence[bytes], count: int) -> Iterator[None]:
+        ids = begun(prompts)
+        for _ in range(count):
+            with torch.inference_mode():
+                ids = torch.cat([ids, newest(ids).argmax(-1, keepdim=True)], 1)
+            yield
+
+    return write
+
+
+def transformers_blt(config: Any, patch: int) -> tuple[nn.Module, Writer]:
+    """transformers' BLT at the shape of ours, its patches of `patch` bytes. Raises ImportError."""
+    import transformers
+
+    def part(dim: int, layers: int, heads: int, hidden: int) -> dict[str, int]:
+        own = {"hidden_size": dim, "num_hidden_layers": layers, "num_attention_heads": heads}
+        return {**own, "intermediate_size": hidden, "hidden_size_global": config.global_dim}
+
+    local = config.local_dim, config.local_heads, config.local(1).hidden()
+    theirs = transformers.BltConfig(
+        vocab_size=VOCAB,
+        patch_in_forward=False,
+        cross_attn_k=config.queries,
+        encoder_hash_byte_group_vocab=config.ngram_rows,
+        encoder_hash_byte_group_size=list(config.ngram_sizes),
+        encoder_hash_byte_group_nb_functions=config.ngram_functions,
+        local_attention_window_len=config.window,
+        encoder_config={**part(local[0], config.encoder_layers, *local[1:]), "cross_attn_k": config.queries},
+        decoder_config={**part(local[0], config.decoder_layers, *local[1:]), "cross_attn_k": config.queries},
+        global_config=part(config.global_dim, config.global_layers, config.global_heads, config.latent().hidden()),
+    )
+    theirs.num_hidden_layers = 1  # version 5.23 looks for it and has not got it
+    model = transformers.BltForCausalLM(theirs).eval()
+
+    def newest(ids: Tensor) -> Tensor:
+        bounds = torch.tensor([0, *range(1, ids.shape[1] + 1, patch), ids.shape[1] + 1])
+        lengths = bounds.diff().expand(len(ids), -1)
+        return model(input_ids=ids, patch_lengths=lengths, use_cache=False, logits_to_keep=1).logits[:, -1]
+
+    return model, again(newest)
+
+
+def megabyte_pytorch(config: Any) -> tuple[nn.Module, Writer]:
+    """MEGABYTE-pytorch's, as near as it comes to the shape of ours. Raises ImportError."""
+    from MEGABYTE_pytorch import MEGABYTE
+
+    goal = parameters(config.build())
+    shape = {"dim": config.dims, "depth": config.layers, "max_seq_len": (1 << 20, *config.sizes)}
+    head = config.dims[-1] // config.heads[-1]
+
+    def shaped(heads: int) -> nn.Module:
+        return MEGABYTE(num_tokens=VOCAB, **shape, heads=heads, dim_head=head, flash_attn=True)
+
+    model = min(map(shaped, range(config.heads[-1], config.heads[0] + 1)), key=lambda m: abs(parameters(m) - goal))
+
+    def newest(ids: Tensor) -> Tensor:
+        return model(ids)[:, -1]
+
+    return model.eval(), again(newest)
