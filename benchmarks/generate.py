@@ -3,12 +3,13 @@
     python benchmarks/generate.py                                       about 10M parameters, batch 1 and 8
     python benchmarks/generate.py --json --rounds 3
     python benchmarks/generate.py --size 30M --models blt,transformer --peers plain
+    python benchmarks/generate.py --size 100M --models blt-bf16,blt-int8,megabyte-bf16,megabyte-int8 --peers none
     python benchmarks/generate.py --long                                prompts of 8 KiB and 64 KiB besides
     python benchmarks/generate.py --curve                               ms per byte of ours after 256 bytes to 64 KiB
     python benchmarks/generate.py --profile --models blt --batches 1    where the time of a step goes
 
 Systems take turns within a round, every other round backwards, and medians over rounds are given. Weights and prompts
-are random, everything is float32 and greedy, threads are as torch sets them. Parameters are counted without the tables
+are random, everything is float32 (but for models named "-bf16" or "-int8") and greedy, threads are as torch sets them. Parameters are counted without the tables
 of n-grams and of positions. The prompts of a batch are equally long, so that its rows open their patches together.
 
 bytelm            through `bytelm.generate.session.pieces`, all that it does included; BLT with fixed patches of 5 bytes
@@ -46,6 +47,7 @@ from torch import nn
 
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import build
+from bytelm.decoding import Weights, open_decoder
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import pieces
 from bytelm.models.base import ByteModel
@@ -70,6 +72,13 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "megabyte-3": {"sizes": [4, 4], "dims": [384, 256, 192], "layers": [4, 2, 3], "heads": [6, 4, 3]},
         "transformer": {"dim": 384, "layers": 6, "heads": 6},
     },
+    "100M": {
+        "blt": {"local_dim": 512, "local_heads": 8, "cross_heads": 8, "decoder_layers": 6}
+        | {"global_dim": 1024, "global_heads": 16, "global_layers": 8, "window": WINDOW},
+        "megabyte": {"sizes": [8], "dims": [1280, 640], "layers": [6, 6], "heads": [20, 10]},
+        "megabyte-3": {"sizes": [4, 4], "dims": [1280, 768, 640], "layers": [4, 4, 4], "heads": [20, 12, 10]},
+        "transformer": {"dim": 1024, "layers": 10, "heads": 16},
+    },
     "30M": {
         "blt": {"local_dim": 256, "local_heads": 4, "cross_heads": 4, "decoder_layers": 6}
         | {"global_dim": 512, "global_heads": 8, "global_layers": 7, "window": WINDOW},
@@ -92,6 +101,7 @@ def random_prompts(rows: int, length: int) -> list[bytes]:
 
 def recipe(shapes: Shapes, name: str) -> Recipe:
     """A model of ours; "blt-entropy" and "transformer-window" follow from the shapes of the table."""
+    name = plain_name(name)[0]
     kind, _, variant = name.partition("-")
     model = {"name": kind, **shapes[name if name in shapes else kind]}
     mapping: dict[str, Any] = {"model": model}
@@ -105,10 +115,20 @@ def recipe(shapes: Shapes, name: str) -> Recipe:
     return build(Recipe, mapping, "benchmark")
 
 
-def ours(model: ByteModel) -> Writer:
+def plain_name(name: str) -> tuple[str, Weights | None]:
+    """A model's name without how its weights are rounded, and that."""
+    for weights in ("bf16", "int8"):
+        if name.endswith(f"-{weights}"):
+            return name.removesuffix(f"-{weights}"), weights
+    return name, None
+
+
+def ours(model: ByteModel, weights: Weights | None) -> Writer:
+    greedy = Sampling(temperature=0.0)
+
     def write(prompts: Sequence[bytes], count: int) -> Iterator[None]:
         have, steps = [0] * len(prompts), 0
-        for piece in pieces(model, prompts, max_bytes=count, sampling=Sampling(temperature=0.0), eos=False):
+        for piece in pieces(model, prompts, max_bytes=count, sampling=greedy, eos=False, weights=weights):
             have[piece.row] += len(piece.data)
             while steps < min(have):
                 steps += 1
@@ -117,13 +137,10 @@ def ours(model: ByteModel) -> Writer:
     return write
 
 
-def traffic(model: ByteModel, rows: int, length: int, capacity: int) -> float | None:
+def traffic(contender: Contender, rows: int, length: int, capacity: int) -> float:
     """Bytes that one step of all rows has to read when each has read `length` ids."""
-    try:
-        from bytelm.decoding import open_decoder
-    except ImportError:
-        return None
-    return open_decoder(model, rows=rows, capacity=capacity).traffic(length)
+    weights = plain_name(contender.model)[1]
+    return open_decoder(contender.net, rows=rows, capacity=capacity, weights=weights).traffic(length)
 
 
 def bandwidth(size: int) -> float:
@@ -155,7 +172,7 @@ def contenders(shapes: Shapes, models: Sequence[str], peers: Sequence[str], capa
     for name in models:
         model = recipe(shapes, name).assemble()
         model.initialise(0)
-        yield Contender("bytelm", name, model.eval(), ours(model))
+        yield Contender("bytelm", name, model.eval(), ours(model, plain_name(name)[1]))
     if "plain" in peers:
         plain = Plain(**shapes["transformer"], capacity=capacity).eval()
         yield Contender("plain", "transformer", plain, plain.write)
@@ -185,7 +202,7 @@ class Cell:
     def __post_init__(self) -> None:
         if self.contender.system == "bytelm":
             capacity = 1 + self.prompt + self.count
-            self.traffic = traffic(self.contender.net, self.batch, capacity - self.count // 2, capacity)
+            self.traffic = traffic(self.contender, self.batch, capacity - self.count // 2, capacity)
 
     def measure(self) -> None:
         steps = self.contender.write(random_prompts(self.batch, self.prompt), self.count)
@@ -196,7 +213,8 @@ class Cell:
         self.first.append(first - began)
         self.step.append((time.perf_counter() - first) / (self.count - 1))
         if self.traffic is not None:
-            held = max(self.traffic, 4.0 * parameters(self.contender.net))
+            size = {"bf16": 2, "int8": 1}.get(str(plain_name(self.contender.model)[1]), 4)
+            held = max(self.traffic, float(size * parameters(self.contender.net)))
             self.share.append(self.traffic / bandwidth(int(held)) / self.step[-1])
 
     def row(self) -> dict[str, Any]:
@@ -257,6 +275,9 @@ def ratios(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[int, floa
             if peer != "bytelm" and (peer == "plain" or theirs == model) and (rows_of, length) == (batch, prompt):
                 lines.setdefault(f"{model} / {peer}, batch {batch}", {})[prompt] = speed / other
     for (system, model, batch, prompt), speed in by.items():
+        name, weights = plain_name(model)
+        if weights == "int8" and (wide := by.get((system, f"{name}-bf16", batch, prompt))):
+            lines.setdefault(f"{name}, int8 / bf16, batch {batch}", {})[prompt] = speed / wide
         if batch > 1 and (one := by.get((system, model, 1, prompt))):
             lines.setdefault(f"{system} / {model}, batch {batch} / batch 1", {})[prompt] = speed / one
     yield from lines.items()
@@ -316,7 +337,7 @@ def options_of(arguments: Sequence[str] | None, sizes: Sequence[str]) -> argpars
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=sizes, default=sizes[0])
-    parser.add_argument("--models", type=names, help=f"default {','.join(MODELS)}; blt-entropy, transformer-window too")
+    parser.add_argument("--models", type=names, help=f"default {','.join(MODELS)}; blt-entropy, transformer-window, -bf16, -int8")
     parser.add_argument("--peers", type=names, default="all", help=f"all, none, or of {','.join(PEERS)}")
     parser.add_argument("--prompts", type=numbers, help=f"default {','.join(map(str, PROMPTS))}")
     parser.add_argument("--long", action="store_true", help=f"prompts of {' and '.join(map(str, LONG))} bytes besides")
@@ -330,7 +351,9 @@ def options_of(arguments: Sequence[str] | None, sizes: Sequence[str]) -> argpars
     options.peers = [] if options.curve or options.profile else PEERS if options.peers == ["all"] else options.peers
     options.models = options.models or (CURVES if options.curve else MODELS)
     options.prompts = options.prompts or (CURVE if options.curve else [*PROMPTS, *(LONG if options.long else ())])
-    if unknown := set(options.peers) - set(PEERS) | set(options.models) - {*MODELS, *CURVES, "blt-entropy"}:
+    known = {*MODELS, *CURVES, "blt-entropy"}
+    plain = {plain_name(name)[0] for name in options.models}
+    if unknown := set(options.peers) - set(PEERS) | plain - known:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if min(options.bytes, *options.batches, *options.prompts, options.rounds or 1) < 1:
         parser.error("give numbers from 1 up")

@@ -135,7 +135,9 @@ template <class V> inline V in_register(V x) {
 }
 
 // ROWS rows of the matrix, as they lie, times C vectors: `out` [C][ROWS].
-template <int C, bool Streamed, class W, class A>
+enum Ahead { NOTHING, NEXT_GROUP, STREAM };
+
+template <int C, Ahead Wanted, class W, class A>
 inline void tile(const W* w, const A* x, int64_t stride, int64_t in, A* out) {
     constexpr int L = LANES<A>, R = ROWS;
     vec<A> total[C * R], weights[R];
@@ -146,8 +148,8 @@ inline void tile(const W* w, const A* x, int64_t stride, int64_t in, A* out) {
     for (; i + L <= in; i += L, w += R * L) {
 #pragma GCC unroll 32
         for (int b = 0; b < R * L * int(sizeof(W)); b += 64) {
-            if (C > 2) __builtin_prefetch((const char*)(w + next) + b);
-            if (C <= 2 && Streamed) __builtin_prefetch((const char*)w + b + AHEAD, 0, 0);
+            if (Wanted == NEXT_GROUP) __builtin_prefetch((const char*)(w + next) + b, 0, 2);
+            if (Wanted == STREAM) __builtin_prefetch((const char*)w + b + AHEAD, 0, 0);
         }
 #pragma GCC unroll 32
         for (int r = 0; r < R; r++) weights[r] = in_register(load(w + r * L));
@@ -195,10 +197,13 @@ inline int64_t rows_times(
     const int rows = m.out - first < ROWS ? int(m.out - first) : ROWS;
     for (; begin + C <= end; begin += C) {
         A found[C * ROWS];
-        if (m.streamed)
-            tile<C, true>(w, x + begin * stride, stride, m.in, found);
+        // What is asked for in advance is asked for once, and not again for further vectors.
+        if (C > 2 && !begin)
+            tile<C, NEXT_GROUP>(w, x, stride, m.in, found);
+        else if (C <= 2 && m.streamed)
+            tile<C, STREAM>(w, x + begin * stride, stride, m.in, found);
         else
-            tile<C, false>(w, x + begin * stride, stride, m.in, found);
+            tile<C, NOTHING>(w, x + begin * stride, stride, m.in, found);
         for (int c = 0; c < C; c++)
             for (int r = 0; r < rows; r++) {
                 const A value = found[c * ROWS + r];
