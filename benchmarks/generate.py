@@ -9,8 +9,9 @@
     python benchmarks/generate.py --profile --models blt --batches 1    where the time of a step goes
 
 Systems take turns within a round, every other round backwards, and medians over rounds are given. Weights and prompts
-are random, everything is float32 (but for models named "-bf16" or "-int8") and greedy, threads are as torch sets them. Parameters are counted without the tables
-of n-grams and of positions. The prompts of a batch are equally long, so that its rows open their patches together.
+are random, everything is greedy and float32 (but for models named "-bf16" or "-int8"), threads are as torch sets them.
+Parameters are counted without the tables of n-grams and of positions. The prompts of a batch are equally long, so that
+its rows open their patches together.
 
 bytelm            through `bytelm.generate.session.pieces`, all that it does included; BLT with fixed patches of 5 bytes
                   ("blt-entropy": the same patches, but an n-gram scorer is asked about every byte)
@@ -337,7 +338,9 @@ def options_of(arguments: Sequence[str] | None, sizes: Sequence[str]) -> argpars
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=sizes, default=sizes[0])
-    parser.add_argument("--models", type=names, help=f"default {','.join(MODELS)}; blt-entropy, transformer-window, -bf16, -int8")
+    parser.add_argument(
+        "--models", type=names, help=f"default {','.join(MODELS)}; blt-entropy, transformer-window, -bf16, -int8"
+    )
     parser.add_argument("--peers", type=names, default="all", help=f"all, none, or of {','.join(PEERS)}")
     parser.add_argument("--prompts", type=numbers, help=f"default {','.join(map(str, PROMPTS))}")
     parser.add_argument("--long", action="store_true", help=f"prompts of {' and '.join(map(str, LONG))} bytes besides")

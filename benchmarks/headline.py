@@ -10,8 +10,9 @@ caches before a measured stretch is filled in, not read: the time does not depen
 
 ms is for a byte in every row. floor_share: the time in which what a step has to read (weights, keys and values) comes
 from memory, to the time that the step took; memory is as fast as the best of several reductions over 512 MiB was just
-before and after, as a shared machine is not always equally fast. The whole generation is integrated over contexts (trapezoids). Two ratios are given: Transformer ms / MEGABYTE ms as measured, and
-of the bytes that each moves, which is what it would be if both ran at the speed of memory.
+before and after, as a shared machine is not always equally fast. The whole generation is integrated over contexts
+(trapezoids). Two ratios are given: Transformer ms / MEGABYTE ms as measured, and of the bytes that each moves, which is
+what it would be if both ran at the speed of memory.
 """
 
 from __future__ import annotations
@@ -161,7 +162,10 @@ def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, d
     plain, ours = names
     if any(row["batch"] == 1 for row in rows):
         seconds, moved = ([integrated(rows, name, what) for name in names] for what in ("ms", "mb"))
-        found[f"whole generation of {LIMIT} bytes"] = {"measured": seconds[0] / seconds[1], "moved": moved[0] / moved[1]}
+        found[f"whole generation of {LIMIT} bytes"] = {
+            "measured": seconds[0] / seconds[1],
+            "moved": moved[0] / moved[1],
+        }
     by = {(row["model"], row["batch"], row["context"]): row for row in rows}
     for model, batch, context in by:
         if model == plain and context in (1024, LIMIT):

@@ -24,7 +24,9 @@ def program(name: str) -> Any:
     return module
 
 
+sys.path.append(str(BENCHMARKS))  # where programs find each other when they are run
 ablations, scaling = program("ablations"), program("scaling")
+generate, headline, identity = program("generate"), program("headline"), program("identity")
 
 TINY = ablations.Shape((16, 8), (2, 1), (1, 2), patch=8, reach=2, window=32, batch=2)
 PICTURES = ablations.Shape(
@@ -112,3 +114,58 @@ def test_a_step_on_a_million_bytes_fits_in_eight_gibibytes() -> None:
     model = {**scaling.megabyte(1_228_800), "sizes": [192], "reach": 16}
     found = scaling.measured(model, 1_228_800)
     assert found["peak_gib"] < 8
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "blt": {"local_dim": 32, "local_heads": 2, "cross_heads": 2, "decoder_layers": 1, "ngram_rows": 64}
+    | {"global_dim": 64, "global_heads": 2, "global_layers": 1, "window": 16},
+    "megabyte": {"sizes": [4], "dims": [32, 16], "layers": [1, 1], "heads": [2, 1]},
+    "transformer": {"dim": 32, "layers": 1, "heads": 2},
+}
+
+
+def test_generation_beside_peers(capsys: pytest.CaptureFixture[str]) -> None:
+    models = "blt,megabyte-int8,transformer-window"
+    words = ["--rounds", "1", "--prompts", "9,40", "--batches", "1,2", "--bytes", "5", "--models", models]
+    assert generate.main([*words, "--json"], {"small": SMALL}) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    keys = ["system", "model", "size", "batch", "prompt", "bytes_per_s", "ms_first_byte", "floor_share"]
+    assert all(list(row) == keys for row in rows)
+    ours = [row for row in rows if row["system"] == "bytelm"]
+    assert len(ours) == 12 and all(row["floor_share"] > 0 and row["bytes_per_s"] > 0 for row in ours)
+    assert {row["system"] for row in rows} >= {"bytelm", "plain", "transformers"}
+    for more, head in ([], "ratios of bytes/s"), (["--curve"], "ms per byte"), (["--profile"], "functions"):
+        assert generate.main([*words, *more, "--peers", "none"], {"small": SMALL}) == 0
+        assert head in capsys.readouterr().out
+
+
+def test_the_headline_pair(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headline, "ROOF", 1 << 16)
+    pair = {"plain": {"name": "transformer", **SMALL["transformer"]}, "ours": {"name": "megabyte", **SMALL["megabyte"]}}
+    words = ["--rounds", "1", "--batches", "1,2", "--whole", "20"]
+    assert headline.main([*words, "--json"], pair, steps=2) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows, ratios = found["rows"], found["ratios"]
+    assert [row["context"] for row in rows if row["batch"] == 2] == [1024, 1024, 8192, 8192]
+    assert all(row["bytes_per_s"] == pytest.approx(1e3 * row["batch"] / row["ms"]) for row in rows)
+    moved = {(row["model"], row["context"]): row["mb"] for row in rows if row["batch"] == 1}
+    assert ratios["context 8192, batch 1"]["moved"] == pytest.approx(moved["plain", 8192] / moved["ours", 8192])
+    assert ratios["whole generation of 8192 bytes"]["moved"] > ratios["context 1024, batch 1"]["moved"]
+    assert headline.main(words, pair, steps=2) == 0
+    assert "20 bytes in a row" in capsys.readouterr().out
+
+
+def test_ways_to_generate_are_compared(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(identity.generate.SIZES, "small", SMALL)
+    monkeypatch.setattr(identity, "compiled", lambda model: model)
+    words = ["--size", "small", "--models", "blt,transformer-window", "--bytes", "30"]
+    assert identity.main([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["way"] for row in rows if row["model"] == "blt"} > {"batch", "drafts of 8", "forward, cached"}
+    assert all(row["same"] and row["bytes"] == 150 for row in rows)
+
+    after = identity.PlainDecoder.after
+    monkeypatch.setattr(identity.PlainDecoder, "after", lambda self, new: -after(self, new))
+    assert identity.main(words) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if "forward, cached" in line]
+    assert len(told) == 2 and all("byte 0 after" in line and "divides two bytes" in line for line in told)

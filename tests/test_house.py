@@ -196,7 +196,12 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     """And what is declared for users is imported: no dependency is carried for nothing."""
     used = {dotted.partition(".")[0] for _, dotted in imported()} - set(sys.stdlib_module_names) - {"bytelm"}
     core = {r.name for r in requirements()}
-    extras = {r.name for extra in PROJECT["optional-dependencies"] if extra != "dev" for r in requirements(extra)}
+    extras = {
+        r.name
+        for extra in PROJECT["optional-dependencies"]
+        if extra not in ("bench", "dev")
+        for r in requirements(extra)
+    }
     used = {DISTRIBUTIONS.get(package, canonicalize_name(package)) for package in used}
     assert used == core | extras
 

@@ -14,7 +14,9 @@ import tempfile
 from pathlib import Path
 
 SOURCES = ("matrix.h", "attention.h", "stack.h", "patches.h", "kernels.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")
+# OpenMP lets two threads share a product, and some compilers have another name for the processor they run on.
+EXTRAS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 
 
 @functools.cache
@@ -46,15 +48,16 @@ def compiled(compiler: str) -> Path:
     """The shared library for this machine, source and compiler, made if it is not there. Raises SubprocessError."""
     here = Path(__file__).parent
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    text = "\0".join([*(here.joinpath(name).read_text() for name in SOURCES), *FLAGS, version, _processor()])
+    text = "\0".join(
+        [*(here.joinpath(name).read_text() for name in SOURCES), *FLAGS, str(EXTRAS), version, _processor()]
+    )
     target = _cache() / f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / "kernels.so"
-        # OpenMP lets two threads share a product; a compiler without it makes the same kernels for one.
-        for extra in (["-fopenmp"], []):
+        for extra in EXTRAS:
             command = [compiler, *FLAGS, *extra, "-I", str(here), str(here / "kernels.cpp"), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=600)
             if done.returncode == 0:
