@@ -20,7 +20,7 @@ template <class A> void linear(const Matrix& m, const void* norm, double eps, co
 #endif
     {
         const Share mine(m.out, ROWS, team > 1 ? thread_number() : 0, team > 1 ? thread_count() : 1);
-        product<A>(m, mine.first, mine.last, from, m.in, n, [&](int64_t r, int64_t c, A v) { out[c * m.out + r] = v; });
+        product<A>(m, mine.first, mine.last, from, m.in, n, Put<A>{out, m.out});
     }
 }
 

@@ -146,11 +146,12 @@ inline void tile(const W* w, const A* x, int64_t stride, int64_t in, A* out) {
     int64_t i = 0;
     const int64_t next = (in + L - 1) / L * L * R;  // while one group is multiplied, the next one is on its way
     for (; i + L <= in; i += L, w += R * L) {
+        if (Wanted == NEXT_GROUP)
 #pragma GCC unroll 32
-        for (int b = 0; b < R * L * int(sizeof(W)); b += 64) {
-            if (Wanted == NEXT_GROUP) __builtin_prefetch((const char*)(w + next) + b, 0, 2);
-            if (Wanted == STREAM) __builtin_prefetch((const char*)w + b + AHEAD, 0, 0);
-        }
+            for (int b = 0; b < R * L * int(sizeof(W)); b += 64) __builtin_prefetch((const char*)(w + next) + b, 0, 2);
+        if (Wanted == STREAM)
+#pragma GCC unroll 32
+            for (int b = 0; b < R * L * int(sizeof(W)); b += 64) __builtin_prefetch((const char*)w + b + AHEAD, 0, 0);
 #pragma GCC unroll 32
         for (int r = 0; r < R; r++) weights[r] = in_register(load(w + r * L));
 #pragma GCC unroll 32
@@ -187,7 +188,7 @@ template <class A> inline A dot(const A* x, const A* y, int64_t count) {
     return sum<A>(total);
 }
 
-// Rows `first` and on against vectors from `begin` on, C at a time; `put(row, n, value)` takes each element.
+// Rows `first` and on against vectors from `begin` on, C at a time; `put(row, rows, n, values)` takes a group.
 template <int C, class W, class A, class Put>
 inline int64_t rows_times(
     const Matrix& m, int64_t first, const A* x, int64_t stride, int64_t begin, int64_t end, Put put
@@ -197,18 +198,17 @@ inline int64_t rows_times(
     const int rows = m.out - first < ROWS ? int(m.out - first) : ROWS;
     for (; begin + C <= end; begin += C) {
         A found[C * ROWS];
-        // What is asked for in advance is asked for once, and not again for further vectors.
-        if (C > 2 && !begin)
-            tile<C, NEXT_GROUP>(w, x, stride, m.in, found);
+        const A* from = x + begin * stride;
+        if (C > 2 && !begin)  // and not again for further vectors
+            tile<C, NEXT_GROUP>(w, from, stride, m.in, found);
         else if (C <= 2 && m.streamed)
-            tile<C, STREAM>(w, x + begin * stride, stride, m.in, found);
+            tile<C, STREAM>(w, from, stride, m.in, found);
         else
-            tile<C, NOTHING>(w, x + begin * stride, stride, m.in, found);
-        for (int c = 0; c < C; c++)
-            for (int r = 0; r < rows; r++) {
-                const A value = found[c * ROWS + r];
-                put(first + r, begin + c, m.scale ? value * A(m.scale[first + r]) : value);
-            }
+            tile<C, NOTHING>(w, from, stride, m.in, found);
+        if (m.scale)
+            for (int c = 0; c < C; c++)
+                for (int r = 0; r < ROWS; r++) found[c * ROWS + r] *= A(m.scale[first + r]);
+        for (int c = 0; c < C; c++) put(first, rows, begin + c, found + c * ROWS);
     }
     return begin;
 }
@@ -284,6 +284,20 @@ inline int thread_count() {
     return 1;
 #endif
 }
+
+// Elements where they belong: `to` [n][out].
+template <class A> struct Put {
+    A* to;
+    int64_t out;
+
+    void operator()(int64_t row, int rows, int64_t c, const A* values) const {
+        A* at = to + c * out + row;
+        if (rows == ROWS)
+            memcpy(at, values, ROWS * sizeof(A));
+        else
+            for (int r = 0; r < rows; r++) at[r] = values[r];
+    }
+};
 
 // Two threads that wait for each other cost more than a small product: below this many weights one does it alone.
 constexpr int64_t ALONE = 1 << 17;

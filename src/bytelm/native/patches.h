@@ -145,7 +145,7 @@ struct Pool {
 };
 
 template <class A> void times(const Matrix& m, const A* x, int64_t n, A* out) {
-    product<A>(m, 0, m.out, x, m.in, n, [&](int64_t r, int64_t c, A v) { out[c * m.out + r] = v; });
+    product<A>(m, 0, m.out, x, m.in, n, Put<A>{out, m.out});
 }
 
 // One patch: `queries` vectors of `dim` from its `count` bytes.
@@ -175,9 +175,11 @@ template <class A> void pool_one(const Pool& pool, int64_t row, int64_t first, i
                 const A *one = query + q * dim + h * size, *keys = values + h * size;
                 mix_few(one, keys, keys + dim, 2 * dim, count, size, weights, mixed + q * dim + h * size);
             }
-        product<A>(layer.out, 0, dim, mixed, dim, k, [&](int64_t r, int64_t c, A v) {
-            queries[c * dim + r] = 2 * queries[c * dim + r] + v;
-        });
+        auto add = [&](int64_t first, int rows, int64_t c, const A* values) {
+            A* at = queries + c * dim + first;
+            for (int r = 0; r < rows; r++) at[r] = 2 * at[r] + values[r];
+        };
+        product<A>(layer.out, 0, dim, mixed, dim, k, add);
     }
 }
 

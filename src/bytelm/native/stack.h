@@ -54,15 +54,16 @@ template <class A, class C> struct Pass {
 
     void linear(const Matrix& m, const A* from, int64_t stride, A* to) const {
         const Share mine = share(m.out, ROWS);
-        const int64_t out = m.out;
-        product<A>(m, mine.first, mine.last, from, stride, n, [&](int64_t r, int64_t c, A v) { to[c * out + r] = v; });
+        product<A>(m, mine.first, mine.last, from, stride, n, Put<A>{to, m.out});
     }
 
     void residual(const Matrix& m, const A* from, int64_t stride, A times) const {
         const Share mine = share(m.out, ROWS);
-        product<A>(m, mine.first, mine.last, from, stride, n, [&](int64_t r, int64_t c, A v) {
-            x[c * dim + r] = times * x[c * dim + r] + v;
-        });
+        auto add = [&](int64_t row, int rows, int64_t c, const A* values) {
+            A* at = x + c * dim + row;
+            for (int r = 0; r < rows; r++) at[r] = times * at[r] + values[r];
+        };
+        product<A>(m, mine.first, mine.last, from, stride, n, add);
     }
 
     void heads(const Layer& layer) const {
@@ -94,9 +95,9 @@ template <class A, class C> struct Pass {
         const int64_t wider = stack.hidden;  // of one of the two, whole groups
         const A* from = lines(layer.feed_forward_norm);
         const Share mine = share(2 * wider, 2 * ROWS);
-        auto set = [&](int64_t row, int64_t c, A v) {
+        auto set = [&](int64_t row, int, int64_t c, const A* values) {
             const int64_t group = row / (2 * ROWS), half = row / ROWS % 2;
-            wide[(2 * c + half) * wider + group * ROWS + row % ROWS] = v;
+            memcpy(wide + (2 * c + half) * wider + group * ROWS, values, ROWS * sizeof(A));
         };
         for (int64_t r = mine.first; r < mine.last; r += 64) {
             const int64_t end = r + 64 < mine.last ? r + 64 : mine.last;
