@@ -250,7 +250,7 @@ def test_a_draft_that_is_left_standing(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_kernels
 def test_a_patcher_that_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Kernels.open
-    monkeypatch.setattr(blt.Kernels, "open", lambda exact=False, weights=None: opened(exact, "int8"))
+    monkeypatch.setattr(blt.Kernels, "open", lambda exact=False, *_, **__: opened(exact, "int8"))
     caught("rounding", BLT)
 
 
