@@ -6,7 +6,7 @@
     python benchmarks/generate.py --size 100M --models blt-bf16,blt-int8,megabyte-bf16,megabyte-int8 --peers none
     python benchmarks/generate.py --long                                prompts of 8 KiB and 64 KiB besides
     python benchmarks/generate.py --curve                               ms per byte of ours after 256 bytes to 64 KiB
-    python benchmarks/generate.py --profile --models blt --batches 1    where the time of a step goes
+    python benchmarks/generate.py --profile --models blt --batches 1    where a step's time goes, and a forward pass's
 
 Systems take turns within a round, every other round backwards, and medians over rounds are given. Weights and prompts
 are random, everything is greedy and float32 (but for models named "-bf16" or "-int8"), threads are as torch sets them.
@@ -49,8 +49,9 @@ from torch import nn
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import build
 from bytelm.decoding import Weights, open_decoder
+from bytelm.decoding.plain import PlainDecoder
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import pieces
+from bytelm.generate.session import Request, Session, pieces
 from bytelm.models.base import ByteModel
 
 BYTES = 80  # after the first: whole patches of 5, of 8 and of 4 x 4, wherever they begin
@@ -298,6 +299,20 @@ def show_curve(rows: Sequence[dict[str, Any]]) -> None:
         print(f"{name:<32}" + "".join(f"{row['ms_per_byte']:>9.3f}" for row in rows if row["model"] == name))
 
 
+def forward(model: ByteModel) -> Writer:
+    """A model of ours by its own forward pass with a state, byte by byte: what decoders stand beside."""
+
+    def write(prompts: Sequence[bytes], count: int) -> Iterator[None]:
+        session = Session(PlainDecoder(model, len(prompts), 1 + len(prompts[0]) + count))
+        for row, prompt in enumerate(prompts):
+            session.join(Request(prompt, count, Sampling(temperature=0.0), row=row, eos=False))
+        while session.rows:
+            if session.step():
+                yield
+
+    return write
+
+
 def profile(contender: Contender, batch: int, prompt: int, count: int) -> None:
     """A step as it runs alone, then as torch's profiler sees it, then as Python's does; each slows what it watches."""
     steps = contender.write(random_prompts(batch, prompt), 17 + 3 * count)
@@ -305,7 +320,7 @@ def profile(contender: Contender, batch: int, prompt: int, count: int) -> None:
     began = time.perf_counter()
     sum(1 for _ in islice(steps, count))
     took = 1e6 * (time.perf_counter() - began) / count
-    print(f"\n{contender.model}, batch {batch}, after {prompt} bytes: {took:.0f} µs a step")
+    print(f"\n{contender.system} / {contender.model}, batch {batch}, after {prompt} bytes: {took:.0f} µs a step")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         sum(1 for _ in islice(steps, count))
     python = cProfile.Profile()
@@ -369,7 +384,9 @@ def main(arguments: Sequence[str] | None = None, sizes: dict[str, Shapes] = SIZE
     found = list(contenders(sizes[options.size], options.models, options.peers, capacity))
     if options.profile:
         for contender in found:
+            before = Contender("forward", contender.model, contender.net, forward(contender.net))
             for batch in options.batches:
+                profile(before, batch, options.prompts[0], options.bytes)
                 profile(contender, batch, options.prompts[0], options.bytes)
         return 0
     batches = [1] if options.curve else options.batches

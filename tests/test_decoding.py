@@ -98,6 +98,7 @@ def test_rows_come_and_go_beside_each_other() -> None:
         for row, symbol in zip(rows, ids, strict=True):
             texts[row].append(symbol)
         found = decoder.read(rows, np.array(ids))
+        assert sorted(row for group in decoder.groups for row in group.rows) == [r for r in range(4) if texts[r]]
         for row, logits in zip(rows, found, strict=True):
             wanted = model(torch.tensor([texts[row]]))[0][0, -1].detach()
             assert torch.allclose(torch.from_numpy(logits), wanted, atol=1e-4)

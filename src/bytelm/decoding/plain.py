@@ -40,6 +40,12 @@ class PlainDecoder(Decoder):
             if length not in (0, self.lengths[row]):
                 raise UsageError(f"a row of {self.lengths[row]} ids cannot go back to {length} here: only to 0")
         super().undo(rows, lengths)
+        self.forget(set(rows[lengths == 0].tolist()))
+
+    def forget(self, rows: set[int]) -> None:
+        """Hold no state of these rows any longer."""
+        left = [(group, [i for i, row in enumerate(group.rows) if row not in rows]) for group in self.groups]
+        self.groups = [self.part(group, which) for group, which in left if which]
 
     @torch.inference_mode()
     def after(self, new: New) -> Reals:
@@ -60,27 +66,19 @@ class PlainDecoder(Decoder):
         for line, slots in zip(ids, where, strict=True):
             line[: len(slots)] = new.ids[slots]
         fresh = [int(row) for row, slots in zip(rows, where, strict=True) if new.position[slots[0]] == 0]
-        state = self.gathered(tuple(map(int, rows)), set(fresh))
+        state = self.gathered(tuple(map(int, rows)), fresh)
         found, state = self.model(torch.from_numpy(ids).to(self.model.device), state)
         self.groups.append(Group(tuple(map(int, rows)), state))
         for line, slots in zip(found.cpu().to(torch.float64).numpy(), where, strict=True):
             logits[slots] = line[: len(slots)]
 
-    def gathered(self, rows: tuple[int, ...], fresh: set[int]) -> Any:
+    def gathered(self, rows: tuple[int, ...], fresh: list[int]) -> Any:
         """The state of these rows, which is taken out of where it is held; that of others stays."""
-        parts: list[Group] = []
-        kept: list[Group] = []
-        for group in self.groups:
-            old = [row not in fresh for row in group.rows]
-            mine = [i for i, row in enumerate(group.rows) if row in rows and old[i]]
-            others = [i for i, row in enumerate(group.rows) if row not in rows]
-            if mine:
-                parts.append(self.part(group, mine))
-            if others:
-                kept.append(self.part(group, others))
-        self.groups = kept
+        mine = [(group, [i for i, row in enumerate(group.rows) if row in rows]) for group in self.groups]
+        parts = [self.part(group, which) for group, which in mine if which]
+        self.forget(set(rows))
         if fresh:
-            parts.append(Group(tuple(sorted(fresh)), self.model.begin(len(fresh))))
+            parts.append(Group(tuple(fresh), self.model.begin(len(fresh))))
         order = [row for part in parts for row in part.rows]
         state = parts[0].state if len(parts) == 1 else join_rows([part.state for part in parts])
         return state if order == list(rows) else self.take(state, [order.index(row) for row in rows])

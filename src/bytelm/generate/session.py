@@ -170,6 +170,8 @@ class Session:
 
     def step(self) -> list[Piece]:
         """One step of every row, and what it decided, in the order of the tickets."""
+        if not self.rows:
+            return []
         slots = self.writing.nonzero()[0]
         began = time.perf_counter()
         if len(slots) < len(self.rows):

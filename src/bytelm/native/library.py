@@ -59,10 +59,12 @@ def compiled(compiler: str) -> Path:
         made = Path(folder) / "kernels.so"
         for extra in EXTRAS:
             command = [compiler, *FLAGS, *extra, "-I", str(here), str(here / "kernels.cpp"), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            if done.returncode == 0:
+            try:
+                subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
                 break
-        done.check_returncode()
+            except subprocess.CalledProcessError:
+                if extra == EXTRAS[-1]:
+                    raise
         made.replace(target)
     return target
 
