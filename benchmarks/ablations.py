@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pictures import MARGIN, page
 
 from bytelm.checkpoint.assemble import load
 from bytelm.config import build
@@ -40,14 +41,12 @@ from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.verdict import by_plane
 from bytelm.models.base import ByteModel
 from bytelm.models.inference import strided
-from bytelm.report.charts import WIDTH, Bar, bar_chart, line_chart
-from bytelm.report.style import SHEET
+from bytelm.report.charts import Bar, bar_chart, line_chart
 from bytelm.train.config import RunConfig
 from bytelm.train.run import train
 
 READ = 64 << 20  # bytes of what is given that are looked at, at the most
 PARTS = 16
-MARGIN = 20  # pixels
 HELD_OUT = 192 << 10  # bytes that every model of a modality is measured on
 BYTES = 1_600_000  # that a model learns from: 75 to 110 s on one idle core
 
@@ -360,18 +359,10 @@ def picture(rows: Sequence[dict[str, Any]]) -> str:
         own = [row for row in rows if row["modality"] == name and "variant" in row]
         bars = [bar for row in own[1:] for bar in bars_of(row)]
         labels = ("place in the patch", "bits/byte", f"{name}: bits per byte by the place in the patch")
-        charts.append(
-            (MARGIN, top, bar_chart(bars, "to the full model", f"{name}: bits per byte, to the full model's"))
-        )
-        charts.append((WIDTH + 3 * MARGIN, top, line_chart(curves(own[0]), *labels)))
+        charts.append((0, top, bar_chart(bars, "to the full model", f"{name}: bits per byte, to the full model's")))
+        charts.append((1, top, line_chart(curves(own[0]), *labels)))
         top += max(34 * len(bars) + 4, 270) + 2 * MARGIN
-    breadth = 2 * WIDTH + 4 * MARGIN
-    size = f'width="{breadth}" height="{top}" viewBox="0 0 {breadth} {top}"'
-    sheet = SHEET.replace("width: 100%; height: auto;", "")  # charts are as large here as they are drawn
-    style = f"<style>{sheet}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
-    paper = f'<rect width="100%" height="{top}" fill="var(--paper)"/>'
-    body = "\n".join(placed(chart, x, y) for x, y, chart in charts)
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{style}\n{paper}\n{body}\n</svg>\n'
+    return page(charts)
 
 
 def curves(row: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
@@ -388,12 +379,6 @@ def bars_of(row: dict[str, Any]) -> Iterator[Bar]:
     yield Bar(row["variant"], row["ratio"], ours=True)
     if row["paper"] is not None:
         yield Bar("in the paper", row["paper"])
-
-
-def placed(chart: str, x: int, y: int) -> str:
-    """A chart at its place in a picture; its height is in its viewBox."""
-    height = chart.split('viewBox="', 1)[1].split('"', 1)[0].split()[3]
-    return chart.replace("<svg ", f'<svg x="{x}" y="{y}" width="{WIDTH}" height="{height}" ', 1)
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:

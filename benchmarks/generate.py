@@ -40,19 +40,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from peers import Plain, Writer, megabyte_pytorch, parameters, transformers_blt
+from pictures import MARGIN, page
 from torch import nn
 
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import build
+from bytelm.data.files import write_whole
 from bytelm.decoding import Weights, open_decoder
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import Request, Session, pieces
 from bytelm.models.base import ByteModel
+from bytelm.report.charts import Bar, bar_chart
 
 BYTES = 80  # after the first: whole patches of 5, of 8 and of 4 x 4, wherever they begin
 PATCH, WINDOW = 5, 512
@@ -313,6 +317,21 @@ def forward(model: ByteModel) -> Writer:
     return write
 
 
+NAMES = {"plain": "nanoGPT-like", "transformers": "transformers", "megabyte-pytorch": "MEGABYTE-pt."}
+
+
+def picture(rows: Sequence[dict[str, Any]]) -> str:
+    """Bytes a second of one document, fastest first, beside each other by the length of the prompt: an SVG file."""
+    charts: list[tuple[int, int, str]] = []
+    for column, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows)):
+        own = [row for row in rows if (row["batch"], row["prompt"]) == (1, prompt)]
+        own.sort(key=lambda row: -row["bytes_per_s"])
+        title = f"bytes per second after a prompt of {prompt} bytes"
+        bars = [Bar(NAMES.get(r["system"], r["model"]), r["bytes_per_s"], ours=r["system"] == "bytelm") for r in own]
+        charts.append((column, MARGIN, bar_chart(bars, "bytes per second", title)))
+    return page(charts)
+
+
 def profile(contender: Contender, batch: int, prompt: int, count: int) -> None:
     """A step as it runs alone, then as torch's profiler sees it, then as Python's does; each slows what it watches."""
     steps = contender.write(random_prompts(batch, prompt), 17 + 3 * count)
@@ -363,6 +382,7 @@ def options_of(arguments: Sequence[str] | None, sizes: Sequence[str]) -> argpars
     parser.add_argument("--bytes", type=int, default=BYTES, help="written after the first (default: %(default)s)")
     parser.add_argument("--rounds", type=int, help="default 5, of a curve 1")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture")
     parser.add_argument("--curve", action="store_true", help="how ours slow down with the length of the prefix")
     parser.add_argument("--profile", action="store_true", help="where the time of a step of ours goes")
     options = parser.parse_args(arguments)
@@ -395,6 +415,8 @@ def main(arguments: Sequence[str] | None = None, sizes: dict[str, Shapes] = SIZE
     if options.curve:
         names = {"model": "model", "prompt": "prefix"}
         rows = [{names[k]: row[k] for k in names} | {"ms_per_byte": 1e3 / row["bytes_per_s"]} for row in rows]
+    if options.svg is not None:
+        write_whole(options.svg, picture(rows).encode())
     if options.json:
         print(json.dumps({"curve" if options.curve else "rows": rows}))
     elif options.curve:

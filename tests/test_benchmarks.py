@@ -124,10 +124,12 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def test_generation_beside_peers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_generation_beside_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = "blt,megabyte-int8,transformer-window"
     words = ["--rounds", "1", "--prompts", "9,40", "--batches", "1,2", "--bytes", "5", "--models", models]
-    assert generate.main([*words, "--json"], {"small": SMALL}) == 0
+    picture = tmp_path / "generation.svg"
+    assert generate.main([*words, "--json", "--svg", str(picture)], {"small": SMALL}) == 0
+    assert len(ElementTree.fromstring(picture.read_text()).findall("{http://www.w3.org/2000/svg}svg")) == 2
     rows = json.loads(capsys.readouterr().out)["rows"]
     keys = ["system", "model", "size", "batch", "prompt", "bytes_per_s", "ms_first_byte", "floor_share"]
     assert all(list(row) == keys for row in rows)

@@ -55,6 +55,8 @@ def compiled(compiler: str) -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    if sys.stderr.isatty():
+        print("compiling kernels for this machine, once: some ten seconds", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / "kernels.so"
         for extra in EXTRAS:
