@@ -317,18 +317,21 @@ def forward(model: ByteModel) -> Writer:
     return write
 
 
-NAMES = {"plain": "nanoGPT-like", "transformers": "transformers", "megabyte-pytorch": "MEGABYTE-pt."}
+def label(row: dict[str, Any]) -> str:
+    """Ours by the model; peers by their name, or what there is room for."""
+    peers = {"plain": "nanoGPT-like", "megabyte-pytorch": "MEGABYTE-pt."}
+    return row["model"] if row["system"] == "bytelm" else peers.get(row["system"], row["system"])
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> str:
-    """Bytes a second of one document, fastest first, beside each other by the length of the prompt: an SVG file."""
+    """kB a second of one document, fastest first, beside each other by the length of the prompt: an SVG file."""
     charts: list[tuple[int, int, str]] = []
     for column, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows)):
         own = [row for row in rows if (row["batch"], row["prompt"]) == (1, prompt)]
         own.sort(key=lambda row: -row["bytes_per_s"])
-        title = f"bytes per second after a prompt of {prompt} bytes"
-        bars = [Bar(NAMES.get(r["system"], r["model"]), r["bytes_per_s"], ours=r["system"] == "bytelm") for r in own]
-        charts.append((column, MARGIN, bar_chart(bars, "bytes per second", title)))
+        title = f"kB per second after a prompt of {prompt} bytes"
+        bars = [Bar(label(row), row["bytes_per_s"] / 1e3, ours=row["system"] == "bytelm") for row in own]
+        charts.append((column, MARGIN, bar_chart(bars, "kB per second", title)))
     return page(charts)
 
 
