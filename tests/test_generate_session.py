@@ -431,6 +431,20 @@ def test_the_faster_length_is_drafted() -> None:
     assert used[-100:].count(0) > 90
 
 
+def test_one_thread_is_taken_where_others_are_held_up_and_left_again() -> None:
+    threads = Speculation.of_threads(2)
+    speed = {2: 10.0, 1: 6.0}
+    used = list[int]()
+    for turn in range(3000):
+        if turn in (300, 1000):
+            speed[2] = 0.1 if turn == 300 else 10.0
+        used.append(threads.length)
+        threads.note(1 / speed[threads.length], 1)
+    assert used[:300].count(1) < 8
+    assert used[600:1000].count(2) < 8
+    assert used[-500:].count(1) < 5
+
+
 def test_the_continuation_of_a_continuation_is_the_same() -> None:
     """Draws hang on places in the document: who goes on later with the same seed goes on the same."""
     model = TINY["blt (last layer crossed)"]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import UsageError
+from bytelm.native.kernels import Team
 from bytelm.units import VOCAB
 
 CHUNK = 64  # ids of one row that are read at once at the most: what rings hold beyond their window
@@ -43,6 +44,8 @@ class Decoder(abc.ABC):
     """Whether `draft` is there: a cheaper guess at what `read` would give."""
     repeats = True
     """Whether what a row gives is the same to the last bit whatever is read beside it, and in pieces of any size."""
+    team: Team | None = None
+    """The threads that the kernels run in, where there are kernels."""
     chunk = CHUNK
     """Ids of one row that may be read at once."""
 

@@ -24,10 +24,10 @@ class BLTDecoder(Decoder):
 
     def __init__(self, model: BLT, kernels: Kernels, rows: int, capacity: int) -> None:
         super().__init__(rows, capacity)
-        config, self.kernels = model.config, kernels
+        config, self.kernels, self.team = model.config, kernels, kernels.team
         self.window = config.window
         # A boundary is decided in float32 whatever the weights are, or it would not be the one that was trained with.
-        precise = Kernels.open(kernels.exact)
+        precise = Kernels.open(kernels.exact, team=kernels.team)
         self.patches = Patches(model.patcher, precise, self.ids)  # pyright: ignore[reportArgumentType]
         held = min(capacity, (self.patches.longest or capacity) + CHUNK)
         local = min(capacity, config.window + CHUNK)

@@ -103,7 +103,7 @@ class MegabyteDecoder(Decoder):
     def __init__(self, model: Megabyte, kernels: Kernels, rows: int, capacity: int) -> None:
         super().__init__(rows, capacity)
         config: Config = model.config
-        self.kernels = kernels
+        self.kernels, self.team = kernels, kernels.team
         self.units = [config.unit(level) for level in range(len(config.dims))]
         self.embed = [Embedding(kernels, embed) for embed in model.embed]
         self.outer = Layers(kernels, model.outer.stack, rows, -(-capacity // self.units[0]))

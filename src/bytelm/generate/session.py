@@ -134,6 +134,8 @@ class Session:
         self.keys = np.zeros(rows, np.uint64)
         self.allowed = np.zeros((rows, len(WRITTEN)), bool)
         self.writing = np.zeros(rows, bool)
+        team = self.decoder.team
+        self.threads = Speculation.of_threads(team.most) if team and team.most > 1 else None
 
     def join(self, request: Request) -> int:
         """A free row takes a request; its pieces bear the ticket. Raises UsageError where there is no room for it."""
@@ -176,10 +178,15 @@ class Session:
         began = time.perf_counter()
         if len(slots) < len(self.rows):
             return self.ordered(self.read_on(slots))
+        if self.threads and self.decoder.team:
+            self.decoder.team.threads = self.threads.length
         drafts = self.room(slots)
         found = self.speculate(slots, drafts) if drafts else self.read_on(slots)
+        took = time.perf_counter() - began
         if drafts or not self.speculation.length:
-            self.speculation.note(time.perf_counter() - began, sum(len(piece.data) for piece in found))
+            self.speculation.note(took, sum(len(piece.data) for piece in found))
+        if self.threads and not drafts:
+            self.threads.note(took, len(slots))
         return self.ordered(found)
 
     @staticmethod

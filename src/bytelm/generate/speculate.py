@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 LENGTHS = (0, 4, 8)  # bytes to draft; 0 is to read byte by byte
 TRIAL = 3  # steps after which a length is judged
+FEW = 8  # steps after which it is first looked whether fewer threads are faster
 REST, LONGEST = 64, 512  # steps until the others are tried again, twice as many each time that the same one wins
 
 
@@ -18,6 +19,9 @@ class Speculation:
     """Chooses how many bytes to draft: the fastest of a few lengths, by bytes a second, tried again now and then."""
 
     lengths: tuple[int, ...] = LENGTHS
+    trial: int = TRIAL
+    ahead: float = 1.0
+    """By how much the first of them must be outrun."""
     drafted: int = 0
     accepted: int = 0
     """Of the bytes that were drafted, those that the full model wrote too."""
@@ -42,7 +46,7 @@ class Speculation:
     def note(self, seconds: float, written: int) -> None:
         """What a step with this length took, and how many bytes it wrote."""
         self.steps, self.bytes, self.seconds = self.steps + 1, self.bytes + written, self.seconds + seconds
-        if self.steps < (TRIAL if self.queue else self.rest) or len(self.lengths) == 1:
+        if self.steps < (self.trial if self.queue else self.rest) or len(self.lengths) == 1:
             return
         if self.queue:
             self.rates[self.queue.pop(0)] = self.bytes / self.seconds
@@ -53,8 +57,18 @@ class Speculation:
             self.queue = [length for length in self.lengths if length != self.best]
         self.steps, self.bytes, self.seconds = 0, 0, 0.0
 
+    @classmethod
+    def of_threads(cls, most: int) -> Speculation:
+        """The same choice between all threads and one.
+
+        Threads wait for each other many times a byte. Beside another busy program, each wait for one that the system
+        has taken off its processor takes milliseconds, and one thread alone is fifty times as fast.
+        """
+        return cls((most, 1), trial=1, ahead=3.0, rest=FEW)
+
     def settle(self) -> None:
         """Go on with the fastest."""
-        fastest = max(self.rates, key=lambda length: self.rates[length])
+        first = self.lengths[0]
+        fastest = max(self.rates, key=lambda length: self.rates[length] * (self.ahead if length == first else 1))
         self.rest = min(2 * self.rest, LONGEST) if fastest == self.best else REST
         self.best = fastest

@@ -167,21 +167,31 @@ def tokens(row: Ints, position: Ints, start: Ints | None = None, patch: Ints | N
     return Tokens(len(row), address(row), address(position), address(start), address(patch))
 
 
+@dataclass
+class Team:
+    """How many threads share a product: `most`, or fewer where others need the processor. No result depends on it."""
+
+    most: int
+    threads: int
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The compiled functions, for numbers of one precision: float32, or float64 (`exact`)."""
 
     functions: ctypes.CDLL
     exact: bool
-    threads: int
+    team: Team
     weights: str | None
     """What linear layers are stored as: "bf16", "int8", or None for what they are."""
     streamed: bool = False
     """Whether the weights are more than the processor's caches hold."""
 
     @classmethod
-    def open(cls, exact: bool = False, weights: str | None = None, streamed: bool = False) -> Kernels:
-        """The kernels of this machine. Raises UsageError where there are none."""
+    def open(
+        cls, exact: bool = False, weights: str | None = None, streamed: bool = False, team: Team | None = None
+    ) -> Kernels:
+        """The kernels of this machine; the team is all of torch's threads. Raises UsageError where there are none."""
         functions = library()
         if functions is None:
             raise UsageError(reason())
@@ -189,7 +199,8 @@ class Kernels:
         functions.bytelm_linear.argtypes = [
             *(addresses, addresses, c_double, addresses, addresses, integers, integers, integers)
         ]
-        return cls(functions, exact, torch.get_num_threads(), weights, streamed)
+        most = torch.get_num_threads()
+        return cls(functions, exact, team or Team(most, most), weights, streamed)
 
     @property
     def real(self) -> type[np.floating[Any]]:
@@ -255,7 +266,7 @@ class Kernels:
         """`[n, out]` from contiguous `[n, in]`, RMS-normed before if there is a weight for it."""
         out = np.empty((len(x), matrix.out), self.real)
         self.functions.bytelm_linear(
-            byref(matrix), address(norm), eps, address(x), address(out), len(x), int(self.exact), self.threads
+            byref(matrix), address(norm), eps, address(x), address(out), len(x), int(self.exact), self.team.threads
         )
         return out
 
@@ -311,7 +322,7 @@ class Kernels:
 
     @property
     def _threads(self) -> c_int64:
-        return c_int64(self.threads)
+        return c_int64(self.team.threads)
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
