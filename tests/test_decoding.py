@@ -17,6 +17,7 @@ from bytelm.decoding.plain import PlainDecoder
 from bytelm.errors import UsageError
 from bytelm.models.base import ByteModel
 from bytelm.models.inference import sliding, strided
+from bytelm.models.transformer import ByteTransformer
 from bytelm.native import kernels, library
 from bytelm.native.kernels import Kernels
 from bytelm.testing import DECODER_LAWS, LawError, ScriptedScorer, UniformModel, decoders, tiny_models
@@ -144,6 +145,11 @@ def test_memory_and_traffic_are_what_arrays_say() -> None:
         weights = sum(4 * p.numel() for n, p in own.items() if p.ndim == 2)
         # MEGABYTE's and BLT's global parts count for the share of bytes at which they run.
         assert 0 < one.traffic(1) < 1.2 * weights + 1e5, name
+        if isinstance(model, ByteTransformer):
+            config, tables = model.config, 4 * model.embedding.weight.numel()
+            for length in (1, 5, 40):
+                cached = min(length, config.window or length) * config.layers * 2 * 4 * config.dim
+                assert four.traffic(length) == weights - tables + 4 * cached
         assert four.traffic(40) > one.traffic(40) > one.traffic(1), name
 
 
@@ -155,6 +161,12 @@ def test_weights_that_were_trained_meanwhile_are_read_anew() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.5)
+
+
+def test_a_model_that_was_made_in_inference_mode_has_weights_to_read() -> None:
+    with torch.inference_mode():
+        model = copy.deepcopy(MODELS[WINDOWED])
+        DECODER_LAWS["rounding"](model, 0, 2)
 
 
 # --- bugs -------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from bytelm.errors import UsageError
 from bytelm.generate import session
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import Generation, Piece, Request, Session, generate, pieces, stream
-from bytelm.generate.speculate import Speculation
+from bytelm.generate.speculate import Speculation, threads
 from bytelm.generate.stop import release
 from bytelm.generate.utf8 import decode
 from bytelm.models.base import ByteModel
@@ -423,8 +423,8 @@ def test_the_faster_length_is_drafted() -> None:
     for turn in range(2000):
         if turn == 1000:
             speed[0] = 100.0
-        used.append(speculation.length)
-        speculation.note(1 / speed[speculation.length], 1)
+        used.append(speculation.option)
+        speculation.note(1 / speed[speculation.option], 1)
     assert used[:64] == [0] * 64  # what is short is not worth a trial
     assert used[80:120] == [4] * 40
     assert used.count(8) < 60
@@ -432,14 +432,14 @@ def test_the_faster_length_is_drafted() -> None:
 
 
 def test_one_thread_is_taken_where_others_are_held_up_and_left_again() -> None:
-    threads = Speculation.of_threads(2)
+    chosen = threads(2)
     speed = {2: 10.0, 1: 6.0}
     used = list[int]()
     for turn in range(3000):
         if turn in (300, 1000):
             speed[2] = 0.1 if turn == 300 else 10.0
-        used.append(threads.length)
-        threads.note(1 / speed[threads.length], 1)
+        used.append(chosen.option)
+        chosen.note(1 / speed[chosen.option], 1)
     assert used[:300].count(1) < 8
     assert used[600:1000].count(2) < 8
     assert used[-500:].count(1) < 5

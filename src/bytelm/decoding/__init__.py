@@ -1,4 +1,4 @@
-"""Generation at the speed of memory: rows that are read byte by byte, each giving the logits of its next one.
+"""How generation reads a model: rows that are read byte by byte, each giving the logits of its next one.
 
     open_decoder(model, rows=8, capacity=4096) -> Decoder
         read(rows, ids)     logits after each new id; prompts in chunks, and single bytes of other rows beside them
@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bytelm.decoding.base import CHUNK, Decoder
+from bytelm.decoding.base import Decoder
 from bytelm.decoding.blt import BLTDecoder
 from bytelm.decoding.megabyte import MegabyteDecoder
 from bytelm.decoding.patches import known
@@ -35,7 +35,7 @@ Weights = Literal["bf16", "int8"]
 
 STREAMED = 1 << 26  # bytes of weights above which no processor's caches are counted on
 
-__all__ = ["CHUNK", "Decoder", "Weights", "open_decoder", "rounded", "why_plain"]
+__all__ = ["Decoder", "Weights", "open_decoder", "rounded", "why_plain"]
 
 
 def open_decoder(model: ByteModel, *, rows: int, capacity: int, weights: Weights | None = None) -> Decoder:

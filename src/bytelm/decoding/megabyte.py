@@ -132,7 +132,7 @@ class MegabyteDecoder(Decoder):
         else:
             self.outer.run(x, new.row, position, np.zeros_like(position))
             norm = self.norm
-        self.stages[level].open(new.row, position, normed(x, norm))
+        self.stages[level].open(new.row, position, self.kernels.normed(x, norm, EPS))
 
     def bytes(self, new: New) -> Reals:
         """The last stage, whose positions are ids."""
@@ -165,9 +165,3 @@ class MegabyteDecoder(Decoder):
                 own += self.embed[level].weight_bytes + self.stages[level].opening_bytes()
             found += own / self.units[level]
         return found + self.head.bytes
-
-
-def normed(x: Reals, weight: Reals) -> Reals:
-    """`nn.norm.RMSNorm` of lines; a line's sum runs over it alone, whatever stands beside it."""
-    mean = np.array([np.dot(line, line) for line in x], x.dtype)[:, None] / x.shape[1]
-    return x / np.sqrt(mean + EPS) * weight

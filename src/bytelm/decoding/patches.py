@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,11 +24,21 @@ from bytelm.units import BYTES, EOS, PAD
 RULES = {"threshold": 2, "rise": 3, "both": 4}
 
 
+@runtime_checkable
 class Uncertainty(Protocol):
     """A scorer over rows."""
 
     def entropies(self, new: New, history: native.History) -> Reals:
         """The entropy in nats of what follows each new id."""
+        ...
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of memory that one row takes."""
+        ...
+
+    def traffic(self, length: int) -> float:
+        """See `Decoder`."""
         ...
 
 
@@ -75,7 +85,7 @@ class NgramEntropies:
 
 def known(patcher: Patcher) -> bool:
     """Whether the kernels know the scheme and its scorer."""
-    scorers = (TransformerScorer, NgramScorer, ByteTransformer)
+    scorers = (TransformerScorer, NgramScorer)
     return type(patcher) in (Fixed, Space) or (type(patcher) is Entropy and type(patcher.scorer) in scorers)
 
 
@@ -88,7 +98,7 @@ class Patches:
         self.history = native.History(address(ids), capacity, PAD)
         self.closed, self.first, gap, run = (np.zeros(ids.shape, np.int64) for _ in range(4))
         """How many patches are whole once this id is read; where the patch of the next id begins."""
-        self.scorer: Any = None
+        self.scorer: Uncertainty | None = None
         scheme, threshold, rise = 0, 0.0, 0.0
         spacelike = entropy = None
         if isinstance(patcher, Space):
@@ -106,12 +116,12 @@ class Patches:
         self.rule = native.Rule(scheme, threshold, rise, *bounds, address(spacelike), *map(address, by_position))
 
     @staticmethod
-    def uncertainty(scorer: Any, kernels: Kernels, rows: int, capacity: int) -> Any:
+    def uncertainty(scorer: object, kernels: Kernels, rows: int, capacity: int) -> Uncertainty:
         """A scorer over rows."""
         if isinstance(scorer, NgramScorer):
             return NgramEntropies(scorer, kernels)
-        model = scorer.model if isinstance(scorer, TransformerScorer) else scorer
-        return TransformerEntropies(model, kernels, rows, capacity)
+        assert isinstance(scorer, TransformerScorer)
+        return TransformerEntropies(scorer.model, kernels, rows, capacity)
 
     def decide(self, new: New) -> None:
         """Read new ids, and write down where patches open after them."""

@@ -69,7 +69,8 @@ class PlainDecoder(Decoder):
         state = self.gathered(tuple(map(int, rows)), fresh)
         found, state = self.model(torch.from_numpy(ids).to(self.model.device), state)
         self.groups.append(Group(tuple(map(int, rows)), state))
-        for line, slots in zip(found.cpu().to(torch.float64).numpy(), where, strict=True):
+        found = found.cpu().to(torch.from_numpy(logits).dtype).numpy()
+        for line, slots in zip(found, where, strict=True):
             logits[slots] = line[: len(slots)]
 
     def gathered(self, rows: tuple[int, ...], fresh: list[int]) -> Any:

@@ -37,7 +37,7 @@ class Layers:
         patches: int = 0,
     ) -> None:
         config, lanes = stack.config, kernels.lanes
-        self.kernels, self.config = kernels, config
+        self.kernels = kernels
         head_dim = config.dim // config.heads
         slots = -(-seen // lanes) * lanes
         padded = -(-head_dim // lanes) * lanes

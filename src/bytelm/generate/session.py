@@ -19,7 +19,7 @@ from bytelm.decoding import Decoder, Weights, open_decoder
 from bytelm.errors import UsageError
 from bytelm.generate import stop as stopping
 from bytelm.generate.sampling import DEFAULT, WRITTEN, Ints, Reals, Sampling, row_key
-from bytelm.generate.speculate import Speculation
+from bytelm.generate.speculate import Speculation, threads
 from bytelm.generate.utf8 import Utf8State
 from bytelm.models.base import ByteModel
 from bytelm.units import BOS, EOS
@@ -135,7 +135,7 @@ class Session:
         self.allowed = np.zeros((rows, len(WRITTEN)), bool)
         self.writing = np.zeros(rows, bool)
         team = self.decoder.team
-        self.threads = Speculation.of_threads(team.most) if team and team.most > 1 else None
+        self.threads = threads(team.most) if team and team.most > 1 else None
 
     def join(self, request: Request) -> int:
         """A free row takes a request; its pieces bear the ticket. Raises UsageError where there is no room for it."""
@@ -179,11 +179,11 @@ class Session:
         if len(slots) < len(self.rows):
             return self.ordered(self.read_on(slots))
         if self.threads and self.decoder.team:
-            self.decoder.team.threads = self.threads.length
+            self.decoder.team.threads = self.threads.option
         drafts = self.room(slots)
         found = self.speculate(slots, drafts) if drafts else self.read_on(slots)
         took = time.perf_counter() - began
-        if drafts or not self.speculation.length:
+        if drafts or not self.speculation.option:
             self.speculation.note(took, sum(len(piece.data) for piece in found))
         if self.threads and not drafts:
             self.threads.note(took, len(slots))
@@ -243,7 +243,7 @@ class Session:
 
     def room(self, slots: Ints) -> int:
         """How many bytes all rows may draft."""
-        length = self.speculation.length
+        length = self.speculation.option
         if not (self.decoder.drafts and length and len(slots)):
             return 0
         rows = [self.rows[slot] for slot in slots.tolist()]

@@ -59,6 +59,13 @@ void bytelm_linear(
         linear<float>(*m, norm, eps, (const float*)x, (float*)out, n, int(threads));
 }
 
+void bytelm_norm(const void* weight, double eps, const void* x, void* out, int64_t n, int64_t dim, int64_t exact) {
+    if (exact)
+        normed<double>((const double*)x, n, dim, (const double*)weight, eps, (double*)out);
+    else
+        normed<float>((const float*)x, n, dim, (const float*)weight, float(eps), (float*)out);
+}
+
 void bytelm_parts(
     const Stack* s, const void* x, const int64_t* row, const int64_t* patch, int64_t n, int64_t exact, int64_t threads
 ) {

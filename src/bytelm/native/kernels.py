@@ -238,6 +238,8 @@ class Kernels:
         whose groups of rows are to lie in turn.
         """
         rounded = None if whole or weight.dtype == torch.float64 else self.weights
+        if weight.is_inference():  # whose changes are not counted
+            return self.packed(weight, rounded, 2 if halves else 1)
         kept: dict[Any, tuple[int, Matrix]] | None = _packed.get(weight)
         if kept is None:
             kept = _packed[weight] = {}
@@ -268,6 +270,14 @@ class Kernels:
         self.functions.bytelm_linear(
             byref(matrix), address(norm), eps, address(x), address(out), len(x), int(self.exact), self.team.threads
         )
+        return out
+
+    def normed(self, x: Reals, weight: NDArray[Any], eps: float) -> Reals:
+        """Contiguous lines `[n, dim]` after RMSNorm."""
+        out = np.empty_like(x)
+        n, dim = map(c_int64, x.shape)
+        at = [c_void_p(address(array)) for array in (weight, x, out)]
+        self.functions.bytelm_norm(at[0], c_double(eps), at[1], at[2], n, dim, self._exact)
         return out
 
     def parts(self, stack: Stack, x: Reals, row: Ints, patch: Ints) -> None:

@@ -134,9 +134,9 @@ template <class V> inline V in_register(V x) {
     return x;
 }
 
-// ROWS rows of the matrix, as they lie, times C vectors: `out` [C][ROWS].
-enum Ahead { NOTHING, NEXT_GROUP, STREAM };
+enum Ahead { NOTHING, NEXT_GROUP, STREAM };  // what is asked for in advance
 
+// ROWS rows of the matrix, as they lie, times C vectors: `out` [C][ROWS].
 template <int C, Ahead Wanted, class W, class A>
 inline void tile(const W* w, const A* x, int64_t stride, int64_t in, A* out) {
     constexpr int L = LANES<A>, R = ROWS;

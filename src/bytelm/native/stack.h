@@ -168,10 +168,7 @@ template <class A, class C> struct Pass {
 
 template <class A, class C> void run_stack(const Stack& stack, const Tokens& tokens, A* x, int threads) {
     const int64_t n = tokens.count, dim = stack.dim;
-    std::vector<int64_t>& runs = *[] {
-        thread_local std::vector<int64_t> held;
-        return &held;
-    }();
+    thread_local std::vector<int64_t> runs;
     runs.clear();
     for (int64_t t = 0; t < n; t++)
         if (!t || tokens.row[t] != tokens.row[t - 1]) runs.push_back(t);
