@@ -24,8 +24,8 @@ from bytelm.testing import DECODER_LAWS, LawError, ScriptedScorer, UniformModel,
 from bytelm.units import BOS, VOCAB
 
 MODELS = dict(tiny_models())
-COMPILED = library.library() is not None
-needs_kernels = pytest.mark.skipif(not COMPILED, reason=f"no kernels: {library.reason()}")
+COMPILED = library.library("kernels") is not None
+needs_kernels = pytest.mark.skipif(not COMPILED, reason=f"no kernels: {library.reason('kernels')}")
 CASES = [(name, law) for name in MODELS for law in DECODER_LAWS]
 WINDOWED, RESET = "transformer (windowed)", "blt (last layer crossed) on entropy (rise) of a Transformer by lines"
 BLT = "blt (last layer crossed) on entropy (threshold) of a Transformer"
@@ -63,7 +63,7 @@ def test_models_of_other_kinds_are_read_by_their_forward_pass(name: str, law: st
 def test_without_a_compiler_the_result_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, lines = MODELS[name], decoders.documents(decoders.random.Random(0), 3)
     fast = decoders.read(open_decoder(model, rows=3, capacity=decoders.CAPACITY), lines, lambda: 5)
-    monkeypatch.setattr(decoding, "reason", lambda: "no C++ compiler")
+    monkeypatch.setattr(decoding, "reason", lambda name: "no C++ compiler")
     slow = open_decoder(model, rows=3, capacity=decoders.CAPACITY)
     assert isinstance(slow, PlainDecoder)
     for one, other in zip(fast, decoders.read(slow, lines, lambda: 5), strict=True):
@@ -75,8 +75,8 @@ def test_what_fails_to_compile_says_why(monkeypatch: pytest.MonkeyPatch) -> None
     library.library.cache_clear()
     try:
         monkeypatch.setenv("CXX", "/bin/false")
-        assert library.library() is None
-        assert "/bin/false could not compile" in library.reason()
+        assert library.library("kernels") is None
+        assert "/bin/false could not compile" in library.reason("kernels")
         with pytest.raises(UsageError, match="could not compile"):
             Kernels.open()
     finally:

@@ -69,4 +69,4 @@ def why_plain(model: ByteModel) -> str:
         return f"the kernels do not know the patching of {type(model.patcher).__name__}, or its scorer"
     if model.device.type != "cpu":
         return f"the model is on {model.device.type}, and the kernels are for CPUs"
-    return reason()
+    return reason("kernels")

@@ -192,9 +192,9 @@ class Kernels:
         cls, exact: bool = False, weights: str | None = None, streamed: bool = False, team: Team | None = None
     ) -> Kernels:
         """The kernels of this machine; the team is all of torch's threads. Raises UsageError where there are none."""
-        functions = library()
+        functions = library("kernels")
         if functions is None:
-            raise UsageError(reason())
+            raise UsageError(reason("kernels"))
         integers, addresses = c_int64, c_void_p
         functions.bytelm_linear.argtypes = [
             *(addresses, addresses, c_double, addresses, addresses, integers, integers, integers)

@@ -1,4 +1,4 @@
-"""Compile kernels.cpp once for this machine, keep the result, and load it. Where that fails, torch does the work."""
+"""Compile a C++ file once for this machine, keep the result, and load it. Where that fails, torch does the work."""
 
 from __future__ import annotations
 
@@ -13,54 +13,58 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCES = ("matrix.h", "attention.h", "stack.h", "patches.h", "kernels.cpp")
+# What each library is compiled from, its own file last.
+SOURCES = {
+    "kernels": ("matrix.h", "attention.h", "stack.h", "patches.h", "kernels.cpp"),
+    "training": ("matrix.h", "attention.h", "pairs.h", "attend.h", "crossed.h", "pointwise.h", "training.cpp"),
+}
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")
 # OpenMP lets two threads share a product, and some compilers have another name for the processor they run on.
 EXTRAS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where there is no C++ compiler, or it fails (`reason` says which)."""
-    return _attempt()[0]
+def library(name: str) -> ctypes.CDLL | None:
+    """A compiled library; None where there is no C++ compiler, or it fails (`reason` says which)."""
+    return _attempt(name)[0]
 
 
-def reason() -> str:
-    """Why there are no kernels, in one line; empty where there are."""
-    return _attempt()[1]
+def reason(name: str) -> str:
+    """Why there is no such library, in one line; empty where there is."""
+    return _attempt(name)[1]
 
 
 @functools.cache
-def _attempt() -> tuple[ctypes.CDLL | None, str]:
+def _attempt(name: str) -> tuple[ctypes.CDLL | None, str]:
     if ctypes.sizeof(ctypes.c_void_p) != 8 or sys.byteorder != "little":
         return None, "the kernels are written for 64-bit little-endian machines"
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         return None, "no C++ compiler was found: install g++ or clang++, or set CXX"
     try:
-        return ctypes.CDLL(str(compiled(compiler))), ""
+        return ctypes.CDLL(str(compiled(name, compiler))), ""
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
-        return None, f"{compiler} could not compile or load the kernels: {told.strip().splitlines()[-1]}"
+        return None, f"{compiler} could not compile or load {name}.cpp: {told.strip().splitlines()[-1]}"
 
 
-def compiled(compiler: str) -> Path:
-    """The shared library for this machine, source and compiler, made if it is not there. Raises SubprocessError."""
+def compiled(name: str, compiler: str) -> Path:
+    """A shared library for this machine, source and compiler, made if it is not there. Raises SubprocessError."""
     here = Path(__file__).parent
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
     text = "\0".join(
-        [*(here.joinpath(name).read_text() for name in SOURCES), *FLAGS, str(EXTRAS), version, _processor()]
+        [*(here.joinpath(file).read_text() for file in SOURCES[name]), *FLAGS, str(EXTRAS), version, _processor()]
     )
-    target = _cache() / f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    target = _cache() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     if sys.stderr.isatty():
-        print("compiling kernels for this machine, once: some ten seconds", file=sys.stderr)
+        print(f"compiling {name} for this machine, once: some ten seconds", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / "kernels.so"
+        made = Path(folder) / f"{name}.so"
         for extra in EXTRAS:
-            command = [compiler, *FLAGS, *extra, "-I", str(here), str(here / "kernels.cpp"), "-o", str(made)]
+            command = [compiler, *FLAGS, *extra, "-I", str(here), str(here / f"{name}.cpp"), "-o", str(made)]
             try:
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
                 break

@@ -11,7 +11,7 @@ its cost is bytes × window and not bytes².
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bytelm.nn import fused
 from bytelm.nn.rope import Rotation, rotate, rotation
 from bytelm.patching.layout import at_end, tail
 
@@ -96,10 +97,10 @@ class Mask:
 
 @dataclass(frozen=True)
 class View:
-    """What each new position sees when all stand in one line."""
+    """What each new position sees when all stand in one line: the slots from `first` to its own."""
 
-    mask: Mask
-    """Of `[batch, 1, new, slots]`, or `[batch · blocks, 1, block, reach + block]` if blocked."""
+    first: Int[Tensor, "batch new"]
+    """The window and the start of the document, as a slot (int32)."""
     rotation: Rotation
     lengths: Int[Tensor, " batch"]
     cached: int
@@ -125,15 +126,17 @@ class View:
         """Derive the view. `starts` marks the new positions at which a document starts."""
         new = starts.shape[1]
         device = starts.device
-        positions = where.position[:, None] + torch.arange(new, device=device)
+        slots = cached + torch.arange(new, device=device)
+        before = where.position[:, None] - cached  # the position of slot 0
+        positions = before + slots
         start = torch.where(starts, positions, -1).cummax(1).values
         start = torch.maximum(start, where.start[:, None])
         after = Where(where.position + lengths, at_end(start, lengths, where.start))
         longest = int(after.position.max()) if len(lengths) else 0
         block = BLOCK if window is not None and new > BLOCK else 0
         width = window or new + cached
-        view = cls(
-            mask=Mask(None, new, device),
+        return cls(
+            first=torch.maximum(slots - width + 1, start - before).clamp(min=0).int(),
             rotation=rotation(positions, head_dim, theta),
             lengths=lengths,
             cached=cached,
@@ -142,27 +145,26 @@ class View:
             keep=min(longest, cached + new, width),
             after=after,
         )
-        # One document from the first slot on, nothing cached, no window to cut: plain causal attention needs no mask.
-        if not block and cached == 0 and width >= new and not bool(start.any()):
-            return view
-        return replace(view, mask=Mask(view.seen(where.position, start, width), new, device))
 
-    def seen(self, position: Tensor, start: Tensor, width: int) -> Tensor:
-        """What the mask shows: causal, within `width` slots, and not before the document's start."""
-        new, device = start.shape[1], start.device
+    @cached_property
+    def mask(self) -> Mask:
+        """The same as a mask: `[batch, 1, new, slots]`, or `[batch · blocks, 1, block, reach + block]` if blocked."""
+        new, device = self.first.shape[1], self.first.device
         if not self.block:
+            # From the first slot on, nothing cached: plain causal attention needs no mask.
+            if self.cached == 0 and not bool(self.first.any()):
+                return Mask(None, new, device)
             slots = torch.arange(self.cached + new, device=device)
-            ago = self.cached + torch.arange(new, device=device)[:, None] - slots
-            slot_position = position[:, None] - self.cached + slots
-            return ((ago >= 0) & (ago < width) & (slot_position[:, None] >= start[:, :, None]))[:, None]
+            last = slots[self.cached :, None]
+            return Mask(((slots >= self.first[..., None]) & (slots <= last))[:, None], new, device)
         blocks = -(-new // self.block)
-        start = F.pad(start, (0, blocks * self.block - new)).unflatten(1, (blocks, self.block))
+        first = F.pad(self.first, (0, blocks * self.block - new)).unflatten(1, (blocks, self.block))
         slots = torch.arange(self.reach + self.block, device=device)
-        ago = self.reach + torch.arange(self.block, device=device)[:, None] - slots
-        first = torch.arange(blocks, device=device) * self.block - self.reach
-        slot_position = position[:, None, None] + first[:, None] + slots
-        mask = (ago >= 0) & (ago < width) & (slot_position[:, :, None] >= start[..., None])
-        return mask.flatten(0, 1)[:, None]
+        last = self.reach + torch.arange(self.block, device=device)[:, None]
+        # A block's own slot 0 is that many slots before or after slot 0 of the line.
+        shift = self.cached + torch.arange(blocks, device=device) * self.block - self.reach
+        seen = (slots <= last) & (slots >= first[..., None] - shift[:, None, None])
+        return Mask(seen.flatten(0, 1)[:, None], self.block, device)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, cache: Cache | None) -> tuple[Tensor, Cache | None]:
         """See `Sight`."""
@@ -181,6 +183,8 @@ class View:
         values: Float[Tensor, "batch slots heads head_dim"],
     ) -> Float[Tensor, "batch new heads head_dim"]:
         """Attention of the new queries over cached and new slots; a long windowed call goes in blocks of queries."""
+        if fused.fits(query):
+            return fused.attention(query, keys, values, self.first)
         if not self.block:
             return mix(query, keys, values, self.mask)
         new, block = query.shape[1], self.block

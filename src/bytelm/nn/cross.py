@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bytelm.nn import fused
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.pool import segment_max, segment_sum
 
@@ -55,6 +56,8 @@ class PatchesFromBytes(CrossAttention):
         """`segment` says which patch each byte belongs to; the patch after the last is for bytes of none."""
         patches = len(queries)
         query, key, value = self.project(queries, bytes)
+        if fused.fits(query):
+            return 2 * queries + self.out(fused.cross(query, key, value, segment).flatten(2))
         own = torch.cat([query, query.new_zeros((1, *query.shape[1:]))]).index_select(0, segment)
         scores = (own * key[:, None]).sum(-1).float() * self.scale  # [slots, k, heads]
         highest = segment_max(scores.detach(), segment, patches + 1)
@@ -78,6 +81,9 @@ class BytesFromPatches(CrossAttention):
         query, key, value = self.project(queries, patches)
         row = torch.arange(len(index), device=index.device)[:, None]
         flat = (row * patches.shape[1] + index).flatten()
+        if fused.fits(query):
+            mixed = fused.cross(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), flat)
+            return 2 * queries + self.out(mixed.view(queries.shape))
         shape = (*index.shape, *key.shape[2:])  # [batch, new, k, heads, head_dim]
         key = key.flatten(0, 1).index_select(0, flat).view(shape)
         value = value.flatten(0, 1).index_select(0, flat).view(shape)

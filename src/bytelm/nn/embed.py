@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bytelm.patching.layout import Rows, tail
 from bytelm.units import PAD, VOCAB
@@ -76,7 +77,9 @@ class NgramEmbedding(nn.Module):
         x = self.byte(rows.ids)
         if self.ngram is None:
             return x, recent
-        x = x + self.ngram(self.hashes(rows, starts, recent)).sum(-2)
+        # One bag of rows a byte: summed as they are read, and so are their slopes on the way back.
+        found = self.hashes(rows, starts, recent)
+        x = x + F.embedding_bag(found.flatten(0, 1), self.ngram.weight, mode="sum").view(x.shape)
         ids = torch.cat([recent, rows.ids], 1)
         return x, self.forget(ids, starts, rows)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bytelm.nn import fused
+
 EPS = 1e-5
 
 
@@ -15,5 +17,7 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(dim, EPS)
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        """Under autocast some inputs are bf16; the norm is not."""
+        """Under autocast some inputs are bf16; the norm is not, though its result may be: a product reads it next."""
+        if fused.norm_fits(x):
+            return fused.rms_norm(x, self.weight, EPS)
         return super().forward(x.to(self.weight.dtype))

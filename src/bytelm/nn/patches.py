@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from bytelm.nn import fused
 from bytelm.nn.attention import Cache, Mask, mix
 from bytelm.nn.rope import Rotation, rotate, rotation
 
@@ -130,6 +131,8 @@ class PatchView:
     grid: Grid
     reach: int
     mask: Mask
+    first: Int[Tensor, "lines_or_1 width"] | None
+    """The first slot a cell sees, of all up to its own (int32); None where lines lie in their places in a cache."""
     rotation: Rotation
     turn: Rotation
     """From a place in a patch to where it lies as seen from the next one."""
@@ -143,6 +146,9 @@ class PatchView:
         places = slots[None] if grid.patches > 1 else grid.begin[:, None] + slots.new_tensor(range(grid.width))
         angles = rotation(places, head_dim, theta)
         turn = rotation(torch.tensor([[-size]], device=device), head_dim, theta)
+        first = None if grid.patches == 1 and cached else slots.new_zeros(1, grid.width, dtype=torch.int32)
+        if first is not None and grid.patches > 1 and reach:
+            first = torch.where(grid.linked.flatten()[:, None], first, reach)
         seen = None
         if grid.patches == 1 and cached:
             seen = slots <= places[..., None]  # [batch, width, size]
@@ -152,13 +158,16 @@ class PatchView:
             before = grid.linked.flatten()[:, None, None].expand(-1, grid.width, reach)
             seen = torch.cat([before, seen.expand(len(before), -1, -1)], 2)
         seen = None if seen is None else seen.reshape(-1, 1, *seen.shape[-2:])
-        return cls(grid, reach, Mask(seen, grid.width, device), angles, turn)
+        return cls(grid, reach, Mask(seen, grid.width, device), first, angles, turn)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, cache: Cache | None) -> tuple[Tensor, Cache | None]:
         """See `Sight`."""
         keys = self.slots(keys, cache.keys if cache else None, self.turned)
         values = self.slots(values, cache.values if cache else None, lambda x: x)
-        mixed = mix(query, keys, values, self.mask)
+        if self.first is not None and fused.fits(query):
+            mixed = fused.attention(query, keys, values, self.first)
+        else:
+            mixed = mix(query, keys, values, self.mask)
         return mixed, None if cache is None else Cache(self.newest(keys), self.newest(values))
 
     def turned(self, keys: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bytelm.nn import fused
+
 Rotation = tuple[Tensor, Tensor]
 
 
@@ -19,5 +21,7 @@ def rotation(positions: Int[Tensor, "batch new"], head_dim: int, theta: float) -
 def rotate(x: Float[Tensor, "batch new heads head_dim"], by: Rotation) -> Float[Tensor, "batch new heads head_dim"]:
     """Turn each pair (x[2i], x[2i+1]) by its angle, in float32; the result has the dtype of `x`."""
     cos, sin = by
+    if fused.fits(x):
+        return fused.rotate(x, cos, sin)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from bytelm.nn import fused
 from bytelm.nn.attention import Attention, Cache, Sight, View, Where, pairs
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.state import put_rows, take_rows
@@ -59,7 +60,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """One token-wise layer."""
-        gate, up = self.gate_up(x).chunk(2, -1)
+        wide = self.gate_up(x)
+        if fused.fits(wide) and wide.shape[-1] % (2 * fused.VECTOR) == 0:
+            return self.down(fused.swiglu(wide))
+        gate, up = wide.chunk(2, -1)
         return self.down(F.silu(gate) * up)
 
 

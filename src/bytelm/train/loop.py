@@ -27,7 +27,7 @@ from bytelm.models.objective import score
 from bytelm.nn.transformer import Block, Stack
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
-from bytelm.train.memory import give_back_large_blocks
+from bytelm.train.memory import give_back_large_blocks, keep_large_blocks
 from bytelm.train.optimise import adamw, learning_rate
 from bytelm.train.stop import StopRequest
 from bytelm.units import BOS, BYTES, PAD, bits_per_byte, show_bytes, show_seconds
@@ -85,8 +85,8 @@ class Trainer:
         self.progress = Progress()
         self.unfit = 0  # steps skipped in a row
         self.tally = Tally()
-        if config.recompute and model.device.type == "cpu":
-            give_back_large_blocks()
+        if model.device.type == "cpu":
+            (give_back_large_blocks if config.recompute else keep_large_blocks)()
         for module in model.modules():
             if isinstance(module, Stack):
                 module.recompute = config.recompute

@@ -1,0 +1,321 @@
+// Attention for training, forward and backward, in bfloat16: every query sees one run of slots, so that nothing
+// outside is ever multiplied, and scores stay in the cache (Dao et al. 2022, 2307.08691, algorithms 1 and 2).
+//
+// Scores lie slot by slot, queries side by side: then the largest, the sum and the mask are vectors of queries.
+
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "attention.h"
+#include "pairs.h"
+
+namespace bytelm {
+
+struct Strides {
+    int64_t row, place, head;
+};
+
+// query, keys, values [rows, queries or slots, heads, head_dim], anyhow strided; the others are contiguous.
+struct Attend {
+    int64_t rows, heads, head_dim, queries, slots;
+    const bf16 *query, *keys, *values;
+    Strides of_query, of_keys, of_values;
+    const int32_t* first;  // [rows or 1, queries]: query t sees the slots from there to slots - queries + t
+    int64_t first_row;
+    bf16* out;   // [rows, queries, heads, head_dim]
+    float* lse;  // [rows, heads, queries]: log2 of the sum of exponentials, from which weights are computed again
+    const bf16* d_out;
+    bf16 *d_query, *d_keys, *d_values;
+};
+
+#if defined(BYTELM_PAIRS)
+
+constexpr int TILE = 64;  // queries, and slots, that are multiplied together
+constexpr float LOW = -1e30f, LOG2_E = 1.44269504f;
+
+// 2^x to five digits, more than the sixteen bits have that it is rounded to; 0 far below.
+inline vec<float> power_of_two(vec<float> x) {
+    const __m512 whole = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+    const vec<float> r = x - (vec<float>)whole;
+    vec<float> p = r * 0.0013264712f + 0.0096709f;
+    p = p * r + 0.05550411f;
+    p = p * r + 0.24022651f;
+    p = p * r + 0.69314718f;
+    p = p * r + 1.0f;
+    return (vec<float>)_mm512_scalef_ps((__m512)p, whole);
+}
+
+inline Lines lines(const bf16* data, const Strides& by, int64_t row, int64_t head) {
+    return {data + row * by.row + head * by.head, by.place};
+}
+
+// One tile of queries of one head, and what they see.
+struct Queries {
+    const Attend& a;
+    const int64_t row, head, begin, count, wide, last;  // last: the slot that the first query sees last
+    int64_t low, high, sure;                            // slots seen by any; those from `sure` on by all, but for `last`
+    alignas(64) int32_t first[TILE];
+
+    Queries(const Attend& a, int64_t row, int64_t head, int64_t begin, int64_t end)
+        : a(a), row(row), head(head), begin(begin), count(std::min<int64_t>(TILE, end - begin)),
+          wide((count + N - 1) / N * N), last(a.slots - a.queries + begin), low(a.slots), high(last + count), sure(0) {
+        const int32_t* from = a.first + row * a.first_row + begin;
+        for (int64_t i = 0; i < TILE; i++) {
+            first[i] = i < count ? from[i] : INT32_MAX;
+            if (i < count) low = std::min<int64_t>(low, from[i]), sure = std::max<int64_t>(sure, from[i]);
+        }
+    }
+    bool all(int64_t slot, int64_t count) const { return this->count == wide && slot >= sure && slot + count - 1 <= last; }
+    __mmask16 seen(int64_t slot, int64_t vector) const {  // by which of 16 queries
+        const __m512i from = _mm512_load_si512(first + vector * N);
+        const int64_t ahead = slot - last - vector * N;  // the queries before this one do not see as far
+        const __mmask16 reach = ahead <= 0 ? __mmask16(~0) : ahead >= N ? __mmask16(0) : __mmask16(~0u << ahead);
+        return _mm512_cmple_epi32_mask(from, _mm512_set1_epi32(int(slot))) & reach;
+    }
+    float* lse() const { return a.lse + (row * a.heads + head) * a.queries + begin; }
+    int64_t at() const { return ((row * a.queries + begin) * a.heads + head) * a.head_dim; }
+    Lines contiguous(const bf16* data) const { return {data + at(), a.heads * a.head_dim}; }
+};
+
+template <class F> inline void tiles(const Queries& q, F each) {
+    for (int64_t slot = q.low / TILE * TILE; slot < q.high; slot += TILE)
+        each(slot, std::min<int64_t>(TILE, q.high - slot));
+}
+
+struct Room {  // of one thread
+    alignas(64) float scores[TILE * TILE], slopes[TILE * TILE];
+    alignas(64) word across[TILE / 2 * TILE];
+    alignas(64) bf16 natural[TILE * TILE];
+    std::vector<word> query, d_out, query_along, d_out_along, keys, values;
+    std::vector<float> out, turned, d_keys, d_values;
+
+    static Room& mine(int64_t dim) {
+        static thread_local Room room;
+        for (auto* words : {&room.query, &room.d_out, &room.query_along, &room.d_out_along, &room.keys, &room.values})
+            words->resize(TILE / 2 * dim);
+        room.out.resize(TILE * dim);
+        return room;
+    }
+};
+
+inline void attend_forward(const Queries& q) {
+    const Attend& a = q.a;
+    const int64_t dim = a.head_dim, vectors = q.wide / N;
+    const Lines keys = lines(a.keys, a.of_keys, q.row, q.head), values = lines(a.values, a.of_values, q.row, q.head);
+    Room& room = Room::mine(dim);
+    const float scale = LOG2_E / std::sqrt(float(dim));  // of powers of two
+    vec<float> peak[TILE / N], total[TILE / N];
+    for (int v = 0; v < TILE / N; v++) peak[v] = vec<float>{} + LOW, total[v] = vec<float>{};
+    std::fill(room.out.begin(), room.out.end(), 0.0f);
+    pack_across(lines(a.query, a.of_query, q.row, q.head), q.begin, q.count, dim, q.wide, room.query.data());
+    tiles(q, [&](int64_t slot, int64_t m) {
+        const bool all = q.all(slot, m);
+        float* scores = room.scores;
+        pairs_product(m, q.wide, dim / 2, keys.operand(slot), room.query.data(), q.wide, scores, TILE, false);
+        alignas(64) float fade[TILE];
+        bool faded = false;
+        for (int64_t v = 0; v < vectors; v++) {
+            float* column = scores + v * N;
+            vec<float> top = peak[v];
+            for (int64_t i = 0; i < m; i++) {
+                vec<float> x = load(column + i * TILE) * scale;
+                if (!all) x = (vec<float>)_mm512_mask_blend_ps(q.seen(slot + i, v), _mm512_set1_ps(LOW), (__m512)x);
+                store(column + i * TILE, x);
+                top = top > x ? top : x;
+            }
+            const vec<float> factor = power_of_two(peak[v] - top);
+            faded = faded || _mm512_cmpneq_epi32_mask((__m512i)top, (__m512i)peak[v]);
+            store(fade + v * N, factor);
+            peak[v] = top;
+            vec<float> sum = total[v] * factor;
+            for (int64_t i = 0; i < m; i += 2) {
+                vec<float> pair[2] = {};
+                for (int64_t j = 0; j < 2 && i + j < m; j++) {
+                    pair[j] = power_of_two(load(column + (i + j) * TILE) - top);
+                    if (!all) pair[j] = (vec<float>)_mm512_maskz_mov_ps(q.seen(slot + i + j, v), (__m512)pair[j]);
+                    sum += pair[j];
+                }
+                _mm512_store_si512(room.across + i / 2 * TILE + v * N, beside(pair[0], pair[1]));
+            }
+            total[v] = sum;
+        }
+        if (faded)
+            for (int64_t t = 0; t < q.count; t++)
+                for (int64_t d = 0; d < dim; d += N)
+                    store(room.out.data() + t * dim + d, load(room.out.data() + t * dim + d) * fade[t]);
+        const int64_t even = (m + 1) / 2;
+        pack_along(values, slot, m, dim, 2 * even, room.values.data());
+        pairs_product(q.count, dim, even, {room.across, 1, TILE}, room.values.data(), dim, room.out.data(), dim, true);
+    });
+    bf16* out = a.out + q.at();
+    for (int64_t t = 0; t < q.count; t++) {
+        const float sum = total[t / N][t % N];
+        q.lse()[t] = peak[t / N][t % N] + std::log2(sum);
+        for (int64_t d = 0; d < dim; d += N)
+            store(out + t * a.heads * dim + d, load(room.out.data() + t * dim + d) * (1 / sum));
+    }
+}
+
+// Weights once more, and from them the slopes of keys and values, added to [slots from `origin` on][dim], and of queries.
+inline void attend_backward(const Queries& q, int64_t origin, float* d_keys, float* d_values) {
+    const Attend& a = q.a;
+    const int64_t dim = a.head_dim, vectors = q.wide / N;
+    const Lines keys = lines(a.keys, a.of_keys, q.row, q.head), values = lines(a.values, a.of_values, q.row, q.head);
+    const Lines query = lines(a.query, a.of_query, q.row, q.head);
+    const Lines out = q.contiguous(a.out), d_out = q.contiguous(a.d_out);
+    Room& room = Room::mine(dim);
+    const float scale = 1 / std::sqrt(float(dim));
+    alignas(64) float lse[TILE] = {}, shared[TILE] = {};  // shared: the sum over slots of weight times its slope
+    for (int64_t t = 0; t < q.count; t++) {
+        vec<float> sum = {};
+        for (int64_t d = 0; d < dim; d += N) sum += load(out.line(t) + d) * load(d_out.line(t) + d);
+        shared[t] = bytelm::sum<float>(sum);
+        lse[t] = q.lse()[t];
+    }
+    std::fill(room.out.begin(), room.out.end(), 0.0f);
+    pack_across(query, q.begin, q.count, dim, q.wide, room.query.data());
+    pack_along(query, q.begin, q.count, dim, q.wide, room.query_along.data());
+    pack_across(d_out, 0, q.count, dim, q.wide, room.d_out.data());
+    pack_along(d_out, 0, q.count, dim, q.wide, room.d_out_along.data());
+    tiles(q, [&](int64_t slot, int64_t m) {
+        const bool all = q.all(slot, m);
+        const int64_t even = (m + 1) / 2;
+        pairs_product(m, q.wide, dim / 2, keys.operand(slot), room.query.data(), q.wide, room.scores, TILE, false);
+        pairs_product(m, q.wide, dim / 2, values.operand(slot), room.d_out.data(), q.wide, room.slopes, TILE, false);
+        for (int64_t v = 0; v < vectors; v++) {
+            const vec<float> high = load(lse + v * N), common = load(shared + v * N);
+            for (int64_t i = 0; i < m; i += 2) {
+                vec<float> slope[2] = {};
+                for (int64_t j = 0; j < 2 && i + j < m; j++) {
+                    const int64_t at = (i + j) * TILE + v * N;
+                    const vec<float> x = load(room.scores + at) * (scale * LOG2_E) - high;
+                    vec<float> weight = power_of_two(x);
+                    if (!all) weight = (vec<float>)_mm512_maskz_mov_ps(q.seen(slot + i + j, v), (__m512)weight);
+                    slope[j] = weight * (load(room.slopes + at) - common) * scale;
+                    store(room.natural + at, weight);
+                }
+                _mm512_store_si512(room.across + i / 2 * TILE + v * N, beside(slope[0], slope[1]));
+                for (int64_t j = 0; j < 2 && i + j < m; j++)  // over the slopes that were read
+                    store((bf16*)(room.slopes + (i + j) * TILE) + v * N, slope[j]);
+            }
+        }
+        const Operand weights = {(const word*)room.natural, TILE / 2, 1}, slopes = {(const word*)room.slopes, TILE, 1};
+        const int64_t half = q.wide / 2;
+        float* to = d_values + (slot - origin) * dim;
+        pairs_product(m, dim, half, weights, room.d_out_along.data(), dim, to, dim, true);
+        to = d_keys + (slot - origin) * dim;
+        pairs_product(m, dim, half, slopes, room.query_along.data(), dim, to, dim, true);
+        pack_along(keys, slot, m, dim, 2 * even, room.keys.data());
+        pairs_product(q.count, dim, even, {room.across, 1, TILE}, room.keys.data(), dim, room.out.data(), dim, true);
+    });
+    for (int64_t t = 0; t < q.count; t++)
+        for (int64_t d = 0; d < dim; d += N)
+            store(a.d_query + q.at() + t * a.heads * dim + d, load(room.out.data() + t * dim + d));
+}
+
+// Queries of one head that one thread takes in the backward pass, and the slots that they see between them. How they
+// are dealt out follows from the shape alone, so that sums have one order with any number of threads.
+struct Stretch {
+    int64_t begin, end, low, high;
+};
+
+inline std::vector<Stretch> stretches(const Attend& a, int64_t row) {
+    const int64_t size = std::max<int64_t>(512, (a.queries / 8 + TILE - 1) / TILE * TILE);
+    std::vector<Stretch> found;
+    for (int64_t begin = 0; begin < a.queries; begin += size) {
+        const int64_t end = std::min(begin + size, a.queries);
+        const int32_t* first = a.first + row * a.first_row;
+        const int64_t low = *std::min_element(first + begin, first + end) / TILE * TILE;
+        found.push_back({begin, end, low, a.slots - a.queries + end});
+    }
+    return found;
+}
+
+inline void attend_all(const Attend& a, int threads) {
+    const int64_t blocks = (a.queries + TILE - 1) / TILE;
+#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (int64_t row = 0; row < a.rows; row++)
+        for (int64_t head = 0; head < a.heads; head++)
+            for (int64_t block = 0; block < blocks; block++)
+                attend_forward(Queries(a, row, head, block * TILE, a.queries));
+}
+
+inline void narrow_lines(const float* from, int64_t count, int64_t dim, bf16* to, int64_t step) {
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t d = 0; d < dim; d += N) store(to + i * step + d, load(from + i * dim + d));
+}
+
+// One head whose queries are few: nothing is handed from thread to thread.
+inline void attend_back_whole(const Attend& a, int64_t row, int64_t head, const Stretch& all) {
+    const int64_t dim = a.head_dim, step = a.heads * dim, at = (row * a.slots * a.heads + head) * dim;
+    Room& room = Room::mine(dim);
+    room.d_keys.assign((a.slots + TILE) * dim, 0.0f);
+    room.d_values.assign((a.slots + TILE) * dim, 0.0f);
+    for (int64_t t = all.begin; t < all.end; t += TILE)
+        attend_backward(Queries(a, row, head, t, all.end), 0, room.d_keys.data(), room.d_values.data());
+    narrow_lines(room.d_keys.data(), a.slots, dim, a.d_keys + at, step);
+    narrow_lines(room.d_values.data(), a.slots, dim, a.d_values + at, step);
+}
+
+// One head in stretches: what each adds to keys and values is summed when all are done.
+struct Sums {
+    std::vector<float> keys, values;
+};
+
+inline void attend_back_summed(
+    const Attend& a, int64_t row, int64_t head, const std::vector<Stretch>& parts, const Sums* sums, int64_t first
+) {
+    const int64_t dim = a.head_dim, end = std::min<int64_t>(first + TILE, a.slots);
+    for (int64_t slot = first; slot < end; slot++)
+        for (int64_t d = 0; d < dim; d += N) {
+            vec<float> keys = {}, values = {};
+            for (size_t p = 0; p < parts.size(); p++)
+                if (slot >= parts[p].low && slot < parts[p].high) {
+                    keys += load(sums[p].keys.data() + (slot - parts[p].low) * dim + d);
+                    values += load(sums[p].values.data() + (slot - parts[p].low) * dim + d);
+                }
+            const int64_t at = ((row * a.slots + slot) * a.heads + head) * dim + d;
+            store(a.d_keys + at, keys);
+            store(a.d_values + at, values);
+        }
+}
+
+inline void attend_all_back(const Attend& a, int threads) {
+    const std::vector<Stretch> common = stretches(a, 0);  // how many there are is the same in all rows
+    const int64_t count = int64_t(common.size()), dim = a.head_dim;
+    if (count == 1) {
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads) if (threads > 1)
+        for (int64_t row = 0; row < a.rows; row++)
+            for (int64_t head = 0; head < a.heads; head++)
+                attend_back_whole(a, row, head, {0, a.queries, 0, a.slots});
+        return;
+    }
+    for (int64_t row = 0; row < a.rows; row++) {
+        const std::vector<Stretch> parts = stretches(a, row);
+        std::vector<Sums> sums(a.heads * count);
+        const int64_t tiles = (a.slots + TILE - 1) / TILE;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+        {
+#pragma omp for collapse(2) schedule(dynamic)
+            for (int64_t head = 0; head < a.heads; head++)
+                for (int64_t p = count - 1; p >= 0; p--) {  // the longest ones first
+                    const Stretch& part = parts[p];
+                    Sums& sum = sums[head * count + p];
+                    sum.keys.assign((part.high - part.low + TILE) * dim, 0.0f);
+                    sum.values.assign((part.high - part.low + TILE) * dim, 0.0f);
+                    for (int64_t t = part.begin; t < part.end; t += TILE)
+                        attend_backward(
+                            Queries(a, row, head, t, part.end), part.low, sum.keys.data(), sum.values.data());
+                }
+#pragma omp for collapse(2)
+            for (int64_t head = 0; head < a.heads; head++)
+                for (int64_t tile = 0; tile < tiles; tile++)
+                    attend_back_summed(a, row, head, parts, &sums[head * count], tile * TILE);
+        }
+    }
+}
+
+#endif
+
+}  // namespace bytelm

@@ -1,0 +1,121 @@
+// What stands between the products of a block, forward and backward, each in one pass over memory.
+
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "attention.h"
+#include "pairs.h"
+
+#if defined(BYTELM_PAIRS)
+
+namespace bytelm {
+
+constexpr int64_t STRIP = 64;  // lines whose sums are made together, however many threads there are
+
+// y = x / rms(x) * weight; `factor` [lines] is kept for the way back. dim is a multiple of 16.
+template <class X>
+inline void norm_forward(const X* x, const float* weight, int64_t lines, int64_t dim, float eps, bf16* y, float* factor, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t t = 0; t < lines; t++) {
+        const X* from = x + t * dim;
+        vec<float> squares = {};
+        for (int64_t i = 0; i < dim; i += N) squares += load(from + i) * load(from + i);
+        factor[t] = 1 / std::sqrt(sum<float>(squares) / float(dim) + eps);
+        for (int64_t i = 0; i < dim; i += N) store(y + t * dim + i, load(from + i) * factor[t] * load(weight + i));
+    }
+}
+
+// d_weight [strips][dim]: to be summed over strips by the caller.
+template <class X>
+inline void norm_backward(
+    const X* x, const float* weight, const float* factor, const bf16* d_y, int64_t lines, int64_t dim, X* d_x,
+    float* d_weight, int threads
+) {
+    const int64_t strips = (lines + STRIP - 1) / STRIP;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t strip = 0; strip < strips; strip++) {
+        float* own = d_weight + strip * dim;
+        std::fill(own, own + dim, 0.0f);
+        for (int64_t t = strip * STRIP; t < std::min(lines, (strip + 1) * STRIP); t++) {
+            const X* from = x + t * dim;
+            const bf16* slope = d_y + t * dim;
+            vec<float> total = {};
+            for (int64_t i = 0; i < dim; i += N) {
+                const vec<float> product = load(from + i) * factor[t] * load(slope + i);
+                total += product * load(weight + i);
+                store(own + i, load(own + i) + product);
+            }
+            const float mean = sum<float>(total) / float(dim);
+            for (int64_t i = 0; i < dim; i += N)
+                store(d_x + t * dim + i,
+                      (load(slope + i) * load(weight + i) - load(from + i) * (factor[t] * mean)) * factor[t]);
+        }
+    }
+}
+
+inline vec<float> logistic(vec<float> x) {  // without overflow on either side
+    const vec<float> small = exponential((vec<float>)_mm512_min_ps((__m512)x, (__m512)-x));
+    return (x > 0 ? vec<float>{} + 1.0f : small) / (small + 1.0f);
+}
+
+// y = silu(gate) * up, of lines [gate | up] of 2 * dim.
+inline void swiglu_forward(const bf16* x, int64_t lines, int64_t dim, bf16* y, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t t = 0; t < lines; t++) {
+        const bf16 *gate = x + t * 2 * dim, *up = gate + dim;
+        for (int64_t i = 0; i < dim; i += N) {
+            const vec<float> g = load(gate + i);
+            store(y + t * dim + i, g * logistic(g) * load(up + i));
+        }
+    }
+}
+
+inline void swiglu_backward(const bf16* x, const bf16* d_y, int64_t lines, int64_t dim, bf16* d_x, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t t = 0; t < lines; t++) {
+        const bf16 *gate = x + t * 2 * dim, *up = gate + dim, *slope = d_y + t * dim;
+        bf16 *d_gate = d_x + t * 2 * dim, *d_up = d_gate + dim;
+        for (int64_t i = 0; i < dim; i += N) {
+            const vec<float> g = load(gate + i), s = logistic(g), d = load(slope + i);
+            store(d_up + i, d * g * s);
+            store(d_gate + i, d * load(up + i) * s * (1.0f + g * (1.0f - s)));
+        }
+    }
+}
+
+// Pairs (x[2i], x[2i + 1]) turned by the angles of their place; sign -1 turns back. x [rows, places, heads, 2 * half].
+struct Turn {
+    int64_t rows, places, heads, half;
+    int64_t row, place;  // strides of x in elements; heads lie beside each other
+    const float *cosines, *sines;  // [rows or 1, places, half]
+    int64_t angle_row;
+};
+
+inline void turn(const Turn& a, const bf16* x, float sign, bf16* y, int threads) {
+    const __m512i doubled = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const int64_t dim = 2 * a.half;
+#pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
+    for (int64_t row = 0; row < a.rows; row++)
+        for (int64_t place = 0; place < a.places; place++) {
+            const bf16* from = x + row * a.row + place * a.place;
+            bf16* to = y + (row * a.places + place) * a.heads * dim;
+            const float* cosines = a.cosines + row * a.angle_row + place * a.half;
+            const float* sines = a.sines + row * a.angle_row + place * a.half;
+            for (int64_t d = 0; d < dim; d += N) {
+                const __m512 cosine = _mm512_permutexvar_ps(doubled, _mm512_castps256_ps512(_mm256_loadu_ps(cosines + d / 2)));
+                const __m512 sine = _mm512_mul_ps(
+                    _mm512_set1_ps(sign), _mm512_permutexvar_ps(doubled, _mm512_castps256_ps512(_mm256_loadu_ps(sines + d / 2))));
+                for (int64_t h = 0; h < a.heads; h++) {
+                    const __m512 value = (__m512)load(from + h * dim + d);
+                    const __m512 crossed = _mm512_mul_ps(_mm512_permute_ps(value, 0xB1), sine);  // each pair exchanged
+                    // even lanes: x cos - y sin; odd lanes: y cos + x sin
+                    store(to + h * dim + d, (vec<float>)_mm512_fmaddsub_ps(value, cosine, crossed));
+                }
+            }
+        }
+}
+
+}  // namespace bytelm
+
+#endif

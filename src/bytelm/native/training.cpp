@@ -1,0 +1,63 @@
+// What Python calls while a model learns. See attend.h, crossed.h and pointwise.h.
+
+#include "attend.h"
+#include "crossed.h"
+#include "pointwise.h"
+
+using namespace bytelm;
+
+extern "C" {
+
+#if defined(BYTELM_PAIRS)
+
+int64_t bytelm_pairs() { return 1; }
+
+void bytelm_attend(const Attend* a, int64_t back, int64_t threads) {
+    if (back)
+        attend_all_back(*a, int(threads));
+    else
+        attend_all(*a, int(threads));
+}
+
+void bytelm_crossed(const Crossed* a, int64_t patches_query, int64_t back, int64_t threads) {
+    const auto pass = patches_query ? (back ? patches_backward : patches_forward) : (back ? bytes_backward : bytes_forward);
+    pass(*a, int(threads));
+}
+
+void bytelm_norm(
+    const void* x, int64_t wide, const float* weight, int64_t lines, int64_t dim, double eps, bf16* y, float* factor,
+    int64_t threads
+) {
+    if (wide)
+        norm_forward((const float*)x, weight, lines, dim, float(eps), y, factor, int(threads));
+    else
+        norm_forward((const bf16*)x, weight, lines, dim, float(eps), y, factor, int(threads));
+}
+
+void bytelm_norm_back(
+    const void* x, int64_t wide, const float* weight, const float* factor, const bf16* d_y, int64_t lines, int64_t dim,
+    void* d_x, float* d_weight, int64_t threads
+) {
+    if (wide)
+        norm_backward((const float*)x, weight, factor, d_y, lines, dim, (float*)d_x, d_weight, int(threads));
+    else
+        norm_backward((const bf16*)x, weight, factor, d_y, lines, dim, (bf16*)d_x, d_weight, int(threads));
+}
+
+void bytelm_swiglu(const bf16* x, const bf16* d_y, int64_t lines, int64_t dim, bf16* to, int64_t threads) {
+    if (d_y)
+        swiglu_backward(x, d_y, lines, dim, to, int(threads));
+    else
+        swiglu_forward(x, lines, dim, to, int(threads));
+}
+
+void bytelm_turn(const Turn* a, const bf16* x, double sign, bf16* y, int64_t threads) {
+    turn(*a, x, float(sign), y, int(threads));
+}
+
+#else
+
+int64_t bytelm_pairs() { return 0; }
+
+#endif
+}

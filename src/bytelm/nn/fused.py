@@ -1,0 +1,209 @@
+"""What stands between matrix products, as one pass over memory each where a CPU trains in bfloat16.
+
+Every function here has the same definition in plain torch where it is called: norm.py, rope.py, transformer.py,
+attention.py and cross.py ask `fits` and go their own way where it says no: in float32, on a GPU, without a compiler.
+"""
+
+# torch declares `backward` of any number of slopes; each here takes the one that it has.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from bytelm.native.training import LINES, Attend, Crossed, Turn, call, functions, strides
+
+VECTOR = 16  # numbers, of which widths are multiples
+
+
+def ready() -> bool:
+    """Whether there are such functions here."""
+    return not torch.compiler.is_compiling() and functions() is not None
+
+
+def fits(x: Tensor) -> bool:
+    """Whether a tensor of this kind can be worked on."""
+    halves = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return halves and x.shape[-1] % VECTOR == 0 and x.numel() > 0 and ready()
+
+
+def norm_fits(x: Tensor) -> bool:
+    """Whether a norm of `x` can be, and is about to be rounded to bfloat16 anyhow."""
+    rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    known = x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu" and x.shape[-1] % VECTOR == 0
+    return rounded and known and x.numel() > 0 and ready()
+
+
+class _Norm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        y = torch.empty_like(x, dtype=torch.bfloat16)
+        lines, dim = x.numel() // x.shape[-1], x.shape[-1]
+        factor = torch.empty(lines)
+        call("bytelm_norm", x, int(x.dtype == torch.float32), weight, lines, dim, eps, y, factor)
+        ctx.save_for_backward(x, weight, factor)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, factor = ctx.saved_tensors
+        lines, dim = factor.numel(), x.shape[-1]
+        d_x, d_weight = torch.empty_like(x), torch.empty(-(-lines // LINES), dim)
+        wide = int(x.dtype == torch.float32)
+        call("bytelm_norm_back", x, wide, weight, factor, d_y.contiguous(), lines, dim, d_x, d_weight)
+        return d_x, d_weight.sum(0), None
+
+
+def rms_norm(x: Float[Tensor, "... dim"], weight: Float[Tensor, " dim"], eps: float) -> Float[Tensor, "... dim"]:
+    """x / rms(x) · weight, rounded to bfloat16."""
+    return _Norm.apply(x, weight, eps)
+
+
+class _SwiGLU(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        y = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+        call("bytelm_swiglu", x, None, y.numel() // y.shape[-1], y.shape[-1], y)
+        ctx.save_for_backward(x)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        d_x = torch.empty_like(x)
+        call("bytelm_swiglu", x, d_y.contiguous(), d_y.numel() // d_y.shape[-1], d_y.shape[-1], d_x)
+        return d_x
+
+
+def swiglu(gate_up: Float[Tensor, "... twice"]) -> Float[Tensor, "... hidden"]:
+    """silu(gate) · up of the two halves of the last axis."""
+    return _SwiGLU.apply(gate_up)
+
+
+def _turned(x: Tensor, cosines: Tensor, sines: Tensor, sign: float) -> Tensor:
+    rows, places, heads, dim = x.shape
+    if x.stride(3) != 1 or x.stride(2) != dim:
+        x = x.contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype)
+    angle_row = 0 if len(cosines) == 1 else places * dim // 2
+    shape = rows, places, heads, dim // 2, x.stride(0), x.stride(1)
+    call("bytelm_turn", Turn(*shape, cosines.data_ptr(), sines.data_ptr(), angle_row), x, sign, y)
+    return y
+
+
+class _Rotate(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        cosines, sines = (angle.expand(-1, x.shape[1], -1, -1).contiguous() for angle in (cosines, sines))
+        ctx.save_for_backward(cosines, sines)
+        return _turned(x, cosines, sines, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        cosines, sines = ctx.saved_tensors
+        return _turned(d_y, cosines, sines, -1.0), None, None
+
+
+def rotate(x: Float[Tensor, "rows new heads head_dim"], cosines: Tensor, sines: Tensor) -> Tensor:
+    """Each pair turned by its angle; the angles `[rows or 1, new or 1, 1, head_dim / 2]`."""
+    return _Rotate.apply(x, cosines, sines)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, first: Tensor, out: Tensor, lse: Tensor) -> Attend:
+    rows, queries, heads, dim = query.shape
+    return Attend(
+        *(rows, heads, dim, queries, keys.shape[1]),
+        *(x.data_ptr() for x in (query, keys, values)),
+        *(strides(x) for x in (query, keys, values)),
+        *(first.data_ptr(), 0 if len(first) == 1 else queries),
+        *(out.data_ptr(), lse.data_ptr()),
+    )
+
+
+def _even(x: Tensor) -> Tensor:
+    """The same as kernels can read it, two neighbours at a time."""
+    return x if x.stride(3) == 1 and not any(step % 2 for step in x.stride()[:3]) else x.contiguous()
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> Tensor:
+        query, keys, values = _even(query), _even(keys), _even(values)
+        rows, queries, heads, _ = query.shape
+        out, lse = torch.empty(query.shape, dtype=query.dtype), torch.empty(rows, heads, queries)
+        first = first.contiguous()
+        call("bytelm_attend", _attend(query, keys, values, first, out, lse), 0)
+        ctx.save_for_backward(query, keys, values, first, out, lse)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: what is recomputed may be asked for once
+        slopes = [torch.empty(x.shape, dtype=x.dtype) for x in saved[:3]]
+        d_out, shape = d_out.contiguous(), _attend(*saved)
+        shape.d_out = d_out.data_ptr()
+        shape.d_query, shape.d_keys, shape.d_values = (x.data_ptr() for x in slopes)
+        call("bytelm_attend", shape, 1)
+        return (*slopes, None)
+
+
+def attention(
+    query: Float[Tensor, "rows queries heads head_dim"],
+    keys: Float[Tensor, "rows slots heads head_dim"],
+    values: Float[Tensor, "rows slots heads head_dim"],
+    first: Int[Tensor, "rows_or_1 queries"],
+) -> Float[Tensor, "rows queries heads head_dim"]:
+    """Scaled dot-product attention in which query t sees the slots from `first` (int32) to slots - queries + t.
+
+    Scores are never written out: memory is linear (Dao 2023, arXiv 2307.08691).
+    """
+    return _Attention.apply(query, keys, values, first)
+
+
+def _crossed(query: Tensor, keys: Tensor, values: Tensor, patch: Tensor, weights: Tensor, out: Tensor) -> Crossed:
+    of_patches = keys if keys.ndim == 4 else query
+    tensors = (patch, query, keys, values, weights, out)
+    return Crossed(len(patch), *of_patches.shape, *(x.data_ptr() for x in tensors))
+
+
+class _Cross(Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys: Tensor, values: Tensor, patch: Tensor) -> Tensor:
+        query, keys, values, patch = (x.contiguous() for x in (query, keys, values, patch))
+        of_patches = keys if keys.ndim == 4 else query
+        out, weights = torch.zeros_like(query), torch.empty(len(patch), *of_patches.shape[1:3])
+        call("bytelm_crossed", _crossed(query, keys, values, patch, weights, out), int(query.ndim == 4), 0)
+        ctx.save_for_backward(query, keys, values, patch, weights, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        slopes = [torch.zeros_like(x) for x in saved[:3]]
+        d_out, shape = d_out.contiguous(), _crossed(*saved)
+        shape.d_out = d_out.data_ptr()
+        shape.d_query, shape.d_keys, shape.d_values = (x.data_ptr() for x in slopes)
+        call("bytelm_crossed", shape, int(saved[0].ndim == 4), 1)
+        return (*slopes, None)
+
+
+def cross(query: Tensor, keys: Tensor, values: Tensor, patch: Int[Tensor, " bytes"]) -> Tensor:
+    """Attention between bytes `[bytes, heads, head_dim]` and the patch each goes with `[patches, k, heads, head_dim]`.
+
+    Whichever of them the query is of, the keys and values are of the other. The bytes of a patch stand in one run;
+    those that go with none have a number from `patches` on.
+    """
+    return _Cross.apply(query, keys, values, patch)

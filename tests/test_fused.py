@@ -1,0 +1,237 @@
+"""The kernels of training against plain float64: values and slopes, over shapes that reach every edge of a tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bytelm.models import blt, megabyte, transformer
+from bytelm.models.base import ByteModel
+from bytelm.models.objective import score
+from bytelm.native.training import functions
+from bytelm.nn import fused
+from bytelm.nn.attention import View, Where
+from bytelm.nn.rope import rotation
+from bytelm.nn.transformer import Stack
+from bytelm.patching import fixed
+from bytelm.units import BOS, PAD
+
+pytestmark = pytest.mark.skipif(functions() is None, reason="no compiler, or no products in bfloat16")
+
+ROUNDING = 2**-8  # of bfloat16; norms of errors come to less
+
+
+def halves(*shape: int) -> Tensor:
+    return torch.randn(shape).bfloat16()
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    return float((found.detach().double() - wanted.detach()).norm() / wanted.detach().norm().clamp(min=1e-6))
+
+
+def compare(fast: Callable[..., Tensor], exact: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """Values and slopes agree up to what bfloat16 rounds away."""
+    ours = [x.clone().requires_grad_() for x in inputs]
+    theirs = [x.double().requires_grad_() for x in inputs]
+    found, wanted = fast(*ours), exact(*theirs)
+    slope = torch.randn(found.shape).bfloat16()
+    found.backward(slope)
+    wanted.backward(slope.double())
+    assert error(found, wanted) < ROUNDING
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert error(one.grad, other.grad) < ROUNDING
+
+
+def attention(query: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> Tensor:
+    queries, slots = query.shape[1], keys.shape[1]
+    slot = torch.arange(slots)
+    last = slots - queries + torch.arange(queries)[:, None]
+    seen = ((slot >= first[..., None]) & (slot <= last))[:, None]
+    scores = torch.einsum("bqhd,bshd->bhqs", query, keys) * query.shape[-1] ** -0.5
+    return torch.einsum("bhqs,bshd->bqhd", scores.masked_fill(~seen, -math.inf).softmax(-1), values)
+
+
+@pytest.mark.parametrize(
+    ("rows", "queries", "slots", "heads", "dim", "window"),
+    [
+        (2, 300, 300, 3, 64, 50),
+        (1, 1100, 1100, 2, 32, 400),  # in stretches that add to the same keys
+        (1, 1030, 1100, 1, 128, 10**6),
+        (40, 8, 8, 3, 64, 99),  # patches
+        (20, 8, 16, 3, 16, 99),
+        (2, 70, 133, 1, 48, 77),
+        (3, 1, 5, 2, 16, 9),
+    ],
+)
+def test_attention(rows: int, queries: int, slots: int, heads: int, dim: int, window: int) -> None:
+    torch.manual_seed(0)
+    query, keys, values = halves(rows, slots, 3, heads, dim).unbind(2)
+    own = slots - queries + torch.arange(queries)
+    first = (own - window + 1).clamp(min=0).repeat(rows, 1)
+    documents = torch.randint(0, queries, (rows, 1)) * (torch.arange(rows)[:, None] % 2)  # where some rows start anew
+    first = torch.where(own - own[0] >= documents, torch.maximum(first, documents), first).int()
+    compare(
+        lambda q, k, v: fused.attention(q, k, v, first),
+        lambda q, k, v: attention(q, k, v, first),
+        [query[:, :queries], keys, values],
+    )
+
+
+def test_attention_of_strided_inputs_is_that_of_copies() -> None:
+    query, keys, values = halves(2, 100, 3, 2, 32).unbind(2)
+    first = torch.zeros(1, 100, dtype=torch.int32)
+    copies = [x.contiguous() for x in (query, keys, values)]
+    assert torch.equal(fused.attention(query, keys, values, first), fused.attention(*copies, first))
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    torch.manual_seed(0)
+    inputs = [halves(1, 1300, 2, 32).requires_grad_() for _ in range(3)]
+    first = torch.zeros(1, 1300, dtype=torch.int32)
+    found: list[list[Tensor]] = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            out = fused.attention(*inputs, first)
+            found.append([out, *torch.autograd.grad(out.sum(), inputs)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_norm(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    compare(
+        lambda x, weight: fused.rms_norm(x, weight, 1e-5),
+        lambda x, weight: F.rms_norm(x, (48,), weight, 1e-5),
+        [torch.randn(33, 5, 48).to(kind), torch.rand(48)],
+    )
+
+
+def test_swiglu() -> None:
+    torch.manual_seed(0)
+
+    def exact(x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate) * up
+
+    compare(fused.swiglu, exact, [30 * halves(9, 7, 96)])  # so large that e^x would overflow
+
+
+def test_rotate() -> None:
+    torch.manual_seed(0)
+    cosines, sines = rotation(torch.arange(150).view(3, 50), 32, 1e4)
+
+    def exact(x: Tensor) -> Tensor:
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([even * cosines - odd * sines, even * sines + odd * cosines], -1).flatten(-2)
+
+    compare(lambda x: fused.rotate(x, cosines, sines), exact, [halves(3, 50, 3, 2, 32).unbind(2)[1]])
+
+
+def patched(count: int, patches: int) -> Tensor:
+    """Which patch bytes go with; some patches have none, and the last bytes no patch."""
+    patch = torch.sort(torch.randint(0, patches, (count,))).values
+    patch[-4:] = patches
+    return patch
+
+
+def test_patches_query_their_bytes() -> None:
+    torch.manual_seed(0)
+    patch = patched(100, 40)
+
+    def exact(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        scores = torch.einsum("pkhd,shd->pkhs", query, keys) * 32**-0.5
+        own = patch == torch.arange(40)[:, None, None, None]
+        weights = scores.masked_fill(~own, -math.inf).softmax(-1).nan_to_num(0.0)
+        return torch.einsum("pkhs,shd->pkhd", weights, values)
+
+    compare(
+        lambda q, k, v: fused.cross(q, k, v, patch),
+        exact,
+        [halves(40, 2, 3, 32), halves(100, 3, 32), halves(100, 3, 32)],
+    )
+
+
+def test_bytes_query_their_patch() -> None:
+    torch.manual_seed(0)
+    patch = patched(100, 40).clamp(max=39)
+
+    def exact(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        weights = (torch.einsum("shd,skhd->shk", query, keys[patch]) * 32**-0.5).softmax(-1)
+        return torch.einsum("shk,skhd->shd", weights, values[patch])
+
+    compare(
+        lambda q, k, v: fused.cross(q, k, v, patch),
+        exact,
+        [halves(100, 3, 32), halves(40, 2, 3, 32), halves(40, 2, 3, 32)],
+    )
+
+
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("cached", [0, 40])
+def test_a_view_shows_the_kernel_what_it_shows_the_mask(window: int | None, cached: int) -> None:
+    """The run of slots that kernels are told, and the mask, dense or in blocks, that everything else uses."""
+    torch.manual_seed(0)
+    starts = torch.zeros(2, 200, dtype=torch.bool)
+    starts[0, 90] = True
+    where = Where(torch.tensor([cached, cached + 7]), torch.tensor([cached // 2, 3]))
+    view = View.of(torch.tensor([200, 200]), starts, where, cached, window, 32, 1e4)
+    query, keys, values = (torch.randn(2, new, 2, 32) for new in (200, 200 + cached, 200 + cached))
+    wanted = attention(query.double(), keys.double(), values.double(), view.first)
+    assert error(view.over(query, keys, values), wanted) < 1e-5  # float32 goes by the mask
+    rounded = [x.bfloat16() for x in (query, keys, values)]
+    assert error(view.over(*rounded), attention(*(x.double() for x in rounded), view.first)) < ROUNDING
+
+
+WIDE = {"sizes": (8,), "dims": (96, 64), "layers": (2, 2), "heads": (3, 2)}
+MODELS: dict[str, Callable[[], ByteModel]] = {
+    "transformer": transformer.Config(layers=2, dim=64, heads=2).build,
+    "windowed": transformer.Config(layers=2, dim=64, heads=2, window=70).build,
+    "megabyte": megabyte.Config(**WIDE).build,
+    "megabyte linked": megabyte.Config(**WIDE, reach=8, filters=(3,)).build,
+    "megabyte 3": megabyte.Config(sizes=(4, 4), dims=(96, 64, 32), layers=(1, 1, 1), heads=(3, 2, 1), reach=2).build,
+    "blt": lambda: blt.Config(local_dim=64, global_dim=96, global_heads=3, global_layers=2, ngram_rows=50).build(
+        fixed.Config(size=5).build()
+    ),
+    "blt, all crossed": lambda: blt.Config(
+        local_dim=64, global_dim=128, global_layers=1, ngram_rows=50, encoder_layers=2, encoder_cross="all"
+    ).build(fixed.Config(size=3).build()),
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_is_as_good_as_in_plain_torch(name: str, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nats and slopes of both against float32: the kernels are not farther from it than torch in bfloat16 is."""
+    model = MODELS[name]()
+    model.initialise(0)
+    for module in model.modules():
+        if isinstance(module, Stack):
+            module.recompute = recompute
+    ids = torch.randint(0, 256, (3, 260), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = ids[1, 100] = BOS  # a document that starts within a row,
+    ids[2, 150:] = PAD  # and one that ends early
+
+    def step(low: bool, kernels: bool) -> Tensor:
+        with monkeypatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=low):
+            if not kernels:
+                patch.setattr(fused, "ready", lambda: False)
+            model.zero_grad()
+            nats, _ = score(model, ids)
+            nats.backward()
+        slopes = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        return torch.cat([nats.detach()[None], *slopes])
+
+    exact, torchs, ours = step(False, False), step(True, False), step(True, True)
+    assert abs(ours[0] / exact[0] - 1) < 1e-3
+    assert error(ours[1:], exact[1:]) < 1.2 * error(torchs[1:], exact[1:]) + 1e-3
+    assert error(ours[1:], torchs[1:]) > 0  # another path was taken
