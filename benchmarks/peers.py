@@ -70,6 +70,18 @@ class Plain(nn.Module):
             yield
 
 
+def plain_logits(model: Plain, ids: Tensor) -> Tensor:
+    """Of all positions at once, as in training: nothing cached."""
+    x = model.embedding(ids) + model.position.weight[: ids.shape[1]]
+    for block in model.blocks:
+        qkv = block.qkv(block.attention_norm(x)).unflatten(-1, (3, block.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + block.out(mixed.transpose(1, 2).flatten(2))
+        x = x + block.down(F.gelu(block.up(block.norm(x))))
+    return F.linear(model.norm(x), model.embedding.weight)
+
+
 def begun(prompts: Sequence[bytes]) -> Tensor:
     return torch.tensor([[BOS, *prompt] for prompt in prompts])
 

@@ -116,6 +116,44 @@ inline void turn(const Turn& a, const bf16* x, float sign, bf16* y, int threads)
         }
 }
 
+// The slope of each row that was read: the sum of those of its readers, which stand in order of rows. Both end after
+// `count` rows; `ends` says after which reader each of them does.
+inline void gather_rows(
+    const float* slope, const int64_t* reader, const int64_t* ends, int64_t count, int64_t dim, float* to, int threads
+) {
+#pragma omp parallel for schedule(dynamic, 64) num_threads(threads) if (threads > 1)
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t i = 0; i < dim; i += N) {
+            vec<float> total = {};
+            for (int64_t k = r ? ends[r - 1] : 0; k < ends[r]; k++) total += load(slope + reader[k] * dim + i);
+            store(to + r * dim + i, total);
+        }
+}
+
+// Adam on the rows of a table that have a gradient; the moments of the others stand still. dim is a multiple of 16.
+struct Rows {
+    int64_t count, dim;
+    const int64_t* index;  // [count], each row once
+    const float* slope;    // [count, dim]
+    float *weight, *mean, *square;
+    double rate, beta1, beta2, eps;  // rate: corrected for the moments' beginning at zero
+};
+
+inline void adam_rows(const Rows& a, int threads) {
+    const float keep1 = float(a.beta1), keep2 = float(a.beta2), rate = float(a.rate), eps = float(a.eps);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t r = 0; r < a.count; r++)
+        for (int64_t at = a.index[r] * a.dim, i = 0; i < a.dim; i += N) {
+            const vec<float> slope = load(a.slope + r * a.dim + i);
+            const vec<float> mean = load(a.mean + at + i) * keep1 + slope * (1 - keep1);
+            const vec<float> square = load(a.square + at + i) * keep2 + slope * slope * (1 - keep2);
+            store(a.mean + at + i, mean);
+            store(a.square + at + i, square);
+            const vec<float> root = (vec<float>)_mm512_sqrt_ps((__m512)square) + eps;
+            store(a.weight + at + i, load(a.weight + at + i) - mean / root * rate);
+        }
+}
+
 }  // namespace bytelm
 
 #endif

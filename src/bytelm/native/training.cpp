@@ -55,6 +55,14 @@ void bytelm_turn(const Turn* a, const bf16* x, double sign, bf16* y, int64_t thr
     turn(*a, x, float(sign), y, int(threads));
 }
 
+void bytelm_gather_rows(
+    const float* slope, const int64_t* reader, const int64_t* ends, int64_t count, int64_t dim, float* to, int64_t threads
+) {
+    gather_rows(slope, reader, ends, count, dim, to, int(threads));
+}
+
+void bytelm_adam_rows(const Rows* rows, int64_t threads) { adam_rows(*rows, int(threads)); }
+
 #else
 
 int64_t bytelm_pairs() { return 0; }

@@ -51,6 +51,16 @@ class Turn(ctypes.Structure):
     )
 
 
+class Rows(ctypes.Structure):
+    """See pointwise.h."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("count", "dim")),
+        *((name, c_void_p) for name in ("index", "slope", "weight", "mean", "square")),
+        *((name, c_double) for name in ("rate", "beta1", "beta2", "eps")),
+    )
+
+
 @functools.cache
 def functions() -> ctypes.CDLL | None:
     """The compiled functions; None without a compiler, or where the processor has no products in bfloat16."""

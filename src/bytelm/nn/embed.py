@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bytelm.nn import fused
 from bytelm.patching.layout import Rows, tail
 from bytelm.units import PAD, VOCAB
 
@@ -41,6 +42,8 @@ class NgramEmbedding(nn.Module):
         self.byte = nn.Embedding(VOCAB, dim)
         # All tables in one, function by function and size by size within: one gather looks all of them up.
         self.ngram = nn.Embedding(functions * len(sizes) * rows, dim) if sizes else None
+        self.sparse = False
+        """Whether the gradient of the tables holds only the rows that were looked up, for optimizers that take such."""
 
     def begin(self, batch: int, device: torch.device) -> Int[Tensor, "batch reach"]:
         """The ids before the first: none."""
@@ -77,11 +80,16 @@ class NgramEmbedding(nn.Module):
         x = self.byte(rows.ids)
         if self.ngram is None:
             return x, recent
-        # One bag of rows a byte: summed as they are read, and so are their slopes on the way back.
-        found = self.hashes(rows, starts, recent)
-        x = x + F.embedding_bag(found.flatten(0, 1), self.ngram.weight, mode="sum").view(x.shape)
+        x = x + self.looked_up(self.hashes(rows, starts, recent).flatten(0, 1)).view(x.shape)
         ids = torch.cat([recent, rows.ids], 1)
         return x, self.forget(ids, starts, rows)
+
+    def looked_up(self, index: Int[Tensor, "bytes tables"]) -> Float[Tensor, "bytes dim"]:
+        """The sum of each byte's rows."""
+        assert self.ngram is not None
+        if self.sparse and fused.bags_fit(self.ngram.weight):
+            return fused.bags(self.ngram.weight, index)
+        return F.embedding_bag(index, self.ngram.weight, mode="sum", sparse=self.sparse)
 
     def forget(self, ids: Tensor, starts: Tensor, rows: Rows) -> Tensor:
         """The newest ids, those of an earlier document replaced by PAD so that no later n-gram reaches them."""

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from bytelm.native.training import LINES, Attend, Crossed, Turn, call, functions, strides
 
@@ -207,3 +208,34 @@ def cross(query: Tensor, keys: Tensor, values: Tensor, patch: Int[Tensor, " byte
     those that go with none have a number from `patches` on.
     """
     return _Cross.apply(query, keys, values, patch)
+
+
+class _Bags(Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.shape = table.shape
+        return F.embedding_bag(index, table, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        d_out = d_out.contiguous()
+        ordered, order = index.flatten().sort(stable=True)
+        rows, counts = ordered.unique_consecutive(return_counts=True)
+        slopes = torch.empty(len(rows), d_out.shape[1])
+        reader, ends = order // index.shape[1], counts.cumsum(0)
+        call("bytelm_gather_rows", d_out, reader, ends, len(rows), d_out.shape[1], slopes)
+        sparse = torch.sparse_coo_tensor(rows[None], slopes, ctx.shape, check_invariants=False, is_coalesced=True)
+        return sparse, None
+
+
+def bags_fit(table: Tensor) -> bool:
+    """Whether `bags` can read such a table."""
+    return table.dtype == torch.float32 and table.device.type == "cpu" and table.shape[-1] % VECTOR == 0 and ready()
+
+
+def bags(table: Float[Tensor, "rows dim"], index: Int[Tensor, "bags size"]) -> Float[Tensor, "bags dim"]:
+    """The sum of some rows for each bag; the table's gradient is sparse, each row in it once."""
+    return _Bags.apply(table, index)

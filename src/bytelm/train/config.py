@@ -26,7 +26,8 @@ class TrainConfig:
 
     `window`: bytes read in a row, and what evaluation takes as context. `batch`: rows of a forward pass; `accumulate`
     forward passes make a step. The learning rate warms up over `warmup` steps, then falls along a cosine to
-    `final_rate` of itself. `precision` "auto" is bfloat16 where the machine multiplies it in hardware.
+    `final_rate` of itself; embedding tables learn at `embedding_rate` times it. `precision` "auto" is bfloat16 where
+    the machine multiplies it in hardware.
     """
 
     steps: int | None = None
@@ -37,6 +38,7 @@ class TrainConfig:
     accumulate: int = 1
     learning_rate: float = 2e-3
     final_rate: float = 0.05
+    embedding_rate: float = 1.0
     warmup: int = 50
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -60,7 +62,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 problems.append(f'train.{name} = {value}: must be above 0, or "none" for no such limit')
-        for name in ("learning_rate", "clip", "valid_minutes", "save_minutes"):
+        for name in ("learning_rate", "embedding_rate", "clip", "valid_minutes", "save_minutes"):
             if not getattr(self, name) > 0:
                 problems.append(f"train.{name} = {getattr(self, name)}: must be above 0")
         for name in ("beta1", "beta2", "final_rate"):

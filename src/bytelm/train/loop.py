@@ -28,7 +28,7 @@ from bytelm.nn.transformer import Block, Stack
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
 from bytelm.train.memory import give_back_large_blocks, keep_large_blocks
-from bytelm.train.optimise import adamw, learning_rate
+from bytelm.train.optimise import Optimizer, learning_rate
 from bytelm.train.stop import StopRequest
 from bytelm.units import BOS, BYTES, PAD, bits_per_byte, show_bytes, show_seconds
 
@@ -81,7 +81,7 @@ class Trainer:
         self.model, self.config, self.sampler, self.run, self.journal = model, config, sampler, run, journal
         self.valid, self.recipe, self.sample = valid, recipe, sample
         self.precision = precision(config, model.device)
-        self.optimizer = adamw(model, config)
+        self.optimizer = Optimizer(model, config)
         self.progress = Progress()
         self.unfit = 0  # steps skipped in a row
         self.tally = Tally()
@@ -149,15 +149,12 @@ class Trainer:
                 summed, _ = score(self.model, ids, boundaries=boundaries)
             (summed / max(1, symbols)).backward()
             nats += float(summed.detach())
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        norm = float(torch.nn.utils.clip_grad_norm_(trainable, config.clip))
+        norm = self.optimizer.norm()
         rate = learning_rate(config, progress.step, self.used())
         fit = nats == nats and abs(nats) != float("inf") and norm == norm and norm != float("inf")
         if fit:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step(rate)
+        self.optimizer.zero_grad()
         seconds = progress.seconds + time.monotonic() - began
         self.progress = Progress(progress.step + 1, progress.bytes + bytes, seconds, progress.skipped + (not fit))
         patches = sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
@@ -233,12 +230,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         moments: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                moments[f"{name}/{key}"] = value
-        assert all(name.rpartition("/")[0] in names for name in moments)
+            if parameter.requires_grad:
+                for key, value in self.optimizer.moments(parameter).items():
+                    moments[f"{name}/{key}"] = torch.as_tensor(value)
         state = {**dataclasses.asdict(self.progress), "recipe": self.recipe, "context": self.config.window}
         state |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": str(self.precision)}
         store.save(self.run, self.progress.step, {"model": self.model.state_dict(), "optimizer": moments}, state)
@@ -258,7 +254,8 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             own = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
             if own:
-                self.optimizer.state[parameter] = {key: place(value, parameter, key) for key, value in own.items()}
+                kept = {key: place(value, parameter, key) for key, value in own.items()}
+                self.optimizer.moments(parameter).update(kept)
         state = store.read_state(path)
         try:
             self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
@@ -273,8 +270,10 @@ class Trainer:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=low)
 
 
-def place(value: Tensor, parameter: Tensor, key: str) -> Tensor:
-    """A moment on its parameter's device; the optimizer keeps its step count where fused kernels want it."""
+def place(value: Tensor, parameter: Tensor, key: str) -> Tensor | int:
+    """A moment on its parameter's device; a step count where fused kernels want it, or as the integer that it was."""
+    if key == "step" and not value.is_floating_point():
+        return int(value)
     return value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
 
 

@@ -1,29 +1,114 @@
-"""AdamW with decay on matrices alone, and the learning rate over the course of a run."""
+"""AdamW over a model's parameters: matrices decayed, tables by the rows that were read; and the learning rate."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from bytelm.native.training import Rows, call, functions
+from bytelm.nn.embed import NgramEmbedding
+from bytelm.nn.fused import VECTOR
 from bytelm.train.config import TrainConfig
 
 
-def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters. Norms and embedding tables are not decayed.
+class RowAdam(torch.optim.SparseAdam):
+    """SparseAdam in one pass over the rows, where there is a kernel for it."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move the rows that have a gradient, which must be coalesced."""
+        pairs = [(p, group) for group in self.param_groups for p in group["params"]]
+        if functions() is None or any(p.device.type != "cpu" or p.shape[1] % VECTOR for p, _ in pairs):
+            super().step()
+            return
+        for parameter, group in pairs:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+            state["step"] += 1
+            beta1, beta2 = group["betas"]
+            rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+            index, slopes = parameter.grad._indices()[0].contiguous(), parameter.grad._values().contiguous()
+            tensors = (index, slopes, parameter, state["exp_avg"], state["exp_avg_sq"])
+            addresses = (x.data_ptr() for x in tensors)
+            call("bytelm_adam_rows", Rows(*slopes.shape, *addresses, rate, beta1, beta2, group["eps"]))
+
+
+class Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019). Norms and embedding tables are not decayed.
 
     A row of an embedding is touched only by the bytes that look it up; decay would shrink the rare ones to nothing.
+    Tables of n-grams, most of a small BLT's parameters, have sparse gradients: a step reads and moves only the rows
+    that its bytes looked up, and a row's moments stand still meanwhile (torch's SparseAdam).
     """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if p.ndim > 1 and id(p) not in embeddings]
-    ids = {id(p) for p in decayed}
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if id(p) not in ids], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.rate, self.clip = config.learning_rate, config.clip
+        own = {id(p): p for p in model.parameters() if p.requires_grad}
+        tables: list[Tensor] = []
+        for module in model.modules():
+            if isinstance(module, NgramEmbedding) and module.ngram is not None:
+                module.sparse = True
+                tables.append(own.pop(id(module.ngram.weight)))
+        embeddings = [
+            own.pop(id(m.weight)) for m in model.modules() if isinstance(m, nn.Embedding) and id(m.weight) in own
+        ]
+        matrices, others = ([p for p in own.values() if (p.ndim > 1) == many] for many in (True, False))
+        betas = config.beta1, config.beta2
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": config.weight_decay, "times": 1.0},
+            {"params": others, "weight_decay": 0.0, "times": 1.0},
+            {"params": embeddings, "weight_decay": 0.0, "times": config.embedding_rate},
+        ]
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW([g for g in groups if g["params"]], lr=self.rate, betas=betas, fused=True)
+        ]
+        if tables:
+            group = {"params": tables, "times": config.embedding_rate}
+            self.parts.append(RowAdam([group], lr=self.rate, betas=betas))
+        self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
+
+    def norm(self) -> float:
+        """The norm of all gradients together, which are scaled down to `clip` where it is larger."""
+        dense: list[Tensor] = []
+        for parameter in self.parameters:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = each_once(parameter.grad)
+            if parameter.grad is not None:
+                dense.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
+        norm = torch.nn.utils.get_total_norm(dense)
+        factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in dense:
+            gradient.mul_(factor)
+        return float(norm)
+
+    def step(self, rate: float) -> None:
+        """Go down the gradients, at a learning rate."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate * group["times"]
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def moments(self, parameter: Tensor) -> dict[str, Any]:
+        """What is remembered of a parameter's gradients; may be written to."""
+        (part,) = (p for p in self.parts if any(q is parameter for group in p.param_groups for q in group["params"]))
+        return part.state[parameter]
+
+
+def each_once(gradient: Tensor) -> Tensor:
+    """A sparse gradient with each row in it once, as it is if it was so: autograd forgets that it was made so."""
+    rows = gradient._indices()[0]
+    return gradient._coalesced_(True) if bool((rows[1:] > rows[:-1]).all()) else gradient.coalesce()
 
 
 def learning_rate(config: TrainConfig, step: int, fraction: float) -> float:

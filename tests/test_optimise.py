@@ -1,0 +1,118 @@
+"""Going down gradients: tables by their rows as torch's SparseAdam does, everything else as AdamW, clipped together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bytelm.models import blt
+from bytelm.models.objective import score
+from bytelm.nn import fused
+from bytelm.patching import fixed
+from bytelm.train import optimise
+from bytelm.train.config import TrainConfig
+from bytelm.train.optimise import Optimizer, RowAdam
+from bytelm.units import BOS
+
+CONFIG = TrainConfig(steps=10, learning_rate=0.01, clip=0.5, embedding_rate=4.0)
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param and not fused.ready():
+        pytest.skip("no kernels")
+    if not request.param:
+        monkeypatch.setattr(fused, "ready", lambda: False)
+        monkeypatch.setattr(optimise, "functions", lambda: None)
+    return request.param
+
+
+def rows_of(table: Tensor, index: Tensor, kernels: bool) -> Tensor:
+    return fused.bags(table, index) if kernels else F.embedding_bag(index, table, mode="sum", sparse=True)
+
+
+def test_the_slope_of_a_table_is_that_of_its_rows(kernels: bool) -> None:
+    torch.manual_seed(0)
+    table = nn.Parameter(torch.randn(50, 32))
+    index = torch.randint(0, 40, (30, 3))
+    slope = torch.randn(30, 32)
+    found = rows_of(table, index, kernels)
+    found.backward(slope)
+    assert table.grad is not None and table.grad.is_sparse
+    sparse, table.grad = table.grad, None
+    wanted = F.embedding(index, table).sum(1)
+    wanted.backward(slope)
+    assert torch.allclose(found, wanted) and torch.allclose(sparse.to_dense(), table.grad, atol=1e-6)
+    if kernels:  # nothing has to be sorted and summed later
+        assert torch.equal(sparse._indices()[0], index.unique())
+
+
+def test_rows_move_as_torchs_own_do(kernels: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(20, 32)) for _ in range(2))
+    fast, slow = RowAdam([ours], lr=0.1), torch.optim.SparseAdam([theirs], lr=0.1)
+    for _ in range(4):
+        index = torch.randperm(20)[:7].sort().values
+        for table in (ours, theirs):
+            table.grad = torch.sparse_coo_tensor(
+                index[None], torch.randn(7, 32, generator=torch.Generator().manual_seed(int(index[0]))), (20, 32),
+                is_coalesced=True, check_invariants=False,
+            )  # fmt: skip
+        fast.step()
+        slow.step()
+    assert torch.allclose(ours, theirs, atol=1e-6) and not torch.equal(ours, torch.ones(20, 32))
+
+
+def small() -> blt.BLT:
+    model = blt.Config(local_dim=32, global_dim=64, global_layers=1, ngram_rows=5000).build(
+        fixed.Config(size=4).build()
+    )
+    model.initialise(0)
+    return model
+
+
+def test_all_gradients_are_clipped_together_and_tables_learn_at_their_own_rate(kernels: bool) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 256, (2, 100))
+    ids[:, 0] = BOS
+    model, plain = small(), small()
+    optimizer = Optimizer(model, CONFIG)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    score(model, ids)[0].backward()
+    score(plain, ids)[0].backward()
+    wanted = nn.utils.clip_grad_norm_(plain.parameters(), CONFIG.clip)
+    assert optimizer.norm() == pytest.approx(float(wanted), rel=1e-5)
+    slopes = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        assert torch.allclose(p.grad.to_dense(), slopes[name], atol=1e-6), name
+    optimizer.step(0.01)
+    # The first step of Adam is as long as its rate wherever the slope is not next to nothing.
+    for name, rate in (
+        ("encoder.embed.ngram.weight", 0.04),
+        ("encoder.embed.byte.weight", 0.04),
+        ("decoder.norm.weight", 0.01),
+    ):
+        moved = (dict(model.named_parameters())[name].detach() - before[name]).abs()
+        assert moved.max() == pytest.approx(rate, rel=1e-3), name
+        assert torch.equal(moved == 0, slopes[name] == 0), name
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_another_rate_for_tables_changes_nothing_else() -> None:
+    ids = torch.randint(0, 256, (1, 50), generator=torch.Generator().manual_seed(0))
+    found: list[dict[str, Tensor]] = []
+    for rate in (1.0, 7.0):
+        model = small()
+        optimizer = Optimizer(model, replace(CONFIG, embedding_rate=rate))
+        score(model, ids)[0].backward()
+        optimizer.norm()
+        optimizer.step(0.01)
+        found.append({name: p.detach() for name, p in model.named_parameters()})
+    changed = {name for name in found[0] if not torch.equal(found[0][name], found[1][name])}
+    assert changed == {"encoder.embed.byte.weight", "encoder.embed.ngram.weight"}
