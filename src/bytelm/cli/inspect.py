@@ -66,10 +66,12 @@ def presets(*, json: Json = False) -> int:
     if json:
         print_json(rows)
         return 0
-    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "scorer", "window", "FLOPs/byte"]
+    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "scorer", "window"]
+    head += ["FLOPs/byte", "memory"]
     print_table(head, [[str(row[key]) for key in head] for row in rows])
     print("nominal: the paper's name for the size; parameters: what there is, of the model itself")
     print("FLOPs/byte: of the model's matrix products, forward, over a window; times 3 in training")
+    print("memory: a step of training at its peak, in bfloat16 with weights in float32; less with train.recompute")
     print("train with one: bytelm train PATH --preset NAME")
     return 0
 

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from bytelm.nn.transformer import Stack
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a model: its layers, and where they work."""
+
+    name: Literal["global", "local"]
+    """Over patches or over bytes; what is inside patches is local."""
+    stack: Stack
+    positions: int
+    beside: int = 0
+    """Bytes that are kept at each position until its gradient is taken, besides those of the stack itself."""
+    piece: int | None = None
+    """Positions that are recomputed together, all layers at once; None where layers are, one by one."""
 
 
 class ByteModel(nn.Module, abc.ABC):
@@ -48,6 +65,10 @@ class ByteModel(nn.Module, abc.ABC):
         `patches` of them close meanwhile, BOS's own among them. What is executed is counted: masked parts of attention
         are, embeddings, elementwise work and the patcher are not. Times 3 for a training step.
         """
+
+    def stages(self, ids: int, patches: int) -> list[Stage]:
+        """The stacks of layers, and at how many positions each works when one row reads so many ids and patches."""
+        return []
 
     @property
     def device(self) -> torch.device:

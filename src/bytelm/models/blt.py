@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytelm.errors import ConfigError
-from bytelm.models.base import ByteModel
+from bytelm.models.base import ByteModel, Stage
 from bytelm.nn import cross
 from bytelm.nn.attention import Cache, View, Where
 from bytelm.nn.cross import BytesFromPatches, PatchesFromBytes
@@ -228,6 +228,20 @@ class BLT(ByteModel):
         decoder = config.local(config.decoder_layers).flops(ids) + 2 * ids * dim * VOCAB
         decoder += config.decoder_layers * cross.flops(dim, queries=ids, keys=(patches + 1) * k)
         return encoder + widen + latent + decoder
+
+    def stages(self, ids: int, patches: int) -> list[Stage]:
+        """See `ByteModel`. Beside the stacks are the embeddings, the norms and the cross-attentions."""
+        config = self.config
+        dim, k = config.local_dim, config.queries
+        tables = 8 * len(config.ngram_sizes) * config.ngram_functions
+        pooled = len(self.encoder.cross) * 6 * dim + 4 * dim + tables
+        read = config.decoder_layers * (10 * dim + 4 * k * config.cross_heads) + 6 * dim
+        parts = config.decoder_layers * 10 * k * dim + len(self.encoder.cross) * 10 * k * dim
+        return [
+            Stage("local", self.encoder.stack, ids, beside=pooled),
+            Stage("global", self.latent, patches, beside=parts),
+            Stage("local", self.decoder.stack, ids, beside=read),
+        ]
 
     @property
     def device(self) -> torch.device:

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bytelm.errors import ConfigError
-from bytelm.models.base import ByteModel
+from bytelm.models.base import ByteModel, Stage
 from bytelm.nn.attention import Cache, Where
 from bytelm.nn.concatenate import PatchEmbedding, Recent
 from bytelm.nn.initialise import fill, initialise
@@ -241,6 +241,16 @@ class Megabyte(ByteModel):
         size = config.sizes[-1]
         cells = ids if ids <= size else -(-ids // size) * size
         return found + 2 * cells * config.dims[-1] * VOCAB
+
+    def stages(self, ids: int, patches: int) -> list[Stage]:
+        """See `ByteModel`. Beside the stacks: byte vectors, patches made of them, slices of the stage above."""
+        config, last = self.config, len(self.inner)
+        found = [Stage("global", self.outer.stack, -(-ids // config.unit(0)), beside=12 * config.dims[0])]
+        for level, inner in enumerate(self.inner, 1):
+            dim, positions = config.dims[level], -(-ids // config.unit(level))
+            beside, piece = (6 if level == last else 12) * dim, PIECE // (dim * max(1, config.layers[level]))
+            found.append(Stage("local", inner.stack, positions, beside, piece))
+        return found
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytelm.errors import ConfigError
-from bytelm.models.base import ByteModel
+from bytelm.models.base import ByteModel, Stage
 from bytelm.nn.attention import Cache, Where
 from bytelm.nn.initialise import initialise
 from bytelm.nn.norm import RMSNorm
@@ -82,6 +82,10 @@ class ByteTransformer(ByteModel):
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`; there are no patches here."""
         return self.config.stack().flops(ids) + 2 * ids * self.config.dim * VOCAB
+
+    def stages(self, ids: int, patches: int) -> list[Stage]:
+        """See `ByteModel`."""
+        return [Stage("local", self.stack, ids, beside=6 * self.config.dim)]
 
     def begin(self, batch: int) -> TransformerState:
         """The state of rows that have read nothing yet."""

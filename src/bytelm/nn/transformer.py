@@ -49,6 +49,15 @@ class StackConfig:
         linear = 2 * new * (4 * self.dim**2 + 3 * self.dim * self.hidden())
         return self.layers * (linear + 4 * self.dim * pairs(new, self.window))
 
+    def kept(self, recompute: bool) -> int:
+        """Bytes that a position keeps until its gradient is taken, where products are in bfloat16 and kernels fused.
+
+        Of each layer both norms' inputs (float32), their outputs, queries, keys and values with and without rotation,
+        the attention's output, gate and up, and what is made of them; or, to be recomputed, the layer's input alone.
+        """
+        layer = 24 * self.dim + 6 * self.hidden()
+        return 4 * self.dim * self.layers + layer if recompute else layer * self.layers
+
 
 class FeedForward(nn.Module):
     """SwiGLU: down(silu(gate x) * up x)."""

@@ -27,7 +27,8 @@ class TrainConfig:
     `window`: bytes read in a row, and what evaluation takes as context. `batch`: rows of a forward pass; `accumulate`
     forward passes make a step. The learning rate warms up over `warmup` steps, then falls along a cosine to
     `final_rate` of itself; embedding tables learn at `embedding_rate` times it. `precision` "auto" is bfloat16 where
-    the machine multiplies it in hardware.
+    the machine multiplies it in hardware. `recompute`: the stages that keep their layers' inputs alone for the way
+    back, and compute the rest again: all, those over bytes ("local"), or the one over patches ("global").
     """
 
     steps: int | None = None
@@ -46,7 +47,7 @@ class TrainConfig:
     clip: float = 1.0
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    recompute: bool = False
+    recompute: Literal[False, True, "local", "global"] = False
     compile: bool = False
     valid_minutes: float = 1.0
     valid_bytes: int = 65536

@@ -24,10 +24,10 @@ from bytelm.data.sampler import Batch, Sampler
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
-from bytelm.nn.transformer import Block, Stack
+from bytelm.nn.transformer import Block
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
-from bytelm.train.memory import give_back_large_blocks, keep_large_blocks
+from bytelm.train.memory import give_back_large_blocks, keep_large_blocks, recomputes
 from bytelm.train.optimise import Optimizer, learning_rate
 from bytelm.train.stop import StopRequest
 from bytelm.units import BOS, BYTES, PAD, bits_per_byte, show_bytes, show_seconds
@@ -87,9 +87,9 @@ class Trainer:
         self.tally = Tally()
         if model.device.type == "cpu":
             (give_back_large_blocks if config.recompute else keep_large_blocks)()
+        for stage in model.stages(1, 1):
+            stage.stack.recompute = recomputes(config, stage.name)
         for module in model.modules():
-            if isinstance(module, Stack):
-                module.recompute = config.recompute
             if config.compile and isinstance(module, Block):
                 module.compile(dynamic=True)  # block by block: BLT reads patches between the blocks of its decoder
 

@@ -1,14 +1,72 @@
-"""What the C library does with large blocks that are freed: keep them for the next step, or give them back."""
+"""How much memory a step takes, and what the C library does with large blocks that are freed."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import sys
+from dataclasses import dataclass
+
+from bytelm.models.base import ByteModel
+from bytelm.models.objective import PIECE
+from bytelm.nn.embed import NgramEmbedding
+from bytelm.train.config import TrainConfig
+from bytelm.units import VOCAB
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the numbers of these settings in glibc's malloc.h
 LARGE = 1 << 20  # bytes
 ANY = (1 << 31) - 1  # bytes: the settings are 32-bit integers
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a step of training holds at the most, in three parts."""
+
+    parameters: int
+    """Weights, AdamW's two moments, and the weights once more in bfloat16."""
+    activations: int
+    """What a forward pass keeps for the way back, and what the largest of its layers needs meanwhile."""
+    gradients: int
+
+    @property
+    def peak(self) -> int:
+        """Gradients of weights come as activations go."""
+        return self.parameters + max(self.activations, self.gradients)
+
+
+def predict(model: ByteModel, config: TrainConfig, mean_patch: float) -> Memory:
+    """The memory of one step in bfloat16, float32 weights, on windows in patches of so many bytes on average.
+
+    The model may be on the meta device. What is not in it: Python and torch themselves (about 0.3 GiB), libraries of
+    products that keep buffers of their own, and the pages that a C library holds for later.
+    """
+    tables = {id(m.ngram.weight) for m in model.modules() if isinstance(m, NgramEmbedding) and m.ngram is not None}
+    own = [p for p in model.parameters() if p.requires_grad]
+    sparse = sum(p.numel() for p in own if id(p) in tables)
+    dense = sum(p.numel() for p in own) - sparse
+    frozen = sum(4 * p.numel() for p in model.parameters() if not p.requires_grad)
+    ids = config.window * config.batch
+    kept, widest = 0, 0
+    for stage in model.stages(config.window, round(config.window / mean_patch)):
+        positions, shape = stage.positions * config.batch, stage.stack.config
+        layer = 8 * (shape.dim + shape.hidden())  # slopes of what a layer kept
+        if not recomputes(config, stage.name):
+            kept += positions * (shape.kept(recompute=False) + stage.beside)
+            widest = max(widest, positions * layer)
+        elif stage.piece is None:
+            kept += positions * (shape.kept(recompute=True) + stage.beside)
+            widest = max(widest, positions * 2 * layer)
+        else:
+            kept += positions * stage.beside
+            widest = max(widest, min(positions, stage.piece) * (shape.kept(recompute=False) + stage.beside + layer))
+    # In float32: logits and their slopes; and of those that are scored at a time, their logarithms.
+    logits = VOCAB * (8 * ids + 4 * min(ids, PIECE))
+    return Memory(dense * (4 + 8 + 2) + sparse * (4 + 8) + frozen, kept + widest + logits, 4 * dense)
+
+
+def recomputes(config: TrainConfig, stage: str) -> bool:
+    """Whether the layers of a stage are computed again for their gradients."""
+    return config.recompute is True or config.recompute == stage
 
 
 def give_back_large_blocks() -> None:

@@ -14,7 +14,8 @@ from bytelm.errors import ConfigError
 from bytelm.find import find, names, unknown
 from bytelm.patching import entropy
 from bytelm.train.config import RunConfig
-from bytelm.units import show_count
+from bytelm.train.memory import predict
+from bytelm.units import show_bytes, show_count
 
 DEFAULT_PRESET = "blt-tiny"
 DEFAULTS = {"image": "megabyte-image", "audio": "megabyte-audio"}  # of modalities whose patches are best of one size
@@ -117,5 +118,6 @@ def describe(name: str) -> dict[str, object]:
         "scorer": show_count(scorer) if scorer else "none",
         "window": window,
         "FLOPs/byte": show_count(model.flops(window, round(window / mean)) / window),
+        "memory": show_bytes(predict(model, config.train, mean).peak),
         "counts": {"parameters": own, "ngram_tables": tables, "scorer": scorer},
     }
