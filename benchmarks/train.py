@@ -56,7 +56,9 @@ from bytelm.units import BOS
 GROUPS = (("10M", 4096), ("30M", 4096), ("10M", 16384))
 MODELS = ("blt", "megabyte", "transformer", "transformer-window")
 PEERS = ("transformers", "megabyte-pytorch", "plain")
-AT_ONE_LENGTH = ("transformer", "transformer-window")  # of ours, that 16 KiB would say nothing new about
+SHORT = 4096
+AT_ONE_LENGTH = ("transformer", "transformer-window")  # of ours, that longer ones would say nothing new about
+KEYS = ("system", "model", "size", "sequence", "bytes_per_s", "matmul_share", "peak_gib")
 LIKE = {"transformers": "blt", "megabyte-pytorch": "megabyte", "plain": "transformer"}
 
 # --- in the process of one system -------------------------------------------------------------------------------------
@@ -268,8 +270,7 @@ def started(system: str, model: str, shapes: Shapes, sequence: int) -> Worker | 
 
 def group(shapes: Shapes, size: str, sequence: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of systems that take turns."""
-    short = sequence == min(length for _, length in GROUPS)
-    own = [model for model in options.models if short or model not in AT_ONE_LENGTH]
+    own = [model for model in options.models if sequence <= SHORT or model not in AT_ONE_LENGTH]
     wanted = [("bytelm", model) for model in own]
     wanted += [(system, LIKE[system]) for system in PEERS if system in options.peers]
     workers = [w for system, model in wanted if (w := started(system, model, shapes, sequence)) is not None]
@@ -297,8 +298,7 @@ def group(shapes: Shapes, size: str, sequence: int, options: argparse.Namespace)
             "peak_gib": worker.ask("end")["peak"] / 2**30,
             "parameters": worker.about["parameters"],
         } | ({"profile": worker.about["profile"]} if "profile" in worker.about else {})
-        worker.process.kill()
-        worker.process.wait()
+        worker.process.communicate()  # which closes what it reads from, so that it ends
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
@@ -374,7 +374,7 @@ def main(
     if options.svg is not None:
         write_whole(options.svg, picture(rows).encode())
     if options.json:
-        print(json.dumps({"rows": rows}))
+        print(json.dumps({"rows": [{key: row[key] for key in (*KEYS, "profile") if key in row} for row in rows]}))
         return 0
     show(rows)
     for name, ratio in ratios(rows):

@@ -27,6 +27,7 @@ def program(name: str) -> Any:
 sys.path.append(str(BENCHMARKS))  # where programs find each other when they are run
 ablations, scaling = program("ablations"), program("scaling")
 generate, headline, identity = program("generate"), program("headline"), program("identity")
+train = program("train")
 
 TINY = ablations.Shape((16, 8), (2, 1), (1, 2), patch=8, reach=2, window=32, batch=2)
 PICTURES = ablations.Shape(
@@ -139,6 +140,33 @@ def test_generation_beside_peers(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for more, head in ([], "ratios of bytes/s"), (["--curve"], "ms per byte"), (["--profile"], "functions"):
         assert generate.main([*words, *more, "--peers", "none"], {"small": SMALL}) == 0
         assert head in capsys.readouterr().out
+
+
+def test_training_beside_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes, groups = {"small": SMALL}, [("small", 64)]
+    picture = tmp_path / "training.svg"
+    assert train.main(["--rounds", "1", "--json", "--profile", "--svg", str(picture)], sizes, groups) == 0
+    assert len(ElementTree.fromstring(picture.read_text()).findall("{http://www.w3.org/2000/svg}svg")) == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    keys = ["system", "model", "size", "sequence", "bytes_per_s", "matmul_share", "peak_gib"]
+    assert all(list(row)[:7] == keys and row["bytes_per_s"] > 0 and row["matmul_share"] > 0 for row in rows)
+    ours = [row for row in rows if row["system"] == "bytelm"]
+    assert [row["model"] for row in ours] == ["blt", "megabyte", "transformer", "transformer-window"]
+    assert all(sum(row["profile"].values()) == pytest.approx(1) for row in ours)
+    assert {row["system"] for row in rows} >= {"bytelm", "plain", "transformers"}
+    assert train.main(["--rounds", "1", "--models", "blt", "--peers", "plain"], sizes, groups) == 0
+    assert "blt / plain, small, 64 bytes:" in capsys.readouterr().out
+
+
+def test_what_a_step_needs_has_no_masked_pairs_in_it() -> None:
+    """A Transformer's layers, its head, and of attention 4 × width for each pair that is seen; three times over."""
+    for window, seen in ((None, 100 * 101 // 2), (16, 16 * 17 // 2 + 84 * 16)):
+        model = train.recipe(
+            {"transformer": {**SMALL["transformer"], "window": window or "none"}}, "transformer"
+        ).assemble()
+        hidden = model.stack.config.hidden()
+        layer = 2 * 100 * (4 * 32**2 + 3 * 32 * hidden) + 4 * 32 * seen
+        assert train.needed(model, 100) == 3 * (layer + 2 * 100 * 32 * 260)
 
 
 def test_the_headline_pair(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

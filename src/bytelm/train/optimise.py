@@ -44,7 +44,8 @@ class Optimizer:
 
     A row of an embedding is touched only by the bytes that look it up; decay would shrink the rare ones to nothing.
     Tables of n-grams, most of a small BLT's parameters, have sparse gradients: a step reads and moves only the rows
-    that its bytes looked up, and a row's moments stand still meanwhile (torch's SparseAdam).
+    that its bytes looked up, and a row's moments stand still meanwhile (torch's SparseAdam). They have no momentum: the
+    last slopes of a row that is read now and then are old ones, and it learns better without (docs/log.md).
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
@@ -70,7 +71,7 @@ class Optimizer:
         ]
         if tables:
             group = {"params": tables, "times": config.embedding_rate}
-            self.parts.append(RowAdam([group], lr=self.rate, betas=betas))
+            self.parts.append(RowAdam([group], lr=self.rate, betas=(0.0, config.beta2)))
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
 
     def norm(self) -> float:
