@@ -218,8 +218,11 @@ def test_accumulation_sums_before_it_divides(corpus: Path, tmp_path: Path, monke
 def test_a_resumed_run_must_be_the_same_run(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train([corpus], nano("patching.name=space", steps=1), run, quiet=True)
-    with pytest.raises(ConfigError, match=r"train\.learning_rate is 0\.003 there and 0\.01 here.*another --run"):
+    with pytest.raises(ConfigError, match=r"train\.learning_rate is 0\.006 there and 0\.01 here.*another --run"):
         train([corpus], nano("patching.name=space", "train.learning_rate=0.01", steps=2), run, quiet=True)
+    written = (run / "config.toml").read_text()
+    assert "seed = 0" in written
+    (run / "config.toml").write_text(written.replace("seed = 0\n", ""))  # as if by a bytelm that had no such key
     longer = train([corpus], nano("patching.name=space", steps=2), run, quiet=True)
     assert longer.progress is not None and longer.progress.step == 2
     (corpus / "new.txt").write_text("more")

@@ -244,12 +244,11 @@ class Megabyte(ByteModel):
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
         """See `ByteModel`. Beside the stacks: byte vectors, patches made of them, slices of the stage above."""
-        config, last = self.config, len(self.inner)
-        found = [Stage("global", self.outer.stack, -(-ids // config.unit(0)), beside=12 * config.dims[0])]
-        for level, inner in enumerate(self.inner, 1):
-            dim, positions = config.dims[level], -(-ids // config.unit(level))
-            beside, piece = (6 if level == last else 12) * dim, PIECE // (dim * max(1, config.layers[level]))
-            found.append(Stage("local", inner.stack, positions, beside, piece))
+        config, found = self.config, list[Stage]()
+        for level, part in enumerate([self.outer, *self.inner]):
+            dim, name = config.dims[level], "local" if level else "global"
+            piece = PIECE // (dim * max(1, config.layers[level])) if level else None
+            found.append(Stage(name, part.stack, -(-ids // config.unit(level)), 12 * dim, piece))
         return found
 
     @property
@@ -353,9 +352,8 @@ class Megabyte(ByteModel):
         then what is kept grows with the patches and not with their bytes.
         """
         inner = self.inner[level - 1]
-        rows = torch.arange(len(above), device=above.device)[:, None]
         lines = torch.arange(grid.patches, device=above.device) + grid.fresh.long()[:, None]
-        above = above[rows, lines.clamp(max=above.shape[1] - 1)]
+        above = above[torch.arange(len(above), device=above.device)[:, None], lines.clamp(max=above.shape[1] - 1)]
         config = inner.stack.config
         spared = not torch.is_grad_enabled() or inner.stack.recompute
         step = max(1, PIECE // (len(cells) * grid.size * config.dim * max(1, config.layers)))

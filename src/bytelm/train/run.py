@@ -11,7 +11,7 @@ import torch
 
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
-from bytelm.config import dump_toml, load_toml, to_mapping
+from bytelm.config import build, dump_toml, load_toml, to_mapping
 from bytelm.data.corpus import Corpus, iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.errors import ConfigError, ResourceError
@@ -84,7 +84,7 @@ def keep_config(config: RunConfig, run: Path) -> None:
     if path.exists():
         differences = [
             f"{key} is {old!r} there and {new!r} here"
-            for key, old, new in compare(load_toml(path), asked)
+            for key, old, new in compare(to_mapping(build(RunConfig, load_toml(path), str(path))), asked)
             if not (key.split(".")[0] in ("train", "scorer_train") and key.rpartition(".")[2] in FREE)
         ]
         if differences:
