@@ -41,6 +41,11 @@ def norm_fits(x: Tensor) -> bool:
     return rounded and known and x.numel() > 0 and ready()
 
 
+def attends(x: Tensor, head_dim: int) -> bool:
+    """Whether a stack over `x` in heads of this width will find its attention here."""
+    return norm_fits(x) and head_dim % VECTOR == 0
+
+
 class _Norm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

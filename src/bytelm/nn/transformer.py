@@ -154,7 +154,10 @@ class Stack(nn.Module):
         """All blocks over the first `counts` positions of each row, in the rows that have any and in no others.
 
         Returns the outputs (zeros in rows without), where the rows stand, and the caches. At least one row has some.
+        Without caches nobody goes on from there, and where the rows stand need not be known.
         """
+        if caches is None and len(counts) > 1 and fused.attends(x, self.config.dim // self.config.heads):
+            return self.packed(x, counts, starts), where, None
         rows = counts.nonzero()[:, 0]
         if len(rows) == len(counts):
             view = self.view(counts, starts, where, caches)
@@ -166,3 +169,16 @@ class Stack(nn.Module):
         spread = mixed.new_zeros(len(counts), *mixed.shape[1:]).index_copy(0, rows, mixed)
         after = put_rows(where, rows, view.after)
         return spread, after, None if caches is None else put_rows(caches, rows, some)
+
+    def packed(
+        self, x: Float[Tensor, "batch new dim"], counts: Int[Tensor, " batch"], starts: Bool[Tensor, "batch new"]
+    ) -> Float[Tensor, "batch new dim"]:
+        """All blocks over the first `counts` positions of rows that nothing came before, in one line without padding.
+
+        Each row starts as a document does, so that attention over runs of slots never looks past it.
+        """
+        slots = torch.arange(x.shape[1], device=x.device)
+        real = slots < counts[:, None]
+        line = self.view(counts.sum()[None], (starts | (slots == 0))[real][None], Where.zero(1, x.device), None)
+        mixed, _ = self(x[real][None], line, None)
+        return mixed.new_zeros(x.shape).index_put((real,), mixed[0])
