@@ -12,7 +12,10 @@ from torch.nn import functional as F
 from bytelm.models import blt
 from bytelm.models.objective import score
 from bytelm.nn import fused
+from bytelm.nn.embed import NgramEmbedding
+from bytelm.nn.transformer import Block
 from bytelm.patching import fixed
+from bytelm.patching.layout import Rows
 from bytelm.train import optimise
 from bytelm.train.config import TrainConfig
 from bytelm.train.optimise import Optimizer, RowAdam
@@ -116,3 +119,30 @@ def test_another_rate_for_tables_changes_nothing_else() -> None:
         found.append({name: p.detach() for name, p in model.named_parameters()})
     changed = {name for name in found[0] if not torch.equal(found[0][name], found[1][name])}
     assert changed == {"encoder.embed.byte.weight", "encoder.embed.ngram.weight"}
+
+
+def test_dropout_is_of_training_alone_and_follows_from_the_seed() -> None:
+    """Half of what layers and n-grams add is left out, the rest doubled: on average the same; measured without."""
+    ids = torch.randint(0, 256, (1, 80), generator=torch.Generator().manual_seed(0))
+    model = small().train()
+    plain, _ = model(ids)
+    for module in model.modules():
+        if isinstance(module, Block | NgramEmbedding):
+            module.dropout = 0.5
+
+    def read(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return model(ids)[0].detach()
+
+    assert torch.equal(read(0), read(0)) and not torch.equal(read(0), read(1)) and not torch.equal(read(0), plain)
+    model.eval()
+    assert torch.equal(read(0), plain)
+    embed = model.encoder.embed.train()
+    rows, starts = Rows.of(ids), ids < 0
+    found = torch.stack([embed(rows, starts, embed.begin(1, ids.device))[0].detach() for _ in range(400)])
+    alone = embed.byte(ids)
+    left_out = (found == alone).all(-1).float().mean()
+    assert 0.45 < left_out < 0.55  # whole bytes go without
+    embed.eval()
+    wanted = embed(rows, starts, embed.begin(1, ids.device))[0]
+    assert torch.allclose(found.mean(0), wanted, atol=0.3 * float(wanted.detach().std()))

@@ -88,11 +88,11 @@ def losses(run: Path) -> dict[int, float]:
     "sets",
     [
         [],
-        ["train.accumulate=2", "train.recompute=true"],
+        ["train.accumulate=2", "train.recompute=true", "train.dropout=0.3"],
         ["patching.name=space", "train.precision=bfloat16"],
         ["scorer.name=ngram", "patching.rule=both"],
     ],
-    ids=["entropy", "accumulated and recomputed", "space in bfloat16", "n-grams and both rules"],
+    ids=["entropy", "accumulated, recomputed, with dropout", "space in bfloat16", "n-grams and both rules"],
 )
 def test_a_run_that_was_stopped_equals_one_that_was_not(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: list[str]

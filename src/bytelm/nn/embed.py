@@ -44,6 +44,8 @@ class NgramEmbedding(nn.Module):
         self.ngram = nn.Embedding(functions * len(sizes) * rows, dim) if sizes else None
         self.sparse = False
         """Whether the gradient of the tables holds only the rows that were looked up, for optimizers that take such."""
+        self.dropout = 0.0
+        """Chance of each byte to go without its n-grams in training, so that nothing is learnt by heart alone."""
 
     def begin(self, batch: int, device: torch.device) -> Int[Tensor, "batch reach"]:
         """The ids before the first: none."""
@@ -80,7 +82,10 @@ class NgramEmbedding(nn.Module):
         x = self.byte(rows.ids)
         if self.ngram is None:
             return x, recent
-        x = x + self.looked_up(self.hashes(rows, starts, recent).flatten(0, 1)).view(x.shape)
+        found = self.looked_up(self.hashes(rows, starts, recent).flatten(0, 1)).view(x.shape)
+        if self.training and self.dropout:
+            found = found * F.dropout(x.new_ones(*x.shape[:-1], 1), self.dropout)
+        x = x + found
         ids = torch.cat([recent, rows.ids], 1)
         return x, self.forget(ids, starts, rows)
 

@@ -85,14 +85,21 @@ class Block(nn.Module):
         self.attention = Attention(config.dim, config.heads)
         self.feed_forward_norm = RMSNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.hidden())
+        self.dropout = 0.0
+        """Chance of each number that a sublayer adds to be left out in training (Srivastava et al. 2014)."""
 
     def forward(
         self, x: Float[Tensor, "rows new dim"], view: Sight, cache: Cache | None
     ) -> tuple[Float[Tensor, "rows new dim"], Cache | None]:
         """One layer over the new positions."""
         mixed, cache = self.attention(self.attention_norm(x), view, cache)
-        x = x + mixed
-        return x + self.feed_forward(self.feed_forward_norm(x)), cache
+        x = x + dropped(mixed, self)
+        return x + dropped(self.feed_forward(self.feed_forward_norm(x)), self), cache
+
+
+def dropped(x: Tensor, block: Block) -> Tensor:
+    """What a sublayer adds, part of it left out while a model learns with dropout."""
+    return F.dropout(x, block.dropout) if block.training and block.dropout else x
 
 
 class Stack(nn.Module):

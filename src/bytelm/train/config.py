@@ -26,9 +26,10 @@ class TrainConfig:
 
     `window`: bytes read in a row, and what evaluation takes as context. `batch`: rows of a forward pass; `accumulate`
     forward passes make a step. The learning rate warms up over `warmup` steps, then falls along a cosine to
-    `final_rate` of itself; embedding tables learn at `embedding_rate` times it. `precision` "auto" is bfloat16 where
-    the machine multiplies it in hardware. `recompute`: the stages that keep their layers' inputs alone for the way
-    back, and compute the rest again: all, those over bytes ("local"), or the one over patches ("global").
+    `final_rate` of itself; embedding tables learn at `embedding_rate` times it. `dropout`: chance of what layers and
+    n-grams add to be left out, for corpora that are read many times. `precision` "auto" is bfloat16 where the machine
+    multiplies it in hardware. `recompute`: the stages that keep their layers' inputs alone for the way back, and
+    compute the rest again: all, those over bytes ("local"), or the one over patches ("global").
     """
 
     steps: int | None = None
@@ -42,6 +43,7 @@ class TrainConfig:
     embedding_rate: float = 1.0
     warmup: int = 50
     weight_decay: float = 0.1
+    dropout: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
@@ -66,7 +68,7 @@ class TrainConfig:
         for name in ("learning_rate", "embedding_rate", "clip", "valid_minutes", "save_minutes"):
             if not getattr(self, name) > 0:
                 problems.append(f"train.{name} = {getattr(self, name)}: must be above 0")
-        for name in ("beta1", "beta2", "final_rate"):
+        for name in ("beta1", "beta2", "final_rate", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"train.{name} = {getattr(self, name)}: must be at least 0 and below 1")
         for name in ("warmup", "weight_decay", "seed", "sample_bytes"):

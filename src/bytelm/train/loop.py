@@ -24,6 +24,7 @@ from bytelm.data.sampler import Batch, Sampler
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
+from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.transformer import Block
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
@@ -90,6 +91,8 @@ class Trainer:
         for stage in model.stages(1, 1):
             stage.stack.recompute = recomputes(config, stage.name)
         for module in model.modules():
+            if isinstance(module, Block | NgramEmbedding):
+                module.dropout = config.dropout
             if config.compile and isinstance(module, Block):
                 module.compile(dynamic=True)  # block by block: BLT reads patches between the blocks of its decoder
 
@@ -144,6 +147,8 @@ class Trainer:
         bytes = sum(int((ids[:, 1:] < BYTES).sum()) for ids, _ in batches)
         symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
         nats = 0.0
+        if config.dropout:
+            torch.manual_seed((config.seed << 32) + progress.step)  # what is left out follows from the step
         for ids, boundaries in batches:
             with self.autocast():
                 summed, _ = score(self.model, ids, boundaries=boundaries)
