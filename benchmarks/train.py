@@ -262,6 +262,7 @@ def started(system: str, model: str, shapes: Shapes, sequence: int) -> Worker | 
         while line := process.stdout.readline():
             if line.startswith("{"):  # some libraries have something to say first
                 return Worker(system, model, process, json.loads(line))
+        process.communicate()
         told.seek(0)
         why = told.read().strip().splitlines()[-1]
     print(f'{system} / {model} is left out ({why}): pip install -e ".[bench]" adds it', file=sys.stderr)
