@@ -331,7 +331,14 @@ def picture(rows: Sequence[dict[str, Any]]) -> str:
         own = sorted(
             (r for r in rows if (r["size"], r["sequence"]) == (size, sequence)), key=lambda r: -r["bytes_per_s"]
         )
-        bars = [Bar(label(row), row["bytes_per_s"] / 1e3, ours=row["system"] == "bytelm") for row in own]
+        bars = [
+            Bar(
+                label(row).replace("transformer-window", "windowed"),
+                row["bytes_per_s"] / 1e3,
+                ours=row["system"] == "bytelm",
+            )
+            for row in own
+        ]
         title = f"kB per second in training, {size}, {sequence} bytes"
         charts.append((column, MARGIN, bar_chart(bars, "kB per second", title)))
     return page(charts)
