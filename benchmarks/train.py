@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 from generate import PATCH, SIZES, Shapes, label, recipe
-from peers import megabyte_pytorch, parameters, plain_logits, transformers_blt
+from peers import Plain, megabyte_pytorch, parameters, plain_logits, transformers_blt
 from pictures import MARGIN, page
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,8 +86,6 @@ def own_step(model: ByteModel, sequence: int, folder: Path) -> Callable[[], None
 def peer(system: str, model: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """A peer of the shape of ours, and its logits of some ids."""
     if system == "plain":
-        from peers import Plain
-
         net = Plain(model.dim, model.layers, model.heads, 1 << 15)
         return net, lambda ids: plain_logits(net, ids)
     net, _ = transformers_blt(model, PATCH) if system == "transformers" else megabyte_pytorch(model)

@@ -88,7 +88,7 @@ struct Room {  // of one thread
     alignas(64) word across[TILE / 2 * TILE];
     alignas(64) bf16 natural[TILE * TILE];
     std::vector<word> query, d_out, query_along, d_out_along, keys, values;
-    std::vector<float> out, turned, d_keys, d_values;
+    std::vector<float> out, d_keys, d_values;
 
     static Room& mine(int64_t dim) {
         static thread_local Room room;
@@ -247,13 +247,13 @@ inline void narrow_lines(const float* from, int64_t count, int64_t dim, bf16* to
 }
 
 // One head whose queries are few: nothing is handed from thread to thread.
-inline void attend_back_whole(const Attend& a, int64_t row, int64_t head, const Stretch& all) {
+inline void attend_back_whole(const Attend& a, int64_t row, int64_t head) {
     const int64_t dim = a.head_dim, step = a.heads * dim, at = (row * a.slots * a.heads + head) * dim;
     Room& room = Room::mine(dim);
     room.d_keys.assign((a.slots + TILE) * dim, 0.0f);
     room.d_values.assign((a.slots + TILE) * dim, 0.0f);
-    for (int64_t t = all.begin; t < all.end; t += TILE)
-        attend_backward(Queries(a, row, head, t, all.end), 0, room.d_keys.data(), room.d_values.data());
+    for (int64_t t = 0; t < a.queries; t += TILE)
+        attend_backward(Queries(a, row, head, t, a.queries), 0, room.d_keys.data(), room.d_values.data());
     narrow_lines(room.d_keys.data(), a.slots, dim, a.d_keys + at, step);
     narrow_lines(room.d_values.data(), a.slots, dim, a.d_values + at, step);
 }
@@ -288,7 +288,7 @@ inline void attend_all_back(const Attend& a, int threads) {
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads) if (threads > 1)
         for (int64_t row = 0; row < a.rows; row++)
             for (int64_t head = 0; head < a.heads; head++)
-                attend_back_whole(a, row, head, {0, a.queries, 0, a.slots});
+                attend_back_whole(a, row, head);
         return;
     }
     for (int64_t row = 0; row < a.rows; row++) {

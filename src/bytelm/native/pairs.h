@@ -68,8 +68,6 @@ inline void pairs_product(int64_t m, int64_t n, int64_t pairs, Operand a, const 
     for (; j < n; j += N) pairs_columns<1>(m, a, b + j, ldb, pairs, c + j, ldc, more);
 }
 
-inline vec<float> narrowed(vec<float> x) { return x; }
-
 // Sixteen numbers, rounded to nearest, ties to even.
 inline __m256i rounded(vec<float> x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
 inline void store(bf16* at, vec<float> x) { _mm256_storeu_si256((__m256i*)at, rounded(x)); }

@@ -49,7 +49,7 @@ class Optimizer:
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        self.rate, self.clip = config.learning_rate, config.clip
+        self.clip = config.clip
         own = {id(p): p for p in model.parameters() if p.requires_grad}
         tables: list[Tensor] = []
         for module in model.modules():
@@ -67,11 +67,11 @@ class Optimizer:
             {"params": embeddings, "weight_decay": 0.0, "times": config.embedding_rate},
         ]
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW([g for g in groups if g["params"]], lr=self.rate, betas=betas, fused=True)
+            torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
         ]
         if tables:
             group = {"params": tables, "times": config.embedding_rate}
-            self.parts.append(RowAdam([group], lr=self.rate, betas=(0.0, config.beta2)))
+            self.parts.append(RowAdam([group], lr=config.learning_rate, betas=(0.0, config.beta2)))
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
 
     def norm(self) -> float:
