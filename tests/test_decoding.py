@@ -41,7 +41,9 @@ def test_decoder(name: str, law: str) -> None:
 @needs_kernels
 @pytest.mark.parametrize("name", MODELS)
 def test_known_models_have_kernels(name: str) -> None:
-    assert decoding.why_plain(MODELS[name]) == ""
+    """All but the linear Transformer, whose forward pass over one id is the recurrence already."""
+    plain = "the kernels do not know LinearTransformer" if name.startswith("linear") else ""
+    assert decoding.why_plain(MODELS[name]) == plain
 
 
 OTHERS: dict[str, Callable[[], ByteModel]] = {
@@ -139,6 +141,8 @@ def test_an_unknown_scorer_is_read_plainly() -> None:
 def test_memory_and_traffic_are_what_arrays_say() -> None:
     """A row takes what was allocated for it, and a step reads all weights but tables once."""
     for name, model in MODELS.items():
+        if decoding.why_plain(model):
+            continue
         one, four = (open_decoder(model, rows=rows, capacity=50) for rows in (1, 4))
         assert one.row_bytes == four.row_bytes > 0
         own = {n: p for n, p in model.named_parameters() if "patcher" not in n}

@@ -22,11 +22,12 @@ from bytelm.decoding.megabyte import MegabyteDecoder
 from bytelm.decoding.patches import known
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.decoding.rounding import rounded
-from bytelm.decoding.transformer import TransformerDecoder
+from bytelm.decoding.transformer import PerceiverDecoder, TransformerDecoder
 from bytelm.errors import UsageError
 from bytelm.models.base import ByteModel
 from bytelm.models.blt import BLT
 from bytelm.models.megabyte import Megabyte
+from bytelm.models.perceiver import PerceiverAR
 from bytelm.models.transformer import ByteTransformer
 from bytelm.native.kernels import Kernels
 from bytelm.native.library import reason
@@ -57,13 +58,15 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, weights: Weights
         return BLTDecoder(model, kernels, rows, capacity)
     if isinstance(model, Megabyte):
         return MegabyteDecoder(model, kernels, rows, capacity)
+    if isinstance(model, PerceiverAR):
+        return PerceiverDecoder(model, kernels, rows, capacity)
     assert isinstance(model, ByteTransformer)
     return TransformerDecoder(model, kernels, rows, capacity)
 
 
 def why_plain(model: ByteModel) -> str:
     """Why a model is read by its own forward pass, in words; empty where the kernels read it."""
-    if type(model) not in (BLT, Megabyte, ByteTransformer):
+    if type(model) not in (BLT, Megabyte, PerceiverAR, ByteTransformer):
         return f"the kernels do not know {type(model).__name__}"
     if isinstance(model, BLT) and not known(model.patcher):
         return f"the kernels do not know the patching of {type(model.patcher).__name__}, or its scorer"

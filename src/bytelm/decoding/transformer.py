@@ -1,4 +1,4 @@
-"""The byte Transformer, and the scorer that is one: embedding, stack, head."""
+"""The byte Transformer, the scorer that is one, and PerceiverAR: embedding, stacks, head."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from bytelm.decoding.base import CHUNK, Decoder, New, Reals
 from bytelm.decoding.stacks import Layers
+from bytelm.models.perceiver import PerceiverAR
 from bytelm.models.transformer import NEWLINE, ByteTransformer
 from bytelm.native.kernels import Kernels
 from bytelm.nn.norm import EPS
@@ -52,3 +53,33 @@ class TransformerDecoder(Decoder):
         """See `Decoder`."""
         cached = min(length, self.window or length) * self.layers.slot_bytes
         return self.layers.weight_bytes + self.head.bytes + self.rows * cached
+
+
+class PerceiverDecoder(Decoder):
+    """`models.perceiver` in rows: the inputs of a document, and the latents of its newest block."""
+
+    def __init__(self, model: PerceiverAR, kernels: Kernels, rows: int, capacity: int) -> None:
+        super().__init__(rows, capacity)
+        self.kernels, self.team = kernels, kernels.team
+        self.block = model.config.latents
+        self.table = kernels.table(model.embedding.weight)
+        self.cross = Layers(kernels, model.cross, rows, capacity)
+        self.latents = Layers(kernels, model.latents, rows, min(capacity, self.block + CHUNK))
+        self.norm, self.head = kernels.vector(model.norm.weight), kernels.matrix(model.head.weight)
+
+    def after(self, new: New) -> Reals:
+        """See `Decoder`."""
+        x = self.kernels.embed(self.table, new.ids)
+        self.cross.read(x, new)
+        self.latents.read(x, new, new.position - new.position % self.block)
+        return self.kernels.linear(self.head, x, self.norm, EPS)
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Decoder`."""
+        return self.cross.row_bytes + self.latents.row_bytes + self.ids[0].nbytes
+
+    def traffic(self, length: int) -> float:
+        """See `Decoder`: in the middle of a block."""
+        cached = length * self.cross.slot_bytes + min(length, self.block / 2) * self.latents.slot_bytes
+        return self.cross.weight_bytes + self.latents.weight_bytes + self.head.bytes + self.rows * cached

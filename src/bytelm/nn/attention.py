@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -64,16 +64,23 @@ class Cache:
         return cls(nothing, nothing)
 
 
+Memory = TypeVar("Memory")
+"""What a layer keeps to be continued: a `Cache`, or the sums of `nn.linear`."""
+
+
 @runtime_checkable
-class Sight(Protocol):
-    """What new positions see, derived once per call and shared by all layers of a stack: `View`, or `nn.patches`."""
+class Sight(Protocol[Memory]):
+    """What new positions see, derived once per call and shared by all layers of a stack.
+
+    `View` is one; others are in `nn.patches` and `nn.linear`.
+    """
 
     @property
     def rotation(self) -> Rotation:
         """By how much the queries and keys of new positions are turned."""
         ...
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, cache: Cache | None) -> tuple[Tensor, Cache | None]:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, cache: Memory | None) -> tuple[Tensor, Memory | None]:
         """What each query `[rows, new, heads, head_dim]` mixes of cached and new values, and the cache after them."""
         ...
 
@@ -224,8 +231,8 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "rows new dim"], view: Sight, cache: Cache | None
-    ) -> tuple[Float[Tensor, "rows new dim"], Cache | None]:
+        self, x: Float[Tensor, "rows new dim"], view: Sight[Memory], cache: Memory | None
+    ) -> tuple[Float[Tensor, "rows new dim"], Memory | None]:
         """The attention's output, and the cache to continue from (None if none was given)."""
         query, keys, values = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         query, keys = rotate(query, view.rotation), rotate(keys, view.rotation)

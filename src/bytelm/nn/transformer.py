@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bytelm.nn import fused
-from bytelm.nn.attention import Attention, Cache, Sight, View, Where, pairs
+from bytelm.nn.attention import Attention, Cache, Memory, Sight, View, Where, pairs
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.state import put_rows, take_rows
 
@@ -46,8 +46,11 @@ class StackConfig:
 
     def flops(self, new: int) -> int:
         """Operations of the matrix products of a whole pass over `new` positions."""
-        linear = 2 * new * (4 * self.dim**2 + 3 * self.dim * self.hidden())
-        return self.layers * (linear + 4 * self.dim * pairs(new, self.window))
+        return self.layers * (self.products(new) + 4 * self.dim * pairs(new, self.window))
+
+    def products(self, new: int) -> int:
+        """Those of one layer's linear parts: all but the attention itself."""
+        return 2 * new * (4 * self.dim**2 + 3 * self.dim * self.hidden())
 
     def kept(self, recompute: bool) -> int:
         """Bytes that a position keeps until its gradient is taken, where products are in bfloat16 and kernels fused.
@@ -89,8 +92,8 @@ class Block(nn.Module):
         """Chance of each number that a sublayer adds to be left out in training (Srivastava et al. 2014)."""
 
     def forward(
-        self, x: Float[Tensor, "rows new dim"], view: Sight, cache: Cache | None
-    ) -> tuple[Float[Tensor, "rows new dim"], Cache | None]:
+        self, x: Float[Tensor, "rows new dim"], view: Sight[Memory], cache: Memory | None
+    ) -> tuple[Float[Tensor, "rows new dim"], Memory | None]:
         """One layer over the new positions."""
         mixed, cache = self.attention(self.attention_norm(x), view, cache)
         x = x + dropped(mixed, self)
@@ -131,8 +134,8 @@ class Stack(nn.Module):
         return View.of(lengths, starts, where, cached, config.window, config.dim // config.heads, config.theta)
 
     def layer(
-        self, index: int, x: Tensor, view: Sight, caches: tuple[Cache, ...] | None
-    ) -> tuple[Tensor, Cache | None]:
+        self, index: int, x: Tensor, view: Sight[Memory], caches: tuple[Memory, ...] | None
+    ) -> tuple[Tensor, Memory | None]:
         """One block over the new positions, and its cache to continue from."""
         block = self.blocks[index]
         if caches is None and self.recompute and torch.is_grad_enabled():
@@ -140,10 +143,10 @@ class Stack(nn.Module):
         return block(x, view, caches[index] if caches else None)
 
     def forward(
-        self, x: Float[Tensor, "rows new dim"], view: Sight, caches: tuple[Cache, ...] | None
-    ) -> tuple[Float[Tensor, "rows new dim"], tuple[Cache, ...] | None]:
+        self, x: Float[Tensor, "rows new dim"], view: Sight[Memory], caches: tuple[Memory, ...] | None
+    ) -> tuple[Float[Tensor, "rows new dim"], tuple[Memory, ...] | None]:
         """All blocks in order."""
-        kept: list[Cache] = []
+        kept: list[Memory] = []
         for index in range(len(self.blocks)):
             x, cache = self.layer(index, x, view, caches)
             if cache is not None:

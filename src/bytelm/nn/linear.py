@@ -1,0 +1,148 @@
+"""Causal linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, eqs. 9-20), one definition for both its forms.
+
+    out_t = Σ_{s ≤ t} (R_t φ(q_t) · R_s φ(k_s)) v_s / Σ_{s ≤ t} φ(q_t) · φ(k_s)         φ(x) = elu(x) + 1
+
+R turns features by their position, in the numerator alone (RoFormer, arXiv 2104.09864, eq. 19), so that words know
+their order. Everything before t is known by two sums, S = Σ R φ(k) vᵀ and z = Σ φ(k): that is the recurrent form, and
+what a state holds. A pass over many positions goes in chunks, each of which multiplies its own queries and keys, and
+has the sums of the chunks before; one id is a chunk of one.
+
+    chunk 0          chunk 1          chunk 2
+    q kᵀ v ── S, z ─▶ q kᵀ v + q S ── S, z ─▶ q kᵀ v + q S           cost: positions × (chunk + head_dim) × dim
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from bytelm.nn.attention import Where
+from bytelm.nn.rope import Rotation, rotate, rotation
+from bytelm.patching.layout import at_end
+
+CHUNK = 64  # positions that are multiplied with each other
+LEAST = 1e-6  # what a denominator is at the least
+
+
+def flops(dim: int, heads: int, new: int) -> int:
+    """Operations of the matrix products of one layer's attention over `new` positions read at once."""
+    width = min(CHUNK, new)
+    cells = -(-new // width) * width if new else 0
+    return 2 * cells * dim * (3 * width + 2 * dim // heads)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """All that a layer remembers of a row's document, however long it is."""
+
+    products: Float[Tensor, "batch heads head_dim head_dim"]
+    """S: keys by values."""
+    keys: Float[Tensor, "batch heads head_dim"]
+    """z."""
+
+    @classmethod
+    def zero(cls, batch: int, heads: int, head_dim: int, device: torch.device) -> Sums:
+        """Of nothing."""
+        return cls(
+            torch.zeros(batch, heads, head_dim, head_dim, device=device),
+            torch.zeros(batch, heads, head_dim, device=device),
+        )
+
+
+@dataclass(frozen=True)
+class LinearView:
+    """What new positions see: a `Sight` whose memory is `Sums`, derived once and shared by all layers."""
+
+    document: Int[Tensor, "batch new"]
+    """Documents begun at or before each position; 0 goes on with what was read before."""
+    lengths: Int[Tensor, " batch"]
+    rotation: Rotation
+    """No rotation: attention turns features, and not queries and keys."""
+    turn: Rotation
+    after: Where
+
+    @classmethod
+    def of(
+        cls,
+        lengths: Int[Tensor, " batch"],
+        starts: Bool[Tensor, "batch new"],
+        where: Where,
+        head_dim: int,
+        theta: float,
+    ) -> LinearView:
+        """Derive the view. `starts` marks the new positions at which a document starts."""
+        slots = torch.arange(starts.shape[1], device=starts.device)
+        positions = where.position[:, None] + slots
+        turn = rotation(positions, head_dim, theta)
+        start = torch.where(starts, positions, -1).cummax(1).values
+        start = torch.maximum(start, where.start[:, None])
+        after = Where(where.position + lengths, at_end(start, lengths, where.start))
+        still = torch.ones_like(turn[0]), torch.zeros_like(turn[1])
+        return cls(starts.long().cumsum(1), lengths, still, turn, after)
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch new heads head_dim"],
+        keys: Float[Tensor, "batch new heads head_dim"],
+        values: Float[Tensor, "batch new heads head_dim"],
+        cache: Sums | None,
+    ) -> tuple[Float[Tensor, "batch new heads head_dim"], Sums | None]:
+        """What each query makes of the values it sees, and the sums after them. Sums are float32 at the least."""
+        batch, new, heads, head_dim = query.shape
+        kind = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            sums = cache or Sums.zero(batch, heads, head_dim, query.device)
+            if not new:
+                return query, cache
+            mixed, sums = self.over(query.to(kind), keys.to(kind), values.to(kind), sums)
+        return mixed.to(query.dtype), sums if cache is not None else None
+
+    def over(self, query: Tensor, keys: Tensor, values: Tensor, sums: Sums) -> tuple[Tensor, Sums]:
+        """The same in one dtype; `[batch, chunks, width, ...]` within."""
+        new = query.shape[1]
+        width = min(CHUNK, new)
+        spare = -new % width
+
+        def chunked(x: Tensor) -> Tensor:
+            x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, spare))
+            return x.unflatten(1, (-1, width))
+
+        q, k = F.elu(query) + 1, F.elu(keys) + 1
+        slots = torch.arange(new, device=query.device)
+        real = chunked(slots < self.lengths[:, None])
+        document = chunked(self.document)
+        q_turned, k_turned, q, k, v = map(chunked, (rotate(q, self.turn), rotate(k, self.turn), q, k, values))
+        # Of a row's documents in a chunk, only the last that is real goes on behind it.
+        last = torch.where(real, document, -1).amax(2)
+        last = torch.cat([torch.zeros_like(last[:, :1]), last], 1).cummax(1).values  # [batch, 1 + chunks]
+        going = ((document == last[:, 1:, None]) & real).to(k.dtype)[..., None, None]
+        products = torch.einsum("bcshd,bcshe->bchde", k_turned * going, v)
+        totals = (k * going).sum(2)
+        goes_on = (last[:, 1:] == last[:, :-1]).to(k.dtype)
+        s, z, sums = self.running(products, totals, goes_on, sums)
+
+        carried = (document == last[:, :-1, None]).to(k.dtype)[..., None]
+        order = torch.arange(width, device=query.device)
+        seen = (document[..., None] == document[..., None, :]) & (order[:, None] >= order)
+        seen = seen[:, :, None].to(k.dtype)
+        weights = torch.einsum("bcthd,bcshd->bchts", q_turned, k_turned) * seen
+        mixed = torch.einsum("bchts,bcshd->bcthd", weights, v)
+        mixed = mixed + torch.einsum("bcthd,bchde->bcthe", q_turned, s) * carried[..., None]
+        amount = (torch.einsum("bcthd,bcshd->bchts", q, k) * seen).sum(-1).transpose(2, 3)
+        amount = amount + (q * z[:, :, None]).sum(-1) * carried
+        mixed = mixed / amount.clamp(min=LEAST)[..., None]
+        return mixed.flatten(1, 2)[:, :new], sums
+
+    @staticmethod
+    def running(products: Tensor, totals: Tensor, goes_on: Tensor, sums: Sums) -> tuple[Tensor, Tensor, Sums]:
+        """S and z before each chunk `[batch, chunks, ...]`, and after the last: the recurrence, chunk by chunk."""
+        s, z = [sums.products.to(products.dtype)], [sums.keys.to(totals.dtype)]
+        for chunk in range(products.shape[1]):
+            keep = goes_on[:, chunk, None, None]
+            s.append(s[-1] * keep[..., None] + products[:, chunk])
+            z.append(z[-1] * keep + totals[:, chunk])
+        return torch.stack(s[:-1], 1), torch.stack(z[:-1], 1), Sums(s[-1], z[-1])
