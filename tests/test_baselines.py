@@ -44,7 +44,7 @@ def parallel(query: Tensor, keys: Tensor, values: Tensor, theta: float) -> Tenso
 
 @pytest.mark.parametrize("length", [1, 7, attention.CHUNK, attention.CHUNK + 1, 5 * attention.CHUNK - 3])
 def test_both_forms_of_linear_attention_are_the_papers(length: int) -> None:
-    """In float64 they differ by rounding alone, from each other and from ours, which is chunks of one and recurrence."""
+    """In float64 they differ by rounding alone, from each other and from ours: chunks of one, and the other between."""
     torch.manual_seed(length)
     theta, heads, dim = 100.0, 2, 6
     query, keys, values = torch.randn(3, 1, length, heads, dim).double()
@@ -106,7 +106,7 @@ def perceiver_of(latents: int) -> perceiver.PerceiverAR:
 
 
 def test_latents_see_their_own_block_and_inputs_see_all() -> None:
-    """With its cross-attention silenced, a byte is predicted from the latents of its block: the picture of the limit."""
+    """With its cross-attention silenced, a byte is predicted from its block alone: the picture of the limit."""
     model = perceiver_of(4)
     assert sees(model, 9)[-1] == "#" * 8
     silenced = model.cross.blocks[0].get_submodule("attention").get_submodule("out")

@@ -150,7 +150,7 @@ def test_draws_at_neighbouring_positions_and_of_neighbouring_rows_know_nothing_o
 
 @pytest.mark.parametrize("value", [2.0**-53, 1 - 2.0**-53])
 def test_the_ends_of_the_unit_interval_draw_possible_ids(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bytelm.generate.sampling.uniform", lambda keys, positions: np.full((1, VOCAB), value))
+    monkeypatch.setattr("bytelm.generate.sampling.uniform", lambda keys, positions, ids: np.full((1, VOCAB), value))
     keys, positions = np.zeros(1, np.uint64), np.zeros(1, np.int64)
     assert draw(spread({2: 0.25, 9: 0.75}), keys, positions).item() == 9
     assert draw(spread({2: 1e-300, 9: 5e-324}), keys, positions).item() == 2

@@ -26,7 +26,7 @@ from bytelm.errors import ConfigError, ResourceError
 _SMALLEST_PIECE = 256
 _LARGEST_PIECE = 1 << 20
 # What pack may remove from its directory. The index goes first: without it the rest counts for nothing.
-_OWN_FILES = (f"{INDEX}*", f"{TABLE}*", "shard-*.bin", "boundaries-*")
+_OWN_FILES = (f"{INDEX}*", f"{TABLE}*", "shard-*.bin", "boundaries-*", "tokens-*")
 
 
 def pack(

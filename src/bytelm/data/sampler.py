@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.boundaries import Boundaries
-from bytelm.data.corpus import Corpus, Split
+from bytelm.data.corpus import Split
+from bytelm.data.tokens import Source
 from bytelm.errors import DataError
 from bytelm.units import BOS, EOS, PAD
 
@@ -33,8 +34,8 @@ class Batch:
 class Sampler:
     """Cuts the stream of a split into windows and gives them in an order that is new in each epoch.
 
-    The stream is every document as BOS, its bytes, EOS, in order, and is closed to a ring. An epoch cuts the ring into
-    windows from a phase of its own; each shares one id with the next, so that each id is predicted exactly once:
+    The stream is every document as BOS, its bytes (or tokens), EOS, in order, and is closed to a ring. An epoch cuts it
+    into windows from a phase of its own; each shares one id with the next, so that each id is predicted exactly once:
 
         ring     B a b c E B d e E        phase 2, window 4
         windows      b c E B d            predicts c E B d
@@ -54,7 +55,7 @@ class Sampler:
 
     def __init__(
         self,
-        corpus: Corpus,
+        source: Source,
         split: Split,
         window: int,
         batch: int,
@@ -70,14 +71,14 @@ class Sampler:
         """
         if window < 1 or batch < 1 or not 0 <= rank < world:
             raise ValueError(f"no windows with window={window}, batch={batch}, rank={rank}, world={world}")
-        table = corpus.documents(split)
+        table = source.documents(split)
         if len(table) == 0:
-            raise DataError(f"the {split} split of {corpus.directory} is empty: pack more data or a larger fraction")
-        if boundaries is not None and boundaries.total != corpus.total:
+            raise DataError(f"the {split} split of {source.directory} is empty: pack more data or a larger fraction")
+        if boundaries is not None and boundaries.total != source.total:
             raise DataError(
-                f"{boundaries.total} bytes of boundaries do not fit {corpus.total} of data: record them again"
+                f"{boundaries.total} bytes of boundaries do not fit {source.total} of data: record them again"
             )
-        self._corpus, self._boundaries = corpus, boundaries
+        self._source, self._boundaries = source, boundaries
         self._starts, self._sizes = table.starts, table.sizes
         self._offsets = np.cumsum(table.sizes + 2) - (table.sizes + 2)  # [documents] where each BOS is in the stream
         self._window, self._batch, self._seed = window, batch, seed
@@ -140,7 +141,7 @@ class Sampler:
         skipped = np.clip(start - offsets - 1, 0, sizes)  # bytes of the first document that come before the span
         counts = np.clip(stop - offsets - 1, 0, sizes) - skipped
         runs = _runs(self._starts[documents] + skipped, counts)
-        ids[is_byte] = _gather(self._corpus.read, runs)
+        ids[is_byte] = _gather(self._source.read, runs)
         ids[opening] = BOS
         ids[closing] = EOS
         if boundaries is not None and self._boundaries is not None:

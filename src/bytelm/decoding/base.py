@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.data.bpe import Bpe
 from bytelm.errors import UsageError
 from bytelm.native.kernels import Team
 from bytelm.units import VOCAB
@@ -48,6 +49,8 @@ class Decoder(abc.ABC):
     """The threads that the kernels run in, where there are kernels."""
     chunk = CHUNK
     """Ids of one row that may be read at once."""
+    tokens: Bpe | None = None
+    """What ids are of a model of tokens."""
 
     def __init__(self, rows: int, capacity: int) -> None:
         self.rows, self.capacity = rows, capacity
@@ -73,8 +76,8 @@ class Decoder(abc.ABC):
     def placed(self, rows: Ints, ids: Ints) -> New:
         """New ids at the positions after those of before, written down. Raises UsageError as `read` does."""
         rows, ids = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(ids, np.int64)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < VOCAB:
-            raise UsageError(f"ids from {ids.min()} to {ids.max()}: all are at least 0 and below {VOCAB}")
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocabulary:
+            raise UsageError(f"ids from {ids.min()} to {ids.max()}: all are at least 0 and below {self.vocabulary}")
         place = np.arange(len(rows))
         if len(rows) > 1:
             opens = np.ones(len(rows), bool)
@@ -89,6 +92,11 @@ class Decoder(abc.ABC):
         self.ids[rows, position] = ids
         self.lengths[rows] = position + 1
         return New(rows, position, ids)
+
+    @property
+    def vocabulary(self) -> int:
+        """The width of the logits."""
+        return VOCAB if self.tokens is None else self.tokens.vocabulary
 
     @abc.abstractmethod
     def after(self, new: New) -> Reals:

@@ -12,7 +12,7 @@ from bytelm.decoding.base import Decoder, Ints, New, Reals
 from bytelm.errors import UsageError
 from bytelm.models.base import ByteModel
 from bytelm.nn.state import join_rows, map_state, take_rows
-from bytelm.units import PAD, VOCAB
+from bytelm.units import PAD
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PlainDecoder(Decoder):
         """See `Decoder`. Rows with one new id, and those with more, are read apart: none waits for longer ones."""
         rows, begin, count = np.unique(new.row, return_index=True, return_counts=True)
         exact = next(self.model.parameters()).dtype == torch.float64
-        logits = np.empty((len(new.row), VOCAB), np.float64 if exact else np.float32)
+        logits = np.empty((len(new.row), self.vocabulary), np.float64 if exact else np.float32)
         for some in (count == 1, count > 1):
             if some.any():
                 where = [np.arange(a, a + n) for a, n in zip(begin[some], count[some], strict=True)]

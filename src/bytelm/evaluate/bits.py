@@ -8,6 +8,9 @@ Long documents are read in windows, `context` ids at a time, each `stride` ids f
     window 2              . . e f                 scores g h
     window 3                  . . g h             scores i         (a document ends; EOS is not scored)
 
+Of a model of tokens the ids are tokens, and the bytes are those that they stand for: the bits of a document are those
+of its tokens, as the encoding makes them, and its bytes are those of the file.
+
 So a byte is predicted from at least context - stride + 1 ids and at most `context`. Each window starts afresh, but the
 patches of a document are cut once, over the whole of it, by streaming it through the model's patcher.
 """
@@ -60,7 +63,7 @@ def measure(
 
     `stride` is context // 2 unless given. `batch` windows, of one document or several, go through the model together;
     no more of a document is held than they need. With a `period` above 1 the nats of each place in it are summed too:
-    of each plane, where bytes stand for planes in turn. `progress` is told how many more bytes have been scored.
+    of each plane, where ids are bytes that stand for planes in turn. `progress` is told how many more bytes are scored.
 
     Raises UsageError unless 1 <= stride <= context and batch >= 1.
     """
@@ -86,10 +89,10 @@ def _measure(
     stream = all_windows()
     while group := list(islice(stream, windows.batch)):
         scored = windows.score([window for _, window in group])
-        for (tally, _), nats in zip(group, scored, strict=True):
-            tally.add(nats)
+        for (tally, _), (nats, sizes) in zip(group, scored, strict=True):
+            tally.add(nats, sizes)
         if progress:
-            progress(sum(map(len, scored)))
+            progress(sum(int(sizes.sum()) for _, sizes in scored))
         # All windows drawn so far are scored: a document that ended has nothing more to come.
         while tallies and tallies[0].ended:
             yield tallies.popleft().bits()
@@ -99,12 +102,12 @@ def _measure(
 def nats_of_document(
     model: ByteModel, document: Document, *, context: int, stride: int | None = None, batch: int = 8
 ) -> NDArray[np.float64]:
-    """-log p of each byte of one document, in nats `[bytes]`: the terms of the sum that `measure` gives."""
+    """-log p of each byte (or token) of one document, in nats `[bytes]`: the terms of the sum that `measure` gives."""
     windows = _Windows.checked(model, context, stride, batch)
     stream = windows.of(document)
     scored: list[NDArray[np.float64]] = [np.zeros(0)]
     while group := list(islice(stream, batch)):
-        scored += windows.score(group)
+        scored += [nats for nats, _ in windows.score(group)]
     return np.concatenate(scored)
 
 
@@ -113,7 +116,10 @@ def logprobs(model: ByteModel, prefix: bytes, continuation: bytes) -> NDArray[np
     """log p of each byte of `continuation` after `prefix`, in nats (never above 0): `[bytes]`.
 
     Every byte is predicted from everything before it, in one stream through the model's state: no window cuts it short.
+    Raises UsageError for a model of tokens, to which a byte has no probability of its own.
     """
+    if model.tokens is not None:
+        raise UsageError("this model reads tokens, so that single bytes have no log-probability: measure with bits")
     nats = [torch.zeros(0)]
     logits, state = None, model.begin(1)
     position = -1 - len(prefix)  # of the chunk's first id, counted from the first byte of the continuation
@@ -147,12 +153,12 @@ class _Tally:
     nats: float = 0.0
     ended: bool = False
 
-    def add(self, nats: NDArray[np.float64]) -> None:
-        """Count the nats of the next bytes."""
+    def add(self, nats: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
+        """Count the nats of the next ids, and the bytes that each of them stands for."""
         period = len(self.places)
         places = (self.bytes + np.arange(len(nats))) % period
         self.places += np.bincount(places, weights=nats, minlength=period)
-        self.bytes += len(nats)
+        self.bytes += int(sizes.sum())
         self.nats += float(nats.sum())
 
     def bits(self) -> DocumentBits:
@@ -185,7 +191,7 @@ class _Windows:
         """The windows of a document; none if it is empty."""
         ids, opens = torch.zeros(0, dtype=torch.long), None
         seen = 0
-        for new_ids, new_opens in decisions(patcher_of(self.model), document):
+        for new_ids, new_opens in decisions(patcher_of(self.model), document, self.model.tokens):
             ids = torch.cat([ids, new_ids])
             opens = new_opens if opens is None or new_opens is None else torch.cat([opens, new_opens])
             while len(ids) > self.context:
@@ -197,8 +203,8 @@ class _Windows:
             yield _Window(ids, opens, seen)
 
     @torch.inference_mode()
-    def score(self, group: list[_Window]) -> list[NDArray[np.float64]]:
-        """The nats of what each window scores, all read in one pass."""
+    def score(self, group: list[_Window]) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """The nats of what each window scores, and the bytes that each of these ids is; all read in one pass."""
         device = self.model.device
         ids = pad_sequence([window.ids for window in group], batch_first=True, padding_value=PAD).to(device)
         cut = [window.opens for window in group if window.opens is not None]
@@ -206,4 +212,6 @@ class _Windows:
         logits, _ = self.model(ids[:, :-1], None, boundaries)
         # A PAD is nobody's target: its place in the table is looked up and never used.
         nats = nats_of(logits, ids[:, 1:]).cpu().double().numpy()
-        return [row[window.seen : len(window.ids) - 1] for row, window in zip(nats, group, strict=True)]
+        sizes = self.model.bytes_in(ids[:, 1:]).cpu().numpy()
+        scored = [slice(window.seen, len(window.ids) - 1) for window in group]
+        return [(nats[row, which], sizes[row, which]) for row, which in enumerate(scored)]

@@ -33,7 +33,12 @@ class PatchView:
 
 
 def patch_view(model: ByteModel, data: bytes) -> PatchView:
-    """How the model cuts a document. Raises UsageError for a model without patches."""
+    """How the model cuts a document, into patches or tokens. Raises UsageError for a model without either."""
+    if model.tokens is not None:
+        sizes = model.tokens.sizes[model.tokens.encode(data)]
+        opens = np.zeros(len(data), np.bool_)
+        opens[np.cumsum(sizes) - sizes] = True
+        return PatchView(opens, None)
     patcher, size = patcher_of(model), getattr(model, "patch", None)
     if patcher is None and isinstance(size, int):  # a model that counts its patches, from the start of each document
         patcher = fixed.Config(size).build()

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bytelm.data.bpe import Bpe
 from bytelm.models.base import ByteModel
 from bytelm.patching.base import Patcher
 from bytelm.patching.entropy import Scorer
@@ -29,11 +30,15 @@ def pieces(document: Document) -> Iterator[NDArray[np.uint8]]:
         yield np.frombuffer(piece, np.uint8) if isinstance(piece, bytes) else piece
 
 
-def chunks(document: Document) -> Iterator[Int[Tensor, " new"]]:
-    """BOS and the bytes as ids, int64 on the CPU: CHUNK of them at a time, and the rest."""
+def chunks(document: Document, tokens: Bpe | None = None) -> Iterator[Int[Tensor, " new"]]:
+    """BOS and the bytes as ids, int64 on the CPU: CHUNK of them at a time, and the rest.
+
+    With `tokens` the ids are theirs, and a document is held as a whole while it is encoded.
+    """
     held: list[NDArray[np.int64]] = [np.array([BOS])]
     room = CHUNK - 1
-    for piece in pieces(document):
+    whole = tokens and [tokens.encode(b"".join(piece.tobytes() for piece in pieces(document)))]
+    for piece in whole or pieces(document):
         while len(piece) >= room:
             held.append(piece[:room].astype(np.int64))
             yield torch.from_numpy(np.concatenate(held))
@@ -56,12 +61,12 @@ def device_of(part: object) -> torch.device:
 
 
 def decisions(
-    patcher: Patcher | None, document: Document
+    patcher: Patcher | None, document: Document, tokens: Bpe | None = None
 ) -> Iterator[tuple[Int[Tensor, " new"], Bool[Tensor, " new"] | None]]:
     """The chunks of a document, and for each id whether the next one opens a patch; None without a patcher."""
     state = None
     device = device_of(patcher)
-    for ids in chunks(document):
+    for ids in chunks(document, tokens):
         if patcher is None:
             yield ids, None
         else:

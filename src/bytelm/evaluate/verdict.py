@@ -68,6 +68,7 @@ def judge(
     """
     documents = list(documents)
     planes, formats = (modality.planes, modality.compressors()) if modality is not None else ((), {})
+    planes = () if model.tokens is not None else planes  # a token may lie in several
     period = max(1, len(planes))
     found = list(measure(model, documents, context=context, stride=stride, period=period, progress=progress))
     whole = Meter.of(found)

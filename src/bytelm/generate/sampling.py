@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.data.bpe import Bpe
 from bytelm.errors import CheckpointError, ConfigError
-from bytelm.units import BYTES, EOS, VOCAB
+from bytelm.units import BOS, BYTES, EOS, PAD, RESERVED, VOCAB
 
 Reals = NDArray[Any]
 Flags = NDArray[np.bool_]
@@ -53,12 +54,12 @@ class Sampling:
     def filtered(self, logits: Reals, allowed: Flags | None = None) -> NDArray[np.float64]:
         """The probabilities `[batch, vocab]` that the next id is drawn from; each row sums to 1.
 
-        In this order: only the 256 bytes and EOS, and of them only `allowed`; temperature; softmax; top_k; top_p of
-        what top_k left, renormalised; min_p. Raises CheckpointError when a row's logits are not finite.
+        In this order: only what may be written, and of it only `allowed`; temperature; softmax; top_k; top_p of what
+        top_k left, renormalised; min_p. Raises CheckpointError when a row's logits are not finite.
         """
         scores, best = _possible(logits, allowed)
         if self.greedy:
-            return (np.arange(VOCAB) == scores.argmax(-1)[:, None]).astype(np.float64)
+            return (np.arange(scores.shape[1]) == scores.argmax(-1)[:, None]).astype(np.float64)
         with np.errstate(over="ignore"):  # -inf, for a temperature next to nothing
             probabilities = np.exp((scores - best) / self.temperature)
         probabilities /= probabilities.sum(-1, keepdims=True)
@@ -84,13 +85,20 @@ class Sampling:
 
 
 DEFAULT = Sampling()
-WRITTEN = np.array([i < BYTES or i == EOS for i in range(VOCAB)])
-"""The ids that are ever generated: PAD, BOS and RESERVED are not."""
+NEVER = [PAD, BOS, RESERVED]
+"""The ids that are never generated."""
+
+
+def written(tokens: Bpe | None) -> Flags:
+    """The ids that may be generated `[vocab]`: those that stand for bytes, and EOS."""
+    sizes = np.arange(VOCAB) < BYTES if tokens is None else tokens.sizes > 0
+    return sizes | (np.arange(len(sizes)) == EOS)
 
 
 def _possible(logits: Reals, allowed: Flags | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Logits of what may be written, -inf elsewhere, and the largest of each row. Raises CheckpointError."""
-    scores = np.where(WRITTEN if allowed is None else WRITTEN & allowed, logits.astype(np.float64), -np.inf)
+    scores = np.where(True if allowed is None else allowed, logits.astype(np.float64), -np.inf)
+    scores[:, NEVER] = -np.inf
     best = scores.max(-1, keepdims=True)
     if not np.isfinite(best).all():
         raise CheckpointError(
@@ -105,14 +113,14 @@ def row_key(seed: int, row: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest(), "little")
 
 
-def uniform(keys: Keys, positions: Ints) -> NDArray[np.float64]:
-    """A number in (0, 1) for every id `[batch, vocab]`, the same whenever the same key stands at the same position.
+def uniform(keys: Keys, positions: Ints, ids: int = VOCAB) -> NDArray[np.float64]:
+    """A number in (0, 1) for every id `[batch, ids]`, the same whenever the same key stands at the same position.
 
     A counter-based generator (as in Salmon et al. 2011), by SplitMix64's finaliser (Steele et al. 2014).
     """
     with np.errstate(over="ignore"):
         stream = _mixed(keys + _mixed(positions.astype(np.uint64) * _GOLDEN))
-        mixed = _mixed(stream[:, None] + np.arange(1, VOCAB + 1, dtype=np.uint64) * _GOLDEN)
+        mixed = _mixed(stream[:, None] + np.arange(1, ids + 1, dtype=np.uint64) * _GOLDEN)
     return (mixed >> np.uint64(12)).astype(np.float64) * 2.0**-52 + 2.0**-53
 
 
@@ -132,4 +140,4 @@ def draw(probabilities: NDArray[np.float64], keys: Keys, positions: Ints) -> Int
     draw the same id nearly always, which is what makes drafts worth their while (Gumbel-max coupling; ADR 0006).
     """
     with np.errstate(divide="ignore", over="ignore"):
-        return (-np.log(uniform(keys, positions)) / probabilities).argmin(-1)
+        return (-np.log(uniform(keys, positions, probabilities.shape[1])) / probabilities).argmin(-1)

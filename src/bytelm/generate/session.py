@@ -15,10 +15,11 @@ from typing import Literal
 import numpy as np
 import torch
 
+from bytelm.data.bpe import Bpe
 from bytelm.decoding import Decoder, Weights, open_decoder
 from bytelm.errors import UsageError
 from bytelm.generate import stop as stopping
-from bytelm.generate.sampling import DEFAULT, WRITTEN, Ints, Reals, Sampling, row_key
+from bytelm.generate.sampling import DEFAULT, Ints, Reals, Sampling, row_key, written
 from bytelm.generate.speculate import Speculation, threads
 from bytelm.generate.utf8 import Utf8State
 from bytelm.models.base import ByteModel
@@ -98,23 +99,27 @@ class _Row:
     left: int
     """Bytes that it may still write."""
     characters: Utf8State | None
+    tokens: Bpe | None = None
     held: bytes = b""
     """Bytes that may be the beginning of a stop sequence."""
 
     def write(self, symbol: int) -> Piece:
-        """Take one generated id, and give what it decides."""
+        """Take one generated id, and give what it decides. What a token has beyond the end of a row is dropped."""
         if symbol == EOS:
             return Piece(self.ticket, self.held, "eos")
-        self.left -= 1
         if self.characters:
             self.characters = self.characters.extend(torch.tensor([symbol]))
-        decided, held = stopping.release(self.held + bytes((symbol,)), self.request.stop)
-        if held is None:
-            return Piece(self.ticket, decided, "stop")
-        if not self.left:
-            return Piece(self.ticket, decided + held, "length")
-        self.held = held
-        return Piece(self.ticket, decided, None)
+        given = b""
+        for byte in (symbol,) if self.tokens is None else self.tokens.data[symbol]:
+            self.left -= 1
+            decided, held = stopping.release(self.held + bytes((byte,)), self.request.stop)
+            given += decided
+            if held is None:
+                return Piece(self.ticket, given, "stop")
+            if not self.left:
+                return Piece(self.ticket, given + held, "length")
+            self.held = held
+        return Piece(self.ticket, given, None)
 
 
 @dataclass
@@ -132,7 +137,8 @@ class Session:
         # By row: what was drawn and is to be read next, what its draws hang on, and the ids that it may write.
         self.next: Ints = np.zeros(rows, np.int64)
         self.keys = np.zeros(rows, np.uint64)
-        self.allowed = np.zeros((rows, len(WRITTEN)), bool)
+        self.written = written(self.decoder.tokens)
+        self.allowed = np.zeros((rows, len(self.written)), bool)
         self.writing = np.zeros(rows, bool)
         team = self.decoder.team
         self.threads = threads(team.most) if team and team.most > 1 else None
@@ -146,13 +152,17 @@ class Session:
                 f"a prompt of {len(request.prompt)} bytes and {request.max_bytes} more take {request.ids} ids, "
                 f"and a row holds {self.decoder.capacity}: shorten one of them"
             )
+        tokens = self.decoder.tokens
+        if tokens is not None and request.utf8:
+            raise UsageError("utf8 chooses byte by byte, and this model writes tokens: leave utf8 out")
         slot, ticket = self.free.pop(), self.tickets
         self.tickets += 1
-        unread = np.concatenate([[BOS], np.frombuffer(request.prompt, np.uint8)]).astype(np.int64)
+        prompt = np.frombuffer(request.prompt, np.uint8) if tokens is None else tokens.encode(request.prompt)
+        unread = np.concatenate([[BOS], prompt]).astype(np.int64)
         characters = Utf8State.after([request.prompt]) if request.utf8 else None
-        self.rows[slot] = _Row(ticket, request, unread, request.max_bytes, characters)
+        self.rows[slot] = _Row(ticket, request, unread, request.max_bytes, characters, tokens)
         self.keys[slot] = row_key(request.seed, request.row)
-        self.allowed[slot] = WRITTEN
+        self.allowed[slot] = self.written
         self.allowed[slot, EOS] = request.eos
         return ticket
 

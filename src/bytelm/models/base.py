@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from bytelm.data.bpe import Bpe
 from bytelm.nn.transformer import Stack
+from bytelm.units import BYTES, VOCAB
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,20 @@ class ByteModel(nn.Module, abc.ABC):
     def stages(self, ids: int, patches: int) -> list[Stage]:
         """The stacks of layers, and at how many positions each works when one row reads so many ids and patches."""
         return []
+
+    @property
+    def tokens(self) -> Bpe | None:
+        """What a model reads that does not read bytes: the ids of these tokens. None for every model of bytes."""
+        return None
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that the model knows, specials included: the width of its logits."""
+        return VOCAB
+
+    def bytes_in(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """The bytes that each id stands for: one for a byte, none for a special."""
+        return (ids < BYTES).long()
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bytelm.models.base import ByteModel
 from bytelm.patching.layout import Rows
-from bytelm.units import BOS, BYTES
+from bytelm.units import BOS
 
 PIECE = 1 << 16  # targets that are scored at a time
 
@@ -21,7 +21,7 @@ def score(
     counted: Bool[Tensor, "batch new"] | None = None,
     boundaries: Bool[Tensor, "batch new"] | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Summed nats of the counted ids given all before them in their row, and how many of those ids are bytes.
+    """Summed nats of the counted ids given all before them in their row, and how many bytes those ids stand for.
 
     The first id of a row has nothing before it and is never counted. Without `counted`, every byte and every EOS
     counts: what a model has to learn. PADs may stand anywhere, and count nowhere.
@@ -36,7 +36,7 @@ def score(
     counted = (counted & rows.real)[:, 1:]
     logits, _ = model(ids[:, :-1], None, None if boundaries is None else boundaries[:, :-1])
     nats = nats_of(logits, targets)
-    return (nats * counted).sum(), (counted & (targets < BYTES)).sum()
+    return (nats * counted).sum(), (model.bytes_in(targets) * counted).sum()
 
 
 def nats_of(logits: Float[Tensor, "batch new vocab"], targets: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new"]:

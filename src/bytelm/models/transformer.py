@@ -1,13 +1,20 @@
-"""The byte Transformer: one causal stack over bytes, with full or windowed attention (two baselines in one file)."""
+"""The byte Transformer: one causal stack over bytes, with full or windowed attention, or over tokens.
+
+So there are three baselines in one file. The model of tokens has a row of its tables for each of `vocabulary` ids, and
+keeps the merges that make tokens of bytes (`data.bpe`) among its weights: a checkpoint needs nothing else.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from bytelm.data.bpe import Bpe
 from bytelm.errors import ConfigError
 from bytelm.models.base import ByteModel, Stage
 from bytelm.nn.attention import Cache, Where
@@ -24,7 +31,8 @@ NEWLINE = ord("\n")
 class Config:
     """`window`: bytes that a byte sees, itself included; left out, all before it. `theta`: rotary base.
 
-    `reset_newline`: each newline starts a fresh context, as a BOS does (for scorers).
+    `reset_newline`: each newline starts a fresh context, as a BOS does (for scorers). `vocabulary`: ids; what is above
+    those of bytes and specials are tokens, which are learnt from the training documents.
     """
 
     patched: ClassVar[bool] = False
@@ -36,16 +44,20 @@ class Config:
     theta: float = 10_000.0
     ffn_multiple: int = 64
     reset_newline: bool = False
+    vocabulary: int = VOCAB
 
     def __post_init__(self) -> None:
-        if problems := self.stack().problems("model"):
+        problems = self.stack().problems("model")
+        if self.vocabulary < VOCAB:
+            problems.append(f"model.vocabulary = {self.vocabulary}: must be at least {VOCAB}, bytes and specials")
+        if problems:
             raise ConfigError("; ".join(problems))
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
         """Small shapes that between them reach every path of this file: what the laws are tried on."""
         full = cls(layers=2, dim=16, heads=2, ffn_multiple=16)
-        return {"full": full, "windowed": replace(full, window=6)}
+        return {"full": full, "windowed": replace(full, window=6), "tokens": replace(full, vocabulary=300)}
 
     def stack(self) -> StackConfig:
         """The shape of the one stack."""
@@ -65,23 +77,54 @@ class TransformerState:
 
 
 class ByteTransformer(ByteModel):
-    """Embedding, stack, norm, linear: every byte is a position."""
+    """Embedding, stack, norm, linear: every byte, or token, is a position."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(VOCAB, config.dim)
+        self.embedding = nn.Embedding(config.vocabulary, config.dim)
         self.stack = Stack(config.stack())
         self.norm = RMSNorm(config.dim)
-        self.head = nn.Linear(config.dim, VOCAB, bias=False)
+        self.head = nn.Linear(config.dim, config.vocabulary, bias=False)
+        self._tokens: Bpe | None = None
+        if config.vocabulary > VOCAB:
+            self.register_buffer("merges", torch.empty(config.vocabulary - VOCAB, 2, dtype=torch.long))
+            self.register_buffer("sizes", torch.empty(config.vocabulary, dtype=torch.long), persistent=False)
+            self.take_tokens(Bpe.empty(config.vocabulary))
+            self.register_load_state_dict_post_hook(lambda model, _: model.take_tokens(model.read_tokens()))
 
     def initialise(self, seed: int) -> None:
         """Set every parameter from `seed`."""
         initialise(self, self.config.layers, seed)
 
+    def take_tokens(self, tokens: Bpe) -> None:
+        """Read these tokens from now on; there are as many ids as the configuration says."""
+        with torch.no_grad():
+            self.get_buffer("merges").copy_(torch.from_numpy(tokens.merges))
+            self.get_buffer("sizes").copy_(torch.from_numpy(tokens.sizes))
+        self._tokens = tokens
+
+    def read_tokens(self) -> Bpe:
+        """The tokens that the stored merges make."""
+        return Bpe(self.get_buffer("merges").cpu().numpy().astype(np.int64))
+
+    @property
+    def tokens(self) -> Bpe | None:
+        """See `ByteModel`."""
+        return self._tokens
+
+    @property
+    def vocabulary(self) -> int:
+        """See `ByteModel`."""
+        return self.config.vocabulary
+
+    def bytes_in(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """See `ByteModel`."""
+        return super().bytes_in(ids) if self._tokens is None else self.get_buffer("sizes")[ids]
+
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`; there are no patches here."""
-        return self.config.stack().flops(ids) + 2 * ids * self.config.dim * VOCAB
+        return self.config.stack().flops(ids) + 2 * ids * self.config.dim * self.config.vocabulary
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
         """See `ByteModel`."""

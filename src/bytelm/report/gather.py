@@ -60,6 +60,7 @@ def gather(run: str | Path, watch: Watch | None = None) -> ReportData:
     split: Split = next(s for s in ("test", "valid", "train") if corpus.bytes(s))
     documents = spread(corpus, split, CUT)
     patcher = patcher_of(loaded.model)
+    cuts = patcher is not None or loaded.model.tokens is not None
     kinds = lengths_by_kind(patcher, documents) if patcher is not None else {}
     sample_bytes = load_toml(run / "config.toml")["train"]["sample_bytes"]
     readable = modality is None or modality.text
@@ -68,7 +69,7 @@ def gather(run: str | Path, watch: Watch | None = None) -> ReportData:
         title=f"{run.resolve().name}: a byte model trained by bytelm",
         metrics=read_metrics(run / METRICS),
         patch_lengths=dict(sum(kinds.values(), Counter[int]())),
-        views=[(f"from the {split} documents", view(loaded.model, data)) for data in shown[:2] if patcher is not None],
+        views=[(f"from the {split} documents", view(loaded.model, data)) for data in shown[:2] if cuts],
         samples=samples(loaded, shown, sample_bytes),
         compressors=(verdict := read_verdict(run)).get("compressors", {}),
         held_out=shown_verdict(verdict, kinds),

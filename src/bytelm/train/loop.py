@@ -144,7 +144,7 @@ class Trainer:
         began = time.monotonic()
         first = progress.step * config.accumulate
         batches = [to_tensors(self.sampler.batch(first + i), self.model.device) for i in range(config.accumulate)]
-        bytes = sum(int((ids[:, 1:] < BYTES).sum()) for ids, _ in batches)
+        bytes = sum(int(self.model.bytes_in(ids[:, 1:]).sum()) for ids, _ in batches)
         symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
         nats = 0.0
         if config.dropout:
@@ -162,7 +162,10 @@ class Trainer:
         self.optimizer.zero_grad()
         seconds = progress.seconds + time.monotonic() - began
         self.progress = Progress(progress.step + 1, progress.bytes + bytes, seconds, progress.skipped + (not fit))
-        patches = sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
+        if self.model.tokens is not None:
+            patches = sum(int((self.model.bytes_in(ids[:, 1:]) > 0).sum()) for ids, _ in batches)
+        else:
+            patches = sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
         self.account(fit, nats, bytes, patches, rate, norm)
 
     def account(self, fit: bool, nats: float, bytes: int, patches: int, rate: float, norm: float) -> None:

@@ -11,7 +11,6 @@ from bytelm.models.base import ByteModel
 from bytelm.models.objective import PIECE
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.train.config import TrainConfig
-from bytelm.units import VOCAB
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the numbers of these settings in glibc's malloc.h
 LARGE = 1 << 20  # bytes
@@ -60,7 +59,7 @@ def predict(model: ByteModel, config: TrainConfig, mean_patch: float) -> Memory:
             kept += positions * stage.beside
             widest = max(widest, min(positions, stage.piece) * (shape.kept(recompute=False) + stage.beside + layer))
     # In float32: logits and their slopes; and of those that are scored at a time, their logarithms.
-    logits = VOCAB * (8 * ids + 4 * min(ids, PIECE))
+    logits = model.vocabulary * (8 * ids + 4 * min(ids, PIECE))
     return Memory(dense * (4 + 8 + 2) + sparse * (4 + 8) + frozen, kept + widest + logits, 4 * dense)
 
 

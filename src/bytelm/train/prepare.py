@@ -3,11 +3,13 @@
 run/data/          packed shards, and the boundaries beside them
 run/scorer/        the scorer's own run, with its checkpoints
 run/recipe.toml    what the model is made of, thresholds calibrated
+run/merges.npy     what tokens are made of, for a model that reads tokens; the tokens themselves lie beside the shards
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from bytelm.checkpoint.assemble import Recipe
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
 from bytelm.data.boundaries import Boundaries, BoundaryWriter
+from bytelm.data.bpe import LEARNT, Bpe
 from bytelm.data.corpus import INDEX, SPLITS, Corpus, iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.data.modalities.base import Modality
@@ -30,10 +33,12 @@ from bytelm.data.pack import pack
 from bytelm.data.sampler import Sampler
 from bytelm.data.selection import spread
 from bytelm.data.sources import fingerprint
+from bytelm.data.tokens import Source, encoded
 from bytelm.errors import DataError
 from bytelm.evaluate.calibrate import calibrate
 from bytelm.evaluate.stream import chunks, device_of, patcher_of
 from bytelm.models.base import ByteModel
+from bytelm.models.transformer import ByteTransformer
 from bytelm.patching import entropy
 from bytelm.patching.base import Patcher
 from bytelm.patching.entropy import Scorer
@@ -140,6 +145,31 @@ def prepare_recipe(config: RunConfig, scorer: Scorer | None, corpus: Corpus, run
     return recipe
 
 
+def prepare_tokens(model: ByteModel, corpus: Corpus, run: Path, journal: Journal) -> Source:
+    """The corpus in what the model reads: as it is, or in tokens, learnt from the training documents and kept."""
+    if not isinstance(model, ByteTransformer) or model.tokens is None:
+        return corpus
+    path = run / "merges.npy"
+    if not path.exists():
+        journal.progress("tokens: learning what belongs together", force=True)
+        learnt = Bpe.learn((data.tobytes() for _, data in spread(corpus, "train", LEARNT)), model.vocabulary)
+        held = io.BytesIO()
+        np.save(held, learnt.merges, allow_pickle=False)
+        write_whole(path, held.getvalue())
+    try:
+        model.take_tokens(Bpe(np.load(path, allow_pickle=False)))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): start another run") from None
+
+    def progress(bytes: int) -> None:
+        journal.progress(f"encoding: {show_bytes(bytes)} of {show_bytes(corpus.total)}")
+
+    source = encoded(corpus, model.tokens, progress)
+    mean = corpus.total / source.total
+    journal.say(f"tokens: {source.total:,} over {show_bytes(corpus.total)}, {mean:.2f} bytes each")
+    return source
+
+
 def record_boundaries(patcher: Patcher, recipe: Recipe, corpus: Corpus, journal: Journal) -> Boundaries:
     """The boundaries of the whole corpus, decided once; an interrupted recording goes on where it stopped."""
     name = fingerprint_of(patcher, recipe, corpus)
@@ -208,11 +238,11 @@ def is_aligned(config: RunConfig) -> bool:
     return modality is not None and modality.aligned
 
 
-def held_out(corpus: Corpus, window: int, boundaries: Boundaries | None, aligned: bool) -> Sampler | None:
+def held_out(source: Source, window: int, boundaries: Boundaries | None, aligned: bool) -> Sampler | None:
     """Windows of the validation documents, the same at every look; None where there are none."""
-    if not corpus.bytes("valid"):
+    if not len(source.documents("valid")):
         return None
-    return Sampler(corpus, "valid", window, batch=8, seed=0, boundaries=boundaries, aligned=aligned)
+    return Sampler(source, "valid", window, batch=8, seed=0, boundaries=boundaries, aligned=aligned)
 
 
 def prepare(
@@ -229,7 +259,8 @@ def prepare(
     if scorer is not None and isinstance(patcher, entropy.Entropy) and isinstance(patcher.scorer, nn.Module):
         patcher.scorer.load_state_dict(scorer.state_dict())
     boundaries = None if patcher is None else record_boundaries(patcher, recipe, corpus, journal)
+    source = prepare_tokens(model, corpus, run, journal)
     train = config.train
     aligned = is_aligned(config)
-    sampler = Sampler(corpus, "train", train.window, train.batch, train.seed, boundaries=boundaries, aligned=aligned)
-    return Prepared(corpus, recipe, model, sampler, held_out(corpus, train.window, boundaries, aligned))
+    sampler = Sampler(source, "train", train.window, train.batch, train.seed, boundaries=boundaries, aligned=aligned)
+    return Prepared(corpus, recipe, model, sampler, held_out(source, train.window, boundaries, aligned))
