@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
+
+import torch
 
 from bytelm.checkpoint import store
 from bytelm.config import Chosen, build
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.models.base import ByteModel
+from bytelm.patching import entropy
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,18 @@ class Recipe:
     def scored(self) -> bool:
         """Whether a scorer is part of the model."""
         return bool(self.model.patched and self.patching is not None and self.patching.scored)
+
+    def draft(self) -> Recipe:
+        """The recipe with some thresholds or other where patching is not calibrated yet: to count and time a model."""
+        patching = self.patching
+        if isinstance(patching, entropy.Config) and not patching.calibrated:
+            return replace(self, patching=replace(patching, threshold=0.0, rise=0.0))
+        return self
+
+    def sketch(self) -> ByteModel:
+        """The model without memory for its parameters, to be counted."""
+        with torch.device("meta"):
+            return self.draft().assemble()
 
     def assemble(self) -> ByteModel:
         """The model, its parameters not yet initialised. Raises ConfigError for patching not yet calibrated."""

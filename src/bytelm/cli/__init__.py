@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from bytelm import __version__
-from bytelm.cli import inspect, measure, training
+from bytelm.cli import comparing, costs, inspect, measure, training
 from bytelm.cli.common import STDIN
 from bytelm.errors import BytelmError
 
@@ -27,6 +27,8 @@ app.command(measure.generate)
 app.command(inspect.patches)
 app.command(training.calibrate)
 app.command(inspect.presets)
+app.command(costs.costs)
+app.command(comparing.compare)
 app.command(inspect.report)
 app.command(training.demo)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bytelm.report.style import escape
+from bytelm.report.style import SHEET, escape
 from bytelm.units import show_count
 
 Show = Callable[[float], str]  # how a value on an axis is written
@@ -14,7 +15,7 @@ Series = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 14, 34, HEIGHT - 40
-COLOURS = 6  # --series0 .. --series5
+COLOURS = 10  # --series0 .. --series9
 MARKED = 40  # a line of at most so many points shows each of them
 BINS = 48  # a histogram of more values gathers the rest in its last bar
 
@@ -85,18 +86,21 @@ def line_chart(
     log_x: bool = False,
     show_x: Show = show_plain,
     show_y: Show = show_plain,
+    log_y: bool = False,
 ) -> str:
     """Lines of (x, y) points with axes and a legend, as one `<svg>`.
 
-    Points that are not finite, and with `log_x` those at x <= 0, are left out; so is a series that has none left.
+    Points that are not finite are left out, with `log_x` those at x <= 0 and with `log_y` those at y <= 0; so is
+    a series that has none left.
     """
-    lines = {name: _drawable(points, log_x) for name, points in series.items()}
+    lines = {name: _drawable(points, log_x, log_y) for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return _svg(title, "No data.", [_text(WIDTH / 2, HEIGHT / 2, "no data yet", anchor="middle")])
     x = axis_over([x for points in lines.values() for x, _ in points], LEFT, RIGHT, log_x)
-    y = _rounded(axis_over([y for points in lines.values() for _, y in points], BOTTOM, TOP))
-    parts = [*_frame(x, y, x_label, y_label, show_x, show_y), *_legend(list(lines))]
+    y = _rounded(axis_over([y for points in lines.values() for _, y in points], BOTTOM, TOP, log_y))
+    legend, above = _legend(list(lines))
+    parts = [*_frame(x, y, x_label, y_label, show_x, show_y)]
     for index, (name, points) in enumerate(lines.items()):
         colour = f"var(--series{index % COLOURS})"
         path = " ".join(f"{x.at(px):.1f},{y.at(py):.1f}" for px, py in points)
@@ -109,7 +113,8 @@ def line_chart(
     for name, points in lines.items():
         first, last = (f"{show_y(py)} at {show_x(px)}" for px, py in (points[0], points[-1]))
         described.append(f"{name}: {len(points)} points, from {first} to {last}.")
-    return _svg(title, " ".join(described), parts)
+    moved = [*legend, f'<g transform="translate(0 {above})">', *parts, "</g>"]
+    return _svg(title, " ".join(described), moved, HEIGHT + above)
 
 
 def histogram(counts: Mapping[int, int], x_label: str, y_label: str, title: str) -> str:
@@ -147,6 +152,34 @@ def histogram(counts: Mapping[int, int], x_label: str, y_label: str, title: str)
     return _svg(title, f"{total:,} counted, from {min(counts)} to {max(counts)}, mean {mean:.2f}.", parts)
 
 
+def height_of(chart: str) -> int:
+    """Pixels from top to bottom, as its viewBox says."""
+    return int(chart.split('viewBox="', 1)[1].split('"', 1)[0].split()[3])
+
+
+def page(rows: Sequence[Sequence[tuple[str, str]]]) -> str:
+    """Charts in rows, each with a caption under it, as one SVG that stands by itself."""
+    margin, line = 24, 17
+    parts: list[str] = []
+    top = margin
+    for row in rows:
+        captions = [textwrap.wrap(caption, 72) for _, caption in row]
+        tallest = max(height_of(chart) for chart, _ in row)
+        for column, (chart, _) in enumerate(row):
+            x = margin + column * (WIDTH + 2 * margin)
+            size = f'width="{WIDTH}" height="{height_of(chart)}"'
+            parts.append(chart.replace("<svg ", f'<svg x="{x}" y="{top}" {size} ', 1))
+            under = top + tallest + 24
+            parts += [_text(x, under + i * line, words) for i, words in enumerate(captions[column])]
+        top += tallest + 24 + line * max(map(len, captions)) + margin
+    breadth = max(map(len, rows)) * (WIDTH + 2 * margin)
+    size = f'width="{breadth}" height="{top}" viewBox="0 0 {breadth} {top}"'
+    sheet = SHEET.replace("width: 100%; height: auto;", "")  # charts are as large here as they are drawn
+    style = f"<style>{sheet}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
+    paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{style}\n{paper}\n' + "\n".join(parts) + "\n</svg>\n"
+
+
 @dataclass(frozen=True)
 class Bar:
     """One bar of a bar chart, with the ends of its interval if it has one; `ours` stands out."""
@@ -181,12 +214,16 @@ def bar_chart(bars: Sequence[Bar], unit: str, title: str) -> str:
     return _svg(title, f"{unit}: {words}.", parts, height=len(bars) * row + 4)
 
 
-def _drawable(points: Series, log_x: bool) -> list[tuple[float, float]]:
-    return sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x))
+def _drawable(points: Series, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
+    finite = ((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
+    return sorted((x, y) for x, y in finite if (x > 0 or not log_x) and (y > 0 or not log_y))
 
 
 def _rounded(axis: Axis) -> Axis:
-    """The axis widened to the round values just outside it."""
+    """The axis widened to the round values just outside it; powers of ten, of a logarithmic one."""
+    if axis.log:
+        low, high = math.floor(math.log10(axis.low) + 1e-9), math.ceil(math.log10(axis.high) - 1e-9)
+        return Axis(10.0**low, 10.0**high, axis.start, axis.stop, axis.log)
     step = _nice_step((axis.high - axis.low) / 5)
     low, high = math.floor(axis.low / step + 1e-9) * step, math.ceil(axis.high / step - 1e-9) * step
     return Axis(low, high, axis.start, axis.stop)
@@ -209,18 +246,29 @@ def _frame(
     yield _text(4, 12, y_label, "start")
 
 
-def _legend(names: Sequence[str]) -> Iterator[str]:
-    """Names with the colour of their line, from the right end of the top row; shortened where they have no room."""
-    letter, swatch = 6.6, 32
-    room = int(((RIGHT - LEFT - 60) / len(names) - swatch) / letter)
-    if sum(map(len, names)) > room * len(names):
-        names = [name if len(name) <= room else name[: max(0, room - 1)] + "…" for name in names]
-    at = float(RIGHT)
-    for index in reversed(range(len(names))):
-        at -= letter * len(names[index])
-        yield _text(at, 12, names[index], "start", "strong")
-        yield f'<rect x="{at - 18:.1f}" y="7" width="12" height="3" rx="1" fill="var(--series{index % COLOURS})"/>'
-        at -= swatch
+def _legend(names: Sequence[str]) -> tuple[list[str], int]:
+    """Names with the colour of their line, in as many rows from the right end as they need.
+
+    Returns them, and by how much they push down what is below the first row.
+    """
+    letter, swatch, row = 6.6, 32, 18
+    longest = int((RIGHT - LEFT - 60 - swatch) / letter)
+    names = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
+    widths = [letter * len(name) + swatch for name in names]
+    lines: list[list[int]] = [[]]
+    for index, width in enumerate(widths):
+        if sum(widths[i] for i in lines[-1]) + width > RIGHT - LEFT - 60 + swatch:
+            lines.append([])
+        lines[-1].append(index)
+    parts: list[str] = []
+    for number, line in enumerate(lines):
+        y, at = 12 + row * number, RIGHT - sum(widths[i] for i in line) + swatch
+        for index in line:
+            colour = f"var(--series{index % COLOURS})"
+            parts.append(f'<rect x="{at - 18:.1f}" y="{y - 5}" width="12" height="3" rx="1" fill="{colour}"/>')
+            parts.append(_text(at, y, names[index], "start", "strong"))
+            at += widths[index]
+    return parts, row * (len(lines) - 1)
 
 
 def _text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:

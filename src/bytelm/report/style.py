@@ -14,6 +14,7 @@ SHEET = """
   --paper: #ffffff; --card: #f6f7f9; --ink: #1c2128; --soft: #59636f; --rule: #dfe3e8;
   --series0: #1f5fbf; --series1: #b4500b; --series2: #20794d;
   --series3: #8a3fa0; --series4: #6b7280; --series5: #a6243c;
+  --series6: #0f7c8c; --series7: #8a6d00; --series8: #d1508f; --series9: #4f7d1c;
   --patch0: #d9e7fb; --patch1: #fbe8c4; --bar: #8b97a6; --above: #b4500b; --prompt: #e3ecf9;
   --mono: ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
 }
@@ -22,6 +23,7 @@ SHEET = """
     --paper: #13161b; --card: #1b1f26; --ink: #e4e7eb; --soft: #9aa5b1; --rule: #2d333c;
     --series0: #79aefc; --series1: #f0a35e; --series2: #6cc79a;
     --series3: #cf9be0; --series4: #9ca3af; --series5: #f08b9d;
+    --series6: #5cc8d8; --series7: #d9bc4a; --series8: #f29ac4; --series9: #a5cf74;
     --patch0: #203a60; --patch1: #55421a; --bar: #8592a3; --above: #f0a35e; --prompt: #22304a;
   }
 }

@@ -62,12 +62,17 @@ class Interrupted(Exception):
         self.signal = signal
 
 
-def pack_data(paths: Sequence[str | Path], config: RunConfig, run: Path, journal: Journal) -> Corpus:
-    """The run's corpus: packed now, or found packed from the very same files. Raises DataError if they have changed."""
-    directory = run / "data"
+def pack_data(
+    paths: Sequence[str | Path], config: RunConfig, run: Path, journal: Journal, exclude: Sequence[Path] = ()
+) -> Corpus:
+    """The run's corpus: packed now, or found packed from the very same files. Raises DataError if they have changed.
+
+    The run itself is never read as a source, and neither are the folders `exclude`.
+    """
+    directory, exclude = run / "data", (run, *exclude)
     if (directory / INDEX).exists():
         corpus = Corpus.open(directory)
-        if corpus.source_fingerprint != fingerprint(paths, (run,)):
+        if corpus.source_fingerprint != fingerprint(paths, exclude):
             raise DataError(
                 f"the data of {run} has changed since it was packed: give the files as they were, or start another run"
             )
@@ -85,7 +90,7 @@ def pack_data(paths: Sequence[str | Path], config: RunConfig, run: Path, journal
         valid=data.valid,
         test=data.test,
         seed=data.seed,
-        exclude=(run,),
+        exclude=exclude,
         progress=progress,
     )
     journal.say(f"data: {told(corpus)}")
@@ -246,10 +251,15 @@ def held_out(source: Source, window: int, boundaries: Boundaries | None, aligned
 
 
 def prepare(
-    paths: Sequence[str | Path], config: RunConfig, run: Path, journal: Journal, device: Callable[[], torch.device]
+    paths: Sequence[str | Path],
+    config: RunConfig,
+    run: Path,
+    journal: Journal,
+    device: Callable[[], torch.device],
+    exclude: Sequence[Path] = (),
 ) -> Prepared:
     """Everything up to the first step. Raises Interrupted, DataError, ConfigError, ResourceError."""
-    corpus = pack_data(paths, config, run, journal)
+    corpus = pack_data(paths, config, run, journal, exclude)
     scorer = prepare_scorer(config, corpus, run, journal) if config.recipe.scored else None
     recipe = prepare_recipe(config, scorer, corpus, run, journal)
     model = recipe.assemble()

@@ -38,8 +38,15 @@ class Result:
     signal: int | None
 
 
-def train(paths: Sequence[str | Path], config: RunConfig, run: str | Path, *, quiet: bool = False) -> Result:
-    """Train on `paths` in the directory `run`, or go on with what it holds.
+def train(
+    paths: Sequence[str | Path],
+    config: RunConfig,
+    run: str | Path,
+    *,
+    quiet: bool = False,
+    exclude: Sequence[Path] = (),
+) -> Result:
+    """Train on `paths` in the directory `run`, or go on with what it holds; folders `exclude` are not read.
 
     Raises DataError, ConfigError, CheckpointError, ResourceError or TrainingError; a signal is no error.
     """
@@ -52,7 +59,7 @@ def train(paths: Sequence[str | Path], config: RunConfig, run: str | Path, *, qu
     with exclusive(run):
         keep_config(config, run)
         try:
-            prepared = prepare(paths, config, run, journal, device)
+            prepared = prepare(paths, config, run, journal, device, exclude)
         except Interrupted as stopped:
             return Result(run, None, stopped.signal)
         parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)

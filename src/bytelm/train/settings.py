@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bytelm.config import assignments, build, load_toml, merge, nominal_size, preset, to_mapping
 from bytelm.errors import ConfigError
 from bytelm.find import find, names, unknown
@@ -97,10 +95,7 @@ def describe(name: str) -> dict[str, object]:
     """A preset in a line: its parts, and its true parameter counts, of the model itself built without memory."""
     config = build(RunConfig, merge({"train": {"minutes": DEFAULT_MINUTES}}, preset(name)), f"preset {name}")
     recipe = config.recipe
-    with torch.device("meta"):
-        if isinstance(recipe.patching, entropy.Config) and not recipe.patching.calibrated:
-            recipe = replace(recipe, patching=replace(recipe.patching, threshold=0.0, rise=0.0))
-        model = recipe.assemble()
+    model = recipe.sketch()
     counts = {key: p.numel() for key, p in model.named_parameters()}
     scorer = sum(count for key, count in counts.items() if key.startswith("patcher."))
     tables = sum(count for key, count in counts.items() if "ngram" in key)

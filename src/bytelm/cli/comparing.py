@@ -1,0 +1,107 @@
+"""The verb that compares: compare."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from bytelm.cli.common import Json, Quiet, paths_of, print_json, print_table
+from bytelm.cli.training import name_of
+from bytelm.errors import TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from bytelm.compare.run import Outcome
+
+MODELS = "blt,megabyte,space,byte,byte-window,perceiver,linear,bpe:4096"
+BUDGETS = {"flops": 1e13, "time": 300.0, "bytes": 4e6}
+
+
+def compare(
+    *paths: str,
+    models: str = MODELS,
+    match: Literal["flops", "time", "bytes"] = "flops",
+    budget: float | None = None,
+    seeds: int = 1,
+    held_out: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
+    modality: Annotated[str | None, Parameter(name="--as")] = None,
+    run: Annotated[Path | None, Parameter(help="Where everything is kept; runs/compare-NAME unless given.")] = None,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Size the models and say what they will take; no more.")
+    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> int:
+    """Train models of several kinds at equal cost on the same files, and measure them on the same held-out bytes.
+
+    The same command after an interruption goes on; more models or seeds may be added later.
+
+    Example: bytelm compare ~/notes --models blt,byte-window,bpe:1024 --budget 1e13
+
+    Parameters
+    ----------
+    paths
+        Folders, files or patterns, as for train.
+    models
+        blt:5 (bytes of a patch), space, megabyte:8 (bytes of a patch), byte, byte-window:128 (bytes seen), linear,
+        perceiver:256 (latents), bpe:4096 (ids in the vocabulary), with commas between. Numbers may be left out.
+    match
+        What is the same for all: flops (a byte and in all), time (seconds of training here) or bytes (and parameters).
+    budget
+        Of each training: FLOPs, seconds or bytes; 1e13, 300 or 4e6 unless given.
+    seeds
+        Trainings of each model, under seeds from 0 on.
+    held_out
+        Files to measure on; some of the documents of `paths`, which nothing is learnt from, unless given.
+    modality
+        What the files are, as for train: image:32, audio:16k, dna.
+    """
+    if not paths:
+        raise UsageError("nothing to compare on: name files or folders, as in `bytelm compare ~/notes`")
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds}: give at least 1")
+    from bytelm.compare.run import Asked, expected, run_all
+    from bytelm.train.settings import modality_table
+
+    sources = paths_of(paths)
+    if "-" in sources:
+        raise UsageError("standard input cannot be read once for each model: name a file")
+    table = None if modality is None else modality_table(modality)
+    asked = Asked(sources, models, match, budget or BUDGETS[match], seeds, held_out or (), table)
+    home = run or Path("runs") / f"compare-{name_of(sources[0])}"
+    outcome = run_all(asked, home, quiet=quiet or json, dry=dry_run)
+    if not dry_run:
+        return close(outcome, home, json)
+    if json:
+        print_json(outcome.plan)
+    else:
+        print_table(*expected(outcome.plan, seeds))
+    return 0
+
+
+def close(outcome: Outcome, home: Path, json: bool) -> int:
+    """Say what failed and what was found, and write it down."""
+    from bytelm.compare.page import PAGE, RESULTS, write_all
+    from bytelm.compare.results import HEAD, HEAD_COSTS, rows, summary
+
+    for name, reason in outcome.failed.items():
+        print(f"{name} failed: {reason}", file=sys.stderr)
+    if outcome.signal is not None:
+        print(f"saved in {home}; the same command goes on from there", file=sys.stderr)
+        return 128 + outcome.signal
+    if not outcome.results:
+        raise TrainingError(f"none of the models came to an end: {'; '.join(outcome.failed.values())}")
+    found = summary(outcome, home)
+    write_all(found, home)
+    if json:
+        print_json(found)
+        return 0
+    cells = rows(found)
+    print_table(HEAD, [row[: len(HEAD)] for row in cells])
+    print_table([HEAD[0], *HEAD_COSTS], [[row[0], *row[len(HEAD) :]] for row in cells])
+    compressors = ", ".join(f"{name} {bits:.3f}" for name, bits in found["compressors"].items())
+    print(f"{found['measured_bytes']:,} held-out bytes, each scored once by every model; on them {compressors}")
+    print(f"all of it: {home / PAGE}, {home / RESULTS}")
+    return 0

@@ -1,0 +1,122 @@
+"""The verb that counts what models cost: presets in a table, and the papers' figures of costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from bytelm.cli.common import Json, print_json, print_table
+from bytelm.units import show_bytes, show_count
+
+if TYPE_CHECKING:
+    from bytelm.evaluate.costs import Costs, Figure
+
+HEAD = ["preset", "parameters", "without tables", "scorer", "paper", "executed", "H-Net's", "read/byte"]
+WORDS = {
+    "paper": "By the papers' formulas: a byte attends to those before it, and to no others.",
+    "executed": "As executed: matrix products whole, with what attention masks.",
+}
+
+
+def costs(
+    presets: Annotated[list[str] | None, Parameter(negative="")] = None,
+    /,
+    *,
+    svg: Annotated[Path | None, Parameter(help="Draw the figures into this file.")] = None,
+    json: Json = False,
+) -> int:
+    """Count what presets cost, without training: parameters, FLOPs per byte in three conventions, bytes read.
+
+    Without names: all presets, and FLOPs per byte against model size, sequence length and patch size, which are the
+    figures of the MEGABYTE and BLT papers.
+
+    Example: bytelm costs blt-8b megabyte-text-758m-262m
+    Example: bytelm costs --svg costs.svg
+
+    Parameters
+    ----------
+    presets
+        Names, as `bytelm presets` lists them.
+    """
+    from bytelm.config import preset_names
+    from bytelm.evaluate.costs import figures
+
+    counts = [_count(name) for name in presets or preset_names()]
+    drawn = figures() if svg is not None or not presets else []
+    if svg is not None:
+        from bytelm.report.page import write
+
+        write(svg, _picture(drawn))
+    if json:
+        found = [{"preset": name, "window": window, "mean": mean, **asdict(c)} for name, window, mean, c in counts]
+        print_json({"presets": found, "figures": [asdict(figure) for figure in drawn]})
+        return 0
+    _print_presets(counts)
+    if not presets:
+        for figure in drawn:
+            _print_figure(figure)
+        print("paper / executed, FLOPs per byte")
+    if svg is not None:
+        print(svg)
+    return 0
+
+
+def _count(name: str) -> tuple[str, int, float, Costs]:
+    """A preset, the ids that it reads in a row, bytes of a patch that it aims at, and what it costs."""
+    from bytelm.evaluate.costs import costs as count
+    from bytelm.patching import entropy
+    from bytelm.train.settings import configure
+
+    config = configure(name)
+    window, patching = config.train.window, config.patching
+    mean = patching.mean_size if isinstance(patching, entropy.Config) else 1.0
+    return name, window, mean, count(config.recipe, window, mean)
+
+
+def _print_presets(counts: Sequence[tuple[str, int, float, Costs]]) -> None:
+    rows = [
+        [
+            name,
+            *map(show_count, (c.parameters, c.parameters - c.tables)),
+            show_count(c.scorer) if c.scorer else "none",
+            *map(show_count, (c.paper, c.executed, c.hnet)),
+            show_bytes(c.read),
+        ]
+        for name, _, _, c in counts
+    ]
+    print_table(HEAD, rows)
+    print("paper, executed, H-Net's: FLOPs of a forward pass per byte, over the preset's window; times 3 in training")
+    print("  paper: the formula of the architecture's paper, to which a scorer is free")
+    print("  executed: all matrix products, masked parts and the scorer's among them, hash tables, cross-attention")
+    print("  H-Net's: the same, and input embeddings as if they were matrix products")
+    print("read/byte: weights and caches for one more byte in bfloat16, one row, in the middle of a window")
+
+
+def _print_figure(figure: Figure) -> None:
+    """A line for each place on the axis, a column for each line of the figure."""
+    places = sorted({point.x for points in figure.lines.values() for point in points})
+    at = {
+        (name, p.x): f"{show_count(p.paper)} / {show_count(p.executed)}"
+        for name, line in figure.lines.items()
+        for p in line
+    }
+    print(f"\n{figure.title}")
+    rows = [[show_count(x), *(at.get((name, x), "") for name in figure.lines)] for x in places]
+    print_table([figure.x, *figure.lines], rows)
+
+
+def _picture(figures: Sequence[Figure]) -> str:
+    """Each figure twice, side by side: by the papers' formulas, and as executed."""
+    from bytelm.report.charts import line_chart, page
+
+    def drawn(figure: Figure, convention: Literal["paper", "executed"]) -> tuple[str, str]:
+        lines = {name: [(p.x, getattr(p, convention)) for p in line] for name, line in figure.lines.items()}
+        show = show_count
+        chart = line_chart(lines, figure.x, "FLOPs/byte", figure.title, True, show, show, log_y=True)
+        return chart, f"{figure.title}. {figure.says} {WORDS[convention]}"
+
+    return page([[drawn(figure, "paper"), drawn(figure, "executed")] for figure in figures])

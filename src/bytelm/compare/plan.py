@@ -1,0 +1,208 @@
+"""From a budget to models of the right size: what each is made of, what it will cost, and whether it can be had at all.
+
+    --match flops   the same operations a byte, and in all            budget: FLOPs of a training, C = 3 · F · D
+    --match time    the same seconds on this machine                  budget: seconds; shapes as for the FLOPs it can do
+    --match bytes   the same bytes, and the same parameters           budget: bytes, D
+
+F, the operations of a forward pass per byte, and D, the bytes learnt from, go up together: a Transformer of N
+parameters has F = 2 N, and D is RATIO · N, but at the most EPOCHS times the training bytes there are. Operations are
+those that are executed, scorers and hash tables among them; parameters are those beside embedding tables.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from bytelm.compare.entrants import Entrant, nearest
+from bytelm.config import build
+from bytelm.data.bpe import LEARNT, Bpe
+from bytelm.data.corpus import Corpus
+from bytelm.data.selection import spread
+from bytelm.errors import ConfigError, ResourceError
+from bytelm.evaluate.costs import Costs, costs
+from bytelm.evaluate.patches import realised
+from bytelm.models.objective import score
+from bytelm.train.config import RunConfig
+from bytelm.train.loop import precision
+from bytelm.train.memory import predict
+from bytelm.units import BYTES, show_bytes, show_count
+
+Match = Literal["flops", "time", "bytes"]
+
+RATIO = 20  # bytes that a parameter learns from
+EPOCHS = 4  # times that a byte is read at the most: more teach little (Muennighoff et al. 2023, arXiv 2305.16264)
+TRAINING = 3  # forward and backward cost so many forward passes
+WINDOW = 1024  # bytes that are read in a row
+STEP = 4096  # bytes of a step
+LONGEST = 4  # steps that one document may be as long as to be read in a row, where all have one size
+SAMPLE = 1 << 20  # bytes on which the size of patches is counted
+OFF = 1.5  # by how much a model may miss its cost before it counts as one that cannot be had
+PROBES = 3  # steps by which a model's speed is measured
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model in the size that the budget gives it. `mean`: bytes of a patch or token. `bytes`: None to match time."""
+
+    name: str
+    config: dict[str, Any]
+    mean: float
+    costs: Costs
+    bytes: int | None
+    memory: int
+
+    def mapping(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, mapping: Mapping[str, Any]) -> Planned:
+        """The same back."""
+        fields: dict[str, Any] = {**mapping, "costs": Costs(**mapping["costs"])}
+        return cls(**fields)
+
+    def run(self, seed: int, **train: Any) -> RunConfig:
+        """Its training under one seed."""
+        return built(self.config, seed=seed, **train)
+
+
+def built(tables: Mapping[str, Any], **train: Any) -> RunConfig:
+    """The configuration of tables, and of more for [train]."""
+    return build(RunConfig, {**tables, "train": {**tables.get("train", {}), **train}}, "compare")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is the same for all. `rate`: operations a second, for budgets of time."""
+
+    match: Match
+    amount: float
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.amount > 0 and math.isfinite(self.amount)):
+            raise ConfigError(f"--budget {self.amount}: must be above 0")
+
+    @property
+    def what(self) -> str:
+        """What one byte costs."""
+        return "parameters" if self.match == "bytes" else "FLOPs a byte"
+
+    def goal(self, train_bytes: int) -> tuple[float, float]:
+        """What a model may cost (operations a byte, or parameters to match bytes), and the bytes it learns from."""
+        if self.match == "bytes":
+            return self.amount / RATIO, self.amount
+        operations = self.amount * (self.rate if self.match == "time" else 1.0)
+        cost = math.sqrt(operations / (TRAINING * RATIO / 2))
+        bytes, most = operations / (TRAINING * cost), float(EPOCHS * train_bytes)
+        return (cost, bytes) if bytes <= most else (operations / (TRAINING * most), most)
+
+    def needed(self, times: float) -> float:
+        """The amount that allows a model to cost so many times as much."""
+        return self.amount * (times if self.match == "bytes" else times**2)
+
+    def counted(self, found: Costs) -> float:
+        """What a model costs, in what the budget limits."""
+        return float(found.parameters - found.tables) if self.match == "bytes" else found.executed
+
+
+def mean_of(entrant: Entrant, corpus: Corpus) -> tuple[float, Bpe | None]:
+    """Bytes of a patch or token in training documents, and the tokens themselves. Raises MissingExtraError."""
+    tables = entrant.tables(64, 0)
+    patching = tables.get("patching", {})
+    sample = [data for _, data in spread(corpus, "train", SAMPLE)]
+    if entrant.tokens:
+        learnt_from = (data.tobytes() for _, data in spread(corpus, "train", LEARNT))
+        tokens = Bpe.learn(learnt_from, entrant.number)
+        return sum(map(len, sample)) / sum(len(tokens.encode(data.tobytes())) for data in sample), tokens
+    if patching and "mean_size" not in patching:
+        config = built(tables, steps=1).patching
+        assert config is not None
+        return realised(config.build(), [("", data) for data in sample])[""], None
+    return patching.get("mean_size") or float(tables["model"].get("sizes", [1])[0]), None
+
+
+def planned(
+    entrant: Entrant, budget: Budget, corpus: Corpus, mean: float, modality: Mapping[str, Any] | None
+) -> Planned:
+    """An entrant in the size that the budget gives it.
+
+    Raises ConfigError where no shape costs about as much as it may, ResourceError where the memory does not suffice.
+    """
+    goal, bytes = budget.goal(corpus.bytes("train"))
+    window = window_of(modality)
+    ids = max(1, round(window / mean)) if entrant.tokens else window
+    rows = max(1, round(STEP / window))
+
+    def tables(width: int, odd: int) -> dict[str, Any]:
+        found = entrant.tables(width, odd)
+        train = {"window": ids, "batch": rows, "final_rate": 0.0, "sample_bytes": 0, **found["train"]}
+        return {**found, "train": train} | ({"modality": dict(modality)} if modality else {})
+
+    def counted(width: int, odd: int) -> Costs:
+        return costs(built(tables(width, odd), steps=1).recipe, ids, mean)
+
+    size = nearest(lambda width, odd: budget.counted(counted(width, odd)), goal)
+    found, config = counted(*size), tables(*size)
+    cost = budget.counted(found)
+    if not 1 / OFF < cost / goal < OFF:
+        raise ConfigError(
+            f"{entrant.name}: this budget gives it {show_count(goal)} {budget.what}, and its nearest shape has "
+            f"{show_count(cost)}: give {'more' if cost > goal else 'less'} --budget ({budget.needed(cost / goal):.1e} "
+            "suits it), or leave it out of --models"
+        )
+    if budget.match == "flops":
+        bytes = budget.amount / (TRAINING * found.executed)
+    config["train"] |= limits(budget, bytes, window * rows)
+    run = built(config)
+    memory = predict(run.recipe.sketch(), run.train, mean).peak
+    return Planned(entrant.name, config, mean, found, run.train.bytes, memory)
+
+
+def limits(budget: Budget, bytes: float, step: int) -> dict[str, Any]:
+    """When a training ends, and how long it warms up; `step`: bytes of one."""
+    warmup = {"warmup": max(1, min(100, round(bytes / step) // 20))}
+    return warmup | ({"minutes": budget.amount / 60} if budget.match == "time" else {"bytes": max(step, round(bytes))})
+
+
+def window_of(modality: Mapping[str, Any] | None) -> int:
+    """Bytes that are read in a row: a document of a modality whose documents have one size, and its end; or WINDOW."""
+    if modality is None:
+        return WINDOW
+    config = built({"model": {"name": "transformer"}, "modality": dict(modality)}, steps=1)
+    size = config.modality.build().size if config.modality is not None else None
+    return WINDOW if size is None or size + 1 > LONGEST * STEP else size + 1
+
+
+def speed(planned: Planned) -> float:
+    """Bytes a second that a model learns from on this machine, by a few steps on bytes that mean nothing."""
+    config = planned.run(0)
+    model = config.recipe.draft().assemble()
+    model.initialise(0)
+    shape, generator = (config.train.batch, config.train.window), torch.Generator().manual_seed(0)
+    ids = torch.randint(0, BYTES, shape, generator=generator)
+    opens = torch.rand(shape, generator=generator) < 1 / planned.mean
+    low = precision(config.train, model.device) == torch.bfloat16
+    seconds: list[float] = []
+    for _ in range(PROBES):
+        began = time.perf_counter()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+            nats, _ = score(model.train(), ids, boundaries=opens)
+        nats.backward()
+        seconds.append(time.perf_counter() - began)
+    return ids.numel() * (planned.mean if model.tokens else 1.0) / min(seconds)
+
+
+def check_memory(planned: Planned, available: int) -> None:
+    """Raises ResourceError for a model whose training takes more than there is."""
+    if planned.memory > available:
+        raise ResourceError(
+            f"{planned.name}: a step takes {show_bytes(planned.memory)} of memory, and {show_bytes(available)} are "
+            "free: give less --budget"
+        )

@@ -1,0 +1,167 @@
+"""What a comparison found, from the results of its runs: one mapping for machines, and rows for people."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from bytelm.compare.held_out import kept, units
+from bytelm.compare.plan import TRAINING, Planned
+from bytelm.compare.run import Outcome
+from bytelm.compare.worker import HELD_OUT
+from bytelm.data.corpus import Corpus
+from bytelm.evaluate.bits import DocumentBits
+from bytelm.evaluate.compressors import compressed
+from bytelm.evaluate.meter import Meter, interval
+from bytelm.units import bits_per_byte, show_bytes, show_count, show_seconds
+
+Result = Mapping[str, Any]
+
+
+def mean_of(results: Sequence[Result]) -> list[DocumentBits]:
+    """What each stretch costs, averaged over the seeds of a model."""
+    rows = zip(*(result["documents"] for result in results), strict=True)
+    return [DocumentBits(row[0][0], row[0][1], fmean(nats for _, _, nats in row)) for row in rows]
+
+
+def difference(one: Sequence[DocumentBits], other: Sequence[DocumentBits]) -> dict[str, float | None]:
+    """By how many bits per byte one model needs more than another, on the same bytes, with its 95 % interval.
+
+    It is paired: what is drawn again and again are the differences of each document, so that what makes a document
+    hard for both does not widen the interval.
+    """
+    pairs = zip(one, other, strict=True)
+    apart = [DocumentBits(a.name, a.bytes, a.nats - b.nats) for a, b in pairs]
+    bounds = interval(units(apart))
+    low, high = bounds or (None, None)
+    return {"difference": Meter.of(apart).bits_per_byte, "low": low, "high": high}
+
+
+def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
+    """Everything, as plain JSON: models from the best to the worst, and all pairs of them."""
+    corpus, plan = Corpus.open(home / "data"), outcome.plan
+    of: dict[str, list[Result]] = {}
+    for result in outcome.results:
+        of.setdefault(result["model"], []).append(result)
+    measured = {name: mean_of(results) for name, results in of.items()}
+    order = sorted(of, key=lambda name: Meter.of(measured[name]).bits_per_byte)
+    found = [
+        model_of(Planned.of(plan["models"][name]), of[name], measured[name], corpus.bytes("train")) for name in order
+    ]
+    pairs = [{"model": a, "than": b, **difference(measured[a], measured[b])} for a, b in combinations(order, 2)]
+    stretches = [data for _, data in kept(home / HELD_OUT)]
+    asked = {key: plan[key] for key in ("paths", "held_out", "match", "budget", "modality")}
+    return {
+        **asked,
+        "models": found,
+        "differences": pairs,
+        "failed": outcome.failed,
+        "compressors": compressed(stretches),
+        "measured_bytes": sum(map(len, stretches)),
+        "train_bytes": corpus.bytes("train"),
+        "machine": machine(outcome.results),
+    }
+
+
+def machine(results: Iterable[Result]) -> dict[str, Any]:
+    """Where it was done."""
+    threads = sorted({result["threads"] for result in results})
+    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"device": kind, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
+
+
+def model_of(
+    planned: Planned, results: Sequence[Result], measured: Sequence[DocumentBits], train_bytes: int
+) -> dict[str, Any]:
+    """What is known of one model; figures of runs are means over seeds."""
+
+    def mean(key: str) -> float:
+        return fmean(result[key] for result in results)
+
+    counted, bounds = planned.costs, interval(units(measured))
+    each = [bits_per_byte(sum(d[2] for d in r["documents"]), sum(d[1] for d in r["documents"])) for r in results]
+    curve = [
+        {"bytes": bytes, "flops": TRAINING * counted.executed * bytes, "seconds": seconds, "bits_per_byte": bits}
+        for bytes, seconds, bits in results[0]["curve"]
+    ]
+    return {
+        "model": planned.name,
+        "bytes": Meter.of(measured).bytes,
+        "bits_per_byte": Meter.of(measured).bits_per_byte,
+        "low": bounds[0] if bounds else None,
+        "high": bounds[1] if bounds else None,
+        "seeds": {result["seed"]: bits for result, bits in zip(results, each, strict=True)},
+        **asdict(counted),
+        "patch_size": results[0]["patch_size"],
+        "trained_bytes": mean("trained_bytes"),
+        "epochs": mean("trained_bytes") / train_bytes,
+        "training_flops": TRAINING * counted.executed * mean("trained_bytes"),
+        "steps": mean("steps"),
+        "skipped": mean("skipped"),
+        "seconds": mean("seconds"),
+        "training_bytes_per_second": mean("trained_bytes") / max(1e-9, mean("seconds")),
+        "generated_bytes_per_second": mean("generated_bytes_per_second"),
+        "peak_memory": mean("peak_memory"),
+        "curve": curve,
+        "config": planned.config,
+    }
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+HEAD = ["model", "bits/byte", "95 %", "seeds", "more than the best", "patch", "parameters", "+ tables"]
+HEAD_COSTS = ["MFLOP/byte: paper", "executed", "H-Net", "learnt", "time", "train", "write", "memory"]
+
+
+def interval_of(low: float | None, high: float | None) -> str:
+    """An interval in words, where there is one."""
+    return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
+def rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """A row a model, under HEAD and HEAD_COSTS."""
+    models = found["models"]
+    apart = (
+        {pair["than"]: pair for pair in found["differences"] if pair["model"] == models[0]["model"]} if models else {}
+    )
+    return [_row(model, apart.get(model["model"])) for model in models]
+
+
+def _row(model: Mapping[str, Any], apart: Mapping[str, Any] | None) -> list[str]:
+    seeds = list(model["seeds"].values())
+    spread = f"{min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else "1"
+    more = "–"
+    if apart is not None:
+        low, high = (None if apart[end] is None else -apart[end] for end in ("high", "low"))
+        more = f"{-apart['difference']:+.3f} ({interval_of(low, high)})"
+    return [
+        model["model"],
+        f"{model['bits_per_byte']:.3f}",
+        interval_of(model["low"], model["high"]),
+        spread,
+        more,
+        "–" if model["patch_size"] is None else f"{model['patch_size']:.2f}",
+        show_count(model["parameters"] - model["tables"]),
+        show_count(model["tables"]),
+        *(f"{model[key] / 1e6:.3g}" for key in ("paper", "executed", "hnet")),
+        f"{show_bytes(model['trained_bytes'])}",
+        show_seconds(model["seconds"]),
+        f"{show_bytes(model['training_bytes_per_second'])}/s",
+        f"{show_bytes(model['generated_bytes_per_second'])}/s",
+        show_bytes(model["peak_memory"]),
+    ]
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The table in Markdown."""
+    head = [*HEAD, *HEAD_COSTS]
+    lines = [head, ["---"] * len(head), *rows(found)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,235 @@
+"""The whole comparison: plan, train and measure each model in turn, and go on where it was by the same command.
+
+HOME/data            the corpus, packed once; boundaries and tokens beside it
+HOME/held-out.bin    what all are measured on
+HOME/plan.json       what was asked, and each model in the size that the budget gives it
+HOME/blt-5-0/        a run as `bytelm train` leaves it, of a model under seed 0, and its result.json
+HOME/results.json    everything that was found; HOME/index.html and HOME/picture.svg show it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bytelm.checkpoint.lock import exclusive
+from bytelm.checkpoint.metrics import METRICS
+from bytelm.compare import held_out
+from bytelm.compare.entrants import Entrant, entrants
+from bytelm.compare.plan import Budget, Match, Planned, built, check_memory, mean_of, planned, speed
+from bytelm.compare.worker import FAILED, HELD_OUT, PLAN, RESULT
+from bytelm.data.convert import read
+from bytelm.data.corpus import Corpus, iterate_documents
+from bytelm.data.files import write_whole
+from bytelm.data.modalities.base import Modality
+from bytelm.data.sources import fingerprint
+from bytelm.errors import ConfigError, DataError, ResourceError
+from bytelm.train.journal import Journal
+from bytelm.train.prepare import pack_data
+from bytelm.train.stop import StopRequest
+from bytelm.units import show_bytes, show_count, show_seconds
+
+LEAST = 1 << 16  # bytes to learn from, below which nothing can be compared
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is compared. All but `models` and `seeds` are the same for the life of a comparison."""
+
+    paths: Sequence[str]
+    models: str
+    match: Match
+    budget: float
+    seeds: int = 1
+    held_out: Sequence[str] = ()
+    modality: Mapping[str, Any] | None = None
+
+    def lasting(self) -> dict[str, Any]:
+        """What cannot change, as plain JSON."""
+        paths = {"paths": list(map(str, self.paths)), "held_out": list(map(str, self.held_out))}
+        return {**paths, "match": self.match, "budget": self.budget, "modality": dict(self.modality or {}) or None}
+
+
+@dataclass
+class Outcome:
+    """How a sitting ended: the results there are, what failed and why, and the signal that ended it early."""
+
+    plan: dict[str, Any]
+    results: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+    signal: int | None = None
+
+
+def prepared(asked: Asked, home: Path, journal: Journal) -> tuple[Corpus, dict[str, Any]]:
+    """The corpus, and the plan for all models, made now or found. Every fault that can be known by now is raised."""
+    wanted = entrants(asked.models)
+    budget = Budget(asked.match, asked.budget)
+    modality_table = dict(asked.modality) if asked.modality else "none"
+    config = built({"model": {"name": "transformer"}, "modality": modality_table}, steps=1)
+    corpus = pack_data(asked.paths, config, home, journal)
+    if corpus.bytes("train") < LEAST:
+        raise DataError(
+            f"{corpus.bytes('train'):,} bytes to learn from are too few to compare models: give {LEAST:,} or more"
+        )
+    modality = config.modality.build() if config.modality is not None else None
+    keep_held_out(asked, home, corpus, modality)
+    plan = plan_of(asked, home)
+    for one in wanted:
+        if one.name not in plan["models"]:
+            plan_for(one, budget, corpus, asked, plan, home, journal)
+    write_whole(home / PLAN, json.dumps(plan, indent=1).encode())
+    return corpus, plan
+
+
+def plan_of(asked: Asked, home: Path) -> dict[str, Any]:
+    """The plan as it stands. Raises ConfigError where another comparison was begun in `home`."""
+    path = home / PLAN
+    lasting = asked.lasting() | {"held_out_fingerprint": fingerprint(asked.held_out) if asked.held_out else None}
+    if not path.exists():
+        return {**lasting, "models": {}, "speeds": {}, "rate": None}
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key, value in lasting.items() if plan[key] != value]
+    differences = [f"{key} is {plan[key]!r} there and {lasting[key]!r} here" for key in changed]
+    if differences:
+        raise ConfigError(f"{home} holds another comparison: {'; '.join(differences)}: give the same, or another --run")
+    return plan
+
+
+def plan_for(
+    one: Entrant, budget: Budget, corpus: Corpus, asked: Asked, plan: dict[str, Any], home: Path, journal: Journal
+) -> None:
+    """Put one model into the plan."""
+    journal.progress(f"planning: {one.name}", force=True)
+    if budget.match == "time":
+        plan["rate"] = plan["rate"] or rate_of(corpus, asked)
+        budget = Budget(budget.match, budget.amount, plan["rate"])
+    mean, tokens = mean_of(one, corpus)
+    found = planned(one, budget, corpus, mean, asked.modality)
+    check_memory(found, free_memory())
+    if tokens is not None:
+        np.save(home / f"{slug(one.name)}.merges.npy", tokens.merges, allow_pickle=False)
+    plan["models"][one.name] = found.mapping()
+    plan["speeds"][one.name] = speed(found)
+
+
+def rate_of(corpus: Corpus, asked: Asked) -> float:
+    """Operations a second that this machine trains a windowed byte Transformer with."""
+    (byte,) = entrants("byte-window")
+    found = planned(byte, Budget("flops", 1e14), corpus, 1.0, asked.modality)
+    return 3 * found.costs.executed * speed(found)
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, or can be made so."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def keep_held_out(asked: Asked, home: Path, corpus: Corpus, modality: Modality | None) -> None:
+    """Choose what is measured, once: of the files given for it, or else of the corpus's test documents."""
+    path = home / HELD_OUT
+    if path.exists():
+        return
+    if asked.held_out:
+        documents = (b"".join(document.pieces) for document in read(asked.held_out, modality))
+    else:
+        documents = (data.tobytes() for _, data in iterate_documents(corpus, "test"))
+    size = modality.size if modality is not None else None
+    grain = modality.grain if modality is not None else 1
+    held_out.keep(path, held_out.stretches(documents, longest=size or held_out.LONGEST, grain=grain))
+
+
+def slug(name: str, seed: int | None = None) -> str:
+    """A folder for a model under a seed."""
+    return name.replace(":", "-") + ("" if seed is None else f"-{seed}")
+
+
+def run_all(asked: Asked, home: Path, *, quiet: bool = False, dry: bool = False) -> Outcome:
+    """Train and measure all that is not yet; `dry` only plans. A signal ends it early, and loses nothing.
+
+    Raises DataError, ConfigError, ResourceError and MissingExtraError before anything is trained; what fails later is
+    told, and does not keep others from their results.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot make {home} ({error.strerror}): choose another place with --run") from error
+    journal = Journal(home / METRICS, quiet)
+    with exclusive(home):
+        corpus, plan = prepared(asked, home, journal)
+        outcome = Outcome(plan)
+        names = [one.name for one in entrants(asked.models)]
+        for seed in range(asked.seeds):
+            for name in names:
+                run = home / slug(name, seed)
+                if dry or outcome.signal is not None:
+                    continue
+                if not (run / RESULT).exists():
+                    journal.say(f"{name}, seed {seed}:")
+                    outcome.signal = trained(home, name, seed, run, corpus, quiet, outcome)
+        for seed in range(asked.seeds):
+            found = [home / slug(name, seed) / RESULT for name in names]
+            outcome.results += [json.loads(path.read_bytes()) for path in found if path.exists()]
+    return outcome
+
+
+def trained(home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: bool, outcome: Outcome) -> int | None:
+    """One run in a process of its own; returns the signal that ended it, None if it came to an end of some kind."""
+    run.mkdir(exist_ok=True)
+    if not (run / "data").exists():
+        (run / "data").symlink_to(os.path.relpath(corpus.directory, run))
+    merges = home / f"{slug(name)}.merges.npy"
+    if merges.exists():
+        shutil.copyfile(merges, run / "merges.npy")
+    command = [sys.executable, "-m", "bytelm.compare.worker", str(home), name, str(seed), str(run), str(int(quiet))]
+    # In a group of its own, so that Ctrl-C reaches this process alone, which passes it on once.
+    process = subprocess.Popen(command, start_new_session=True)
+    with StopRequest() as stop:
+        told = False
+        while process.poll() is None:
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                if stop.received is not None and not told:
+                    process.send_signal(stop.received)
+                    told = True
+    code = process.returncode
+    if stop.received is not None:
+        return stop.received
+    if code:
+        path = run / FAILED
+        reason = path.read_text(encoding="utf-8").strip() if path.exists() else f"it was killed by signal {-code}"
+        outcome.failed[f"{name}, seed {seed}"] = reason
+    return None
+
+
+def expected(plan: Mapping[str, Any], seeds: int) -> tuple[list[str], list[list[str]]]:
+    """What the plan comes to: a head and a row a model, and the time of all of them."""
+    head = ["model", "parameters", "+ tables", "MFLOP/byte", "to learn", "patch", "memory", "time, about"]
+    found: list[list[str]] = []
+    whole = 0.0
+    for name, mapping in plan["models"].items():
+        planned = Planned.of(mapping)
+        counted = planned.costs
+        seconds = planned.bytes / plan["speeds"][name] if planned.bytes else plan["budget"]
+        whole += seconds * seeds
+        size = [show_count(counted.parameters - counted.tables), show_count(counted.tables)]
+        work = [
+            f"{counted.executed / 1e6:.3g}",
+            show_bytes(planned.bytes) if planned.bytes else "–",
+            f"{planned.mean:.2f}",
+        ]
+        found.append([name, *size, *work, show_bytes(planned.memory), show_seconds(seconds)])
+    return head, [*found, [f"all, {seeds} seeds" if seeds > 1 else "all", *[""] * 6, show_seconds(whole)]]
