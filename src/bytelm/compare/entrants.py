@@ -64,7 +64,8 @@ def transformer(width: int, odd: int, **more: Any) -> Table:
 
 def linear(width: int, odd: int, number: int) -> Table:
     """The linear Transformer."""
-    return {"name": "linear", "layers": usual(width) + odd, "dim": width, "heads": heads(width)}
+    # Turned faster than usual: without a softmax, places have to differ more for a byte to find its neighbours.
+    return {"name": "linear", "layers": usual(width) + odd, "dim": width, "heads": heads(width), "theta": 30.0}
 
 
 def perceiver(width: int, odd: int, number: int) -> Table:
@@ -98,7 +99,7 @@ PATCHES: Table = {"train": {"embedding_rate": 3.0}}
 FAMILIES = {
     "blt": Family(
         blt,
-        rate=6e-3,
+        rate=9e-3,
         number=5,
         least=2,
         tables=lambda size: {
@@ -107,14 +108,14 @@ FAMILIES = {
             **PATCHES,
         },
     ),
-    "space": Family(blt, rate=6e-3, tables=lambda _: {"patching": {"name": "space"}, **PATCHES}),
-    "megabyte": Family(megabyte, rate=4e-3, number=8, least=2),
-    "byte": Family(lambda width, odd, _: transformer(width, odd), rate=4e-3),
-    "byte-window": Family(lambda width, odd, window: transformer(width, odd, window=window), rate=4e-3, number=128),
-    "perceiver": Family(perceiver, rate=4e-3, number=256),
-    "linear": Family(linear, rate=4e-3),
+    "space": Family(blt, rate=9e-3, tables=lambda _: {"patching": {"name": "space"}, **PATCHES}),
+    "megabyte": Family(megabyte, rate=6e-3, number=8, least=2),
+    "byte": Family(lambda width, odd, _: transformer(width, odd), rate=8e-3),
+    "byte-window": Family(lambda width, odd, window: transformer(width, odd, window=window), rate=8e-3, number=128),
+    "perceiver": Family(perceiver, rate=8e-3, number=256),
+    "linear": Family(linear, rate=8e-3),
     "bpe": Family(
-        lambda width, odd, ids: transformer(width, odd, vocabulary=ids), rate=4e-3, number=4096, least=VOCAB + 1
+        lambda width, odd, ids: transformer(width, odd, vocabulary=ids), rate=8e-3, number=4096, least=VOCAB + 1
     ),
 }
 DEFAULT = "blt,megabyte,space,byte,byte-window,perceiver,linear,bpe:4096"
