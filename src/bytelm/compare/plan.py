@@ -35,7 +35,7 @@ from bytelm.units import BYTES, show_bytes, show_count
 
 Match = Literal["flops", "time", "bytes"]
 
-RATIO = 20  # bytes that a parameter learns from
+RATIO = 30  # bytes that a parameter learns from: between what suits models with and without large tables (docs/log.md)
 EPOCHS = 4  # times that a byte is read at the most: more teach little (Muennighoff et al. 2023, arXiv 2305.16264)
 TRAINING = 3  # forward and backward cost so many forward passes
 WINDOW = 1024  # bytes that are read in a row

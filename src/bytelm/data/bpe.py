@@ -47,7 +47,8 @@ class Bpe:
         self.data: list[bytes] = [bytes((i,)) for i in range(BYTES)] + [b""] * (VOCAB - BYTES)
         """The bytes that each id stands for; none for a special, or for a merge that is not there."""
         for left, right in merges.tolist():
-            if left != NONE and not (0 <= left < len(self.data) and 0 <= right < len(self.data)):
+            made = range(len(self.data))
+            if left != NONE and not (left in made and right in made and self.data[left] and self.data[right]):
                 raise DataError(f"merge {len(self.data) - VOCAB} joins {left} and {right}, not both made before it")
             self.data.append(b"" if left == NONE else self.data[left] + self.data[right])
         self.sizes = np.array([len(data) for data in self.data])

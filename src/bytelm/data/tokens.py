@@ -90,7 +90,7 @@ def encoded(corpus: Corpus, tokens: Bpe, progress: Callable[[int], None] | None 
         sizes: NDArray[np.int64] = np.load(table, allow_pickle=False)
         if sizes.dtype != np.int64 or sizes.shape != (len(corpus.documents()),):
             raise ValueError("it is of other documents")
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise DataError(f"{shown(str(table))} is damaged ({error}): delete it to encode the corpus again") from None
     return TokenCorpus(corpus, path, sizes, kind)
 

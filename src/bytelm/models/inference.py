@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bytelm.data.bpe import Bpe
 from bytelm.errors import UsageError
 from bytelm.models.base import ByteModel
 from bytelm.nn.state import put_rows
 from bytelm.patching.layout import Rows, at_end, since, tail
-from bytelm.units import BOS, PAD, VOCAB
+from bytelm.units import BOS, PAD
 
 Mode = Literal["basic", "sliding", "strided", "both"]
 
@@ -161,6 +162,20 @@ class Sliding(ByteModel):
         return found
 
     @property
+    def tokens(self) -> Bpe | None:
+        """See `ByteModel`."""
+        return self.model.tokens
+
+    @property
+    def vocabulary(self) -> int:
+        """See `ByteModel`."""
+        return self.model.vocabulary
+
+    def bytes_in(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """See `ByteModel`."""
+        return self.model.bytes_in(ids)
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters live."""
         return self.model.device
@@ -191,7 +206,7 @@ class Sliding(ByteModel):
             here = window == index
             found, inner = self.model(rows.ids.masked_fill(~here, PAD), inner)
             logits = found if logits is None else torch.where(here[..., None], found, logits)
-        assert logits is not None and logits.shape[-1] == VOCAB
+        assert logits is not None and logits.shape[-1] == self.vocabulary
         if state is None:
             return rows.restore(logits), None
         kept = self.context - self.stride

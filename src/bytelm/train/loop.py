@@ -257,6 +257,8 @@ class Trainer:
             self.journal.say(f"passed over: {reason}")
         weights = store.read_tensors(path, "model")
         store.check_keys(self.model.state_dict(), weights, str(path))
+        if self.model.tokens is not None and not torch.equal(weights["merges"], self.model.get_buffer("merges").cpu()):
+            raise CheckpointError(f"{path} was trained with other tokens than {self.run}/merges.npy: start another run")
         self.model.load_state_dict(weights)
         moments = store.read_tensors(path, "optimizer")
         for name, parameter in self.model.named_parameters():

@@ -47,7 +47,7 @@ from bytelm.scorers.transformer import TransformerScorer
 from bytelm.train.config import RunConfig
 from bytelm.train.journal import Journal
 from bytelm.train.loop import Trainer
-from bytelm.units import PAD, show_bytes
+from bytelm.units import PAD, VOCAB, show_bytes
 
 SAMPLE = 1 << 20  # bytes that thresholds are calibrated on
 COUNTED = 1 << 25  # bytes that an n-gram scorer counts at the most
@@ -162,8 +162,11 @@ def prepare_tokens(model: ByteModel, corpus: Corpus, run: Path, journal: Journal
         np.save(held, learnt.merges, allow_pickle=False)
         write_whole(path, held.getvalue())
     try:
-        model.take_tokens(Bpe(np.load(path, allow_pickle=False)))
-    except ValueError as error:
+        merges = np.load(path, allow_pickle=False)
+        if merges.dtype != np.int64 or merges.shape != (model.vocabulary - VOCAB, 2):
+            raise ValueError("it is of another vocabulary")
+        model.take_tokens(Bpe(merges))
+    except (ValueError, EOFError, DataError) as error:
         raise DataError(f"{path} is damaged ({error}): start another run") from None
 
     def progress(bytes: int) -> None:
