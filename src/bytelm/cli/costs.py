@@ -66,14 +66,13 @@ def costs(
 
 
 def _count(name: str) -> tuple[str, int, float, Costs]:
-    """A preset, the ids that it reads in a row, bytes of a patch that it aims at, and what it costs."""
+    """A preset, the ids that it reads in a row, bytes of a patch or token, and what it costs."""
     from bytelm.evaluate.costs import costs as count
-    from bytelm.patching import entropy
+    from bytelm.evaluate.costs import usual_mean
     from bytelm.train.settings import configure
 
     config = configure(name)
-    window, patching = config.train.window, config.patching
-    mean = patching.mean_size if isinstance(patching, entropy.Config) else 1.0
+    window, mean = config.train.window, usual_mean(config.recipe)
     return name, window, mean, count(config.recipe, window, mean)
 
 

@@ -23,9 +23,10 @@ from bytelm.models import blt, linear, megabyte, perceiver, transformer
 from bytelm.models.base import ByteModel
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.transformer import StackConfig
-from bytelm.patching import space
+from bytelm.patching import entropy, space
 from bytelm.units import VOCAB
 
+TOKEN = 3.4  # bytes: the mean token of a vocabulary of 4096 on English novels
 INPUTS = ("byte", "embedding")  # what the tables of bytes and of tokens are called in models
 
 
@@ -47,6 +48,13 @@ class Costs:
     """FLOPs executed, and those of the input embeddings as products. n-gram tables stay lookups."""
     read: float
     """Bytes of weights and caches read for one more byte, in bfloat16, one row, in the middle of a window."""
+
+
+def usual_mean(recipe: Recipe) -> float:
+    """Bytes of a patch or token where nothing was read yet: what patching is to be calibrated to, or TOKEN."""
+    if isinstance(recipe.patching, entropy.Config):
+        return recipe.patching.mean_size
+    return TOKEN if getattr(recipe.model, "vocabulary", VOCAB) > VOCAB else 1.0
 
 
 def costs(recipe: Recipe, window: int, mean: float = 1.0) -> Costs:

@@ -9,8 +9,8 @@ from typing import Any
 
 from bytelm.config import assignments, build, load_toml, merge, nominal_size, preset, to_mapping
 from bytelm.errors import ConfigError
+from bytelm.evaluate.costs import usual_mean
 from bytelm.find import find, names, unknown
-from bytelm.patching import entropy
 from bytelm.train.config import RunConfig
 from bytelm.train.memory import predict
 from bytelm.units import show_bytes, show_count
@@ -102,7 +102,8 @@ def describe(name: str) -> dict[str, object]:
     own = sum(counts.values()) - scorer
     parts = to_mapping(recipe)
     window = config.train.window
-    mean = recipe.patching.mean_size if isinstance(recipe.patching, entropy.Config) else 1.0
+    mean = usual_mean(recipe)
+    ids = mean if model.tokens is not None else 1.0  # bytes of one
     return {
         "preset": name,
         "model": parts["model"]["name"],
@@ -112,7 +113,7 @@ def describe(name: str) -> dict[str, object]:
         "n-gram tables": show_count(tables) if tables else "none",
         "scorer": show_count(scorer) if scorer else "none",
         "window": window,
-        "FLOPs/byte": show_count(model.flops(window, round(window / mean)) / window),
+        "FLOPs/byte": show_count(model.flops(window, round(window / mean)) / window / ids),
         "memory": show_bytes(predict(model, config.train, mean).peak),
         "counts": {"parameters": own, "ngram_tables": tables, "scorer": scorer},
     }
