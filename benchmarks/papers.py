@@ -80,7 +80,7 @@ PAPERS = {"MEGABYTE": MEGABYTE, "SpaceByte": SPACEBYTE}
 
 def compared(name: str, budget: float, data: Path, runs: Path, seeds: int, models: str | None) -> dict[str, Any] | int:
     """The results of one corpus at one budget, or the signal that ended it early."""
-    corpus, home = CORPORA[name], runs / f"{name}-{budget:.0e}".replace("e+", "e")
+    corpus, home = CORPORA[name], runs / f"{name}-{power(budget)}"
     table = modality_table(corpus.modality) if corpus.modality else None
     paths, held_out = [str(data / corpus.learnt)], [str(data / corpus.held_out)]
     outcome = run_all(Asked(paths, models or corpus.models, "flops", budget, seeds, held_out, table), home)
@@ -138,7 +138,7 @@ def trend(found: Mapping[float, Mapping[str, Any]]) -> str:
             gap = f" ({bits[name] - to:+.3f})" if name in bits and to is not None else ""
             row.append(f"{bits[name]:.3f}{gap}" if name in bits else "–")
         rows.append(row)
-    return table(["model", *(f"{budget:.0e}".replace("e+", "e") for budget in found)], rows)
+    return table(["model", *map(power, found)], rows)
 
 
 def picture(found: Mapping[str, Mapping[float, Mapping[str, Any]]]) -> str:
@@ -156,7 +156,7 @@ def picture(found: Mapping[str, Mapping[float, Mapping[str, Any]]]) -> str:
 
 
 def power(value: float) -> str:
-    return f"{value:.0e}".replace("e+", "e")
+    return f"{value:g}".replace("e+", "e")
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -27,7 +27,7 @@ def program(name: str) -> Any:
 sys.path.append(str(BENCHMARKS))  # where programs find each other when they are run
 ablations, scaling = program("ablations"), program("scaling")
 generate, headline, identity = program("generate"), program("headline"), program("identity")
-train = program("train")
+papers, train = program("papers"), program("train")
 
 TINY = ablations.Shape((16, 8), (2, 1), (1, 2), patch=8, reach=2, window=32, batch=2)
 PICTURES = ablations.Shape(
@@ -199,3 +199,54 @@ def test_ways_to_generate_are_compared(capsys: pytest.CaptureFixture[str], monke
     assert identity.main(words) == 1
     told = [line for line in capsys.readouterr().out.splitlines() if "forward, cached" in line]
     assert len(told) == 2 and all("byte 0 after" in line and "divides two bytes" in line for line in told)
+
+
+# --- the papers' tables -----------------------------------------------------------------------------------------------
+
+
+def compared(budget: float, **bits: float) -> dict[str, Any]:
+    """What a comparison found, as far as these tables look."""
+    models = [{"model": name.replace("_", "-").replace("__", ":"), "bits_per_byte": b} for name, b in bits.items()]
+    return {"budget": budget, "models": models}
+
+
+def test_ratios_stand_beside_those_of_the_papers() -> None:
+    found = compared(1e12, megabyte=2.0, byte=2.2, byte_window=1.9, blt=1.5)
+    rows = {row[1]: row[2:] for row in papers.ratios("latex", found)}
+    assert rows["byte / megabyte"] == ["1.100", "1.204", "yes", "1.106", "yes"]
+    assert rows["byte-window / megabyte"] == ["0.950", "–", "–", "0.995", "yes"]
+    assert "blt / megabyte" not in rows  # neither paper has it
+    assert {row[1]: row[6] for row in papers.ratios("books", found)}["byte-window / megabyte"] == "no"
+
+
+def test_the_better_one_of_a_kind_counts() -> None:
+    found = {"models": [{"model": f"bpe:{ids}", "bits_per_byte": bits} for ids, bits in ((1024, 2.2), (4096, 2.1))]}
+    assert papers.best_of(found) == {"bpe": 2.1}
+
+
+def test_a_trend_says_how_far_each_is_from_tokens() -> None:
+    budgets = {1e12: compared(1e12, blt=2.0, bpe=2.25), 1e13: compared(1e13, blt=1.9, bpe=1.95, byte=2.5)}
+    lines = papers.trend(budgets).splitlines()
+    assert lines[0] == "| model | 1e12 | 1e13 |"
+    assert lines[2] == "| blt | 2.000 (-0.250) | 1.900 (-0.050) |"
+    assert lines[4] == "| byte | – | 2.500 (+0.550) |"
+    drawn = ElementTree.fromstring(papers.picture({"books": budgets}))
+    assert len(drawn.findall(".//{*}polyline")) == 3
+
+
+def test_the_papers_program_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    for name, size in (("train", 90_000), ("test", 8_000)):
+        (tmp_path / f"{name}.txt").write_bytes(bytes(generator.integers(97, 101, size, dtype=np.uint8)))
+    corpus = papers.Corpus("train.txt", "test.txt", "PG-19", "byte-window:32,megabyte:4")
+    monkeypatch.setattr(papers, "CORPORA", {"books": corpus})
+    given = ["--data", str(tmp_path), "--runs", str(tmp_path / "runs"), "--budget", "1.5e11", "--only", "books"]
+    assert papers.main(given) == 0
+    found = capsys.readouterr().out
+    assert "### books, 1.5e11 FLOPs" in found
+    assert "| books | byte-window / megabyte |" in found
+    assert (tmp_path / "runs" / "books-1.5e11" / "picture.svg").exists()
+    with pytest.raises(SystemExit):
+        papers.main(["--data", str(tmp_path), "--only", "poems"])

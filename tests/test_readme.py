@@ -26,6 +26,7 @@ def test_the_commands_and_the_code_run(
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "monday.md").write_text("# Monday\n" + "any bytes at all\n" * 300)
+    (notes / "tuesday.md").write_text("".join(f"{number} bytes, or {number**3}?\n" for number in range(4000)))
     (tmp_path / "README.md").write_text(README)
     (tmp_path / "photos").mkdir()
     for number in range(24):
@@ -36,10 +37,11 @@ def test_the_commands_and_the_code_run(
         "--steps 2 --quiet --set train.batch=2 --set train.window=64 --set train.sample_bytes=4 --set scorer.rows=512"
     )
     commands = [line.split("#  ")[0] for block in blocks("sh") for line in block.splitlines() if ".venv/bin/" in line]
-    assert len(commands) == 7
+    assert len(commands) == 9
     for command in commands:
         pictures = " ".join(word for word in quick.split() if "scorer" not in word).removesuffix("--set")
         line = command.replace("--minutes 10", pictures if "--as" in command else quick)
+        line = line.replace("--budget 1e13", "--budget 4e11 --dry-run --quiet")
         line = line.replace("~/notes", str(notes)).replace("~/photos", str(tmp_path / "photos"))
         line = line.replace("image:32", "image:8")  # 3072 bytes each take their time
         words = shlex.split(line, comments=True)

@@ -103,9 +103,12 @@ class Budget:
         bytes, most = operations / (TRAINING * cost), float(EPOCHS * train_bytes)
         return (cost, bytes) if bytes <= most else (operations / (TRAINING * most), most)
 
-    def needed(self, times: float) -> float:
-        """The amount that allows a model to cost so many times as much."""
-        return self.amount * (times if self.match == "bytes" else times**2)
+    def needed(self, cost: float, train_bytes: int) -> float:
+        """The amount that lets a model cost so much: `goal` the other way round."""
+        if self.match == "bytes":
+            return cost * RATIO
+        operations = TRAINING * cost * min(RATIO / 2 * cost, EPOCHS * train_bytes)
+        return operations / (self.rate if self.match == "time" else 1.0)
 
     def counted(self, found: Costs) -> float:
         """What a model costs, in what the budget limits."""
@@ -152,9 +155,10 @@ def planned(
     found, config = counted(*size), tables(*size)
     cost = budget.counted(found)
     if not 1 / OFF < cost / goal < OFF:
+        needed = budget.needed(cost, corpus.bytes("train"))
         raise ConfigError(
             f"{entrant.name}: this budget gives it {show_count(goal)} {budget.what}, and its nearest shape has "
-            f"{show_count(cost)}: give {'more' if cost > goal else 'less'} --budget ({budget.needed(cost / goal):.1e} "
+            f"{show_count(cost)}: give {'more' if cost > goal else 'less'} --budget ({needed:.1e} "
             "suits it), or leave it out of --models"
         )
     if budget.match == "flops":
