@@ -83,7 +83,7 @@ class LinearTransformer(ByteModel):
         return config.layers * layer + 2 * ids * config.dim * VOCAB
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
-        """See `ByteModel`. Beside the stack, in float32: q, k, v, features turned and not, the mix, a chunk's weights."""
+        """See `ByteModel`. Beside the stack, in float32: q, k, v, features, turned and not, a chunk's weights."""
         features = 32 * self.config.dim + 8 * self.config.heads * linear.CHUNK
         return [Stage("local", self.stack, ids, beside=6 * self.config.dim + self.config.layers * features)]
 
