@@ -69,7 +69,8 @@ def compare(
     if "-" in sources:
         raise UsageError("standard input cannot be read once for each model: name a file")
     table = None if modality is None else modality_table(modality)
-    asked = Asked(sources, models, match, budget or BUDGETS[match], seeds, held_out or (), table)
+    amount = BUDGETS[match] if budget is None else budget
+    asked = Asked(sources, models, match, amount, seeds, held_out or (), table)
     home = run or Path("runs") / f"compare-{name_of(sources[0])}"
     outcome = run_all(asked, home, quiet=quiet or json, dry=dry_run)
     if not dry_run:
@@ -77,7 +78,7 @@ def compare(
     if json:
         print_json(outcome.plan)
     else:
-        print_table(*expected(outcome.plan, seeds))
+        print_table(*expected(outcome.plan, asked))
     return 0
 
 

@@ -144,9 +144,11 @@ class Entrant:
 def entrants(names: str) -> list[Entrant]:
     """The models that a text such as "blt,bpe:4096" names. Raises UsageError for others, or the same one twice."""
     found = [entrant(name.strip()) for name in names.split(",")]
-    twice = [one.name for index, one in enumerate(found) if one.name in {other.name for other in found[:index]}]
-    if twice:
-        raise UsageError(f"--models names {twice[0]} twice: once is enough")
+    seen: set[tuple[int, int]] = set()
+    for one in found:
+        if (id(one.family), one.number) in seen:
+            raise UsageError(f"--models names {one.name} twice: once is enough")
+        seen.add((id(one.family), one.number))
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from bytelm.data.files import write_whole
@@ -23,24 +25,20 @@ def stretches(documents: Iterable[bytes], limit: int = LIMIT, longest: int = LON
 
     They begin at multiples of `grain`, at least one of which is a stretch. Raises DataError where there are no bytes.
     """
-    longest = max(longest // grain, 1) * grain
-    found = [
-        (number, document[start : start + longest])
-        for number, document in enumerate(documents)
-        for start in range(0, len(document), longest)
-    ]
-    total = sum(len(data) for _, data in found)
-    if not total:
+    found: list[Stretch] = []
+    for number, document in enumerate(documents):
+        parts = -(-len(document) // (max(longest // grain, 1) * grain))
+        size = -(-len(document) // (max(parts, 1) * grain)) * grain  # parts of one size, but for the last
+        found += [(number, document[start : start + size]) for start in range(0, len(document), max(size, 1))]
+    sizes = [len(data) for _, data in found]
+    if not sum(sizes):
         raise DataError("there are no held-out bytes to measure on: give more data, or files with --held-out")
-    if total <= limit:
+    if sum(sizes) <= limit:
         return found
-    # The stretch in which each of so many evenly spaced bytes lies.
-    count, taken, chosen = max(1, round(limit / (total / len(found)))), 0, list[Stretch]()
-    for index, stretch in enumerate(found):
-        if (index + 1) * count // len(found) > taken:
-            taken += 1
-            chosen.append(stretch)
-    return chosen
+    # The stretches in which evenly spaced bytes lie: a stretch is met as often as it is long.
+    count = max(1, round(limit * sum(sizes) / sum(size**2 for size in sizes)))
+    ends, places = list(accumulate(sizes)), ((2 * k + 1) * sum(sizes) // (2 * count) for k in range(count))
+    return [found[index] for index in sorted({bisect.bisect_right(ends, place) for place in places})]
 
 
 def keep(path: Path, chosen: Sequence[Stretch]) -> None:

@@ -67,7 +67,7 @@ def charts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def show_power(value: float) -> str:
     """A large number as 2e13."""
-    return f"{value:.0e}".replace("e+", "e")
+    return f"{value:.3g}".replace("e+", "e")
 
 
 def html(found: Mapping[str, Any]) -> str:

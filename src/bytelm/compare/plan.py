@@ -31,6 +31,7 @@ from bytelm.models.objective import score
 from bytelm.train.config import RunConfig
 from bytelm.train.loop import precision
 from bytelm.train.memory import predict
+from bytelm.train.run import device
 from bytelm.units import BYTES, show_bytes, show_count
 
 Match = Literal["flops", "time", "bytes"]
@@ -189,9 +190,10 @@ def speed(planned: Planned) -> float:
     config = planned.run(0)
     model = config.recipe.draft().assemble()
     model.initialise(0)
+    model.to(device())
     shape, generator = (config.train.batch, config.train.window), torch.Generator().manual_seed(0)
-    ids = torch.randint(0, BYTES, shape, generator=generator)
-    opens = torch.rand(shape, generator=generator) < 1 / planned.mean
+    ids = torch.randint(0, BYTES, shape, generator=generator).to(model.device)
+    opens = (torch.rand(shape, generator=generator) < 1 / planned.mean).to(model.device)
     low = precision(config.train, model.device) == torch.bfloat16
     seconds: list[float] = []
     for _ in range(PROBES):
@@ -199,6 +201,8 @@ def speed(planned: Planned) -> float:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
             nats, _ = score(model.train(), ids, boundaries=opens)
         nats.backward()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return ids.numel() * (planned.mean if model.tokens else 1.0) / min(seconds)
 

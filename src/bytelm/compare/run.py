@@ -20,24 +20,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.compare import held_out
 from bytelm.compare.entrants import Entrant, entrants
-from bytelm.compare.plan import Budget, Match, Planned, built, check_memory, mean_of, planned, speed
+from bytelm.compare.plan import TRAINING, Budget, Match, Planned, built, check_memory, mean_of, planned, speed
 from bytelm.compare.worker import FAILED, HELD_OUT, PLAN, RESULT
 from bytelm.data.convert import read
 from bytelm.data.corpus import Corpus, iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.data.modalities.base import Modality
-from bytelm.data.sources import fingerprint
+from bytelm.data.sources import expanded, fingerprint
 from bytelm.errors import ConfigError, DataError, ResourceError
 from bytelm.train.journal import Journal
 from bytelm.train.prepare import pack_data
 from bytelm.train.stop import StopRequest
 from bytelm.units import show_bytes, show_count, show_seconds
 
+PROBED = 1e7  # bytes that would go with the model by which the machine is timed
 LEAST = 1 << 16  # bytes to learn from, below which nothing can be compared
 
 
@@ -52,6 +54,11 @@ class Asked:
     seeds: int = 1
     held_out: Sequence[str] = ()
     modality: Mapping[str, Any] | None = None
+
+    @property
+    def excluded(self) -> list[Path]:
+        """What is measured, and so not learnt from where it lies among `paths`."""
+        return [Path(file) for path in self.held_out for file in expanded(str(path))]
 
     def lasting(self) -> dict[str, Any]:
         """What cannot change, as plain JSON."""
@@ -75,7 +82,7 @@ def prepared(asked: Asked, home: Path, journal: Journal) -> tuple[Corpus, dict[s
     budget = Budget(asked.match, asked.budget)
     modality_table = dict(asked.modality) if asked.modality else "none"
     config = built({"model": {"name": "transformer"}, "modality": modality_table}, steps=1)
-    corpus = pack_data(asked.paths, config, home, journal)
+    corpus = pack_data(asked.paths, config, home, journal, asked.excluded)
     if corpus.bytes("train") < LEAST:
         raise DataError(
             f"{corpus.bytes('train'):,} bytes to learn from are too few to compare models: give {LEAST:,} or more"
@@ -124,12 +131,14 @@ def plan_for(
 def rate_of(corpus: Corpus, asked: Asked) -> float:
     """Operations a second that this machine trains a windowed byte Transformer with."""
     (byte,) = entrants("byte-window")
-    found = planned(byte, Budget("flops", 1e14), corpus, 1.0, asked.modality)
-    return 3 * found.costs.executed * speed(found)
+    found = planned(byte, Budget("bytes", PROBED), corpus, 1.0, asked.modality)
+    return TRAINING * found.costs.executed * speed(found)
 
 
 def free_memory() -> int:
-    """Bytes of memory that are free, or can be made so."""
+    """Bytes of memory that are free, or can be made so: on the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -140,7 +149,7 @@ def free_memory() -> int:
 def keep_held_out(asked: Asked, home: Path, corpus: Corpus, modality: Modality | None) -> None:
     """Choose what is measured, once: of the files given for it, or else of the corpus's test documents."""
     path = home / HELD_OUT
-    if path.exists():
+    if path.exists() and (home / PLAN).exists():  # before a plan, other files may yet be asked
         return
     if asked.held_out:
         documents = (b"".join(document.pieces) for document in read(asked.held_out, modality))
@@ -210,21 +219,26 @@ def trained(home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: 
         return stop.received
     if code:
         path = run / FAILED
-        reason = path.read_text(encoding="utf-8").strip() if path.exists() else f"it was killed by signal {-code}"
+        reason = path.read_text(encoding="utf-8").strip() if path.exists() else died(code)
         outcome.failed[f"{name}, seed {seed}"] = reason
     return None
 
 
-def expected(plan: Mapping[str, Any], seeds: int) -> tuple[list[str], list[list[str]]]:
+def died(code: int) -> str:
+    """What is known of a process that left no word."""
+    return f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
+
+
+def expected(plan: Mapping[str, Any], asked: Asked) -> tuple[list[str], list[list[str]]]:
     """What the plan comes to: a head and a row a model, and the time of all of them."""
     head = ["model", "parameters", "+ tables", "MFLOP/byte", "to learn", "patch", "memory", "time, about"]
     found: list[list[str]] = []
     whole = 0.0
-    for name, mapping in plan["models"].items():
-        planned = Planned.of(mapping)
+    for name in (one.name for one in entrants(asked.models)):
+        planned = Planned.of(plan["models"][name])
         counted = planned.costs
         seconds = planned.bytes / plan["speeds"][name] if planned.bytes else plan["budget"]
-        whole += seconds * seeds
+        whole += seconds * asked.seeds
         size = [show_count(counted.parameters - counted.tables), show_count(counted.tables)]
         work = [
             f"{counted.executed / 1e6:.3g}",
@@ -232,4 +246,4 @@ def expected(plan: Mapping[str, Any], seeds: int) -> tuple[list[str], list[list[
             f"{planned.mean:.2f}",
         ]
         found.append([name, *size, *work, show_bytes(planned.memory), show_seconds(seconds)])
-    return head, [*found, [f"all, {seeds} seeds" if seeds > 1 else "all", *[""] * 6, show_seconds(whole)]]
+    return head, [*found, [f"all, {asked.seeds} seeds" if asked.seeds > 1 else "all", *[""] * 6, show_seconds(whole)]]

@@ -20,6 +20,7 @@ from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.compare.held_out import kept
 from bytelm.compare.plan import Planned
 from bytelm.data.files import write_whole
+from bytelm.data.sources import expanded
 from bytelm.errors import BytelmError
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
@@ -65,7 +66,8 @@ def work(home: Path, name: str, seed: int, run: Path, quiet: bool) -> int:
     stretches = kept(home / HELD_OUT)
     minutes = planned.config["train"].get("minutes") or (planned.bytes or 0) / plan["speeds"][name] / 60
     config = planned.run(seed, valid_minutes=max(minutes / LOOKS, 1e-3))
-    result = train(plan["paths"], config, run, quiet=quiet, exclude=(home,))
+    held_out = [Path(file) for path in plan["held_out"] for file in expanded(path)]
+    result = train(plan["paths"], config, run, quiet=quiet, exclude=(home, *held_out))
     if result.signal is not None or result.progress is None:
         return 128 + (result.signal or 0)
     memory, progress = peak_memory(), result.progress
@@ -74,7 +76,9 @@ def work(home: Path, name: str, seed: int, run: Path, quiet: bool) -> int:
     documents = ((str(number), data) for number, data in stretches)
     found = list(measure(model, documents, context=config.train.window))
     seconds = time.perf_counter() - began
-    lines = read_metrics(run / METRICS)
+    lines = [line for line in read_metrics(run / METRICS) if line["kind"] == "valid"]
+    # One that was stopped after its training has looked twice at its end.
+    looks = {line["bytes"]: [line["bytes"], line["seconds"], line["bits_per_byte"]] for line in lines}
     written: dict[str, Any] = {
         "model": name,
         "seed": seed,
@@ -86,7 +90,7 @@ def work(home: Path, name: str, seed: int, run: Path, quiet: bool) -> int:
         "peak_memory": memory,
         "patch_size": patch_size(model, stretches),
         "generated_bytes_per_second": writing_speed(model, stretches[0][1][:PROMPT]),
-        "curve": [[m["bytes"], m["seconds"], m["bits_per_byte"]] for m in lines if m["kind"] == "valid"],
+        "curve": list(looks.values()),
         "documents": [[d.name, d.bytes, d.nats] for d in found],
         "threads": torch.get_num_threads(),
     }

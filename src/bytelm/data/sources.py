@@ -133,7 +133,7 @@ def _find(paths: Sequence[str | Path], exclude: Sequence[str | Path], report: So
     seen: set[tuple[int, int]] = set()
     excluded = {os.path.realpath(folder) for folder in exclude}
 
-    for path in chain.from_iterable(_expand(str(path)) for path in paths):
+    for path in chain.from_iterable(expanded(str(path)) for path in paths):
         if path == STDIN:
             yield None
             continue
@@ -150,7 +150,7 @@ def _find(paths: Sequence[str | Path], exclude: Sequence[str | Path], report: So
                 yield _Found(name, status)
 
 
-def _expand(path: str) -> list[str]:
+def expanded(path: str) -> list[str]:
     """The path itself where there is such a thing, else what it matches as a pattern. DataError for nothing."""
     if path == STDIN or os.path.lexists(path):
         return [path]
@@ -191,7 +191,9 @@ def _walk(root: str, excluded: set[str], skip: Callable[[str, str], None]) -> It
                 skip(path, "excluded")
                 folders.remove(os.path.basename(path))
         for path in [os.path.join(folder, name) for name in sorted(names) if not _hidden([name])]:
-            if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(inside):
+            if os.path.realpath(path) in excluded:
+                skip(path, "excluded")
+            elif os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(inside):
                 skip(path, "a link that leads outside the folder")
             else:
                 yield path
