@@ -30,7 +30,7 @@ from bytelm.cli import run as cli
 from bytelm.cli.comparing import BUDGETS
 from bytelm.compare import held_out, results, run, worker
 from bytelm.compare.entrants import DEFAULT, ODD, ODDNESS, WIDTHS, entrant, entrants, nearest, usual
-from bytelm.compare.page import show_power
+from bytelm.compare.page import charts, show_power
 from bytelm.compare.plan import EPOCHS, OFF, RATIO, STEP, WINDOW, Budget, built, check_memory, planned, window_of
 from bytelm.data.corpus import Corpus, iterate_documents
 from bytelm.errors import ConfigError, DataError, ResourceError, UsageError
@@ -397,6 +397,11 @@ def test_the_page_and_the_picture_show_all_and_fetch_nothing(home: Path, found: 
     for model in found["models"]:
         for words in (model["model"], f"{model['bits_per_byte']:.3f}"):
             assert min(page.text.count(words), drawn.count(words)) >= 2
+        for key, chart in zip(("flops", "seconds"), charts(found)[1:], strict=True):
+            said = re.search(rf"{model['model']}: (\d+) points, from \S+ at (\S+) to \S+ at (\S+)\. ?", chart[0])
+            assert said is not None and int(said[1]) == len(model["curve"])
+            ends = [model["curve"][0][key], model["curve"][-1][key]]
+            assert [float(said[2]), float(said[3])] == pytest.approx(ends, rel=0.03)
     assert sum(tag == "svg" for tag, _ in page.found) == 3 and picture.count("<polyline") == 2 * len(MODELS)
 
 
