@@ -142,13 +142,14 @@ def trend(found: Mapping[float, Mapping[str, Any]]) -> str:
 
 
 def picture(found: Mapping[str, Mapping[float, Mapping[str, Any]]]) -> str:
-    """Bits per byte against the budget, a chart a corpus: an SVG file by itself."""
+    """Bits per byte against the budget of models that had several, a chart a corpus: an SVG file by itself."""
     charts: list[tuple[str, str]] = []
     for name, budgets in found.items():
         lines: dict[str, list[tuple[float, float]]] = {}
         for budget, one in budgets.items():
             for model in one["models"]:
                 lines.setdefault(model["model"], []).append((budget, model["bits_per_byte"]))
+        lines = {model: points for model, points in lines.items() if len(points) > 1}
         title = f"{name}: bits per byte by budget"
         words = f"{name}: held-out bits per byte at each budget, every model in the size that the budget gives it."
         charts.append((line_chart(lines, "training FLOPs", "bits per byte", title, log_x=True, show_x=power), words))

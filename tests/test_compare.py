@@ -618,6 +618,18 @@ def test_files_of_ones_own_are_what_is_measured_and_nothing_is_learnt_from(
     assert cli(command) in (2, 3)
 
 
+def test_data_packed_for_a_command_that_came_to_nothing_is_not_taken_for_another_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "speed", lambda model: 1000.0)
+    home, genome, rng = tmp_path / "home", tmp_path / "genome.fa", random.Random(0)
+    genome.write_text(">name\n" + "".join("".join(rng.choices("ACGT", k=70)) + "\n" for _ in range(1200)))
+    assert cli(words(genome, home, MODELS[0], budget="1e9")) == 2
+    assert cli(words(genome, home, MODELS[0], "--as", "dna", "--dry-run")) == 0
+    kept = [data.tobytes() for _, data in iterate_documents(Corpus.open(home / "data"))]
+    assert set(b"".join(kept)) == set(b"ACGT")
+
+
 def test_a_worker_looks_often_enough_for_a_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Also where the budget is time: so many looks in the minutes there are."""
     seen: list[Any] = []

@@ -113,10 +113,11 @@ def differences(found: Mapping[str, Any]) -> str:
         pair = pairs.get((line, column))
         if pair is None:
             return ""
-        half = "" if pair["low"] is None else f" ± {(pair['high'] - pair['low']) / 2:.3f}"
+        half = "" if pair["low"] is None else f" ±{(pair['high'] - pair['low']) / 2:.3f}"
         return f"{-pair['difference']:+.3f}{half}"
 
-    return table(["", *names[:-1]], [[line, *(cell(line, column) for column in names[:-1])] for line in names[1:]])
+    cells = [[line, *(cell(line, column) for column in names[:-1])] for line in names[1:]]
+    return f"<div class=matrix>{table(['', *names[:-1]], cells)}</div>"
 
 
 def failures(found: Mapping[str, Any]) -> list[str]:

@@ -102,19 +102,24 @@ def line_chart(
     legend, above = _legend(list(lines))
     parts = [*_frame(x, y, x_label, y_label, show_x, show_y)]
     for index, (name, points) in enumerate(lines.items()):
-        colour = f"var(--series{index % COLOURS})"
-        path = " ".join(f"{x.at(px):.1f},{y.at(py):.1f}" for px, py in points)
-        parts.append(f'<polyline class="line" stroke="{colour}" points="{path}"/>')
-        for px, py in points if len(points) <= MARKED else ():
-            hover = escape(f"{name}: {show_y(py)} at {show_x(px)}")
-            spot = f'cx="{x.at(px):.1f}" cy="{y.at(py):.1f}" r="3"'
-            parts.append(f'<circle {spot} fill="{colour}"><title>{hover}</title></circle>')
+        parts += _line(index, name, [(x.at(px), y.at(py), f"{show_y(py)} at {show_x(px)}") for px, py in points])
     described = [f"{y_label} against {x_label}."]
     for name, points in lines.items():
         first, last = (f"{show_y(py)} at {show_x(px)}" for px, py in (points[0], points[-1]))
         described.append(f"{name}: {len(points)} points, from {first} to {last}.")
     moved = [*legend, f'<g transform="translate(0 {above})">', *parts, "</g>"]
     return _svg(title, " ".join(described), moved, HEIGHT + above)
+
+
+def _line(index: int, name: str, points: Sequence[tuple[float, float, str]]) -> Iterator[str]:
+    """One line through points, each of them in pixels and in words."""
+    colour = f"var(--series{index % COLOURS})"
+    dashes = ' stroke-dasharray="5 4"' if index >= COLOURS else ""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
+    yield f'<polyline class="line" stroke="{colour}"{dashes} points="{path}"/>'
+    for x, y, words in points if len(points) <= MARKED else ():
+        hover = escape(f"{name}: {words}")
+        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{hover}</title></circle>'
 
 
 def histogram(counts: Mapping[int, int], x_label: str, y_label: str, title: str) -> str:
@@ -265,7 +270,8 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
         y, at = 12 + row * number, RIGHT - sum(widths[i] for i in line) + swatch
         for index in line:
             colour = f"var(--series{index % COLOURS})"
-            parts.append(f'<rect x="{at - 18:.1f}" y="{y - 5}" width="12" height="3" rx="1" fill="{colour}"/>')
+            breadth = 12 if index < COLOURS else 6  # a dash, for a line of dashes
+            parts.append(f'<rect x="{at - 18:.1f}" y="{y - 5}" width="{breadth}" height="3" rx="1" fill="{colour}"/>')
             parts.append(_text(at, y, names[index], "start", "strong"))
             at += widths[index]
     return parts, row * (len(lines) - 1)

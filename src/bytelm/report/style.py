@@ -54,6 +54,7 @@ th, td { text-align: right; padding: .42rem 0 .42rem 1rem; border-bottom: 1px so
 th:first-child, td:first-child { text-align: left; padding-left: 0; overflow-wrap: anywhere; }
 th { color: var(--soft); font-weight: 500; }
 tr.ours td { font-weight: 650; }
+.matrix { overflow-x: auto; font-size: .9em; } .matrix th, .matrix td:first-child { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.5rem; font-size: .9rem; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 pre { font: .84rem/1.6 var(--mono); margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
