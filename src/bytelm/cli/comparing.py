@@ -68,9 +68,8 @@ def compare(
     sources = paths_of(paths)
     if "-" in sources:
         raise UsageError("standard input cannot be read once for each model: name a file")
-    table = None if modality is None else modality_table(modality)
-    amount = BUDGETS[match] if budget is None else budget
-    asked = Asked(sources, models, match, amount, seeds, held_out or (), table)
+    table, amount = modality and modality_table(modality), BUDGETS[match] if budget is None else budget
+    asked = Asked(sources, models, match, amount, seeds, held_out or (), table or None)
     home = run or Path("runs") / f"compare-{name_of(sources[0])}"
     outcome = run_all(asked, home, quiet=quiet or json, dry=dry_run)
     if not dry_run:

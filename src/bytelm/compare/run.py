@@ -9,6 +9,7 @@ HOME/results.json    everything that was found; HOME/index.html and HOME/picture
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from bytelm.compare.entrants import Entrant, entrants
 from bytelm.compare.plan import TRAINING, Budget, Match, Planned, built, check_memory, mean_of, planned, speed
 from bytelm.compare.worker import FAILED, HELD_OUT, PLAN, RESULT
 from bytelm.data.convert import read
-from bytelm.data.corpus import Corpus, iterate_documents
+from bytelm.data.corpus import INDEX, Corpus, iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.data.modalities.base import Modality
 from bytelm.data.sources import expanded, fingerprint
@@ -39,6 +40,7 @@ from bytelm.train.prepare import pack_data
 from bytelm.train.stop import StopRequest
 from bytelm.units import show_bytes, show_count, show_seconds
 
+CONFIG = "config.toml"  # of a run that was begun
 PROBED = 1e7  # bytes that would go with the model by which the machine is timed
 LEAST = 1 << 16  # bytes to learn from, below which nothing can be compared
 
@@ -82,14 +84,18 @@ def prepared(asked: Asked, home: Path, journal: Journal) -> tuple[Corpus, dict[s
     budget = Budget(asked.match, asked.budget)
     modality_table = dict(asked.modality) if asked.modality else "none"
     config = built({"model": {"name": "transformer"}, "modality": modality_table}, steps=1)
+    begun = any(home.glob(f"*/{CONFIG}"))  # until something was trained, nothing binds
+    if not begun:
+        unpack(home, asked)
     corpus = pack_data(asked.paths, config, home, journal, asked.excluded)
     if corpus.bytes("train") < LEAST:
         raise DataError(
             f"{corpus.bytes('train'):,} bytes to learn from are too few to compare models: give {LEAST:,} or more"
         )
     modality = config.modality.build() if config.modality is not None else None
-    keep_held_out(asked, home, corpus, modality)
-    plan = plan_of(asked, home)
+    plan = plan_of(asked, home, begun)
+    if not begun or not (home / HELD_OUT).exists():
+        keep_held_out(asked, home, corpus, modality)
     for one in wanted:
         if one.name not in plan["models"]:
             plan_for(one, budget, corpus, asked, plan, home, journal)
@@ -97,11 +103,23 @@ def prepared(asked: Asked, home: Path, journal: Journal) -> tuple[Corpus, dict[s
     return corpus, plan
 
 
-def plan_of(asked: Asked, home: Path) -> dict[str, Any]:
+def unpack(home: Path, asked: Asked) -> None:
+    """Have the data packed again that were packed for a command that came to nothing, unless for the same kind."""
+    index = home / "data" / INDEX
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        if json.loads((home / PLAN).read_bytes())["modality"] == asked.lasting()["modality"]:
+            return
+    if not (home / CONFIG).exists():  # a run of `bytelm train` keeps what it has
+        with contextlib.suppress(DataError):
+            Corpus.open(index.parent)
+            index.unlink()
+
+
+def plan_of(asked: Asked, home: Path, begun: bool) -> dict[str, Any]:
     """The plan as it stands. Raises ConfigError where another comparison was begun in `home`."""
     path = home / PLAN
     lasting = asked.lasting() | {"held_out_fingerprint": fingerprint(asked.held_out) if asked.held_out else None}
-    if not path.exists():
+    if not begun:
         return {**lasting, "models": {}, "speeds": {}, "rate": None}
     plan = json.loads(path.read_text(encoding="utf-8"))
     changed = [key for key, value in lasting.items() if plan[key] != value]
@@ -147,17 +165,14 @@ def free_memory() -> int:
 
 
 def keep_held_out(asked: Asked, home: Path, corpus: Corpus, modality: Modality | None) -> None:
-    """Choose what is measured, once: of the files given for it, or else of the corpus's test documents."""
-    path = home / HELD_OUT
-    if path.exists() and (home / PLAN).exists():  # before a plan, other files may yet be asked
-        return
+    """Choose what is measured: of the files given for it, or else of the corpus's test documents."""
     if asked.held_out:
         documents = (b"".join(document.pieces) for document in read(asked.held_out, modality))
     else:
         documents = (data.tobytes() for _, data in iterate_documents(corpus, "test"))
     size = modality.size if modality is not None else None
     grain = modality.grain if modality is not None else 1
-    held_out.keep(path, held_out.stretches(documents, longest=size or held_out.LONGEST, grain=grain))
+    held_out.keep(home / HELD_OUT, held_out.stretches(documents, longest=size or held_out.LONGEST, grain=grain))
 
 
 def slug(name: str, seed: int | None = None) -> str:
@@ -203,9 +218,10 @@ def trained(home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: 
     if merges.exists():
         shutil.copyfile(merges, run / "merges.npy")
     command = [sys.executable, "-m", "bytelm.compare.worker", str(home), name, str(seed), str(run), str(int(quiet))]
-    # In a group of its own, so that Ctrl-C reaches this process alone, which passes it on once.
-    process = subprocess.Popen(command, start_new_session=True)
+    (run / FAILED).unlink(missing_ok=True)
     with StopRequest() as stop:
+        # In a group of its own, so that Ctrl-C reaches this process alone, which passes it on once.
+        process = subprocess.Popen(command, start_new_session=True)
         told = False
         while process.poll() is None:
             try:

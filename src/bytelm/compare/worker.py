@@ -26,7 +26,7 @@ from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
 from bytelm.generate.session import generate
 from bytelm.models.base import ByteModel
-from bytelm.train.run import train
+from bytelm.train.run import device, train
 
 PLAN, HELD_OUT, RESULT, FAILED = "plan.json", "held-out.bin", "result.json", "failed.txt"
 LOOKS = 12  # at held-out bytes while a model learns, for the curves
@@ -71,7 +71,7 @@ def work(home: Path, name: str, seed: int, run: Path, quiet: bool) -> int:
     if result.signal is not None or result.progress is None:
         return 128 + (result.signal or 0)
     memory, progress = peak_memory(), result.progress
-    model = load(run).model
+    model = load(run).model.to(device())
     began = time.perf_counter()
     documents = ((str(number), data) for number, data in stretches)
     found = list(measure(model, documents, context=config.train.window))
@@ -102,7 +102,6 @@ def main(arguments: list[str]) -> int:
     """`HOME NAME SEED RUN QUIET`; why it failed stands in RUN/failed.txt, and its kind is the exit code."""
     home, name, seed, run, quiet = arguments
     failed = Path(run) / FAILED
-    failed.unlink(missing_ok=True)
     try:
         return work(Path(home), name, int(seed), Path(run), quiet == "1")
     except BytelmError as error:

@@ -198,7 +198,8 @@ class Bar:
 
 def bar_chart(bars: Sequence[Bar], unit: str, title: str) -> str:
     """Horizontal bars from zero, each with its name and value, as one `<svg>`."""
-    row, left, right = 34, 96, WIDTH - 52
+    longest = max((len(bar.name) for bar in bars), default=0)
+    row, left, right = 34, min(200, max(96, round(7.4 * longest) + 12)), WIDTH - 52
     ends = [end for bar in bars for end in (bar.value, bar.high or 0.0) if math.isfinite(end)]
     x = Axis(0.0, max([*ends, 0.0]) or 1.0, left, right)
     parts: list[str] = []
