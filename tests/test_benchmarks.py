@@ -206,7 +206,7 @@ def test_ways_to_generate_are_compared(capsys: pytest.CaptureFixture[str], monke
 
 def compared(budget: float, **bits: float) -> dict[str, Any]:
     """What a comparison found, as far as these tables look."""
-    models = [{"model": name.replace("_", "-").replace("__", ":"), "bits_per_byte": b} for name, b in bits.items()]
+    models = [{"model": name.replace("_", "-"), "bits_per_byte": b} for name, b in bits.items()]
     return {"budget": budget, "models": models}
 
 

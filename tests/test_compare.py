@@ -631,6 +631,15 @@ def test_data_packed_for_a_command_that_came_to_nothing_is_not_taken_for_another
     assert set(b"".join(kept)) == set(b"ACGT")
 
 
+def test_a_folder_that_holds_other_runs_takes_a_comparison_too(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "speed", lambda model: 1000.0)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "config.toml").write_text("")
+    assert cli(words(data, tmp_path, MODELS[0], "--dry-run")) == 0
+
+
 def test_a_worker_looks_often_enough_for_a_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Also where the budget is time: so many looks in the minutes there are."""
     seen: list[Any] = []

@@ -10,18 +10,18 @@ from cyclopts import Parameter
 
 from bytelm.cli.common import Json, Quiet, paths_of, print_json, print_table
 from bytelm.cli.training import name_of
+from bytelm.compare.entrants import DEFAULT
 from bytelm.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from bytelm.compare.run import Outcome
 
-MODELS = "blt,megabyte,space,byte,byte-window,perceiver,linear,bpe:4096"
 BUDGETS = {"flops": 1e13, "time": 300.0, "bytes": 4e6}
 
 
 def compare(
     *paths: str,
-    models: str = MODELS,
+    models: str = DEFAULT,
     match: Literal["flops", "time", "bytes"] = "flops",
     budget: float | None = None,
     seeds: int = 1,

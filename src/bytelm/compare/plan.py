@@ -120,15 +120,14 @@ def mean_of(entrant: Entrant, corpus: Corpus) -> tuple[float, Bpe | None]:
     """Bytes of a patch or token in training documents, and the tokens themselves. Raises MissingExtraError."""
     tables = entrant.tables(64, 0)
     patching = tables.get("patching", {})
-    sample = [data for _, data in spread(corpus, "train", SAMPLE)]
     if entrant.tokens:
-        learnt_from = (data.tobytes() for _, data in spread(corpus, "train", LEARNT))
-        tokens = Bpe.learn(learnt_from, entrant.number)
-        return sum(map(len, sample)) / sum(len(tokens.encode(data.tobytes())) for data in sample), tokens
+        tokens = Bpe.learn((data.tobytes() for _, data in spread(corpus, "train", LEARNT)), entrant.number)
+        sample = [data.tobytes() for _, data in spread(corpus, "train", SAMPLE)]
+        return sum(map(len, sample)) / sum(len(tokens.encode(data)) for data in sample), tokens
     if patching and "mean_size" not in patching:
         config = built(tables, steps=1).patching
         assert config is not None
-        return realised(config.build(), [("", data) for data in sample])[""], None
+        return realised(config.build(), [("", data) for _, data in spread(corpus, "train", SAMPLE)])[""], None
     return patching.get("mean_size") or float(tables["model"].get("sizes", [1])[0]), None
 
 

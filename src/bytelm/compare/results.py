@@ -26,7 +26,7 @@ from bytelm.units import bits_per_byte, show_bytes, show_count, show_seconds
 Result = Mapping[str, Any]
 
 
-def mean_of(results: Sequence[Result]) -> list[DocumentBits]:
+def averaged(results: Sequence[Result]) -> list[DocumentBits]:
     """What each stretch costs, averaged over the seeds of a model."""
     rows = zip(*(result["documents"] for result in results), strict=True)
     return [DocumentBits(row[0][0], row[0][1], fmean(nats for _, _, nats in row)) for row in rows]
@@ -51,7 +51,7 @@ def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
     of: dict[str, list[Result]] = {}
     for result in outcome.results:
         of.setdefault(result["model"], []).append(result)
-    measured = {name: mean_of(results) for name, results in of.items()}
+    measured = {name: averaged(results) for name, results in of.items()}
     order = sorted(of, key=lambda name: Meter.of(measured[name]).bits_per_byte)
     found = [
         model_of(Planned.of(plan["models"][name]), of[name], measured[name], corpus.bytes("train")) for name in order

@@ -84,7 +84,7 @@ def prepared(asked: Asked, home: Path, journal: Journal) -> tuple[Corpus, dict[s
     budget = Budget(asked.match, asked.budget)
     modality_table = dict(asked.modality) if asked.modality else "none"
     config = built({"model": {"name": "transformer"}, "modality": modality_table}, steps=1)
-    begun = any(home.glob(f"*/{CONFIG}"))  # until something was trained, nothing binds
+    begun = (home / PLAN).exists() and any(home.glob(f"*/{CONFIG}"))  # until something was trained, nothing binds
     if not begun:
         unpack(home, asked)
     corpus = pack_data(asked.paths, config, home, journal, asked.excluded)
@@ -198,9 +198,7 @@ def run_all(asked: Asked, home: Path, *, quiet: bool = False, dry: bool = False)
         for seed in range(asked.seeds):
             for name in names:
                 run = home / slug(name, seed)
-                if dry or outcome.signal is not None:
-                    continue
-                if not (run / RESULT).exists():
+                if not (dry or outcome.signal is not None or (run / RESULT).exists()):
                     journal.say(f"{name}, seed {seed}:")
                     outcome.signal = trained(home, name, seed, run, corpus, quiet, outcome)
         for seed in range(asked.seeds):

@@ -21,7 +21,7 @@ from bytelm.compare.held_out import kept
 from bytelm.compare.plan import Planned
 from bytelm.data.files import write_whole
 from bytelm.data.sources import expanded
-from bytelm.errors import BytelmError
+from bytelm.errors import BytelmError, UsageError
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
 from bytelm.generate.session import generate
@@ -43,9 +43,10 @@ def peak_memory() -> int:
 
 def patch_size(model: ByteModel, stretches: list[tuple[int, bytes]]) -> float | None:
     """Bytes of a patch or token in what was measured; None for a model that reads bytes one by one."""
-    if model.tokens is None and not hasattr(model, "patch") and not hasattr(model, "patcher"):
+    try:
+        opens = [np.count_nonzero(patch_view(model, data).opens) for _, data in stretches]
+    except UsageError:
         return None
-    opens = [np.count_nonzero(patch_view(model, data).opens) for _, data in stretches]
     return sum(len(data) for _, data in stretches) / sum(opens)
 
 
@@ -72,10 +73,8 @@ def work(home: Path, name: str, seed: int, run: Path, quiet: bool) -> int:
         return 128 + (result.signal or 0)
     memory, progress = peak_memory(), result.progress
     model = load(run).model.to(device())
-    began = time.perf_counter()
     documents = ((str(number), data) for number, data in stretches)
     found = list(measure(model, documents, context=config.train.window))
-    seconds = time.perf_counter() - began
     lines = [line for line in read_metrics(run / METRICS) if line["kind"] == "valid"]
     # One that was stopped after its training has looked twice at its end.
     looks = {line["bytes"]: [line["bytes"], line["seconds"], line["bits_per_byte"]] for line in lines}
@@ -86,7 +85,6 @@ def work(home: Path, name: str, seed: int, run: Path, quiet: bool) -> int:
         "skipped": progress.skipped,
         "trained_bytes": progress.bytes,
         "seconds": progress.seconds,
-        "measured_seconds": seconds,
         "peak_memory": memory,
         "patch_size": patch_size(model, stretches),
         "generated_bytes_per_second": writing_speed(model, stretches[0][1][:PROMPT]),

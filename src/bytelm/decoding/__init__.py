@@ -47,12 +47,6 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, weights: Weights
     """
     if rows < 1 or capacity < 1:
         raise UsageError(f"a decoder of {rows} rows of {capacity} ids: give at least 1 of each")
-    decoder = _opened(model, rows, capacity, weights)
-    decoder.tokens = model.tokens
-    return decoder
-
-
-def _opened(model: ByteModel, rows: int, capacity: int, weights: Weights | None) -> Decoder:
     if why_plain(model):
         return PlainDecoder(rounded(model, weights) if weights else model, rows, capacity)
     parameter = next(model.parameters())

@@ -31,7 +31,7 @@ class PlainDecoder(Decoder):
 
     def __init__(self, model: ByteModel, rows: int, capacity: int) -> None:
         super().__init__(rows, capacity)
-        self.model = model
+        self.model, self.tokens = model, model.tokens
         self.groups: list[Group] = []
 
     def undo(self, rows: Ints, lengths: Ints) -> None:

@@ -20,6 +20,7 @@ class TransformerDecoder(Decoder):
     def __init__(self, model: ByteTransformer, kernels: Kernels, rows: int, capacity: int) -> None:
         super().__init__(rows, capacity)
         config, self.kernels, self.team = model.config, kernels, kernels.team
+        self.tokens = model.tokens
         self.window = config.window
         self.table = kernels.table(model.embedding.weight)
         self.layers = Layers(kernels, model.stack, rows, min(capacity, (config.window or capacity) + CHUNK))

@@ -49,6 +49,18 @@ class Where:
         zero = torch.zeros(batch, dtype=torch.long, device=device)
         return cls(zero, zero)
 
+    def read(
+        self, lengths: Int[Tensor, " batch"], starts: Bool[Tensor, "batch new"]
+    ) -> tuple[Int[Tensor, "batch new"], Int[Tensor, "batch new"], Where]:
+        """Of new positions, at the first `lengths` of which documents start where `starts` says so.
+
+        Returns where each stands, where its document started, and where the rows stand after them.
+        """
+        positions = self.position[:, None] + torch.arange(starts.shape[1], device=starts.device)
+        start = torch.where(starts, positions, -1).cummax(1).values
+        start = torch.maximum(start, self.start[:, None])
+        return positions, start, Where(self.position + lengths, at_end(start, lengths, self.start))
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -135,10 +147,7 @@ class View:
         device = starts.device
         slots = cached + torch.arange(new, device=device)
         before = where.position[:, None] - cached  # the position of slot 0
-        positions = before + slots
-        start = torch.where(starts, positions, -1).cummax(1).values
-        start = torch.maximum(start, where.start[:, None])
-        after = Where(where.position + lengths, at_end(start, lengths, where.start))
+        positions, start, after = where.read(lengths, starts)
         longest = int(after.position.max()) if len(lengths) else 0
         block = BLOCK if window is not None and new > BLOCK else 0
         width = window or new + cached

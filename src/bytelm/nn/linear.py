@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from bytelm.nn.attention import Where
 from bytelm.nn.rope import Rotation, rotate, rotation
-from bytelm.patching.layout import at_end
 
 CHUNK = 64  # positions that are multiplied with each other
 LEAST = 1e-6  # what a denominator is at the least
@@ -75,12 +74,8 @@ class LinearView:
         theta: float,
     ) -> LinearView:
         """Derive the view. `starts` marks the new positions at which a document starts."""
-        slots = torch.arange(starts.shape[1], device=starts.device)
-        positions = where.position[:, None] + slots
+        positions, _, after = where.read(lengths, starts)
         turn = rotation(positions, head_dim, theta)
-        start = torch.where(starts, positions, -1).cummax(1).values
-        start = torch.maximum(start, where.start[:, None])
-        after = Where(where.position + lengths, at_end(start, lengths, where.start))
         still = torch.ones_like(turn[0]), torch.zeros_like(turn[1])
         return cls(starts.long().cumsum(1), lengths, still, turn, after)
 

@@ -172,13 +172,21 @@ def page(rows: Sequence[Sequence[tuple[str, str]]]) -> str:
         tallest = max(height_of(chart) for chart, _ in row)
         for column, (chart, _) in enumerate(row):
             x = margin + column * (WIDTH + 2 * margin)
-            size = f'width="{WIDTH}" height="{height_of(chart)}"'
-            parts.append(chart.replace("<svg ", f'<svg x="{x}" y="{top}" {size} ', 1))
+            parts.append(placed(chart, x, top))
             under = top + tallest + 24
             parts += [_text(x, under + i * line, words) for i, words in enumerate(captions[column])]
         top += tallest + 24 + line * max(map(len, captions)) + margin
-    breadth = max(map(len, rows)) * (WIDTH + 2 * margin)
-    size = f'width="{breadth}" height="{top}" viewBox="0 0 {breadth} {top}"'
+    return alone(parts, max(map(len, rows)) * (WIDTH + 2 * margin), top)
+
+
+def placed(chart: str, x: int, y: int) -> str:
+    """A chart at a place of another one, as large as it is drawn."""
+    return chart.replace("<svg ", f'<svg x="{x}" y="{y}" width="{WIDTH}" height="{height_of(chart)}" ', 1)
+
+
+def alone(parts: Sequence[str], breadth: int, height: int) -> str:
+    """Charts and words at their places, with the style they need, as one SVG file."""
+    size = f'width="{breadth}" height="{height}" viewBox="0 0 {breadth} {height}"'
     sheet = SHEET.replace("width: 100%; height: auto;", "")  # charts are as large here as they are drawn
     style = f"<style>{sheet}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
     paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
