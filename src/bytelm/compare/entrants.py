@@ -1,6 +1,7 @@
 """The models that are compared, each in every size: a name, and a shape for whatever a byte may cost.
 
     blt:5             BLT, patches cut where the next byte is hard to predict, of 5 bytes on average
+    blt-no-ngrams:5   the same without its tables of n-grams
     space             BLT, patches cut at spaces
     megabyte:8        MEGABYTE, patches of 8 bytes
     byte              byte Transformer
@@ -95,20 +96,26 @@ def blt(width: int, odd: int, number: int) -> Table:
     }
 
 
-PATCHES: Table = {"train": {"embedding_rate": 3.0}}
+def entropy_patches(size: int) -> Table:
+    """The other tables of BLT."""
+    patching = {"name": "entropy", "mean_size": float(size)}
+    return {"patching": patching, "scorer": {"name": "ngram"}, "train": {"embedding_rate": 3.0}}
+
+
+def space_patches(_: int) -> Table:
+    """The other tables of BLT on space patches."""
+    return {"patching": {"name": "space"}, "train": {"embedding_rate": 3.0}}
+
+
+def without_ngrams(width: int, odd: int, number: int) -> Table:
+    """BLT whose bytes are embedded alone."""
+    return {**blt(width, odd, number), "ngram_sizes": []}
+
+
 FAMILIES = {
-    "blt": Family(
-        blt,
-        rate=9e-3,
-        number=5,
-        least=2,
-        tables=lambda size: {
-            "patching": {"name": "entropy", "mean_size": float(size)},
-            "scorer": {"name": "ngram"},
-            **PATCHES,
-        },
-    ),
-    "space": Family(blt, rate=9e-3, tables=lambda _: {"patching": {"name": "space"}, **PATCHES}),
+    "blt": Family(blt, rate=9e-3, number=5, least=2, tables=entropy_patches),
+    "blt-no-ngrams": Family(without_ngrams, rate=9e-3, number=5, least=2, tables=entropy_patches),
+    "space": Family(blt, rate=9e-3, tables=space_patches),
     "megabyte": Family(megabyte, rate=6e-3, number=8, least=2),
     "byte": Family(lambda width, odd, _: transformer(width, odd), rate=8e-3),
     "byte-window": Family(lambda width, odd, window: transformer(width, odd, window=window), rate=8e-3, number=128),
