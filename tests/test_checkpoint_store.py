@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bytelm.checkpoint import store
 from bytelm.checkpoint.lock import exclusive
+from bytelm.checkpoint.tensors import DTYPES
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"]
@@ -65,7 +66,7 @@ def write_manifest(path: Path, body: dict[str, Any]) -> None:
 
 # ---- round trip ----
 
-KINDS = st.tuples(st.sampled_from(list(store.DTYPES)), st.lists(st.integers(0, 4), max_size=3))
+KINDS = st.tuples(st.sampled_from(list(DTYPES)), st.lists(st.integers(0, 4), max_size=3))
 
 
 @settings(max_examples=30)

@@ -71,6 +71,16 @@ class Loaded:
 
 def load(path: str | Path) -> Loaded:
     """The newest checkpoint of a run directory, or one checkpoint's directory. Raises CheckpointError."""
+    checkpoint, state = trained(path)
+    recipe = build(Recipe, state["recipe"], str(checkpoint / store.STATE))
+    with torch.device("meta"):  # the weights that are read become the model's: nothing lies in memory twice
+        model = recipe.assemble()
+    restore(model, checkpoint)
+    return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
+
+
+def trained(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that `load` would load, and its state, which has a recipe. Raises CheckpointError."""
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(f"no run at {path}: name a directory that `bytelm train` wrote")
@@ -78,14 +88,14 @@ def load(path: str | Path) -> Loaded:
     state = store.read_state(checkpoint)
     if "recipe" not in state:
         raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: this is not a checkpoint of a trained model")
-    recipe = build(Recipe, state["recipe"], str(checkpoint / store.STATE))
-    model = recipe.assemble()
-    restore(model, checkpoint)
-    return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
+    return checkpoint, state
 
 
 def restore(model: ByteModel, checkpoint: Path) -> None:
-    """Give `model` the weights of a checkpoint, after comparing names, shapes and types."""
-    tensors = store.read_tensors(checkpoint, "model")
+    """Make the weights of a checkpoint those of `model`, after comparing names, shapes and types.
+
+    Weights stored in 16 bits become the float32 that the model computes in.
+    """
+    tensors = store.read_tensors(checkpoint, "model", widen=True)
     store.check_keys(model.state_dict(), tensors, str(checkpoint))
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=True)

@@ -25,16 +25,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
+from bytelm.checkpoint.tensors import header, pieces, read
 from bytelm.data.files import sync_folder
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.units import show_bytes
@@ -44,19 +42,6 @@ MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 KEEP = 2  # the fewest to keep: the newest may turn out damaged
 ROWS = 20  # of a table of differences
-
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 @dataclass(frozen=True)
@@ -86,7 +71,7 @@ def save(
     home = run / "checkpoints"
     final = home / f"step-{step:08d}"
     text = json.dumps({**state, "step": step}, indent=1, allow_nan=False).encode()
-    headers = {group: _header(members) for group, members in tensors.items()}
+    headers = {group: header(members) for group, members in tensors.items()}
     needed = len(text) + sum(map(len, headers.values())) + sum(t.nbytes for g in tensors.values() for t in g.values())
     try:
         home.mkdir(exist_ok=True)
@@ -100,7 +85,7 @@ def save(
             files = {STATE: _write(new / STATE, [text])}
             for group, members in tensors.items():
                 file = new / f"{group}.safetensors"
-                files[file.name] = _write(file, _pieces(headers[group], members))
+                files[file.name] = _write(file, pieces(headers[group], members))
             _write(new / MANIFEST, [_manifest_text(step, files)])
             sync_folder(new)
             # Written before anything is renamed: from here on the disk can no longer be too full.
@@ -130,35 +115,6 @@ def _publish(aside: Path, final: Path) -> None:
     sync_folder(home)
     if old.exists():
         old.rename(aside / "old")
-
-
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """The head of a safetensors file: its length as 8 bytes, then JSON, then spaces up to a multiple of 8."""
-    entries: dict[str, Any] = {}
-    start = 0
-    for name in _order(tensors):
-        tensor = tensors[name]
-        if tensor.dtype not in DTYPES:
-            raise CheckpointError(f"cannot save tensor {name!r}: {tensor.dtype}; known: {', '.join(map(str, DTYPES))}")
-        end = start + tensor.nbytes
-        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _order(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names, widest elements first, so that every tensor starts at a multiple of its element's size."""
-    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-
-
-def _pieces(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The file of one group, piece by piece: no more than one tensor is copied at a time."""
-    yield header
-    for name in _order(tensors):
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        yield flat.view(torch.uint8).numpy().data
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> Entry:
@@ -247,18 +203,27 @@ def verify(path: Path) -> None:
             _check(path / name, stream, entry)
 
 
-def read_tensors(path: Path, group: str) -> dict[str, Tensor]:
-    """The tensors of one group, on the CPU, each in memory of its own; twice their size is needed meanwhile.
+def read_tensors(path: Path, group: str, widen: bool = False) -> dict[str, Tensor]:
+    """The tensors of one group, on the CPU, each in memory of its own, and nothing beside them.
 
-    Raises CheckpointError if the file differs from the manifest or is not a safetensors file.
+    With `widen`, floats of 16 bits become float32, which loses nothing. Raises CheckpointError if the file differs
+    from the manifest or is not a safetensors file. What is returned are the very bytes that were checked.
     """
-    file = f"{group}.safetensors"
-    data = _read(path, file)
-    try:
-        # From the very bytes that were checked: `load_file` would map the file, and follow it when it changes.
-        return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError, RuntimeError, TypeError) as error:  # an unknown dtype, a huge shape
-        raise CheckpointError(f"{path / file} is not a safetensors file that can be read: {error!r}") from error
+    name = f"{group}.safetensors"
+    entry = _entry(path, name)
+    with _open(path / name) as stream:
+        _check_size(path / name, stream, entry)
+        try:
+            tensors, digest = read(stream, entry.size, widen)
+        except (ValueError, RuntimeError, OverflowError) as error:  # RuntimeError: a shape that torch refuses
+            stream.seek(0)
+            _check(path / name, stream, entry)  # of a file that was damaged, this says so
+            raise CheckpointError(
+                f"{path / name} is not a safetensors file that can be read: {str(error).splitlines()[0]}"
+            ) from error
+    if digest != entry.sha256:
+        raise CheckpointError(f"{path / name} is damaged: its checksum is not that in {MANIFEST}")
+    return tensors
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -268,13 +233,19 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, name: str) -> bytes:
     """One file of a checkpoint, checked."""
+    entry = _entry(path, name)
+    with _open(path / name) as stream:
+        data = stream.read(entry.size + 1)
+    _check(path / name, io.BytesIO(data), entry)
+    return data
+
+
+def _entry(path: Path, name: str) -> Entry:
+    """What the manifest of a checkpoint says of one of its files."""
     files = _files(path)
     if name not in files:
         raise CheckpointError(f"{path} has no {name}: it has {', '.join(sorted(files))}")
-    with _open(path / name) as stream:
-        data = stream.read(files[name].size + 1)
-    _check(path / name, io.BytesIO(data), files[name])
-    return data
+    return files[name]
 
 
 def _files(path: Path) -> dict[str, Entry]:
@@ -297,13 +268,18 @@ def _files(path: Path) -> dict[str, Entry]:
 
 def _check(file: Path, stream: io.BufferedReader | io.BytesIO, entry: Entry) -> None:
     """Compare size and checksum of a file, of which `stream` gives the bytes, with its entry in the manifest."""
+    _check_size(file, stream, entry)
+    if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+        raise CheckpointError(f"{file} is damaged: its checksum is not that in {MANIFEST}")
+
+
+def _check_size(file: Path, stream: io.BufferedReader | io.BytesIO, entry: Entry) -> None:
+    """Compare the size of a file alone, and go back to its start."""
     size = stream.seek(0, io.SEEK_END)
     if size != entry.size:
         which = "cut short" if size < entry.size else "too long"
         raise CheckpointError(f"{file} is {which}: {MANIFEST} says {entry.size} bytes")
     stream.seek(0)
-    if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-        raise CheckpointError(f"{file} is damaged: its checksum is not that in {MANIFEST}")
 
 
 @contextlib.contextmanager
@@ -335,6 +311,7 @@ def _object(file: Path, data: bytes) -> dict[str, Any]:
 def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path | str) -> None:
     """Check that the tensors `found` in `where` are those `expected` in names, shapes and dtypes, and all finite.
 
+    Tensors without memory are not asked for their values.
     Raises CheckpointError with a table of at most 20 differences.
     """
     rows: list[str] = []
@@ -348,7 +325,7 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wher
             rows.append(f"shape       {name}  {_kind(have)}, not {_kind(want)}")
         elif want.dtype != have.dtype:
             rows.append(f"dtype       {name}  {_kind(have)}, not {_kind(want)}")
-        elif have.is_floating_point() and not have.isfinite().all():
+        elif not have.is_meta and have.is_floating_point() and not have.isfinite().all():
             bad = int((~have.isfinite()).sum())
             rows.append(f"not finite  {name}  NaN or Inf in {bad} of {have.numel()} values")
     if not rows:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from bytelm import __version__
-from bytelm.cli import comparing, costs, inspect, measure, training
+from bytelm.cli import comparing, costs, exchanging, inspect, measure, training
 from bytelm.cli.common import STDIN
 from bytelm.errors import BytelmError
 
@@ -30,6 +30,8 @@ app.command(inspect.presets)
 app.command(costs.costs)
 app.command(comparing.compare)
 app.command(inspect.report)
+app.command(exchanging.convert)
+app.command(exchanging.export)
 app.command(training.demo)
 
 

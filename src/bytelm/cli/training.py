@@ -23,6 +23,7 @@ def train(
     preset: Annotated[str | None, Parameter(help="A preset's name: see `bytelm presets`.")] = None,
     config: Annotated[Path | None, Parameter(help="A TOML file over the preset.")] = None,
     set: Sets = None,
+    start: Annotated[Path | None, Parameter(name="--from")] = None,
     run: Annotated[Path | None, Parameter(help="Where everything is kept; runs/NAME unless given.")] = None,
     steps: int | None = None,
     minutes: float | None = None,
@@ -41,6 +42,8 @@ def train(
     modality
         What the files are: image:64 (pixels; also image:96x64:grey:patch8), audio:16k (samples a second; also
         audio:8k:8bit), dna. Bytes as they are unless given.
+    start
+        A run to start from: its model, its weights and how it learnt, at a tenth of the learning rate.
     steps
         Stop after so many steps.
     minutes
@@ -53,7 +56,9 @@ def train(
     from bytelm.train.run import train as fit
     from bytelm.train.settings import configure
 
-    settings = configure(preset, config, set or [], modality=modality, steps=steps, minutes=minutes, bytes=bytes)
+    settings = configure(
+        preset, config, set or [], modality=modality, start=start, steps=steps, minutes=minutes, bytes=bytes
+    )
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0])
     result = fit(sources, settings, run, quiet=quiet)

@@ -89,7 +89,9 @@ class ByteTransformer(ByteModel):
         self._tokens: Bpe | None = None
         if config.vocabulary > VOCAB:
             self.register_buffer("merges", torch.empty(config.vocabulary - VOCAB, 2, dtype=torch.long))
-            self.register_buffer("sizes", torch.empty(config.vocabulary, dtype=torch.long), persistent=False)
+            # In no checkpoint, so that it must be there when the model is made on the meta device.
+            sizes = torch.empty(config.vocabulary, dtype=torch.long, device="cpu")
+            self.register_buffer("sizes", sizes, persistent=False)
             self.take_tokens(Bpe.empty(config.vocabulary))
             self.register_load_state_dict_post_hook(lambda model, _: model.take_tokens(model.read_tokens()))
 

@@ -56,7 +56,8 @@ class SpaceMemory:
 def spacelike_table() -> Bool[Tensor, " vocab"]:
     """Whether each id is space-like; the specials are."""
     word = [bytes([b]).isalnum() or 0x80 <= b <= 0xBF for b in range(256)]
-    return ~torch.tensor(word + [False] * (VOCAB - 256))
+    # In no checkpoint, so that it must be there when a model is made on the meta device.
+    return ~torch.tensor(word + [False] * (VOCAB - 256), device="cpu")
 
 
 class Space(Patcher):

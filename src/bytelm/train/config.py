@@ -85,7 +85,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The whole of a run: what the model is made of, what it learns from, and how it and its scorer are trained."""
+    """The whole of a run: what the model is made of, what it learns from, and how it and its scorer are trained.
+
+    `start`: the run whose weights the training starts from, its scorer's among them.
+    """
 
     model: Annotated[Any, Chosen("models")]
     patching: Annotated[Any, Chosen("patching")] | None = None
@@ -94,6 +97,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     scorer_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, window=512))
+    start: str | None = None
 
     def __post_init__(self) -> None:
         recipe = self.recipe  # which refuses impossible combinations

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bytelm.checkpoint import store
-from bytelm.checkpoint.assemble import Recipe
+from bytelm.checkpoint.assemble import Recipe, restore, trained
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
 from bytelm.data.boundaries import Boundaries, BoundaryWriter
@@ -49,6 +49,7 @@ from bytelm.train.journal import Journal
 from bytelm.train.loop import Trainer
 from bytelm.units import PAD, VOCAB, show_bytes
 
+MERGES = "merges.npy"
 SAMPLE = 1 << 20  # bytes that thresholds are calibrated on
 COUNTED = 1 << 25  # bytes that an n-gram scorer counts at the most
 AREA = 1 << 16  # ids, padding included, that are cut at once
@@ -154,13 +155,10 @@ def prepare_tokens(model: ByteModel, corpus: Corpus, run: Path, journal: Journal
     """The corpus in what the model reads: as it is, or in tokens, learnt from the training documents and kept."""
     if not isinstance(model, ByteTransformer) or model.tokens is None:
         return corpus
-    path = run / "merges.npy"
+    path = run / MERGES
     if not path.exists():
         journal.progress("tokens: learning what belongs together", force=True)
-        learnt = Bpe.learn((data.tobytes() for _, data in spread(corpus, "train", LEARNT)), model.vocabulary)
-        held = io.BytesIO()
-        np.save(held, learnt.merges, allow_pickle=False)
-        write_whole(path, held.getvalue())
+        keep_merges(run, Bpe.learn((d.tobytes() for _, d in spread(corpus, "train", LEARNT)), model.vocabulary))
     try:
         merges = np.load(path, allow_pickle=False)
         if merges.dtype != np.int64 or merges.shape != (model.vocabulary - VOCAB, 2):
@@ -253,6 +251,31 @@ def held_out(source: Source, window: int, boundaries: Boundaries | None, aligned
     return Sampler(source, "valid", window, batch=8, seed=0, boundaries=boundaries, aligned=aligned)
 
 
+def begun(config: RunConfig, recipe: Recipe, run: Path, journal: Journal) -> ByteModel:
+    """The model at its beginning: initialised, or with the weights of another run."""
+    if config.start is None:
+        model = recipe.assemble()
+        model.initialise(config.train.seed)
+        return model
+    going = bool(store.checkpoints(run))
+    with torch.device("meta"):
+        model = recipe.assemble()
+    checkpoint, _ = trained(run if going else config.start)
+    restore(model, checkpoint)
+    if not going:
+        journal.say(f"starting from {checkpoint}")
+    if model.tokens is not None and not (run / MERGES).exists():
+        keep_merges(run, model.tokens)
+    return model
+
+
+def keep_merges(run: Path, tokens: Bpe) -> None:
+    """Write down what tokens are made of."""
+    held = io.BytesIO()
+    np.save(held, tokens.merges, allow_pickle=False)
+    write_whole(run / MERGES, held.getvalue())
+
+
 def prepare(
     paths: Sequence[str | Path],
     config: RunConfig,
@@ -263,10 +286,9 @@ def prepare(
 ) -> Prepared:
     """Everything up to the first step. Raises Interrupted, DataError, ConfigError, ResourceError."""
     corpus = pack_data(paths, config, run, journal, exclude)
-    scorer = prepare_scorer(config, corpus, run, journal) if config.recipe.scored else None
+    scorer = prepare_scorer(config, corpus, run, journal) if config.recipe.scored and config.start is None else None
     recipe = prepare_recipe(config, scorer, corpus, run, journal)
-    model = recipe.assemble()
-    model.initialise(config.train.seed)
+    model = begun(config, recipe, run, journal)
     model.to(device())
     patcher = patcher_of(model)
     if scorer is not None and isinstance(patcher, entropy.Entropy) and isinstance(patcher.scorer, nn.Module):

@@ -7,17 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bytelm.checkpoint.assemble import trained
 from bytelm.config import assignments, build, load_toml, merge, nominal_size, preset, to_mapping
 from bytelm.errors import ConfigError
 from bytelm.evaluate.costs import usual_mean
 from bytelm.find import find, names, unknown
-from bytelm.train.config import RunConfig
+from bytelm.train.config import RunConfig, TrainConfig
 from bytelm.train.memory import predict
 from bytelm.units import show_bytes, show_count
 
 DEFAULT_PRESET = "blt-tiny"
 DEFAULTS = {"image": "megabyte-image", "audio": "megabyte-audio"}  # of modalities whose patches are best of one size
 DEFAULT_MINUTES = 10.0
+GENTLER = 0.1  # of the usual learning rate, where a model has learnt already
 LONGEST_STEP = 4  # times the bytes of a preset's step: what a step of one whole document may take
 
 
@@ -27,17 +29,21 @@ def configure(
     sets: Sequence[str] = (),
     *,
     modality: str | None = None,
+    start: str | Path | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     bytes: int | None = None,
 ) -> RunConfig:
     """The configuration of a run: a preset, under a TOML file, under `a.b=c` settings, under what is given here.
 
-    `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it.
+    `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it. With `start`
+    the model is that of another run, and so is how it learnt unless a preset is named, but for the learning rate.
     Raises ConfigError, one line that names every unknown key and impossible value.
     """
     name = preset_name or DEFAULTS.get((modality or "").partition(":")[0], DEFAULT_PRESET)
     mapping, source = preset(name), f"preset {name}"
+    if start is not None:
+        mapping = going_on(Path(start), preset_name)
     layers: list[tuple[str, dict[str, Any]]] = []
     if file is not None:
         layers.append((str(file), load_toml(Path(file))))
@@ -57,6 +63,23 @@ def configure(
     elif not any(train.get(name, "none") != "none" for name in limits):
         mapping = merge(mapping, {"train": {"minutes": DEFAULT_MINUTES}})
     return one_document_a_window(build(RunConfig, mapping, source), asked)
+
+
+def going_on(start: Path, preset_name: str | None) -> dict[str, Any]:
+    """The configuration of a training that starts from the weights of another run. Raises CheckpointError."""
+    _, state = trained(start)
+    own = start / "config.toml"
+    base = load_toml(own) if own.exists() and preset_name is None else preset(preset_name or DEFAULT_PRESET)
+    train = {"learning_rate": TrainConfig.learning_rate, **base.get("train", {}), "window": state["context"]}
+    ids = base["train"].get("window", TrainConfig.window) * base["train"].get("batch", TrainConfig.batch)
+    if own.exists() and preset_name is None:
+        train |= {"steps": "none", "minutes": "none", "bytes": "none"}
+    else:
+        train["window"] = min(train["window"], ids)
+        train["batch"] = max(1, ids // train["window"])
+    train["learning_rate"] *= GENTLER
+    others = {key: table for key, table in base.items() if key not in ("model", "patching", "scorer", "modality")}
+    return {**others, **state["recipe"], "train": train, "start": str(start)}
 
 
 def modality_table(text: str) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""The verbs that bring weights of other projects in and take ours out: convert, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from bytelm.cli.common import Sets
+from bytelm.config import assignments
+
+Theirs = Literal["hf", "meta"]
+
+
+def convert(
+    source: Path, run: Path, /, *, layout: Annotated[Theirs, Parameter(name="--from")], set: Sets = None
+) -> int:
+    """Make a run of weights from elsewhere: the same numbers, with our generation and measurement.
+
+    Example: bytelm convert blt-1b-hf runs/blt-1b --from hf
+    Example: bytelm convert blt-1b runs/blt-1b --from meta --set patching.threshold=1.34
+
+    Parameters
+    ----------
+    source
+        The folder with the weights and their config.json.
+    run
+        The run to make.
+    layout
+        hf: BLT of Hugging Face's transformers. meta: BLT of Meta's code, from the hub or as downloaded.
+    """
+    from bytelm.exchange.convert import convert as make
+    from bytelm.units import show_bytes, show_count
+
+    made = make(source, layout, run, assignments(set or [], "--set"))
+    print(f"{show_count(made.parameters)} parameters, context {show_bytes(made.context)}: {run}")
+    print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
+    return 0
+
+
+def export(run: Path, folder: Path, /, *, layout: Annotated[Theirs, Parameter(name="--to")], set: Sets = None) -> int:
+    """Write a run's BLT in the layout of another project, with its entropy model.
+
+    Example: bytelm export runs/notes notes-hf --to hf --set patching.max_length=none --set patching.max_singles=none
+
+    Parameters
+    ----------
+    run
+        A run, or one checkpoint of it.
+    folder
+        The folder to write; it must be new.
+    layout
+        hf: for Hugging Face's transformers. meta: for Meta's code.
+    """
+    from bytelm.exchange.convert import export as write
+    from bytelm.units import show_count
+
+    parameters = write(run, layout, folder, assignments(set or [], "--set"))
+    print(f"{show_count(parameters)} parameters: {folder}")
+    return 0

@@ -1,0 +1,182 @@
+"""Weights of other projects to a run of ours, and back.
+
+folder ─ options ─▶ Recipe ─ sketch ─▶ our names ─ names.Match ─▶ theirs ─ compared ─ read, joined ─▶ checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from bytelm.checkpoint import store, tensors
+from bytelm.checkpoint.assemble import Recipe, trained
+from bytelm.config import build, merge, to_mapping
+from bytelm.errors import CheckpointError, ConfigError, ResourceError
+from bytelm.exchange import files, hf, meta, names
+from bytelm.exchange.files import Weights
+from bytelm.exchange.names import SCORER, Match
+from bytelm.models import blt
+
+Layout = Literal["hf", "meta"]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A run that was made of other weights: what it is, its parameters, and bytes of its context."""
+
+    recipe: Recipe
+    parameters: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint of another project, of which nothing but names and shapes was read yet."""
+
+    recipe: Recipe
+    context: int
+    weights: Weights
+    matches: list[Match]
+
+
+def convert(source: Path, layout: Layout, run: Path, sets: Mapping[str, Any]) -> Converted:
+    """Make a run of a published BLT, its weights in the precision that they have there.
+
+    `sets` is merged into the recipe, for what a folder says wrongly or not at all. Raises CheckpointError with a table
+    of differences where the weights are not those that the options describe, ConfigError for an option that is not
+    supported, ResourceError where the disk refuses. The run must not exist yet.
+    """
+    fresh(run)
+    if not source.is_dir():
+        raise CheckpointError(f"{source} is not a folder: name the one that holds the weights and their config.json")
+    with ExitStack() as stack:
+        opened = opened_at(source, layout, sets, stack)
+        likes, expected = sketch(opened.recipe), dict[str, Tensor]()
+        for match in opened.matches:
+            expected |= match.split(likes[match.ours])
+        found = {name: weight for name, weight in opened.weights.items() if not derived(name, expected)}
+        files.check(expected, found, source)
+        ours = {match.ours: joined(match, found, source) for match in opened.matches}
+    recipe, context = opened.recipe, opened.context
+    state = {"recipe": to_mapping(recipe), "context": context, "bytes": 0, "seconds": 0.0, "skipped": 0}
+    state |= {"converted": {"from": layout, "name": source.resolve().name}}
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot make {run} ({error.strerror}): name another place") from error
+    store.save(run, 0, {"model": ours}, state)
+    return Converted(recipe, sum(tensor.numel() for tensor in ours.values()), context)
+
+
+def fresh(path: Path) -> None:
+    """Refuse a place where something lies already. Raises CheckpointError."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} is there already: name a new folder")
+
+
+def opened_at(source: Path, layout: Layout, sets: Mapping[str, Any], stack: ExitStack) -> Opened:
+    """What a folder holds."""
+    if layout == "hf":
+        recipe, context, layer = hf.recipe(source)
+        index = source / f"{hf.WEIGHTS}{files.INDEX}"
+        weights = files.weights_in(index if index.exists() else source / hf.WEIGHTS, stack)
+    else:
+        _, file, home = meta.layout(source)
+        weights = files.weights_in(file, stack)
+        if (home / meta.PICKLED).exists():
+            own = files.weights_in(home / meta.PICKLED, stack)
+            weights |= {f"{SCORER}.{name}": weight for name, weight in own.items()}
+        (recipe, context), layer = meta.recipe(source, weights), 0
+    if sets:
+        recipe = build(Recipe, merge(to_mapping(recipe), sets), "--set")
+    if not isinstance(recipe.model, blt.Config):
+        raise ConfigError("--set model.name: what is converted is a BLT")
+    return Opened(recipe, context, weights, names.matches(sketch(recipe), recipe.model, layout, layer))
+
+
+def sketch(recipe: Recipe) -> dict[str, Tensor]:
+    """The tensors of a recipe's model, without memory."""
+    return recipe.sketch().state_dict()
+
+
+def derived(name: str, expected: Iterable[str]) -> bool:
+    """Whether a tensor that is not expected means nothing: tables of angles, cross-attention that is overwritten."""
+    overwritten = name.startswith("model.local_encoder.cross_attn_layers.")
+    return name not in expected and (overwritten or name.endswith((".inv_freq", "rope_embeddings.freqs_cis")))
+
+
+def joined(match: Match, weights: Weights, source: Path) -> Tensor:
+    """One of our tensors. Raises CheckpointError for a value that is no number."""
+    parts = {name: weights[name].read() for name in match.theirs}
+    store.check_keys(parts, parts, source)
+    return match.join(list(parts.values())).contiguous()
+
+
+# --- the other way ----------------------------------------------------------------------------------------------------
+
+
+def export(run: Path, layout: Layout, folder: Path, sets: Mapping[str, Any]) -> int:
+    """Write the newest checkpoint of a run in another project's layout, and return its parameters.
+
+    `sets` is merged into the recipe first. Raises CheckpointError, ConfigError for what that layout cannot say, and
+    ResourceError; `folder` is then as it was.
+    """
+    fresh(folder)
+    checkpoint, state = trained(run)
+    recipe = build(Recipe, merge(state["recipe"], sets), str(checkpoint / store.STATE))
+    context = int(state["context"])
+    texts = meta.configs(recipe, context) if layout == "meta" else texts_of_hf(recipe, context)
+    ours = store.read_tensors(checkpoint, "model")
+    expected = {name: like.to(ours[name].dtype) if name in ours else like for name, like in sketch(recipe).items()}
+    store.check_keys(expected, ours, str(checkpoint))
+    model = cast("blt.Config", recipe.model)
+    theirs: dict[str, Tensor] = {}
+    for match in names.matches(ours, model, layout, 0):
+        theirs |= match.split(ours[match.ours])
+    own = {name.removeprefix(f"{SCORER}."): theirs.pop(name) for name in [*theirs] if name.startswith(f"{SCORER}.")}
+    try:
+        write(folder, texts, theirs, own)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ResourceError(f"cannot write {folder} ({reason}): make room, or name another place") from error
+    return sum(tensor.numel() for tensor in ours.values())
+
+
+def texts_of_hf(recipe: Recipe, context: int) -> dict[str, dict[str, Any]]:
+    """The JSON files of a folder for transformers."""
+    config = hf.config(recipe, context)
+    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")}
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<boe>"}
+    return {
+        hf.CONFIG: config,
+        "generation_config.json": generation,
+        "tokenizer.json": hf.tokenizer(),
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **special},
+    }
+
+
+def write(folder: Path, texts: Mapping[str, Any], weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """All files of a folder, aside first: it is there whole, or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.tmp-", dir=folder.parent) as name:
+        aside = Path(name) / folder.name
+        for place, text in texts.items():
+            (aside / place).parent.mkdir(parents=True, exist_ok=True)
+            (aside / place).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+        with (aside / hf.WEIGHTS).open("xb") as file:
+            for piece in tensors.pieces(tensors.header(weights, {"format": "pt"}), weights):
+                file.write(piece)
+        if own:
+            torch.save({"model": {key: value.clone() for key, value in own.items()}}, aside / SCORER / meta.PICKLED)
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(aside, folder)

@@ -1,0 +1,168 @@
+"""Files of other projects, opened without trust: safetensors in one piece or many, PyTorch's own, JSON.
+
+Names, shapes and dtypes are known before any weight is read, and weights are read one by one. Nothing is executed: a
+pickle that holds more than tensors is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import torch
+from torch import Tensor
+
+from bytelm.checkpoint import store
+from bytelm.checkpoint.tensors import NAMED
+from bytelm.errors import CheckpointError, ConfigError
+
+INDEX = ".index.json"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of a file: what it looks like, and how to read it."""
+
+    like: Tensor
+    """Of its shape and dtype, without memory."""
+    read: Callable[[], Tensor]
+
+
+Weights = dict[str, Weight]
+
+
+def weights_in(path: Path, stack: ExitStack) -> Weights:
+    """The tensors of a file, or of all the files that an index names. They stay open as long as `stack`.
+
+    Raises CheckpointError for what is missing, damaged, or not tensors alone.
+    """
+    if path.name.endswith(INDEX):
+        return sharded(path, stack)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing" if not path.exists() else f"{path} is not a plain file")
+    return mapped(path, stack) if path.suffix == ".safetensors" else pickled(path)
+
+
+def sharded(index: Path, stack: ExitStack) -> Weights:
+    """The tensors that an index distributes over files beside it."""
+    where = json_in(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise CheckpointError(f"{index} has no weight_map: it is not the index of a checkpoint")
+    found: Weights = {}
+    for file in sorted(set(cast("dict[str, str]", where).values())):
+        if Path(file).name != file:
+            raise CheckpointError(f"{index} names {file!r}: its files must lie beside it")
+        found |= weights_in(index.with_name(file), stack)
+    if missing := sorted(where.keys() - found.keys()):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{index} names {missing[0]!r}{more}, which its files do not hold")
+    return found
+
+
+def mapped(path: Path, stack: ExitStack) -> Weights:
+    """The tensors of a safetensors file, which stays on the disk until they are read."""
+    found: Weights = {}
+    try:
+        file = stack.enter_context(safetensors.safe_open(path, "pt"))
+        for name in file.keys():  # noqa: SIM118  # it is no dict
+            part = file.get_slice(name)
+            if part.get_dtype() not in NAMED:
+                raise CheckpointError(f"{path}: {name} is {part.get_dtype()}; known: {', '.join(NAMED)}")
+            like = torch.empty(part.get_shape(), dtype=NAMED[part.get_dtype()], device="meta")
+            found[name] = Weight(like, lambda name=name: file.get_tensor(name))
+    except (safetensors.SafetensorError, RuntimeError, OverflowError, OSError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file that can be read: {first_line(error)}") from error
+    return found
+
+
+def pickled(path: Path) -> Weights:
+    """The tensors of a file that PyTorch wrote, by themselves or under "model" or "state_dict"."""
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"  # what older versions wrote cannot be mapped
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a hostile file can make torch raise anything
+        raise CheckpointError(
+            f"{path} cannot be read, and nothing in it was executed: it must hold tensors alone, as torch.save writes a "
+            f"state_dict ({first_line(error)})"
+        ) from error
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(torch.is_tensor(value) for value in content.values()):
+        raise CheckpointError(f"{path} holds no table of tensors: save a state_dict")
+    tensors = cast("dict[str, Tensor]", content)
+    return {
+        str(name): Weight(torch.empty_like(tensor, device="meta"), lambda tensor=tensor: tensor)
+        for name, tensor in tensors.items()
+    }
+
+
+def json_in(path: Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises CheckpointError."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return cast("dict[str, Any]", found)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def check(expected: Mapping[str, Tensor], found: Weights, where: Path) -> None:
+    """Compare names and shapes with those `expected`, before anything is read; any float will do for a float.
+
+    Raises CheckpointError with a table of differences.
+    """
+    likes = {name: weight.like for name, weight in found.items()}
+    wanted = {
+        name: torch.empty(tensor.shape, dtype=likes[name].dtype, device="meta")
+        if name in likes and likes[name].is_floating_point()
+        else tensor
+        for name, tensor in expected.items()
+    }
+    store.check_keys(wanted, likes, where)
+
+
+class Options:
+    """The options of another project's model, read by name, so that an error can say which file and key it means."""
+
+    def __init__(self, table: Any, where: str) -> None:
+        if not isinstance(table, dict):
+            raise ConfigError(f"{where} is not a table of options")
+        self.table = cast("dict[str, Any]", table)
+        self.where = where
+
+    def part(self, key: str) -> Options:
+        """The options under a key."""
+        return Options(self.table.get(key), f"{self.where}: {key}")
+
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        """One option; `default` where it is missing or null. Raises ConfigError for a missing one without a default."""
+        value = self.table.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise ConfigError(f"{self.where} lacks {key}")
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
+            raise ConfigError(f"{self.where}: {key} = {value!r} is not what it should be")
+        return value
+
+    def only(self, key: str, *known: Any) -> None:
+        """Refuse any value of an option but those `known`, of which the first holds where it is missing."""
+        value = self.table.get(key, known[0])
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in known):
+            shown = " or ".join(repr(one) for one in known)
+            raise ConfigError(f"{self.where}: {key} = {value!r} is not supported: bytelm's BLT has {shown} there")

@@ -1,0 +1,227 @@
+"""BLT in the layout of Hugging Face's transformers: config.json, model.safetensors.
+
+transformers 5.23 leaves these alone or computes them otherwise than Meta's code: patching other than by a threshold of
+entropy (it cuts every byte then), `max_patch_length` (not causal there), and cross-attention after all of several
+encoder layers (it pools anew after each, so that only the last one counts).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bytelm.checkpoint.assemble import Recipe
+from bytelm.errors import ConfigError
+from bytelm.exchange.files import Options, json_in
+from bytelm.models import blt
+from bytelm.nn.norm import EPS
+from bytelm.patching import entropy
+from bytelm.scorers import transformer
+from bytelm.units import VOCAB
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+THETA, SCORER_THETA = 500_000.0, 10_000.0  # where a configuration has none
+SIZES, ROWS, THRESHOLD = (3, 4, 5, 6, 7, 8), 500_002, 1.335442066192627
+CONTEXT = 24_576
+
+
+def recipe(folder: Path) -> tuple[Recipe, int, int]:
+    """What a folder's config.json describes, the bytes of its context, and the encoder's layer that is crossed.
+
+    Raises CheckpointError, and ConfigError that names an option which is not supported.
+    """
+    top = Options(json_in(folder / CONFIG), str(folder / CONFIG))
+    top.only("model_type", "blt")
+    top.only("vocab_size", VOCAB)
+    top.only("patching_mode", "entropy")
+    top.only("patch_in_forward", True)
+    top.only("max_patch_length", None)
+    top.only("tie_word_embeddings", False)
+    parts = {name: top.part(f"{name}_config") for name in ("encoder", "global", "decoder", "patcher")}
+    for part in parts.values():
+        check_block(part)
+    encoder, latent, decoder = parts["encoder"], parts["global"], parts["decoder"]
+    for key in ("hidden_size", "num_attention_heads"):
+        if encoder.get(key, int) != decoder.get(key, int):
+            raise ConfigError(f"{decoder.where}: {key} differs from the encoder's: bytelm's local models share it")
+    layers = decoder.get("num_hidden_layers", int)
+    decoder.only("cross_attn_all_layers", *((True,) if layers > 1 else (True, False)))
+    depth = encoder.get("num_hidden_layers", int, 1)
+    heads = encoder.get("num_attention_heads", int)
+    model = blt.Config(
+        local_dim=encoder.get("hidden_size", int),
+        local_heads=heads,
+        window=top.get("local_attention_window_len", int, 512),
+        encoder_layers=depth,
+        decoder_layers=layers,
+        global_dim=latent.get("hidden_size", int),
+        global_heads=latent.get("num_attention_heads", int),
+        global_layers=latent.get("num_hidden_layers", int),
+        queries=top.get("cross_attn_k", int, 2),
+        cross_heads=heads,
+        ngram_sizes=tuple(top.get("encoder_hash_byte_group_size", list, list(SIZES))),
+        ngram_functions=top.get("encoder_hash_byte_group_nb_functions", int, 1),
+        ngram_rows=top.get("encoder_hash_byte_group_vocab", int, ROWS),
+        theta=same([theta(part, THETA) for part in (encoder, latent, decoder)], f"{top.where}: rope_theta"),
+        ffn_multiple=multiple([hidden(part) for part in (encoder, latent, decoder)], top.where),
+    )
+    threshold = float(top.get("patching_threshold", (int, float), THRESHOLD))
+    patching = entropy.Config(threshold=threshold, max_length=None, max_singles=None)
+    crossed = depth - 1 if encoder.get("cross_attn_all_layers", bool, False) else 0
+    context = encoder.get("max_position_embeddings", int, CONTEXT)
+    return Recipe(model, patching, scorer(parts["patcher"])), context, crossed
+
+
+def scorer(part: Options) -> transformer.Config:
+    """The entropy model."""
+    return transformer.Config(
+        layers=part.get("num_hidden_layers", int),
+        dim=part.get("hidden_size", int),
+        heads=part.get("num_attention_heads", int),
+        window=part.get("sliding_window", int, 512),
+        theta=theta(part, SCORER_THETA),
+        ffn_multiple=multiple([hidden(part)], part.where),
+    )
+
+
+def check_block(part: Options) -> None:
+    """Refuse what our blocks do not do."""
+    heads = part.get("num_attention_heads", int)
+    part.only("vocab_size", VOCAB)
+    part.only("num_key_value_heads", heads, None)
+    part.only("hidden_act", "silu")
+    part.only("rms_norm_eps" if "rms_norm_eps" in part.table else "norm_eps", EPS)
+    part.only("rope_scaling", None, {"rope_type": "default"})
+    rope = part.table.get("rope_parameters")
+    if rope is not None:
+        Options(rope, f"{part.where}: rope_parameters").only("rope_type", "default")
+
+
+def theta(part: Options, default: float) -> float:
+    """The rotary base of one part."""
+    rope: dict[str, Any] = part.table.get("rope_parameters") or part.table
+    return float(Options(rope, part.where).get("rope_theta", (int, float), default))
+
+
+def hidden(part: Options) -> tuple[int, int]:
+    """The widths of a part's blocks: outside, and of their feed-forward layers."""
+    dim = part.get("hidden_size", int)
+    return dim, part.get("intermediate_size", int, int(8 * dim / 3))
+
+
+def same(values: list[float], what: str) -> float:
+    """The one value of them all. Raises ConfigError where they differ."""
+    if len(set(values)) > 1:
+        raise ConfigError(f"{what} = {', '.join(map(str, values))}: bytelm's BLT has one for all its parts")
+    return values[0]
+
+
+def multiple(widths: list[tuple[int, int]], where: str) -> int:
+    """The largest `ffn_multiple` that gives all these feed-forward widths. Raises ConfigError if none does."""
+    for candidate in range(min(inner for _, inner in widths), 0, -1):
+        if all(-(-int(8 * dim / 3) // candidate) * candidate == inner for dim, inner in widths):
+            return candidate
+    shown = ", ".join(f"{inner} of width {dim}" for dim, inner in widths)
+    raise ConfigError(
+        f"{where}: feed-forward layers are {shown}: bytelm's are 8/3 of the width, rounded up to one multiple for all"
+    )
+
+
+def config(made: Recipe, context: int) -> dict[str, Any]:
+    """The config.json of a recipe. Raises ConfigError for what transformers has not got."""
+    model, patching, scorer = exported(made)
+    if patching.rule != "threshold" or patching.max_length is not None or patching.max_singles is not None:
+        raise ConfigError(
+            "transformers cuts patches by a threshold of entropy alone; this model has "
+            f"patching.rule={patching.rule}, max_length={patching.max_length}, max_singles={patching.max_singles}: "
+            "to leave bounds out, --set patching.max_length=none --set patching.max_singles=none"
+        )
+    if model.encoder_cross == "all" and model.encoder_layers > 1:
+        raise ConfigError("model.encoder_cross = 'all' with several encoder layers is computed otherwise there")
+    if model.cross_heads != model.local_heads:
+        raise ConfigError(f"model.cross_heads = {model.cross_heads} must be local_heads = {model.local_heads} there")
+    if not model.ngram_sizes:
+        raise ConfigError("model.ngram_sizes = []: transformers' BLT always has tables of n-grams")
+
+    def part(layers: int, dim: int, heads: int, inner: int, theta: float, **more: Any) -> dict[str, Any]:
+        sizes = {"hidden_size": dim, "intermediate_size": inner, "num_hidden_layers": layers}
+        counts = {"num_attention_heads": heads, "num_key_value_heads": heads, "rms_norm_eps": EPS}
+        return {**sizes, **counts, "rope_parameters": {"rope_type": "default", "rope_theta": theta}, **more}
+
+    local = (model.local_dim, model.local_heads, model.local(1).hidden(), model.theta)
+    latent = (model.global_dim, model.global_heads, model.latent().hidden(), model.theta)
+    ids = {"vocab_size": VOCAB}
+    cross = {"cross_attn_k": model.queries, "hidden_size_global": model.global_dim, "max_position_embeddings": context}
+    shape = scorer.shape().stack()
+    return {
+        "model_type": "blt",
+        "architectures": ["BltForCausalLM"],
+        "num_hidden_layers": model.decoder_layers,  # version 5.23 looks for it here when it makes a cache
+        "use_cache": False,  # and computes wrong logits with one
+        **ids,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "patch_in_forward": True,
+        "patching_mode": "entropy",
+        "patching_threshold": patching.threshold,
+        "max_patch_length": None,
+        "cross_attn_k": model.queries,
+        "local_attention_window_len": model.window,
+        "max_position_embeddings": context,
+        "encoder_hash_byte_group_size": list(model.ngram_sizes),
+        "encoder_hash_byte_group_vocab": model.ngram_rows,
+        "encoder_hash_byte_group_nb_functions": model.ngram_functions,
+        "encoder_config": part(model.encoder_layers, *local, **ids, **cross, cross_attn_all_layers=False),
+        "global_config": part(model.global_layers, *latent, max_position_embeddings=context),
+        "decoder_config": part(model.decoder_layers, *local, **ids, **cross, cross_attn_all_layers=True),
+        "patcher_config": part(
+            scorer.layers, scorer.dim, scorer.heads, shape.hidden(), scorer.theta, **ids, sliding_window=scorer.window
+        ),
+    }
+
+
+def exported(made: Recipe) -> tuple[blt.Config, entropy.Config, transformer.Config]:
+    """The parts of a recipe that both published layouts can hold. Raises ConfigError."""
+    if not isinstance(made.model, blt.Config):
+        name = type(made.model).__module__.rpartition(".")[2]
+        raise ConfigError(f"a {name} cannot be exported: both layouts are those of BLT")
+    if not isinstance(made.patching, entropy.Config) or not isinstance(made.scorer, transformer.Config):
+        raise ConfigError(
+            "only patches of entropy whose scorer is a Transformer can be exported: "
+            "train with patching.name=entropy and scorer.name=transformer"
+        )
+    if made.scorer.reset_newline:
+        raise ConfigError("scorer.reset_newline = true: neither layout has it")
+    return made.model, made.patching, made.scorer
+
+
+def tokenizer() -> dict[str, Any]:
+    """A tokenizer.json, which transformers and tokenizers read: bytes are ids from 4 up, a BOS comes first."""
+    # Bytes that are no printable Latin-1 are shown as characters from U+0100 up, as the library's ByteLevel wants them.
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    shown = {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    specials = ("<boe>", "<s>", "</s>", "<reserved>")
+    vocabulary = {word: i for i, word in enumerate(specials)} | {shown[byte]: byte + 4 for byte in range(256)}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    first = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": word, **flags} for i, word in enumerate(specials)],
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [first, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [], "fuse_unk": False, "byte_fallback": False}
+        | dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
+    }
