@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, counter, paths_of, print_json, print_verdict
+from bytelm.cli.common import Json, counter, paths_of, print_json, print_table, print_verdict
 from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import UsageError
@@ -28,11 +28,14 @@ def evaluate(
     stride: int | None = None,
     inference: Literal["basic", "sliding", "strided", "both"] | None = None,
     weights: Weights = None,
+    tasks: str | None = None,
+    include_path: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Bits per byte of files, each byte scored once, beside gzip, bzip2 and xz on the same bytes.
+    """Bits per byte of files, each byte scored once, beside gzip, bzip2 and xz on the same bytes; or tasks.
 
     Example: bytelm eval runs/demo README.md src --json
+    Example: bytelm eval runs/demo --tasks cloze --include-path my-tasks
 
     Parameters
     ----------
@@ -47,7 +50,15 @@ def evaluate(
     inference
         Instead of a stride: basic (windows side by side), sliding (half a window further each), strided (each window
         twice, from two offsets half a patch apart), both (four times the cost of basic).
+    tasks
+        Instead of files: tasks of the lm-evaluation-harness, with commas between.
+    include_path
+        A folder with tasks of one's own for --tasks.
     """
+    if tasks is not None:
+        return ask(run, paths, tasks, include_path, context, stride, json)
+    if include_path is not None:
+        raise UsageError("--include-path is for --tasks: name a task in that folder")
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpus import Corpus
     from bytelm.data.selection import spread
@@ -69,6 +80,36 @@ def evaluate(
         print_json(verdict.mapping())
     else:
         print_verdict(verdict)
+    return 0
+
+
+def ask(
+    run: Path,
+    paths: Sequence[str],
+    tasks: str,
+    include: Path | None,
+    context: int | None,
+    stride: int | None,
+    json: bool,
+) -> int:
+    """Give the harness's tasks to a model, and print what it scored."""
+    if paths:
+        raise UsageError(f"--tasks {tasks} brings its own texts: leave out {paths[0]}")
+    from bytelm.harness import run_tasks
+    from bytelm.lm import load
+
+    found = run_tasks(load(run), tasks.split(","), include, context=context, stride=stride)
+    if json:
+        print_json(found)
+        return 0
+    rows: list[tuple[str, str, str, str]] = []
+    for task, values in found.items():
+        for key, value in values.items():
+            metric, _, how = key.partition(",")
+            if isinstance(value, float) and not metric.endswith("_stderr"):
+                error = values.get(f"{metric}_stderr,{how}")
+                rows.append((task, metric, f"{value:.4f}", f"{error:.4f}" if isinstance(error, float) else ""))
+    print_table(["task", "metric", "value", "standard error"], rows)
     return 0
 
 

@@ -28,6 +28,7 @@ def train(
     steps: int | None = None,
     minutes: float | None = None,
     bytes: int | None = None,
+    log: str | None = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
@@ -50,9 +51,12 @@ def train(
         Stop after so many minutes of training.
     bytes
         Stop after so many bytes.
+    log
+        Who else is told: tensorboard, trackio, wandb, with commas between.
     """
     if not paths:
         raise UsageError("nothing to train on: name files or folders, as in `bytelm train ~/notes`")
+    from bytelm.train.loggers import names_in
     from bytelm.train.run import train as fit
     from bytelm.train.settings import configure
 
@@ -61,7 +65,7 @@ def train(
     )
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0])
-    result = fit(sources, settings, run, quiet=quiet)
+    result = fit(sources, settings, run, quiet=quiet, log=names_in(log))
     if result.signal is not None:
         step = f"saved step {result.progress.step}" if result.progress else "saved what was prepared"
         print(f"{step} in {run}; the same command goes on from there", file=sys.stderr)

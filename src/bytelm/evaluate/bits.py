@@ -24,7 +24,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -33,7 +33,9 @@ from bytelm.errors import UsageError
 from bytelm.evaluate.stream import Document, chunks, decisions, patcher_of
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import nats_of
-from bytelm.units import PAD
+from bytelm.units import BOS, PAD, RESERVED
+
+UNWRITTEN = (PAD, BOS, RESERVED)  # ids that generation never writes
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,47 @@ def nats_of_document(
     while group := list(islice(stream, batch)):
         scored += [nats for nats, _ in windows.score(group)]
     return np.concatenate(scored)
+
+
+def continuations(
+    model: ByteModel,
+    pairs: Iterable[tuple[bytes, bytes]],
+    *,
+    context: int,
+    stride: int | None = None,
+    batch: int = 8,
+) -> Iterator[tuple[float, bool]]:
+    """Of each (prefix, continuation): the nats of the continuation's bytes, and whether each is the likeliest id.
+
+    The two are read as one document in the windows of `measure`. Raises UsageError for a model of tokens, which may
+    join the end of the one and the beginning of the other.
+    """
+    if model.tokens is not None:
+        raise UsageError("this model reads tokens, so that parts of a text have no log-likelihood: measure whole ones")
+    windows = _Windows.checked(model, context, stride, batch)
+    after: deque[int] = deque()
+
+    def all_windows() -> Iterator[_Window | None]:
+        for prefix, continuation in pairs:
+            after.append(len(prefix))
+            yield from windows.of(prefix + continuation)
+            yield None  # the document ends
+
+    stream, nats, likeliest, read = all_windows(), 0.0, True, 0
+    while group := list(islice(stream, batch)):
+        scored = iter(windows.read([window for window in group if window is not None]))
+        for window in group:
+            if window is None:
+                yield nats, likeliest
+                after.popleft()
+                nats, likeliest, read = 0.0, True, 0
+                continue
+            logits, targets = next(scored)
+            counted = slice(max(0, after[0] - read), None)
+            read += len(targets)
+            nats += float(nats_of(logits[None], targets[None])[0, counted].double().sum())
+            written = logits.index_fill(-1, torch.tensor(UNWRITTEN, device=logits.device), float("-inf"))
+            likeliest &= bool((written.argmax(-1) == targets)[counted].all())
 
 
 @torch.inference_mode()
@@ -203,15 +246,22 @@ class _Windows:
             yield _Window(ids, opens, seen)
 
     @torch.inference_mode()
-    def score(self, group: list[_Window]) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-        """The nats of what each window scores, and the bytes that each of these ids is; all read in one pass."""
+    def read(self, group: list[_Window]) -> list[tuple[Float[Tensor, "scored vocab"], Int[Tensor, " scored"]]]:
+        """What each window predicts of the ids that it scores, and those ids; all read in one pass."""
+        if not group:
+            return []
         device = self.model.device
         ids = pad_sequence([window.ids for window in group], batch_first=True, padding_value=PAD).to(device)
         cut = [window.opens for window in group if window.opens is not None]
         boundaries = pad_sequence(cut, batch_first=True)[:, :-1].to(device) if cut else None
         logits, _ = self.model(ids[:, :-1], None, boundaries)
-        # A PAD is nobody's target: its place in the table is looked up and never used.
-        nats = nats_of(logits, ids[:, 1:]).cpu().double().numpy()
-        sizes = self.model.bytes_in(ids[:, 1:]).cpu().numpy()
         scored = [slice(window.seen, len(window.ids) - 1) for window in group]
-        return [(nats[row, which], sizes[row, which]) for row, which in enumerate(scored)]
+        return [(logits[row, which], ids[row, 1:][which]) for row, which in enumerate(scored)]
+
+    def score(self, group: list[_Window]) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """The nats of what each window scores, and the bytes that each of these ids is."""
+        found: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
+        for logits, ids in self.read(group):
+            nats = nats_of(logits[None], ids[None])[0]
+            found.append((nats.cpu().double().numpy(), self.model.bytes_in(ids).cpu().numpy()))
+        return found

@@ -88,8 +88,8 @@ def pickled(path: Path) -> Weights:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a hostile file can make torch raise anything
         raise CheckpointError(
-            f"{path} cannot be read, and nothing in it was executed: it must hold tensors alone, as torch.save writes a "
-            f"state_dict ({first_line(error)})"
+            f"{path} cannot be read, and nothing in it was executed: it must hold tensors alone, as torch.save writes "
+            f"a state_dict ({first_line(error)})"
         ) from error
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

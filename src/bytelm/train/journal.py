@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bytelm.checkpoint.metrics import read_metrics
+from bytelm.train.loggers import Loggers
 
 PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
 
@@ -28,6 +29,13 @@ class Journal:
         self.live = self.stream.isatty()
         self.width = 0
         self.shown = 0.0
+        self.loggers: Loggers | None = None
+        """Who else is told what `write` writes."""
+
+    @property
+    def told(self) -> int:
+        """The last step that was told, of which a resumed run may tell some again."""
+        return max((line.get("step", 0) for line in read_metrics(self.path)), default=0) if self.path.exists() else 0
 
     def rewind(self, step: int) -> None:
         """Forget what was written of later steps, and a line that was cut short by a crash."""
@@ -42,6 +50,8 @@ class Journal:
         """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, **fields}) + "\n")
+        if self.loggers is not None:
+            self.loggers.write(kind, fields)
 
     def say(self, line: str) -> None:
         """A line that stays."""

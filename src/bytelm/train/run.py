@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bytelm.generate.session import generate
 from bytelm.models.base import ByteModel
 from bytelm.train.config import RunConfig
 from bytelm.train.journal import Journal
+from bytelm.train.loggers import Loggers
 from bytelm.train.loop import Progress, Trainer
 from bytelm.train.prepare import Interrupted, modality_of, prepare
 from bytelm.units import show_count
@@ -45,9 +47,11 @@ def train(
     *,
     quiet: bool = False,
     exclude: Sequence[Path] = (),
+    log: Sequence[str] = (),
 ) -> Result:
     """Train on `paths` in the directory `run`, or go on with what it holds; folders `exclude` are not read.
 
+    `log` names loggers that are told of the training too (`train.loggers`).
     Raises DataError, ConfigError, CheckpointError, ResourceError or TrainingError; a signal is no error.
     """
     run = Path(run)
@@ -58,25 +62,33 @@ def train(
     journal = Journal(run / METRICS, quiet)
     with exclusive(run):
         keep_config(config, run)
-        try:
-            prepared = prepare(paths, config, run, journal, device, exclude)
-        except Interrupted as stopped:
-            return Result(run, None, stopped.signal)
-        parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
-        model, recipe = prepared.model, to_mapping(prepared.recipe)
-        trainer = Trainer(
-            model,
-            config.train,
-            prepared.sampler,
-            run,
-            journal,
-            valid=prepared.valid,
-            recipe=recipe,
-            sample=sampler_of_text(prepared.corpus, config),
-        )
-        journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
-        outcome = trainer.fit()
-        return Result(run, outcome.progress, outcome.signal)
+        with closing(Loggers(log, run, to_mapping(config), journal.told, journal.say)) as journal.loggers:
+            return trained(paths, config, run, journal, exclude)
+
+
+def trained(
+    paths: Sequence[str | Path], config: RunConfig, run: Path, journal: Journal, exclude: Sequence[Path]
+) -> Result:
+    """Prepare and fit, in a directory that is ours."""
+    try:
+        prepared = prepare(paths, config, run, journal, device, exclude)
+    except Interrupted as stopped:
+        return Result(run, None, stopped.signal)
+    parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
+    model, recipe = prepared.model, to_mapping(prepared.recipe)
+    trainer = Trainer(
+        model,
+        config.train,
+        prepared.sampler,
+        run,
+        journal,
+        valid=prepared.valid,
+        recipe=recipe,
+        sample=sampler_of_text(prepared.corpus, config),
+    )
+    journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
+    outcome = trainer.fit()
+    return Result(run, outcome.progress, outcome.signal)
 
 
 def device() -> torch.device:

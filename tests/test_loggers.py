@@ -1,0 +1,201 @@
+"""Loggers are told what metrics.jsonl is told, and none of them can stop a training."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from bytelm.checkpoint.metrics import METRICS, read_metrics
+from bytelm.cli import run as cli
+from bytelm.errors import MissingExtraError, UsageError
+from bytelm.train import loggers
+from bytelm.train.config import RunConfig
+from bytelm.train.loggers import Loggers, names_in
+from bytelm.train.run import train
+from bytelm.train.settings import configure
+
+TINY = ["model.name=transformer", "model.layers=1", "model.dim=16", "model.heads=2", "train.window=64", "train.batch=2"]
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing reaches out, and nothing is written outside the test's folder."""
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_bytes(b"".join(b"line %d of a text that is learnt\n" % n for n in range(900)))
+    return path
+
+
+def tiny(steps: int) -> RunConfig:
+    return configure("byte-tiny", sets=[*TINY, "train.valid_minutes=1e-9", "train.sample_bytes=0"], steps=steps)
+
+
+def told(run: Path, kind: str = "valid") -> list[tuple[int, float]]:
+    """What metrics.jsonl says: steps and bits per byte."""
+    return [(m["step"], m["bits_per_byte"]) for m in read_metrics(run / METRICS) if m["kind"] == kind]
+
+
+class Recorder:
+    """A logger in memory, which fails when asked to."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, dict[str, float]]] = []
+        self.closed = False
+        self.broken_from = 10**9
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        if step >= self.broken_from:
+            raise ConnectionError("the disk of the server is full\nand more")
+        self.lines.append((step, dict(values)))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def of(self, kind: str) -> list[tuple[int, float]]:
+        name = f"{kind}/bits_per_byte"
+        return [(step, values[name]) for step, values in self.lines if name in values]
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    monkeypatch.setitem(loggers.KNOWN, "recorder", lambda run, config: made)
+    return made
+
+
+def test_a_logger_is_told_what_the_metrics_hold(tmp_path: Path, corpus: Path, recorder: Recorder) -> None:
+    train([corpus], tiny(4), tmp_path / "run", quiet=True, log=["recorder"])
+    for kind in ("train", "valid"):
+        assert recorder.of(kind) == told(tmp_path / "run", kind) != []
+    names = {name for _, values in recorder.lines for name in values}
+    assert {"train/learning_rate", "train/bytes", "valid/bits_per_byte"} <= names
+    assert not any(name.endswith("/step") for name in names)
+    assert recorder.closed
+
+
+def test_a_resumed_training_tells_nothing_twice(tmp_path: Path, corpus: Path, recorder: Recorder) -> None:
+    train([corpus], tiny(3), tmp_path / "run", quiet=True, log=["recorder"])
+    metrics = tmp_path / "run" / METRICS
+    with metrics.open("a") as file:  # the sitting went on to step 4, which is lost, and computed again
+        file.write('{"kind": "valid", "step": 4, "bits_per_byte": 5.5}\n')
+    train([corpus], tiny(6), tmp_path / "run", quiet=True, log=["recorder"])
+    steps = [step for step, _ in recorder.of("valid")]
+    assert steps == sorted(set(steps)) and 4 not in steps and {3, 5, 6} <= set(steps)
+    assert {4, 5, 6} <= {step for step, _ in told(tmp_path / "run")}
+
+
+def test_a_failing_logger_is_told_of_once_and_the_training_goes_on(
+    tmp_path: Path,
+    corpus: Path,
+    recorder: Recorder,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = Recorder()
+    monkeypatch.setitem(loggers.KNOWN, "other", lambda run, config: other)
+    recorder.broken_from = 2
+    result = train([corpus], tiny(5), tmp_path / "run", log=["recorder", "other"])
+    assert result.progress is not None and result.progress.step == 5
+    said = [line for line in capsys.readouterr().err.splitlines() if "recorder" in line]
+    assert len(said) == 1 and "the disk of the server is full" in said[0] and METRICS in said[0]
+    assert recorder.of("valid") == told(tmp_path / "run")[:1] and not recorder.closed
+    assert other.of("valid") == told(tmp_path / "run") and other.closed
+
+
+def test_a_logger_that_cannot_begin(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(run: Path, config: Mapping[str, object]) -> Recorder:
+        raise RuntimeError("no key")
+
+    monkeypatch.setitem(loggers.KNOWN, "broken", broken)
+    assert train([corpus], tiny(2), tmp_path / "run", log=["broken"]).signal is None
+    assert capsys.readouterr().err.count("broken failed") == 1
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
+def test_one_that_is_not_installed_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=rf"--log {name} needs {name}.*pip install 'bytelm\[logs\]'"):
+        Loggers([name], tmp_path, {}, 0, print)
+
+
+def test_names() -> None:
+    assert names_in(None) == [] and names_in("wandb, tensorboard,wandb") == ["wandb", "tensorboard"]
+    with pytest.raises(UsageError, match="did you mean 'tensorboard'"):
+        names_in("tensorbord")
+
+
+# ---- the real ones
+
+
+def test_tensorboard_has_the_curves(tmp_path: Path, corpus: Path) -> None:
+    run = tmp_path / "run"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        train([corpus], tiny(3), run, quiet=True, log=["tensorboard"])
+        train([corpus], tiny(5), run, quiet=True, log=["tensorboard"])
+        events = accumulator.EventAccumulator(str(run / "tensorboard"))
+        events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("valid/bits_per_byte")]
+    assert found == [(step, pytest.approx(bits, rel=1e-6)) for step, bits in told(run)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trackio_has_the_curves(tmp_path: Path, corpus: Path) -> None:
+    """In a process of its own: it reads its folder's name when it is imported."""
+    pytest.importorskip("trackio")
+    run = tmp_path / "run"
+    words = [sys.executable, "-m", "bytelm", *command(corpus, run, "trackio"), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["step"] == 3  # what trackio says stands elsewhere
+    (file,) = (tmp_path / "trackio").glob("bytelm*.db")
+    with sqlite3.connect(file) as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    steps = {step for _, step, metrics in rows if b"valid/bits_per_byte" in metrics}
+    assert steps == {step for step, _ in told(run)} != set()
+    assert {name for name, _, _ in rows} == {f"run-{loggers.identity(run)}"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_offline_writes_into_the_run(tmp_path: Path, corpus: Path) -> None:
+    pytest.importorskip("wandb")
+    run = tmp_path / "run"
+    assert cli(command(corpus, run, "wandb")) == 0
+    (file,) = (run / "wandb").glob(f"offline-run-*-{loggers.identity(run)}/run-*.wandb")
+    assert b"bits_per_byte" in file.read_bytes()
+
+
+def command(corpus: Path, run: Path, log: str) -> list[str]:
+    sets = [word for setting in [*TINY, "train.valid_minutes=1e-9"] for word in ("--set", setting)]
+    return [
+        "train",
+        str(corpus),
+        "--preset",
+        "byte-tiny",
+        *sets,
+        "--steps",
+        "3",
+        "--run",
+        str(run),
+        "--log",
+        log,
+        "-q",
+    ][:-1]
