@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
-from bytelm.checkpoint import store
+from bytelm.checkpoint import pretrained, store
 from bytelm.config import Chosen, build
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.models.base import ByteModel
 from bytelm.patching import entropy
+from bytelm.patching.base import Patcher
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,14 @@ class Recipe:
 
     def assemble(self) -> ByteModel:
         """The model, its parameters not yet initialised. Raises ConfigError for patching not yet calibrated."""
-        if not self.model.patched:
-            return self.model.build()
-        assert self.patching is not None
-        return self.model.build(self.patching.build(*([self.scorer.build()] if self.scored and self.scorer else [])))
+        patcher = self.patcher()
+        return self.model.build() if patcher is None else self.model.build(patcher)
+
+    def patcher(self) -> Patcher | None:
+        """The patcher alone, with its scorer; None for a model without one. Raises ConfigError as `assemble` does."""
+        if not self.model.patched or self.patching is None:
+            return None
+        return self.patching.build(*([self.scorer.build()] if self.scored and self.scorer else []))
 
 
 @dataclass(frozen=True)
@@ -70,22 +76,27 @@ class Loaded:
 
 
 def load(path: str | Path) -> Loaded:
-    """The newest checkpoint of a run directory, or one checkpoint's directory. Raises CheckpointError."""
+    """The newest checkpoint of a run directory, one checkpoint's directory, or a folder of `save_pretrained`.
+
+    Raises CheckpointError.
+    """
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"no run at {path}: name a directory that `bytelm train` wrote")
+        raise CheckpointError(f"no run at {path}: name a directory that `bytelm train` or `save_pretrained` wrote")
+    if pretrained.found(path):
+        state, tensors = pretrained.read(path)
+        return loaded(state, tensors, path, path / pretrained.CONFIG)
     checkpoint = path if (path / store.MANIFEST).exists() else store.newest(path)
     state = store.read_state(checkpoint)
     if "recipe" not in state:
         raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: this is not a checkpoint of a trained model")
-    recipe = build(Recipe, state["recipe"], str(checkpoint / store.STATE))
+    return loaded(state, store.read_tensors(checkpoint, "model"), checkpoint, checkpoint / store.STATE)
+
+
+def loaded(state: dict[str, Any], tensors: dict[str, Tensor], checkpoint: Path, source: Path) -> Loaded:
+    """The model of the recipe in `state`, which was read from `source`, with weights that are compared with it first."""
+    recipe = build(Recipe, state["recipe"], str(source))
     model = recipe.assemble()
-    restore(model, checkpoint)
-    return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
-
-
-def restore(model: ByteModel, checkpoint: Path) -> None:
-    """Give `model` the weights of a checkpoint, after comparing names, shapes and types."""
-    tensors = store.read_tensors(checkpoint, "model")
     store.check_keys(model.state_dict(), tensors, str(checkpoint))
     model.load_state_dict(tensors)
+    return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
