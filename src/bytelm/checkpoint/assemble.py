@@ -94,7 +94,7 @@ def load(path: str | Path) -> Loaded:
 
 
 def loaded(state: dict[str, Any], tensors: dict[str, Tensor], checkpoint: Path, source: Path) -> Loaded:
-    """The model of the recipe in `state`, which was read from `source`, with weights that are compared with it first."""
+    """The model of the recipe in `state`, which was read from `source`, with weights that are compared first."""
     recipe = build(Recipe, state["recipe"], str(source))
     model = recipe.assemble()
     store.check_keys(model.state_dict(), tensors, str(checkpoint))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bytelm.errors import MissingExtraError
 
 try:
-    import accelerate  # noqa: F401  # Trainer and device maps stand on it
+    import accelerate  # noqa: F401  # pyright: ignore[reportUnusedImport]  # Trainer and device maps need it
     import transformers
 except ImportError as error:
     if error.name not in ("accelerate", "transformers"):

@@ -10,7 +10,7 @@ from bytelm.checkpoint import pretrained
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import build
 from bytelm.errors import ConfigError
-from bytelm.units import BOS, EOS, PAD, VOCAB
+from bytelm.units import VOCAB
 
 
 class BytelmConfig(PreTrainedConfig):
@@ -21,13 +21,12 @@ class BytelmConfig(PreTrainedConfig):
 
     model_type = pretrained.TYPE
 
-    recipe: dict[str, Any] | None = None
-    context: int = 0
-    vocab_size: int = VOCAB
-    pad_token_id: int | None = PAD
-    bos_token_id: int | None = BOS
-    eos_token_id: int | list[int] | None = EOS
-    tie_word_embeddings: bool = False
+    def __init__(self, recipe: dict[str, Any] | None = None, context: int = 0, **kwargs: Any) -> None:
+        self.recipe = recipe
+        self.context = context
+        fixed = {**pretrained.SPECIALS, "tie_word_embeddings": False}
+        super().__init__(**{**kwargs, **fixed})
+        self.vocab_size = VOCAB
 
     def built(self) -> Recipe:
         """The recipe. Raises ConfigError for none, and for one that cannot be used."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
@@ -102,7 +103,8 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         Raises CheckpointError for those, and ConfigError for a recipe that cannot be used.
         """
         wanted = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         faults = [f"{len(info[kind])} {kind.removesuffix('_keys')}" for kind in KINDS if info[kind]]
         if faults:
             names = sorted(str(name) for kind in KINDS for name in info[kind])
@@ -151,7 +153,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             part for part in self.model.modules() if isinstance(part, nn.Embedding) and part.num_embeddings == VOCAB
         )
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """Activation checkpointing is bytelm's own, in each stack of layers."""
         self.gradient_checkpointing = enable
         for stage in self.model.stages(1, 1):
@@ -200,7 +202,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             slots = torch.arange(ids.shape[1], device=ids.device)
             newest = torch.where(real, slots, -1).cummax(1).values
             logits = logits.take_along_dim(newest.clamp(min=0)[..., None], 1)
-        loss = None if labels is None else self.loss_function(logits, learnt(labels, real), VOCAB, **kwargs)
+        loss = None if labels is None else ForCausalLMLoss(logits.contiguous(), learnt(labels, real), VOCAB, **kwargs)
         return CausalLMOutputWithPast(loss, logits[:, -logits_to_keep:], cache)
 
     # --- folders ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizer
 
 from bytelm.errors import UsageError
@@ -44,9 +45,9 @@ class ByteTokenizer(PreTrainedTokenizer):
         """The ids of any bytes, BOS in front: what `encode` gives for a text of these bytes."""
         return [BOS, *data]
 
-    def to_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for (a tensor, an array or a list of one row); specials stand for none."""
-        return bytes(symbol for symbol in map(int, ids) if symbol < BYTES)
+    def to_bytes(self, ids: Tensor | Iterable[int]) -> bytes:
+        """The bytes that the ids of one row stand for; specials stand for none."""
+        return bytes(symbol for symbol in (ids.tolist() if isinstance(ids, Tensor) else ids) if symbol < BYTES)
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         try:
