@@ -36,8 +36,9 @@ PREFIX = "model."
 
 SPECIALS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 GENERATION: dict[str, Any] = {**SPECIALS, "suppress_tokens": [PAD, BOS, RESERVED]}
-TOKENIZER: dict[str, Any] = {"tokenizer_class": "ByteTokenizer", "padding_side": "left"}
+TOKENIZER: dict[str, Any] = {"tokenizer_class": "ByteTokenizer"}
 
+MEASURED = "Held-out bits per byte"
 CARD_TEXT = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -82,9 +83,14 @@ def card(recipe: Mapping[str, Any], context: int, model: ByteModel, bits_per_byt
     if isinstance(modality, Mapping):
         rows["Its bytes stand for"] = str(modality["name"])
     if bits_per_byte is not None:
-        rows["Held-out bits per byte"] = f"{bits_per_byte:.3f}"
+        rows[MEASURED] = f"{bits_per_byte:.3f}"
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
     return CARD_TEXT.format(architecture=recipe["model"]["name"], table=table)
+
+
+def unmeasured(text: str) -> str:
+    """A card without what was measured."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(f"| {MEASURED} |"))
 
 
 def refuse_tokens(model: ByteModel) -> None:

@@ -24,7 +24,7 @@ class BytelmConfig(PreTrainedConfig):
     def __init__(self, recipe: dict[str, Any] | None = None, context: int = 0, **kwargs: Any) -> None:
         self.recipe = recipe
         self.context = context
-        fixed = {**pretrained.SPECIALS, "tie_word_embeddings": False}
+        fixed: dict[str, Any] = {**pretrained.SPECIALS, "tie_word_embeddings": False}
         super().__init__(**{**kwargs, **fixed})
         self.vocab_size = VOCAB
 

@@ -20,6 +20,7 @@ from bytelm.checkpoint import pretrained
 from bytelm.errors import CheckpointError, UsageError
 from bytelm.hf.configuration import BytelmConfig
 from bytelm.lm import LM
+from bytelm.models.base import ByteModel
 from bytelm.nn.state import take_rows
 from bytelm.units import BOS, PAD, VOCAB
 
@@ -32,34 +33,44 @@ class StateCache(Cache):
 
     def __init__(self) -> None:
         super().__init__(layers=[])
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing read."""
         self.state: Any = None
+        self.rows = -1
         self.length = 0
-        """Positions read, PADs among them."""
+
+    def read(self, model: ByteModel, ids: Tensor) -> Tensor:
+        """The logits of `ids` `[batch, new]` after what was read before, PADs among them."""
+        logits, self.state = model(ids, model.begin(len(ids)) if self.state is None else self.state)
+        self.rows, self.length = len(ids), self.length + ids.shape[1]
+        return logits
+
+    @property
+    def batch_size(self) -> int:
+        """Rows; -1 before anything was read."""
+        return self.rows
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions of the attention mask that are behind us."""
+        """Positions read, PADs among them: columns of the attention mask that are behind us."""
         return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows, in this order: what beam search asks for."""
-        self.state = take_rows(self.state, beam_idx)
+        """Keep these rows, in this order and as often: what beam search asks for."""
+        self.state, self.rows = take_rows(self.state, beam_idx), len(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """The same under its other name."""
+        """The same by its other name."""
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row so many times."""
-        rows = torch.arange(self.batch_size).repeat_interleave(repeats)
-        self.reorder_cache(rows)
-
-    def reset(self) -> None:
-        """Nothing read."""
-        self.state, self.length = None, 0
+        self.reorder_cache(torch.arange(self.rows).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Raises UsageError: a state does not go back."""
-        raise UsageError("bytelm's state does not go back: generate without assistants, or keep a copy of the cache")
+        raise UsageError("bytelm's state does not go back: generate without an assistant, or keep a copy of the cache")
 
 
 class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
@@ -98,7 +109,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """See transformers; what it would only warn of, weights missing, unknown or of another shape, is refused.
+        """See transformers; weights that are missing or unknown, which it would make up or pass over, are refused.
 
         Raises CheckpointError for those, and ConfigError for a recipe that cannot be used.
         """
@@ -182,10 +193,16 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         `attention_mask` `[batch, read + new]`: 0 for a position that does not exist; it takes the logits of the last
         one before it that does, so that the last column is the end of every row. `labels` `[batch, new]` are those of
         the positions themselves and are shifted here; -100 is not learnt, nor is a BOS, which nothing comes before. A
-        cache is kept where `use_cache` is set, or one is given: `StateCache`. Raises UsageError for another one.
+        `StateCache` is kept where `use_cache` is set or one is given. Raises UsageError for another cache, and for a
+        mask of another shape.
         """
         ids = input_ids
         if attention_mask is not None:
+            if attention_mask.ndim != 2:
+                raise UsageError(
+                    f"attention_mask has {attention_mask.ndim} axes: give [batch, read + new]; "
+                    "documents in one row need no mask, a BOS parts them"
+                )
             ids = ids.masked_fill(attention_mask[:, -ids.shape[1] :] == 0, PAD)
         cache = past_key_values
         if cache is None and use_cache:
@@ -193,8 +210,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None:
             logits, _ = self.model(ids)
         elif isinstance(cache, StateCache):
-            logits, cache.state = self.model(ids, cache.state or self.model.begin(len(ids)))
-            cache.length += ids.shape[1]
+            logits = cache.read(self.model, ids)
         else:
             raise UsageError(f"a {type(cache).__name__} cannot hold bytelm's state: leave past_key_values out")
         real = ids != PAD
@@ -208,7 +224,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
     # --- folders ------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """See transformers; a model card is written beside the weights where there is none."""
+        """See transformers; a model card is written beside the weights, unless someone has written one there."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             self.write_card(Path(save_directory))
@@ -216,9 +232,11 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
     def write_card(self, folder: Path) -> None:
         """The model card, unless someone has written one there."""
         path = folder / pretrained.CARD
-        if not path.exists() or BLANK in path.read_text(encoding="utf-8"):
-            text = pretrained.card(self.config.recipe or {}, self.config.context, self.model)
-            path.write_text(text, encoding="utf-8")
+        ours = pretrained.card(self.config.recipe or {}, self.config.context, self.model)
+        there = path.read_text(encoding="utf-8") if path.exists() else BLANK
+        # A card that says what another model measured was `LM.save_pretrained`'s; these weights may be others by now.
+        if BLANK in there or pretrained.unmeasured(there) == ours:
+            path.write_text(ours, encoding="utf-8")
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
         """Where the Hub has no card yet, transformers puts a blank form in its place."""

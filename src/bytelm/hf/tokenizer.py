@@ -12,6 +12,8 @@ from bytelm.errors import UsageError
 from bytelm.units import BOS, BYTES, EOS, PAD, RESERVED
 
 SPECIALS = {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS, "<reserved>": RESERVED}
+VOCABULARY = {chr(byte): byte for byte in range(BYTES)} | SPECIALS
+NAMES = sorted(VOCABULARY, key=lambda token: VOCABULARY[token])
 
 
 class ByteTokenizer(PreTrainedTokenizer):
@@ -35,11 +37,11 @@ class ByteTokenizer(PreTrainedTokenizer):
     @property
     def vocab_size(self) -> int:
         """256 bytes and four specials."""
-        return BYTES + len(SPECIALS)
+        return len(VOCABULARY)
 
     def get_vocab(self) -> dict[str, int]:
         """Ids by what stands for them in messages: byte b by the character of that number."""
-        return {chr(byte): byte for byte in range(BYTES)} | SPECIALS
+        return dict(VOCABULARY)
 
     def from_bytes(self, data: bytes) -> list[int]:
         """The ids of any bytes, BOS in front: what `encode` gives for a text of these bytes."""
@@ -56,10 +58,10 @@ class ByteTokenizer(PreTrainedTokenizer):
             raise UsageError(f"{text[error.start : error.end]!r} is no text: pass bytes through from_bytes") from None
 
     def _convert_token_to_id(self, token: str) -> int:
-        return self.get_vocab()[token]
+        return VOCABULARY[token]
 
     def _convert_id_to_token(self, index: int) -> str:
-        return next(token for token, known in self.get_vocab().items() if known == index)
+        return NAMES[index]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens; see `to_bytes`."""
