@@ -158,6 +158,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
         hf.activation_checkpointing_enable()
         assert hf.model.latent.recompute and hf.is_activation_checkpointing
     torch.testing.assert_close(*found)
+    assert hf.get_input_embeddings() is hf.model.encoder.embed.byte
     hf.activation_checkpointing_disable()
     assert not hf.model.latent.recompute and not hf.is_activation_checkpointing
 
@@ -266,7 +267,7 @@ def test_a_folder_is_the_same_whoever_wrote_it(tmp_path: Path) -> None:
 
 def test_an_lm_of_a_wrapped_model_is_that_model(tmp_path: Path) -> None:
     hf = wrapped(BLT[0])
-    assert hf.lm().model is MODELS[BLT[0]].model
+    assert not hf.training and hf.lm().model is MODELS[BLT[0]].model
     hf.lm().save_pretrained(tmp_path)
     assert same(everything(bytelm.load(tmp_path).model), everything(MODELS[BLT[0]].model))
 
@@ -321,6 +322,10 @@ def spoilt(folder: Path, how: str) -> None:
     if how == "torn":
         data = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    if how in ("unnamed", "elsewhere"):
+        (folder / "model.safetensors").rename(folder.parent / "other.safetensors")
+        pieces = {"unnamed": [], "elsewhere": {"x": "../other.safetensors"}}[how]
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": pieces}))
 
 
 FAULTS = {
@@ -334,12 +339,14 @@ FAULTS = {
     "list": "holds no JSON object",
     "weightless": "has no model.safetensors",
     "torn": "model.safetensors cannot be read",
+    "unnamed": "names no files of weights",
+    "elsewhere": "has no other.safetensors",
 }
 
 
 @pytest.mark.parametrize("how", FAULTS)
 def test_a_folder_that_is_not_whole_is_refused(how: str, tmp_path: Path) -> None:
-    saved(BLT[0], tmp_path)
+    saved(BLT[0], tmp_path := tmp_path / "folder")
     spoilt(tmp_path, how)
     with pytest.raises(BytelmError, match=FAULTS[how]):
         bytelm.load(tmp_path)

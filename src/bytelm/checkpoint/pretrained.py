@@ -145,20 +145,27 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     if not isinstance(state.get("recipe"), dict) or not isinstance(state.get("context"), int):
         raise CheckpointError(f"{path / CONFIG} lacks the recipe or the context of a model: save the model again")
-    files = [WEIGHTS]
-    if not (path / WEIGHTS).exists() and (path / INDEX).exists():
-        files = sorted(set(_json(path / INDEX).get("weight_map", {}).values()))
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in _files(path):
         try:
             tensors |= safetensors.torch.load_file(path / file)
         except FileNotFoundError:
             raise CheckpointError(f"{path} has no {file}: copy or download the whole folder") from None
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{path / file} cannot be read ({error}): copy or download it again") from error
+        except (OSError, safetensors.SafetensorError, KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"{path / file} cannot be read ({error!r}): copy or download it again") from error
     # A name that is not under the prefix stays as it is: comparing with the model's own names shows it.
     named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     return state, {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
+
+
+def _files(path: Path) -> list[str]:
+    """The files of weights: one, or those that an index names, in this folder and no other."""
+    if (path / WEIGHTS).exists() or not (path / INDEX).exists():
+        return [WEIGHTS]
+    pieces = _json(path / INDEX).get("weight_map")
+    if not isinstance(pieces, dict):
+        raise CheckpointError(f"{path / INDEX} names no files of weights: copy or download it again")
+    return sorted({Path(str(piece)).name for piece in cast("dict[str, Any]", pieces).values()})
 
 
 def _json(file: Path) -> dict[str, Any]:

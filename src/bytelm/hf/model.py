@@ -160,9 +160,8 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of the bytes, or the first of them."""
-        return next(
-            part for part in self.model.modules() if isinstance(part, nn.Embedding) and part.num_embeddings == VOCAB
-        )
+        tables = ((name, part) for name, part in self.model.named_modules() if isinstance(part, nn.Embedding))
+        return next(table for name, table in tables if table.num_embeddings == VOCAB and "patcher." not in name)
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """Activation checkpointing is bytelm's own, in each stack of layers."""
