@@ -115,7 +115,8 @@ def test_logits_are_the_models_own_whatever_is_padded(name: str) -> None:
                 torch.testing.assert_close(logits[row][mask[row] == 1], alone[0], atol=2e-5, rtol=1e-4)
                 torch.testing.assert_close(logits[row, -1], alone[0, -1], atol=2e-5, rtol=1e-4)
             assert hf(ids, mask, logits_to_keep=1).logits.shape == (3, 1, VOCAB)
-            assert torch.equal(hf(ids, mask, return_dict=False)[0][mask == 1], logits[mask == 1])
+            (as_tuple,) = hf(ids, mask, return_dict=False)
+            assert torch.equal(as_tuple[mask == 1], logits[mask == 1])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
