@@ -272,7 +272,7 @@ def test_the_checks_are_installed() -> None:
     """Nothing is skipped in silence because a tool is missing."""
     assert [
         tool
-        for tool in ("beartype", "transformers", "zstandard", "PIL", "soundfile", "xdist")
+        for tool in ("beartype", "peft", "transformers", "zstandard", "PIL", "soundfile", "xdist")
         if find_spec(tool) is None
     ] == []
 

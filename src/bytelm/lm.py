@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.checkpoint import assemble
+from bytelm.checkpoint import assemble, pretrained
+from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.data.modalities.base import Modality
 from bytelm.decoding import Weights
+from bytelm.errors import UsageError
 from bytelm.evaluate.bits import logprobs, measure
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.patches import patch_view
@@ -55,12 +57,23 @@ def split(options: Options) -> dict[str, Any]:
 class LM:
     """What `bytelm.load` returns. `model` is the plain `nn.Module`: `lm.model(ids, state)`, `lm.model.begin(batch)`."""
 
-    def __init__(self, model: ByteModel, context: int, modality: Modality | None = None) -> None:
+    def __init__(
+        self,
+        model: ByteModel,
+        context: int,
+        modality: Modality | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        bits_per_byte: float | None = None,
+    ) -> None:
         self.model = model
         self.context = context
         """Bytes that the model was trained to read in a row: the window of measurements."""
         self.modality = modality
         """What the bytes stand for, where they are not just those of files: it encodes files and decodes documents."""
+        self.recipe = recipe
+        """How the model is built, as checkpoints say it; None for a model that did not come from one."""
+        self.bits_per_byte = bits_per_byte
+        """What its training last measured on held-out bytes; None where that is not known."""
 
     def reading(self, mode: Mode) -> LM:
         """The same model, read in another way when it generates: "basic", "sliding", "strided" or "both".
@@ -69,6 +82,19 @@ class LM:
         Raises UsageError for a model that cannot be read so.
         """
         return LM(for_generating(self.model, mode, self.context), self.context, self.modality)
+
+    def known_recipe(self) -> Mapping[str, Any]:
+        """The recipe. Raises UsageError where there is none: the model was made by hand, or is read in another mode."""
+        if self.recipe is None:
+            raise UsageError("nothing says how this model is built: take the LM that bytelm.load gives, as it gives it")
+        return self.recipe
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as Hugging Face's `transformers` and `bytelm.load` read it, with a model card.
+
+        Raises UsageError for a model of tokens or without a recipe, ResourceError where the disk refuses.
+        """
+        pretrained.save(Path(folder), self.model, self.known_recipe(), self.context, self.bits_per_byte)
 
     @overload
     def generate(self, prompt: bytes, **options: Unpack[Options]) -> bytes: ...
@@ -105,6 +131,12 @@ class LM:
 
 
 def load(path: str | Path) -> LM:
-    """The trained model of a run directory, or of one checkpoint in it. Raises CheckpointError."""
+    """The trained model of a run directory, of one checkpoint in it, or of a folder that `save_pretrained` wrote.
+
+    Raises CheckpointError.
+    """
     loaded = assemble.load(path)
-    return LM(loaded.model, int(loaded.state["context"]), loaded.modality)
+    state, run = loaded.state, loaded.checkpoint.parent.parent
+    measured = [line for line in read_metrics(run / METRICS) if line.get("kind") == "valid"] if "step" in state else []
+    bits = [line["bits_per_byte"] for line in measured if line["step"] <= state["step"]]
+    return LM(loaded.model, int(state["context"]), loaded.modality, state["recipe"], bits[-1] if bits else None)

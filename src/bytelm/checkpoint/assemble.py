@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import torch
 
-from bytelm.checkpoint import store
+from bytelm.checkpoint import pretrained, store
 from bytelm.config import Chosen, build
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.models.base import ByteModel
 from bytelm.patching import entropy
+from bytelm.patching.base import Patcher
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,14 @@ class Recipe:
 
     def assemble(self) -> ByteModel:
         """The model, its parameters not yet initialised. Raises ConfigError for patching not yet calibrated."""
-        if not self.model.patched:
-            return self.model.build()
-        assert self.patching is not None
-        return self.model.build(self.patching.build(*([self.scorer.build()] if self.scored and self.scorer else [])))
+        patcher = self.patcher()
+        return self.model.build() if patcher is None else self.model.build(patcher)
+
+    def patcher(self) -> Patcher | None:
+        """The patcher alone, with its scorer; None for a model without one. Raises ConfigError as `assemble` does."""
+        if not self.model.patched or self.patching is None:
+            return None
+        return self.patching.build(*([self.scorer.build()] if self.scored and self.scorer else []))
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,12 @@ class Loaded:
 
 
 def load(path: str | Path) -> Loaded:
-    """The newest checkpoint of a run directory, or one checkpoint's directory. Raises CheckpointError."""
+    """The newest checkpoint of a run directory, one checkpoint's directory, or a folder of `save_pretrained`.
+
+    Raises CheckpointError.
+    """
     checkpoint, state = trained(path)
-    recipe = build(Recipe, state["recipe"], str(checkpoint / store.STATE))
+    recipe = build(Recipe, state["recipe"], str(checkpoint / said_in(checkpoint)))
     with torch.device("meta"):  # the weights that are read become the model's: nothing lies in memory twice
         model = recipe.assemble()
     restore(model, checkpoint)
@@ -80,10 +88,12 @@ def load(path: str | Path) -> Loaded:
 
 
 def trained(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that `load` would load, and its state, which has a recipe. Raises CheckpointError."""
+    """Where `load` would take weights from, and what is said of them there: a recipe, a context. CheckpointError."""
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"no run at {path}: name a directory that `bytelm train` wrote")
+        raise CheckpointError(f"no run at {path}: name a directory that `bytelm train` or `save_pretrained` wrote")
+    if pretrained.found(path):
+        return path, pretrained.read_config(path)
     checkpoint = path if (path / store.MANIFEST).exists() else store.newest(path)
     state = store.read_state(checkpoint)
     if "recipe" not in state:
@@ -91,11 +101,17 @@ def trained(path: str | Path) -> tuple[Path, dict[str, Any]]:
     return checkpoint, state
 
 
+def said_in(checkpoint: Path) -> str:
+    """The file that has the recipe."""
+    return pretrained.CONFIG if pretrained.found(checkpoint) else store.STATE
+
+
 def restore(model: ByteModel, checkpoint: Path) -> None:
-    """Make the weights of a checkpoint those of `model`, after comparing names, shapes and types.
+    """Make the weights there those of `model`, after comparing names, shapes and types.
 
     Weights stored in 16 bits become the float32 that the model computes in.
     """
-    tensors = store.read_tensors(checkpoint, "model", widen=True)
+    folder = pretrained.found(checkpoint)
+    tensors = pretrained.read_tensors(checkpoint) if folder else store.read_tensors(checkpoint, "model", widen=True)
     store.check_keys(model.state_dict(), tensors, str(checkpoint))
     model.load_state_dict(tensors, assign=True)

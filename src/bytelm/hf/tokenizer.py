@@ -1,0 +1,76 @@
+"""Bytes as `transformers` wants ids: what other models need a vocabulary for is here one line each way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizer
+
+from bytelm.errors import UsageError
+from bytelm.units import BOS, BYTES, EOS, PAD, RESERVED
+
+SPECIALS = {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS, "<reserved>": RESERVED}
+VOCABULARY = {chr(byte): byte for byte in range(BYTES)} | SPECIALS
+NAMES = sorted(VOCABULARY, key=lambda token: VOCABULARY[token])
+
+
+class ByteTokenizer(PreTrainedTokenizer):
+    """Ids 0..255 are the bytes of UTF-8; a BOS goes in front, no EOS behind, and shorter rows are padded on the left.
+
+    Every text comes back as it was, also one that has "<bos>" in it: no text is ever read as a special id, and none is
+    written for one. Bytes that are no text go through `from_bytes` and `to_bytes`, which lose nothing; `decode` shows
+    what is not UTF-8 as U+FFFD, so that its result can be printed. In a text that is encoded, lone surrogates stand
+    for single bytes as in `data.decode(errors="surrogateescape")`: so a pipeline, which takes texts, takes any bytes.
+    """
+
+    vocab_files_names: dict[str, str] = {}  # noqa: RUF012  # transformers' own declaration is no ClassVar
+    model_input_names: list[str] = ["input_ids", "attention_mask"]  # noqa: RUF012
+    padding_side = "left"
+
+    def __init__(self, **kwargs: Any) -> None:
+        named = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+        fixed = {"special_tokens_pattern": "bos", "split_special_tokens": True}
+        super().__init__(**{**kwargs, **named, **fixed})
+
+    @property
+    def vocab_size(self) -> int:
+        """256 bytes and four specials."""
+        return len(VOCABULARY)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Ids by what stands for them in messages: byte b by the character of that number."""
+        return dict(VOCABULARY)
+
+    def from_bytes(self, data: bytes) -> list[int]:
+        """The ids of any bytes, BOS in front: what `encode` gives for a text of these bytes."""
+        return [BOS, *data]
+
+    def to_bytes(self, ids: Tensor | Iterable[int]) -> bytes:
+        """The bytes that the ids of one row stand for; specials stand for none."""
+        return bytes(symbol for symbol in (ids.tolist() if isinstance(ids, Tensor) else ids) if symbol < BYTES)
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        try:
+            return [chr(byte) for byte in text.encode(errors="surrogateescape")]
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{text[error.start : error.end]!r} is no text: pass bytes through from_bytes") from None
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return VOCABULARY[token]
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return NAMES[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of tokens; see `to_bytes`."""
+        return self._decode([self._convert_token_to_id(token) for token in tokens])
+
+    def _decode(self, token_ids: int | list[int], *args: Any, **kwargs: Any) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        return self.to_bytes(ids).decode(errors="replace")
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """There is none."""
+        return ()
