@@ -80,6 +80,14 @@ def test_the_threshold_cuts_half_and_noise_moves_no_patch(both: Pair) -> None:
     assert 0 < both.noise < 1e-5
 
 
+def test_entropies_are_those_of_transformers(both: Pair) -> None:
+    model = both.lm.model
+    assert isinstance(model, blt.BLT) and isinstance(model.patcher, entropy.Entropy)
+    scorer = model.patcher.scorer
+    found = torch.cat([scorer.entropies(ids([text]), scorer.begin(1))[0][0] for text in TEXTS])
+    assert (found - published.entropies(both.theirs)).abs().max() < 1e-5
+
+
 def test_logits_are_those_of_transformers(both: Pair) -> None:
     """Hash, pooling, double residual, rotary pairs, windows, patches, the latent a byte reads: all, or they differ."""
     for text in TEXTS:
@@ -110,6 +118,7 @@ def test_transformers_loads_what_is_exported(
     with torch.no_grad():
         plain = back(input_ids=published.theirs(ids([text]))).logits[..., published.THEIRS]
     assert (plain - ours(both.run, [text])).abs().max() < NEAR * both.noise
+    back(input_ids=published.theirs(ids([text])), use_cache=True)  # wrong, as it says there, but no crash
     prompt = published.theirs(ids([text[:20]]))
     written = back.generate(prompt, max_new_tokens=20, min_new_tokens=20, do_sample=False, suppress_tokens=[0, 1, 2, 3])
     greedy = bytes((written[0, prompt.shape[1] :] - 4).tolist())
@@ -236,6 +245,43 @@ def test_meta_keeps_the_tables_and_the_entropy_model_apart(hub: Path) -> None:
     assert not any("entropy" in name for name in weights)
     own = torch.load(hub / names.SCORER / "consolidated.pth")["model"]
     assert {"tok_embeddings.weight", "layers.1.attention.wq.weight", "output.weight"} <= own.keys()
+
+
+META = {
+    "local_encoder.embed_tokens": "local_encoder.tok_embeddings",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "q_norm": "cross_attn_norm_q",
+    "k_norm": "cross_attn_norm_kv",
+    "q_proj": "wq",
+    "k_proj": "wk",
+    "v_proj": "wv",
+    "o_proj": "wo",
+    "patcher.lm_head": "patcher.output",
+    "lm_head": "local_decoder.output",
+    "patcher.embed_tokens": "patcher.tok_embeddings",
+}
+"""What Meta calls what transformers calls so: a second witness, since a round trip cannot see two names swapped."""
+
+
+def test_meta_has_the_tensors_of_transformers_under_its_names(one: Pair, hub: Path) -> None:
+    wanted: dict[str, Tensor] = {}
+    for name, tensor in load_file(one.folder / hf.WEIGHTS).items():
+        word = next((word for word in META if f".{word}.weight" in f".{name}"), None)
+        new = name.replace(word, META[word]) if word else name
+        tables = tensor.chunk(4) if "hash_tok" in name else (tensor,)
+        words = [f"{new[:-7]}.{i}.weight" for i in range(4)] if len(tables) > 1 else [new]
+        wanted |= {word.removeprefix("model."): table for word, table in zip(words, tables, strict=True)}
+    own = torch.load(hub / names.SCORER / "consolidated.pth")["model"]
+    found = load_file(hub / hf.WEIGHTS) | {f"patcher.{name}": tensor for name, tensor in own.items()}
+    assert same(found, wanted)
 
 
 @pytest.mark.parametrize(
