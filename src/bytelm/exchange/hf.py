@@ -165,7 +165,8 @@ def config(made: Recipe, context: int) -> dict[str, Any]:
     return {
         "model_type": "blt",
         "architectures": ["BltForCausalLM"],
-        "num_hidden_layers": model.decoder_layers,  # version 5.23 looks for it here when it makes a cache
+        # Version 5.23 looks for it here when it makes caches, of one length for encoder and decoder.
+        "num_hidden_layers": max(model.encoder_layers, model.decoder_layers),
         "use_cache": False,  # and computes wrong logits with one
         **ids,
         "tie_word_embeddings": False,
