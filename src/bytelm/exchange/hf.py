@@ -202,8 +202,6 @@ def exported(made: Recipe) -> tuple[blt.Config, entropy.Config, transformer.Conf
             "only patches of entropy whose scorer is a Transformer can be exported: "
             "train with patching.name=entropy and scorer.name=transformer"
         )
-    if missing := made.patching.missing():
-        raise ConfigError(f"patching.{missing[0]} is not set, and rule {made.patching.rule!r} needs it")
     if made.scorer.reset_newline:
         raise ConfigError("scorer.reset_newline = true: neither layout has it")
     return made.model, made.patching, made.scorer
