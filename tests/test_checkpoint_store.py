@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,41 @@ def test_loaded_tensors_do_not_follow_the_file(tmp_path: Path) -> None:
         file.seek(200)
         file.write(b"\xff" * 100)
     assert torch.equal(found["a"], content(3)["model"]["a"])
+
+
+def test_widened_tensors_are_the_same_numbers(tmp_path: Path) -> None:
+    """Every value that 16 bits hold, NaN among them; all that is no float of 16 bits stays what it is."""
+    bits = torch.arange(-(2**15), 2**15).short()
+    tensors = {"half": bits.view(torch.float16), "brain": bits.view(torch.bfloat16), "int": bits}
+    tensors |= {"single": torch.rand(3), "double": torch.rand(3).double(), "empty": torch.zeros(2, 0).half()}
+    path = store.save(tmp_path, 0, {"model": tensors}, {})
+    plain, wide = store.read_tensors(path, "model"), store.read_tensors(path, "model", widen=True)
+    for name, tensor in tensors.items():
+        assert plain[name].dtype == tensor.dtype
+        assert wide[name].dtype == (torch.float32 if tensor.dtype.itemsize == 2 and name != "int" else tensor.dtype)
+        assert torch.equal(wide[name].to(tensor.dtype).nan_to_num(7), tensor.nan_to_num(7))
+
+
+@pytest.mark.parametrize("change", ["a byte", "cut short", "another"])
+def test_a_file_that_changes_after_it_was_checked_is_not_used(tmp_path: Path, change: str) -> None:
+    """What is read is checked as it is read, whatever was found before."""
+    path, other = save(tmp_path, 3), save(tmp_path, 4)
+    store.verify(path)
+    file = path / "model.safetensors"
+    data = file.read_bytes()
+    new = {"a byte": data[:-1] + b"\1", "cut short": data[:-1], "another": (other / file.name).read_bytes()}
+    file.write_bytes(new[change])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is (damaged|cut short)"):
+        store.read_tensors(path, "model", widen=True)
+
+
+def test_values_that_are_not_finite_are_counted_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PIECE", 4)
+    table = torch.zeros(3, 5)
+    table[0, 0], table[1, 3], table[2, 4] = torch.nan, torch.inf, -torch.inf
+    with pytest.raises(CheckpointError, match="not finite  a  NaN or Inf in 3 of 15 values"):
+        store.check_keys({"a": table}, {"a": table}, "there")
+    store.check_keys({"a": table[:0]}, {"a": table[:0]}, "there")
 
 
 def test_what_cannot_be_saved_leaves_the_disk_alone(tmp_path: Path) -> None:
@@ -515,19 +550,6 @@ def test_an_error_of_the_disk_leaves_what_was_there(
     monkeypatch.undo()
     assert names(tmp_path) == ["latest", "step-00000001"]
     assert holds(store.newest(tmp_path), 1)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    command = [mount or "mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
-    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("cannot mount a tmpfs here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_full_disk(small_disk: Path) -> None:

@@ -60,11 +60,11 @@ def train(
     from bytelm.train.run import train as fit
     from bytelm.train.settings import configure
 
-    settings = configure(
-        preset, config, set or [], modality=modality, start=start, steps=steps, minutes=minutes, bytes=bytes
-    )
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0])
+    settings = configure(
+        preset, config, set or [], modality=modality, start=start, run=run, steps=steps, minutes=minutes, bytes=bytes
+    )
     result = fit(sources, settings, run, quiet=quiet, log=names_in(log))
     if result.signal is not None:
         step = f"saved step {result.progress.step}" if result.progress else "saved what was prepared"

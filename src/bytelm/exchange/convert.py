@@ -6,9 +6,10 @@ folder ─ options ─▶ Recipe ─ sketch ─▶ our names ─ names.Match ─
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from bytelm.exchange import files, hf, meta, names
 from bytelm.exchange.files import Weights
 from bytelm.exchange.names import SCORER, Match
 from bytelm.models import blt
+from bytelm.scorers import transformer
 
 Layout = Literal["hf", "meta"]
 
@@ -46,6 +48,8 @@ class Opened:
     context: int
     weights: Weights
     matches: list[Match]
+    layer: int
+    """The encoder's layer whose cross-attention counts."""
 
 
 def convert(source: Path, layout: Layout, run: Path, sets: Mapping[str, Any]) -> Converted:
@@ -63,7 +67,7 @@ def convert(source: Path, layout: Layout, run: Path, sets: Mapping[str, Any]) ->
         likes, expected = sketch(opened.recipe), dict[str, Tensor]()
         for match in opened.matches:
             expected |= match.split(likes[match.ours])
-        found = {name: weight for name, weight in opened.weights.items() if not derived(name, expected)}
+        found = {name: weight for name, weight in opened.weights.items() if name in expected or not idle(name, opened)}
         files.check(expected, found, source)
         ours = {match.ours: joined(match, found, source) for match in opened.matches}
     recipe, context = opened.recipe, opened.context
@@ -73,7 +77,11 @@ def convert(source: Path, layout: Layout, run: Path, sets: Mapping[str, Any]) ->
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"cannot make {run} ({error.strerror}): name another place") from error
-    store.save(run, 0, {"model": ours}, state)
+    try:
+        store.save(run, 0, {"model": ours}, state)
+    except BaseException:
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # so that the same command can be given again
+        raise
     return Converted(recipe, sum(tensor.numel() for tensor in ours.values()), context)
 
 
@@ -100,23 +108,37 @@ def opened_at(source: Path, layout: Layout, sets: Mapping[str, Any], stack: Exit
         recipe = build(Recipe, merge(to_mapping(recipe), sets), "--set")
     if not isinstance(recipe.model, blt.Config):
         raise ConfigError("--set model.name: what is converted is a BLT")
-    return Opened(recipe, context, weights, names.matches(sketch(recipe), recipe.model, layout, layer))
+    if recipe.scored and not isinstance(recipe.scorer, transformer.Config):
+        raise ConfigError("--set scorer.name: the entropy model that is converted is a Transformer")
+    return Opened(recipe, context, weights, names.matches(sketch(recipe), recipe.model, layout, layer), layer)
 
 
 def sketch(recipe: Recipe) -> dict[str, Tensor]:
-    """The tensors of a recipe's model, without memory."""
-    return recipe.sketch().state_dict()
+    """The tensors of a recipe's model, without memory. Raises ConfigError for patching that lacks a threshold."""
+    with torch.device("meta"):
+        return recipe.assemble().state_dict()
 
 
-def derived(name: str, expected: Iterable[str]) -> bool:
-    """Whether a tensor that is not expected means nothing: tables of angles, cross-attention that is overwritten."""
-    overwritten = name.startswith("model.local_encoder.cross_attn_layers.")
-    return name not in expected and (overwritten or name.endswith((".inv_freq", "rope_embeddings.freqs_cis")))
+def idle(name: str, opened: Opened) -> bool:
+    """Whether a tensor that is not expected means nothing.
+
+    So it is with tables of angles, cross-attention that is overwritten by the next layer's, and the entropy model of
+    patches that ask none.
+    """
+    if found := re.match(r"model\.local_encoder\.cross_attn_layers\.(\d{1,4})\.", name):
+        return int(found[1]) < opened.layer
+    if name.startswith((f"{SCORER}.", "model.patcher.")) and not opened.recipe.scored:
+        return True
+    return name.endswith((".inv_freq", "rope_embeddings.freqs_cis"))
 
 
 def joined(match: Match, weights: Weights, source: Path) -> Tensor:
-    """One of our tensors. Raises CheckpointError for a value that is no number."""
+    """One of our tensors; float64 becomes float32, which a model computes in.
+
+    Raises CheckpointError for a value that is no number.
+    """
     parts = {name: weights[name].read() for name in match.theirs}
+    parts = {name: part.float() if part.dtype == torch.float64 else part for name, part in parts.items()}
     store.check_keys(parts, parts, source)
     return match.join(list(parts.values())).contiguous()
 
@@ -145,8 +167,8 @@ def export(run: Path, layout: Layout, folder: Path, sets: Mapping[str, Any]) -> 
     own = {name.removeprefix(f"{SCORER}."): theirs.pop(name) for name in [*theirs] if name.startswith(f"{SCORER}.")}
     try:
         write(folder, texts, theirs, own)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch.save where the disk is full
+        reason = getattr(error, "strerror", None) or files.first_line(error)
         raise ResourceError(f"cannot write {folder} ({reason}): make room, or name another place") from error
     return sum(tensor.numel() for tensor in ours.values())
 

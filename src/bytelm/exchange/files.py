@@ -7,7 +7,9 @@ pickle that holds more than tensors is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from bytelm.checkpoint.tensors import NAMED
 from bytelm.errors import CheckpointError, ConfigError
 
 INDEX = ".index.json"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MOST = 1 << 20  # of what an option counts: more is a broken file, and would be built before it is compared
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,12 @@ def weights_in(path: Path, stack: ExitStack) -> Weights:
     """
     if path.name.endswith(INDEX):
         return sharded(path, stack)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing" if not path.exists() else f"{path} is not a plain file")
+    try:
+        plain, there = path.is_file(), path.exists()
+    except OSError as error:  # a name that no disk can hold
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if not plain:
+        raise CheckpointError(f"{path} is not a plain file" if there else f"{path} is missing")
     return mapped(path, stack) if path.suffix == ".safetensors" else pickled(path)
 
 
@@ -55,8 +63,8 @@ def sharded(index: Path, stack: ExitStack) -> Weights:
         raise CheckpointError(f"{index} has no weight_map: it is not the index of a checkpoint")
     found: Weights = {}
     for file in sorted(set(cast("dict[str, str]", where).values())):
-        if Path(file).name != file:
-            raise CheckpointError(f"{index} names {file!r}: its files must lie beside it")
+        if Path(file).name != file or not file.endswith(".safetensors"):  # which an index itself does not
+            raise CheckpointError(f"{index} names {file!r}: its files must be safetensors that lie beside it")
         found |= weights_in(index.with_name(file), stack)
     if missing := sorted(where.keys() - found.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -88,19 +96,24 @@ def pickled(path: Path) -> Weights:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a hostile file can make torch raise anything
         raise CheckpointError(
-            f"{path} cannot be read, and nothing in it was executed: it must hold tensors alone, as torch.save writes "
-            f"a state_dict ({first_line(error)})"
+            f"{path} cannot be read, and nothing in it was executed: it must hold tensors alone, "
+            f"as torch.save writes a state_dict ({first_line(error)})"
         ) from error
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(torch.is_tensor(value) for value in content.values()):
+    if not isinstance(content, dict) or not all(map(dense, content.values())):
         raise CheckpointError(f"{path} holds no table of tensors: save a state_dict")
     tensors = cast("dict[str, Tensor]", content)
     return {
         str(name): Weight(torch.empty_like(tensor, device="meta"), lambda tensor=tensor: tensor)
         for name, tensor in tensors.items()
     }
+
+
+def dense(value: object) -> bool:
+    """Whether something is a tensor with all its values in memory."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def json_in(path: Path) -> dict[str, Any]:
@@ -129,7 +142,7 @@ def check(expected: Mapping[str, Tensor], found: Weights, where: Path) -> None:
     likes = {name: weight.like for name, weight in found.items()}
     wanted = {
         name: torch.empty(tensor.shape, dtype=likes[name].dtype, device="meta")
-        if name in likes and likes[name].is_floating_point()
+        if name in likes and likes[name].dtype in FLOATS
         else tensor
         for name, tensor in expected.items()
     }
@@ -157,12 +170,43 @@ class Options:
         if value is None:
             raise ConfigError(f"{self.where} lacks {key}")
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
-            raise ConfigError(f"{self.where}: {key} = {value!r} is not what it should be")
+            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} is not what it should be")
         return value
+
+    def count(self, key: str, default: int | None = None, most: int = MOST) -> int:
+        """An option that counts something. Raises ConfigError for less than 1 and more than `most`."""
+        value = self.get(key, int, default)
+        if not 1 <= value <= most:
+            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} is not from 1 to {most}")
+        return value
+
+    def counts(self, key: str, default: Sequence[int], most: int) -> tuple[int, ...]:
+        """An option that is a list of counts, no more than `most` of them, none larger than it."""
+        values = self.get(key, list, list(default))
+        if len(values) > most or not all(type(value) is int and 1 <= value <= most for value in values):
+            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(values)} is not what it should be")
+        return tuple(values)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """An option that is a number. Raises ConfigError for NaN, infinity, and what is too large for a float."""
+        value = self.get(key, (int, float), default)
+        try:
+            if math.isfinite(value):
+                return float(value)
+        except OverflowError:
+            pass
+        raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} is not a finite number")
+
+    def present(self, key: str) -> None:
+        """Refuse null where it does not mean the same as nothing."""
+        if key in self.table and self.table[key] is None:
+            raise ConfigError(f"{self.where}: {key} = null is not supported")
 
     def only(self, key: str, *known: Any) -> None:
         """Refuse any value of an option but those `known`, of which the first holds where it is missing."""
         value = self.table.get(key, known[0])
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in known):
             shown = " or ".join(repr(one) for one in known)
-            raise ConfigError(f"{self.where}: {key} = {value!r} is not supported: bytelm's BLT has {shown} there")
+            raise ConfigError(
+                f"{self.where}: {key} = {reprlib.repr(value)} is not supported: bytelm's BLT has {shown} there"
+            )

@@ -7,6 +7,7 @@ encoder layers (it pools anew after each, so that only the last one counts).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 THETA, SCORER_THETA = 500_000.0, 10_000.0  # where a configuration has none
 SIZES, ROWS, THRESHOLD = (3, 4, 5, 6, 7, 8), 500_002, 1.335442066192627
 CONTEXT = 24_576
+LAYERS, QUERIES, NGRAMS, LONG = 1 << 10, 1 << 10, 1 << 6, 1 << 30  # the most: of layers, k, n, and rows and bytes
 
 
 def recipe(folder: Path) -> tuple[Recipe, int, int]:
@@ -37,48 +39,51 @@ def recipe(folder: Path) -> tuple[Recipe, int, int]:
     top.only("patch_in_forward", True)
     top.only("max_patch_length", None)
     top.only("tie_word_embeddings", False)
+    for key in ("patch_size", "local_attention_window_len"):  # null: patches of one byte; no window
+        top.present(key)
     parts = {name: top.part(f"{name}_config") for name in ("encoder", "global", "decoder", "patcher")}
     for part in parts.values():
         check_block(part)
     encoder, latent, decoder = parts["encoder"], parts["global"], parts["decoder"]
     for key in ("hidden_size", "num_attention_heads"):
-        if encoder.get(key, int) != decoder.get(key, int):
+        if encoder.count(key) != decoder.count(key):
             raise ConfigError(f"{decoder.where}: {key} differs from the encoder's: bytelm's local models share it")
-    layers = decoder.get("num_hidden_layers", int)
+    layers = decoder.count("num_hidden_layers", most=LAYERS)
     decoder.only("cross_attn_all_layers", *((True,) if layers > 1 else (True, False)))
-    depth = encoder.get("num_hidden_layers", int, 1)
-    heads = encoder.get("num_attention_heads", int)
+    depth = encoder.count("num_hidden_layers", 1, LAYERS)
+    heads = encoder.count("num_attention_heads")
     model = blt.Config(
-        local_dim=encoder.get("hidden_size", int),
+        local_dim=encoder.count("hidden_size"),
         local_heads=heads,
-        window=top.get("local_attention_window_len", int, 512),
+        window=top.count("local_attention_window_len", 512, LONG),
         encoder_layers=depth,
         decoder_layers=layers,
-        global_dim=latent.get("hidden_size", int),
-        global_heads=latent.get("num_attention_heads", int),
-        global_layers=latent.get("num_hidden_layers", int),
-        queries=top.get("cross_attn_k", int, 2),
+        global_dim=latent.count("hidden_size"),
+        global_heads=latent.count("num_attention_heads"),
+        global_layers=latent.count("num_hidden_layers", most=LAYERS),
+        queries=top.count("cross_attn_k", 2, QUERIES),
         cross_heads=heads,
-        ngram_sizes=tuple(top.get("encoder_hash_byte_group_size", list, list(SIZES))),
-        ngram_functions=top.get("encoder_hash_byte_group_nb_functions", int, 1),
-        ngram_rows=top.get("encoder_hash_byte_group_vocab", int, ROWS),
+        ngram_sizes=top.counts("encoder_hash_byte_group_size", SIZES, NGRAMS),
+        ngram_functions=top.count("encoder_hash_byte_group_nb_functions", 1),
+        ngram_rows=top.count("encoder_hash_byte_group_vocab", ROWS, LONG),
         theta=same([theta(part, THETA) for part in (encoder, latent, decoder)], f"{top.where}: rope_theta"),
         ffn_multiple=multiple([hidden(part) for part in (encoder, latent, decoder)], top.where),
     )
-    threshold = float(top.get("patching_threshold", (int, float), THRESHOLD))
+    threshold = top.number("patching_threshold", THRESHOLD)
     patching = entropy.Config(threshold=threshold, max_length=None, max_singles=None)
     crossed = depth - 1 if encoder.get("cross_attn_all_layers", bool, False) else 0
-    context = encoder.get("max_position_embeddings", int, CONTEXT)
+    context = encoder.count("max_position_embeddings", CONTEXT, LONG)
     return Recipe(model, patching, scorer(parts["patcher"])), context, crossed
 
 
 def scorer(part: Options) -> transformer.Config:
     """The entropy model."""
+    part.present("sliding_window")
     return transformer.Config(
-        layers=part.get("num_hidden_layers", int),
-        dim=part.get("hidden_size", int),
-        heads=part.get("num_attention_heads", int),
-        window=part.get("sliding_window", int, 512),
+        layers=part.count("num_hidden_layers", most=LAYERS),
+        dim=part.count("hidden_size"),
+        heads=part.count("num_attention_heads"),
+        window=part.count("sliding_window", 512, LONG),
         theta=theta(part, SCORER_THETA),
         ffn_multiple=multiple([hidden(part)], part.where),
     )
@@ -86,7 +91,7 @@ def scorer(part: Options) -> transformer.Config:
 
 def check_block(part: Options) -> None:
     """Refuse what our blocks do not do."""
-    heads = part.get("num_attention_heads", int)
+    heads = part.count("num_attention_heads")
     part.only("vocab_size", VOCAB)
     part.only("num_key_value_heads", heads, None)
     part.only("hidden_act", "silu")
@@ -97,16 +102,19 @@ def check_block(part: Options) -> None:
         Options(rope, f"{part.where}: rope_parameters").only("rope_type", "default")
 
 
-def theta(part: Options, default: float) -> float:
-    """The rotary base of one part."""
+def theta(part: Options, default: float | None) -> float:
+    """The rotary base of one part; it must be there where there is no `default`."""
     rope: dict[str, Any] = part.table.get("rope_parameters") or part.table
-    return float(Options(rope, part.where).get("rope_theta", (int, float), default))
+    base = Options(rope, part.where).number("rope_theta", default)
+    if base <= 0:
+        raise ConfigError(f"{part.where}: rope_theta = {base} must be above 0")
+    return base
 
 
 def hidden(part: Options) -> tuple[int, int]:
     """The widths of a part's blocks: outside, and of their feed-forward layers."""
-    dim = part.get("hidden_size", int)
-    return dim, part.get("intermediate_size", int, int(8 * dim / 3))
+    dim = part.count("hidden_size")
+    return dim, part.count("intermediate_size", 8 * dim // 3, LONG)
 
 
 def same(values: list[float], what: str) -> float:
@@ -118,9 +126,10 @@ def same(values: list[float], what: str) -> float:
 
 def multiple(widths: list[tuple[int, int]], where: str) -> int:
     """The largest `ffn_multiple` that gives all these feed-forward widths. Raises ConfigError if none does."""
-    for candidate in range(min(inner for _, inner in widths), 0, -1):
-        if all(-(-int(8 * dim / 3) // candidate) * candidate == inner for dim, inner in widths):
-            return candidate
+    # It divides them all. A smaller divisor rounds up by less, so that if the largest is too small, all are.
+    largest = math.gcd(*(inner for _, inner in widths))
+    if all(0 <= inner - 8 * dim // 3 < largest for dim, inner in widths):
+        return largest
     shown = ", ".join(f"{inner} of width {dim}" for dim, inner in widths)
     raise ConfigError(
         f"{where}: feed-forward layers are {shown}: bytelm's are 8/3 of the width, rounded up to one multiple for all"
@@ -156,7 +165,8 @@ def config(made: Recipe, context: int) -> dict[str, Any]:
     return {
         "model_type": "blt",
         "architectures": ["BltForCausalLM"],
-        "num_hidden_layers": model.decoder_layers,  # version 5.23 looks for it here when it makes a cache
+        # Version 5.23 looks for it here when it makes caches, of one length for encoder and decoder.
+        "num_hidden_layers": max(model.encoder_layers, model.decoder_layers),
         "use_cache": False,  # and computes wrong logits with one
         **ids,
         "tie_word_embeddings": False,

@@ -16,7 +16,7 @@ from typing import Any
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.exchange.files import Options, Weights, json_in
-from bytelm.exchange.hf import SIZES, exported, multiple
+from bytelm.exchange.hf import LAYERS, LONG, NGRAMS, QUERIES, SCORER_THETA, SIZES, exported, multiple, theta
 from bytelm.exchange.names import SCORER
 from bytelm.models import blt
 from bytelm.nn.norm import EPS
@@ -34,7 +34,7 @@ def layout(folder: Path) -> tuple[Path, Path, Path]:
     """The files of a folder: options, weights, and the entropy model's folder. Raises CheckpointError."""
     for options, weights in ((CONFIG, WEIGHTS), (PARAMS, PICKLED)):
         if (folder / options).exists():
-            inside, beside = folder / SCORER, folder.parent / SCORER
+            inside, beside = folder / SCORER, folder.resolve().parent / SCORER
             return folder / options, folder / weights, inside if inside.exists() else beside
     raise CheckpointError(f"{folder} has neither {CONFIG} nor {PARAMS}: name the folder of one of Meta's checkpoints")
 
@@ -49,23 +49,23 @@ def recipe(folder: Path, weights: Weights) -> tuple[Recipe, int]:
     inner = next((table[key] for key in ("args", "model") if isinstance(table.get(key), dict)), table)
     args = Options(inner, str(file))
     check(args)
-    dim, latent = args.get("dim_local_encoder", int), args.get("dim_global", int)
+    dim, latent = args.count("dim_local_encoder"), args.count("dim_global")
     model = blt.Config(
         local_dim=dim,
-        local_heads=args.get("n_heads_local_encoder", int),
-        window=args.get("local_attention_window_len", int, WINDOW),
-        encoder_layers=args.get("n_layers_local_encoder", int),
-        decoder_layers=args.get("n_layers_local_decoder", int),
+        local_heads=args.count("n_heads_local_encoder"),
+        window=args.count("local_attention_window_len", WINDOW, LONG),
+        encoder_layers=args.count("n_layers_local_encoder", most=LAYERS),
+        decoder_layers=args.count("n_layers_local_decoder", most=LAYERS),
         global_dim=latent,
-        global_heads=args.get("n_heads_global", int),
-        global_layers=args.get("n_layers_global", int),
-        queries=args.get("cross_attn_k", int),
-        cross_heads=args.get("cross_attn_nheads", int),
+        global_heads=args.count("n_heads_global"),
+        global_layers=args.count("n_layers_global", most=LAYERS),
+        queries=args.count("cross_attn_k", most=QUERIES),
+        cross_heads=args.count("cross_attn_nheads"),
         encoder_cross="all" if args.get("cross_attn_all_layers_encoder", bool, False) else "last",
-        ngram_sizes=tuple(args.get("encoder_hash_byte_group_size", list, list(SIZES))),
-        ngram_functions=args.get("encoder_hash_byte_group_nb_functions", int),
-        ngram_rows=args.get("encoder_hash_byte_group_vocab", int),
-        theta=float(args.get("rope_theta", (int, float))),
+        ngram_sizes=args.counts("encoder_hash_byte_group_size", SIZES, NGRAMS),
+        ngram_functions=args.count("encoder_hash_byte_group_nb_functions"),
+        ngram_rows=args.count("encoder_hash_byte_group_vocab", most=LONG),
+        theta=theta(args, None),
         ffn_multiple=multiple(
             [
                 (width, feed_forward(weights, f"{part}.layers.0", args.where))
@@ -76,19 +76,20 @@ def recipe(folder: Path, weights: Weights) -> tuple[Recipe, int]:
     )
     patching = cuts(folder, table, args, home)
     own = scorer(home, weights) if isinstance(patching, entropy.Config) else None
-    return Recipe(model, patching, own), args.get("max_encoder_seq_length", int, CONTEXT)
+    return Recipe(model, patching, own), args.count("max_encoder_seq_length", CONTEXT, LONG)
 
 
 def check(args: Options) -> None:
     """Refuse what our BLT does not do."""
     args.only("vocab_size", VOCAB)
     args.only("norm_eps", EPS)
+    args.present("local_attention_window_len")
     args.only("encoder_enable_byte_ngrams", False, None)
     for name in ("use_rope", "cross_attn_encoder", "cross_attn_decoder", "cross_attn_init_by_pooling"):
         args.only(name, True)
     for name in ("cross_attn_window_encoder", "cross_attn_window_decoder"):
         args.only(name, None)
-    crossed = (True,) if args.get("n_layers_local_decoder", int) > 1 else (True, False)
+    crossed = (True,) if args.count("n_layers_local_decoder") > 1 else (True, False)
     args.only("cross_attn_all_layers_decoder", *crossed)
     args.only("downsampling_by_pooling", "max")
     for heads, kv in (("n_heads_local_encoder", "n_kv_heads"), ("n_heads_global", "n_kv_heads_global")):
@@ -102,8 +103,8 @@ def check(args: Options) -> None:
 def feed_forward(weights: Weights, block: str, where: str) -> int:
     """The width of a block's feed-forward layer, as its weights have it."""
     name = f"{block}.feed_forward.w1.weight"
-    if name not in weights:
-        raise CheckpointError(f"the weights beside {where} lack {name}")
+    if name not in weights or weights[name].like.ndim != 2:
+        raise CheckpointError(f"the weights beside {where} lack {name}, or it is no matrix")
     return int(weights[name].like.shape[0])
 
 
@@ -118,7 +119,7 @@ def cuts(folder: Path, table: dict[str, Any], args: Options, home: Path) -> entr
         if isinstance(data, dict) and isinstance(data.get("patcher_args"), dict):
             return cut(Options(data["patcher_args"], f"{file}: data: patcher_args"))
     if "patching_threshold" in args.table:
-        return entropy.Config(float(args.get("patching_threshold", (int, float))), max_length=None, max_singles=None)
+        return entropy.Config(args.number("patching_threshold"), max_length=None, max_singles=None)
     names = ", ".join(str(file) for file, _ in tables)
     raise ConfigError(f"{folder} does not say how patches are cut: none of {names} has data.patcher_args")
 
@@ -126,15 +127,15 @@ def cuts(folder: Path, table: dict[str, Any], args: Options, home: Path) -> entr
 def cut(args: Options) -> entropy.Config | space.Config:
     """A patcher's arguments as a configuration of ours."""
     args.only("patching_mode", "entropy", "space")
-    longest = args.table.get("max_patch_length")
+    longest = None if args.table.get("max_patch_length") is None else args.count("max_patch_length")
     if args.table.get("patching_mode") == "space":
         return space.Config(max_length=longest, max_singles=None)
-    threshold = float(args.get("threshold", (int, float)))
+    threshold = args.number("threshold")
     plain = entropy.Config(threshold, max_length=longest, max_singles=None)
     if args.get("monotonicity", bool, False):
         return replace(plain, threshold=None, rise=threshold, rule="rise")
     if args.table.get("threshold_add") is not None:
-        return replace(plain, rise=float(args.get("threshold_add", (int, float))), rule="both")
+        return replace(plain, rise=args.number("threshold_add"), rule="both")
     return plain
 
 
@@ -144,14 +145,15 @@ def scorer(home: Path, weights: Weights) -> transformer.Config:
     args = Options(table.get("entropy_model", table), str(home / PARAMS))
     args.only("vocab_size", VOCAB)
     args.only("norm_eps", EPS)
-    args.only("n_kv_heads", None, args.get("n_heads", int))
-    dim = args.get("dim", int)
+    args.only("n_kv_heads", None, args.count("n_heads"))
+    args.present("sliding_window")
+    dim = args.count("dim")
     return transformer.Config(
-        layers=args.get("n_layers", int),
+        layers=args.count("n_layers", most=LAYERS),
         dim=dim,
-        heads=args.get("n_heads", int),
-        window=args.get("sliding_window", int, WINDOW),
-        theta=float(args.get("rope_theta", (int, float), 10_000.0)),
+        heads=args.count("n_heads"),
+        window=args.count("sliding_window", WINDOW, LONG),
+        theta=theta(args, SCORER_THETA),
         ffn_multiple=multiple([(dim, feed_forward(weights, f"{SCORER}.layers.0", args.where))], args.where),
     )
 

@@ -67,7 +67,7 @@ class Config:
             *self.local(self.encoder_layers).problems("model.local"),
             *self.latent().problems("model.global"),
         ]
-        if self.local_dim % self.cross_heads:
+        if self.cross_heads < 1 or self.local_dim % self.cross_heads:
             problems.append(f"model.cross_heads = {self.cross_heads} does not divide local_dim = {self.local_dim}")
         if self.encoder_cross not in ("last", "all"):
             problems.append(f"model.encoder_cross = {self.encoder_cross!r}: known: last, all")

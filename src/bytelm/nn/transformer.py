@@ -30,7 +30,7 @@ class StackConfig:
     def problems(self, name: str) -> list[str]:
         """What is impossible about this shape, in words."""
         found: list[str] = []
-        if self.dim % self.heads or (self.dim // self.heads) % 2:
+        if min(self.dim, self.heads) < 1 or self.dim % self.heads or (self.dim // self.heads) % 2:
             found.append(
                 f"{name}: {self.heads} heads do not divide width {self.dim} into heads of even width; "
                 f"take heads from {[h for h in range(1, self.dim // 2 + 1) if self.dim % (2 * h) == 0][:12]}"

@@ -260,7 +260,7 @@ def begun(config: RunConfig, recipe: Recipe, run: Path, journal: Journal) -> Byt
     going = bool(store.checkpoints(run))
     with torch.device("meta"):
         model = recipe.assemble()
-    checkpoint, _ = trained(run if going else config.start)
+    checkpoint = store.newest_good(run)[0] if going else trained(config.start)[0]
     restore(model, checkpoint)
     if not going:
         journal.say(f"starting from {checkpoint}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from bytelm.checkpoint.assemble import trained
 from bytelm.config import assignments, build, load_toml, merge, nominal_size, preset, to_mapping
-from bytelm.errors import ConfigError
+from bytelm.errors import CheckpointError, ConfigError
 from bytelm.evaluate.costs import usual_mean
 from bytelm.find import find, names, unknown
 from bytelm.train.config import RunConfig, TrainConfig
@@ -30,6 +30,7 @@ def configure(
     *,
     modality: str | None = None,
     start: str | Path | None = None,
+    run: str | Path | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     bytes: int | None = None,
@@ -37,13 +38,14 @@ def configure(
     """The configuration of a run: a preset, under a TOML file, under `a.b=c` settings, under what is given here.
 
     `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it. With `start`
-    the model is that of another run, and so is how it learnt unless a preset is named, but for the learning rate.
+    the model is that of another run, and so is how it learnt unless a preset is named, but for the learning rate; the
+    `run` that was begun from it says the same once it is gone.
     Raises ConfigError, one line that names every unknown key and impossible value.
     """
     name = preset_name or DEFAULTS.get((modality or "").partition(":")[0], DEFAULT_PRESET)
     mapping, source = preset(name), f"preset {name}"
     if start is not None:
-        mapping = going_on(Path(start), preset_name)
+        mapping = going_on(Path(start), preset_name, None if run is None else Path(run))
     layers: list[tuple[str, dict[str, Any]]] = []
     if file is not None:
         layers.append((str(file), load_toml(Path(file))))
@@ -65,14 +67,21 @@ def configure(
     return one_document_a_window(build(RunConfig, mapping, source), asked)
 
 
-def going_on(start: Path, preset_name: str | None) -> dict[str, Any]:
+def going_on(start: Path, preset_name: str | None, run: Path | None) -> dict[str, Any]:
     """The configuration of a training that starts from the weights of another run. Raises CheckpointError."""
-    _, state = trained(start)
+    begun = {} if run is None or not (run / "config.toml").exists() else load_toml(run / "config.toml")
+    try:
+        _, state = trained(start)
+    except CheckpointError:
+        if begun.get("start") == str(start):
+            return begun
+        raise
     own = start / "config.toml"
-    base = load_toml(own) if own.exists() and preset_name is None else preset(preset_name or DEFAULT_PRESET)
-    train = {"learning_rate": TrainConfig.learning_rate, **base.get("train", {}), "window": state["context"]}
+    kept = own.exists() and preset_name is None
+    base = to_mapping(build(RunConfig, load_toml(own), str(own))) if kept else preset(preset_name or DEFAULT_PRESET)
+    train = {"learning_rate": TrainConfig.learning_rate, **base["train"], "window": state["context"]}
     ids = base["train"].get("window", TrainConfig.window) * base["train"].get("batch", TrainConfig.batch)
-    if own.exists() and preset_name is None:
+    if kept:
         train |= {"steps": "none", "minutes": "none", "bytes": "none"}
     else:
         train["window"] = min(train["window"], ids)
