@@ -183,9 +183,9 @@ class Level(nn.Module):
         self.stack = ShiftStack(config.stack(level))
         self.norm = RMSNorm(dim, EPS)
 
-    def start(self) -> Float[Tensor, "1 dim"]:
-        """The start token."""
-        return self.byte.weight[BOS:][:1]
+    def start(self) -> Float[Tensor, "1 1 dim"]:
+        """The start token: in the last stage the row of BOS."""
+        return F.embedding(torch.full((1, 1), BOS, device=self.byte.weight.device), self.byte.weight)
 
     def place(self, offset: Int[Tensor, "*some"]) -> Int[Tensor, "*some"]:
         """Where the position that ends with byte `offset`, counted from 1, stands behind its start token: from 1 on."""
@@ -242,9 +242,9 @@ class Outer(Level):
         self.parts = nn.Linear(dim, config.sizes[level] * below)
         self.below = below
 
-    def start(self) -> Float[Tensor, "1 dim"]:
+    def start(self) -> Float[Tensor, "1 1 dim"]:
         """The start token."""
-        return self.pad.weight
+        return F.embedding(torch.zeros(1, 1, dtype=torch.long, device=self.pad.weight.device), self.pad.weight)
 
     def flops(self, positions: int) -> int:
         """Operations of making so many positions and of sharing out their outputs, and the one of the start token."""
@@ -268,7 +268,7 @@ class Outer(Level):
         """What the stage inside is told after the start token alone, for so many rows."""
         one = torch.ones(1, dtype=torch.long, device=self.pad.weight.device)
         view = self.stack.view(one, one[None] > 0, Where.zero(1, one.device), None)
-        x, _ = self.stack(self.start()[None], view, None)
+        x, _ = self.stack(self.start(), view, None)
         return self.shared(self.norm(x)).expand(batch, -1, -1, -1)
 
     def shared(self, x: Float[Tensor, "batch count dim"]) -> Float[Tensor, "batch count places below"]:
