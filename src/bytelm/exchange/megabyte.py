@@ -4,19 +4,20 @@
     renamed(tensors, recipe)    the same weights under our names
 
 MBLM's names are read as MEGABYTE-pytorch's, whose classes it stacks. A state dict may stand under a key of its own, as
-trainers save it. `options` are their constructors' arguments, by their names: `heads` or `dim_head` where no tensor tells
-them apart, and MBLM's `block`. What tensors tell too is compared, what changes no logits is passed over (dropout, flash
-attention, the id of padding), and any other option is refused.
+trainers save it. `options` are their constructors' arguments, by their names: `heads` or `dim_head` where no tensor
+tells them apart, and MBLM's `block`. What tensors tell too is compared, what changes no logits is passed over (dropout,
+flash attention, the id of padding), and any other option is refused.
 
-Ids 0 to 255 are bytes. A checkpoint that knows no more gets embeddings of zeros for our four specials, and a bias of -30
-where they are predicted: the bytes' logits are theirs, and EOS can still be learnt. Of one that knows up to 260, the ids
-from 256 on are left out in the same way: what they stood for is written nowhere, and none of them opens a document.
+Ids 0 to 255 are bytes. A checkpoint that knows no more gets embeddings of zeros for our four specials, and a bias of
+-30 where they are predicted: the bytes' logits are theirs, and EOS can still be learnt. Of one that knows up to 260 ids,
+those from 256 on are left out, ours in their places as above: no file says what they stood for.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -56,8 +57,14 @@ LAYER = {
     "down.bias": "1.4.bias",
 }
 WITHOUT_EFFECT = ("attn_dropout", "ff_dropout", "flash_attn", "pad_id", "pad_token_id", "train_checkpoint_chunks")
-BLOCK = ("block_type", "pos_emb_type", "attn_head_dims", "attn_num_heads", "attn_use_rot_embs", "ff_multiplier")
-BLOCK_WITHOUT_EFFECT = ("attn_dropout", "ff_dropout", "use_flash_attn")
+# Of MBLM's blocks, their names -> MEGABYTE-pytorch's; and those that are looked at in other ways, or not at all.
+BLOCK = {
+    "attn_num_heads": "heads",
+    "attn_head_dims": "dim_head",
+    "attn_use_rot_embs": "rel_pos",
+    "ff_multiplier": "ff_mult",
+}
+BLOCK_TOO = ("block_type", "pos_emb_type", "attn_dropout", "ff_dropout", "use_flash_attn")
 
 
 def recipe(tensors: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
@@ -69,7 +76,11 @@ def recipe(tensors: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
     found, mblm = plain(tensors)
     told = by_stage(options, mblm, len(starts(found)))
     config, seen = seen_in(found, told)
-    wrong = [f"{name} = {told[name]!r}, but the tensors say {have!r}" for name, have in seen.items() if differs(told, name, have)]
+    wrong = [
+        f"{name} = {told[name]!r}, but the tensors say {have!r}"
+        for name, have in seen.items()
+        if differs(told, name, have)
+    ]
     if wrong:
         raise ConfigError(f"options that are not the checkpoint's: {'; '.join(wrong)}")
     return Recipe(config)
@@ -114,7 +125,7 @@ def plain(tensors: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
             tensors = tensors[key]
     other = sorted(name for name, x in tensors.items() if not isinstance(x, Tensor))
     if other:
-        raise CheckpointError(f"the checkpoint has {other[0]!r}, which is no tensor: give a state dict, names to tensors")
+        raise CheckpointError(f"the checkpoint has {other[0]!r}, which is no tensor: give a state dict of tensors")
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for pattern, spelling in SPELLINGS:
@@ -160,12 +171,12 @@ def seen_in(found: Mapping[str, Tensor], told: Mapping[str, Any]) -> tuple[Confi
     if mamba:
         raise ConfigError(f"{mamba[0]}: stages are of Transformers, and Mamba stages are not supported")
     units = [size(found, f"token_embs.{k}.2.weight") // dims[-1] for k in stages[:0:-1]] + [1]
-    sizes = tuple(one // max(1, other) for one, other in zip(units, units[1:], strict=False))
+    sizes = tuple(one // max(1, other) for one, other in pairwise(units))
     layers = tuple(depth(found, stage) for stage in stages)
     shapes = [heads_of(found, stage, told) if layers[stage] else (1, 2, False) for stage in stages]
     ffn = tuple(size(found, f"transformers.{s}.layers.0.1.1.weight") // dims[s] if layers[s] else 1 for s in stages)
     rotary = tuple(frequencies(found, stage) is not None for stage in stages)
-    positions = tuple(positions_of(found, stage, told) for stage in stages)
+    positions: tuple[Positions, ...] = tuple(positions_of(found, stage, told) for stage in stages)
     patches = size(found, "pos_embs.0.weight") if positions[0] == "learned" else None
     heads, widths = (tuple(shape[index] for shape in shapes) for index in (0, 1))
     shared = any(one for _, _, one in shapes)
@@ -191,7 +202,7 @@ def depth(found: Mapping[str, Tensor], stage: int) -> int:
 
 
 def heads_of(found: Mapping[str, Tensor], stage: int, told: Mapping[str, Any]) -> tuple[int, int, bool]:
-    """Heads of a stage, their width, and whether they share one head of keys. Raises ConfigError where nothing tells."""
+    """Heads of a stage, their width, whether they share one of keys. Raises ConfigError where nothing tells."""
     attention = f"transformers.{stage}.layers.0.0"
     inner, keys = size(found, f"{attention}.to_q.weight"), size(found, f"{attention}.to_kv.weight") // 2
     turned, shared = frequencies(found, stage), keys < inner
@@ -203,11 +214,11 @@ def heads_of(found: Mapping[str, Tensor], stage: int, told: Mapping[str, Any]) -
         width = inner // max(1, told["heads"][stage])
     else:
         raise ConfigError(
-            f"the tensors do not say how many heads share the {inner} columns of {attention}.to_q: give heads or dim_head "
-            "(MEGABYTE-pytorch's own default is dim_head = 64)"
+            f"heads is missing: the tensors do not say how many share the {inner} rows of {attention}.to_q.weight; "
+            "give heads or dim_head (whose default is 64 in MEGABYTE-pytorch)"
         )
     if width < 1 or inner % width:
-        raise ConfigError(f"stage {stage}: heads of width {width} do not divide the {inner} columns of {attention}.to_q")
+        raise ConfigError(f"heads of width {width} do not divide the {inner} rows of {attention}.to_q.weight")
     return inner // width, width, shared
 
 
@@ -242,8 +253,8 @@ def by_stage(options: Mapping[str, Any], mblm: bool, stages: int) -> dict[str, A
         if own in known:
             told[own] = each(value, name, stages) if known[own] else value
         elif name not in WITHOUT_EFFECT and not (mblm and name == "block"):
-            accepted = sorted({*known, *same, *WITHOUT_EFFECT, *(["block"] if mblm else [])})
-            raise ConfigError(f"option {name} = {value!r} is not supported; known: {', '.join(accepted)}")
+            own_names = ["num_tokens", *same, "block"] if mblm else list(known)
+            raise ConfigError(f"option {name} = {value!r} is not supported; those that are: {', '.join(own_names)}")
     if not mblm:
         return told
     if "block" not in options:
@@ -269,21 +280,21 @@ def checked(block: Any, stage: int) -> Mapping[str, Any]:
     block = cast("Mapping[str, Any]", block)
     kind = block.get("block_type", "mamba" if "d_state" in block else "transformer")
     if kind != "transformer":
-        raise ConfigError(f"block_type = {kind!r} of stage {stage} is not supported: stages are of block_type 'transformer'")
-    unknown = sorted(block.keys() - {*BLOCK, *BLOCK_WITHOUT_EFFECT})
+        raise ConfigError(f"block_type = {kind!r} of stage {stage} is not supported: only 'transformer' is")
+    unknown = sorted(block.keys() - {*BLOCK, *BLOCK_TOO})
     if unknown:
         raise ConfigError(f"block of stage {stage}: option {unknown[0]} = {block[unknown[0]]!r} is not supported")
     if block.get("pos_emb_type") not in (None, "fixed", "rope"):
-        raise ConfigError(f"pos_emb_type = {block['pos_emb_type']!r} of stage {stage}: known are 'fixed', 'rope' and none")
+        kind = block["pos_emb_type"]
+        raise ConfigError(f"pos_emb_type = {kind!r} of stage {stage} is not supported: 'fixed', 'rope' and none are")
     return block
 
 
 def of_blocks(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the blocks of all stages say, under MEGABYTE-pytorch's names; where one of them does not, nobody does."""
-    same = {"attn_num_heads": "heads", "attn_head_dims": "dim_head", "attn_use_rot_embs": "rel_pos", "ff_multiplier": "ff_mult"}
     told = {
         name: each([block[own] for block in blocks], own, len(blocks))
-        for own, name in same.items()
+        for own, name in BLOCK.items()
         if all(own in block for block in blocks)
     }
     kinds = [block.get("pos_emb_type") for block in blocks]

@@ -1,4 +1,4 @@
-"""MEGABYTE as the public implementations have it (MEGABYTE-pytorch 0.3.6, MBLM 0.4.2): for the checkpoints made with them.
+"""MEGABYTE as the public implementations have it (MEGABYTE-pytorch 0.3.6, MBLM 0.4.2), for their checkpoints.
 
     ids        BOS a b c d e f g h          patches of 4
     global         ^ . . A . . . B          a position for each patch that is whole: A = abcd; before the first, "^"
@@ -6,15 +6,15 @@
     local          ^abcd   ^efgh            "^" before each patch; a adds the first part of g0, b the second, ...
     logits     a b c d e f g h i            from "^" alone, then from each byte: e by the patch that d is the last of
 
-What differs from `models.megabyte`, which is the paper's: a patch is read to its end before the next byte is guessed by
-it, so that the first byte of a patch is predicted from an output of the global stage that has not read the patch before;
-each output is widened by one matrix into as many vectors as there are places inside; start tokens "^" of each stage are
-learned; a patch is its bytes' vectors, normed, projected and normed; blocks have token shift (`nn.shift`); the output
-matrix is one of its own. docs/decisions/0009 has the whole list.
+What differs from `models.megabyte`, which is the paper's: the last byte of a patch predicts the first of the next one,
+so that this one is predicted from a global output that has not read the patch before; one matrix makes of an output as
+many vectors as there are places inside; every stage has a learned start token "^"; a patch is its bytes' vectors,
+normed, projected and normed again; blocks have token shift (`nn.shift`); the output matrix is one of its own.
 
-Nothing is wasted on "^": what follows from it alone is computed as a row begins, and BOS, which is not embedded, says what
-they predict. So a row that begins in the middle of a document reads its first byte as a document's first. A stage between
-is never asked for the last sub-patch of a patch, since nothing inside is predicted from it: it is left out.
+BOS stands for "^" and is no byte: it opens a document, and what the last stage's "^" predicts scores the first byte.
+What follows from the others' "^" alone is known as a row begins, so that a row which starts in the middle of a document
+has its first byte read as a document's first. The last sub-patch of each patch is left out of a stage between: nothing
+inside is predicted from it. Attention inside patches is windowed attention in which each patch is a document.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from bytelm.nn.initialise import initialise
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.rope import rotate, rotation
 from bytelm.nn.shift import EPS, ShiftCache, ShiftConfig, ShiftStack
-from bytelm.patching.layout import Rows, at_end, since, tail
+from bytelm.patching.layout import Rows, at_end, fronted, since, tail
 from bytelm.units import BOS, PAD, VOCAB
 
 THETA = 10_000.0  # of both implementations, in which it is no option
@@ -97,19 +97,15 @@ class Config:
     def tiny(cls) -> dict[str, Config]:
         """Small shapes that between them reach every path of this file: what the laws are tried on."""
         two = cls(dims=(32, 16), layers=(2, 2), heads=(2, 2), head_dims=(8, 4), ffn=(2, 3))
-        three: dict[str, tuple[int, ...]] = {"dims": (24, 16, 16), "layers": (1, 2, 1), "heads": (2, 2, 2)}
+        three = cls((3, 4), (24, 16, 16), (1, 2, 1), (2, 2, 2), (8, 8, 4), (2, 2, 2), (True,) * 3, ("none",) * 3)
         return {
             "two stages": two,
-            "three stages, rotary, one head of keys": cls(
-                (3, 4), **three, head_dims=(8, 8, 4), ffn=(2, 2, 2), rotary=(True,) * 3, positions=("none",) * 3,
-                multi_query=True,
-            ),
+            "three stages, rotary, one head of keys": replace(three, multi_query=True),
             "learned positions": replace(two, sizes=(6,), positions=("learned", "learned"), patches=600),
-            "three stages, positions of every kind": cls(
-                (2, 3), **three, head_dims=(8, 8, 4), ffn=(2, 2, 2), rotary=(True, False, True),
-                positions=("rotary", "learned", "none"),
+            "three stages, positions of every kind": replace(
+                three, sizes=(2, 3), rotary=(True, False, True), positions=("rotary", "learned", "none")
             ),
-        }  # fmt: skip
+        }
 
     def unit(self, level: int) -> int:
         """Bytes that one position of a stage stands for."""
@@ -306,19 +302,15 @@ class MegabytePyTorch(ByteModel):
         return found
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
-        """See `ByteModel`. Beside the stacks: vectors of bytes, normed, and of patches; what the stage inside is told."""
+        """See `ByteModel`. Beside the stacks: vectors of bytes, normed, and of patches; what places inside are told."""
         config, found = self.config, list[Stage]()
         for level, part in enumerate((*self.outer, self.inner)):
-            dim, beside = config.dims[level], 12 * config.dims[level]
+            beside = 12 * config.dims[level]
             if isinstance(part, Outer):
-                beside += 6 * part.unit * config.dims[-1] + 8 * dim + 2 * part.parts.out_features
-            found.append(Stage("local" if level else "global", part.stack, sum(config.positions_of(level, ids)), beside))
+                beside += 6 * part.unit * config.dims[-1] + 8 * config.dims[level] + 2 * part.parts.out_features
+            positions = sum(config.positions_of(level, ids))
+            found.append(Stage("local" if level else "global", part.stack, positions, beside))
         return found
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters live."""
-        return self.head.weight.device
 
     def begin(self, batch: int) -> MegabytePyTorchState:
         """The state of rows that have read nothing yet."""
@@ -365,11 +357,11 @@ class MegabytePyTorch(ByteModel):
             newest = known[torch.arange(len(ids), device=ids.device), 1 + counts]
             wheres, caches = [*wheres, where], [*caches, cache]
             knowns.append(torch.stack([known[:, 0], newest], 1))
-        x = self.inner.byte(rows.ids)  # the row of BOS is the start token
-        place = torch.where(offset > 0, self.inner.place(offset), 0)
-        if above is not None:
-            told = above.told(torch.arange(ids.shape[1], device=ids.device).expand_as(place), place.clamp(min=1))
-            x = torch.where(offset[..., None] > 0, self.inner.placed(x, place.clamp(min=1)) + told, x)
+        assert above is not None
+        x, place = self.inner.byte(rows.ids), self.inner.place(offset)
+        told = above.told(torch.arange(ids.shape[1], device=ids.device).expand_as(place), place)
+        x = torch.where(offset[..., None] > 0, self.inner.placed(x, place) + told, x)  # BOS's row is the start token
+        place = torch.where(offset > 0, place, 0)
         x, where, cache = self.inner(x, place, rows.lengths, state.where[-1], state.caches[-1] if keep else None)
         logits = rows.restore(self.head(x).float())
         if not keep:
@@ -385,8 +377,8 @@ class MegabytePyTorch(ByteModel):
         longest, limit = int(offset.max()), self.config.patches * self.patch
         if longest > limit:
             raise UsageError(
-                f"a document of {longest} bytes is longer than the learned positions of this model, which end at {limit} "
-                f"({self.config.patches} patches of {self.patch} bytes): read it in shorter windows"
+                f"a document of {longest} bytes is longer than the {limit} for which there are learned positions "
+                f"(model.patches = {self.config.patches}, of {self.patch} bytes each): read it in shorter windows"
             )
 
 
@@ -405,12 +397,3 @@ class Above:
         """What the positions that end at new bytes `slots`, at `place` behind their start tokens, are told."""
         rows = torch.arange(len(slots), device=slots.device)[:, None]
         return self.known[rows, self.output.gather(1, slots), place - 1]
-
-
-def fronted(ends: Bool[Tensor, "batch new"]) -> tuple[Int[Tensor, "batch most"], Int[Tensor, " batch"]]:
-    """The slots that are marked, to the front, and how many each row has."""
-    counts = ends.sum(1)
-    most = int(counts.max())
-    slots = torch.arange(ends.shape[1], device=ends.device).expand_as(ends)
-    index = torch.where(ends, ends.long().cumsum(1) - 1, most)
-    return torch.zeros_like(slots[:, :1]).repeat(1, most + 1).scatter(1, index, slots)[:, :most], counts

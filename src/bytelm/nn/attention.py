@@ -222,7 +222,7 @@ class View:
 
 
 def mix(query: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
-    """Scaled dot-product attention proper, all `[batch, positions, heads, head_dim]`; one head of keys may serve all."""
+    """Scaled dot-product attention proper, all `[batch, positions, heads, head_dim]`; keys may have one head."""
     keys, values = (x.expand(-1, -1, query.shape[2], -1) for x in (keys, values))
     q, k, v = query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
     bf16_on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"

@@ -24,8 +24,8 @@ def initialise(model: nn.Module, layers: int, seed: int) -> None:
         own = [p for p in module.parameters(recurse=False) if p.requires_grad]
         if not own:
             continue
-        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+        for bias in (p for own_name, p in module.named_parameters(recurse=False) if own_name == "bias"):
+            nn.init.zeros_(bias)
         if isinstance(module, nn.RMSNorm | nn.LayerNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, nn.Linear | nn.Embedding):

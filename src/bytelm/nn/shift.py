@@ -7,8 +7,8 @@ Token shift is RWKV's (Peng et al. 2023, arXiv 2305.13048). Here the attention a
 read shifted vectors, normed once they are shifted; what is added to stays where it was. So a layer remembers of the
 newest position, beside its key and value, the halves that the next one will read.
 
-Beside that: GELU with biases, heads of any width, and, in older checkpoints, one head of keys and values for all queries
-(Shazeer 2019, arXiv 1911.02150).
+Beside that: GELU with biases, heads of any width, and, in older checkpoints, one head of keys and values for all
+queries (Shazeer 2019, arXiv 1911.02150).
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Trainer:
         for module in model.modules():
             if isinstance(module, Block | ShiftBlock | NgramEmbedding):
                 module.dropout = config.dropout
-            if config.compile and isinstance(module, Block):
+            if config.compile and isinstance(module, Block | ShiftBlock):
                 module.compile(dynamic=True)  # block by block: BLT reads patches between the blocks of its decoder
 
     # --- one sitting --------------------------------------------------------------------------------------------------
