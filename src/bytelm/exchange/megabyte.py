@@ -9,8 +9,8 @@ tells them apart, and MBLM's `block`. What tensors tell too is compared, what ch
 flash attention, the id of padding), and any other option is refused.
 
 Ids 0 to 255 are bytes. A checkpoint that knows no more gets embeddings of zeros for our four specials, and a bias of
--30 where they are predicted: the bytes' logits are theirs, and EOS can still be learnt. Of one that knows up to 260 ids,
-those from 256 on are left out, ours in their places as above: no file says what they stood for.
+-30 where they are predicted: the bytes' logits are theirs, and EOS can still be learnt. Of one that knows up to 260
+ids, those from 256 on are left out, ours in their places as above: no file says what they stood for.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ class Level(nn.Module):
 
     def start(self) -> Float[Tensor, "1 1 dim"]:
         """The start token: in the last stage the row of BOS."""
-        return F.embedding(torch.full((1, 1), BOS, device=self.byte.weight.device), self.byte.weight)
+        return self.byte.weight[None, BOS : BOS + 1]
 
     def place(self, offset: Int[Tensor, "*some"]) -> Int[Tensor, "*some"]:
         """Where the position that ends with byte `offset`, counted from 1, stands behind its start token: from 1 on."""

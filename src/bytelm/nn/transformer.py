@@ -45,6 +45,11 @@ class StackConfig:
         """Width of a head."""
         return self.dim // self.heads
 
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys, and of values."""
+        return self.heads
+
     def hidden(self) -> int:
         """Width of the feed-forward layer: two thirds of four times the width, rounded up to the multiple."""
         exact = int(8 * self.dim / 3)
