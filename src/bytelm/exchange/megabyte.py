@@ -75,7 +75,7 @@ def recipe(tensors: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
     """
     found, mblm = plain(tensors)
     told = by_stage(options, mblm, len(starts(found)))
-    config, seen = seen_in(found, told)
+    config, seen = seen_in(found, told, mblm)
     wrong = [
         f"{name} = {told[name]!r}, but the tensors say {have!r}"
         for name, have in seen.items()
@@ -161,8 +161,9 @@ def vocabulary_of(found: Mapping[str, Tensor]) -> int:
     return count
 
 
-def seen_in(found: Mapping[str, Tensor], told: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+def seen_in(found: Mapping[str, Tensor], told: Mapping[str, Any], mblm: bool) -> tuple[Config, dict[str, Any]]:
     """The shape, and what the tensors say of each option that may have been told."""
+    vocabulary = vocabulary_of(found)
     dims = tuple(starts(found))
     stages = range(len(dims))
     if len(dims) < 2:
@@ -173,17 +174,24 @@ def seen_in(found: Mapping[str, Tensor], told: Mapping[str, Any]) -> tuple[Confi
     units = [size(found, f"token_embs.{k}.2.weight") // dims[-1] for k in stages[:0:-1]] + [1]
     sizes = tuple(one // max(1, other) for one, other in pairwise(units))
     layers = tuple(depth(found, stage) for stage in stages)
-    shapes = [heads_of(found, stage, told) if layers[stage] else (1, 2, False) for stage in stages]
+    turned = [frequencies(found, stage) for stage in stages]
+    learned = [f"pos_embs.{stage}.weight" in found for stage in stages]
+    if not mblm:  # where one stage has them all have, so that a lost one is missed
+        some = next((one for one in turned if one is not None), None)
+        turned, learned = [some if one is None else one for one in turned], [any(learned)] * len(dims)
+    shapes = [heads_of(found, stage, turned[stage], told) if layers[stage] else (1, 2, False) for stage in stages]
     ffn = tuple(size(found, f"transformers.{s}.layers.0.1.1.weight") // dims[s] if layers[s] else 1 for s in stages)
-    rotary = tuple(frequencies(found, stage) is not None for stage in stages)
-    positions: tuple[Positions, ...] = tuple(positions_of(found, stage, told) for stage in stages)
-    patches = size(found, "pos_embs.0.weight") if positions[0] == "learned" else None
+    rotary = tuple(one is not None for one in turned)
+    rope = told.get("rope", {})  # of MBLM, of which no tensor tells
+    positions: tuple[Positions, ...] = tuple(
+        "learned" if one else "rotary" if rope.get(stage) else "none" for stage, one in enumerate(learned)
+    )
+    patches = size(found, "pos_embs.0.weight") if learned[0] else None
     heads, widths = (tuple(shape[index] for shape in shapes) for index in (0, 1))
     shared = any(one for _, _, one in shapes)
     config = Config(sizes, dims, layers, heads, widths, ffn, rotary, positions, patches, shared)
     seen = {"dim": dims, "depth": layers, "ff_mult": ffn, "rel_pos": rotary, "heads": heads, "dim_head": widths}
-    seen["pos_emb"] = tuple(kind == "learned" for kind in positions)
-    return config, {**seen, "num_tokens": vocabulary_of(found), "max_seq_len": (patches, *sizes)}
+    return config, {**seen, "pos_emb": tuple(learned), "num_tokens": vocabulary, "max_seq_len": (patches, *sizes)}
 
 
 def differs(told: Mapping[str, Any], name: str, seen: Any) -> bool:
@@ -201,13 +209,17 @@ def depth(found: Mapping[str, Tensor], stage: int) -> int:
     return max((int(match[1]) + 1 for match in numbers if match), default=0)
 
 
-def heads_of(found: Mapping[str, Tensor], stage: int, told: Mapping[str, Any]) -> tuple[int, int, bool]:
+def heads_of(
+    found: Mapping[str, Tensor], stage: int, turned: Tensor | None, told: Mapping[str, Any]
+) -> tuple[int, int, bool]:
     """Heads of a stage, their width, whether they share one of keys. Raises ConfigError where nothing tells."""
     attention = f"transformers.{stage}.layers.0.0"
     inner, keys = size(found, f"{attention}.to_q.weight"), size(found, f"{attention}.to_kv.weight") // 2
-    turned, shared = frequencies(found, stage), keys < inner
-    if turned is not None or shared:
-        width = keys if shared else 2 * len(cast("Tensor", turned))
+    shared = keys < inner
+    if shared:
+        width = keys
+    elif turned is not None:
+        width = 2 * len(turned)
     elif "dim_head" in told:
         width = told["dim_head"][stage]
     elif "heads" in told:
@@ -230,13 +242,6 @@ def frequencies(found: Mapping[str, Tensor], stage: int) -> Tensor | None:
         if not torch.allclose(have.double().cpu(), wanted, rtol=1e-2, atol=0):
             raise ConfigError(f"transformers.{stage}.rotary_emb.inv_freq: not the frequencies of theta = {THETA:g}")
     return have
-
-
-def positions_of(found: Mapping[str, Tensor], stage: int, told: Mapping[str, Any]) -> Positions:
-    """How a stage tells its positions apart beside attention; of MBLM's "rope" no tensor tells."""
-    if f"pos_embs.{stage}.weight" in found:
-        return "learned"
-    return "rotary" if told.get("rope", {}).get(stage) else "none"
 
 
 # --- options --------------------------------------------------------------------------------------------------------
