@@ -11,29 +11,34 @@ from bytelm.cli.common import Sets
 from bytelm.config import assignments
 
 Theirs = Literal["hf", "meta"]
+Known = Literal["hf", "meta", "megabyte"]
 
 
-def convert(
-    source: Path, run: Path, /, *, layout: Annotated[Theirs, Parameter(name="--from")], set: Sets = None
-) -> int:
+def convert(source: Path, run: Path, /, *, layout: Annotated[Known, Parameter(name="--from")], set: Sets = None) -> int:
     """Make a run of weights from elsewhere: the same numbers, with our generation and measurement.
 
     Example: bytelm convert blt-1b-hf runs/blt-1b --from hf
     Example: bytelm convert blt-1b runs/blt-1b --from meta --set patching.threshold=1.34
+    Example: bytelm convert model.pt runs/megabyte --from megabyte --set heads=8 --set max_seq_len=[1024,4]
 
     Parameters
     ----------
     source
-        The folder with the weights and their config.json.
+        The folder with the weights and their config.json; of MEGABYTE-pytorch and MBLM the file.
     run
         The run to make.
     layout
         hf: BLT of Hugging Face's transformers. meta: BLT of Meta's code, from the hub or as downloaded.
+        megabyte: MEGABYTE-pytorch or MBLM; --set gives what a constructor was given and tensors do not tell.
     """
-    from bytelm.exchange.convert import convert as make
+    from bytelm.exchange import convert as making
     from bytelm.units import show_bytes, show_count
 
-    made = make(source, layout, run, assignments(set or [], "--set"))
+    told = assignments(set or [], "--set")
+    if layout == "megabyte":
+        made = making.convert_megabyte(source, run, told)
+    else:
+        made = making.convert(source, layout, run, told)
     print(f"{show_count(made.parameters)} parameters, context {show_bytes(made.context)}: {run}")
     print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
     return 0

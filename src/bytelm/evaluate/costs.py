@@ -19,7 +19,7 @@ from torch import nn
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import build, preset
 from bytelm.errors import UsageError
-from bytelm.models import blt, linear, megabyte, perceiver, transformer
+from bytelm.models import blt, linear, megabyte, megabyte_pytorch, perceiver, transformer
 from bytelm.models.base import ByteModel
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.transformer import StackConfig
@@ -123,6 +123,8 @@ def _paper(config: Any, window: int, mean: float) -> float:
             return _blt(config, window, mean)
         case megabyte.Config():
             return _megabyte(config, window)
+        case megabyte_pytorch.Config():
+            return _megabyte_pytorch(config, window)
         case linear.Config():
             return _linear(config.stack()) + _output(config.dim)
         case perceiver.Config():
@@ -161,7 +163,7 @@ def _blt(config: blt.Config, window: int, mean: float) -> float:
 
 def _kaplan(stack: StackConfig, context: float) -> float:
     """A position of a Transformer (Kaplan et al. 2020, Table 1): 2 m + 2 l n_ctx h, m without embeddings."""
-    return stack.layers * (stack.products(1) + 2 * stack.dim * context)
+    return stack.layers * (stack.products(1) + 2 * stack.heads * stack.head_dim * context)
 
 
 def _megabyte(config: megabyte.Config, window: int) -> float:
@@ -173,6 +175,13 @@ def _megabyte(config: megabyte.Config, window: int) -> float:
     for level, size in enumerate(config.sizes, 1):
         found += _kaplan(config.stack(level), size + config.reach) / config.unit(level)
     return found + _output(config.dims[-1])
+
+
+def _megabyte_pytorch(config: megabyte_pytorch.Config, window: int) -> float:
+    """The same for its other form: start tokens, and what is made of patches and of outputs, are left out there too."""
+    contexts = (window / config.patch, *config.sizes)
+    found = (_kaplan(config.stack(level), seen) / config.unit(level) for level, seen in enumerate(contexts))
+    return sum(found) + _output(config.dims[-1])
 
 
 def _linear(stack: StackConfig) -> float:
@@ -203,6 +212,8 @@ def _read(model: ByteModel, length: int, mean: float) -> float:
             return _blt_read(model, length, mean)
         case megabyte.Megabyte():
             return _megabyte_read(model, length)
+        case megabyte_pytorch.MegabytePyTorch():
+            return _megabyte_pytorch_read(model, length)
         case _:
             raise UsageError(f"no count of the bytes that a {type(model).__name__} reads: bytelm.models have one")
 
@@ -214,7 +225,7 @@ def _weights(*modules: nn.Module) -> int:
 
 def _cached(stack: StackConfig, seen: float) -> float:
     """Numbers in the keys and values of what a position sees."""
-    return 2 * stack.layers * stack.dim * min(seen, stack.window or seen)
+    return 2 * stack.layers * stack.key_heads * stack.head_dim * min(seen, stack.window or seen)
 
 
 def _blt_read(model: blt.BLT, length: int, mean: float) -> float:
@@ -235,6 +246,18 @@ def _megabyte_read(model: megabyte.Megabyte, length: int) -> float:
         stage = _weights(inner.stack) + _cached(config.stack(level + 1), inner.size / 2 + inner.reach)
         found += stage / config.unit(level + 1)
     return 2 * (found + model.byte.weight.numel())
+
+
+def _megabyte_pytorch_read(model: megabyte_pytorch.MegabytePyTorch, length: int) -> float:
+    """A start token is read beside the position after it, for which the weights are read anyhow."""
+    config = model.config
+    found = float(_weights(model.head))
+    for level, part in enumerate((*model.outer, model.inner)):
+        stack, between = config.stack(level), 0 < level < len(config.sizes)
+        seen = config.sizes[level - 1] / 2 if level else length / config.patch
+        read = 1 - 1 / config.sizes[level - 1] if between else 1.0  # the last sub-patch of a patch is left out
+        found += read * (_weights(part) + _cached(stack, seen)) / config.unit(level)
+    return 2 * found
 
 
 # --- the papers' figures ----------------------------------------------------------------------------------------------

@@ -22,13 +22,15 @@ from bytelm.checkpoint import store, tensors
 from bytelm.checkpoint.assemble import Recipe, trained
 from bytelm.config import build, merge, to_mapping
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
-from bytelm.exchange import files, hf, meta, names
+from bytelm.exchange import files, hf, megabyte, meta, names
 from bytelm.exchange.files import Weights
 from bytelm.exchange.names import SCORER, Match
 from bytelm.models import blt
 from bytelm.scorers import transformer
 
 Layout = Literal["hf", "meta"]
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+CONTEXT = 8192  # bytes, of a checkpoint that says nothing of its length: that of the MEGABYTE paper
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,33 @@ def convert(source: Path, layout: Layout, run: Path, sets: Mapping[str, Any]) ->
         found = {name: weight for name, weight in opened.weights.items() if name in expected or not idle(name, opened)}
         files.check(expected, found, source)
         ours = {match.ours: joined(match, found, source) for match in opened.matches}
-    recipe, context = opened.recipe, opened.context
+    keep(run, opened.recipe, opened.context, ours, {"from": layout, "name": source.resolve().name})
+    return Converted(opened.recipe, sum(tensor.numel() for tensor in ours.values()), opened.context)
+
+
+def convert_megabyte(source: Path, run: Path, options: Mapping[str, Any]) -> Converted:
+    """Make a run of a checkpoint of MEGABYTE-pytorch or MBLM: a file, or a folder that holds one.
+
+    `options` are its constructor's, for what tensors do not tell: see `exchange.megabyte`. Raises as `convert` does.
+    """
+    fresh(run)
+    found = [file for file in sorted(source.iterdir()) if file.suffix in SUFFIXES] if source.is_dir() else [source]
+    if len(found) != 1:
+        names_found = ", ".join(file.name for file in found) or "none"
+        raise CheckpointError(f"{source} has {len(found)} files of weights ({names_found}): name the one to convert")
+    with ExitStack() as stack:
+        theirs = {name: weight.read() for name, weight in files.weights_in(found[0], stack).items()}
+        recipe = megabyte.recipe(theirs, options)
+        ours = megabyte.renamed(theirs, recipe)
+    context = megabyte.context(recipe.model, options) or CONTEXT
+    keep(run, recipe, context, ours, {"from": "megabyte", "name": found[0].resolve().name})
+    return Converted(recipe, sum(tensor.numel() for tensor in ours.values()), context)
+
+
+def keep(run: Path, recipe: Recipe, context: int, ours: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
+    """Write the one checkpoint of a run. Raises ResourceError; nothing is left where the disk refuses."""
     state = {"recipe": to_mapping(recipe), "context": context, "bytes": 0, "seconds": 0.0, "skipped": 0}
-    state |= {"converted": {"from": layout, "name": source.resolve().name}}
+    state |= {"converted": dict(origin)}
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,7 +108,6 @@ def convert(source: Path, layout: Layout, run: Path, sets: Mapping[str, Any]) ->
     except BaseException:
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # so that the same command can be given again
         raise
-    return Converted(recipe, sum(tensor.numel() for tensor in ours.values()), context)
 
 
 def fresh(path: Path) -> None:

@@ -99,7 +99,7 @@ def pickled(path: Path) -> Weights:
             f"{path} cannot be read, and nothing in it was executed: it must hold tensors alone, "
             f"as torch.save writes a state_dict ({first_line(error)})"
         ) from error
-    for key in ("model", "state_dict", "model_state_dict"):
+    for key in ("model", "state_dict", "model_state_dict", "MODEL"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(map(dense, content.values())):

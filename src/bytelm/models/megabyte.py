@@ -35,7 +35,7 @@ from bytelm.nn.initialise import fill, initialise
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.patches import Grid, PatchView
 from bytelm.nn.transformer import Stack, StackConfig
-from bytelm.patching.layout import Rows, at_end, since
+from bytelm.patching.layout import Rows, at_end, fronted, since
 from bytelm.units import BOS, PAD, VOCAB
 
 PIECE = 1 << 23  # positions × width × layers of an inner stage that are computed at a time where memory is to be spared
@@ -319,13 +319,7 @@ class Megabyte(ByteModel):
         self, offset: Int[Tensor, "batch new"], rows: Rows, level: int
     ) -> tuple[Int[Tensor, "batch opened"], Int[Tensor, " batch"]]:
         """The slots of the new ids at which a position of a stage opens, to the front, and how many each row has."""
-        opens = (offset % self.config.unit(level) == 0) & rows.real
-        counts = opens.sum(1)
-        most = int(counts.max())
-        slots = torch.zeros(len(opens), most + 1, dtype=torch.long, device=opens.device)
-        index = torch.where(opens, opens.long().cumsum(1) - 1, most)
-        arange = torch.arange(opens.shape[1], device=opens.device).expand_as(index)
-        return slots.scatter(1, index, arange)[:, :most], counts
+        return fronted((offset % self.config.unit(level) == 0) & rows.real)
 
     def grid(self, level: int, offset: Int[Tensor, "batch new"], counts: Int[Tensor, " batch"]) -> Grid:
         """Where new positions of an inner stage stand, from the offsets in the document at which they open."""

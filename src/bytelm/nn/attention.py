@@ -118,6 +118,8 @@ class Mask:
 class View:
     """What each new position sees when all stand in one line: the slots from `first` to its own."""
 
+    starts: Bool[Tensor, "batch new"]
+    """Where a document starts."""
     first: Int[Tensor, "batch new"]
     """The window and the start of the document, as a slot (int32)."""
     rotation: Rotation
@@ -152,6 +154,7 @@ class View:
         block = BLOCK if window is not None and new > BLOCK else 0
         width = window or new + cached
         return cls(
+            starts=starts,
             first=torch.maximum(slots - width + 1, start - before).clamp(min=0).int(),
             rotation=rotation(positions, head_dim, theta),
             lengths=lengths,
@@ -195,8 +198,8 @@ class View:
     def over(
         self,
         query: Float[Tensor, "batch new heads head_dim"],
-        keys: Float[Tensor, "batch slots heads head_dim"],
-        values: Float[Tensor, "batch slots heads head_dim"],
+        keys: Float[Tensor, "batch slots #heads head_dim"],
+        values: Float[Tensor, "batch slots #heads head_dim"],
     ) -> Float[Tensor, "batch new heads head_dim"]:
         """Attention of the new queries over cached and new slots; a long windowed call goes in blocks of queries."""
         if fused.fits(query):
@@ -219,7 +222,8 @@ class View:
 
 
 def mix(query: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
-    """Scaled dot-product attention proper, all `[batch, positions, heads, head_dim]`."""
+    """Scaled dot-product attention proper, all `[batch, positions, heads, head_dim]`; keys may have one head."""
+    keys, values = (x.expand(-1, -1, query.shape[2], -1) for x in (keys, values))
     q, k, v = query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
     bf16_on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
     if bf16_on_cpu and torch.is_grad_enabled() and k.shape[2] <= PRODUCTS:

@@ -167,14 +167,15 @@ class _Attention(Function):
 
 def attention(
     query: Float[Tensor, "rows queries heads head_dim"],
-    keys: Float[Tensor, "rows slots heads head_dim"],
-    values: Float[Tensor, "rows slots heads head_dim"],
+    keys: Float[Tensor, "rows slots #heads head_dim"],
+    values: Float[Tensor, "rows slots #heads head_dim"],
     first: Int[Tensor, "rows_or_1 queries"],
 ) -> Float[Tensor, "rows queries heads head_dim"]:
     """Scaled dot-product attention in which query t sees the slots from `first` (int32) to slots - queries + t.
 
     Scores are never written out: memory is linear (Dao 2023, arXiv 2307.08691).
     """
+    keys, values = (x.expand(-1, -1, query.shape[2], -1) for x in (keys, values))
     return _Attention.apply(query, keys, values, first)
 
 

@@ -4,6 +4,7 @@
     linear layers                   normal, σ = inputs^-1/2
     ... that end a residual branch  the same, divided by sqrt(2 · layers) (their names are `out` and `down`)
     norms                           ones
+    biases                          zeros
 
 Normals are cut at three σ, as in the BLT paper's code lineage.
 """
@@ -23,7 +24,9 @@ def initialise(model: nn.Module, layers: int, seed: int) -> None:
         own = [p for p in module.parameters(recurse=False) if p.requires_grad]
         if not own:
             continue
-        if isinstance(module, nn.RMSNorm):
+        for bias in (p for own_name, p in module.named_parameters(recurse=False) if own_name == "bias"):
+            nn.init.zeros_(bias)
+        if isinstance(module, nn.RMSNorm | nn.LayerNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, nn.Linear | nn.Embedding):
             fan = module.in_features if isinstance(module, nn.Linear) else module.embedding_dim

@@ -13,11 +13,12 @@ EPS = 1e-5
 class RMSNorm(nn.RMSNorm):
     """x / rms(x) · weight over the last axis (Zhang and Sennrich 2019)."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, EPS)
+    def __init__(self, dim: int, eps: float = EPS) -> None:
+        super().__init__(dim, eps)
+        self.least = eps
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Under autocast some inputs are bf16; the norm is not, though its result may be: a product reads it next."""
         if fused.norm_fits(x):
-            return fused.rms_norm(x, self.weight, EPS)
+            return fused.rms_norm(x, self.weight, self.least)
         return super().forward(x.to(self.weight.dtype))

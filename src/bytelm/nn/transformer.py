@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,6 +39,16 @@ class StackConfig:
         if self.window is not None and self.window < 1:
             found.append(f"{name}: window {self.window} must be at least 1")
         return found
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.dim // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys, and of values."""
+        return self.heads
 
     def hidden(self) -> int:
         """Width of the feed-forward layer: two thirds of four times the width, rounded up to the multiple."""
@@ -108,17 +119,19 @@ def dropped(x: Tensor, block: Block) -> Tensor:
 class Stack(nn.Module):
     """Blocks over positions that are bytes or patches. Owners that mix in other layers walk `blocks` themselves."""
 
+    kind: ClassVar[type[nn.Module]] = Block
+    """What its blocks are: modules of one `StackConfig`, called as a `Block` is."""
+
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(self.kind(config) for _ in range(config.layers))
         self.recompute = False
         """Activation checkpointing: keep only each block's input for the backward pass, and compute the rest again."""
 
     def begin(self, batch: int, device: torch.device) -> tuple[Cache, ...]:
         """The caches of rows that have read nothing."""
-        heads = self.config.heads
-        empty = Cache.empty(batch, heads, self.config.dim // heads, device)
+        empty = Cache.empty(batch, self.config.heads, self.config.head_dim, device)
         return (empty,) * self.config.layers
 
     def view(
@@ -131,7 +144,7 @@ class Stack(nn.Module):
         """What each of the new positions sees; the first `lengths` of each row are real."""
         config = self.config
         cached = caches[0].keys.shape[1] if caches else 0
-        return View.of(lengths, starts, where, cached, config.window, config.dim // config.heads, config.theta)
+        return View.of(lengths, starts, where, cached, config.window, config.head_dim, config.theta)
 
     def layer(
         self, index: int, x: Tensor, view: Sight[Memory], caches: tuple[Memory, ...] | None
@@ -166,7 +179,7 @@ class Stack(nn.Module):
         Returns the outputs (zeros in rows without), where the rows stand, and the caches. At least one row has some.
         Without caches nobody goes on from there, and where the rows stand need not be known.
         """
-        if caches is None and len(counts) > 1 and fused.attends(x, self.config.dim // self.config.heads):
+        if caches is None and len(counts) > 1 and fused.attends(x, self.config.head_dim):
             return self.packed(x, counts, starts), where, None
         rows = counts.nonzero()[:, 0]
         if len(rows) == len(counts):

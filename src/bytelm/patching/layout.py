@@ -73,6 +73,16 @@ def since(marks: Bool[Tensor, "batch new"], carry: Int[Tensor, " batch"]) -> Int
     return torch.where(last >= 0, slots - last, slots + 1 + carry[:, None])
 
 
+def fronted(marks: Bool[Tensor, "batch new"]) -> tuple[Int[Tensor, "batch most"], Int[Tensor, " batch"]]:
+    """The slots that are marked, moved to the front, and how many of them each row has; behind those stands slot 0."""
+    counts = marks.sum(1)
+    most = int(counts.max())
+    slots = torch.zeros(len(marks), most + 1, dtype=torch.long, device=marks.device)
+    index = torch.where(marks, marks.long().cumsum(1) - 1, most)
+    arange = torch.arange(marks.shape[1], device=marks.device).expand_as(index)
+    return slots.scatter(1, index, arange)[:, :most], counts
+
+
 def at_end(values: Tensor, lengths: Int[Tensor, " batch"], before: Tensor) -> Tensor:
     """Each row's value `[batch, ...]` at its last real slot; rows without a new id keep the value from before."""
     if not values.shape[1]:

@@ -25,6 +25,7 @@ from bytelm.errors import CheckpointError, TrainingError
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
 from bytelm.nn.embed import NgramEmbedding
+from bytelm.nn.shift import ShiftBlock
 from bytelm.nn.transformer import Block
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
@@ -91,9 +92,9 @@ class Trainer:
         for stage in model.stages(1, 1):
             stage.stack.recompute = recomputes(config, stage.name)
         for module in model.modules():
-            if isinstance(module, Block | NgramEmbedding):
+            if isinstance(module, Block | ShiftBlock | NgramEmbedding):
                 module.dropout = config.dropout
-            if config.compile and isinstance(module, Block):
+            if config.compile and isinstance(module, Block | ShiftBlock):
                 module.compile(dynamic=True)  # block by block: BLT reads patches between the blocks of its decoder
 
     # --- one sitting --------------------------------------------------------------------------------------------------
