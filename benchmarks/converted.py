@@ -1,12 +1,13 @@
 """Writing with the same weights: a peer's model, and what `bytelm convert` makes of it.
 
-    python benchmarks/converted.py                     BLT of transformers, about 10M parameters
+    python benchmarks/converted.py                     BLT of transformers, MEGABYTE of MEGABYTE-pytorch
     python benchmarks/converted.py --prompts 256,2048 --bytes 16 --rounds 5 --json
 
 The peer's weights are random, saved as its users save them, converted, and loaded from the run. Both go on greedily
 after the same prompts, in float32, and must write the same bytes, or the program ends with 1. Each takes its turn
-within a round, every other round backwards; medians over rounds. transformers' `generate` runs without a cache, because
-with one its logits are wrong. The threshold of entropy is the median over the prompt, so that patches are short.
+within a round, every other round backwards; medians over rounds. transformers' model is asked without a cache, because
+with one its logits are wrong, and MEGABYTE-pytorch has none. The threshold of entropy is the median over a prompt, so
+that patches are short. BLT has about 10M parameters without tables, MEGABYTE the shape of its project's README.
 
 ms a byte: between two bytes, after the first. first: from the call to the first byte, the prompt's reading included.
 """
@@ -29,11 +30,12 @@ from typing import Any
 import torch
 from peers import parameters
 
-from bytelm.exchange.convert import convert
+from bytelm.exchange.convert import convert, convert_megabyte
 from bytelm.lm import load
 from bytelm.units import show_count
 
 Write = Callable[[bytes, int], Iterator[int]]  # prompt, number -> bytes, each as it is there
+MEGABYTE_SHAPE = {"dim": (512, 256), "depth": (6, 4), "max_seq_len": (1024, 4), "heads": 8, "dim_head": 64}
 LOCAL, LATENT, SCORER = (192, 3), (384, 6), (128, 4)  # widths and heads
 WORDS = b"the of and to a in that it is was I for on you he be with as by at have are this not but had his they".split()
 
@@ -85,9 +87,31 @@ def transformers_blt(folder: Path) -> tuple[int, Write]:
     return parameters(model), write
 
 
-def converted(folder: Path, run: Path) -> Write:
+def megabyte_pytorch(folder: Path) -> tuple[int, Write]:
+    """MEGABYTE-pytorch's with random weights, saved to `folder`: its parameters, and how it writes."""
+    from MEGABYTE_pytorch import MEGABYTE
+
+    torch.manual_seed(0)
+    model = MEGABYTE(num_tokens=256, **MEGABYTE_SHAPE, flash_attn=True).eval()
+    folder.mkdir()
+    torch.save(model.state_dict(), folder / "model.pt")
+
+    def write(prompt: bytes, count: int) -> Iterator[int]:
+        ids = torch.tensor([[*prompt]])
+        for _ in range(count):
+            with torch.inference_mode():
+                ids = torch.cat([ids, model(ids)[:, -1].argmax(-1, keepdim=True)], 1)
+            yield int(ids[0, -1])
+
+    return parameters(model), write
+
+
+def converted(system: str, folder: Path, run: Path) -> Write:
     """The same weights with us."""
-    convert(folder, "hf", run, {})
+    if system == "transformers":
+        convert(folder, "hf", run, {})
+    else:
+        convert_megabyte(folder, run, {"heads": 8, "dim_head": 64, "max_seq_len": [1024, 4]})
     model = load(run)
 
     def write(prompt: bytes, count: int) -> Iterator[int]:
@@ -141,23 +165,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    cells: list[Cell] = []
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        count, theirs = transformers_blt(Path(name) / "theirs")
-        ours = converted(Path(name) / "theirs", Path(name) / "run")
-    for prompt in map(int, options.prompts.split(",")):
-        cells += [Cell("transformers", prompt, theirs), Cell("bytelm", prompt, ours)]
-    for cell in cells[:2]:
-        cell.write(text(64), 4)
+    cells, counts = list[Cell](), dict[str, int]()
+    for system, make in (("transformers", transformers_blt), ("MEGABYTE-pytorch", megabyte_pytorch)):
+        with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            counts[system], theirs = make(Path(name) / "theirs")
+            ours = converted(system, Path(name) / "theirs", Path(name) / "run")
+        for prompt in map(int, options.prompts.split(",")):
+            cells += [Cell(system, prompt, theirs), Cell("bytelm", prompt, ours)]
+        for cell in cells[-2:]:
+            list(cell.write(text(64), 4))
     for turn in range(options.rounds):
         for cell in cells if turn % 2 == 0 else reversed(cells):
             cell.measure(options.bytes)
     rows = rows_of(cells)
     if options.json:
-        print(json.dumps({"parameters": count, "bytes": options.bytes, "rows": rows}))
+        print(json.dumps({"parameters": counts, "bytes": options.bytes, "rows": rows}))
     else:
-        print(f"{show_count(count)} parameters without tables; {options.bytes} bytes after each prompt")
+        sizes = ", ".join(f"{system} {show_count(count)}" for system, count in counts.items())
+        print(f"parameters without tables: {sizes}; {options.bytes} bytes after each prompt")
         print(f"{'peer':<18}{'prompt':>7}{'ms a byte':>20}{'ratio':>8}{'first, ms':>20}{'ratio':>8}  same bytes")
         for row in rows:
             step = f"{row['theirs_ms_a_byte']:.1f} / {row['ours_ms_a_byte']:.2f}"

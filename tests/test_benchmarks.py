@@ -27,7 +27,7 @@ def program(name: str) -> Any:
 sys.path.append(str(BENCHMARKS))  # where programs find each other when they are run
 ablations, scaling = program("ablations"), program("scaling")
 generate, headline, identity = program("generate"), program("headline"), program("identity")
-papers, train = program("papers"), program("train")
+papers, train, converted = program("papers"), program("train"), program("converted")
 
 TINY = ablations.Shape((16, 8), (2, 1), (1, 2), patch=8, reach=2, window=32, batch=2)
 PICTURES = ablations.Shape(
@@ -250,3 +250,19 @@ def test_the_papers_program_end_to_end(
     assert (tmp_path / "runs" / "books-1.5e11" / "picture.svg").exists()
     with pytest.raises(SystemExit):
         papers.main(["--data", str(tmp_path), "--only", "poems"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_weights_write_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("MEGABYTE_pytorch")
+    assert converted.main(["--prompts", "16,40", "--bytes", "3", "--rounds", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["peer"], row["prompt"]) for row in found["rows"]] == [
+        (peer, prompt) for peer in ("transformers", "MEGABYTE-pytorch") for prompt in (16, 40)
+    ]
+    for row in found["rows"]:
+        assert row["same_bytes"] and row["ratio"] == row["theirs_ms_a_byte"] / row["ours_ms_a_byte"]
+    other = converted.Cell("bytelm", 16, lambda prompt, count: iter(range(count)), [0.1], [0.1], b"x")
+    same = converted.Cell("transformers", 16, other.write, [0.1], [0.1], b"y")
+    assert not converted.rows_of([same, other])[0]["same_bytes"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.checkpoint.assemble import Recipe
+from bytelm.cli import run as cli
 from bytelm.config import build, to_mapping
 from bytelm.errors import CheckpointError, ConfigError, UsageError
 from bytelm.exchange import megabyte as exchange
+from bytelm.lm import load
 from bytelm.models.base import ByteModel
 from bytelm.models.megabyte_pytorch import Config
 from bytelm.models.objective import score
@@ -409,3 +412,32 @@ def test_other_frequencies_are_refused() -> None:
 def test_impossible_shapes_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Config(**change)
+
+
+# ---- the command
+
+
+def test_convert_makes_a_run_that_writes_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = MEGABYTE(num_tokens=256, dim=(32, 16), depth=(2, 1), max_seq_len=(64, 4), heads=2, dim_head=8).eval()
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    torch.save({"model": theirs.state_dict(), "step": 7}, folder / "model.pt")
+    words = ["--from", "megabyte", "--set", "heads=2", "--set", "max_seq_len=[64,4]"]
+    assert cli(["convert", str(folder), str(tmp_path / "run"), *words]) == 0
+    ids = torch.tensor([[*b"\x00any\xffbytes"]])
+    for _ in range(9):
+        with torch.no_grad():
+            ids = torch.cat([ids, theirs(ids)[:, -1].argmax(-1, keepdim=True)], 1)
+    lm = load(tmp_path / "run")
+    assert lm.generate(b"\x00any\xffbytes", max_bytes=9, temperature=0.0, eos=False) == bytes(ids[0, -9:].tolist())
+    assert lm.context == 256
+    assert cli(["convert", str(folder), str(tmp_path / "other"), "--from", "megabyte"]) == 2
+    assert "heads is missing" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    torch.save(theirs.state_dict(), folder / "older.pt")
+    assert cli(["convert", str(folder), str(tmp_path / "other"), *words]) == 4
+    assert "2 files of weights (model.pt, older.pt)" in capsys.readouterr().err
+    assert cli(["convert", str(tmp_path / "none.pt"), str(tmp_path / "other"), *words]) == 4
+    assert "missing" in capsys.readouterr().err
+    (folder / "older.pt").write_bytes(b"\x80\x02cos\nsystem\nq\x00X\x05\x00\x00\x00falseq\x01\x85q\x02Rq\x03.")
+    assert cli(["convert", str(folder / "older.pt"), str(tmp_path / "other"), *words]) == 4
+    assert "nothing in it was executed" in capsys.readouterr().err
