@@ -96,12 +96,12 @@ class Config:
     @classmethod
     def tiny(cls) -> dict[str, Config]:
         """Small shapes that between them reach every path of this file: what the laws are tried on."""
-        two = cls(dims=(32, 16), layers=(2, 2), heads=(2, 2), head_dims=(8, 4), ffn=(2, 3))
         three = cls((3, 4), (24, 16, 16), (1, 2, 1), (2, 2, 2), (8, 8, 4), (2, 2, 2), (True,) * 3, ("none",) * 3)
         return {
-            "two stages": two,
+            "two stages, learned positions": cls(
+                *((4,), (32, 16), (2, 2), (2, 2), (8, 4), (2, 3)), positions=("learned", "learned"), patches=800
+            ),
             "three stages, rotary, one head of keys": replace(three, multi_query=True),
-            "learned positions": replace(two, sizes=(6,), positions=("learned", "learned"), patches=600),
             "three stages, positions of every kind": replace(
                 three, sizes=(2, 3), rotary=(True, False, True), positions=("rotary", "learned", "none")
             ),
