@@ -8,8 +8,10 @@ import re
 import shlex
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Recipe
@@ -54,6 +56,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made(tmp_path / "published", bounded=False)
     for folder, layout in (("blt-1b-hf", "hf"), ("blt-1b", "meta")):
         export(tmp_path / "published", layout, tmp_path / folder, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from MEGABYTE_pytorch import MEGABYTE
+
+        shape: dict[str, Any] = {"dim": (64, 32), "depth": (1, 1), "max_seq_len": (64, 4), "heads": 8, "dim_head": 4}
+        torch.save(MEGABYTE(num_tokens=256, **shape).state_dict(), tmp_path / "megabyte.pt")
     (tmp_path / "my-tasks").mkdir()
     lines = [json.dumps({"text": f"line {n} of a text"}) for n in range(6)]
     (tmp_path / "my-tasks" / "lines.jsonl").write_text("\n".join(lines))
@@ -62,7 +70,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize(("page", "commands"), [("weights.md", 8), ("finetuning.md", 5), ("evaluating.md", 5)])
+@pytest.mark.parametrize(("page", "commands"), [("weights.md", 9), ("finetuning.md", 5), ("evaluating.md", 5)])
 def test_a_page_runs(here: Path, capfd: pytest.CaptureFixture[str], page: str, commands: int) -> None:
     names: dict[str, object] = {}
     ran = 0
