@@ -32,6 +32,7 @@ with warnings.catch_warnings():
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    from bytelm import harness
     from bytelm.harness import HarnessLM, run_tasks
 
 pytestmark = [
@@ -130,6 +131,32 @@ def test_of_a_long_context_the_end_is_read(lm: LM) -> None:
     (found,) = HarnessLM(lm).generate_until(asked("generate_until", (TEXTS[0], {"max_gen_toks": 10})))
     end = TEXTS[0].encode()[-54:]
     assert found.encode() == lm.generate(end, max_bytes=10, temperature=0.0).decode(errors="replace").encode()
+
+
+@pytest.mark.parametrize(("most", "read"), [(10, 54), (32, 32), (256, 32), (None, 32), (0, 64)])
+def test_what_is_to_be_written_leaves_half_a_context_to_read(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, most: int | None, read: int
+) -> None:
+    seen: list[tuple[list[bytes], int]] = []
+
+    def record(model: ByteModel, prompts: list[bytes], max_bytes: int, **_: Any) -> list[Any]:
+        seen.append((prompts, max_bytes))
+        return []
+
+    monkeypatch.setattr(harness, "generate", record)
+    list(HarnessLM(lm).written([TEXTS[0], "é" * 100, "short"], {"max_gen_toks": most}))
+    ((prompts, count),) = seen
+    assert prompts == [TEXTS[0].encode()[-read:], ("é" * (read // 2)).encode(), b"short"]
+    assert count == (256 if most is None else most)
+    assert harness.ending("aéé".encode(), 3) == "é".encode()
+
+
+def test_requests_of_several_settings_keep_their_order(lm: LM) -> None:
+    asked_for = [(text, {"max_gen_toks": most}) for most in (3, 5) for text in ("x", "The quick brown", "yy", "zzz")]
+    mixed = [asked_for[i] for i in (0, 4, 1, 5, 6, 2, 7, 3)]
+    found = HarnessLM(lm).generate_until(asked("generate_until", *mixed))
+    for (text, settings), written in zip(mixed, found, strict=True):
+        assert written.encode() == lm.generate(text.encode(), max_bytes=settings["max_gen_toks"], temperature=0.0)
 
 
 def test_a_model_of_tokens_is_measured_whole() -> None:

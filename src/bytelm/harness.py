@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,24 +70,26 @@ class HarnessLM(Harnessed):
         """What the model writes after each context; greedily unless the task says otherwise."""
 
         def answer(asked: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-            return (self.written(context, settings) for context, settings in asked)
+            for settings, group in groupby(asked, key=lambda one: one[1]):
+                yield from self.written([context for context, _ in group], settings)
 
         return self.answered("generate_until", requests, answer)
 
-    def written(self, context: str, settings: dict[str, Any]) -> str:
-        """One answer. Of a context longer than the model's own its end is read."""
+    def written(self, contexts: Sequence[str], settings: dict[str, Any]) -> Iterator[str]:
+        """What is written after each context, side by side. Of a context longer than the model's its end is read."""
         until = settings.get("until") or []
         stop = [text.encode() for text in ([until] if isinstance(until, str) else until) if text]
-        most = int(settings.get("max_gen_toks") or MOST_BYTES)
+        most = MOST_BYTES if settings.get("max_gen_toks") is None else int(settings["max_gen_toks"])
         sampled = bool(settings.get("do_sample")) or float(settings.get("temperature") or 0.0) > 0
         sampling = Sampling(
             temperature=float(settings.get("temperature") or 1.0) if sampled else 0.0,
             top_k=settings.get("top_k") if sampled else None,
             top_p=settings.get("top_p") if sampled else None,
         )
-        prompt = context.encode()[-max(1, self.context - most) :]
-        (found,) = generate(self.lm.model, [prompt], max_bytes=most, sampling=sampling, stop=stop)
-        return found.data.decode(errors="replace")
+        room = max(self.context // 2, self.context - most)  # what is to be written leaves half to read at the least
+        prompts = [ending(context.encode(), room) for context in contexts]
+        for found in generate(self.lm.model, prompts, max_bytes=most, sampling=sampling, stop=stop):
+            yield found.data.decode(errors="replace")
 
     def answered(self, kind: str, requests: Sequence[Any], answer: Callable[[Sequence[Any]], Iterator[R]]) -> list[R]:
         """Answers in the order of the requests, of which long ones are asked first: what lies side by side is alike."""
@@ -97,6 +100,16 @@ class HarnessLM(Harnessed):
             found[index] = one
             self.cache_hook.add_partial(kind, arguments[index], one)
         return [found[index] for index in range(len(arguments))]
+
+
+def ending(text: bytes, most: int) -> bytes:
+    """The last bytes of a text, from the first whole character on."""
+    if len(text) <= most:
+        return text
+    start = len(text) - most
+    while start < len(text) and text[start] & 0xC0 == 0x80:  # in the middle of a character
+        start += 1
+    return text[start:]
 
 
 def run_tasks(
