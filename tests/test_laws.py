@@ -20,6 +20,7 @@ from bytelm.models.megabyte import Megabyte
 from bytelm.models.objective import score
 from bytelm.models.transformer import ByteTransformer
 from bytelm.nn import attention, transformer
+from bytelm.nn import shift as shifting
 from bytelm.nn.attention import View
 from bytelm.nn.concatenate import PatchEmbedding
 from bytelm.nn.embed import NgramEmbedding
@@ -45,6 +46,7 @@ MODELS = dict(tiny_models())
 PATCHERS = dict(tiny_patchers())
 WINDOWED, SPACED = "transformer (windowed)", "blt (last layer crossed) on space (bounded)"
 MEGABYTE = "megabyte (cross-patch attention, convolutions)"
+SHIFTED = "megabyte_pytorch (three stages, positions of every kind)"
 
 # A shape that was held to every law with one patcher need only be held to those about patches with the others.
 PATCH_LAWS = ("causality", "split", "boundaries")
@@ -251,6 +253,18 @@ def global_output_read_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Megabyte, "inside", wrong)
 
 
+def shift_forgets(patch: pytest.MonkeyPatch) -> None:
+    """The first new position gets nothing from the one before it, which was read in another call."""
+    shift: Any = shifting.shift
+    patch.setattr(shifting, "shift", lambda x, view, before: shift(x, view, torch.zeros_like(before)))
+
+
+def shift_crosses_documents(patch: pytest.MonkeyPatch) -> None:
+    shift: Any = shifting.shift
+    wrong = lambda x, view, before: shift(x, dataclasses.replace(view, starts=view.starts & False), before)  # noqa: E731
+    patch.setattr(shifting, "shift", wrong)
+
+
 PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (window_ignored_with_a_cache, WINDOWED, "split"),
     (window_ignored_with_a_cache, SPACED, "split"),
@@ -264,6 +278,8 @@ PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (patch_of_another_document_seen, MEGABYTE, "documents"),
     (pad_left_out, MEGABYTE, "documents"),
     (global_output_read_too_early, MEGABYTE, "causality"),
+    (shift_forgets, SHIFTED, "split"),
+    (shift_crosses_documents, SHIFTED, "documents"),
     (nul_not_counted, WINDOWED, "sums"),
     (mean_of_means, WINDOWED, "sums"),
     (block_forgotten_in_the_count, WINDOWED, "cost"),
