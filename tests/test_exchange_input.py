@@ -546,7 +546,7 @@ def test_sources_that_are_not_there(one: Pair, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="no run at"):
             export(tmp_path / "none", layout, tmp_path / "out", {})
     assert "is not a folder" in refused(one.folder / hf.CONFIG, "hf", CheckpointError)
-    with pytest.raises(CheckpointError, match="no checkpoint in"):
+    with pytest.raises(CheckpointError, match="is of model_type 'blt'"):
         export(one.folder, "hf", tmp_path / "out", {})
     with pytest.raises(ResourceError, match="cannot make"):
         convert(one.folder, "hf", one.folder / hf.CONFIG / "run", {})

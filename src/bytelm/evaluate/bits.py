@@ -149,7 +149,8 @@ def continuations(
             logits, targets = next(scored)
             counted = slice(max(0, after[0] - read), None)
             read += len(targets)
-            nats += float(nats_of(logits[None], targets[None])[0, counted].double().sum())
+            with torch.inference_mode():
+                nats += float(nats_of(logits[None], targets[None])[0, counted].double().sum())
             written = logits.index_fill(-1, torch.tensor(UNWRITTEN, device=logits.device), float("-inf"))
             likeliest &= bool((written.argmax(-1) == targets)[counted].all())
 
@@ -258,6 +259,7 @@ class _Windows:
         scored = [slice(window.seen, len(window.ids) - 1) for window in group]
         return [(logits[row, which], ids[row, 1:][which]) for row, which in enumerate(scored)]
 
+    @torch.inference_mode()
     def score(self, group: list[_Window]) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
         """The nats of what each window scores, and the bytes that each of these ids is."""
         found: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
