@@ -126,6 +126,18 @@ def test_transformers_loads_what_is_exported(
     assert len(greedy) == 20
 
 
+@pytest.mark.parametrize("layout", ["hf", "meta"])
+def test_a_saved_model_is_exported_as_its_run_is(one: Pair, tmp_path: Path, layout: Any) -> None:
+    one.lm.save_pretrained(tmp_path / "saved")
+    homes = [tmp_path / "of a run", tmp_path / "of a folder"]
+    for source, home in zip((one.run, tmp_path / "saved"), homes, strict=True):
+        export(source, layout, home, {})
+    files = [sorted(path.relative_to(home) for path in home.rglob("*")) for home in homes]
+    assert files[0] == files[1]
+    found = [load_file(home / "model.safetensors") for home in homes]
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
 def test_the_exported_tokenizer_is_one_of_bytes(one: Pair, tmp_path: Path) -> None:
     export(one.run, "hf", tmp_path / "hf", {})
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")

@@ -225,6 +225,8 @@ def test_the_command(tmp_path: Path, tasks: Path, capsys: pytest.CaptureFixture[
         (["--tasks", "bytelm_linse"], "no task bytelm_linse: did you mean bytelm_lines"),
         (["--tasks", "zzzz_qqqq"], "--include-path"),
         (["--tasks", "bytelm_lines", "FILE"], "leave out FILE"),
+        (["--tasks", "bytelm_lines", "--weights", "int8"], "--weights is for measuring files"),
+        (["--tasks", "bytelm_lines", "--inference", "basic"], "--inference is for measuring files"),
     ],
 )
 def test_what_cannot_be_asked(

@@ -28,25 +28,8 @@ from bytelm.train.prepare import fingerprint_of
 from bytelm.train.run import train
 from bytelm.train.settings import configure
 from bytelm.units import bits_per_byte
+from small import BLT, TRAINED
 
-COMMON = ["train.window=64", "train.batch=2", "train.warmup=2", "train.precision=float32", "train.sample_bytes=0"]
-BLT = [
-    "model.local_dim=16",
-    "model.local_heads=2",
-    "model.cross_heads=2",
-    "model.global_dim=32",
-    "model.global_heads=2",
-    "model.global_layers=1",
-    "model.decoder_layers=1",
-    "model.window=16",
-    "model.ngram_rows=64",
-    "scorer.layers=1",
-    "scorer.dim=16",
-    "scorer.window=16",
-    "scorer_train.steps=3",
-    "scorer_train.window=64",
-    "scorer_train.batch=2",
-]
 STAGES = ["model.sizes=[8]", "model.dims=[32,16]", "model.layers=[1,1]", "model.heads=[2,2]"]
 PLAIN = ["model.layers=1", "model.dim=16", "model.heads=2"]
 KINDS = {
@@ -91,7 +74,7 @@ def entropy(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def begin(corpus: Path, run: Path, kind: str) -> Path:
     preset, sets = KINDS[kind]
-    train([corpus], configure(preset, sets=[*sets, *COMMON], steps=4), run, quiet=True)
+    train([corpus], configure(preset, sets=[*sets, *TRAINED], steps=4), run, quiet=True)
     return run
 
 
@@ -198,7 +181,7 @@ def test_another_shape_is_a_table_of_differences(entropy: Path, others: Path, tm
 def test_how_a_start_learnt_goes_on_more_gently(entropy: Path, tmp_path: Path) -> None:
     """Windows, batches and data as there, a tenth of the rate, but no limit of there; what is given goes over it."""
     found = configure(start=entropy, run=tmp_path / "run", steps=7)
-    old = configure("demo", sets=[*BLT, *COMMON], steps=4).train
+    old = configure("demo", sets=[*BLT, *TRAINED], steps=4).train
     assert found.train.learning_rate == pytest.approx(old.learning_rate / 10)
     assert (found.train.window, found.train.batch, found.train.embedding_rate) == (64, 2, old.embedding_rate)
     assert (found.train.steps, found.train.minutes, found.train.bytes) == (7, None, None)
@@ -232,7 +215,7 @@ def test_a_converted_run_is_a_start(entropy: Path, others: Path, tmp_path: Path)
     found = configure(start=tmp_path / "start").train
     assert (found.window, found.batch) == (usual.window * usual.batch, 1)
     run = tmp_path / "run"
-    train([others], going(tmp_path / "start", run, *COMMON, steps=1), run, quiet=True)
+    train([others], going(tmp_path / "start", run, *TRAINED, steps=1), run, quiet=True)
     old, new = weights(tmp_path / "start"), weights(run)
     assert all(torch.equal(old[name], new[name]) for name in old if name.startswith("patcher."))
     moved = (old["decoder.head.weight"] - new["decoder.head.weight"]).abs().max()

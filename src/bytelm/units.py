@@ -14,6 +14,7 @@ BOS = 257  # opens every document, so that its first byte is scored like any oth
 EOS = 258  # closes every document
 RESERVED = 259
 VOCAB = 260
+UNWRITTEN = (PAD, BOS, RESERVED)  # ids that are never generated
 
 LN2 = math.log(2.0)
 

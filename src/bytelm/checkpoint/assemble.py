@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
 from bytelm.checkpoint import pretrained, store
 from bytelm.config import Chosen, build
@@ -48,9 +49,13 @@ class Recipe:
         return self
 
     def sketch(self) -> ByteModel:
-        """The model without memory for its parameters, to be counted."""
+        """The model without memory for its parameters, to be counted; thresholds need not be known yet."""
+        return self.draft().blank()
+
+    def blank(self) -> ByteModel:
+        """The model without memory for its parameters, which are to be put in. Raises as `assemble` does."""
         with torch.device("meta"):
-            return self.draft().assemble()
+            return self.assemble()
 
     def assemble(self) -> ByteModel:
         """The model, its parameters not yet initialised. Raises ConfigError for patching not yet calibrated."""
@@ -81,8 +86,7 @@ def load(path: str | Path) -> Loaded:
     """
     checkpoint, state = trained(path)
     recipe = build(Recipe, state["recipe"], str(checkpoint / said_in(checkpoint)))
-    with torch.device("meta"):  # the weights that are read become the model's: nothing lies in memory twice
-        model = recipe.assemble()
+    model = recipe.blank()
     restore(model, checkpoint)
     return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
 
@@ -107,11 +111,17 @@ def said_in(checkpoint: Path) -> str:
 
 
 def restore(model: ByteModel, checkpoint: Path) -> None:
-    """Make the weights there those of `model`, after comparing names, shapes and types.
+    """Make the weights there those of a `blank` model, after comparing names, shapes and types: none lies there twice.
 
     Weights stored in 16 bits become the float32 that the model computes in.
     """
-    folder = pretrained.found(checkpoint)
-    tensors = pretrained.read_tensors(checkpoint) if folder else store.read_tensors(checkpoint, "model", widen=True)
+    tensors = weights_of(checkpoint, widen=True)
     store.check_keys(model.state_dict(), tensors, str(checkpoint))
     model.load_state_dict(tensors, assign=True)
+
+
+def weights_of(checkpoint: Path, widen: bool = False) -> dict[str, Tensor]:
+    """The weights at a place that `trained` found; those of `save_pretrained` are in float32 always."""
+    if pretrained.found(checkpoint):
+        return pretrained.read_tensors(checkpoint)
+    return store.read_tensors(checkpoint, "model", widen)

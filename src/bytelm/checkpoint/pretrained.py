@@ -24,7 +24,7 @@ from torch import Tensor
 from bytelm.data.files import write_whole
 from bytelm.errors import CheckpointError, ResourceError, UsageError
 from bytelm.models.base import ByteModel
-from bytelm.units import BOS, EOS, PAD, RESERVED, VOCAB, show_bytes, show_count
+from bytelm.units import BOS, EOS, PAD, UNWRITTEN, VOCAB, show_bytes, show_count
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -35,7 +35,7 @@ ARCHITECTURE = "BytelmForCausalLM"
 PREFIX = "model."
 
 SPECIALS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-GENERATION: dict[str, Any] = {**SPECIALS, "suppress_tokens": [PAD, BOS, RESERVED]}
+GENERATION: dict[str, Any] = {**SPECIALS, "suppress_tokens": list(UNWRITTEN)}
 TOKENIZER: dict[str, Any] = {"tokenizer_class": "ByteTokenizer"}
 
 MEASURED = "Held-out bits per byte"

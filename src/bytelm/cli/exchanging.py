@@ -40,7 +40,8 @@ def convert(source: Path, run: Path, /, *, layout: Annotated[Known, Parameter(na
     else:
         made = making.convert(source, layout, run, told)
     print(f"{show_count(made.parameters)} parameters, context {show_bytes(made.context)}: {run}")
-    print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
+    patches = "" if layout == "megabyte" else f' | bytelm patches {run} "..."'
+    print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE{patches}')
     return 0
 
 

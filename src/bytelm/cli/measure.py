@@ -56,7 +56,7 @@ def evaluate(
         A folder with tasks of one's own for --tasks.
     """
     if tasks is not None:
-        return ask(run, paths, tasks, include_path, context, stride, json)
+        return ask(run, paths, tasks, include_path, context, stride, json, weights=weights, inference=inference)
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")
     from bytelm.checkpoint.assemble import load
@@ -91,10 +91,14 @@ def ask(
     context: int | None,
     stride: int | None,
     json: bool,
+    **alone: str | None,
 ) -> int:
-    """Give the harness's tasks to a model, and print what it scored."""
+    """Give the harness's tasks to a model, and print what it scored. Options that are for files `alone` are refused."""
     if paths:
         raise UsageError(f"--tasks {tasks} brings its own texts: leave out {paths[0]}")
+    for option, given in alone.items():
+        if given is not None:
+            raise UsageError(f"--{option} is for measuring files: leave it out beside --tasks {tasks}")
     from bytelm.harness import run_tasks
     from bytelm.lm import load
 

@@ -33,9 +33,7 @@ from bytelm.errors import UsageError
 from bytelm.evaluate.stream import Document, chunks, decisions, patcher_of
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import nats_of
-from bytelm.units import BOS, PAD, RESERVED
-
-UNWRITTEN = (PAD, BOS, RESERVED)  # ids that generation never writes
+from bytelm.units import PAD, UNWRITTEN
 
 
 @dataclass(frozen=True)

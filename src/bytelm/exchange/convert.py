@@ -13,31 +13,29 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from bytelm.checkpoint import store, tensors
-from bytelm.checkpoint.assemble import Recipe, trained
+from bytelm.checkpoint.assemble import Recipe, trained, weights_of
 from bytelm.config import build, merge, to_mapping
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.exchange import files, hf, megabyte, meta, names
 from bytelm.exchange.files import Weights
-from bytelm.exchange.names import SCORER, Match
+from bytelm.exchange.names import SCORER, Dialect, Match
 from bytelm.models import blt
 from bytelm.scorers import transformer
 
-Layout = Literal["hf", "meta"]
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 CONTEXT = 8192  # bytes, of a checkpoint that says nothing of its length: that of the MEGABYTE paper
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A run that was made of other weights: what it is, its parameters, and bytes of its context."""
+    """A run that was made of other weights: its parameters, and bytes of its context."""
 
-    recipe: Recipe
     parameters: int
     context: int
 
@@ -54,7 +52,7 @@ class Opened:
     """The encoder's layer whose cross-attention counts."""
 
 
-def convert(source: Path, layout: Layout, run: Path, sets: Mapping[str, Any]) -> Converted:
+def convert(source: Path, layout: Dialect, run: Path, sets: Mapping[str, Any]) -> Converted:
     """Make a run of a published BLT, its weights in the precision that they have there.
 
     `sets` is merged into the recipe, for what a folder says wrongly or not at all. Raises CheckpointError with a table
@@ -72,8 +70,7 @@ def convert(source: Path, layout: Layout, run: Path, sets: Mapping[str, Any]) ->
         found = {name: weight for name, weight in opened.weights.items() if name in expected or not idle(name, opened)}
         files.check(expected, found, source)
         ours = {match.ours: joined(match, found, source) for match in opened.matches}
-    keep(run, opened.recipe, opened.context, ours, {"from": layout, "name": source.resolve().name})
-    return Converted(opened.recipe, sum(tensor.numel() for tensor in ours.values()), opened.context)
+    return keep(run, opened.recipe, opened.context, ours, {"from": layout, "name": source.resolve().name})
 
 
 def convert_megabyte(source: Path, run: Path, options: Mapping[str, Any]) -> Converted:
@@ -91,11 +88,10 @@ def convert_megabyte(source: Path, run: Path, options: Mapping[str, Any]) -> Con
         recipe = megabyte.recipe(theirs, options)
         ours = megabyte.renamed(theirs, recipe)
     context = megabyte.context(recipe.model, options) or CONTEXT
-    keep(run, recipe, context, ours, {"from": "megabyte", "name": found[0].resolve().name})
-    return Converted(recipe, sum(tensor.numel() for tensor in ours.values()), context)
+    return keep(run, recipe, context, ours, {"from": "megabyte", "name": found[0].resolve().name})
 
 
-def keep(run: Path, recipe: Recipe, context: int, ours: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
+def keep(run: Path, recipe: Recipe, context: int, ours: Mapping[str, Tensor], origin: Mapping[str, str]) -> Converted:
     """Write the one checkpoint of a run. Raises ResourceError; nothing is left where the disk refuses."""
     state = {"recipe": to_mapping(recipe), "context": context, "bytes": 0, "seconds": 0.0, "skipped": 0}
     state |= {"converted": dict(origin)}
@@ -108,6 +104,7 @@ def keep(run: Path, recipe: Recipe, context: int, ours: Mapping[str, Tensor], or
     except BaseException:
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # so that the same command can be given again
         raise
+    return Converted(sum(tensor.numel() for tensor in ours.values()), context)
 
 
 def fresh(path: Path) -> None:
@@ -116,7 +113,7 @@ def fresh(path: Path) -> None:
         raise CheckpointError(f"{path} is there already: name a new folder")
 
 
-def opened_at(source: Path, layout: Layout, sets: Mapping[str, Any], stack: ExitStack) -> Opened:
+def opened_at(source: Path, layout: Dialect, sets: Mapping[str, Any], stack: ExitStack) -> Opened:
     """What a folder holds."""
     if layout == "hf":
         recipe, context, layer = hf.recipe(source)
@@ -140,8 +137,7 @@ def opened_at(source: Path, layout: Layout, sets: Mapping[str, Any], stack: Exit
 
 def sketch(recipe: Recipe) -> dict[str, Tensor]:
     """The tensors of a recipe's model, without memory. Raises ConfigError for patching that lacks a threshold."""
-    with torch.device("meta"):
-        return recipe.assemble().state_dict()
+    return recipe.blank().state_dict()
 
 
 def idle(name: str, opened: Opened) -> bool:
@@ -171,7 +167,7 @@ def joined(match: Match, weights: Weights, source: Path) -> Tensor:
 # --- the other way ----------------------------------------------------------------------------------------------------
 
 
-def export(run: Path, layout: Layout, folder: Path, sets: Mapping[str, Any]) -> int:
+def export(run: Path, layout: Dialect, folder: Path, sets: Mapping[str, Any]) -> int:
     """Write the newest checkpoint of a run in another project's layout, and return its parameters.
 
     `sets` is merged into the recipe first. Raises CheckpointError, ConfigError for what that layout cannot say, and
@@ -182,7 +178,7 @@ def export(run: Path, layout: Layout, folder: Path, sets: Mapping[str, Any]) -> 
     recipe = build(Recipe, merge(state["recipe"], sets), str(checkpoint / store.STATE))
     context = int(state["context"])
     texts = meta.configs(recipe, context) if layout == "meta" else texts_of_hf(recipe, context)
-    ours = store.read_tensors(checkpoint, "model")
+    ours = weights_of(checkpoint)
     expected = {name: like.to(ours[name].dtype) if name in ours else like for name, like in sketch(recipe).items()}
     store.check_keys(expected, ours, str(checkpoint))
     model = cast("blt.Config", recipe.model)

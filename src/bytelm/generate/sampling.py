@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bytelm.data.bpe import Bpe
 from bytelm.errors import CheckpointError, ConfigError
-from bytelm.units import BOS, BYTES, EOS, PAD, RESERVED, VOCAB
+from bytelm.units import BYTES, EOS, UNWRITTEN, VOCAB
 
 Reals = NDArray[Any]
 Flags = NDArray[np.bool_]
@@ -85,8 +85,6 @@ class Sampling:
 
 
 DEFAULT = Sampling()
-NEVER = [PAD, BOS, RESERVED]
-"""The ids that are never generated."""
 
 
 def written(tokens: Bpe | None) -> Flags:
@@ -98,7 +96,7 @@ def written(tokens: Bpe | None) -> Flags:
 def _possible(logits: Reals, allowed: Flags | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Logits of what may be written, -inf elsewhere, and the largest of each row. Raises CheckpointError."""
     scores = np.where(True if allowed is None else allowed, logits.astype(np.float64), -np.inf)
-    scores[:, NEVER] = -np.inf
+    scores[:, UNWRITTEN] = -np.inf
     best = scores.max(-1, keepdims=True)
     if not np.isfinite(best).all():
         raise CheckpointError(

@@ -258,8 +258,7 @@ def begun(config: RunConfig, recipe: Recipe, run: Path, journal: Journal) -> Byt
         model.initialise(config.train.seed)
         return model
     going = bool(store.checkpoints(run))
-    with torch.device("meta"):
-        model = recipe.assemble()
+    model = recipe.blank()
     checkpoint = store.newest_good(run)[0] if going else trained(config.start)[0]
     restore(model, checkpoint)
     if not going:

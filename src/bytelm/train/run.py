@@ -63,10 +63,10 @@ def train(
     with exclusive(run):
         keep_config(config, run)
         with closing(Loggers(log, run, to_mapping(config), journal.told, journal.say)) as journal.loggers:
-            return trained(paths, config, run, journal, exclude)
+            return sitting(paths, config, run, journal, exclude)
 
 
-def trained(
+def sitting(
     paths: Sequence[str | Path], config: RunConfig, run: Path, journal: Journal, exclude: Sequence[Path]
 ) -> Result:
     """Prepare and fit, in a directory that is ours."""
