@@ -16,6 +16,8 @@ import jaxtyping
 import pytest
 from beartype import BeartypeConf, beartype
 
+from faults import Table
+
 # Before torch is imported, and inherited by subprocesses: a change of thread count may change sums, and the workers of
 # xdist would fight over the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -41,6 +43,16 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_refuse_network)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-table", type=Path, help="write the fault table with the results of this run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--fault-table")
+    if path is not None and not hasattr(config, "workerinput"):  # of several workers the one that hears of all
+        config.pluginmanager.register(Table(path))
 
 
 @pytest.fixture

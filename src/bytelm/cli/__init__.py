@@ -46,11 +46,11 @@ def run(tokens: Sequence[str]) -> int:
     try:
         code = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return fail(str(error).replace("\n", " "), 2)
+        return fail(f"usage: {' '.join(str(error).split())}", 2)
     except BytelmError as error:
         if os.environ.get("BYTELM_DEBUG"):
             raise
-        return fail(str(error), error.exit_code)
+        return fail(f"{error.code}: {error}", error.exit_code)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except BrokenPipeError:
