@@ -38,6 +38,7 @@ from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.costs import costs
 from bytelm.evaluate.meter import interval
 from bytelm.report.charts import log_ticks
+from bytelm.train.config import RunConfig
 from bytelm.train.settings import modality_table
 from bytelm.units import LN2
 from test_report import Page
@@ -243,7 +244,12 @@ def test_a_budget_that_suits_no_shape_names_one_that_does(name: str, match: Any,
 
 def test_little_data_does_not_make_the_look_at_the_machine_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    monkeypatch.setattr(run, "speed", lambda model: seen.append(model.costs.executed) or 1e5)
+
+    def timed(config: RunConfig, mean: float) -> float:
+        seen.append(costs(config.recipe, config.train.window, mean).executed)
+        return 1e5
+
+    monkeypatch.setattr(run, "bytes_per_second", timed)
     for size in (1 << 17, 1 << 30):
         assert run.rate_of(Sized(size), run.Asked(["-"], "byte", "time", 60.0)) == 3e5 * seen[-1]
     assert max(seen) < 1e7, "a step of the probe would take minutes"
@@ -576,7 +582,7 @@ def test_a_dry_run_says_what_it_would_take_and_trains_nothing(
     data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "trained", None)
-    monkeypatch.setattr(run, "speed", lambda model: 1000.0)
+    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
 
     def shown(models: str, *more: str) -> list[list[str]]:
         assert cli(words(data, tmp_path / "home", models, "--dry-run", *more)) == 0
@@ -601,7 +607,7 @@ def test_a_dry_run_says_what_it_would_take_and_trains_nothing(
 def test_files_of_ones_own_are_what_is_measured_and_nothing_is_learnt_from(
     data: str, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "speed", lambda model: 1000.0)
+    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
     home, folder = tmp_path / "home", tmp_path / "folder"
     folder.mkdir()
     shutil.copy(data, folder)
@@ -622,7 +628,7 @@ def test_files_of_ones_own_are_what_is_measured_and_nothing_is_learnt_from(
 def test_data_packed_for_a_command_that_came_to_nothing_is_not_taken_for_another_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "speed", lambda model: 1000.0)
+    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
     home, genome, rng = tmp_path / "home", tmp_path / "genome.fa", random.Random(0)
     genome.write_text(">name\n" + "".join("".join(rng.choices("ACGT", k=70)) + "\n" for _ in range(1200)))
     assert cli(words(genome, home, MODELS[0], budget="1e9")) == 2
@@ -634,7 +640,7 @@ def test_data_packed_for_a_command_that_came_to_nothing_is_not_taken_for_another
 def test_a_folder_that_holds_other_runs_takes_a_comparison_too(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "speed", lambda model: 1000.0)
+    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "config.toml").write_text("")
     assert cli(words(data, tmp_path, MODELS[0], "--dry-run")) == 0

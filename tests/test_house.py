@@ -153,7 +153,8 @@ def surface() -> list[str]:
     def commands(command: Any, path: str) -> None:
         if command.default_command is not None:
             arguments = command.assemble_argument_collection()
-            lines.append(" ".join([path, *sorted({option for argument in arguments for option in argument.names})]))
+            options = {option for argument in arguments for option in argument.names} - {"*"}  # of a group
+            lines.append(" ".join([path, *sorted(options)]))
         for word in command:
             if not word.startswith("-"):
                 commands(command[word], f"{path} {word}")

@@ -36,7 +36,6 @@ def find(floor: str, name: str) -> ModuleType:
 
 
 def unknown(what: str, value: str, known: list[str]) -> str:
-    """The sentence for a name that is not known: what exists, and the nearest spelling."""
+    """The sentence for a name that is not known: the nearest spelling, or what exists where nothing is near."""
     near = difflib.get_close_matches(value, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {what} {value!r}: {hint}known: {', '.join(known)}"
+    return f"unknown {what} {value!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")

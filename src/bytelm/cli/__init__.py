@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
+from cyclopts.config import Env
 
 from bytelm import __version__
-from bytelm.cli import comparing, costs, exchanging, inspect, measure, training
+from bytelm.cli import comparing, costs, doctor, exchanging, inspect, measure, training
 from bytelm.cli.common import STDIN
 from bytelm.errors import BytelmError
 
@@ -19,8 +20,14 @@ app = App(
     version=__version__,
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run` says in a line that it was interrupted
-    help_epilogue="Start with `bytelm demo`, or `bytelm train PATH`. BYTELM_DEBUG=1 shows tracebacks.",
+    help_format="plaintext",
+    config=Env("BYTELM_", command=False, show=False),  # BYTELM_QUIET=1 is --quiet, of any verb that has it
+    help_epilogue=(
+        "Start with `bytelm doctor` and `bytelm demo`, or `bytelm train PATH`. Variables: BYTELM_QUIET=1 is --quiet, "
+        "and so for every option; NO_COLOR=1 prints without colours; BYTELM_DEBUG=1 shows tracebacks."
+    ),
 )
+app.command(doctor.doctor)
 app.command(training.train)
 app.command(measure.evaluate, name="eval")
 app.command(measure.generate)
@@ -33,6 +40,7 @@ app.command(inspect.report)
 app.command(exchanging.convert)
 app.command(exchanging.export)
 app.command(training.demo)
+app.register_install_completion_command()
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

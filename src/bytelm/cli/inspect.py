@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from functools import partial
@@ -10,8 +11,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, counter, print_json, print_table, text_of
+from bytelm.cli.common import Json, Quiet, counter, print_json, print_table, text_of
 from bytelm.errors import UsageError
+from bytelm.units import show_seconds
+
+SHARE = 0.5  # of the machine's rate of products, which training reaches: 0.4 to 0.7 (docs/log.md)
 
 
 def patches(
@@ -47,7 +51,7 @@ def patches(
         cuts = [i for i, opens in enumerate(view.opens) if opens]
         found: dict[str, Any] = {"bytes": len(view.data), "patches": len(cuts), "opens": cuts}
         print_json({**found, "entropies": view.entropies, "threshold": view.threshold})
-    elif sys.stdout.isatty():
+    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):  # whose meaning is that there are colours
         from rich.console import Console
 
         Console().print(terminal(view, shutil.get_terminal_size().columns))
@@ -58,26 +62,37 @@ def patches(
 
 
 def presets(*, json: Json = False) -> int:
-    """The presets: what each is made of, and its true parameter counts."""
+    """The presets: what each is made of, its true parameter counts, and what training takes here.
+
+    Example: bytelm presets
+    """
     from bytelm.config import preset_names
+    from bytelm.train.estimate import TRAINING, multiplied
     from bytelm.train.settings import describe
 
+    rate = multiplied()
     rows = [describe(name) for name in preset_names()]
+    for row in rows:
+        row["seconds_per_megabyte"] = 1e6 * TRAINING * row["flops_per_byte"] / (SHARE * rate)
+        row["time/MB"] = show_seconds(row["seconds_per_megabyte"])
     if json:
         print_json(rows)
         return 0
     head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "scorer", "window"]
-    head += ["FLOPs/byte", "memory"]
+    head += ["FLOPs/byte", "memory", "time/MB"]
     print_table(head, [[str(row[key]) for key in head] for row in rows])
     print("nominal: the paper's name for the size; parameters: what there is, of the model itself")
     print("FLOPs/byte: of the model's matrix products, forward, over a window; times 3 in training")
     print("memory: a step of training at its peak, in bfloat16 with weights in float32; less with train.recompute")
-    print("train with one: bytelm train PATH --preset NAME")
+    print(f"time/MB: of training on a megabyte, at half of the {rate / 1e9:.0f} GFLOP/s of large products here")
+    print("train with one: bytelm train PATH --preset NAME; --dry-run measures it")
     return 0
 
 
-def report(run: Path, /, *, out: Path | None = None) -> int:
+def report(run: Path, /, *, out: Path | None = None, quiet: Quiet = False) -> int:
     """Write the report of a run, finished or not, as one self-contained HTML page.
+
+    Example: bytelm report runs/demo
 
     Parameters
     ----------
@@ -90,6 +105,6 @@ def report(run: Path, /, *, out: Path | None = None) -> int:
     if not run.is_dir():
         raise UsageError(f"no run at {run}: name a directory that `bytelm train` wrote")
     path = out or run / "report.html"
-    write(path, render(gather(run, partial(counter, quiet=False))))
+    write(path, render(gather(run, partial(counter, quiet=quiet))))
     print(path)
     return 0

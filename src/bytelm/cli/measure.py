@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, counter, paths_of, print_json, print_table, print_verdict
+from bytelm.cli.common import Json, Quiet, counter, paths_of, print_json, print_table, print_verdict
 from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import UsageError
@@ -30,6 +31,7 @@ def evaluate(
     weights: Weights = None,
     tasks: str | None = None,
     include_path: Path | None = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> int:
     """Bits per byte of files, each byte scored once, beside gzip, bzip2 and xz on the same bytes; or tasks.
@@ -68,14 +70,13 @@ def evaluate(
 
     loaded = load(run)
     found = documents_of(paths_of(paths), loaded.modality) if paths else spread(Corpus.open(run / "data"), "test")
-    progress = counter("measuring", sum(len(data) for _, data in found), json)
-    window = context or loaded.state["context"]
+    window, total = context or loaded.state["context"], sum(len(data) for _, data in found)
     model = rounded(loaded.model, weights) if weights else loaded.model
     if inference is not None:
         if stride is not None:
             raise UsageError(f"--inference {inference} has a stride of its own: leave out --stride {stride}")
         model, stride = for_measuring(model, inference, window)
-    verdict = judge(model, found, window, stride, progress, loaded.modality)
+    verdict = judge(model, found, window, stride, counter("measuring", total, quiet or json), loaded.modality)
     if json:
         print_json(verdict.mapping())
     else:
@@ -131,24 +132,41 @@ def documents_of(paths: list[str], modality: Modality | None) -> list[tuple[str,
     return found
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How bytes are drawn."""
+
+    max_bytes: int | None = None
+    """End after so many bytes; a whole picture, as long as the clip was, or 256 unless given."""
+    temperature: float = 0.8
+    """0 always takes the likeliest byte."""
+    top_k: int | None = None
+    """Of the likeliest so many."""
+    top_p: float | None = None
+    """Of the likeliest that have this probability together."""
+    min_p: float | None = None
+    """Of those with at least this share of the likeliest one's probability."""
+    seed: int = 0
+    """The same seed writes the same bytes."""
+    stop: Annotated[list[str] | None, Parameter(negative="")] = None
+    """End before this text. May be repeated."""
+    utf8: Annotated[bool, Parameter(negative="")] = False
+    """Write nothing but valid UTF-8."""
+
+
 def generate(
     run: Path,
     prompt: str = "",
     /,
     *,
+    drawing: Drawing | None = None,
     out: Annotated[Path | None, Parameter(name=("--out", "--png", "--wav"))] = None,
     keep: float | None = None,
     hex: Annotated[bool, Parameter(negative="", help="The prompt is given as hex digits.")] = False,
-    max_bytes: int | None = None,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    seed: int = 0,
-    stop: Annotated[list[str] | None, Parameter(negative="", help="End before this text. May be repeated.")] = None,
-    utf8: Annotated[bool, Parameter(negative="", help="Write nothing but valid UTF-8.")] = False,
     inference: Literal["basic", "sliding", "strided", "both"] = "basic",
     weights: Weights = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> int:
     """Let a model go on after a prompt, byte by byte as they are decided.
@@ -166,29 +184,23 @@ def generate(
         Write prompt and continuation into this file, of the kind the run was trained --as.
     keep
         The share of a picture or clip, given as @file, that is the prompt; 0.5 unless given.
-    max_bytes
-        End after so many bytes; a whole picture, as long as the clip was, or 256 unless given.
-    temperature
-        0 always takes the likeliest byte.
-    seed
-        The same seed writes the same bytes.
     inference
         sliding never reads more than the training's window; strided reads from two offsets; both does both.
     """
     from bytelm.lm import Options, load
 
-    lm = load(run).reading(inference)
+    drawing, lm = drawing or Drawing(), load(run).reading(inference)
     if out is not None:
-        check_file(out, lm.modality, for_text=bool(stop or utf8))
-    task = task_of(lm.modality, prompt, hex, keep, max_bytes)
-    options: Options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    options |= {"max_bytes": task.max_bytes, "eos": task.eos, "utf8": utf8, "weights": weights, "stop": ends(stop)}
+        check_file(out, lm.modality, for_text=bool(drawing.stop or drawing.utf8))
+    task = task_of(lm.modality, prompt, hex, keep, drawing.max_bytes)
+    asked = {**vars(drawing), "stop": ends(drawing.stop), "max_bytes": task.max_bytes, "eos": task.eos}
+    options = cast(Options, asked | {"weights": weights})
     began = time.perf_counter()
     pieces = lm.stream(task.prompt, **options)
-    written = collected(pieces, task.max_bytes, quiet=json) if json or out is not None else shown(pieces)
+    written = collected(pieces, task.max_bytes, quiet=quiet or json) if json or out is not None else shown(pieces)
     if out is not None and lm.modality is not None:
         write_file(out, lm.modality, task.prompt + written)
-    tell(written, max(1e-9, time.perf_counter() - began), out, json)
+    tell(written, max(1e-9, time.perf_counter() - began), out, quiet, json)
     return 0
 
 
@@ -197,7 +209,7 @@ def ends(stop: list[str] | None) -> list[bytes]:
     return [text.encode().decode("unicode_escape").encode("latin-1") for text in stop or []]
 
 
-def tell(written: bytes, seconds: float, out: Path | None, json: bool) -> None:
+def tell(written: bytes, seconds: float, out: Path | None, quiet: bool, json: bool) -> None:
     """What was generated, and how fast."""
     speed = len(written) / seconds
     if json:
@@ -205,7 +217,8 @@ def tell(written: bytes, seconds: float, out: Path | None, json: bool) -> None:
         file = {} if out is None else {"file": str(out)}
         print_json({**found, **file, "seconds": seconds, "bytes_per_second": speed})
         return
-    print(f"\n{len(written)} bytes, {speed:.0f} bytes/s", file=sys.stderr)
+    if not quiet:
+        print(f"\n{len(written)} bytes, {speed:.0f} bytes/s", file=sys.stderr)
     if out is not None:
         print(out)
 

@@ -2,75 +2,137 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from bytelm.cli.common import Json, Quiet, Sets, counter, paths_of, print_json, print_table, print_verdict
+from bytelm.config import dump_toml, to_mapping
 from bytelm.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from bytelm.train.config import RunConfig
 
 HELD_OUT = 1 << 18  # bytes that the closing measurement of a training takes at the most
 EXAMPLE = "def parse_header(line):\n"
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Where the settings of a training come from."""
+
+    modality: Annotated[str | None, Parameter(name="--as")] = None
+    """What the files are: image:64 (pixels; also image:96x64:grey:patch8), audio:16k (samples a second; also
+    audio:8k:8bit), dna. Bytes as they are unless given."""
+    preset: str | None = None
+    """A preset's name: see `bytelm presets`."""
+    config: Path | None = None
+    """A TOML file over the preset."""
+    set: Sets = None
+    start: Annotated[Path | None, Parameter(name="--from")] = None
+    """A run to start from: its model, its weights and how it learnt, at a tenth of the learning rate."""
+    steps: int | None = None
+    """Stop after so many steps."""
+    minutes: float | None = None
+    """Stop after so many minutes of training."""
+    bytes: int | None = None
+    """Stop after so many bytes."""
+
+    def configure(self, run: Path) -> RunConfig:
+        """The configuration of a run, variables of the environment included."""
+        from bytelm.train.settings import configure
+
+        return configure(
+            self.preset,
+            self.config,
+            self.set or [],
+            modality=self.modality,
+            start=self.start,
+            run=run,
+            steps=self.steps,
+            minutes=self.minutes,
+            bytes=self.bytes,
+            environment=os.environ,
+        )
+
+
 def train(
     *paths: str,
-    modality: Annotated[str | None, Parameter(name="--as")] = None,
-    preset: Annotated[str | None, Parameter(help="A preset's name: see `bytelm presets`.")] = None,
-    config: Annotated[Path | None, Parameter(help="A TOML file over the preset.")] = None,
-    set: Sets = None,
-    start: Annotated[Path | None, Parameter(name="--from")] = None,
-    run: Annotated[Path | None, Parameter(help="Where everything is kept; runs/NAME unless given.")] = None,
-    steps: int | None = None,
-    minutes: float | None = None,
-    bytes: int | None = None,
+    asked: Asked | None = None,
+    run: Path | None = None,
     log: str | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    print_config: Annotated[bool, Parameter(negative="")] = False,
+    force: Annotated[bool, Parameter(negative="")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
     """Train on files of any kind; the same command after an interruption goes on.
 
+    Every setting is a variable of the environment too: BYTELM_TRAIN__BATCH=4 is --set train.batch=4.
+
     Example: bytelm train ~/notes "src/**/*.py" --minutes 10
+    Example: bytelm train ~/notes --preset blt-small --dry-run
 
     Parameters
     ----------
     paths
         Folders, files, patterns, or - for standard input; .gz, .xz, .zst and .jsonl are opened.
-    modality
-        What the files are: image:64 (pixels; also image:96x64:grey:patch8), audio:16k (samples a second; also
-        audio:8k:8bit), dna. Bytes as they are unless given.
-    start
-        A run to start from: its model, its weights and how it learnt, at a tenth of the learning rate.
-    steps
-        Stop after so many steps.
-    minutes
-        Stop after so many minutes of training.
-    bytes
-        Stop after so many bytes.
+    run
+        Where everything is kept; runs/NAME unless given.
     log
         Who else is told: tensorboard, trackio, wandb, with commas between.
+    dry_run
+        Train nothing: say what it will take of memory, FLOPs, time and disk.
+    print_config
+        Train nothing: print every setting, as TOML that --config reads.
+    force
+        Try it even where memory or disk will not do.
     """
-    if not paths:
+    if not paths and not print_config:
         raise UsageError("nothing to train on: name files or folders, as in `bytelm train ~/notes`")
     from bytelm.train.loggers import names_in
-    from bytelm.train.run import train as fit
-    from bytelm.train.settings import configure
 
     sources = paths_of(paths)
-    run = run or Path("runs") / name_of(sources[0])
-    settings = configure(
-        preset, config, set or [], modality=modality, start=start, run=run, steps=steps, minutes=minutes, bytes=bytes
-    )
-    result = fit(sources, settings, run, quiet=quiet, log=names_in(log))
+    run = run or Path("runs") / name_of(sources[0] if sources else "run")
+    settings = (asked or Asked()).configure(run)
+    if print_config:
+        print(dump_toml(to_mapping(settings)), end="")
+        return 0
+    if dry_run:
+        return say_what_it_takes(sources, settings, run, force, json)
+    from bytelm.train.run import train as fit
+
+    result = fit(sources, settings, run, quiet=quiet, log=names_in(log), force=force)
     if result.signal is not None:
         step = f"saved step {result.progress.step}" if result.progress else "saved what was prepared"
         print(f"{step} in {run}; the same command goes on from there", file=sys.stderr)
         return 128 + result.signal
     close(run, quiet, json)
+    return 0
+
+
+def say_what_it_takes(sources: Sequence[str], settings: RunConfig, run: Path, force: bool, json: bool) -> int:
+    """Print the estimate of a training, or refuse it as the training itself would be."""
+    from bytelm.train.estimate import check, estimate, lines, mapping, needs
+
+    if not force:
+        check(needs(sources, settings, run), settings, run)
+    found = estimate(sources, settings, run)
+    if json:
+        print_json(mapping(found))
+        return 0
+    for what, value in lines(found, run):
+        print(f"{what:<8}{value}")
+    print("next:   the same command without --dry-run")
     return 0
 
 

@@ -12,12 +12,9 @@ those that are executed, scorers and hash tables among them; parameters are thos
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
-
-import torch
 
 from bytelm.compare.entrants import Entrant, nearest
 from bytelm.config import build
@@ -27,24 +24,20 @@ from bytelm.data.selection import spread
 from bytelm.errors import ConfigError, ResourceError
 from bytelm.evaluate.costs import Costs, costs
 from bytelm.evaluate.patches import realised
-from bytelm.models.objective import score
 from bytelm.train.config import RunConfig
-from bytelm.train.loop import precision
+from bytelm.train.estimate import TRAINING
 from bytelm.train.memory import predict
-from bytelm.train.run import device
-from bytelm.units import BYTES, show_bytes, show_count
+from bytelm.units import show_bytes, show_count
 
 Match = Literal["flops", "time", "bytes"]
 
 RATIO = 30  # bytes that a parameter learns from: between what suits models with and without large tables (docs/log.md)
 EPOCHS = 4  # times that a byte is read at the most: more teach little (Muennighoff et al. 2023, arXiv 2305.16264)
-TRAINING = 3  # forward and backward cost so many forward passes
 WINDOW = 1024  # bytes that are read in a row
 STEP = 4096  # bytes of a step
 LONGEST = 4  # steps that one document may be as long as to be read in a row, where all have one size
 SAMPLE = 1 << 20  # bytes on which the size of patches is counted
 OFF = 1.5  # by how much a model may miss its cost before it counts as one that cannot be had
-PROBES = 3  # steps by which a model's speed is measured
 
 
 @dataclass(frozen=True)
@@ -182,30 +175,6 @@ def window_of(modality: Mapping[str, Any] | None) -> int:
     config = built({"model": {"name": "transformer"}, "modality": dict(modality)}, steps=1)
     size = config.modality.build().size if config.modality is not None else None
     return WINDOW if size is None or size + 1 > LONGEST * STEP else size + 1
-
-
-def speed(planned: Planned) -> float:
-    """Bytes a second that a model learns from on this machine, by a few steps on bytes that mean nothing."""
-    config = planned.run(0)
-    model = config.recipe.draft().assemble()
-    model.initialise(0)
-    model.to(device())
-    shape, generator = (config.train.batch, config.train.window), torch.Generator().manual_seed(0)
-    ids = torch.randint(0, BYTES, shape, generator=generator).to(model.device)
-    opens = (torch.rand(shape, generator=generator) < 1 / planned.mean).to(model.device)
-    low = precision(config.train, model.device) == torch.bfloat16
-    seconds: list[float] = []
-    for _ in range(PROBES):
-        began = time.perf_counter()
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
-            nats, _ = score(model.train(), ids, boundaries=opens)
-        nats.backward()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()  # for those who train next
-    return ids.numel() * (planned.mean if model.tokens else 1.0) / min(seconds)
 
 
 def check_memory(planned: Planned, available: int) -> None:

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.compare import held_out
 from bytelm.compare.entrants import Entrant, entrants
-from bytelm.compare.plan import TRAINING, Budget, Match, Planned, built, check_memory, mean_of, planned, speed
+from bytelm.compare.plan import Budget, Match, Planned, built, check_memory, mean_of, planned
 from bytelm.compare.worker import FAILED, HELD_OUT, PLAN, RESULT
 from bytelm.data.convert import read
 from bytelm.data.corpus import INDEX, Corpus, iterate_documents
@@ -35,6 +34,7 @@ from bytelm.data.files import write_whole
 from bytelm.data.modalities.base import Modality
 from bytelm.data.sources import expanded, fingerprint
 from bytelm.errors import ConfigError, DataError, ResourceError
+from bytelm.train.estimate import TRAINING, bytes_per_second, free_memory
 from bytelm.train.journal import Journal
 from bytelm.train.prepare import pack_data
 from bytelm.train.stop import StopRequest
@@ -143,25 +143,14 @@ def plan_for(
     if tokens is not None:
         np.save(home / f"{slug(one.name)}.merges.npy", tokens.merges, allow_pickle=False)
     plan["models"][one.name] = found.mapping()
-    plan["speeds"][one.name] = speed(found)
+    plan["speeds"][one.name] = bytes_per_second(found.run(0), found.mean)
 
 
 def rate_of(corpus: Corpus, asked: Asked) -> float:
     """Operations a second that this machine trains a windowed byte Transformer with."""
     (byte,) = entrants("byte-window")
     found = planned(byte, Budget("bytes", PROBED), corpus, 1.0, asked.modality)
-    return TRAINING * found.costs.executed * speed(found)
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free, or can be made so: on the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return TRAINING * found.costs.executed * bytes_per_second(found.run(0), found.mean)
 
 
 def keep_held_out(asked: Asked, home: Path, corpus: Corpus, modality: Modality | None) -> None:

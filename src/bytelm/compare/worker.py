@@ -26,7 +26,8 @@ from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
 from bytelm.generate.session import generate
 from bytelm.models.base import ByteModel
-from bytelm.train.run import device, train
+from bytelm.train.estimate import device
+from bytelm.train.run import train
 
 PLAN, HELD_OUT, RESULT, FAILED = "plan.json", "held-out.bin", "result.json", "failed.txt"
 LOOKS = 12  # at held-out bytes while a model learns, for the curves

@@ -128,6 +128,12 @@ def fingerprint(paths: Sequence[str | Path], exclude: Sequence[str | Path] = ())
     return digest.hexdigest()
 
 
+def weigh(paths: Sequence[str | Path], exclude: Sequence[str | Path] = ()) -> int | None:
+    """The bytes of the files that `documents` would read, as they lie on the disk. None for standard input."""
+    found = list(_find(paths, exclude, SourceReport()))
+    return None if None in found else sum(file.stat.st_size for file in found if file is not None)
+
+
 def _find(paths: Sequence[str | Path], exclude: Sequence[str | Path], report: SourceReport) -> Iterator[_Found | None]:
     """The regular files of `paths`, each once; None stands for standard input."""
     seen: set[tuple[int, int]] = set()

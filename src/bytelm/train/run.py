@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
@@ -20,6 +18,7 @@ from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
 from bytelm.models.base import ByteModel
 from bytelm.train.config import RunConfig
+from bytelm.train.estimate import check, device, needs
 from bytelm.train.journal import Journal
 from bytelm.train.loggers import Loggers
 from bytelm.train.loop import Progress, Trainer
@@ -48,13 +47,17 @@ def train(
     quiet: bool = False,
     exclude: Sequence[Path] = (),
     log: Sequence[str] = (),
+    force: bool = False,
 ) -> Result:
     """Train on `paths` in the directory `run`, or go on with what it holds; folders `exclude` are not read.
 
-    `log` names loggers that are told of the training too (`train.loggers`).
+    `log` names loggers that are told of the training too (`train.loggers`). With `force` it is tried even where memory
+    or disk will not do.
     Raises DataError, ConfigError, CheckpointError, ResourceError or TrainingError; a signal is no error.
     """
     run = Path(run)
+    if not force:
+        check(needs(paths, config, run, exclude), config, run)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,11 +92,6 @@ def sitting(
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
     outcome = trainer.fit()
     return Result(run, outcome.progress, outcome.signal)
-
-
-def device() -> torch.device:
-    """Where to train: the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def keep_config(config: RunConfig, run: Path) -> None:

@@ -19,6 +19,7 @@ from bytelm.units import show_bytes, show_count
 DEFAULT_PRESET = "blt-tiny"
 DEFAULTS = {"image": "megabyte-image", "audio": "megabyte-audio"}  # of modalities whose patches are best of one size
 DEFAULT_MINUTES = 10.0
+VARIABLE = "BYTELM_"  # of the environment; table and key have two underscores between them
 GENTLER = 0.1  # of the usual learning rate, where a model has learnt already
 LONGEST_STEP = 4  # times the bytes of a preset's step: what a step of one whole document may take
 
@@ -34,8 +35,10 @@ def configure(
     steps: int | None = None,
     minutes: float | None = None,
     bytes: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> RunConfig:
-    """The configuration of a run: a preset, under a TOML file, under `a.b=c` settings, under what is given here.
+    """The configuration of a run: a preset, under a TOML file, under variables of the `environment` such as
+    BYTELM_TRAIN__BATCH=4, under `a.b=c` settings, under what is given here.
 
     `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it. With `start`
     the model is that of another run, and so is how it learnt unless a preset is named, but for the learning rate; the
@@ -49,14 +52,17 @@ def configure(
     layers: list[tuple[str, dict[str, Any]]] = []
     if file is not None:
         layers.append((str(file), load_toml(Path(file))))
+    for variable, value in sorted((environment or {}).items()):
+        if variable.startswith(VARIABLE) and "__" in variable:
+            key = variable.removeprefix(VARIABLE).lower().replace("__", ".")
+            layers.append((variable, assignments([f"{key}={value}"], variable)))
     if sets:
         layers.append(("--set", assignments(sets, "--set")))
     if modality is not None:
         layers.append((f"--as {modality}", {"modality": modality_table(modality)}))
-    asked: dict[str, Any] = {}
+    base, asked = mapping, dict[str, Any]()
     for _, layer in layers:
         mapping, asked = merge(mapping, layer), merge(asked, layer)
-    source = layers[-1][0] if layers else source
     limits = {"steps": steps, "minutes": minutes, "bytes": bytes}
     given = {name: value for name, value in limits.items() if value is not None}
     train = mapping.get("train", {})
@@ -64,7 +70,25 @@ def configure(
         mapping = merge(mapping, {"train": {name: given.get(name, "none") for name in limits}})
     elif not any(train.get(name, "none") != "none" for name in limits):
         mapping = merge(mapping, {"train": {"minutes": DEFAULT_MINUTES}})
-    return one_document_a_window(build(RunConfig, mapping, source), asked)
+    try:
+        return one_document_a_window(build(RunConfig, mapping, ""), asked)
+    except ConfigError as error:
+        raise ConfigError(f"{blamed(base, layers) or source}{error}") from None
+
+
+def blamed(base: Mapping[str, Any], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The layer that made a configuration impossible: the last one before which it still was possible."""
+    ending = {"train": {"minutes": DEFAULT_MINUTES}}
+    found, sound, mapping = "", True, merge(ending, base)
+    for name, layer in layers:
+        mapping, before = merge(mapping, layer), sound
+        try:
+            build(RunConfig, mapping, "")
+            sound = True
+        except ConfigError:
+            sound = False
+            found = name if before else found
+    return found
 
 
 def going_on(start: Path, preset_name: str | None, run: Path | None) -> dict[str, Any]:
@@ -123,7 +147,7 @@ def fixed_patches(model: Any) -> str:
     return "×".join(map(str, model.sizes)) if hasattr(model, "sizes") else "none"
 
 
-def describe(name: str) -> dict[str, object]:
+def describe(name: str) -> dict[str, Any]:
     """A preset in a line: its parts, and its true parameter counts, of the model itself built without memory."""
     config = build(RunConfig, merge({"train": {"minutes": DEFAULT_MINUTES}}, preset(name)), f"preset {name}")
     recipe = config.recipe
@@ -136,6 +160,7 @@ def describe(name: str) -> dict[str, object]:
     window = config.train.window
     mean = usual_mean(recipe)
     ids = mean if model.tokens is not None else 1.0  # bytes of one
+    flops = model.flops(window, round(window / mean)) / window / ids
     return {
         "preset": name,
         "model": parts["model"]["name"],
@@ -145,7 +170,8 @@ def describe(name: str) -> dict[str, object]:
         "n-gram tables": show_count(tables) if tables else "none",
         "scorer": show_count(scorer) if scorer else "none",
         "window": window,
-        "FLOPs/byte": show_count(model.flops(window, round(window / mean)) / window / ids),
+        "FLOPs/byte": show_count(flops),
+        "flops_per_byte": flops,
         "memory": show_bytes(predict(model, config.train, mean).peak),
         "counts": {"parameters": own, "ngram_tables": tables, "scorer": scorer},
     }

@@ -1,0 +1,75 @@
+"""What the machine has: cores, instruction sets, memory, disk. A container's limits count, not what its host has."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+# What kernels and torch ask for, and what Linux calls it.
+SETS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 bf16": "avx512_bf16", "AMX bf16": "amx_bf16", "NEON": "asimd"}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of main memory: what this process may have in all, and what of it is free."""
+
+    total: int
+    free: int
+
+
+def processor() -> str:
+    """The processor's name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """Which of SETS the processor has; empty where the system does not say."""
+    info = _cpuinfo()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    return [name for name, flag in SETS.items() if flag in flags]
+
+
+def cores() -> int:
+    """The cores that this process may use at a time."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
+    return min(mine, max(1, round(int(quota) / int(period)))) if quota.isdigit() and period else mine
+
+
+def memory() -> Memory:
+    """Main memory. Pages of files that were read count as free, as they are given back when they are asked for."""
+    lines = (line.split() for line in _read(Path("/proc/meminfo")).splitlines())
+    found = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = found.get("MemTotal", pages)
+    free = found.get("MemAvailable", total)
+    limit, used = _read(CGROUP / "memory.max"), _read(CGROUP / "memory.current")
+    if limit.isdigit() and used.isdigit():
+        lines = (line.split() for line in _read(CGROUP / "memory.stat").splitlines())
+        files = sum(int(words[1]) for words in lines if words[0] in ("inactive_file", "active_file"))
+        total, free = min(total, int(limit)), min(free, int(limit) - int(used) + files)
+    return Memory(total, max(0, free))
+
+
+def disk(path: Path) -> int:
+    """Free bytes of the disk on which `path`, which need not be there yet, lies or would lie."""
+    path = path.absolute()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo."""
+    first = _read(Path("/proc/cpuinfo")).partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,248 @@
+"""What a training will take, said before it takes it: memory, operations, time and disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bytelm import machine
+from bytelm.checkpoint.store import KEEP
+from bytelm.data.corpus import INDEX
+from bytelm.data.sources import weigh
+from bytelm.errors import ResourceError
+from bytelm.evaluate.costs import counted, usual_mean
+from bytelm.models.base import ByteModel
+from bytelm.models.objective import score
+from bytelm.scorers.transformer import TransformerScorer
+from bytelm.train.config import RunConfig, TrainConfig
+from bytelm.train.loop import precision
+from bytelm.train.memory import predict
+from bytelm.units import BYTES, show_bytes, show_count, show_seconds
+
+PROBES = 3  # steps by which a model's speed is measured
+TRAINING = 3  # forward passes that a step costs: the way back is two
+BESIDE = 350 << 20  # bytes of memory that Python and torch take themselves
+STORED = 12  # bytes of a checkpoint for each parameter: itself and two moments, in float32
+PROBED = 1 << 38  # operations of a probe at the most, so that a large model is timed on a row of its batch
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be there before a training begins, in bytes."""
+
+    memory: int
+    free_memory: int
+    data: int | None
+    """The packed corpus; None where it comes from standard input or from elsewhere and has no size yet."""
+    checkpoints: int
+    free_disk: int
+
+    @property
+    def disk(self) -> int:
+        """All that the run will write, as far as it is known."""
+        return (self.data or 0) + self.checkpoints
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training will take. Speed is measured by a few steps on this machine; the rest is counted."""
+
+    needs: Needs
+    model: str
+    parameters: int
+    tables: int
+    precision: str
+    flops_per_byte: float
+    """Of a step of training: three forward passes."""
+    step_bytes: int
+    bytes_per_second: float
+    scorer_seconds: float
+    seconds: float
+    """Of the training itself."""
+    bytes: int
+    """That it learns from."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps it takes."""
+        return max(1, round(self.bytes / self.step_bytes))
+
+    @property
+    def flops(self) -> float:
+        """Operations of the whole training."""
+        return self.flops_per_byte * self.bytes
+
+
+def device() -> torch.device:
+    """Where to train: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, or can be made so: on the GPU where there is one."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else machine.memory().free
+
+
+def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Sequence[Path] = ()) -> Needs:
+    """What must be there, from shapes and sizes alone. Raises DataError for paths that are not there."""
+    model = config.recipe.sketch()
+    stored = sum(STORED * p.numel() if p.requires_grad else 4 * p.numel() for p in model.parameters())
+    size = 0 if (run / "data" / INDEX).exists() else weigh(paths, (run, *exclude))
+    mean = usual_mean(config.recipe)
+    return Needs(
+        predict(model, config.train, mean).peak + BESIDE,
+        free_memory(),
+        None if size is None else size + size // 8,  # a bit a byte says whether it opens a patch
+        (KEEP + 1) * stored,
+        machine.disk(run),
+    )
+
+
+def check(needed: Needs, config: RunConfig, run: Path) -> None:
+    """Raises ResourceError, which names the knob to turn, for a training that takes more than there is."""
+    if needed.memory > needed.free_memory:
+        raise ResourceError(
+            f"a step takes {show_bytes(needed.memory)} of memory and {show_bytes(needed.free_memory)} are free: "
+            f"{knob(config, needed.free_memory)}, or try it all the same with --force"
+        )
+    if needed.disk > needed.free_disk:
+        raise ResourceError(
+            f"{run} will take {show_bytes(needed.disk)} of disk ({show_bytes(needed.data or 0)} of data, "
+            f"{show_bytes(needed.checkpoints)} of checkpoints) and {show_bytes(needed.free_disk)} are free: "
+            "name another --run, give less data, or try it all the same with --force"
+        )
+
+
+def knob(config: RunConfig, free: int) -> str:
+    """The smallest change of a configuration with which a step fits into memory, as it is typed."""
+    model, mean = config.recipe.sketch(), usual_mean(config.recipe)
+    for changed in smaller(config.train):
+        peak = predict(model, changed, mean).peak + BESIDE
+        if peak <= free:
+            names = [n for n in ("window", "batch", "recompute") if getattr(changed, n) != getattr(config.train, n)]
+            sets = " ".join(f"--set train.{n}={str(getattr(changed, n)).lower()}" for n in names)
+            return f"{sets} takes {show_bytes(peak)}"
+    return "take a smaller --preset (bytelm presets has what each takes)"
+
+
+def smaller(train: TrainConfig) -> Iterator[TrainConfig]:
+    """The same training with ever smaller steps: fewer rows, then layers computed again, then shorter windows."""
+    rows = [max(1, train.batch >> halved) for halved in range(1, train.batch.bit_length())]
+    yield from (replace(train, batch=batch) for batch in rows)
+    yield replace(train, recompute=True)
+    yield from (replace(train, batch=batch, recompute=True) for batch in rows)
+    window = train.window // 2
+    while window >= 64:
+        yield replace(train, batch=1, recompute=True, window=window)
+        window //= 2
+
+
+def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estimate:
+    """What a training will take, its speed measured by a few steps. Raises DataError."""
+    model, train = config.recipe.sketch(), config.train
+    mean = usual_mean(config.recipe)
+    cost = counted(model, train.window, mean)
+    needed = needs(paths, config, run)
+    speed = bytes_per_second(config, mean)
+    per_id = mean if model.tokens is not None else 1.0
+    step = round(train.window * train.batch * train.accumulate * per_id)
+    limits = [train.bytes, None if train.steps is None else train.steps * step]
+    limits.append(None if train.minutes is None else round(60 * train.minutes * speed))
+    bytes = min(limit for limit in limits if limit is not None)
+    return Estimate(
+        needs=needed,
+        model=type(config.model).__module__.rpartition(".")[2],
+        parameters=cost.parameters,
+        tables=cost.tables,
+        precision=str(precision(train, device())).removeprefix("torch."),
+        flops_per_byte=TRAINING * cost.executed,
+        step_bytes=step,
+        bytes_per_second=speed,
+        scorer_seconds=scorer_seconds(config),
+        seconds=bytes / speed,
+        bytes=bytes,
+    )
+
+
+def scorer_seconds(config: RunConfig) -> float:
+    """How long a scorer that is trained beforehand takes; 0 where it is only counted, or comes with another run."""
+    scorer = config.scorer.build() if config.scorer and config.recipe.scored and config.start is None else None
+    if not isinstance(scorer, TransformerScorer):
+        return 0.0
+    train = config.scorer_train
+    scorer.model.initialise(0)
+    speed = timed(scorer.model, train, None)
+    step = train.window * train.batch * train.accumulate
+    limits = [train.steps and train.steps * step / speed, train.minutes and 60 * train.minutes]
+    limits.append(train.bytes and train.bytes / speed)
+    return min(limit for limit in limits if limit is not None)
+
+
+def bytes_per_second(config: RunConfig, mean: float) -> float:
+    """Bytes a second that a model learns from on this machine, its patches or tokens `mean` bytes long."""
+    model = config.recipe.draft().assemble()
+    model.initialise(0)
+    return timed(model, config.train, mean) * (mean if model.tokens else 1.0)
+
+
+def multiplied() -> float:
+    """Operations a second of large matrix products here, in the precision that training takes by itself."""
+    dtype = precision(TrainConfig(), device())
+    a = torch.ones(1024, 1024, device=device(), dtype=dtype)
+    seconds: list[float] = []
+    for _ in range(8):
+        began = time.perf_counter()
+        _ = float((a @ a)[0, 0])
+        seconds.append(time.perf_counter() - began)
+    return 2 * 1024**3 / min(seconds)
+
+
+def timed(model: ByteModel, train: TrainConfig, mean: float | None) -> float:
+    """Ids a second that a model learns from, by a few steps on bytes that mean nothing; `mean`: of a patch."""
+    model.to(device()).train()
+    row = TRAINING * model.flops(train.window, round(train.window / (mean or 1.0)))
+    shape = (max(1, min(train.batch, PROBED // max(1, row))), train.window)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, BYTES, shape, generator=generator).to(model.device)
+    opens = None if mean is None else (torch.rand(shape, generator=generator) < 1 / mean).to(model.device)
+    low = precision(train, model.device) == torch.bfloat16
+    seconds: list[float] = []
+    for _ in range(PROBES):
+        began = time.perf_counter()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+            nats, _ = score(model, ids, boundaries=opens)
+        nats.backward()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()  # for those who train next
+    return ids.numel() / min(seconds)
+
+
+def lines(found: Estimate, run: Path) -> list[tuple[str, str]]:
+    """An estimate for people: what, and how much of it."""
+    needed = found.needs
+    data = "unknown beforehand" if needed.data is None else show_bytes(needed.data)
+    tables = f" ({show_count(found.tables)} in tables)" if found.tables else ""
+    scorer = f", and {show_seconds(found.scorer_seconds)} before it for the scorer" if found.scorer_seconds else ""
+    return [
+        ("model", f"{found.model}, {show_count(found.parameters)} parameters{tables}, {found.precision}"),
+        ("memory", f"{show_bytes(needed.memory)} of {show_bytes(needed.free_memory)} free"),
+        ("speed", f"{show_bytes(found.bytes_per_second)}/s, measured now"),
+        ("steps", f"{found.steps:,} of {show_bytes(found.step_bytes)}: {show_bytes(found.bytes)} in all"),
+        ("FLOPs", f"{show_count(found.flops_per_byte)} a byte, {found.flops:.2e} in all"),
+        ("time", f"{show_seconds(found.seconds)}{scorer}; packing and cutting patches not counted"),
+        ("disk", f"data {data}, checkpoints {show_bytes(needed.checkpoints)}, of {show_bytes(needed.free_disk)} free"),
+        ("run", str(run)),
+    ]
+
+
+def mapping(found: Estimate) -> dict[str, Any]:
+    """An estimate for machines."""
+    return {**asdict(found), "steps": found.steps, "flops": found.flops}
