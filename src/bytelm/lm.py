@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bytelm.checkpoint import assemble, pretrained
 from bytelm.checkpoint.metrics import METRICS, read_metrics
+from bytelm.compress.stream import compress, decompress
 from bytelm.data.modalities.base import Modality
 from bytelm.decoding import Weights
 from bytelm.errors import UsageError
@@ -123,6 +124,14 @@ class LM:
     def logprobs(self, prefix: bytes, continuation: bytes) -> NDArray[np.float64]:
         """The log-probability of each byte of `continuation` after `prefix`, in nats: one (negative) number a byte."""
         return logprobs(self.model, prefix, continuation)
+
+    def compress(self, data: bytes) -> bytes:
+        """`data` in about as many bits as `bits` says. Raises UsageError for a model of tokens."""
+        return compress(self.model, data, self.context)
+
+    def decompress(self, packed: bytes) -> bytes:
+        """What was given to `compress`, of the same model and on the same machine. Raises DataError."""
+        return decompress(self.model, packed)
 
     def patches(self, data: bytes) -> list[bytes]:
         """`data` cut into the patches that the model reads it in. Raises UsageError for a model without patches."""

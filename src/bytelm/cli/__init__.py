@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Env
 
 from bytelm import __version__
-from bytelm.cli import comparing, costs, doctor, exchanging, inspect, measure, training
+from bytelm.cli import comparing, compressing, costs, doctor, exchanging, inspect, measure, training
 from bytelm.cli.common import STDIN
 from bytelm.errors import BytelmError
 
@@ -32,6 +32,8 @@ app.command(training.train)
 app.command(measure.evaluate, name="eval")
 app.command(measure.generate)
 app.command(inspect.patches)
+app.command(compressing.compress)
+app.command(compressing.decompress)
 app.command(training.calibrate)
 app.command(inspect.presets)
 app.command(costs.costs)

@@ -1,0 +1,84 @@
+"""An arithmetic coder: symbols of known frequencies to bytes and back, within a byte of what information theory says.
+
+The encoder narrows [low, low + range) to the part of each symbol, in 64 bits, and gives away the upper byte whenever
+the range has become small; a carry runs back over the bytes that were given. (Martin, 1979; Schindler's form.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.errors import DataError
+
+TOTAL = 1 << 32  # what the frequencies of a symbol sum to at the most
+_FULL, _BYTE, _SMALL = 1 << 64, 56, 1 << 56
+
+Frequencies = NDArray[np.int64]
+"""`[symbols]`, each at least 1, TOTAL together at the most"""
+
+
+def frequencies(logits: NDArray[np.float32] | NDArray[np.float64]) -> Frequencies:
+    """The frequencies of symbols with such logits `[symbols]`: every symbol can be coded, however unlikely it is."""
+    chance = np.exp(logits.astype(np.float64) - float(logits.max()))
+    chance *= (TOTAL - len(chance)) / chance.sum()
+    return chance.astype(np.int64) + 1
+
+
+class Encoder:
+    """Symbols in, bytes out."""
+
+    def __init__(self) -> None:
+        self.low, self.range, self.bytes = 0, _FULL, bytearray()
+
+    def put(self, frequency: Frequencies, symbol: int) -> None:
+        """Code one symbol."""
+        ends = np.cumsum(frequency)
+        part = self.range // int(ends[-1])
+        self.low += part * int(ends[symbol] - frequency[symbol])
+        self.range = part * int(frequency[symbol])
+        self._carry()
+        while self.range < _SMALL:
+            self.bytes.append(self.low >> _BYTE)
+            self.low, self.range = (self.low << 8) % _FULL, self.range << 8
+
+    def end(self) -> bytes:
+        """All bytes, with the one by which the last symbol is known. They may be followed by nothing but zeros."""
+        self.low += _SMALL - 1  # the range is no smaller: some multiple of _SMALL lies in it
+        self._carry()
+        self.bytes.append(self.low >> _BYTE)
+        return bytes(self.bytes)
+
+    def _carry(self) -> None:
+        if self.low < _FULL:
+            return
+        self.low -= _FULL
+        last = len(self.bytes) - 1
+        while self.bytes[last] == 255:
+            self.bytes[last] = 0
+            last -= 1
+        self.bytes[last] += 1
+
+
+class Decoder:
+    """Bytes in, symbols out."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.read = data, 8
+        self.code = int.from_bytes(data[:8].ljust(8, b"\0"), "big")
+        self.range = _FULL
+
+    def get(self, frequency: Frequencies) -> int:
+        """The next symbol. Raises DataError where there are no more bytes to tell it from."""
+        ends = np.cumsum(frequency)
+        part = self.range // int(ends[-1])
+        place = min(self.code // part, int(ends[-1]) - 1)
+        symbol = int(np.searchsorted(ends, place, side="right"))
+        self.code -= part * int(ends[symbol] - frequency[symbol])
+        self.range = part * int(frequency[symbol])
+        while self.range < _SMALL:
+            if self.read >= len(self.data) + 7:
+                raise DataError("it ends too early: get a whole copy")
+            following = self.data[self.read] if self.read < len(self.data) else 0
+            self.code, self.range, self.read = self.code << 8 | following, self.range << 8, self.read + 1
+        return symbol

@@ -1,0 +1,148 @@
+"""A file as the bits that a model needs for it, and back: the same steps for both, so that both decide alike.
+
+    lanes        the file in one to LANES parts of one size, read side by side
+    windows      a lane starts afresh after every half of the context, from the half before it
+    a step       logits of every lane → frequencies → a byte each, coded or decoded → read
+
+What a model gives must be the same to the last bit on both sides. It is on one machine with one version (a law of the
+decoders); the header says which they were, and has a checksum of the content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bytelm.compress.coder import Decoder, Encoder, Frequencies, frequencies
+from bytelm.decoding import Decoder as Reader
+from bytelm.decoding import open_decoder, why_plain
+from bytelm.errors import DataError, UsageError
+from bytelm.machine import processor
+from bytelm.models.base import ByteModel
+from bytelm.native.library import library
+from bytelm.units import BOS, BYTES
+
+MAGIC, VERSION = b"BLMC", 1
+HEADER = struct.Struct("<4sB8s4sIBQI")  # magic, version, model, machine, context, lanes, size, checksum
+LANES = 8  # of a file that is long enough to be cut
+WORTH = 16  # contexts that a lane must have to be worth its beginning, of which nothing is known
+LONGEST = 1 << 24  # bytes of context
+MOST = 1 << 27  # bytes that one byte can stand for at the most: the surest costs 1e-7 bits
+
+Progress = Callable[[int], None] | None
+
+
+def compress(model: ByteModel, data: bytes, context: int, progress: Progress = None) -> bytes:
+    """A header and the bits that `model` needs for `data`, read `context` bytes at a time.
+
+    Raises UsageError for a model of tokens, or a context below 2.
+    """
+    if not 2 <= context < LONGEST:
+        raise UsageError(f"context {context}: must be from 2 to {LONGEST - 1}")
+    lanes = max(1, min(LANES, len(data) // (WORTH * context)))
+    array, encoder = np.frombuffer(data, np.uint8), Encoder()
+
+    def code(frequency: Frequencies, place: int) -> None:
+        encoder.put(frequency, int(array[place]))
+
+    walk(model, array, context, lanes, code, progress)
+    sizes = (context, lanes, len(data), zlib.crc32(data))
+    return HEADER.pack(MAGIC, VERSION, identity(model), surroundings(model), *sizes) + encoder.end()
+
+
+def decompress(model: ByteModel, packed: bytes, progress: Progress = None) -> bytes:
+    """What was given to `compress`. Raises DataError for anything else, and where model or machine are others."""
+    size, context, lanes = opened(model, packed)
+    decoder = Decoder(packed[HEADER.size :])
+    array = np.zeros(size, np.uint8)
+
+    def decode(frequency: Frequencies, place: int) -> None:
+        array[place] = decoder.get(frequency)
+
+    walk(model, array, context, lanes, decode, progress)
+    data, (*_, machine, _, _, _, checksum) = array.tobytes(), HEADER.unpack(packed[: HEADER.size])
+    if zlib.crc32(data) != checksum:
+        elsewhere = "another machine or version of bytelm wrote it, which rounds otherwise: decompress it there"
+        reason = "it is damaged: get a whole copy" if machine == surroundings(model) else elsewhere
+        raise DataError(f"what comes out is not what went in: {reason}")
+    return data
+
+
+def opened(model: ByteModel, packed: bytes) -> tuple[int, int, int]:
+    """Size, context and lanes of what `compress` wrote. Raises DataError where it is not for this model."""
+    if len(packed) <= HEADER.size or packed[:4] != MAGIC:
+        raise DataError("it is not a file that `bytelm compress` wrote")
+    _, version, whose, _, context, lanes, size, _ = HEADER.unpack(packed[: HEADER.size])
+    if version > VERSION:
+        raise DataError(f"a newer bytelm wrote it (format {version}, this one reads {VERSION}): upgrade bytelm")
+    if whose != identity(model):
+        raise DataError("another model wrote it: name the run that compressed it")
+    if not (2 <= context < LONGEST and 1 <= lanes <= LANES and size <= MOST * len(packed)):
+        raise DataError("its header is damaged: get a whole copy")
+    return size, context, lanes
+
+
+def identity(model: ByteModel) -> bytes:
+    """Eight bytes that tell models apart: a hash of every weight and of how patches are cut."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()[:8]
+
+
+def surroundings(model: ByteModel) -> bytes:
+    """Four bytes that tell apart where a model is read: kernels as compiled for a processor, or torch and threads."""
+    kernels = None if why_plain(model) else library("kernels")
+    by_torch = f"{torch.__version__} {processor()} {torch.get_num_threads()} {model.device}"
+    return hashlib.sha256((Path(kernels._name).stem if kernels else by_torch).encode()).digest()[:4]
+
+
+def walk(
+    model: ByteModel,
+    data: NDArray[np.uint8],
+    context: int,
+    lanes: int,
+    visit: Callable[[Frequencies, int], None],
+    progress: Progress,
+) -> None:
+    """Tell `visit` the frequencies of each byte and its place, in an order in which each hangs on those before it.
+
+    `data` is read only where `visit` has been.
+    """
+    if model.tokens is not None:
+        raise UsageError("this model reads tokens: compress with a model of bytes")
+    each, half = -(-len(data) // lanes), context // 2
+    starts = np.arange(lanes) * each
+    sizes = np.clip(len(data) - starts, 0, each)
+    reader = open_decoder(model, rows=lanes, capacity=1 + half + half)
+    for begin in range(0, each, half):
+        rows = np.flatnonzero(sizes > begin)
+        reader.undo(rows, np.zeros(len(rows), np.int64))
+        seen = data[starts[rows, None] + np.arange(max(0, begin - half), begin)]
+        logits = primed(reader, rows, seen)
+        for step in range(begin, min(begin + half, each)):
+            going = sizes[rows] > step
+            rows, logits = rows[going], logits[going]
+            places = starts[rows] + step
+            for line, place in zip(logits, places.tolist(), strict=True):
+                visit(frequencies(line[:BYTES]), place)
+            logits = reader.read(rows, data[places].astype(np.int64))
+            if progress:
+                progress(len(rows))
+
+
+def primed(reader: Reader, rows: NDArray[np.int64], seen: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The logits `[rows, vocab]` of the byte after BOS and the bytes `seen` `[rows, bytes]`."""
+    ids = np.concatenate([np.full((len(rows), 1), BOS), seen.astype(np.int64)], 1)
+    logits = np.empty(0, np.float32)
+    for begin in range(0, ids.shape[1], reader.chunk):
+        part = ids[:, begin : begin + reader.chunk]
+        logits = reader.read(rows.repeat(part.shape[1]), part.ravel()).reshape(len(rows), part.shape[1], -1)[:, -1]
+    return logits

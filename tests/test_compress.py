@@ -1,0 +1,221 @@
+"""Compressed files come back, byte for byte, in as many bits as the model says; whatever else is given is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bytelm
+from bytelm.cli import run as cli
+from bytelm.compress import stream
+from bytelm.compress.coder import TOTAL, Decoder, Encoder, frequencies
+from bytelm.compress.stream import HEADER, LANES, WORTH, compress, decompress
+from bytelm.errors import DataError, UsageError
+from bytelm.evaluate.bits import measure
+from bytelm.models.base import ByteModel
+from bytelm.testing import UniformModel, tiny_models
+from bytelm.units import LN2
+from small import BLT, TRAINED
+
+MODELS = [(name, model.eval()) for name, model in tiny_models() if model.tokens is None]
+LOUD = st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=300)
+
+
+def sharp(model: ByteModel) -> ByteModel:
+    """A model that is sure of what it says, so that frequencies are far apart."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model
+
+
+# --- the coder ---
+
+
+@pytest.mark.fault("M5")
+@settings(max_examples=60)
+@given(st.lists(LOUD, min_size=1, max_size=60), st.randoms(use_true_random=False))
+def test_symbols_come_back_in_as_many_bits_as_they_carry(lines: list[list[float]], random: object) -> None:
+    rng = np.random.default_rng(len(lines) + len(lines[0]))
+    tables = [frequencies(np.array(line, np.float32)) for line in lines]
+    symbols = [int(rng.integers(len(table))) for table in tables]
+    encoder, bits = Encoder(), 0.0
+    for table, symbol in zip(tables, symbols, strict=True):
+        assert table.min() >= 1 and table.sum() <= TOTAL
+        encoder.put(table, symbol)
+        bits -= math.log2(table[symbol] / table.sum())
+    packed = encoder.end()
+    assert 8 * len(packed) <= bits + 8 + 1e-3
+    decoder = Decoder(packed)
+    assert [decoder.get(table) for table in tables] == symbols
+
+
+def test_a_carry_runs_over_bytes_that_were_given_already() -> None:
+    """The last of many symbols, again and again, drives the lower end to the top of every byte."""
+    table = frequencies(np.array([0.0, 12.0, 0.0], np.float32))
+    for symbols in ([1] * 3000 + [2] * 9, [2] * 300, [1, 2] * 300):
+        encoder = Encoder()
+        for symbol in symbols:
+            encoder.put(table, symbol)
+        packed = encoder.end()
+        decoder = Decoder(packed)
+        assert [decoder.get(table) for _ in symbols] == symbols
+
+
+def test_a_certain_symbol_costs_next_to_nothing_and_an_impossible_one_can_still_be_coded() -> None:
+    table = frequencies(np.array([0.0] + [-1e30] * 255, np.float32))
+    encoder = Encoder()
+    for _ in range(20_000):
+        encoder.put(table, 0)
+    encoder.put(table, 200)
+    packed = encoder.end()
+    assert len(packed) <= 6
+    decoder = Decoder(packed)
+    assert [decoder.get(table) for _ in range(20_001)] == [0] * 20_000 + [200]
+
+
+# --- files ---
+
+
+@pytest.mark.fault("M5")
+@pytest.mark.parametrize("name, model", MODELS, ids=[name for name, _ in MODELS])
+def test_every_model_gives_back_what_it_compressed(name: str, model: ByteModel) -> None:
+    rng = np.random.default_rng(0)
+    data = b"the same words, the same" + rng.bytes(9) + bytes(range(252, 256)) + b"\0\0\r\n"
+    packed = compress(model, data, 32)
+    assert decompress(model, packed) == data
+
+
+@pytest.mark.fault("M5")
+@settings(max_examples=25)
+@given(st.binary(min_size=1, max_size=70), st.integers(2, 90))
+def test_any_bytes_come_back(data: bytes, context: int) -> None:
+    model = next(model for name, model in MODELS if name.startswith("blt") and "space" in name)
+    assert decompress(model, compress(model, data, context)) == data
+
+
+@pytest.mark.fault("M5")
+@pytest.mark.parametrize("kind", ["transformer", "blt", "megabyte"])
+def test_the_size_is_that_of_the_bits_and_a_byte(kind: str) -> None:
+    model = next(model for name, model in tiny_models(1) if name.startswith(kind)).eval()
+    data = b"Some bytes that are measured and compressed, and 0123456789."
+    (measured,) = measure(model, [("", data)], context=len(data) + 1)
+    body = len(compress(model, data, 2 * len(data))) - HEADER.size
+    assert 8 * body <= measured.nats / LN2 + 64
+    # No more than specials would have taken of it is missing.
+    assert 8 * body > 0.9 * measured.nats / LN2 - 64
+
+
+def test_a_uniform_model_takes_a_byte_for_a_byte() -> None:
+    data = bytes(range(256)) * 2
+    assert len(compress(UniformModel(), data, 100)) - HEADER.size in (len(data), len(data) + 1)
+
+
+def test_a_long_file_is_read_in_lanes_and_windows_and_shows_its_progress() -> None:
+    model = next(model for name, model in MODELS if name.startswith("transformer"))
+    data = np.random.default_rng(0).bytes(8 * 3 * WORTH + 5)
+    told: list[int] = []
+    packed = compress(model, data, 8, told.append)
+    assert HEADER.unpack(packed[: HEADER.size])[5] == 3 and sum(told) == len(data) and max(told) == 3
+    assert decompress(model, packed) == data
+    assert LANES > 3
+
+
+def test_bytes_are_seen_from_half_a_context_before() -> None:
+    """A model that has learnt nothing still shows what it was asked: each byte once, after the half before it."""
+    places: list[int] = []
+    data = np.arange(23, dtype=np.uint8)
+    stream.walk(UniformModel(), data, 8, 2, lambda _, place: places.append(place), None)
+    assert sorted(places) == list(range(23))
+    assert all(a < b for lane in (0, 1) for a, b in pairwise([p for p in places if (p >= 12) == lane]))
+
+
+# --- what is refused ---
+
+
+@pytest.fixture(scope="module")
+def packed() -> tuple[ByteModel, bytes, bytes]:
+    model = sharp(next(model for name, model in tiny_models(2) if name.startswith("transformer")).eval())
+    data = b"bytes to be harmed, one each"
+    return model, data, compress(model, data, 32)
+
+
+@pytest.mark.fault("M5")
+def test_damage_is_found(packed: tuple[ByteModel, bytes, bytes]) -> None:
+    model, data, whole = packed
+    for place in range(len(whole)):
+        harmed = bytearray(whole)
+        harmed[place] ^= 64
+        try:
+            assert decompress(model, bytes(harmed)) == data  # the last byte may stand for more than one ending
+            assert place == len(whole) - 1 or 13 <= place < 21  # or the machine, or a context that is longer still
+        except DataError as error:
+            assert "\n" not in str(error)
+    for size in range(0, len(whole) - 1, 5):
+        with pytest.raises(DataError):
+            decompress(model, whole[:size])
+
+
+def test_another_model_a_newer_format_and_another_machine_are_named(
+    packed: tuple[ByteModel, bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, whole = packed
+    other = next(model for name, model in tiny_models(3) if name.startswith("transformer")).eval()
+    with pytest.raises(DataError, match="another model wrote it: name the run"):
+        decompress(other, whole)
+    with pytest.raises(DataError, match=r"a newer bytelm wrote it \(format 2, this one reads 1\): upgrade"):
+        decompress(model, whole[:4] + b"\2" + whole[5:])
+    with pytest.raises(DataError, match="not a file that"):
+        decompress(model, b"PK\3\4" + whole[4:])
+    harmed = whole[:-3] + bytes(3)
+    with pytest.raises(DataError, match=r"damaged|ends too early"):
+        decompress(model, harmed)
+    monkeypatch.setattr(stream, "surroundings", lambda model: b"none")
+    with pytest.raises(DataError, match=r"decompress it there|ends too early"):
+        decompress(model, harmed)
+    with pytest.raises(UsageError, match="context 1: must be from 2"):
+        compress(model, b"a", 1)
+
+
+def test_tokens_are_no_bytes() -> None:
+    tokens = [model for _, model in tiny_models() if model.tokens is not None]
+    for model in tokens:
+        with pytest.raises(UsageError, match="reads tokens"):
+            compress(model, b"some", 8)
+
+
+def test_the_verbs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    notes, run = tmp_path / "notes.txt", tmp_path / "run"
+    notes.write_text("".join(f"line {number} of some notes\n" for number in range(900)))
+    small = [s for s in BLT if "scorer" not in s] + TRAINED + ["scorer.rows=512"]
+    sets = [word for setting in small for word in ("--set", setting)]
+    assert cli(["train", str(notes), "--run", str(run), "--steps", "3", "--quiet", *sets]) == 0
+    file = tmp_path / "part.txt"
+    file.write_bytes(notes.read_bytes()[:700])
+    capfd.readouterr()
+    assert cli(["compress", str(run), str(file), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["from"] == 700 and found["bytes"] == (tmp_path / "part.txt.blm").stat().st_size and found["gzip"] < 700
+    assert cli(["decompress", str(run), str(tmp_path / "part.txt.blm"), "-o", str(tmp_path / "again.txt")]) == 0
+    assert (tmp_path / "again.txt").read_bytes() == file.read_bytes()
+    lm = bytelm.load(run)
+    assert lm.decompress(lm.compress(b"some bytes")) == b"some bytes"
+    capfd.readouterr()
+    for words, code, message in (
+        (["compress", str(run), str(file)], 2, "part.txt.blm is there already: name another file with --out"),
+        (["decompress", str(run), str(file)], 2, "does not end in .blm: name the file to write with --out"),
+        (["decompress", str(run), str(file), "-o", str(tmp_path / "x")], 3, "part.txt: it is not a file that `bytelm"),
+        (["compress", str(run), str(tmp_path / "none")], 3, "none: No such file or directory"),
+    ):
+        assert cli(words) == code
+        err = capfd.readouterr().err
+        assert message in err and err.count("\n") == 1
+    assert not (tmp_path / "x").exists()
