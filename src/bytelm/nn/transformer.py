@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +39,10 @@ class StackConfig:
             )
         if self.window is not None and self.window < 1:
             found.append(f"{name}: window {self.window} must be at least 1")
+        if self.layers < 0 or self.ffn_multiple < 1:
+            found.append(f"{name}: {self.layers} layers, ffn_multiple {self.ffn_multiple}: at least 0 and 1")
+        if not 0 < self.theta < math.inf:
+            found.append(f"{name}: theta {self.theta} must be above 0 and finite")
         return found
 
     @property

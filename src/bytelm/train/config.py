@@ -19,6 +19,12 @@ class DataConfig:
     test: float = 0.05
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not (self.valid >= 0 and self.test >= 0 and self.valid + self.test < 1):
+            raise ConfigError(
+                f"data.valid = {self.valid} and data.test = {self.test}: not negative, and together below 1"
+            )
+
 
 @dataclass(frozen=True)
 class TrainConfig:
