@@ -94,6 +94,7 @@ def is_refused(node: ast.AST) -> bool:
     return unsafe_load or function in ("socket.socket", "socket.create_connection", "eval", "exec")
 
 
+@pytest.mark.fault("K5", "D12")
 def test_what_bytelm_reads_is_data() -> None:
     """No pickle in any dress, and nothing that fetches."""
     modules = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch.hub"}
@@ -122,6 +123,7 @@ print(json.dumps({"events": events, "torch": "torch" in sys.modules}))
 """
 
 
+@pytest.mark.fault("P1")
 @pytest.mark.parametrize("module", ["bytelm", "bytelm.cli", "bytelm.config", "bytelm.find", "bytelm.units"])
 def test_import_does_nothing_and_loads_no_torch(module: str) -> None:
     run = subprocess.run(
@@ -185,6 +187,7 @@ def test_the_version_is_one() -> None:
     assert bytelm.__version__ == PROJECT["version"]
 
 
+@pytest.mark.fault("P3")
 def test_every_direct_dependency_is_pinned_within_its_range() -> None:
     pinned = pins()
     everything = [r for extra in (None, *PROJECT["optional-dependencies"]) for r in requirements(extra)]
@@ -192,6 +195,7 @@ def test_every_direct_dependency_is_pinned_within_its_range() -> None:
     assert [str(r) for r in requirements() if any(s.operator in ("<", "<=", "==", "~=") for s in r.specifier)] == []
 
 
+@pytest.mark.fault("P3")
 def test_every_third_party_import_is_a_declared_dependency() -> None:
     """And what is declared for users is imported: no dependency is carried for nothing."""
     used = {dotted.partition(".")[0] for _, dotted in imported()} - set(sys.stdlib_module_names) - {"bytelm"}
@@ -232,6 +236,7 @@ def test_the_pages_tell_the_set_up_that_is_used(page: str) -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+@pytest.mark.fault("P4")
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     """Built from a copy, as a build writes beside its sources."""
     for part in ("pyproject.toml", "README.md", "LICENSE"):
@@ -261,6 +266,7 @@ def test_shapes_and_types_are_checked_while_tests_run() -> None:
         units.show_bytes("684")  # type: ignore[arg-type]
 
 
+@pytest.mark.fault("P2")
 def test_the_network_is_out_of_reach() -> None:
     with pytest.raises(PermissionError, match="tests use no network"), socket.socket() as there:
         there.connect(("192.0.2.1", 80))  # an address that is nobody's, for examples
