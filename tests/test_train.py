@@ -185,9 +185,9 @@ def test_accumulation_sums_before_it_divides(corpus: Path, tmp_path: Path, monke
     norms: dict[int, float] = {}
     account = loop.Trainer.account
 
-    def watched(self: loop.Trainer, fit: bool, nats: float, *rest: Any) -> None:
+    def watched(self: loop.Trainer, refusal: str | None, nats: float, *rest: Any) -> None:
         norms.setdefault(self.config.accumulate, rest[-1])
-        account(self, fit, nats, *rest)
+        account(self, refusal, nats, *rest)
 
     monkeypatch.setattr(loop.Trainer, "account", watched)
     (tmp_path / "data").mkdir()
