@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import itertools
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -12,16 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from bytelm.checkpoint import store
-from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.cli import run as cli
+from bytelm.config import load_toml
 from bytelm.data.sampler import Sampler
-from bytelm.errors import ConfigError, ResourceError
 from bytelm.models import objective
 from bytelm.models.blt import BLT as BLT_MODEL
 from bytelm.nn.embed import NgramEmbedding
@@ -243,9 +248,12 @@ def test_a_norm_that_clipping_leaves_alone_is_no_spike(tmp_path: Path) -> None:
 TRAIN = [sys.executable, "-m", "bytelm", "train"]
 
 
+def preset_of(sets: list[str]) -> str:
+    return "byte-tiny" if sets is PLAIN else "demo"
+
+
 def command(corpus: Path, run: Path, steps: int, sets: list[str]) -> list[str]:
-    preset = "byte-tiny" if sets is PLAIN else "demo"
-    words = [*TRAIN, str(corpus), "--preset", preset, "--run", str(run), "--steps", str(steps)]
+    words = [*TRAIN, str(corpus), "--preset", preset_of(sets), "--run", str(run), "--steps", str(steps)]
     return [*words, *(word for s in sets for word in ("--set", s))]
 
 
@@ -360,3 +368,346 @@ def rounds(corpus: Path, tmp_path: Path, count: int, seed: int) -> None:
 @pytest.mark.slow
 def test_fifty_signals_at_random_times(corpus: Path, tmp_path: Path) -> None:
     rounds(corpus, tmp_path, 50, 0)
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+# One process pays for importing torch; each sitting is a fork of it. A pipe tells what was done and saved.
+KILLS = r"""
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from bytelm.checkpoint import store
+from bytelm.train import loop
+from bytelm.train.run import train
+from bytelm.train.settings import configure
+
+corpus, home, kills, sets = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+config = configure("demo", sets=sets, steps=100_000)
+rng = random.Random(kills)
+step, save = loop.Trainer.step, loop.Trainer.save
+
+def sitting(run, writer, last=None):
+    def stepped(self):
+        step(self)
+        os.write(writer, b"%9d done " % self.progress.step)
+        if self.progress.step == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+    def saved(self):
+        save(self)
+        os.write(writer, b"%9d saved" % self.progress.step)
+    loop.Trainer.step, loop.Trainer.save = stepped, saved
+    train([corpus], config, run, quiet=True)
+
+def forked(run, wait, last=None):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        try:
+            sitting(run, writer, last)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(3)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        if wait is not None:
+            time.sleep(wait)
+            os.kill(child, signal.SIGKILL)
+        told = stream.read()
+    status = os.waitpid(child, 0)[1]
+    assert status == (0 if wait is None else signal.SIGKILL), status
+    words = told.split()
+    told = list(zip(words[::2], words[1::2]))
+    return [max((int(number) for number, what in told if what == kind), default=0) for kind in (b"done", b"saved")]
+
+run, lost, torn, there = home / "killed", [], 0, 0
+for _ in range(kills):
+    done, saved = forked(run, rng.uniform(0.1, 0.8))
+    torn += len(list(run.glob("checkpoints/*.tmp-*")))
+    saved, done = max(saved, there), max(done, there)
+    there = 0
+    if store.checkpoints(run):
+        path, passed_over = store.newest_good(run)
+        assert not passed_over, passed_over
+        there = store.read_state(path)["step"]
+    assert saved <= there <= done, (saved, there, done)
+    lost.append(done - there)
+forked(run, None, there + 3)
+forked(home / "whole", None, there + 3)
+for group in ("model", "optimizer"):
+    a, b = (store.read_tensors(store.newest(home / name), group) for name in ("killed", "whole"))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+print(json.dumps({"kills": kills, "amid a save": torn, "steps": there, "steps lost": sum(lost), "at most": max(lost)}))
+"""
+
+
+@pytest.mark.fault("T4", "T6")
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_instant_loses_what_came_after_its_last_save(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kills: int
+) -> None:
+    """However often it was killed, its weights are in the end those of a run that never was, bit for bit."""
+    words = [sys.executable, "-c", KILLS, str(corpus), str(tmp_path), str(kills), *SPACES, "train.save_minutes=0.002"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr
+    with capsys.disabled():
+        print(f"\n{done.stdout.strip()}")
+
+
+# --- disks and directories --------------------------------------------------------------------------------------------
+
+
+def fill(disk: Path, left: int) -> Path:
+    """Leave so many bytes free."""
+    filler = disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(disk).free - left))
+    return filler
+
+
+@pytest.mark.fault("T9")
+def test_a_training_on_a_disk_that_fills_up_ends_with_5_and_goes_on_with_room(
+    corpus: Path, small_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first save finds room for itself alone, and says so; the second does not."""
+    config = ["train.save_minutes=1e-9", "train.dropout=0"]
+    words = command(corpus, small_disk / "run", 4, PLAIN)[3:]
+    words += [word for s in config for word in ("--set", s)]
+    at = words.index("--steps") + 1
+    assert cli([*words[:at], "1", *words[at + 1 :]]) == 0
+    run = small_disk / "run"
+    before, size = held(run), sum(file.stat().st_size for file in store.newest(run).iterdir())
+    filler = fill(small_disk, size // 2)
+    capfd.readouterr()
+    assert cli(words) == 5
+    line = capfd.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("bytelm: resource: cannot save step 2") and "make room" in line
+    assert not list(run.rglob("*tmp*")) and same(before, held(run))
+    filler.unlink()
+    filler = fill(small_disk, size * 3 // 2)
+    assert cli(words) == 5  # one fits, two do not
+    said = capfd.readouterr().err
+    assert re.search(r"the disk of .*run has .*B left, a checkpoint takes .*B\n", said)
+    filler.unlink()
+    assert cli(words) == 0
+    train([corpus], configure("byte-tiny", sets=[*PLAIN, *config], steps=4), tmp_path / "through", quiet=True)
+    assert store.read_state(store.newest(run))["step"] == 4
+    assert same(held(run), held(tmp_path / "through"))
+
+
+WRITTEN = ["config.toml", "recipe.toml", "boundaries-", "metrics.jsonl", "held_out.json", "report.html"]
+
+
+@pytest.mark.fault("T9")
+@pytest.mark.parametrize("refused", WRITTEN)
+def test_whatever_file_the_disk_has_no_room_for_it_is_one_line(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], refused: str
+) -> None:
+    run = tmp_path / "run"
+    words = command(corpus, run, 2, SPACES)[3:]
+    opened = io.open
+
+    def full(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if set(mode) & set("wax+") and isinstance(file, str | Path) and Path(file).name.startswith(refused):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        return opened(file, mode, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", full)
+        assert cli([*words, "--quiet"]) == 5
+    line = capfd.readouterr().err.strip()
+    assert "bytelm: resource: " in line and refused in line and "No space left" in line and "\n" not in line
+    assert not [file for file in run.rglob("*.tmp")]
+    assert cli([*words, "--quiet"]) == 0
+
+
+@pytest.mark.fault("T10")
+def test_a_run_on_a_disk_that_cannot_be_written(
+    corpus: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*command(corpus, small_disk / "run", 2, PLAIN)[3:], "--quiet"]
+    assert cli(words) == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for run in ("run", "another"):
+        words[words.index("--run") + 1] = str(small_disk / run)
+        assert cli(words) == 5
+        line = capfd.readouterr().err.strip()
+        assert "bytelm: resource: " in line and "Read-only file system" in line and "\n" not in line
+    assert cli(["generate", str(small_disk / "run"), "a", "--max-bytes", "2"]) == 0  # to read is enough for that
+
+
+@pytest.mark.fault("T10")
+def test_a_run_that_vanishes_ends_with_5(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, step = tmp_path / "run", loop.Trainer.step
+
+    def vanishes(self: loop.Trainer) -> None:
+        if self.progress.step == 2:
+            shutil.rmtree(run)
+        step(self)
+
+    monkeypatch.setattr(loop.Trainer, "step", vanishes)
+    assert cli([*command(corpus, run, 4, PLAIN)[3:], "--quiet"]) == 5
+    line = capfd.readouterr().err.strip()
+    assert "No such file or directory" in line and "\n" not in line and not run.exists()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from bytelm.checkpoint.lock import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.fault("T10")
+def test_two_jobs_in_one_run(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The second ends at once and names the first; that one killed, the same command goes on."""
+    run = tmp_path / "run"
+    run.mkdir()
+    words = [*command(corpus, run, 2, PLAIN)[3:], "--quiet"]
+    holder = [sys.executable, "-c", HOLDER, str(run)]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        assert cli(words) == 5
+        assert f"resource: {run} is in use by pid {first.pid} on host" in capfd.readouterr().err
+        assert [file.name for file in run.iterdir()] == ["lock"]
+        first.kill()
+    assert cli(words) == 0
+
+
+# --- odd surroundings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("T11")
+def test_a_clock_that_jumps_changes_nothing(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of day is not asked at all; a day back and a day on, and the budget of minutes is as it was."""
+    jumps = itertools.cycle([0.0, -86400.0, 86400.0])
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    config = configure("byte-tiny", sets=[*PLAIN, "train.save_minutes=0.001"], minutes=0.01)
+    result = train([corpus], config, tmp_path / "run", quiet=True)
+    assert result.progress is not None and 0.6 <= result.progress.seconds < 60
+    assert all(line["bytes_per_second"] > 0 for line in of_kind(tmp_path / "run", "train"))
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train([corpus], configure("demo", sets=SPACES, steps=2), run, quiet=True)
+    return run
+
+
+ASCII = {"LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+
+
+VERBS = """
+import json, os, sys
+from bytelm.cli import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main([os.fsdecode(word.encode()) for word in words])  # as the system gives them
+    except SystemExit as end:
+        assert end.code == 0, (words, end.code)
+"""
+
+
+@pytest.mark.fault("T11")
+def test_a_terminal_of_ascii(corpus: Path, trained: Path, tmp_path: Path) -> None:
+    """Text that it cannot show is shown escaped, in no terminal, and files are read and written as ever."""
+    text = tmp_path / "né.txt"
+    text.write_text("déjà vu → 語\n" * 50, encoding="utf-8")
+    words = [
+        command(text, tmp_path / "é", 2, SPACES)[3:],
+        ["generate", str(trained), "déjà", "--max-bytes", "60", "--utf8", "--seed", "3"],
+        ["patches", str(trained), "déjà vu → 語"],
+        ["eval", str(trained), str(text)],
+    ]
+    command_line = [sys.executable, "-c", VERBS, json.dumps(words)]
+    done = subprocess.run(command_line, env=os.environ | ASCII, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert done.stderr.isascii() and b"Traceback" not in done.stderr
+    assert rb"\u8a9e" in done.stdout and (tmp_path / "é" / "report.html").exists()
+
+
+CLOSED = ["1>&- 2>&-", "| head -c 1 >/dev/null"]
+MORE = ["1>&-", "2>&-", "2>&1 >/dev/null | head -1"]
+
+
+@pytest.mark.fault("T11")
+@pytest.mark.parametrize("closed", [*CLOSED, *(pytest.param(c, marks=pytest.mark.slow) for c in MORE)])
+def test_closed_output(corpus: Path, tmp_path: Path, closed: str) -> None:
+    run = tmp_path / "run"
+    words = ["bash", "-c", f'set -o pipefail; "$@" {closed}', "-", *command(corpus, run, 30, PLAIN)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    assert "Traceback" not in done.stderr and store.read_state(store.newest(run))["step"] == 30
+    assert (run / "report.html").exists()
+
+
+@pytest.mark.fault("T13")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [(PLAIN, 300), pytest.param(SPACES, 2000, marks=pytest.mark.slow)],
+    ids=["short", "two thousand steps"],
+)
+def test_memory_stays_level(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: list[str], steps: int
+) -> None:
+    """Of the second half of the steps, with looks and saves among them, a line through the memory used is flat."""
+    used: list[int] = []
+    step = loop.Trainer.step
+
+    def watched(self: loop.Trainer) -> None:
+        step(self)
+        if self.progress.step % (steps // 8) == 0:
+            self.look(StopRequest())
+            self.save()
+        used.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
+    monkeypatch.setattr(loop.Trainer, "step", watched)
+    train([corpus], configure(preset_of(config), sets=config, steps=steps), tmp_path / "run", quiet=True)
+    late = np.array(used[steps // 2 :], float)
+    slope = float(np.polyfit(np.arange(len(late)), late, 1)[0])
+    print(f"{slope:.0f} B a step over {len(late)} steps, of {late[-1] / 1e6:.0f} MB")
+    assert slope * len(late) < 8e6, f"{slope:.0f} B a step"
+
+
+# --- another configuration --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("C4")
+def test_what_may_change_changes_and_what_may_not_is_named(
+    corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    steps = 2
+
+    def said(*more: str, code: int = 0) -> str:
+        words = command(corpus, run, steps, PLAIN)[3:]
+        assert cli([*words, *more]) == code
+        return capfd.readouterr().err
+
+    said()
+    assert "changed" not in said("--set", "train.valid_bytes=100")  # free: how it looks, not how it learns
+    steps, changed = 4, ["--set", "train.learning_rate=0.01", "--set", "train.batch=3"]
+    line = said(*changed, "--allow-change", "train.batch", code=2)
+    assert "train.learning_rate is 0.001 there and 0.01 here" in line and "train.batch is" not in line
+    assert "--allow-change" in line and line.count("\n") == 1
+    told = said(*changed, "--allow-change", "train.batch", "--allow-change", "train.learning_rate")
+    assert "changed: train.batch is 2 there and 3 here" in told and "changed: train.learning_rate" in told
+    assert store.read_state(store.newest(run))["step"] == 4
+    assert load_toml(run / "config.toml")["train"]["learning_rate"] == 0.01
+    said(*changed)  # it is the run's own now
+    before = held(run)
+    for key in ("model.dim", "data.seed", "scorer_train.steps", "train", "train.learning_rat"):
+        line = said("--set", "model.dim=32", "--allow-change", key, code=2)
+        assert f"unknown key of --allow-change '{key}'" in line and f"--from {run}" in line and line.count("\n") == 1
+    assert "did you mean 'train.learning_rate'?" in line
+    assert "model.dim is 16 there and 32 here" in said("--set", "model.dim=32", code=2)
+    assert same(before, held(run))
