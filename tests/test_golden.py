@@ -80,7 +80,7 @@ def test_a_training_goes_on_from_an_old_checkpoint(name: str, tmp_path: Path) ->
 
 
 def test_there_is_one_of_every_format() -> None:
-    assert FORMATS == [f"format-{number}" for number in range(1, store.FORMAT + 1)]
+    assert [f"format-{number}" for number in range(1, store.FORMAT + 1)] == FORMATS
 
 
 def write(name: str) -> None:

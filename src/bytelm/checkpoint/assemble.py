@@ -17,7 +17,6 @@ from bytelm.models.base import ByteModel
 from bytelm.patching import entropy
 from bytelm.patching.base import Patcher
 
-
 MOST_LAYERS = 4096  # of a model, its scorer's among them; more would be built, one by one, before anything is compared
 
 
@@ -65,8 +64,8 @@ class Recipe:
         try:
             with torch.device("meta"):
                 return self.assemble()
-        except (RuntimeError, OverflowError) as error:
-            raise ConfigError(f"no such model can be built: {str(error).splitlines()[0]}") from None
+        except (RuntimeError, OverflowError, TypeError) as error:  # torch has all three for a size beyond 64 bits
+            raise ConfigError(f"no such model can be built: {str(error).splitlines()[0]}") from error
 
     def assemble(self) -> ByteModel:
         """The model, its parameters not yet initialised. Raises ConfigError for patching not yet calibrated."""
@@ -122,7 +121,7 @@ def trained(path: str | Path) -> tuple[Path, dict[str, Any]]:
         return path, pretrained.read_config(path)
     checkpoint = path if (path / store.MANIFEST).exists() else store.newest(path)
     state = store.read_state(checkpoint)
-    if "recipe" not in state:
+    if not isinstance(state.get("recipe"), dict):
         raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: this is not a checkpoint of a trained model")
     if type(state.get("context")) is not int or not 1 <= state["context"] < 1 << 63:
         raise CheckpointError(f"{checkpoint / store.STATE} has no context in bytes: it was not written by bytelm")

@@ -289,6 +289,12 @@ class Trainer:
         store.check_keys(self.model.state_dict(), weights, str(path))
         if self.model.tokens is not None and not torch.equal(weights["merges"], self.model.get_buffer("merges").cpu()):
             raise CheckpointError(f"{path} was trained with other tokens than {self.run}/merges.npy: start another run")
+        for name, tensor in self.model.state_dict().items():
+            if name.startswith("patcher.") and not torch.equal(weights[name], tensor.cpu()):
+                raise CheckpointError(
+                    f"{path} was trained on patches of another scorer than that in {self.run}/scorer ({name} differs): "
+                    "put the scorer back, or start another run"
+                )
         self.model.load_state_dict(weights)
         moments = store.read_tensors(path, "optimizer")
         for name, parameter in self.model.named_parameters():
