@@ -3,6 +3,7 @@
 # make check   the same in .venv as it stands (also: make lint, types, floors, tests)
 # make slow    the tests that take minutes
 # make faults  every test of the fault table, slow ones too; writes docs/faults.md
+# make nightly all of test, slow and faults, no test twice: some hours
 #
 # The environment is .venv, made once and again only when pyproject.toml or constraints.txt change.
 
@@ -11,7 +12,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .NOTPARALLEL:
-.PHONY: demo test check slow faults lint types floors tests setup
+.PHONY: demo test check slow faults nightly lint types floors tests setup
 
 demo: setup
 	$(BIN)/bytelm demo
@@ -26,6 +27,10 @@ slow: setup
 
 faults: setup
 	$(BIN)/pytest -q -n 2 -m fault --timeout 3600 --fault-table docs/faults.md
+
+# One run of pytest has all tests, quick and slow, those of the fault table among them.
+nightly: setup lint types floors
+	$(BIN)/pytest -q -n 2 -m "slow or not slow" --timeout 3600 --fault-table docs/faults.md
 
 lint:
 	$(BIN)/ruff check

@@ -128,6 +128,7 @@ def test_widened_tensors_are_the_same_numbers(tmp_path: Path) -> None:
         assert torch.equal(wide[name].to(tensor.dtype).nan_to_num(7), tensor.nan_to_num(7))
 
 
+@pytest.mark.fault("K1")
 @pytest.mark.parametrize("change", ["a byte", "cut short", "another"])
 def test_a_file_that_changes_after_it_was_checked_is_not_used(tmp_path: Path, change: str) -> None:
     """What is read is checked as it is read, whatever was found before."""
@@ -141,6 +142,7 @@ def test_a_file_that_changes_after_it_was_checked_is_not_used(tmp_path: Path, ch
         store.read_tensors(path, "model", widen=True)
 
 
+@pytest.mark.fault("K3")
 def test_values_that_are_not_finite_are_counted_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "PIECE", 4)
     table = torch.zeros(3, 5)
@@ -189,6 +191,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert names(tmp_path) == ["latest", "step-00000001", "step-00000002"]
 
 
+@pytest.mark.fault("K1")
 def test_after_falling_back_the_save_is_not_pruned_and_later_steps_are_left(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         damage_size(save(tmp_path, step, keep=3), "state.json")
@@ -234,6 +237,7 @@ def damage_pipe(path: Path, name: str) -> None:
 DAMAGES = [damage_size, damage_byte, damage_tail, damage_gone, damage_swap, damage_pipe]
 
 
+@pytest.mark.fault("K1")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named_by_file_before_use_and_stepped_over(
@@ -261,6 +265,7 @@ def test_damage_is_named_by_file_before_use_and_stepped_over(
             store.newest(tmp_path)
 
 
+@pytest.mark.fault("K1")
 def test_every_flipped_byte_is_seen(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     for name in FILES:
@@ -273,6 +278,7 @@ def test_every_flipped_byte_is_seen(tmp_path: Path) -> None:
     store.verify(path)
 
 
+@pytest.mark.fault("K1")
 def test_an_extra_file_is_named_and_dot_files_are_not(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     (path / ".DS_Store").write_bytes(b"x")
@@ -282,6 +288,7 @@ def test_an_extra_file_is_named_and_dot_files_are_not(tmp_path: Path) -> None:
         store.verify(path)
 
 
+@pytest.mark.fault("K1")
 def test_no_sound_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         store.newest(tmp_path / "absent")
@@ -292,6 +299,7 @@ def test_no_sound_checkpoint(tmp_path: Path) -> None:
         store.read_tensors(save(tmp_path, 2), "ema")
 
 
+@pytest.mark.fault("K4")
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     body = json.loads((path / "MANIFEST.json").read_text()) | {"format": 3}
@@ -331,6 +339,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.fault("K6")
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_tensors_are_an_error_that_names_the_file(tmp_path: Path, kind: str) -> None:
     path = save(tmp_path, 1)
@@ -348,6 +357,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return path, (path / "optimizer.safetensors").read_bytes()
 
 
+@pytest.mark.fault("K6")
 @settings(max_examples=100)
 @given(data=st.data())
 def test_any_change_to_a_header_gives_tensors_or_an_error(victim: tuple[Path, bytes], data: st.DataObject) -> None:
@@ -375,6 +385,7 @@ HOSTILE_MANIFESTS: list[Any] = [
 ]
 
 
+@pytest.mark.fault("K7")
 @pytest.mark.parametrize("body", HOSTILE_MANIFESTS)
 def test_hostile_manifests(tmp_path: Path, body: dict[str, Any]) -> None:
     path = save(tmp_path, 1)
@@ -384,6 +395,7 @@ def test_hostile_manifests(tmp_path: Path, body: dict[str, Any]) -> None:
         store.verify(path)
 
 
+@pytest.mark.fault("K7")
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000, '{"files": ' + "9" * 5000 + "}", "\udcff"])
 @pytest.mark.parametrize("name", ["MANIFEST.json", "state.json"])
 def test_hostile_json(tmp_path: Path, name: str, text: str) -> None:
@@ -491,6 +503,7 @@ def killed_before_every_call(there):
 """
 
 
+@pytest.mark.fault("T4")
 @pytest.mark.parametrize(("kind", "size"), [("any instant", 100_000), ("every call", 100)])
 def test_a_killed_save_harms_nothing(tmp_path: Path, kind: str, size: int) -> None:
     command = [sys.executable, "-c", CRASHES, kind, str(size), str(tmp_path)]
@@ -498,6 +511,7 @@ def test_a_killed_save_harms_nothing(tmp_path: Path, kind: str, size: int) -> No
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.fault("T5")
 def test_everything_is_on_the_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[tuple[str, int | str]] = []
     fsync, rename, replace = os.fsync, os.rename, os.replace
@@ -528,6 +542,7 @@ def test_everything_is_on_the_disk_before_it_is_renamed(tmp_path: Path, monkeypa
 # ---- refusing disks ----
 
 
+@pytest.mark.fault("T9")
 @pytest.mark.parametrize("refused", range(6))
 def test_an_error_of_the_disk_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int
@@ -552,6 +567,7 @@ def test_an_error_of_the_disk_leaves_what_was_there(
     assert holds(store.newest(tmp_path), 1)
 
 
+@pytest.mark.fault("T9")
 def test_a_full_disk(small_disk: Path) -> None:
     save(small_disk, 1)
     with pytest.raises(ResourceError, match=r"step-00000002: No space left on device; it needs 2\.\d+ MB"):
@@ -561,6 +577,7 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert holds(save(small_disk, 2), 2)
 
 
+@pytest.mark.fault("T10")
 def test_a_run_that_vanished_is_not_made_anew(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="No such file"):
         save(tmp_path / "gone", 1)
@@ -572,6 +589,7 @@ def test_a_run_that_vanished_is_not_made_anew(tmp_path: Path) -> None:
 # ---- keys ----
 
 
+@pytest.mark.fault("K2", "K3")
 def test_keys_that_differ_are_a_table(tmp_path: Path) -> None:
     expected = {name: torch.zeros(2) for name in "acdf"} | {"b": torch.zeros(2, 3)}
     store.check_keys(expected, expected, tmp_path)
@@ -589,6 +607,7 @@ def test_keys_that_differ_are_a_table(tmp_path: Path) -> None:
           not finite  f  NaN or Inf in 2 of 2 values""")
 
 
+@pytest.mark.fault("K2")
 @pytest.mark.parametrize(("count", "last"), [(20, "k19"), (21, "… and 2 more"), (500, "… and 481 more")])
 def test_a_table_has_at_most_20_rows(count: int, last: str) -> None:
     with pytest.raises(CheckpointError) as caught:
@@ -609,6 +628,7 @@ with exclusive(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.fault("T10")
 def test_a_second_job_is_told_of_the_first_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
@@ -626,6 +646,7 @@ def test_a_second_job_is_told_of_the_first_and_a_dead_one_holds_nothing(tmp_path
         pass
 
 
+@pytest.mark.fault("T10")
 def test_the_lock_is_released_by_an_error_and_the_error_passes(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="inside"), exclusive(tmp_path):
         raise OSError("inside")

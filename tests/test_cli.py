@@ -212,6 +212,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not (home / "bad" / "checkpoints").exists()
 
 
+@pytest.mark.fault("K1")
 @pytest.mark.parametrize("kind", ["cut short", "flipped"])
 def test_a_damaged_checkpoint_is_named(
     home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
@@ -246,6 +247,7 @@ def test_help_is_quick_to_import() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+@pytest.mark.fault("T3")
 def test_ctrl_c_saves_and_the_same_command_goes_on(home: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "bytelm", "train", str(ROOT / "src" / "bytelm" / "data")]
     words += ["--config", str(home / "nano.toml"), "--run", str(tmp_path / "run"), "--steps", "100000"]

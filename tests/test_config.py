@@ -152,6 +152,7 @@ def test_all_problems_are_told_at_once() -> None:
     )
 
 
+@pytest.mark.fault("K7")
 def test_a_long_value_does_not_make_a_long_line() -> None:
     assert len(failure({"steps": "x" * 10_000}, Train)) < 100
 
@@ -238,6 +239,7 @@ def test_any_mapping_survives_toml(mapping: dict[str, Any]) -> None:
     assert tomllib.loads(dump_toml(mapping)) == mapping
 
 
+@pytest.mark.fault("K7")
 @given(st.dictionaries(st.sampled_from(["steps", "rate", "dtype", "windows", "label", "warmup", "x"]), leaves | tables))
 def test_any_mapping_builds_or_is_refused_in_one_line(mapping: dict[str, Any]) -> None:
     try:

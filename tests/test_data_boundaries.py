@@ -24,6 +24,7 @@ def record(directory: Path, documents: list[NDArray[np.bool_]], fingerprint: str
         return writer.finish()
 
 
+@pytest.mark.fault("T4")
 @settings(max_examples=40)
 @given(
     st.data(), st.lists(st.lists(st.booleans(), min_size=1, max_size=30), min_size=1, max_size=8), st.integers(1, 40)
@@ -74,6 +75,7 @@ def test_a_partial_record_that_cannot_be_relied_on_is_begun_again(tmp_path: Path
         assert BoundaryWriter(tmp_path, FINGERPRINT, total).position == 0
 
 
+@pytest.mark.fault("K8")
 def test_missing_or_other_or_damaged_boundaries_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no boundaries were recorded"):
         Boundaries.open(tmp_path, FINGERPRINT)

@@ -140,6 +140,7 @@ def test_nothing_to_pack_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.fault("T9")
 def test_a_pack_that_fails_leaves_nothing_and_a_bad_path_costs_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "s", [b"a" * 100, b"b" * 100])
 
@@ -157,6 +158,7 @@ def test_a_pack_that_fails_leaves_nothing_and_a_bad_path_costs_nothing(tmp_path:
     assert Corpus.open(tmp_path / "p").fingerprint == packed.fingerprint
 
 
+@pytest.mark.fault("T9")
 def test_a_full_disk_is_a_resource_error_and_leaves_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "s", [b"a" * 5000])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -169,6 +171,7 @@ def test_a_full_disk_is_a_resource_error_and_leaves_nothing(tmp_path: Path) -> N
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.fault("T4")
 def test_an_interrupted_pack_is_no_corpus_and_is_started_over(tmp_path: Path) -> None:
     packed = tmp_path / "p"
     pack([write(tmp_path / "s", [b"a" * 500])], packed, shard_bytes=100)

@@ -84,6 +84,7 @@ def spoil(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("K2")
 def test_weights_that_differ_are_a_table(folder: Path) -> None:
     def change(weights: dict[str, Tensor]) -> None:
         weights["model.extra.weight"] = torch.zeros(2)
@@ -107,6 +108,7 @@ def test_weights_that_differ_are_a_table(folder: Path) -> None:
     assert str(folder) in told and len(told.splitlines()) == 7
 
 
+@pytest.mark.fault("K3")
 @pytest.mark.parametrize("name", [EMBEDDING, UP])
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
 def test_values_that_are_not_finite(folder: Path, name: str, value: float) -> None:
@@ -115,6 +117,7 @@ def test_values_that_are_not_finite(folder: Path, name: str, value: float) -> No
     assert f"not finite  {name}  NaN or Inf in 2 of" in told
 
 
+@pytest.mark.fault("K3")
 def test_a_float64_that_no_float32_holds(folder: Path) -> None:
     spoil(folder, lambda weights: weights.update({EMBEDDING: torch.full((260, 16), 1e300, dtype=torch.float64)}))
     assert f"not finite  {EMBEDDING}" in refused(folder, error=CheckpointError, table=True)
@@ -150,12 +153,14 @@ HEADERS = {
 }
 
 
+@pytest.mark.fault("K6")
 @pytest.mark.parametrize("name", HEADERS)
 def test_hostile_safetensors(folder: Path, name: str) -> None:
     (folder / hf.WEIGHTS).write_bytes(HEADERS[name])
     assert hf.WEIGHTS in refused(folder, error=CheckpointError, table=True)
 
 
+@pytest.mark.fault("K6")
 @settings(max_examples=60)
 @given(st.data())
 def test_any_damage_to_a_header_is_an_error_of_ours(
@@ -202,6 +207,7 @@ def test_an_index_is_followed(folder: Path, one: Pair) -> None:
 OUTSIDE = ("../hf/model-1.safetensors", "/model-1.safetensors", "a/../model-1.safetensors", "..", "", ".")
 
 
+@pytest.mark.fault("K7")
 @pytest.mark.parametrize("file", [*OUTSIDE, "model-1.bin", "config.json", f"{hf.WEIGHTS}{files.INDEX}"])
 def test_an_index_names_safetensors_beside_it_alone(folder: Path, file: str) -> None:
     in_pieces(folder, lambda where: where.update({EMBEDDING: file}))
@@ -224,6 +230,7 @@ def test_an_index_that_names_a_tensor_too_many(folder: Path) -> None:
     assert "names 'a' and 1 more, which its files do not hold" in refused(folder, error=CheckpointError)
 
 
+@pytest.mark.fault("K7")
 @pytest.mark.parametrize("index", [None, [], {"weight_map": 3}, {"weight_map": {"a": 3}}, {"weight_map": None}])
 def test_what_is_no_index(folder: Path, index: Any) -> None:
     in_pieces(folder)
@@ -244,6 +251,7 @@ class Command:
         return os.system, (f"touch {self.marker}",)
 
 
+@pytest.mark.fault("K5")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pickle_is_never_executed(theirs: Path, zipped: bool) -> None:
     marker, file = theirs.parent / "marker", theirs / "entropy_model" / "consolidated.pth"
@@ -255,12 +263,14 @@ def test_code_in_a_pickle_is_never_executed(theirs: Path, zipped: bool) -> None:
     assert marker.exists()  # it would have
 
 
+@pytest.mark.fault("K5")
 @pytest.mark.parametrize("content", [b"", b"PK", b"PK\3\4 and no more", b"\x80\2garbage", b"no pickle at all\n" * 99])
 def test_what_is_no_pickle(theirs: Path, content: bytes) -> None:
     (theirs / "entropy_model" / "consolidated.pth").write_bytes(content)
     assert "consolidated.pth cannot be read" in refused(theirs, "meta", CheckpointError)
 
 
+@pytest.mark.fault("K5")
 @pytest.mark.parametrize(
     "content",
     [
@@ -302,6 +312,7 @@ def test_pickles_of_older_torch_and_by_themselves(theirs: Path, hub: Path, one: 
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("K7")
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b'"text"', b"\xff", b"[" * 100_000, b"1" * 9999])
 def test_a_configuration_that_is_no_table(folder: Path, content: bytes) -> None:
     (folder / hf.CONFIG).write_bytes(content)
@@ -394,6 +405,7 @@ WRONG: list[tuple[Edit, str]] = [
 ]
 
 
+@pytest.mark.fault("K7")
 @pytest.mark.parametrize(("change", "told"), [*UNSUPPORTED, *WRONG], ids=[told for _, told in [*UNSUPPORTED, *WRONG]])
 def test_options_that_cannot_be_are_named(folder: Path, change: Edit, told: str) -> None:
     edit(folder / hf.CONFIG, change)
@@ -424,6 +436,7 @@ THEIRS: list[tuple[str, Edit, str]] = [
 ]
 
 
+@pytest.mark.fault("K7")
 @pytest.mark.parametrize(("file", "change", "told"), THEIRS, ids=[told for *_, told in THEIRS])
 def test_options_of_meta_that_cannot_be_are_named(theirs: Path, file: str, change: Edit, told: str) -> None:
     edit(theirs / file, change)
@@ -460,6 +473,7 @@ def places(table: Any, *keys: str) -> list[tuple[str, ...]]:
     )
 
 
+@pytest.mark.fault("K7")
 @settings(max_examples=150)
 @given(st.data())
 def test_any_json_as_an_option_is_a_recipe_or_an_error_of_ours(
@@ -554,6 +568,7 @@ def test_sources_that_are_not_there(one: Pair, tmp_path: Path) -> None:
         export(one.run, "hf", one.folder / hf.CONFIG / "out", {})
 
 
+@pytest.mark.fault("T9")
 @pytest.mark.parametrize("job", ["convert", "hf", "meta", "meta, entropy model"])
 def test_a_full_disk_leaves_nothing(small_disk: Path, one: Pair, job: str) -> None:
     """And once there is room, the same command works."""

@@ -345,6 +345,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.fault("K1")
 @pytest.mark.parametrize("how", FAULTS)
 def test_a_folder_that_is_not_whole_is_refused(how: str, tmp_path: Path) -> None:
     saved(BLT[0], tmp_path := tmp_path / "folder")

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import small
 from bytelm import units
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +98,7 @@ def is_refused(node: ast.AST) -> bool:
     return unsafe_load or function in ("socket.socket", "socket.create_connection", "eval", "exec")
 
 
+@pytest.mark.fault("K5", "D12")
 def test_what_bytelm_reads_is_data() -> None:
     """No pickle in any dress, and nothing that fetches."""
     modules = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch.hub"}
@@ -122,6 +127,7 @@ print(json.dumps({"events": events, "torch": "torch" in sys.modules}))
 """
 
 
+@pytest.mark.fault("P1")
 @pytest.mark.parametrize("module", ["bytelm", "bytelm.cli", "bytelm.config", "bytelm.find", "bytelm.units"])
 def test_import_does_nothing_and_loads_no_torch(module: str) -> None:
     run = subprocess.run(
@@ -186,6 +192,7 @@ def test_the_version_is_one() -> None:
     assert bytelm.__version__ == PROJECT["version"]
 
 
+@pytest.mark.fault("P3")
 def test_every_direct_dependency_is_pinned_within_its_range() -> None:
     pinned = pins()
     everything = [r for extra in (None, *PROJECT["optional-dependencies"]) for r in requirements(extra)]
@@ -193,6 +200,7 @@ def test_every_direct_dependency_is_pinned_within_its_range() -> None:
     assert [str(r) for r in requirements() if any(s.operator in ("<", "<=", "==", "~=") for s in r.specifier)] == []
 
 
+@pytest.mark.fault("P3")
 def test_every_third_party_import_is_a_declared_dependency() -> None:
     """And what is declared for users is imported: no dependency is carried for nothing."""
     used = {dotted.partition(".")[0] for _, dotted in imported()} - set(sys.stdlib_module_names) - {"bytelm"}
@@ -205,6 +213,43 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     }
     used = {DISTRIBUTIONS.get(package, canonicalize_name(package)) for package in used}
     assert used == core | extras
+
+
+def closure(names: Iterable[str]) -> dict[str, metadata.Distribution]:
+    """What is installed for these packages and what they need, without extras. A requirement not met is an error."""
+    found: dict[str, metadata.Distribution] = {}
+    waiting = [Requirement(name) for name in names]
+    while waiting:
+        wanted = waiting.pop()
+        package = metadata.distribution(wanted.name)
+        assert wanted.specifier.contains(package.version, prereleases=True), (
+            f"{package.name} {package.version}: {wanted}"
+        )
+        if canonicalize_name(wanted.name) not in found:
+            found[canonicalize_name(wanted.name)] = package
+            needed = map(Requirement, package.requires or [])
+            waiting += [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+LICENCES = (
+    r"MIT( License)?|Apache( Software License|-2\.0( WITH LLVM-exception)?)|BSD( License|-\d-Clause)?|0BSD|BSL-1\.0"
+)
+LICENCES += r"|PSF-2\.0|Zlib|CC0-1\.0"
+
+
+@pytest.mark.fault("P3")
+def test_what_is_installed_for_the_core_is_little_and_free() -> None:
+    """At most six packages by name; all they bring along fits together, and may be used by anybody for anything."""
+    assert len(requirements()) <= 6
+    found = closure(r.name for r in requirements())
+    assert len([name for name in found if not name.startswith("nvidia")]) <= 30
+    for name, package in found.items():
+        said = package.metadata
+        classes = [c.rpartition(" :: ")[2] for c in said.get_all("Classifier") or [] if c.startswith("License ::")]
+        terms = said.get("License-Expression") or " AND ".join(classes) or said.get("License")
+        odd = [term for term in re.split(" AND | OR ", terms or "none") if not re.fullmatch(LICENCES, term)]
+        assert odd == [] or name.startswith("nvidia"), f"{name}: {odd}"
 
 
 def test_every_extra_that_is_named_exists() -> None:
@@ -233,6 +278,7 @@ def test_the_pages_tell_the_set_up_that_is_used(page: str) -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+@pytest.mark.fault("P4")
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     """Built from a copy, as a build writes beside its sources."""
     for part in ("pyproject.toml", "README.md", "LICENSE"):
@@ -249,6 +295,43 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert "bytelm/py.typed" in held
 
 
+@pytest.mark.fault("P4")
+@pytest.mark.slow
+def test_the_wheel_runs_in_a_clean_environment(tmp_path: Path) -> None:
+    """What it needs is lent by this one; bytelm itself is there from the wheel alone, and its command trains."""
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / part, tmp_path)
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", "dist", "."]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "clean"], cwd=tmp_path, check=True)
+    clean = tmp_path / "clean" / "bin" / "python"
+    purelib = [clean, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    own = subprocess.run(purelib, check=True, capture_output=True, text=True).stdout.strip()
+    install = [sys.executable, "-m", "pip", "--python", clean, "install", "--no-deps", "--no-index", "--quiet", wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    # Its own folder comes first, and no editable install of this one is followed: only .pth files do that.
+    lent = {**os.environ, "PYTHONPATH": os.pathsep.join([own, sysconfig.get_path("purelib")])}
+    where = subprocess.run(
+        [clean, "-c", "import bytelm; print(bytelm.__file__)"], env=lent, capture_output=True, text=True, check=True
+    )
+    assert where.stdout.startswith(own)
+    command = [
+        clean.with_name("bytelm"),
+        "train",
+        ROOT / "LICENSE",
+        "--preset",
+        "byte-tiny",
+        "--steps",
+        "1",
+        "--run",
+        "r",
+    ]
+    subprocess.run(command, cwd=tmp_path, env=lent, check=True, capture_output=True)
+    assert (tmp_path / "r" / "report.html").exists()
+
+
 def test_ci_runs_what_a_developer_runs() -> None:
     assert re.findall(r"\bmake\b.*", read(".ci/run")) == ["make --no-print-directory test"]
     hooks = re.findall(r"entry: make (\w+)", read(".pre-commit-config.yaml"))
@@ -262,11 +345,47 @@ def test_shapes_and_types_are_checked_while_tests_run() -> None:
         units.show_bytes("684")  # type: ignore[arg-type]
 
 
+@pytest.mark.fault("P2")
 def test_the_network_is_out_of_reach() -> None:
     with pytest.raises(PermissionError, match="tests use no network"), socket.socket() as there:
         there.connect(("192.0.2.1", 80))  # an address that is nobody's, for examples
     with pytest.raises(PermissionError, match="tests use no network"):
         socket.getaddrinfo("example.invalid", 80)
+
+
+CALLS = """
+import json, sys
+calls = []
+quiet = ("socket.gethostname",)  # asks nobody
+def hook(event, arguments):
+    if event.startswith(("socket.", "urllib.", "http.", "ftplib.", "smtplib.")) and event not in quiet:
+        calls.append(f"{event} {arguments}")
+sys.addaudithook(hook)
+from bytelm.cli import run
+for words in json.loads(sys.argv[1]):
+    assert run(words) == 0, words
+print(json.dumps(calls), file=sys.stderr)
+"""
+
+
+@pytest.mark.fault("P2")
+def test_commands_open_no_socket(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    guards = ["patching.max_length=none", "patching.max_singles=none"]  # there are none there
+    words = ["train", str(ROOT / "LICENSE"), "--preset", "demo", "--run", str(run), "--steps", "2", "--quiet"]
+    sets = [word for s in [*small.BLT, "scorer.heads=2", *small.TRAINED, *guards] for word in ("--set", s)]
+    commands = [
+        [*words, *sets],
+        ["eval", str(run), str(ROOT / "README.md")],
+        ["generate", str(run), "The", "--max-bytes", "4"],
+        ["patches", str(run), "The byte"],
+        ["report", str(run)],
+        ["export", str(run), str(out), "--to", "hf"],
+        ["convert", str(out), str(tmp_path / "again"), "--from", "hf"],
+    ]
+    asked = subprocess.run([sys.executable, "-c", CALLS, json.dumps(commands)], capture_output=True, check=False)
+    assert asked.returncode == 0, asked.stderr.decode()
+    assert json.loads(asked.stderr.splitlines()[-1]) == []
 
 
 def test_the_checks_are_installed() -> None:

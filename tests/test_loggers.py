@@ -100,6 +100,7 @@ def test_a_resumed_training_tells_nothing_twice(tmp_path: Path, corpus: Path, re
     assert {4, 5, 6} <= {step for step, _ in told(tmp_path / "run")}
 
 
+@pytest.mark.fault("T12")
 def test_a_failing_logger_is_told_of_once_and_the_training_goes_on(
     tmp_path: Path,
     corpus: Path,
@@ -118,6 +119,7 @@ def test_a_failing_logger_is_told_of_once_and_the_training_goes_on(
     assert other.of("valid") == told(tmp_path / "run") and other.closed
 
 
+@pytest.mark.fault("T12")
 def test_a_logger_that_cannot_begin(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,6 +132,7 @@ def test_the_entropy_model_and_its_thresholds_are_kept(entropy: Path, others: Pa
     assert not torch.equal(old["decoder.head.weight"], new["decoder.head.weight"])
 
 
+@pytest.mark.fault("T6")
 @pytest.mark.parametrize("deleted", [False, True], ids=["start kept", "start deleted"])
 def test_a_run_that_was_stopped_equals_one_that_was_not(
     start: Path, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: bool
@@ -157,6 +158,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
     assert equal(weights(runs[0]), weights(runs[1]))
 
 
+@pytest.mark.fault("K1")
 def test_a_damaged_checkpoint_is_passed_over(
     entropy: Path, others: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert "going on from step 2" in capfd.readouterr().err
 
 
+@pytest.mark.fault("K2")
 def test_another_shape_is_a_table_of_differences(entropy: Path, others: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(CheckpointError) as caught:

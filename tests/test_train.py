@@ -63,6 +63,7 @@ def losses(run: Path) -> dict[int, float]:
     return {m["step"]: m["bits_per_byte"] for m in read_metrics(run / METRICS) if m["kind"] == "valid"}
 
 
+@pytest.mark.fault("T6")
 @pytest.mark.parametrize(
     "sets",
     [
@@ -98,6 +99,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
     assert losses(tmp_path / "through") == losses(tmp_path / "stopped")
 
 
+@pytest.mark.fault("M2")
 def test_boundaries_in_training_are_those_in_generation(corpus: Path, tmp_path: Path) -> None:
     from bytelm.data.boundaries import Boundaries
     from bytelm.data.corpus import Corpus
@@ -125,6 +127,7 @@ def test_boundaries_in_training_are_those_in_generation(corpus: Path, tmp_path: 
         assert found[1:] == recorded.read(start, size).tolist()
 
 
+@pytest.mark.fault("T1")
 def test_what_is_not_finite_never_reaches_the_weights(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +164,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
     assert all(bool(t.isfinite().all()) for t in weights(tmp_path / "run").values())
 
 
+@pytest.mark.fault("T1")
 def test_a_run_that_stays_not_finite_ends_and_keeps_its_weights(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,9 +185,9 @@ def test_accumulation_sums_before_it_divides(corpus: Path, tmp_path: Path, monke
     norms: dict[int, float] = {}
     account = loop.Trainer.account
 
-    def watched(self: loop.Trainer, fit: bool, nats: float, *rest: Any) -> None:
+    def watched(self: loop.Trainer, refusal: str | None, nats: float, *rest: Any) -> None:
         norms.setdefault(self.config.accumulate, rest[-1])
-        account(self, fit, nats, *rest)
+        account(self, refusal, nats, *rest)
 
     monkeypatch.setattr(loop.Trainer, "account", watched)
     (tmp_path / "data").mkdir()
@@ -194,6 +198,7 @@ def test_accumulation_sums_before_it_divides(corpus: Path, tmp_path: Path, monke
     assert norms[12] == pytest.approx(norms[1], rel=1e-4)
 
 
+@pytest.mark.fault("C4")
 def test_a_resumed_run_must_be_the_same_run(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train([corpus], nano("patching.name=space", steps=1), run, quiet=True)
@@ -212,6 +217,7 @@ def test_a_resumed_run_must_be_the_same_run(corpus: Path, tmp_path: Path) -> Non
         (corpus / "new.txt").unlink()
 
 
+@pytest.mark.fault("K1")
 def test_resume_falls_back_to_the_newest_sound_checkpoint(
     corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +251,7 @@ train([sys.argv[1]], configure("demo", sets=sys.argv[3:], steps=100000), sys.arg
 """
 
 
+@pytest.mark.fault("T6")
 def test_models_without_a_patcher_resume_too(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte Transformers; and a MEGABYTE that recomputes its patches two at a time, on windows aligned to clips."""
     monkeypatch.setattr(megabyte, "PIECE", 512)
@@ -294,6 +301,7 @@ def test_a_compiled_run_learns_what_an_eager_one_does(corpus: Path, tmp_path: Pa
         assert torch.allclose(eager, found[1][name], rtol=1e-3, atol=1e-5), name
 
 
+@pytest.mark.fault("T4")
 @pytest.mark.slow
 def test_a_run_killed_at_any_instant_goes_on(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -33,6 +33,7 @@ from bytelm.errors import ConfigError
 from bytelm.find import find, names, unknown
 
 T = TypeVar("T")
+MOST = 1 << 20  # bytes of a configuration file
 
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
@@ -235,7 +236,11 @@ def _quoted(text: str) -> str:
 def load_toml(path: Path | Traversable) -> dict[str, Any]:
     """The mapping in a TOML file. Raises ConfigError that names the file and, for bad TOML, the line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MOST + 1)
+        if len(text) > MOST:
+            raise ConfigError(f"{path}: longer than {MOST} bytes, which no configuration is")
+        return tomllib.loads(text.decode())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except RecursionError:

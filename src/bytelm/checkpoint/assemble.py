@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from bytelm.errors import CheckpointError, ConfigError
 from bytelm.models.base import ByteModel
 from bytelm.patching import entropy
 from bytelm.patching.base import Patcher
+
+MOST_LAYERS = 4096  # of a model, its scorer's among them; more would be built, one by one, before anything is compared
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Recipe:
             raise ConfigError("patching is missing: this model reads patches; name a scheme, as in patching.name=space")
         if self.scored and self.scorer is None:
             raise ConfigError("scorer is missing: this patching asks one; name it, as in scorer.name=ngram")
+        if (count := layers(self.model) + layers(self.scorer)) > MOST_LAYERS:
+            raise ConfigError(f"the model would have {count} layers, n-gram tables and filters: {MOST_LAYERS} at most")
 
     @property
     def scored(self) -> bool:
@@ -53,9 +57,15 @@ class Recipe:
         return self.draft().blank()
 
     def blank(self) -> ByteModel:
-        """The model without memory for its parameters, which are to be put in. Raises as `assemble` does."""
-        with torch.device("meta"):
-            return self.assemble()
+        """The model without memory for its parameters, which are to be put in. Raises as `assemble` does.
+
+        And ConfigError where it has more parameters than can be counted.
+        """
+        try:
+            with torch.device("meta"):
+                return self.assemble()
+        except (RuntimeError, OverflowError, TypeError) as error:  # torch has all three for a size beyond 64 bits
+            raise ConfigError(f"no such model can be built: {str(error).splitlines()[0]}") from error
 
     def assemble(self) -> ByteModel:
         """The model, its parameters not yet initialised. Raises ConfigError for patching not yet calibrated."""
@@ -67,6 +77,17 @@ class Recipe:
         if not self.model.patched or self.patching is None:
             return None
         return self.patching.build(*([self.scorer.build()] if self.scored and self.scorer else []))
+
+
+def layers(part: Any) -> int:
+    """How many layers, n-gram tables and filters a configuration asks for: what a model is built of piece by piece."""
+    count = 0
+    for name, value in vars(part).items() if part is not None else ():
+        if name.endswith("layers"):
+            count += value if isinstance(value, int) else sum(value)
+        elif isinstance(value, tuple):
+            count += len(cast("tuple[Any, ...]", value))
+    return count
 
 
 @dataclass(frozen=True)
@@ -100,8 +121,10 @@ def trained(path: str | Path) -> tuple[Path, dict[str, Any]]:
         return path, pretrained.read_config(path)
     checkpoint = path if (path / store.MANIFEST).exists() else store.newest(path)
     state = store.read_state(checkpoint)
-    if "recipe" not in state:
+    if not isinstance(state.get("recipe"), dict):
         raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: this is not a checkpoint of a trained model")
+    if type(state.get("context")) is not int or not 1 <= state["context"] < 1 << 63:
+        raise CheckpointError(f"{checkpoint / store.STATE} has no context in bytes: it was not written by bytelm")
     return checkpoint, state
 
 

@@ -43,6 +43,7 @@ STATE = "state.json"
 KEEP = 2  # the fewest to keep: the newest may turn out damaged
 ROWS = 20  # of a table of differences
 PIECE = 1 << 20  # values that are looked at together
+MOST_TEXT = 1 << 26  # bytes of a JSON file: a larger one is not ours, and would be read whole
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,8 @@ def _read(path: Path, name: str) -> bytes:
     """One file of a checkpoint, checked."""
     entry = _entry(path, name)
     with _open(path / name) as stream:
-        data = stream.read(entry.size + 1)
+        _check_size(path / name, stream, entry)
+        data = _whole(path / name, stream)
     _check(path / name, io.BytesIO(data), entry)
     return data
 
@@ -253,7 +255,7 @@ def _files(path: Path) -> dict[str, Entry]:
     """The manifest of a checkpoint: name → size and checksum."""
     file = path / MANIFEST
     with _open(file) as stream:
-        body = _object(file, stream.read())
+        body = _object(file, _whole(file, stream))
     version = body.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise CheckpointError(
@@ -293,6 +295,14 @@ def _open(file: Path) -> Generator[io.BufferedReader]:
             yield stream
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _whole(file: Path, stream: io.BufferedReader) -> bytes:
+    """All of a JSON file, if it is of a size that one has."""
+    data = stream.read(MOST_TEXT + 1)
+    if len(data) > MOST_TEXT:
+        raise CheckpointError(f"{file} is too long: more than {show_bytes(MOST_TEXT)}, which no {file.name} has")
+    return data
 
 
 def _object(file: Path, data: bytes) -> dict[str, Any]:

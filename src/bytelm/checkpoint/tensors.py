@@ -35,6 +35,7 @@ DTYPES = {
     torch.bool: "BOOL",
 }
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
+LONGEST = 100_000_000  # bytes of a header: the bound of the library, which would read no longer one
 NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -86,7 +87,7 @@ def read(stream: BufferedReader, size: int, widen: bool) -> tuple[dict[str, Tens
         return data
 
     length = int.from_bytes(take(min(size, 8)), "little")
-    if size < 8 or length > size - 8:
+    if size < 8 or length > min(size - 8, LONGEST):
         raise ValueError(f"its header would be {length} bytes long")
     found: dict[str, Tensor] = {}
     for name, dtype, shape in entries(take(length), size - 8 - length):

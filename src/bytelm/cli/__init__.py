@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError
 from cyclopts.config import Env
@@ -47,7 +49,18 @@ app.register_install_completion_command()
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0, the code of the error's kind, or 128 and a signal's number."""
+    steady_output()
     sys.exit(run(sys.argv[1:] if tokens is None else tokens))
+
+
+def steady_output() -> None:
+    """Have outputs that were closed before the start swallow what they get, and characters they lack be escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # for as long as we run
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run(tokens: Sequence[str]) -> int:

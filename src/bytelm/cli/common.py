@@ -77,9 +77,11 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         table.add_row(*row)
-    console = Console()
     # Where the output is no terminal nothing is wrapped: a table in a file should keep its rows whole.
-    Console(width=None if console.is_terminal else 200).print(table)
+    console = Console(width=None if Console().is_terminal else 200)
+    with console.capture() as shown:
+        console.print(table)
+    print(shown.get(), end="")  # by ourselves: rich ends the process where whoever read the output has left
 
 
 def print_verdict(verdict: Any) -> None:

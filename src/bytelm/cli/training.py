@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,6 +71,7 @@ def train(
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     print_config: Annotated[bool, Parameter(negative="")] = False,
     force: Annotated[bool, Parameter(negative="")] = False,
+    allow_change: Annotated[list[str] | None, Parameter(negative="")] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
@@ -96,10 +96,14 @@ def train(
         Train nothing: print every setting, as TOML that --config reads.
     force
         Try it even where memory or disk will not do.
+    allow_change
+        A setting of [train], as in train.learning_rate, that may be another than the run was begun with. May be
+        repeated.
     """
     if not paths and not print_config:
         raise UsageError("nothing to train on: name files or folders, as in `bytelm train ~/notes`")
     from bytelm.train.loggers import names_in
+    from bytelm.train.stop import StopRequest
 
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0] if sources else "run")
@@ -111,13 +115,25 @@ def train(
         return say_what_it_takes(sources, settings, run, force, json)
     from bytelm.train.run import train as fit
 
-    result = fit(sources, settings, run, quiet=quiet, log=names_in(log), force=force)
-    if result.signal is not None:
-        step = f"saved step {result.progress.step}" if result.progress else "saved what was prepared"
-        print(f"{step} in {run}; the same command goes on from there", file=sys.stderr)
-        return 128 + result.signal
-    close(run, quiet, json)
-    return 0
+    with StopRequest():
+        changes, loggers = allow_change or (), names_in(log)
+        result = fit(sources, settings, run, quiet=quiet, log=loggers, allow_change=changes, force=force)
+        return finish(run, result.progress.step if result.progress else None, result.signal, quiet, json)
+
+
+def finish(run: Path, step: int | None, signal: int | None, quiet: bool, json: bool) -> int:
+    """The end of a training as an exit code: 0 when it is measured, 128 and the signal where one ended it early."""
+    from bytelm.train.stop import Interrupted
+
+    if signal is None:
+        try:
+            close(run, quiet, json)
+            return 0
+        except Interrupted as stopped:
+            signal = stopped.signal
+    saved = "what was prepared" if step is None else f"step {step}"
+    print(f"saved {saved} in {run}; the same command goes on from there", file=sys.stderr)
+    return 128 + signal
 
 
 def say_what_it_takes(sources: Sequence[str], settings: RunConfig, run: Path, force: bool, json: bool) -> int:
@@ -145,13 +161,25 @@ def name_of(path: str) -> str:
 
 
 def close(run: Path, quiet: bool, json: bool) -> None:
-    """Measure a finished run on its held-out bytes, write its report, and say what to do next."""
+    """Measure a finished run on its held-out bytes, write its report, and say what to do next. Raises Interrupted."""
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpus import Corpus, Split
     from bytelm.data.selection import spread
     from bytelm.evaluate.verdict import judge
     from bytelm.report.gather import gather, keep_verdict
     from bytelm.report.page import render, write
+    from bytelm.train.stop import StopRequest
+
+    def told(what: str, total: int) -> Callable[[int], None]:
+        """A counter that a request to stop ends."""
+        count = counter(what, total, quiet)
+
+        def listening(more: int) -> None:
+            StopRequest.check()
+            if count:
+                count(more)
+
+        return listening
 
     loaded = load(run)
     corpus = Corpus.open(run / "data")
@@ -160,11 +188,11 @@ def close(run: Path, quiet: bool, json: bool) -> None:
     verdict = None
     if split is not None:
         documents = spread(corpus, split, HELD_OUT)
-        progress = counter("measuring", sum(len(data) for _, data in documents), quiet)
+        progress = told("measuring", sum(len(data) for _, data in documents))
         context = loaded.state["context"]
         verdict = judge(loaded.model, documents, context, progress=progress, modality=loaded.modality)
         keep_verdict(run, verdict)
-    write(run / "report.html", render(gather(run, partial(counter, quiet=quiet))))
+    write(run / "report.html", render(gather(run, told)))
     if json:
         step = {key: loaded.state[key] for key in ("step", "bytes", "seconds", "skipped")}
         print_json({"run": str(run), **step, "held_out": verdict.mapping() if verdict else None})
@@ -225,12 +253,12 @@ def demo(
     import bytelm
     from bytelm.train.run import train as fit
     from bytelm.train.settings import configure
+    from bytelm.train.stop import StopRequest
 
-    result = fit(standard_library(), configure("demo", minutes=minutes), run, quiet=quiet)
-    if result.signal is not None:
-        print(f"saved in {run}; the same command goes on from there", file=sys.stderr)
-        return 128 + result.signal
-    close(run, quiet, json)
+    with StopRequest():
+        result = fit(standard_library(), configure("demo", minutes=minutes), run, quiet=quiet)
+        if code := finish(run, result.progress.step if result.progress else None, result.signal, quiet, json):
+            return code
     if not quiet and not json:
         print(f"\n{EXAMPLE}", end="", flush=True)
         from bytelm.cli.measure import show_bytes_as_text

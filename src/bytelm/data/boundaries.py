@@ -57,7 +57,7 @@ class BoundaryWriter:
         self.patches = self._progress.patches
         self._held: list[NDArray[np.bool_]] = []
         if self.position == 0:
-            self._partial.write_bytes(b"")
+            write_whole(self._partial, b"")
 
     def write(self, boundaries: NDArray[np.bool_]) -> None:
         """Record the next document, bool `[bytes]`: whether the byte after each of its bytes opens a patch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.errors import DataError
+from bytelm.errors import DataError, ResourceError
 
 PIECE = 1 << 20  # bytes: the most that is held of a stream at a time
 
@@ -20,14 +21,24 @@ def shown(name: str) -> str:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `path` so that at any instant, power loss included, it holds all of `data` or what it held before."""
+    """Write `path` so that at any instant, power loss included, it holds all of `data` or what it held before.
+
+    Raises ResourceError where the disk refuses; nothing half-written is left.
+    """
     aside = path.with_name(path.name + ".tmp")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync_folder(path.parent)
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise ResourceError(
+            f"cannot write {shown(str(path))} ({error.strerror}): make room there, or name another place"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

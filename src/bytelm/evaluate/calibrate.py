@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,13 +21,19 @@ AREA = 1 << 20  # ids, padding included, that are cut at once
 STEPS = 32  # quantiles between opening nothing and opening everything, before bisection
 
 
-def calibrate(config: Config, scorer: Scorer, sample: Sequence[NDArray[np.uint8]]) -> Config:
+def calibrate(
+    config: Config,
+    scorer: Scorer,
+    sample: Sequence[NDArray[np.uint8]],
+    progress: Callable[[int], None] | None = None,
+) -> Config:
     """`config` with the thresholds of its rule set so that patches of the sample are `config.mean_size` bytes long.
 
     A rule needs a cut: so many of the sample's entropies, sorted, lie below it (for rule "rise", of the rises; for
     "both", the same number of each). The search goes down by quantiles to the first at which patches are short enough,
     then bisects, and judges each cut by what the patcher itself makes of the sample. It comes within 1% of the size,
     unless the bounds of the guard or equal entropies rule that out: then it comes near, and `realised` says how near.
+    `progress` is told how many more bytes the scorer has read.
 
     Raises DataError if no document of the sample has 2 bytes, ConfigError for a size that `max_length` forbids.
     """
@@ -36,7 +42,7 @@ def calibrate(config: Config, scorer: Scorer, sample: Sequence[NDArray[np.uint8]
             f"patching.mean_size = {config.mean_size}: no patch is longer than max_length = {config.max_length}; "
             "lower the one or raise the other"
         )
-    documents = _Sample.of(scorer, sample)
+    documents = _Sample.of(scorer, sample, progress)
     count = len(documents.entropies)
     tried: dict[int, tuple[float, Config]] = {}
 
@@ -82,13 +88,17 @@ class _Sample:
     """Sorted, of the same bytes over those before them."""
 
     @classmethod
-    def of(cls, scorer: Scorer, sample: Sequence[NDArray[np.uint8]]) -> _Sample:
+    def of(cls, scorer: Scorer, sample: Sequence[NDArray[np.uint8]], progress: Callable[[int], None] | None) -> _Sample:
         """Ask the scorer, once."""
         documents = sorted((document for document in sample if len(document)), key=len)
         if not documents or len(documents[-1]) < 2:
             raise DataError("no document of the sample has 2 bytes: to calibrate on it, give it more")
         ids = [torch.cat(list(chunks(document))) for document in documents]
-        values = [torch.cat(list(entropies(scorer, document))) for document in documents]
+        values: list[Tensor] = []
+        for document in documents:
+            values.append(torch.cat(list(entropies(scorer, document))))
+            if progress:
+                progress(len(document))
         batches = [
             (
                 pad_sequence(ids[rows], batch_first=True, padding_value=PAD),

@@ -27,6 +27,9 @@ from bytelm.units import VOCAB
 NEWLINE = ord("\n")
 
 
+LARGEST = 1 << 20  # vocabulary: of a larger one the merges alone would fill memory
+
+
 @dataclass(frozen=True)
 class Config:
     """`window`: bytes that a byte sees, itself included; left out, all before it. `theta`: rotary base.
@@ -48,8 +51,8 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = self.stack().problems("model")
-        if self.vocabulary < VOCAB:
-            problems.append(f"model.vocabulary = {self.vocabulary}: must be at least {VOCAB}, bytes and specials")
+        if not VOCAB <= self.vocabulary <= LARGEST:
+            problems.append(f"model.vocabulary = {self.vocabulary}: from {VOCAB}, bytes and specials, to {LARGEST}")
         if problems:
             raise ConfigError("; ".join(problems))
 

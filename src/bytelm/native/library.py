@@ -53,7 +53,13 @@ def compiled(name: str, compiler: str) -> Path:
     here = Path(__file__).parent
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
     text = "\0".join(
-        [*(here.joinpath(file).read_text() for file in SOURCES[name]), *FLAGS, str(EXTRAS), version, _processor()]
+        [
+            *(here.joinpath(file).read_text(encoding="utf-8") for file in SOURCES[name]),
+            *FLAGS,
+            str(EXTRAS),
+            version,
+            _processor(),
+        ]
     )
     target = _cache() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     if target.exists():
@@ -90,7 +96,7 @@ def _cache() -> Path:
 def _processor() -> str:
     """What tells machines apart that share a home directory: kernels are compiled for the very processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -35,7 +35,7 @@ class StackConfig:
         if min(self.dim, self.heads) < 1 or self.dim % self.heads or (self.dim // self.heads) % 2:
             found.append(
                 f"{name}: {self.heads} heads do not divide width {self.dim} into heads of even width; "
-                f"take heads from {[h for h in range(1, self.dim // 2 + 1) if self.dim % (2 * h) == 0][:12]}"
+                f"take heads from {[h for h in range(1, min(self.dim // 2, 1024) + 1) if self.dim % (2 * h) == 0][:12]}"
             )
         if self.window is not None and self.window < 1:
             found.append(f"{name}: window {self.window} must be at least 1")

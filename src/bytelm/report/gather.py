@@ -18,6 +18,7 @@ from bytelm.checkpoint.assemble import Loaded, load
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.config import load_toml
 from bytelm.data.corpus import Corpus, Split
+from bytelm.data.files import write_whole
 from bytelm.data.selection import spread
 from bytelm.errors import CheckpointError, UsageError
 from bytelm.evaluate.patches import lengths_by_kind, opens_of, patch_view
@@ -45,7 +46,7 @@ Watch = Callable[[str, int], Callable[[int], None] | None]  # see `cli.common.co
 
 def keep_verdict(run: Path, verdict: Verdict) -> None:
     """Write a measurement into the run, for its report."""
-    (run / VERDICT).write_text(json.dumps(verdict.mapping(), indent=1) + "\n", encoding="utf-8")
+    write_whole(run / VERDICT, (json.dumps(verdict.mapping(), indent=1) + "\n").encode())
 
 
 def gather(run: str | Path, watch: Watch | None = None) -> ReportData:
@@ -188,7 +189,7 @@ def facts(run: Path, loaded: Loaded, corpus: Corpus) -> dict[str, str]:
         "model": f"{state['recipe']['model']['name']}, {show_count(trainable)} parameters, "
         f"{show_count(tables)} of them n-gram tables",
         "trained": f"{state['step']:,} steps, {state['bytes']:,} bytes, {show_seconds(state['seconds'])}",
-        "steps skipped as not finite": str(state["skipped"]),
+        "steps skipped": str(state["skipped"]),
         "corpus": ", ".join(f"{corpus.bytes(s):,} bytes {s}" for s in ("train", "valid", "test")),
         "machine": f"{platform.processor() or platform.machine()}, {state['threads']} threads, {state['precision']}",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",

@@ -35,7 +35,8 @@ class TrainConfig:
     `final_rate` of itself; embedding tables learn at `embedding_rate` times it. `dropout`: chance of what layers and
     n-grams add to be left out, for corpora that are read many times. `precision` "auto" is bfloat16 where the machine
     multiplies it in hardware. `recompute`: the stages that keep their layers' inputs alone for the way back, and
-    compute the rest again: all, those over bytes ("local"), or the one over patches ("global").
+    compute the rest again: all, those over bytes ("local"), or the one over patches ("global"). `spikes`: whether to
+    "skip" a step whose loss or gradient is far above those of the steps before (`train.spikes`), or to "keep" it.
     """
 
     steps: int | None = None
@@ -53,6 +54,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
+    spikes: Literal["skip", "keep"] = "skip"
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: Literal[False, True, "local", "global"] = False

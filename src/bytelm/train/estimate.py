@@ -98,7 +98,7 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
         predict(model, config.train, mean).peak + BESIDE,
         free_memory(),
         None if size is None else size + size // 8,  # a bit a byte says whether it opens a patch
-        (KEEP + 1) * stored,
+        max(0, (KEEP + 1) * stored - sum(file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors"))),
         machine.disk(run),
     )
 

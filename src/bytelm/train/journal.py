@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bytelm.checkpoint.metrics import read_metrics
+from bytelm.data.files import shown, write_whole
+from bytelm.errors import ResourceError
 from bytelm.train.loggers import Loggers
 
 PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
@@ -25,7 +28,7 @@ class Journal:
         self.path = path
         self.quiet = quiet
         self.prefix = prefix
-        self.stream = stream or sys.stderr
+        self.stream = stream or sys.stderr or io.StringIO()  # there is no stderr where it was closed before the start
         self.live = self.stream.isatty()
         self.width = 0
         self.shown = 0.0
@@ -42,14 +45,17 @@ class Journal:
         if not self.path.exists():
             return
         kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        aside.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **fields}) + "\n")
+        """Append one line. Raises ResourceError where the disk refuses."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, **fields}) + "\n")
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write {shown(str(self.path))} ({error.strerror}): make room there; the same command goes on"
+            ) from error
         if self.loggers is not None:
             self.loggers.write(kind, fields)
 
@@ -78,5 +84,5 @@ class Journal:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except (BrokenPipeError, ValueError):
+        except (OSError, ValueError):
             self.quiet = True  # whoever listened has left; the training goes on

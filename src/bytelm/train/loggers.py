@@ -81,7 +81,7 @@ def identity(run: Path) -> str:
     path = run / IDENTITY
     if not path.exists():
         write_whole(path, secrets.token_hex(4).encode())
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
 
 
 def trackio(run: Path, config: Mapping[str, Any]) -> Logger:

@@ -1,15 +1,18 @@
 """The training loop: windows in, checkpoints out. One loop for every architecture, the scorer included.
 
-    batch(step) → score → (nats, bytes) → backward → finite? → clip → AdamW → journal → now and then valid, sample, save
+    batch(step) → score → (nats, bytes) → backward → clip → finite? a spike? → AdamW → journal
+    now and then valid, sample, save
 
-Nothing but `Progress` and the optimizer's moments is carried from step to step, and both are in every checkpoint: a
-window is a pure function of (seed, step), so a run that was stopped goes on as if it had not been.
+Nothing but `Progress`, `Spikes` and the optimizer's moments is carried from step to step, and every checkpoint has
+them; a window is a pure function of (seed, step), so a run that was stopped goes on as if it had not been.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
 from bytelm.train.memory import give_back_large_blocks, keep_large_blocks, recomputes
 from bytelm.train.optimise import Optimizer, learning_rate
+from bytelm.train.spikes import Spikes
 from bytelm.train.stop import StopRequest
 from bytelm.units import BOS, BYTES, PAD, bits_per_byte, show_bytes, show_seconds
 
@@ -85,7 +89,9 @@ class Trainer:
         self.precision = precision(config, model.device)
         self.optimizer = Optimizer(model, config)
         self.progress = Progress()
-        self.unfit = 0  # steps skipped in a row
+        self.spikes = Spikes()
+        self.unfit = 0  # steps in a row that were not finite
+        self.warned = False  # that the disk is nearly full
         self.tally = Tally()
         if model.device.type == "cpu":
             (give_back_large_blocks if config.recompute else keep_large_blocks)()
@@ -115,13 +121,13 @@ class Trainer:
                 self.step()
                 now = time.monotonic()
                 if now >= valid_due and self.used() < 0.95:  # the last look is taken at the end
-                    self.look()
+                    self.look(stop)
                     valid_due = time.monotonic() + 60 * self.config.valid_minutes
                 if now >= save_due and stop.received is None:
                     self.save()
                     save_due = time.monotonic() + 60 * self.config.save_minutes
             if self.used() >= 1:
-                self.look()
+                self.look(stop)
             self.save()
         return Outcome(self.progress, stop.received)
 
@@ -140,7 +146,7 @@ class Trainer:
     # --- one step -----------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Sum nats over the micro-batches and go down their mean, or leave the weights alone if it is not finite."""
+        """Sum nats over the micro-batches and go down their mean, or leave the weights alone: see `refusal`."""
         config, progress = self.config, self.progress
         began = time.monotonic()
         first = progress.step * config.accumulate
@@ -157,25 +163,38 @@ class Trainer:
             nats += float(summed.detach())
         norm = self.optimizer.norm()
         rate = learning_rate(config, progress.step, self.used())
-        fit = nats == nats and abs(nats) != float("inf") and norm == norm and norm != float("inf")
-        if fit:
+        refusal = self.refusal(nats, bytes, norm)
+        if refusal is None:
             self.optimizer.step(rate)
         self.optimizer.zero_grad()
         seconds = progress.seconds + time.monotonic() - began
-        self.progress = Progress(progress.step + 1, progress.bytes + bytes, seconds, progress.skipped + (not fit))
+        self.progress = Progress(
+            progress.step + 1, progress.bytes + bytes, seconds, progress.skipped + (refusal is not None)
+        )
         if self.model.tokens is not None:
             patches = sum(int((self.model.bytes_in(ids[:, 1:]) > 0).sum()) for ids, _ in batches)
         else:
             patches = sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
-        self.account(fit, nats, bytes, patches, rate, norm)
+        self.account(refusal, nats, bytes, patches, rate, norm)
 
-    def account(self, fit: bool, nats: float, bytes: int, patches: int, rate: float, norm: float) -> None:
-        """Write the step into the journal, and stop a run whose steps keep being unfit."""
-        progress, tally = self.progress, self.tally
-        if not fit:
+    def refusal(self, nats: float, bytes: int, norm: float) -> str | None:
+        """Why a step is not to touch the weights, if it is not: what is not finite, or a spike among recent steps."""
+        if not (math.isfinite(nats) and math.isfinite(norm)):
             self.unfit += 1
-            self.journal.write("skipped", **dataclasses.asdict(progress), nats=repr(nats), grad_norm=repr(norm))
-            self.journal.say(f"step {progress.step} skipped: loss {nats!r}, gradient norm {norm!r}; weights untouched")
+            return f"loss {nats!r} nats, gradient norm {norm!r}"
+        self.unfit = 0
+        if self.config.spikes == "keep" or not bytes:
+            return None
+        # A norm that clipping leaves alone is no spike, however small those before it were.
+        return self.spikes.judge(bits_per_byte=bits_per_byte(nats, bytes), grad_norm=max(norm, self.config.clip))
+
+    def account(self, refusal: str | None, nats: float, bytes: int, patches: int, rate: float, norm: float) -> None:
+        """Write the step into the journal, and stop a run whose steps keep being not finite."""
+        progress, tally = self.progress, self.tally
+        if refusal is not None:
+            told = {**dataclasses.asdict(progress), "reason": refusal, "nats": repr(nats), "grad_norm": repr(norm)}
+            self.journal.write("skipped", **told)
+            self.journal.say(f"step {progress.step} skipped: {refusal}; weights untouched")
             if self.unfit >= PATIENCE:
                 self.save()
                 raise TrainingError(
@@ -183,7 +202,6 @@ class Trainer:
                     f"lower train.learning_rate = {self.config.learning_rate} and go on from {self.run}"
                 )
             return
-        self.unfit = 0
         tally.nats, tally.bytes, tally.patches = tally.nats + nats, tally.bytes + bytes, tally.patches + patches
         now = time.monotonic()
         if tally.bytes and (progress.step == 1 or now - tally.since >= 1.0 or self.used() >= 1):
@@ -214,8 +232,11 @@ class Trainer:
 
     # --- now and then -------------------------------------------------------------------------------------------------
 
-    def look(self) -> None:
-        """Score windows of held-out data, the same ones each time, and write a sample of the model's own text."""
+    def look(self, stop: StopRequest) -> None:
+        """Score windows of held-out data, the same ones each time, and write a sample of the model's own text.
+
+        A look that is asked to stop tells nothing: the last one is taken again by the sitting that goes on.
+        """
         progress, began = dataclasses.asdict(self.progress), time.monotonic()
         self.model.eval()
         if self.valid is not None:
@@ -225,12 +246,13 @@ class Trainer:
                 with torch.no_grad(), self.autocast():
                     summed, count = score(self.model, ids, boundaries=boundaries)
                 nats, bytes = nats + float(summed), bytes + int(count)
-                if bytes >= self.config.valid_bytes:
+                if bytes >= self.config.valid_bytes or stop.received is not None:
                     break
-            bpb = bits_per_byte(nats, bytes)
-            self.journal.write("valid", **progress, bits_per_byte=bpb)
-            self.journal.say(f"step {self.progress.step}: {bpb:.3f} bits/byte held out")
-        if self.sample is not None:
+            if stop.received is None:
+                bpb = bits_per_byte(nats, bytes)
+                self.journal.write("valid", **progress, bits_per_byte=bpb)
+                self.journal.say(f"step {self.progress.step}: {bpb:.3f} bits/byte held out")
+        if self.sample is not None and stop.received is None:
             prompt, text = self.sample(self.model)
             shown = {"prompt": prompt.decode(errors="replace"), "text": text.decode(errors="replace")}
             self.journal.write("sample", **progress, **shown)
@@ -238,15 +260,22 @@ class Trainer:
         self.tally.since += time.monotonic() - began  # not part of the training's speed
 
     def save(self) -> None:
-        """Write a checkpoint of the present step."""
+        """Write a checkpoint of the present step, and warn once where the disk has not room for two more."""
         moments: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 for key, value in self.optimizer.moments(parameter).items():
                     moments[f"{name}/{key}"] = torch.as_tensor(value)
         state = {**dataclasses.asdict(self.progress), "recipe": self.recipe, "context": self.config.window}
+        state |= {"spikes": self.spikes.state}
         state |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": str(self.precision)}
-        store.save(self.run, self.progress.step, {"model": self.model.state_dict(), "optimizer": moments}, state)
+        path = store.save(self.run, self.progress.step, {"model": self.model.state_dict(), "optimizer": moments}, state)
+        size, free = sum(file.stat().st_size for file in path.iterdir()), shutil.disk_usage(path).free
+        if free < 2 * size and not self.warned:
+            self.warned = True
+            self.journal.say(
+                f"the disk of {self.run} has {show_bytes(free)} left, a checkpoint takes {show_bytes(size)}"
+            )
 
     def resume(self) -> None:
         """Take up the newest sound checkpoint, if there is one, and say which were passed over."""
@@ -260,6 +289,12 @@ class Trainer:
         store.check_keys(self.model.state_dict(), weights, str(path))
         if self.model.tokens is not None and not torch.equal(weights["merges"], self.model.get_buffer("merges").cpu()):
             raise CheckpointError(f"{path} was trained with other tokens than {self.run}/merges.npy: start another run")
+        for name, tensor in self.model.state_dict().items():
+            if name.startswith("patcher.") and not torch.equal(weights[name], tensor.cpu()):
+                raise CheckpointError(
+                    f"{path} was trained on patches of another scorer than that in {self.run}/scorer ({name} differs): "
+                    "put the scorer back, or start another run"
+                )
         self.model.load_state_dict(weights)
         moments = store.read_tensors(path, "optimizer")
         for name, parameter in self.model.named_parameters():
@@ -270,8 +305,9 @@ class Trainer:
         state = store.read_state(path)
         try:
             self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
-        except KeyError as error:
-            raise CheckpointError(f"{path / store.STATE} lacks {error}: it was not written by this loop") from None
+            self.spikes = Spikes(state.get("spikes"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path / store.STATE} was not written by this loop ({error!r})") from None
         self.journal.rewind(self.progress.step)
         self.journal.say(f"going on from step {self.progress.step} ({show_bytes(self.progress.bytes)} seen)")
 

@@ -47,20 +47,13 @@ from bytelm.scorers.transformer import TransformerScorer
 from bytelm.train.config import RunConfig
 from bytelm.train.journal import Journal
 from bytelm.train.loop import Trainer
+from bytelm.train.stop import Interrupted, StopRequest
 from bytelm.units import PAD, VOCAB, show_bytes
 
 MERGES = "merges.npy"
 SAMPLE = 1 << 20  # bytes that thresholds are calibrated on
 COUNTED = 1 << 25  # bytes that an n-gram scorer counts at the most
 AREA = 1 << 16  # ids, padding included, that are cut at once
-
-
-class Interrupted(Exception):
-    """A signal ended the preparation early; what was done is kept. `signal` is its number."""
-
-    def __init__(self, signal: int) -> None:
-        super().__init__(f"interrupted by signal {signal}")
-        self.signal = signal
 
 
 def pack_data(
@@ -80,6 +73,7 @@ def pack_data(
         return corpus
 
     def progress(bytes: int) -> None:
+        StopRequest.check()
         journal.progress(f"packing: {show_bytes(bytes)}")
 
     data = config.data
@@ -123,6 +117,7 @@ def prepare_scorer(config: RunConfig, corpus: Corpus, run: Path, journal: Journa
             return scorer
         journal.progress("scorer: counting n-grams", force=True)
         scorer.count([data for _, data in spread(corpus, "train", COUNTED)])
+        StopRequest.check()
         store.save(home, 1, {"model": scorer.state_dict()}, {})
         return scorer
     scorer.model.initialise(config.train.seed)
@@ -144,9 +139,13 @@ def prepare_recipe(config: RunConfig, scorer: Scorer | None, corpus: Corpus, run
         return build(Recipe, load_toml(path), str(path))
     recipe = config.recipe
     if scorer is not None and isinstance(recipe.patching, entropy.Config) and not recipe.patching.calibrated:
+
+        def progress(bytes: int) -> None:
+            StopRequest.check()
+
         journal.progress(f"calibrating for patches of {recipe.patching.mean_size} bytes", force=True)
         sample = [data for _, data in spread(corpus, "train", SAMPLE)]
-        recipe = replace(recipe, patching=calibrate(recipe.patching, scorer, sample))
+        recipe = replace(recipe, patching=calibrate(recipe.patching, scorer, sample, progress))
     write_whole(path, dump_toml(to_mapping(recipe)).encode())
     return recipe
 
@@ -168,6 +167,7 @@ def prepare_tokens(model: ByteModel, corpus: Corpus, run: Path, journal: Journal
         raise DataError(f"{path} is damaged ({error}): start another run") from None
 
     def progress(bytes: int) -> None:
+        StopRequest.check()
         journal.progress(f"encoding: {show_bytes(bytes)} of {show_bytes(corpus.total)}")
 
     source = encoded(corpus, model.tokens, progress)
@@ -184,6 +184,7 @@ def record_boundaries(patcher: Patcher, recipe: Recipe, corpus: Corpus, journal:
     with BoundaryWriter(corpus.directory, name, corpus.total) as writer:
         for opens in cut(patcher, (d for _, d in iterate_documents(corpus, start=writer.position))):
             writer.write(opens)
+            StopRequest.check()
             journal.progress(f"cutting patches: {show_bytes(writer.position)} of {show_bytes(corpus.total)}")
         boundaries = writer.finish()
     mean = corpus.total / max(1, boundaries.patches)
@@ -219,6 +220,7 @@ def cut_group(patcher: Patcher, group: list[NDArray[np.uint8]]) -> Iterator[NDAr
     state = patcher.begin(len(group), device)
     found: list[torch.Tensor] = []
     for column in itertools.zip_longest(*rows, fillvalue=torch.zeros(0, dtype=torch.long)):
+        StopRequest.check()
         ids = nn.utils.rnn.pad_sequence(list(column), batch_first=True, padding_value=PAD).to(device)
         opens, state = patcher.extend(ids, state)
         found.append(opens.cpu())

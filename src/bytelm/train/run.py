@@ -14,6 +14,7 @@ from bytelm.config import build, dump_toml, load_toml, to_mapping
 from bytelm.data.corpus import Corpus, iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.errors import ConfigError, ResourceError
+from bytelm.find import unknown
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
 from bytelm.models.base import ByteModel
@@ -22,7 +23,8 @@ from bytelm.train.estimate import check, device, needs
 from bytelm.train.journal import Journal
 from bytelm.train.loggers import Loggers
 from bytelm.train.loop import Progress, Trainer
-from bytelm.train.prepare import Interrupted, modality_of, prepare
+from bytelm.train.prepare import modality_of, prepare
+from bytelm.train.stop import Interrupted, StopRequest
 from bytelm.units import show_count
 
 # What may change between two sittings of one run: how long it goes on, and how often it tells and saves.
@@ -48,11 +50,13 @@ def train(
     exclude: Sequence[Path] = (),
     log: Sequence[str] = (),
     force: bool = False,
+    allow_change: Sequence[str] = (),
 ) -> Result:
     """Train on `paths` in the directory `run`, or go on with what it holds; folders `exclude` are not read.
 
     `log` names loggers that are told of the training too (`train.loggers`). With `force` it is tried even where memory
-    or disk will not do.
+    or disk will not do. `allow_change` are settings of [train], as in "train.learning_rate", that may be others than
+    those the run was begun with.
     Raises DataError, ConfigError, CheckpointError, ResourceError or TrainingError; a signal is no error.
     """
     run = Path(run)
@@ -63,8 +67,8 @@ def train(
     except OSError as error:
         raise ResourceError(f"cannot make {run} ({error.strerror}): choose another place with --run") from error
     journal = Journal(run / METRICS, quiet)
-    with exclusive(run):
-        keep_config(config, run)
+    with exclusive(run), StopRequest():
+        keep_config(config, run, allow_change, journal)
         with closing(Loggers(log, run, to_mapping(config), journal.told, journal.say)) as journal.loggers:
             return sitting(paths, config, run, journal, exclude)
 
@@ -94,21 +98,31 @@ def sitting(
     return Result(run, outcome.progress, outcome.signal)
 
 
-def keep_config(config: RunConfig, run: Path) -> None:
-    """Write the configuration into the run, or compare it with the one there. Raises ConfigError on a difference."""
-    path = run / "config.toml"
+def keep_config(config: RunConfig, run: Path, allow_change: Sequence[str], journal: Journal) -> None:
+    """Write the configuration into the run, or compare it with the one there.
+
+    Raises ConfigError on a difference that is not free or allowed, and for a key that cannot be allowed.
+    """
     asked = to_mapping(config)
+    known = [f"train.{name}" for name in asked["train"]]
+    for key in allow_change:
+        if key not in known:  # what weights are of, and were made from, cannot change under them
+            raise ConfigError(f"{unknown('key of --allow-change', key, known)}; for others start a run --from {run}")
+    path = run / "config.toml"
     if path.exists():
-        differences = [
-            f"{key} is {old!r} there and {new!r} here"
+        differences = {
+            key: f"{key} is {old!r} there and {new!r} here"
             for key, old, new in compare(to_mapping(build(RunConfig, load_toml(path), str(path))), asked)
             if not (key.split(".")[0] in ("train", "scorer_train") and key.rpartition(".")[2] in FREE)
-        ]
-        if differences:
+        }
+        refused = [line for key, line in differences.items() if key not in allow_change]
+        if refused:
             raise ConfigError(
-                f"{run} was begun with another configuration: {'; '.join(differences[:5])}: "
-                "give the same one, or another --run"
+                f"{run} was begun with another configuration: {'; '.join(refused[:5])}: "
+                "give the same one, another --run, or --allow-change KEY for a KEY of [train]"
             )
+        for line in differences.values():
+            journal.say(f"changed: {line}")
     write_whole(path, dump_toml(asked).encode())
 
 

@@ -1,30 +1,63 @@
-"""SIGINT and SIGTERM as a request that the loop honours at the end of a step; a second one leaves at once."""
+"""SIGINT, SIGTERM and SIGUSR1 as a request that long loops honour where nothing is half done; a second leaves at once.
+
+SIGUSR1 is what Slurm sends ahead of the end where `sbatch --signal=USR1@60` asks for it.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, ClassVar
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Interrupted(Exception):
+    """A signal ended what came before or after the steps early; what was done is kept. `signal` is its number."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"interrupted by signal {signal}")
+        self.signal = signal
 
 
 class StopRequest:
-    """While entered, `received` is the signal that asked to stop, or None. Outside the main thread it hears nothing."""
+    """While entered, `received` is the signal that asked to stop, or None. Outside the main thread it hears nothing.
+
+    Entering gives the request that is entered already, if one is: the parts of a training stop together.
+    """
+
+    _entered: ClassVar[StopRequest | None] = None
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._hear)
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if StopRequest._entered is not None:
+            return StopRequest._entered
+        StopRequest._entered = self
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if StopRequest._entered is self:
+            StopRequest._entered = None
+            self._leave_the_rest()
+
+    @classmethod
+    def check(cls) -> None:
+        """Raises Interrupted if a request is entered and a signal has asked to stop."""
+        if cls._entered is not None and cls._entered.received is not None:
+            raise Interrupted(cls._entered.received)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(number, self._before[number])  # so that the next one is not waited for
+        self._leave_the_rest()  # so that the next one is not waited for
+
+    def _leave_the_rest(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
