@@ -13,7 +13,7 @@ from bytelm.units import show_count
 Show = Callable[[float], str]  # how a value on an axis is written
 Series = Sequence[tuple[float, float]]
 
-WIDTH, HEIGHT = 480, 270
+WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 14, 34, HEIGHT - 40
 COLOURS = 10  # --series0 .. --series9
 MARKED = 40  # a line of at most so many points shows each of them
@@ -204,10 +204,16 @@ class Bar:
     ours: bool = False
 
 
-def bar_chart(bars: Sequence[Bar], unit: str, title: str) -> str:
+def show_thousandths(value: float) -> str:
+    """A value with three digits after the point."""
+    return f"{value:.3f}"
+
+
+def bar_chart(bars: Sequence[Bar], unit: str, title: str, show: Show = show_thousandths) -> str:
     """Horizontal bars from zero, each with its name and value, as one `<svg>`."""
     longest = max((len(bar.name) for bar in bars), default=0)
-    row, left, right = 34, min(200, max(96, round(7.4 * longest) + 12)), WIDTH - 52
+    widest = max((len(show(bar.value)) for bar in bars), default=0)
+    row, left, right = 34, min(200, max(96, round(7 * longest) + 12)), WIDTH - max(52, 7 * widest + 10)
     ends = [end for bar in bars for end in (bar.value, bar.high or 0.0) if math.isfinite(end)]
     x = Axis(0.0, max([*ends, 0.0]) or 1.0, left, right)
     parts: list[str] = []
@@ -223,8 +229,8 @@ def bar_chart(bars: Sequence[Bar], unit: str, title: str) -> str:
             d = f"M{low:.1f} {middle - 5}v10m0 -5H{high:.1f}m0 -5v10"
             parts.append(f'<path d="{d}" fill="none" stroke="var(--ink)" stroke-width="1.25"/>')
             end = max(end, high)
-        parts.append(_text(end + 8, top + row / 2 - 1, f"{bar.value:.3f}", "start", "strong" + ours))
-    words = ", ".join(f"{bar.name} {bar.value:.3f}" for bar in bars)
+        parts.append(_text(end + 8, top + row / 2 - 1, show(bar.value), "start", "strong" + ours))
+    words = ", ".join(f"{bar.name} {show(bar.value)}" for bar in bars)
     return _svg(title, f"{unit}: {words}.", parts, height=len(bars) * row + 4)
 
 
