@@ -19,6 +19,7 @@ from bytelm.report.charts import Bar, bar_chart, histogram, line_chart, log_tick
 from bytelm.report.glyphs import character, glyph, pieces
 from bytelm.report.page import Files, FileType, HeldOut, ReportData, Sample, render, write
 from bytelm.report.patches import PatchView, fragment, html, plain, summary, terminal
+from bytelm.report.sections import drift
 
 VOID = {"meta", "br", "wbr", "img"}
 TAGS = re.findall(
@@ -348,7 +349,12 @@ def test_a_full_report_shows_everything_and_fetches_nothing() -> None:
         "<blt>",
     ]
     wanted += ["2 cores", "xz", "2.600", "bytelm train notes", "a pipe", "1 (not a file)", "90 kB", "packing", "900 MB"]
-    wanted += ["step 250 skipped: a <spike>", "resumed from step 400", "the valid documents", "frozen before the first"]
+    wanted += [
+        "skipped: step 250 (a <spike>)",
+        "resumed: from step 400",
+        "the valid documents",
+        "frozen before the first",
+    ]
     assert [words for words in wanted if words not in page.text] == []
     for svg in re.findall(r"<svg.*?</svg>", source, re.DOTALL):
         drawn(svg)
@@ -369,6 +375,13 @@ def test_a_step_done_again_counts_once_and_long_runs_are_thinned() -> None:
     many = [{**line, "step": s, "bytes": s, "seconds": s / 9, "bits_per_byte": 2.0} for s in range(1, 2001)]
     points = re.findall(r'points="([^"]*)"', render(ReportData("run", many)))
     assert [100 <= len(line.split()) <= 300 for line in points] == [True]
+
+
+def test_patches_that_cannot_drift_have_no_picture_of_it() -> None:
+    assert "frozen before the first step" in drift(metrics(), "entropy") and "The rule is fixed" in drift(
+        metrics(), "space"
+    )
+    assert drift(metrics(), "fixed") == drift(metrics(), "") == drift([], "entropy") == ""
 
 
 @given(BYTES, TEXTS)

@@ -28,7 +28,10 @@ LETTER = 6.2  # pixels
 
 @dataclass(frozen=True)
 class Line:
-    """One line of (bytes seen, value). `colour` is the number of its series; `dots` marks each point."""
+    """One line of (bytes seen, value). `colour` is the number of its series; `dots` marks each point.
+
+    Its name stands at its end where a panel has several.
+    """
 
     name: str
     points: Series
@@ -72,8 +75,7 @@ def _over(most: float) -> Axis:
 
 def _told(panel: Panel, line: Line) -> str:
     (first, began), (last, ended) = line.points[0], line.points[-1]
-    name = line.name or panel.label
-    return f"{name}: {line.show(began)} at {show_bytes(first)}, {line.show(ended)} at {show_bytes(last)}."
+    return f"{line.name}: {line.show(began)} at {show_bytes(first)}, {line.show(ended)} at {show_bytes(last)}."
 
 
 def _panel(panel: Panel, x: Axis, top: int) -> Iterator[str]:
@@ -91,7 +93,7 @@ def _panel(panel: Panel, x: Axis, top: int) -> Iterator[str]:
         yield f'<line class="grid" x1="{LEFT}" x2="{FAR}" y1="{y.at(tick):.1f}" y2="{y.at(tick):.1f}"/>'
         yield _text(LEFT - 8, y.at(tick) + 4, lines[0].show(tick), "end")
     yield f'<line class="axis" x1="{LEFT}" x2="{FAR}" y1="{bottom}" y2="{bottom}"/>'
-    ends: list[tuple[float, Line, str]] = []
+    ends: list[tuple[float, Line]] = []
     for line in lines:
         drawn = [(x.at(at), y.at(v)) for at, v in _within(line.points, y.low, y.high)]
         if not drawn:
@@ -101,8 +103,8 @@ def _panel(panel: Panel, x: Axis, top: int) -> Iterator[str]:
         yield f'<polyline class="line" stroke="{colour}" points="{path}"/>'
         for px, py in drawn if line.dots or len(drawn) == 1 else ():
             yield f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{colour}"/>'
-        ends.append((drawn[-1][1], line, line.show(line.points[-1][1])))
-    yield from _named(ends, top, bottom)
+        ends.append((drawn[-1][1], line))
+    yield from _named(ends, top, bottom, alone=len(panel.lines) == 1)
 
 
 def _within(points: Series, low: float, high: float) -> list[tuple[float, float]]:
@@ -115,30 +117,29 @@ def _within(points: Series, low: float, high: float) -> list[tuple[float, float]
     return kept
 
 
-def _named(ends: list[tuple[float, Line, str]], top: int, bottom: int) -> Iterator[str]:
-    """Each line's name and last value beside its end, moved where two would overlap."""
+def _named(ends: list[tuple[float, Line]], top: int, bottom: int, alone: bool) -> Iterator[str]:
+    """Each line's name and last value beside its end, moved where two would overlap; the value of one that is alone."""
     ends = sorted(ends, key=lambda end: end[0])
     places = [end[0] for end in ends]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + APART)
     over = max(0.0, places[-1] - (bottom - 8)) if places else 0.0
-    for place, (_, line, value) in zip(places, ends, strict=True):
+    for place, (_, line) in zip(places, ends, strict=True):
         at = max(place - over, top + 4.0)
         style = f'style="fill:var(--series{line.colour})"'
-        name = f'<tspan x="{FAR + 8}" dy="0">{escape(line.name)}</tspan>' if line.name else ""
-        down = 13 if line.name else 4
-        start = at - 2 if line.name else at
-        yield f'<text x="{FAR + 8}" y="{start:.1f}" {style}>{name}'
-        yield f'<tspan x="{FAR + 8}" dy="{down}" class="ours">{escape(value)}</tspan></text>'
+        name = "" if alone else f'<tspan x="{FAR + 8}" dy="-2">{escape(line.name)}</tspan>'
+        value = escape(line.show(line.points[-1][1]))
+        yield f'<text x="{FAR + 8}" y="{at:.1f}" {style}>{name}'
+        yield f'<tspan x="{FAR + 8}" dy="{4 if alone else 13}" class="ours">{value}</tspan></text>'
 
 
 def _marked(marks: Sequence[Mark], x: Axis, bottom: int) -> Iterator[str]:
     """A dashed line where a training was resumed, a triangle where a step was skipped."""
     for mark in marks:
-        at, hover = x.at(min(max(mark.bytes, x.low), x.high)), f"<title>{escape(mark.words)}</title>"
+        at, hover = x.at(min(max(mark.bytes, x.low), x.high)), f"<title>{escape(f'{mark.kind}: {mark.words}')}</title>"
         if mark.kind == "resumed":
-            yield f'<line class="resumed" x1="{at:.1f}" x2="{at:.1f}" y1="{TITLE - 8}" y2="{bottom}">{hover}</line>'
-            yield f'<circle class="resumed" cx="{at:.1f}" cy="{TITLE - 11}" r="3">{hover}</circle>'
+            yield f'<line class="resumed" x1="{at:.1f}" x2="{at:.1f}" y1="{TITLE}" y2="{bottom}">{hover}</line>'
+            yield f'<circle class="resumed" cx="{at:.1f}" cy="{TITLE - 4}" r="3">{hover}</circle>'
         else:
             yield f'<path class="skipped" d="M{at - 4:.1f} {TITLE - 8}h8l-4 7z">{hover}</path>'
 
@@ -159,15 +160,15 @@ def _below(x: Axis, clock: Clock, bottom: int) -> Iterator[str]:
 
 def _read_out(shown: Sequence[Panel], x: Axis, clock: Clock, bottom: int) -> Iterator[str]:
     """A band for each point of the first line; whoever points at it reads all lines' newest values there."""
-    lines = [(line.name or panel.label, line) for panel in shown for line in panel.lines if line.points]
-    places = [at for at, _ in lines[0][1].points]
+    lines = [line for panel in shown for line in panel.lines if line.points]
+    places = [at for at, _ in lines[0].points]
 
     def read(at: float) -> str:
         found: list[str] = []
-        for name, line in lines:
+        for line in lines:
             number = bisect.bisect_right(line.points, (at * (1 + 1e-9), math.inf))
             if number:
-                found.append(f"{name} {line.show(line.points[number - 1][1])}")
+                found.append(f"{line.name} {line.show(line.points[number - 1][1])}")
         return " · ".join(found)
 
     yield from _bands([(at, read(at)) for at in places], x, clock, bottom)
@@ -211,14 +212,15 @@ def strip(columns: Sequence[tuple[float, float, Counter[int]]], of: str, longest
             words = f"{tick:.0f}+" if tick == longest else f"{tick:.0f}"
             parts.append(_text(LEFT - 8, y.at(tick) + 4, words, "end"))
     means = [(begin, end, sum(k * n for k, n in counts.items()) / counts.total()) for begin, end, counts in columns]
+    mean = Line("mean", [(end, value) for _, end, value in means], 1, lambda value: f"{value:.2f}")
     path = "".join(f"{'L' if i else 'M'}{x.at(b):.1f} {y.at(m):.1f}H{x.at(e):.1f}" for i, (b, e, m) in enumerate(means))
     parts.append(f'<path class="step" d="{path}"/>')
-    parts += _named([(y.at(means[-1][2]), Line("mean", [], 1), f"{means[-1][2]:.2f}")], TITLE, TITLE + height)
+    parts += _named([(y.at(means[-1][2]), mean)], TITLE, TITLE + height, alone=False)
     bottom = TITLE + height
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{FAR}" y1="{bottom}" y2="{bottom}"/>')
     read = [
-        (end, f"mean {mean:.2f}, half up to {_quantile(counts, 0.5)}, 9 in 10 up to {_quantile(counts, 0.9)}")
-        for (_, end, counts), (_, _, mean) in zip(columns, means, strict=True)
+        (end, f"mean {value:.2f}, half up to {_quantile(counts, 0.5)}, 9 in 10 up to {_quantile(counts, 0.9)}")
+        for (_, end, counts), (_, _, value) in zip(columns, means, strict=True)
     ]
     parts += [*_below(x, clock, bottom), *_bands(read, x, clock, bottom)]
     means_told = f"from {means[0][2]:.2f} to {means[-1][2]:.2f}"

@@ -270,7 +270,7 @@ def _files(files: Files) -> str:
         notes.append("left out: " + ", ".join(f"{count} ({reason})" for reason, count in reasons.most_common()))
     else:
         notes.append("no file was left out")
-    parts.append(f'<p class="note">{escape("; ".join(notes).capitalize())}.</p>')
+    parts.append(f'<p class="note">{escape("; ".join(notes))}.</p>')
     if files.left_out:
         named = definitions(files.left_out[:NAMED])
         more = f", the first {NAMED} of {len(files.left_out)}" if len(files.left_out) > NAMED else ""

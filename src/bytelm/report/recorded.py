@@ -91,7 +91,7 @@ def marks(metrics: Metrics) -> list[Mark]:
         if at is not None and step is not None:
             kind = str(line["kind"])
             reason = line.get("reason") or f"loss {line.get('nats')}, gradient norm {line.get('grad_norm')}"
-            words = f"step {step:,.0f} skipped: {reason}" if kind == "skipped" else f"resumed from step {step:,.0f}"
+            words = f"step {step:,.0f} ({reason})" if kind == "skipped" else f"from step {step:,.0f}"
             found.append(Mark(at, kind, words))
     return found
 

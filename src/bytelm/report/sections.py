@@ -21,7 +21,7 @@ MIXED = "what changes here is the data that was drawn. In well-mixed data all co
 
 def rate(value: float) -> str:
     """A learning rate or a norm."""
-    return f"{value:.2g}" if abs(value) > 1e-8 else "0"
+    return f"{value:.2g}" if abs(value) > 1e-7 else "0"
 
 
 def bits(value: float) -> str:
@@ -45,8 +45,8 @@ def learning(metrics: Metrics, unit: str) -> str:
     rates = thinned(curve(metrics, "train", "learning_rate"))
     norms = thinned(curve(metrics, "train", "grad_norm"))
     steps = [
-        Panel("learning rate", [Line("", rates, 2, rate)], SHORT, zero=True),
-        Panel("gradient norm, before clipping", [Line("", norms, 3, rate)], SHORT, log=True),
+        Panel("learning rate", [Line("rate", rates, 2, rate)], SHORT, zero=True),
+        Panel("gradient norm, before clipping", [Line("norm", norms, 3, rate)], SHORT, log=True),
     ]
     figures = [figure(loss)]
     if rates or norms:
@@ -71,11 +71,11 @@ def _in_words(metrics: Metrics, unit: str) -> str:
     elif training:
         said.append("No validation documents: nothing here tells learning from learning by heart.")
     found = marks(metrics)
-    for kind, sign, plural in (("skipped", "▼", "steps skipped"), ("resumed", "○", "times resumed")):
+    for kind, sign in (("skipped", "▼"), ("resumed", "○")):
         own = [mark for mark in found if mark.kind == kind]
         if own:
             more = f" and {len(own) - TOLD} more" if len(own) > TOLD else ""
-            said.append(f"{sign} {len(own)} {plural}: {'; '.join(mark.words for mark in own[:TOLD])}{more}.")
+            said.append(f"{sign} {kind}: {'; '.join(mark.words for mark in own[:TOLD])}{more}.")
     if len(training) > 1:
         said.append("What fell in the first twentieth may begin above the picture. Point at a curve to read it.")
     return " ".join(said)
@@ -110,7 +110,7 @@ def resources(metrics: Metrics) -> str:
         first.append(figure(chart, words))
     speeds = thinned(curve(metrics, "train", "bytes_per_second"))
     if len(speeds) > 1:
-        panel = Panel("bytes learnt from per second", [Line("", speeds, 6, speed)], SHORT + 20, zero=True)
+        panel = Panel("bytes learnt from per second", [Line("per second", speeds, 6, speed)], SHORT + 20, zero=True)
         words = "Of steps alone. Dips are other work on the machine, or data that is slow to read."
         second.append(figure(panels([panel], "Bytes per second over the training", Clock.of(metrics)), words))
     second += _memory(metrics)
