@@ -96,7 +96,7 @@ def begun(data: str, tmp_path_factory: pytest.TempPathFactory) -> Begun:
     two = words(data, home, ",".join(MODELS[:2]))
     job = subprocess.Popen([sys.executable, "-m", "bytelm", *two], stderr=subprocess.PIPE, text=True)
     metrics, deadline = run_of(home, MODELS[0]) / "metrics.jsonl", time.monotonic() + 120
-    while not metrics.exists() and time.monotonic() < deadline:
+    while '"train"' not in (metrics.read_text() if metrics.exists() else "") and time.monotonic() < deadline:
         time.sleep(0.05)
     job.send_signal(signal.SIGINT)
     _, said = job.communicate(timeout=60)

@@ -70,7 +70,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize(("page", "commands"), [("weights.md", 9), ("finetuning.md", 5), ("evaluating.md", 5)])
+@pytest.mark.parametrize(
+    ("page", "commands"), [("weights.md", 9), ("finetuning.md", 5), ("evaluating.md", 5), ("report.md", 3)]
+)
 def test_a_page_runs(here: Path, capfd: pytest.CaptureFixture[str], page: str, commands: int) -> None:
     names: dict[str, object] = {}
     ran = 0

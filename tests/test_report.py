@@ -17,14 +17,15 @@ from rich.cells import cell_len
 from bytelm.errors import DataError, ResourceError
 from bytelm.report.charts import Bar, bar_chart, histogram, line_chart, log_ticks, ticks
 from bytelm.report.glyphs import character, glyph, pieces
-from bytelm.report.page import FileType, HeldOut, ReportData, Sample, render, write
+from bytelm.report.page import Files, FileType, HeldOut, ReportData, Sample, render, write
 from bytelm.report.patches import PatchView, fragment, html, plain, summary, terminal
+from bytelm.report.sections import drift
 
 VOID = {"meta", "br", "wbr", "img"}
 TAGS = re.findall(
     "[a-z0-9]+",
-    "html head title style meta body section h1 h2 p small figure figcaption div span b i br wbr mark pre "
-    "details summary table tr th td dl dt dd svg g desc text line rect circle polyline path img audio",
+    "html head title style meta body header section h1 h2 p small figure figcaption div span b i br wbr mark pre "
+    "details summary table tr th td dl dt dd svg g desc text tspan line rect circle polyline path img audio",
 )
 HOSTILE = ["</script><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "]]>--><!--", "&lt;\x00\ud800"]
 TEXTS = st.text(max_size=20) | st.sampled_from(HOSTILE)
@@ -300,9 +301,21 @@ def metrics() -> list[dict[str, object]]:
     def line(kind: str, step: int, bits: float) -> dict[str, object]:
         return {"kind": kind, "step": step, "bytes": step * 1000, "seconds": step / 2, "bits_per_byte": bits}
 
-    train = [line("train", step, 8 / (1 + step / 100)) for step in range(100, 900, 100)]
+    train = [
+        {**line("train", step, 8 / (1 + step / 100)), "learning_rate": 1e-3, "grad_norm": 90 / step}
+        | {"bytes_per_second": 2e3, "patch_lengths": [step, 0, 3 * step]}
+        for step in range(100, 900, 100)
+    ]
     valid = [line("valid", step, 2.5) for step in (300, 600)]
-    return [*train, *valid, {"kind": "strange", "bits_per_byte": "x"}, {}]
+    beside: list[dict[str, object]] = [
+        {"kind": "phase", "step": 0, "name": "packing", "took": 3.0},
+        {"kind": "phase", "step": 300, "name": "looks", "took": 7.0},
+        {"kind": "phase", "step": 600, "name": "looks", "took": 8.0},
+        {"kind": "memory", "step": 600, "bytes": 600_000, "peak": 900e6, "before": 300e6, "predicted": 500e6},
+        {"kind": "skipped", "step": 250, "bytes": 250_000, "seconds": 125.0, "reason": "a <spike>"},
+        {"kind": "resumed", "step": 400, "bytes": 400_000, "seconds": 200.0},
+    ]
+    return [*train, *valid, *beside, {"kind": "strange", "bits_per_byte": "x"}, {}]
 
 
 def full(**changes: object) -> ReportData:
@@ -311,7 +324,9 @@ def full(**changes: object) -> ReportData:
     fields: dict[str, object] = dict(
         title="run", metrics=metrics(), patch_lengths={1: 3, 4: 9}, views=[("A caption", view)],
         samples=[Sample(None, b"Hello", b" world\xff")], compressors={"gzip": 2.9, "xz": 2.6}, held_out=held,
-        config_toml='name = "<blt>"', facts={"machine": "2 cores"},
+        config_toml='name = "<blt>"', facts={"machine": "2 cores"}, subtitle="blt", state="finished", cutting="entropy",
+        key_figures=[("8.9M", "parameters")], command="bytelm train notes", split="valid",
+        files=Files([(".md", [3, 90_000, 0, 40_000])], [("a pipe", "not a file")], ["4 files read"]),
     )  # fmt: skip
     return ReportData(**{**fields, **changes})  # pyright: ignore[reportArgumentType]
 
@@ -321,7 +336,7 @@ def test_a_full_report_shows_everything_and_fetches_nothing() -> None:
     page = Page(source)
     page.assert_inert()
     assert not re.search(r"https?:|url\(|@import|<script", source)
-    assert sum(tag == "svg" for tag, _ in page.found) == 4
+    assert sum(tag == "svg" for tag, _ in page.found) == 9
     wanted = [
         "2.200",
         "2.100 to 2.300",
@@ -333,7 +348,13 @@ def test_a_full_report_shows_everything_and_fetches_nothing() -> None:
         "Hello world",
         "<blt>",
     ]
-    wanted += ["2 cores", "xz", "2.600"]
+    wanted += ["2 cores", "xz", "2.600", "bytelm train notes", "a pipe", "1 (not a file)", "90 kB", "packing", "900 MB"]
+    wanted += [
+        "skipped: step 250 (a <spike>)",
+        "resumed: from step 400",
+        "the valid documents",
+        "frozen before the first",
+    ]
     assert [words for words in wanted if words not in page.text] == []
     for svg in re.findall(r"<svg.*?</svg>", source, re.DOTALL):
         drawn(svg)
@@ -350,20 +371,31 @@ def test_an_interrupted_run_still_has_a_report() -> None:
 def test_a_step_done_again_counts_once_and_long_runs_are_thinned() -> None:
     line: dict[str, object] = {"kind": "train", "step": 1, "bytes": 10, "seconds": 1.0, "bits_per_byte": 3.0}
     again = render(ReportData("run", [line, {**line, "seconds": 9.0, "bits_per_byte": 2.0}]))
-    assert "3.000" not in again and again.count("<circle") == 2
+    assert "3 at" not in again and again.count("<circle") == 1
     many = [{**line, "step": s, "bytes": s, "seconds": s / 9, "bits_per_byte": 2.0} for s in range(1, 2001)]
     points = re.findall(r'points="([^"]*)"', render(ReportData("run", many)))
-    assert [100 <= len(line.split()) <= 300 for line in points] == [True, True]
+    assert [100 <= len(line.split()) <= 300 for line in points] == [True]
+
+
+def test_patches_that_cannot_drift_have_no_picture_of_it() -> None:
+    assert "frozen before the first step" in drift(metrics(), "entropy") and "The rule is fixed" in drift(
+        metrics(), "space"
+    )
+    assert drift(metrics(), "fixed") == drift(metrics(), "") == drift([], "entropy") == ""
 
 
 @given(BYTES, TEXTS)
 @settings(max_examples=40)
 def test_nothing_in_the_data_becomes_markup(data: bytes, text: str) -> None:
     line: dict[str, object] = {"kind": "sample", "step": 3, "prompt": text, "text": text}
+    skipped: dict[str, object] = {"kind": "skipped", "step": 3, "bytes": 3, "reason": text}
+    phase: dict[str, object] = {"kind": "phase", "name": text, "took": 3.0}
+    lines = [*metrics(), line, skipped, phase]
     report = full(
-        title=text, metrics=[*metrics(), line], samples=[Sample(1, data, data)], compressors={text: 2.0},
+        title=text, metrics=lines, samples=[Sample(1, data, data)], compressors={text: 2.0},
         config_toml=text, facts={text: text}, held_out=HeldOut(2.2, 9, by_type=[FileType(text, 9, 2.0)]),
-        views=[(text, PatchView(data, [True] * len(data)))],
+        views=[(text, PatchView(data, [True] * len(data)))], subtitle=text, state=text, key_figures=[(text, text)],
+        command=text, split=text, files=Files([(text, [1, 2, 3, 4])], [(text, text)], [text]),
     )  # fmt: skip
     source = render(report)
     source.encode()
@@ -374,7 +406,8 @@ def test_samples_are_shown_through_training_with_the_prompt_marked() -> None:
     lines: list[dict[str, object]] = [{"kind": "sample", "step": s, "prompt": "P<", "text": f"t{s}"} for s in range(30)]
     source = render(ReportData("run", lines))
     steps = [int(step) for step in re.findall("<span>step ([0-9]+)</span>", source)]
-    assert len(steps) == 8 and steps == sorted(set(steps)) and steps[0] == 0 and steps[-1] == 29
+    assert len(steps) == 12 and steps == sorted(set(steps), reverse=True) and steps[0] == 29 and steps[-1] == 0
+    assert "11 of 29 earlier samples" in source and source.index("step 29") < source.index("<details>")
     assert "<mark>P&lt;</mark>t29</pre>" in source
     assert render(ReportData("run", samples=[Sample(None, b"", b"a\xe5")])).count('<span class="hex">E5</span>') == 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -21,6 +20,7 @@ from bytelm.data.corpus import Corpus
 from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.compressors import compressed
 from bytelm.evaluate.meter import Meter, interval
+from bytelm.machine import processor
 from bytelm.units import bits_per_byte, show_bytes, show_count, show_seconds
 
 Result = Mapping[str, Any]
@@ -74,7 +74,7 @@ def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
 def machine(results: Iterable[Result]) -> dict[str, Any]:
     """Where it was done."""
     threads = sorted({result["threads"] for result in results})
-    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return {"device": kind, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
 
 

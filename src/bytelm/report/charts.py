@@ -13,10 +13,11 @@ from bytelm.units import show_count
 Show = Callable[[float], str]  # how a value on an axis is written
 Series = Sequence[tuple[float, float]]
 
-WIDTH, HEIGHT = 480, 270
+WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 14, 34, HEIGHT - 40
 COLOURS = 10  # --series0 .. --series9
 MARKED = 40  # a line of at most so many points shows each of them
+LONGEST = 26  # letters of a bar's name
 BINS = 48  # a histogram of more values gathers the rest in its last bar
 
 
@@ -204,10 +205,17 @@ class Bar:
     ours: bool = False
 
 
-def bar_chart(bars: Sequence[Bar], unit: str, title: str) -> str:
+def show_thousandths(value: float) -> str:
+    """A value with three digits after the point."""
+    return f"{value:.3f}"
+
+
+def bar_chart(bars: Sequence[Bar], unit: str, title: str, show: Show = show_thousandths) -> str:
     """Horizontal bars from zero, each with its name and value, as one `<svg>`."""
-    longest = max((len(bar.name) for bar in bars), default=0)
-    row, left, right = 34, min(200, max(96, round(7.4 * longest) + 12)), WIDTH - 52
+    names = [shortened(bar.name, LONGEST) for bar in bars]
+    longest = max(map(len, names), default=0)
+    widest = max((len(show(bar.value)) for bar in bars), default=0)
+    row, left, right = 34, min(200, max(96, round(7 * longest) + 12)), WIDTH - max(52, 8 * widest + 10)
     ends = [end for bar in bars for end in (bar.value, bar.high or 0.0) if math.isfinite(end)]
     x = Axis(0.0, max([*ends, 0.0]) or 1.0, left, right)
     parts: list[str] = []
@@ -216,15 +224,15 @@ def bar_chart(bars: Sequence[Bar], unit: str, title: str) -> str:
         colour = "var(--series0)" if bar.ours else "var(--bar)"
         end = x.at(bar.value) if math.isfinite(bar.value) else left
         size = f'width="{end - left:.1f}" height="{row - 10}"'
-        parts.append(_text(left - 10, top + row / 2 - 1, bar.name, "end", "strong" + ours))
+        parts.append(_text(left - 10, top + row / 2 - 1, names[index], "end", "strong" + ours))
         parts.append(f'<rect x="{left}" y="{top}" {size} rx="2" fill="{colour}"/>')
         if bar.low is not None and bar.high is not None and math.isfinite(bar.high - bar.low):
             low, high, middle = x.at(bar.low), x.at(bar.high), top + row / 2 - 5
             d = f"M{low:.1f} {middle - 5}v10m0 -5H{high:.1f}m0 -5v10"
             parts.append(f'<path d="{d}" fill="none" stroke="var(--ink)" stroke-width="1.25"/>')
             end = max(end, high)
-        parts.append(_text(end + 8, top + row / 2 - 1, f"{bar.value:.3f}", "start", "strong" + ours))
-    words = ", ".join(f"{bar.name} {bar.value:.3f}" for bar in bars)
+        parts.append(_text(end + 8, top + row / 2 - 1, show(bar.value), "start", "strong" + ours))
+    words = ", ".join(f"{bar.name} {show(bar.value)}" for bar in bars)
     return _svg(title, f"{unit}: {words}.", parts, height=len(bars) * row + 4)
 
 
@@ -267,7 +275,7 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
     """
     letter, swatch, row = 6.6, 32, 18
     longest = int((RIGHT - LEFT - 60 - swatch) / letter)
-    names = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
+    names = [shortened(name, longest) for name in names]
     widths = [letter * len(name) + swatch for name in names]
     lines: list[list[int]] = [[]]
     for index, width in enumerate(widths):
@@ -284,6 +292,11 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
             parts.append(_text(at, y, names[index], "start", "strong"))
             at += widths[index]
     return parts, row * (len(lines) - 1)
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many letters, an ellipsis for what is not there."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import platform
+import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bytelm.checkpoint.assemble import Loaded, load
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.config import load_toml
-from bytelm.data.corpus import Corpus, Split
+from bytelm.data.corpus import SPLITS, Corpus, Split
 from bytelm.data.files import write_whole
 from bytelm.data.selection import spread
 from bytelm.errors import CheckpointError, UsageError
-from bytelm.evaluate.patches import lengths_by_kind, opens_of, patch_view
+from bytelm.evaluate.patches import lengths_by_kind, mean_size, opens_of, patch_view
 from bytelm.evaluate.stream import patcher_of
 from bytelm.evaluate.verdict import Verdict, unit_of
 from bytelm.find import find, names
 from bytelm.generate.document import Task, completion, continuation
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate, pieces
+from bytelm.machine import processor
 from bytelm.models.base import ByteModel
 from bytelm.patching.entropy import Entropy
 from bytelm.report.media import Completion, Media
-from bytelm.report.page import FileType, HeldOut, ReportData, Sample
+from bytelm.report.page import Files, FileType, HeldOut, ReportData, Sample
 from bytelm.report.patches import PatchView
+from bytelm.report.recorded import Metrics, last_sitting, of_kind
 from bytelm.units import show_bytes, show_count, show_seconds
 
 VERDICT = "held_out.json"
@@ -63,19 +63,30 @@ def gather(run: str | Path, watch: Watch | None = None) -> ReportData:
     patcher = patcher_of(loaded.model)
     cuts = patcher is not None or loaded.model.tokens is not None
     kinds = lengths_by_kind(patcher, documents) if patcher is not None else {}
-    sample_bytes = load_toml(run / "config.toml")["train"]["sample_bytes"]
+    lengths = sum(kinds.values(), Counter[int]())
+    train = load_toml(run / "config.toml")["train"]
+    sample_bytes, used = train["sample_bytes"], used_of(train, loaded.state)
+    metrics = read_metrics(run / METRICS)
     readable = modality is None or modality.text
     shown = [data[:SHOWN].tobytes() for _, data in documents[:PROMPTS] if readable]
     return ReportData(
-        title=f"{run.resolve().name}: a byte model trained by bytelm",
-        metrics=read_metrics(run / METRICS),
-        patch_lengths=dict(sum(kinds.values(), Counter[int]())),
+        title=run.resolve().name,
+        subtitle=subtitle(loaded),
+        state=state_of(used),
+        finished=used >= 1,
+        key_figures=key_figures(loaded, corpus, lengths),
+        cutting=cutting_of(loaded),
+        split=split,
+        files=files(corpus),
+        command=command(run, metrics),
+        metrics=metrics,
+        patch_lengths=dict(lengths),
         views=[(f"from the {split} documents", view(loaded.model, data)) for data in shown[:2] if cuts],
         samples=samples(loaded, shown, sample_bytes),
         compressors=(verdict := read_verdict(run)).get("compressors", {}),
         held_out=shown_verdict(verdict, kinds),
         config_toml=(run / "config.toml").read_text(encoding="utf-8"),
-        facts=facts(run, loaded, corpus),
+        facts=facts(run, loaded, metrics),
         media=media(loaded, split, documents if sample_bytes else [], watch),
         unit=unit_of(modality),
     )
@@ -180,18 +191,87 @@ def patches_of(lengths: Counter[int] | None, bytes: int) -> int | None:
     return max(1, round(bytes * lengths.total() / counted))
 
 
-def facts(run: Path, loaded: Loaded, corpus: Corpus) -> dict[str, str]:
-    """What a reader asks about a run."""
-    state = loaded.state
-    trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
-    tables = sum(p.numel() for name, p in loaded.model.named_parameters() if "ngram" in name)
-    found = {
-        "model": f"{state['recipe']['model']['name']}, {show_count(trainable)} parameters, "
-        f"{show_count(tables)} of them n-gram tables",
-        "trained": f"{state['step']:,} steps, {state['bytes']:,} bytes, {show_seconds(state['seconds'])}",
-        "steps skipped": str(state["skipped"]),
-        "corpus": ", ".join(f"{corpus.bytes(s):,} bytes {s}" for s in ("train", "valid", "test")),
-        "machine": f"{platform.processor() or platform.machine()}, {state['threads']} threads, {state['precision']}",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
+def used_of(train: Mapping[str, Any], state: Mapping[str, Any]) -> float:
+    """The fraction of its budget that a training has used up: the largest of those that are limited."""
+    reached = {"steps": state["step"], "bytes": state["bytes"], "minutes": state["seconds"] / 60}
+    return max(reached[limit] / train[limit] for limit in reached if train.get(limit, "none") != "none")
+
+
+def state_of(used: float) -> str:
+    """How far a run is."""
+    return "finished" if used >= 1 else f"unfinished: {used:.0%} of its budget"
+
+
+def cutting_of(loaded: Loaded) -> str:
+    """What cuts documents for the model: a patching scheme, "tokens", or nothing."""
+    if loaded.model.tokens is not None:
+        return "tokens"
+    return loaded.state["recipe"]["patching"]["name"] if patcher_of(loaded.model) is not None else ""
+
+
+def subtitle(loaded: Loaded) -> str:
+    """What the model is, in a line."""
+    model, cutting = loaded.state["recipe"]["model"]["name"].replace("_", " "), cutting_of(loaded)
+    size = getattr(loaded.model, "patch", None)
+    if cutting == "tokens":
+        return f"{model} over {loaded.model.vocabulary:,} tokens"
+    if cutting:
+        return f"{model} over {cutting} patches"
+    return f"{model} over patches of {size} bytes" if isinstance(size, int) else model
+
+
+def key_figures(loaded: Loaded, corpus: Corpus, lengths: Counter[int]) -> list[tuple[str, str]]:
+    """The first figures that a reader asks for, each with what it counts."""
+    state, model = loaded.state, loaded.model
+    own = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    tables = sum(count for name, count in own.items() if "ngram" in name)
+    speed = show_bytes(state["bytes"] / max(1e-9, state["seconds"]))
+    found = [
+        (show_count(sum(own.values())), "parameters" + (f", {show_count(tables)} in n-gram tables" if tables else "")),
+        (show_bytes(state["bytes"]), f"seen, {state['bytes'] / corpus.bytes('train'):.2g} times the training files"),
+        (show_seconds(state["seconds"]), f"in steps, {speed} a second"),
+        (f"{state['step']:,}", f"steps, {state['skipped']:,} skipped"),
+    ]
+    if lengths:
+        found.append((f"{mean_size(lengths):.2f}", "bytes in a patch, held out"))
+    return found
+
+
+def files(corpus: Corpus) -> Files:
+    """What the corpus was made of, by type, and what was left out."""
+    rows: dict[str, list[int]] = {}
+    for number, split in enumerate(SPLITS):
+        table = corpus.documents(split)
+        for suffix in np.unique(table.suffixes).tolist():
+            own = table.sizes[table.suffixes == suffix]
+            row = rows.setdefault(table.suffix_names[suffix] or "no suffix", [0, 0, 0, 0])
+            row[0] += len(own)
+            row[1 + number] += int(own.sum())
+    report = corpus.source_report
+    notes = [f"{report.files:,} files read"]
+    lost = {"empty": report.empty, "bad lines": report.bad_lines, **report.converted}
+    notes += [f"{count:,} {what}" for what, count in lost.items() if count]
+    return Files(list(rows.items()), report.skipped, notes)
+
+
+def command(run: Path, metrics: Metrics) -> str:
+    """What goes on with the training, from where it was begun; empty for runs that did not record what they read."""
+    paths = last_sitting(metrics).get("paths")
+    if not isinstance(paths, list):
+        return ""
+    return shlex.join(["bytelm", "train", *map(str, paths), "--config", str(run / "config.toml"), "--run", str(run)])
+
+
+def facts(run: Path, loaded: Loaded, metrics: Metrics) -> dict[str, str]:
+    """What a reader asks about a run, and would need to run it again."""
+    state, sitting = loaded.state, last_sitting(metrics)
+    recorded = [f"{name} {sitting[name]}" for name in ("bytelm", "python", "torch") if name in sitting]
+    return {
+        "run": str(run),
+        "machine": f"{processor()}, {sitting.get('device', 'cpu')}",
+        "threads": str(state["threads"]),
+        "precision": state["precision"].removeprefix("torch."),
+        "versions": ", ".join(recorded or [f"torch {state['torch']}"]),
+        "sittings": str(1 + len(of_kind(metrics, "resumed"))),
+        "window": f"{state['context']:,} {'tokens' if loaded.model.tokens is not None else 'bytes'}",
     }
-    return dict(itertools.chain(found.items(), [("run", str(run))]))

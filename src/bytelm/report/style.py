@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 
 # What neither XML nor UTF-8 can hold: control characters, lone surrogates, the two non-characters.
 _UNHOLDABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -46,19 +47,34 @@ figcaption { margin-top: .5rem; }
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem 2.5rem;
   align-items: start; margin-bottom: 1rem;
 }
-.columns figure { margin: 0; }
+.columns figure { margin: 0; } .columns > div > figure + figure { margin-top: 1.5rem; }
+header p { color: var(--soft); max-width: none; }
+.pill {
+  display: inline-block; border-radius: 1rem; padding: 0 .7rem; margin-left: .35rem; font-size: .875rem;
+  color: var(--paper); background: var(--series2);
+}
+.pill.open { background: var(--series1); }
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .75rem; margin: 1.75rem 0 0;
+}
+.tiles div { background: var(--card); border-radius: 8px; padding: .7rem .9rem; font-size: .875rem; }
+.tiles b { display: block; font-size: 1.25rem; font-weight: 650; color: var(--ink); }
 .figure { font-size: 3.25rem; font-weight: 650; letter-spacing: -.03em; line-height: 1; margin: 1.5rem 0 .5rem; }
 .figure small { font-size: 1.1rem; font-weight: 400; letter-spacing: 0; color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: right; padding: .42rem 0 .42rem 1rem; border-bottom: 1px solid var(--rule); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; overflow-wrap: anywhere; }
-th { color: var(--soft); font-weight: 500; }
+th { color: var(--soft); font-weight: 500; } td:not(:first-child) { white-space: nowrap; }
 tr.ours td { font-weight: 650; }
 .matrix { overflow-x: auto; font-size: .9em; } .matrix th, .matrix td:first-child { white-space: nowrap; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.5rem; font-size: .9rem; margin: 0; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+dl {
+  display: grid; grid-template-columns: fit-content(60%) minmax(0, 1fr); gap: .35rem 1.5rem; font-size: .9rem;
+  margin: 0;
+}
+dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap: anywhere; }
 pre { font: .84rem/1.6 var(--mono); margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-details pre { background: var(--card); border-radius: 8px; padding: 1rem 1.25rem; margin-top: .75rem; }
+details { margin: 1rem 0; }
+.code { background: var(--card); border-radius: 8px; padding: 1rem 1.25rem; margin: .75rem 0; }
 summary { cursor: pointer; }
 .pictures { display: grid; grid-template-columns: repeat(4, minmax(0, 9rem)); gap: .5rem .75rem; }
 .pictures figcaption { grid-column: 1 / -1; }
@@ -73,18 +89,33 @@ mark { background: var(--prompt); color: inherit; font-weight: 650; border-radiu
 .hex {
   font: .72em var(--mono); color: var(--soft); border: 1px solid var(--rule); border-radius: 3px; padding: 0 .2em;
 }
-@media (max-width: 40rem) { .sample { grid-template-columns: 1fr; gap: .25rem; } .figure { font-size: 2.5rem; } }
+@media (max-width: 40rem) {
+  body { padding: 2rem 1rem 3rem; }
+  h2 { margin-top: 2.5rem; }
+  .sample { grid-template-columns: 1fr; gap: .25rem; } .figure { font-size: 2.5rem; }
+  .tiles { grid-template-columns: 1fr 1fr; }
+  th, td { padding-left: .5rem; }
+  dl { grid-template-columns: minmax(0, 1fr); gap: 0; } dd { margin-bottom: .6rem; }
+}
 @media print {
   :root { font-size: 9.5pt; }
   body { padding: 0; max-width: none; font-size: 1rem; }
   h2 { break-after: avoid; margin-top: 2rem; }
   .columns { grid-template-columns: 1fr 1fr; }
+  tr, .tiles, dl { break-inside: avoid; }
+  details::details-content { content-visibility: visible; block-size: auto; } /* what is folded is printed */
 }
 
 svg { display: block; width: 100%; height: auto; overflow: visible; font-size: 12px; fill: var(--soft); }
 svg .grid { stroke: var(--rule); } svg .axis { stroke: var(--soft); }
 svg .mean { stroke: var(--ink); stroke-dasharray: 4 3; }
 svg .line { fill: none; stroke-width: 1.75; stroke-linejoin: round; stroke-linecap: round; }
+svg .resumed { stroke: var(--ink); stroke-dasharray: 3 3; fill: var(--paper); }
+svg circle.resumed { stroke-dasharray: none; }
+svg .skipped { fill: var(--series5); }
+svg .step { fill: none; stroke: var(--series1); stroke-width: 1.75; }
+svg .at rect { fill: transparent; } svg .at line { stroke: var(--ink); stroke-opacity: .45; }
+svg .at line, svg .at text { visibility: hidden; } svg .at:hover line, svg .at:hover text { visibility: visible; }
 svg .strong { fill: var(--ink); } svg .ours { font-weight: 650; }
 
 .patches { font: 15px/1.3 var(--mono); direction: ltr; padding: .25rem 0; }
@@ -142,6 +173,22 @@ def document(title: str, body: str) -> str:
 </body>
 </html>
 """
+
+
+def figure(body: str, caption: str = "") -> str:
+    """A figure around HTML, with a caption of text."""
+    under = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{body}{under}</figure>"
+
+
+def folded(summary: str, body: str) -> str:
+    """HTML that is folded away under a line of text; print unfolds it."""
+    return f"<details><summary>{escape(summary)}</summary>\n{body}</details>"
+
+
+def definitions(rows: Sequence[tuple[str, str]]) -> str:
+    """Names, and what each is."""
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in rows) + "</dl>"
 
 
 def table(head: list[str], rows: list[list[str]], ours: int | None = None) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,8 +22,9 @@ PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
 class Journal:
     """`metrics.jsonl`, one JSON object a line, and a progress line on standard error.
 
-    Every line has "kind" ("train", "valid", "sample", "skipped", ...), "step", "bytes" and "seconds". Lines that a
-    resumed run will write again are cut off first, so that the file never tells a step twice.
+    Every line has "kind" ("train", "valid", "sample", "skipped", ...), "step", "bytes", and "seconds", those in steps
+    alone. Lines that a resumed run will write again are cut off first, so that the file never tells a step twice.
+    "phase" is where time went: a "name" and how many seconds it "took".
     """
 
     def __init__(self, path: Path, quiet: bool = False, stream: TextIO | None = None, prefix: str = "") -> None:
@@ -58,6 +61,13 @@ class Journal:
             ) from error
         if self.loggers is not None:
             self.loggers.write(kind, fields)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Generator[None]:
+        """Write down how long something took that is done before the first step, if it comes to its end."""
+        began = time.monotonic()
+        yield
+        self.write("phase", step=0, bytes=0, seconds=0.0, name=name, took=time.monotonic() - began)
 
     def say(self, line: str) -> None:
         """A line that stays."""

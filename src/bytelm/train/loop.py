@@ -15,7 +15,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from bytelm.models.objective import score
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.shift import ShiftBlock
 from bytelm.nn.transformer import Block
+from bytelm.train import lengths
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
-from bytelm.train.memory import give_back_large_blocks, keep_large_blocks, recomputes
+from bytelm.train.memory import give_back_large_blocks, highest, keep_large_blocks, predict, recomputes
 from bytelm.train.optimise import Optimizer, learning_rate
 from bytelm.train.spikes import Spikes
 from bytelm.train.stop import StopRequest
@@ -67,6 +68,7 @@ class Tally:
     bytes: int = 0
     patches: int = 0
     since: float = 0.0
+    lengths: Tensor = field(default_factory=lambda: torch.zeros(lengths.LONGEST, dtype=torch.long))
 
 
 class Trainer:
@@ -93,6 +95,8 @@ class Trainer:
         self.unfit = 0  # steps in a row that were not finite
         self.warned = False  # that the disk is nearly full
         self.tally = Tally()
+        self.mean_patch = 1.0  # bytes, of those last told
+        self.before = 0  # bytes of memory that were taken at the most before the first step of this sitting
         if model.device.type == "cpu":
             (give_back_large_blocks if config.recompute else keep_large_blocks)()
         for stage in model.stages(1, 1):
@@ -112,6 +116,7 @@ class Trainer:
         """
         self.resume()
         self.model.train()
+        self.before = highest(self.model.device)
         valid_due = save_due = time.monotonic()
         valid_due += 60 * self.config.valid_minutes
         save_due += 60 * self.config.save_minutes
@@ -175,6 +180,7 @@ class Trainer:
             patches = sum(int((self.model.bytes_in(ids[:, 1:]) > 0).sum()) for ids, _ in batches)
         else:
             patches = sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
+        self.tally.lengths += lengths.of_step(self.model, batches)
         self.account(refusal, nats, bytes, patches, rate, norm)
 
     def refusal(self, nats: float, bytes: int, norm: float) -> str | None:
@@ -208,6 +214,7 @@ class Trainer:
             speed = tally.bytes / max(1e-9, now - tally.since)
             bpb = bits_per_byte(tally.nats, tally.bytes)
             mean = tally.bytes / tally.patches if tally.patches else None
+            self.mean_patch = mean or 1.0
             self.journal.write(
                 "train",
                 **dataclasses.asdict(progress),
@@ -216,6 +223,7 @@ class Trainer:
                 grad_norm=norm,
                 bytes_per_second=speed,
                 mean_patch=mean,
+                patch_lengths=tally.lengths.tolist() if mean else None,
             )
             self.journal.progress(self.line(bpb, speed, mean), force=progress.step == 1)
             self.tally = Tally(since=now)
@@ -257,19 +265,29 @@ class Trainer:
             shown = {"prompt": prompt.decode(errors="replace"), "text": text.decode(errors="replace")}
             self.journal.write("sample", **progress, **shown)
         self.model.train()
-        self.tally.since += time.monotonic() - began  # not part of the training's speed
+        took = time.monotonic() - began
+        self.journal.write("phase", **progress, name="looks", took=took)
+        self.tally.since += took  # not part of the training's speed
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, and warn once where the disk has not room for two more."""
+        """Write a checkpoint of the present step, and what time and memory went into it.
+
+        It is said once where the disk has not room for two more.
+        """
+        progress, began = dataclasses.asdict(self.progress), time.monotonic()
         moments: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 for key, value in self.optimizer.moments(parameter).items():
                     moments[f"{name}/{key}"] = torch.as_tensor(value)
-        state = {**dataclasses.asdict(self.progress), "recipe": self.recipe, "context": self.config.window}
-        state |= {"spikes": self.spikes.state}
+        state = {**progress, "recipe": self.recipe, "context": self.config.window, "spikes": self.spikes.state}
         state |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": str(self.precision)}
         path = store.save(self.run, self.progress.step, {"model": self.model.state_dict(), "optimizer": moments}, state)
+        self.journal.write("phase", **progress, name="saving", took=time.monotonic() - began)
+        low = self.precision == torch.bfloat16
+        predicted = predict(self.model, self.config, self.mean_patch).peak if low else None
+        memory = {"peak": highest(self.model.device), "before": self.before, "predicted": predicted}
+        self.journal.write("memory", **progress, **memory)
         size, free = sum(file.stat().st_size for file in path.iterdir()), shutil.disk_usage(path).free
         if free < 2 * size and not self.warned:
             self.warned = True
@@ -309,6 +327,7 @@ class Trainer:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path / store.STATE} was not written by this loop ({error!r})") from None
         self.journal.rewind(self.progress.step)
+        self.journal.write("resumed", **dataclasses.asdict(self.progress))
         self.journal.say(f"going on from step {self.progress.step} ({show_bytes(self.progress.bytes)} seen)")
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

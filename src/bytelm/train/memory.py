@@ -7,6 +7,8 @@ import ctypes
 import sys
 from dataclasses import dataclass
 
+import torch
+
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import PIECE
 from bytelm.nn.embed import NgramEmbedding
@@ -66,6 +68,21 @@ def predict(model: ByteModel, config: TrainConfig, mean_patch: float) -> Memory:
 def recomputes(config: TrainConfig, stage: str) -> bool:
     """Whether the layers of a stage are computed again for their gradients."""
     return config.recompute is True or config.recompute == stage
+
+
+def highest(device: torch.device) -> int:
+    """Bytes of memory taken at the most since this process began: tensors on a GPU, all there is on a CPU.
+
+    0 where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def give_back_large_blocks() -> None:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -286,16 +287,22 @@ def prepare(
     exclude: Sequence[Path] = (),
 ) -> Prepared:
     """Everything up to the first step. Raises Interrupted, DataError, ConfigError, ResourceError."""
-    corpus = pack_data(paths, config, run, journal, exclude)
-    scorer = prepare_scorer(config, corpus, run, journal) if config.recipe.scored and config.start is None else None
-    recipe = prepare_recipe(config, scorer, corpus, run, journal)
+    with journal.phase("packing"):
+        corpus = pack_data(paths, config, run, journal, exclude)
+    scored = config.recipe.scored and config.start is None
+    with journal.phase("scorer") if scored else nullcontext():
+        scorer = prepare_scorer(config, corpus, run, journal) if scored else None
+    with journal.phase("calibrating") if scored else nullcontext():
+        recipe = prepare_recipe(config, scorer, corpus, run, journal)
     model = begun(config, recipe, run, journal)
     model.to(device())
     patcher = patcher_of(model)
     if scorer is not None and isinstance(patcher, entropy.Entropy) and isinstance(patcher.scorer, nn.Module):
         patcher.scorer.load_state_dict(scorer.state_dict())
-    boundaries = None if patcher is None else record_boundaries(patcher, recipe, corpus, journal)
-    source = prepare_tokens(model, corpus, run, journal)
+    with nullcontext() if patcher is None else journal.phase("cutting patches"):
+        boundaries = None if patcher is None else record_boundaries(patcher, recipe, corpus, journal)
+    with nullcontext() if model.tokens is None else journal.phase("tokens"):
+        source = prepare_tokens(model, corpus, run, journal)
     train = config.train
     aligned = is_aligned(config)
     sampler = Sampler(source, "train", train.window, train.batch, train.seed, boundaries=boundaries, aligned=aligned)

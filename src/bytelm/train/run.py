@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from bytelm import __version__
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
@@ -94,8 +98,15 @@ def sitting(
         sample=sampler_of_text(prepared.corpus, config),
     )
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
+    begun = {"step": 0, "bytes": 0, "seconds": 0.0, "paths": [str(path) for path in paths]}
+    journal.write("sitting", **begun, device=str(model.device), **versions())
     outcome = trainer.fit()
     return Result(run, outcome.progress, outcome.signal)
+
+
+def versions() -> dict[str, str]:
+    """What a sitting ran on."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "bytelm": __version__}
 
 
 def keep_config(config: RunConfig, run: Path, allow_change: Sequence[str], journal: Journal) -> None:

@@ -1,0 +1,202 @@
+"""What trainings record for their reports, and the reports of runs of every kind, finished or not."""
+
+from __future__ import annotations
+
+import html
+import random
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from bytelm.checkpoint import store
+from bytelm.checkpoint.metrics import METRICS, read_metrics
+from bytelm.cli import run as cli
+from bytelm.data.corpus import Corpus
+from bytelm.evaluate.patches import lengths_by_kind
+from bytelm.evaluate.stream import patcher_of
+from bytelm.lm import load
+from bytelm.report.gather import gather
+from bytelm.report.page import render
+from bytelm.report.recorded import Clock, curve, intervals, marks, memory, phases, thinned
+from bytelm.train import lengths
+from bytelm.train.journal import Journal
+from bytelm.train.run import keep_config, train
+from bytelm.train.settings import configure
+from bytelm.units import BOS, EOS, PAD
+from small import BLT, TRAINED
+from test_report import Page, drawn
+
+PLAIN = ["model.layers=1", "model.dim=16", "model.heads=2"]
+SHOWN = [s for s in TRAINED if "sample_bytes" not in s] + ["train.sample_bytes=8", "train.valid_minutes=1e-9"]
+KINDS = {
+    "blt over entropy patches": ("demo", BLT),
+    "megabyte over patches of 8 bytes": (
+        "megabyte-tiny",
+        ["model.sizes=[8]", "model.dims=[32,16]", "model.layers=[1,1]", "model.heads=[2,2]"],
+    ),
+    "transformer over 300 tokens": ("bpe-tiny", [*PLAIN, "model.vocabulary=300"]),
+    "transformer": ("byte-tiny", PLAIN),
+}
+DRIFTS = ("entropy", "tokens")
+GOING = ("blt over entropy patches", "megabyte over patches of 8 bytes")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    words = ["the", "patch", "byte", "model", "of", "reads", "\x00", "déjà", "return", "x = 1\n"]
+    for i in range(12):
+        (folder / f"{i}.{'py' if i % 3 else 'md'}").write_text(" ".join(rng.choice(words) for _ in range(150)))
+    (folder / "gone").symlink_to("nowhere")
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_has_a_report(corpus: Path, tmp_path: Path, kind: str) -> None:
+    preset, sets = KINDS[kind]
+    run = tmp_path / "a run"
+    train([corpus], configure(preset, sets=[*sets, *SHOWN], steps=4), run, quiet=True)
+    source = render(gather(run))
+    page = Page(source)
+    page.assert_inert()
+    for svg in re.findall(r"<svg.*?</svg>", source, re.DOTALL):
+        drawn(svg)
+    said = ["a run", kind, "finished", "parameters", "steps, 0 skipped", "validation", "Samples", "packing", "peak"]
+    said += ["config.toml", "12 files read; left out: 1 (no such file or directory)."]
+    assert [words for words in said if words not in page.text] == []
+    assert ("trained on, one histogram a column" in page.text) == any(name in kind for name in DRIFTS)
+    assert len(source) < 1_000_000
+    if kind in GOING:  # the command of the page goes on with the run
+        (command,) = re.findall(r'<pre class="code">(bytelm train .*?)</pre>', source)
+        assert cli([*shlex.split(html.unescape(command))[1:], "--steps", "6", "--quiet"]) == 0
+        page = Page((run / "report.html").read_text(encoding="utf-8"))
+        assert "resumed: from step 4." in page.text and page.classed("resumed") >= 2 and "6 steps" in page.text
+
+
+def test_an_unfinished_run_without_validation_has_a_report(corpus: Path, tmp_path: Path) -> None:
+    sets = [*PLAIN, *SHOWN, "data.valid=0", "data.test=0"]
+    train([corpus], configure("byte-tiny", sets=sets, steps=2), tmp_path / "run", quiet=True)
+    journal = Journal(tmp_path / "run" / METRICS, quiet=True)
+    keep_config(configure("byte-tiny", sets=sets, steps=8), tmp_path / "run", (), journal)
+    page = Page(render(gather(tmp_path / "run")))
+    assert "unfinished: 25% of its budget" in page.text and "No validation documents" in page.text
+    assert "on the training bytes, at step 2; not yet evaluated" in page.text
+    (tmp_path / "run" / METRICS).unlink()  # as it is in weights that came from elsewhere
+    assert "Nothing has been measured yet." in Page(render(gather(tmp_path / "run"))).text
+
+
+def test_pictures_have_a_report(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        Image.effect_noise((8, 8), number).convert("RGB").save(tmp_path / "photos" / f"{number}.png")
+    shape = ["model.sizes=[12]", "model.dims=[32,16]", "model.layers=[1,1]", "model.heads=[2,2]"]
+    config = configure(None, sets=[*shape, "train.batch=2", "train.sample_bytes=4"], modality="image:4", steps=2)
+    train([tmp_path / "photos"], config, tmp_path / "run", quiet=True)
+    page = Page(render(gather(tmp_path / "run")))
+    page.assert_inert()
+    assert "bits per dimension over the training" in page.text.lower() and "Free samples" in page.text
+
+
+# ---- what is recorded
+
+
+def test_lengths_are_those_of_whole_patches_in_bytes() -> None:
+    #               BOS | a  b | c  d  e EOS| BOS | f ...
+    ids = torch.tensor([[BOS, 97, 98, 99, 100, 101, EOS, BOS, 102], [97, 98, 99, PAD, PAD, PAD, PAD, PAD, PAD]])
+    opens = torch.tensor([[1, 0, 1, 0, 0, 0, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    assert lengths.between(ids, opens).tolist() == [2, 3, 0, 1]
+    assert lengths.counted(torch.tensor([2, 3, 0, 1, 3, 99, 32])).tolist() == [1, 1, 2, *[0] * 28, 2]
+
+
+def test_the_lengths_of_an_epoch_are_those_of_the_corpus(corpus: Path, tmp_path: Path) -> None:
+    spaces = [*(s for s in BLT if not s.startswith("scorer")), "patching.name=space"]
+    sets = [*spaces, *TRAINED, "train.window=4096", "train.batch=1", "data.valid=0"]
+    train([corpus], configure("demo", sets=[*sets, "data.test=0"], steps=4), tmp_path / "run", quiet=True)
+    lm, data = load(tmp_path / "run"), Corpus.open(tmp_path / "run" / "data")
+    patcher = patcher_of(lm.model)
+    assert patcher is not None
+    table = data.documents("train")
+    documents = [("", data.read(int(s), int(n))) for s, n in zip(table.starts, table.sizes, strict=True)]
+    expected = lengths_by_kind(patcher, documents)[""]
+    lines = [line for line in read_metrics(tmp_path / "run" / METRICS) if line["kind"] == "train"]
+    found = [sum(counts) for counts in zip(*(line["patch_lengths"] for line in lines), strict=True)]
+    seen, total = sum(line["bytes"] for line in lines[-1:]), sum(map(len, (d for _, d in documents)))
+    assert seen >= total  # an epoch, and a little of the next
+    for length in range(1, 8):
+        assert found[length - 1] == pytest.approx(expected[length] * seen / total, rel=0.25, abs=25)
+
+
+def test_where_time_and_memory_went_is_recorded(corpus: Path, tmp_path: Path) -> None:
+    train([corpus], configure("demo", sets=[*BLT, *SHOWN], steps=3), tmp_path / "run", quiet=True)
+    metrics = read_metrics(tmp_path / "run" / METRICS)
+    assert [*phases(metrics)] == ["packing", "scorer", "calibrating", "cutting patches", "steps", "looks", "saving"]
+    assert all(took > 0 for took in phases(metrics).values())
+    held = memory(metrics)
+    assert held["peak"] >= held["before"] > 50e6  # a process that holds torch
+    assert "predicted" not in held  # float32 here
+    low = configure("byte-tiny", sets=[*PLAIN, *TRAINED, "train.precision=bfloat16"], steps=1)
+    train([corpus], low, tmp_path / "low", quiet=True)
+    assert 1e5 < memory(read_metrics(tmp_path / "low" / METRICS))["predicted"] < 1e8
+    (sitting,) = (line for line in metrics if line["kind"] == "sitting")
+    assert sitting["paths"] == [str(corpus)] and sitting["torch"] == torch.__version__
+
+
+def test_a_save_that_fails_is_not_told(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(store, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        train([corpus], configure("byte-tiny", sets=[*PLAIN, *SHOWN], steps=1), tmp_path / "run", quiet=True)
+    told = read_metrics(tmp_path / "run" / METRICS)
+    assert "saving" not in phases(told) and memory(told) == {}
+
+
+# ---- what is read
+
+
+def line(kind: str, step: int, **more: object) -> dict[str, object]:
+    return {"kind": kind, "step": step, "bytes": 100 * step, "seconds": 2.0 * step, **more}
+
+
+def test_the_clock_tells_steps_and_seconds_between_lines() -> None:
+    clock = Clock.of([line("train", 10), line("valid", 20), line("train", 20)])
+    assert [clock.at(bytes) for bytes in (0, 500, 1000, 1500, 9999)] == [(0, 0), (5, 10), (10, 20), (15, 30), (20, 40)]
+    assert Clock.of([]).at(50) == (0, 0)
+
+
+def test_intervals_hold_every_patch_once_and_follow_each_other() -> None:
+    metrics = [line("train", step, patch_lengths=[step, 0, 1]) for step in range(1, 101)]
+    found = intervals(metrics, 8)
+    assert 7 <= len(found) <= 8
+    assert [begin for begin, _, _ in found] == [0, *(end for _, end, _ in found[:-1])] and found[-1][1] == 10_000
+    assert sum(counts[1] for _, _, counts in found) == 5050 and sum(counts[3] for _, _, counts in found) == 100
+    assert intervals([line("train", 1, patch_lengths=None)], 8) == []
+
+
+def test_phases_add_up_over_sittings_and_marks_say_why() -> None:
+    metrics = [
+        line("phase", 0, name="packing", took=3.0),
+        line("phase", 9, name="looks", took=1.0),
+        line("phase", 0, name="packing", took=0.5),
+        line("train", 9),
+        line("skipped", 4, nats="nan", grad_norm="1.0"),
+        line("skipped", 5, reason="a spike"),
+        line("resumed", 3),
+    ]
+    assert phases(metrics) == {"packing": 3.5, "steps": 18.0, "looks": 1.0}
+    assert [(mark.bytes, mark.kind) for mark in marks(metrics)] == [
+        (400, "skipped"),
+        (500, "skipped"),
+        (300, "resumed"),
+    ]
+    assert [mark.words for mark in marks(metrics)][:2] == [
+        "step 4 (loss nan, gradient norm 1.0)",
+        "step 5 (a spike)",
+    ]
+    assert curve(metrics, "train", "absent") == [] and thinned([(0.0, 1.0), (2.0, 3.0)], 1) == [(1.0, 2.0)]
