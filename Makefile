@@ -2,6 +2,7 @@
 # make test    everything CI checks, in an environment of its own
 # make check   the same in .venv as it stands (also: make lint, types, floors, tests)
 # make slow    the tests that take minutes
+# make docs    the documentation site, in site/: open site/index.html
 # make faults  every test of the fault table, slow ones too; writes docs/faults.md
 #
 # The environment is .venv, made once and again only when pyproject.toml or constraints.txt change.
@@ -11,7 +12,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .NOTPARALLEL:
-.PHONY: demo test check slow faults lint types floors tests setup
+.PHONY: demo test check slow docs faults lint types floors tests setup
 
 demo: setup
 	$(BIN)/bytelm demo
@@ -23,6 +24,9 @@ check: lint types floors tests
 
 slow: setup
 	$(BIN)/pytest -m slow --timeout 3600
+
+docs: setup
+	$(BIN)/mkdocs build --quiet
 
 faults: setup
 	$(BIN)/pytest -q -n 2 -m fault --timeout 3600 --fault-table docs/faults.md
