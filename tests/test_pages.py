@@ -193,9 +193,7 @@ class Reader:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("page", pages())
-def test_a_page_runs(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], page: str
-) -> None:
+def test_a_page_runs(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], page: str) -> None:
     reader = Reader(here, monkeypatch, capfd)
     for language, content, after in blocks(page):
         if name := re.match(r"# ([\w/.]+\.\w+)\n", content):
@@ -217,7 +215,7 @@ def test_every_page_is_run() -> None:
         assert f'"{page}"' in Path(__file__).with_name(test).read_text(), f"{test} does not run {page}"
 
 
-# --- troubleshooting ----------------------------------------------------------------------------------------------------
+# --- troubleshooting --------------------------------------------------------------------------------------------------
 
 
 def errors(cls: type[BytelmError] = BytelmError) -> list[type[BytelmError]]:
@@ -238,7 +236,7 @@ def test_troubleshooting_quotes_messages_that_there_are() -> None:
     assert [piece for piece in pieces if not any(piece in source for source in sources)] == []
 
 
-# --- links --------------------------------------------------------------------------------------------------------------
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
 def test_pages_link_to_what_is_there() -> None:

@@ -1,4 +1,4 @@
-"""Notebooks, which are Python files with text between their cells: run as the site is built, and shown with what came out."""
+"""Notebooks, Python files with text between their cells: run as the site is built, and shown with what came out."""
 
 from __future__ import annotations
 

@@ -34,7 +34,11 @@ def commands() -> str:
 
 def configuration() -> str:
     """Every table with its keys: type, default, and what they are."""
-    parts = [f"## The whole\n\n{inspect.getdoc(RunConfig)}\n", table("data", DataConfig), table("train, scorer_train", TrainConfig)]
+    parts = [
+        f"## The whole\n\n{inspect.getdoc(RunConfig)}\n",
+        table("data", DataConfig),
+        table("train, scorer_train", TrainConfig),
+    ]
     for floor, key in FLOORS.items():
         assert floor in GROUND
         for name in names(floor):

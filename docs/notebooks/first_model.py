@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A first model
 #
-# A Byte Latent Transformer learns a small language in some seconds: text is made, a model is trained on it, and then the
-# model is looked at. This page is `docs/notebooks/first_model.py`, run as the site was built.
+# A Byte Latent Transformer learns a small language in some seconds: text is made, a model is trained on it, and then
+# the model is looked at. This page is `docs/notebooks/first_model.py`, run as the site was built.
 
 # %%
 import random
@@ -27,8 +27,8 @@ def show(picture: str) -> HTML:
 # %% [markdown]
 # ## Text
 #
-# A diary of somebody who counts: every sum in it is right, and nothing else is to be learnt. Files are documents, and some of
-# them are held out.
+# A diary of somebody who counts: every sum in it is right, and nothing else is to be learnt. Files are documents, and
+# some of them are held out.
 
 # %%
 rng = random.Random(0)
@@ -52,17 +52,19 @@ print(day(1200))
 # %% [markdown]
 # ## Training
 #
-# `configure` takes a preset and whatever is to be different; `train` does the rest: it packs the files, counts n-grams of which the
-# patches are cut, and goes down the loss. Called again it would go on from what it saved.
+# `configure` takes a preset and whatever is to be different; `train` does the rest: it packs the files, counts
+# n-grams of which the patches are cut, and goes down the loss. Called again it would go on from what it saved.
 
 # %%
-small = ["model.local_dim=64", "model.global_dim=128", "model.global_layers=2", "model.ngram_rows=1024", "scorer.rows=4096"]
-settings = bytelm.configure("blt-tiny", sets=[*small, "train.window=128", "train.batch=8", "train.valid_minutes=0.01", "train.valid_bytes=4096", "train.sample_bytes=0"], steps=100)
+sets = ["model.local_dim=64", "model.decoder_layers=1", "model.global_dim=64", "model.global_layers=1"]
+sets += ["model.ngram_rows=1024", "scorer.rows=4096", "train.window=128", "train.learning_rate=8e-3", "train.warmup=20"]
+sets += ["train.valid_minutes=0.005", "train.valid_bytes=4096", "train.sample_bytes=0"]
+settings = bytelm.configure("blt-tiny", sets=sets, steps=100)
 bytelm.train(["diary"], settings, "run", quiet=True).progress
 
 # %% [markdown]
-# `metrics.jsonl` in the run has every figure. One bit is one question with a yes or a no; the curve begins where a byte costs
-# eight of them.
+# `metrics.jsonl` in the run has every figure. One bit is one question with a yes or a no; the curve begins where a
+# byte costs eight of them.
 
 # %%
 lines = read_metrics(Path("run/metrics.jsonl"))
@@ -75,7 +77,8 @@ show(line_chart(curves, "step", "bits per byte", "Bits per byte while the model 
 # %% [markdown]
 # ## What it learnt
 #
-# The model goes on after a prompt. Are the sums right? After so short a training the form is, and the sums mostly are not.
+# The model goes on after a prompt. Are the sums right? After so short a training the form is, and the sums mostly are
+# not.
 
 # %%
 lm = bytelm.load("run")
@@ -84,8 +87,8 @@ print(lm.generate(b"Day 7.\nSaw 3 geese", max_bytes=200, temperature=0.3).decode
 # %% [markdown]
 # ## Patches
 #
-# The model reads patches, not bytes: a patch opens where the next byte is hard to predict (bars; the dashed line is the threshold). So
-# animals and numbers begin patches, and what follows of itself lies inside one.
+# The model reads patches, not bytes: a patch opens where the next byte is hard to predict (bars; the dashed line is
+# the threshold). So animals and numbers begin patches, and what follows of itself lies inside one.
 
 # %%
 show(fragment(view(lm.model, b"Saw 3 geese by the river, then 5 more: 8 geese.\n")))
@@ -93,11 +96,14 @@ show(fragment(view(lm.model, b"Saw 3 geese by the river, then 5 more: 8 geese.\n
 # %% [markdown]
 # ## Bits by file
 #
-# Every byte of a file is scored once, and the sum is divided by its bytes. A text of the same form is cheap, its shuffled letters are
-# not, and a sum that is wrong costs more than the same sum put right, as soon as the model can add.
+# Every byte of a file is scored once, and the sum is divided by its bytes. A text of the same form is cheap, and its
+# letters shuffled are not. A sum that is wrong costs about as much as one that is right: the model has learnt how sums
+# look, and not to add.
 
 # %%
-texts = {"diary": day(1201).encode(), "wrong": b"Day 7.\nSaw 3 geese by the river, then 5 more: 4 geese.\n"}
+texts = {"diary": day(1201).encode()}
+texts["right"] = b"Day 7.\nSaw 3 geese by the river, then 5 more: 8 geese.\n"
+texts["wrong"] = b"Day 7.\nSaw 3 geese by the river, then 5 more: 9 geese.\n"
 texts["shuffled"] = bytes(rng.sample(list(texts["diary"]), len(texts["diary"])))
 for name, text in texts.items():
     bits, count = lm.bits(text)

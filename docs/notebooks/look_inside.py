@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A look inside
 #
-# What a Byte Latent Transformer does with each byte: where patches open, what a step of decoding reads and keeps, and what comes
-# out. This page is `docs/notebooks/look_inside.py`, run as the site was built.
+# What a Byte Latent Transformer does with each byte: where patches open, what a step of decoding reads and keeps, and
+# what comes out. This page is `docs/notebooks/look_inside.py`, run as the site was built.
 
 # %%
 import sysconfig
@@ -30,14 +30,23 @@ def show(*pictures: str) -> HTML:
 
 
 # %% [markdown]
-# A small model learns a little Python, from some modules that every Python has. It is trained just as long as its patches and its
-# logits need to be worth a look.
+# A small model learns a little Python, from some modules that every Python has. It is trained just as long as its
+# patches and its logits need to be worth a look.
 
 # %%
 library = Path(sysconfig.get_path("stdlib"))
-sources = [library / f"{name}.py" for name in ("argparse", "ast", "calendar", "csv", "dis", "heapq", "shutil", "textwrap")]
-sets = ["model.local_dim=64", "model.global_dim=128", "model.global_layers=2", "model.ngram_rows=1024", "scorer.rows=8192"]
-sets += ["model.window=32", "train.window=128", "train.batch=4", "train.sample_bytes=0", "train.valid_bytes=4096"]
+sources = [
+    library / f"{name}.py" for name in ("argparse", "ast", "calendar", "csv", "dis", "heapq", "shutil", "textwrap")
+]
+sets = [
+    "model.local_dim=64",
+    "model.decoder_layers=1",
+    "model.global_dim=64",
+    "model.global_layers=1",
+    "model.window=32",
+]
+sets += ["model.ngram_rows=1024", "scorer.rows=8192", "train.window=128", "train.learning_rate=8e-3", "train.warmup=20"]
+sets += ["train.valid_bytes=4096", "train.sample_bytes=0"]
 bytelm.train(sources, bytelm.configure("blt-tiny", sets=sets, steps=100), "run", quiet=True)
 lm = bytelm.load("run")
 text = b'def close(self):\n    if self.closed:\n        raise ValueError("already closed")\n'
@@ -45,15 +54,17 @@ text = b'def close(self):\n    if self.closed:\n        raise ValueError("alread
 # %% [markdown]
 # ## Where patches open
 #
-# Under each byte stands the entropy of its prediction, by a small model of its own, the *scorer* (here a table of n-grams). A byte
-# opens a patch if that is above the threshold, which was calibrated so that patches have 5 bytes on average. What
-# follows of itself, such as the end of a word, lies in one patch, and costs one step of the large model together.
+# Under each byte stands the entropy of its prediction, by a small model of its own, the *scorer* (here a table of
+# n-grams). A byte opens a patch if that is above the threshold, which was calibrated so that patches have 5 bytes on
+# average. What follows of itself, such as the end of a word, lies in one patch, and costs one step of the large model
+# together.
 
 # %%
 show(fragment(view(lm.model, text), "Patches by entropy"))
 
 # %% [markdown]
-# Other schemes ask no scorer. Space patches end after a space or a sign; fixed patches count bytes, and open wherever it falls.
+# Other schemes ask no scorer. Space patches end after a space or a sign; fixed patches count bytes, and open wherever
+# it falls.
 
 # %%
 show(fragment(view_of("space", text), "Patches by space"), fragment(view_of("fixed:5", text), "Patches of five bytes"))
@@ -69,8 +80,8 @@ show(histogram(lengths, "bytes of a patch", "patches", "Lengths of the patches o
 # %% [markdown]
 # ## One forward pass, in pieces
 #
-# A model is called as `model(ids, state)`, with ids `[batch, new]`: the bytes are the ids 0 to 255, and a document begins with
-# BOS. Read whole or byte by byte, the logits are the same but for rounding.
+# A model is called as `model(ids, state)`, with ids `[batch, new]`: the bytes are the ids 0 to 255, and a document
+# begins with BOS. Read whole or byte by byte, the logits are the same but for rounding.
 
 # %%
 model = lm.model.double()
@@ -86,8 +97,8 @@ print(whole.shape, "largest difference:", float((whole - torch.cat(rows, 1)).abs
 # %% [markdown]
 # ## What a step remembers
 #
-# The state of one row. The caches of the local models (over bytes) hold the 32 bytes of their window and no more. Only the caches of the latent
-# Transformer go on growing, by one entry a patch.
+# The state of one row. The caches of the local models (over bytes) hold the 32 bytes of their window and no more.
+# Only the caches of the latent Transformer go on growing, by one entry a patch.
 
 
 # %%
@@ -112,8 +123,8 @@ print("numbers in all:", size(state), "after", ids.shape[1], "ids and", len(lm.p
 # %% [markdown]
 # ## When does it think?
 #
-# The latent Transformer steps only where a patch closes. A byte inside a patch asks the small local models alone, and that is most of the
-# bytes. A step after which the latent cache is longer is one in which it thought:
+# The latent Transformer steps only where a patch closes. A byte inside a patch asks the small local models alone, and
+# that is most of the bytes. A step after which the latent cache is longer is one in which it thought:
 
 # %%
 state, line = model.begin(1), ""
