@@ -51,8 +51,7 @@ def table(key: str, config: Any, name: str | None = None) -> str:
     title = f"## [{key}]" if name is None else f'## [{key}] name = "{name}"'
     defaults, rows = to_mapping(config()), ["| key | type | default |", "|---|---|---|"]
     for field in dataclasses.fields(config):
-        kind = str(field.type).replace("|", "\\|")
-        rows.append(f"| `{field.name}` | `{kind}` | `{json.dumps(defaults[field.name])}` |")
+        rows.append(f"| `{field.name}` | `{field.type}` | `{json.dumps(defaults[field.name])}` |")
     return "\n".join([title, "", inspect.getdoc(config) or "", "", *rows, ""])
 
 
