@@ -26,7 +26,7 @@ slow: setup
 	$(BIN)/pytest -m slow --timeout 3600
 
 docs: setup
-	$(BIN)/mkdocs build --quiet
+	$(BIN)/mkdocs build --strict
 
 faults: setup
 	$(BIN)/pytest -q -n 2 -m fault --timeout 3600 --fault-table docs/faults.md
