@@ -21,7 +21,7 @@ from mkdocs.structure.pages import Page
 DOCS = Path(__file__).resolve().parents[1]
 ROOT, NOTEBOOKS = DOCS.parent, DOCS / "notebooks"
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
-QUOTED = "---\nsearch:\n  exclude: true\n---\n\n# {name}\n\n``````{language}\n{text}\n``````\n"
+QUOTED = "---\nhide: [toc]\nsearch:\n  exclude: true\n---\n\n# {name}\n\n``````{language}\n{text}\n``````\n"
 LANGUAGES = {".py": "python", ".toml": "toml", ".cpp": "cpp", ".h": "cpp", ".md": "markdown"}
 
 

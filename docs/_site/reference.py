@@ -58,6 +58,9 @@ def table(key: str, config: Any, name: str | None = None) -> str:
 def presets() -> str:
     """The presets with their sizes."""
     lines = [describe(name) for name in preset_names()]
-    head = [key for key in lines[0] if key != "counts"]
+    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "scorer", "window"]
+    head += ["FLOPs/byte", "memory"]
     rows = [head, ["---"] * len(head), *([str(line[key]) for key in head] for line in lines)]
+    for row in rows[2:]:
+        row[0] = f"`{row[0]}`"
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
