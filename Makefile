@@ -2,6 +2,7 @@
 # make test    everything CI checks, in an environment of its own
 # make check   the same in .venv as it stands (also: make lint, types, floors, tests)
 # make slow    the tests that take minutes
+# make docs    the documentation site, in site/: open site/index.html
 # make faults  every test of the fault table, slow ones too; writes docs/faults.md
 # make nightly all of test, slow and faults, no test twice: some hours
 #
@@ -12,7 +13,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .NOTPARALLEL:
-.PHONY: demo test check slow faults nightly lint types floors tests setup
+.PHONY: demo test check slow docs faults nightly lint types floors tests setup
 
 demo: setup
 	$(BIN)/bytelm demo
@@ -24,6 +25,9 @@ check: lint types floors tests
 
 slow: setup
 	$(BIN)/pytest -m slow --timeout 3600
+
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 faults: setup
 	$(BIN)/pytest -q -n 2 -m fault --timeout 3600 --fault-table docs/faults.md

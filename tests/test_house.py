@@ -146,6 +146,15 @@ def test_every_public_name_is_there() -> None:
         getattr(bytelm, "no_such_name")  # noqa: B009  # a type checker would refuse bytelm.no_such_name
 
 
+def test_bytelm_train_is_called_as_documented_whatever_was_imported_before(tmp_path: Path) -> None:
+    """The package of that name takes the function's place in `bytelm` as soon as anything of it is imported."""
+    import bytelm
+
+    settings = bytelm.configure(steps=1)
+    with pytest.raises(bytelm.BytelmError, match="no such file or folder"):
+        bytelm.train([tmp_path / "nothing"], settings, tmp_path / "run", quiet=True)
+
+
 # --- the public surface -----------------------------------------------------------------------------------------------
 
 
@@ -208,7 +217,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     extras = {
         r.name
         for extra in PROJECT["optional-dependencies"]
-        if extra not in ("bench", "dev")
+        if extra not in ("bench", "dev", "docs")
         for r in requirements(extra)
     }
     used = {DISTRIBUTIONS.get(package, canonicalize_name(package)) for package in used}

@@ -1,11 +1,18 @@
-"""The commands and the code of the pages in docs/ run as they stand, in order, for two steps instead of minutes."""
+"""The commands and the code of every page in docs/ run as they stand, in order, for two steps instead of minutes.
+
+In a page, a block that begins with the comment `# NAME` is that file, and a block of text right after a command is what
+it prints. Lines of other programs than bytelm are left to the reader.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import shlex
+import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,10 +24,18 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.cli import run as cli
 from bytelm.config import build, to_mapping
+from bytelm.errors import BytelmError
 from bytelm.exchange.convert import export
 
-DOCS = Path(__file__).parents[1] / "docs"
-QUICK = "--steps 2 --quiet --set train.batch=2 --set train.window=64 --set train.sample_bytes=4"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LANGUAGES = ("sh", "python", "yaml", "toml", "text")
+ELSEWHERE = {"huggingface.md": "test_hf.py"}  # what runs a page of its own
+
+SMALL = ["model.local_dim=16", "model.local_heads=2", "model.cross_heads=2", "model.global_dim=32"]
+SMALL += ["model.global_heads=2", "model.global_layers=1", "model.ngram_rows=64"]
+BRIEF = ["train.batch=2", "train.window=64", "train.sample_bytes=4"]
 TINY = {
     "model": {"name": "blt", "local_dim": 16, "local_heads": 2, "cross_heads": 2, "decoder_layers": 2}
     | {"global_dim": 32, "global_heads": 2, "global_layers": 2, "window": 32, "ngram_rows": 101, "ffn_multiple": 16},
@@ -29,9 +44,32 @@ TINY = {
 }
 
 
-def blocks(page: str) -> list[tuple[str, str]]:
-    """(language, content) of each block of a page, in order."""
-    return re.findall(r"```(sh|python|yaml)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+def pages() -> list[str]:
+    """Every page with something to run."""
+    found = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")]
+    return sorted(page for page in found if page not in ELSEWHERE and (commands(page) or "```python\n" in read(page)))
+
+
+def read(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def commands(page: str) -> list[str]:
+    """The commands of bytelm in a page."""
+    return [line for language, content, _ in blocks(page) if language == "sh" for line in ours(content)]
+
+
+def blocks(page: str) -> list[tuple[str, str, bool]]:
+    """(language, content, whether it stands right after the one before) of each block of a page, in order."""
+    found = list(BLOCK.finditer(read(page)))
+    ends = [0, *(match.end() for match in found)]
+    return [(m[1], m[2], m.start() == end + 1) for m, end in zip(found, ends, strict=False) if m[1] in LANGUAGES]
+
+
+def ours(content: str) -> list[str]:
+    """The lines of a block of commands that are bytelm's, lines that go on put together."""
+    lines = content.replace("\\\n", " ").splitlines()
+    return [line.removeprefix(".venv/bin/") for line in lines if line.startswith(("bytelm ", ".venv/bin/bytelm "))]
 
 
 def made(run: Path, bounded: bool = True) -> None:
@@ -50,7 +88,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the pages speak of."""
     (tmp_path / "notes").mkdir()
     for name in ("notes/monday.md", "notes/tuesday.md", "notes.txt", "diary.txt"):
-        (tmp_path / name).write_text("".join(f"{name} has {n} bytes, or {n**3}?\n" for n in range(300)))
+        (tmp_path / name).write_text("".join(f"{name} has {n} bytes, or {n**3}?\n" for n in range(100)))
+    (tmp_path / "books").mkdir()
+    for name in ("one", "two", "three"):
+        text = "".join(f"{number} {name}s, or {number**3}?\n" for number in range(3000))
+        (tmp_path / "books" / f"{name}.txt").write_text(text)
+    shutil.copytree(ROOT / "src" / "bytelm" / "patching", tmp_path / "src")
+    shutil.copy(ROOT / "README.md", tmp_path)
     for run in ("notes", "base", "mine"):
         made(tmp_path / "runs" / run)
     made(tmp_path / "published", bounded=False)
@@ -69,28 +113,116 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def shrunken(line: str) -> list[str]:
+    """The words of a command, which does in a moment what is said to take minutes."""
+    small = "" if re.search("--(from|preset|config)", line) else "".join(f" --set {setting}" for setting in SMALL)
+    brief = "--steps 2 --quiet" + "".join(f" --set {setting}" for setting in BRIEF) + small
+    line = re.sub("--(minutes|steps) [0-9]+", brief, line)
+    line = re.sub("--budget [0-9e]+( --dry-run)?", "--budget 4e11 --dry-run --quiet", line)
+    return shlex.split(line, comments=True)
+
+
+class Reader:
+    """Somebody who does what a page says."""
+
+    def __init__(self, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.here, self.monkeypatch, self.capfd = here, monkeypatch, capfd
+        self.names: dict[str, object] = {}
+        self.printed = ""
+        self.planned: list[list[str]] = []
+
+    def sh(self, content: str) -> None:
+        for line in ours(content):
+            words = shrunken(line)
+            if "--dry-run" in words and words in self.planned:
+                continue  # what is planned once and then done is planned once here
+            self.planned.append(words)
+            self.give_way(words)
+            self.capfd.readouterr()
+            code = cli(words[1:])
+            self.printed, told = self.capfd.readouterr()
+            assert code == 0, (line, told)
+
+    def give_way(self, words: list[str]) -> None:
+        """A run that was only made to be there goes where a page trains one of that name."""
+        if words[1] == "train" and "--run" not in words:
+            run = self.here / "runs" / words[2]
+            if run.exists() and not (run / "config.toml").exists():
+                shutil.rmtree(run)
+
+    def python(self, content: str) -> None:
+        content = re.sub(r"minutes=\d+", "steps=2", content.replace("sets=[", f"sets=[*{SMALL + BRIEF}, "))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of those that a page imports
+            exec(content, self.names)
+
+    def yaml(self, content: str) -> None:
+        text = content.replace("lines.jsonl", str(self.here / "my-tasks" / "lines.jsonl"))
+        (self.here / "my-tasks" / "lines.yaml").write_text(text)
+
+    def file(self, name: str, content: str) -> None:
+        """Put a file where it belongs: beside the files of bytelm that it is one of, or here."""
+        floor = re.fullmatch(r"src/(bytelm/\w+)/(\w+)\.py", name)
+        if floor is None:
+            (self.here / name).write_text(content)
+            return
+        package = importlib.import_module(floor[1].replace("/", "."))
+        folder = self.here / "clone" / floor[1]
+        folder.mkdir(parents=True)
+        (folder / f"{floor[2]}.py").write_text(content)
+        self.monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        self.monkeypatch.setitem(sys.modules, f"{package.__name__}.{floor[2]}", None)  # so that it is forgotten again
+        del sys.modules[f"{package.__name__}.{floor[2]}"]
+        self.monkeypatch.setattr(package, floor[2], None, raising=False)
+        delattr(package, floor[2])
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize(
-    ("page", "commands"), [("weights.md", 9), ("finetuning.md", 5), ("evaluating.md", 5), ("report.md", 3)]
-)
-def test_a_page_runs(here: Path, capfd: pytest.CaptureFixture[str], page: str, commands: int) -> None:
-    names: dict[str, object] = {}
-    ran = 0
-    for language, content in blocks(page):
-        if language == "yaml":
-            text = content.replace("lines.jsonl", str(here / "my-tasks" / "lines.jsonl"))
-            (here / "my-tasks" / "lines.yaml").write_text(text)
-        elif language == "python":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of those that a page imports
-                exec(content, names)
-        else:
-            for line in content.splitlines():
-                words = shlex.split(re.sub("--(minutes|steps) [0-9]+", QUICK, line), comments=True)
-                assert words[0] == "bytelm"
-                assert cli(words[1:]) == 0, (line, capfd.readouterr().err)
-                ran += 1
-    assert ran == commands
+@pytest.mark.parametrize("page", pages())
+def test_a_page_runs(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], page: str) -> None:
+    reader = Reader(here, monkeypatch, capfd)
+    for language, content, after in blocks(page):
+        if name := re.match(r"# ([\w/.]+\.\w+)\n", content):
+            reader.file(name[1], content)
+        elif language == "text":
+            assert not after or reader.printed.strip() == content.strip()
+        elif language in ("sh", "python", "yaml"):
+            getattr(reader, language)(content)
+
+
+def test_every_page_is_run() -> None:
+    """And the pattern that finds blocks finds them all."""
+    for page in (path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")):
+        fences = re.findall(r"^ *```(\w+)", read(page), re.MULTILINE)
+        assert len(fences) == len(BLOCK.findall(read(page))), f"{page} has a block that is indented or not closed"
+        assert not set(fences) & {"bash", "shell", "console", "py"}, f"{page} writes sh and python in another way"
+    assert {"index.md", "quickstart.md", "weights.md", "extending.md"} <= set(pages())
+    for page, test in ELSEWHERE.items():
+        assert f'"{page}"' in Path(__file__).with_name(test).read_text(), f"{test} does not run {page}"
+
+
+# --- troubleshooting --------------------------------------------------------------------------------------------------
+
+
+def errors(cls: type[BytelmError] = BytelmError) -> list[type[BytelmError]]:
+    return [cls, *(below for direct in cls.__subclasses__() for below in errors(direct))]
+
+
+def test_troubleshooting_has_a_part_for_every_code_with_its_exit_code() -> None:
+    codes = {error.code: error.exit_code for error in errors() if error.__module__ == "bytelm.errors"}
+    parts = dict(re.findall(r"^## (\w+)\n\nExit code (\d+):", read("troubleshooting.md"), re.MULTILINE))
+    assert {code: int(number) for code, number in parts.items()} == codes
+
+
+def test_troubleshooting_quotes_messages_that_there_are() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    quoted = re.findall(r"^- `([^`]+)`:", read("troubleshooting.md"), re.MULTILINE)
+    assert len(quoted) > 40
+    pieces = [piece.strip() for message in quoted for piece in message.split("…")]
+    assert [piece for piece in pieces if not any(piece in source for source in sources)] == []
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
 def test_pages_link_to_what_is_there() -> None:

@@ -1,0 +1,66 @@
+"""What the program itself says on pages of the reference: commands, configuration, presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from typing import Any
+
+from bytelm.cli import app
+from bytelm.config import preset_names, to_mapping
+from bytelm.find import GROUND, find, names
+from bytelm.train.config import DataConfig, RunConfig, TrainConfig
+from bytelm.train.settings import describe
+
+FLOORS = {"models": "model", "patching": "patching", "scorers": "scorer", "data.modalities": "modality"}
+CONTENTS = re.compile(r"## Table of Contents\n.*?(?=\*\*Commands)", re.DOTALL)
+EXAMPLES = re.compile(r"(?:^Example: .*\n)+", re.MULTILINE)
+
+
+def made(page: str) -> str:
+    """What the program has to say on a page; nothing on most."""
+    makers = {"cli": commands, "configuration": configuration, "presets": presets}
+    maker = makers.get(page.removeprefix("reference/").removesuffix(".md"))
+    return "" if maker is None else f"\n{maker()}"
+
+
+def commands() -> str:
+    """Every verb with its options, as the program describes itself."""
+    text = CONTENTS.sub("", app.generate_docs().removeprefix("# bytelm\n"))
+    return EXAMPLES.sub(lambda found: f"```sh\n{found[0].replace('Example: ', '')}```\n", text)
+
+
+def configuration() -> str:
+    """Every table with its keys: type, default, and what they are."""
+    parts = [
+        f"## The whole\n\n{inspect.getdoc(RunConfig)}\n",
+        table("data", DataConfig),
+        table("train, scorer_train", TrainConfig),
+    ]
+    for floor, key in FLOORS.items():
+        assert floor in GROUND
+        for name in names(floor):
+            parts.append(table(key, find(floor, name).Config, name))
+    return "\n".join(parts)
+
+
+def table(key: str, config: Any, name: str | None = None) -> str:
+    """One table of the configuration."""
+    title = f"## [{key}]" if name is None else f'## [{key}] name = "{name}"'
+    defaults, rows = to_mapping(config()), ["| key | type | default |", "|---|---|---|"]
+    for field in dataclasses.fields(config):
+        rows.append(f"| `{field.name}` | `{field.type}` | `{json.dumps(defaults[field.name])}` |")
+    return "\n".join([title, "", inspect.getdoc(config) or "", "", *rows, ""])
+
+
+def presets() -> str:
+    """The presets with their sizes."""
+    lines = [describe(name) for name in preset_names()]
+    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "scorer", "window"]
+    head += ["FLOPs/byte", "memory"]
+    rows = [head, ["---"] * len(head), *([str(line[key]) for key in head] for line in lines)]
+    for row in rows[2:]:
+        row[0] = f"`{row[0]}`"
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

@@ -1,0 +1,155 @@
+# %% [markdown]
+# # A look inside
+#
+# What a Byte Latent Transformer does with each byte: where patches open, what a step of decoding reads and keeps, and
+# what comes out. This page is `docs/notebooks/look_inside.py`, run as the site was built.
+
+# %%
+import sysconfig
+from pathlib import Path
+
+import torch
+from IPython.display import HTML
+
+import bytelm
+from bytelm.evaluate.patches import lengths_by_kind
+from bytelm.evaluate.stream import patcher_of
+from bytelm.nn.state import map_state
+from bytelm.report.charts import histogram
+from bytelm.report.gather import view, view_of
+from bytelm.report.patches import fragment
+from bytelm.report.style import SHEET
+from bytelm.units import BOS, bits_per_byte
+
+
+def show(*pictures: str) -> HTML:
+    """Charts or pictures of patches, with the colours of the reports and of nothing else on the page."""
+    box = ".bytelm { padding: 1rem; border-radius: 8px; background: var(--paper); color: var(--ink); }"
+    style = f"<style>.bytelm {{ {SHEET.replace(':root', '&')} }} {box}</style>"
+    return HTML(f"{style}<div class='bytelm'>{''.join(pictures)}</div>")
+
+
+# %% [markdown]
+# A small model learns a little Python, from some modules that every Python has. It is trained just as long as its
+# patches and its logits need to be worth a look.
+
+# %%
+library = Path(sysconfig.get_path("stdlib"))
+sources = [
+    library / f"{name}.py" for name in ("argparse", "ast", "calendar", "csv", "dis", "heapq", "shutil", "textwrap")
+]
+sets = [
+    "model.local_dim=64",
+    "model.decoder_layers=1",
+    "model.global_dim=64",
+    "model.global_layers=1",
+    "model.window=32",
+]
+sets += ["model.ngram_rows=1024", "scorer.rows=8192", "train.window=128", "train.learning_rate=8e-3", "train.warmup=20"]
+sets += ["train.valid_bytes=4096", "train.sample_bytes=0"]
+bytelm.train(sources, bytelm.configure("blt-tiny", sets=sets, steps=100), "run", quiet=True)
+lm = bytelm.load("run")
+text = b'def close(self):\n    if self.closed:\n        raise ValueError("already closed")\n'
+
+# %% [markdown]
+# ## Where patches open
+#
+# Under each byte stands the entropy of its prediction, by a small model of its own, the *scorer* (here a table of
+# n-grams). A byte opens a patch if that is above the threshold, which was calibrated so that patches have 5 bytes on
+# average. What follows of itself, such as the end of a word, lies in one patch, and costs one step of the large model
+# together.
+
+# %%
+show(fragment(view(lm.model, text), "Patches by entropy"))
+
+# %% [markdown]
+# Other schemes ask no scorer. Space patches end after a space or a sign; fixed patches count bytes, and open wherever
+# it falls.
+
+# %%
+show(fragment(view_of("space", text), "Patches by space"), fragment(view_of("fixed:5", text), "Patches of five bytes"))
+
+# %% [markdown]
+# How long they come out over a whole file:
+
+# %%
+source = (library / "bisect.py").read_bytes()
+lengths = lengths_by_kind(patcher_of(lm.model), [("bisect.py", source)])["bisect.py"]
+show(histogram(lengths, "bytes of a patch", "patches", "Lengths of the patches of bisect.py"))
+
+# %% [markdown]
+# ## One forward pass, in pieces
+#
+# A model is called as `model(ids, state)`, with ids `[batch, new]`: the bytes are the ids 0 to 255, and a document
+# begins with BOS. Read whole or byte by byte, the logits are the same but for rounding.
+
+# %%
+model = lm.model.double()
+ids = torch.tensor([[BOS, *text]])
+with torch.no_grad():
+    whole, _ = model(ids)
+    state, rows = model.begin(1), []
+    for t in range(ids.shape[1]):
+        logits, state = model(ids[:, t : t + 1], state)
+        rows.append(logits)
+print(whole.shape, "largest difference:", float((whole - torch.cat(rows, 1)).abs().max()))
+
+# %% [markdown]
+# ## What a step remembers
+#
+# The state of one row. The caches of the local models (over bytes) hold the 32 bytes of their window and no more.
+# Only the caches of the latent Transformer go on growing, by one entry a patch.
+
+
+# %%
+def size(state: object) -> int:
+    """The numbers that a state holds."""
+    counted: list[int] = []
+    map_state(lambda tensor: counted.append(tensor.numel()) or tensor, state)
+    return sum(counted)
+
+
+def shapes(cache: object) -> set[tuple[int, ...]]:
+    """The shapes of the tensors of a cache."""
+    found: set[tuple[int, ...]] = set()
+    map_state(lambda tensor: found.add(tuple(tensor.shape)) or tensor, cache)
+    return found
+
+
+for name in ("encoder", "latents", "decoder"):
+    print(f"{name:8}", shapes(getattr(state, name)))
+print("numbers in all:", size(state), "after", ids.shape[1], "ids and", len(lm.patches(text)), "patches")
+
+# %% [markdown]
+# ## When does it think?
+#
+# The latent Transformer steps only where a patch closes. A byte inside a patch asks the small local models alone, and
+# that is most of the bytes. A step after which the latent cache is longer is one in which it thought:
+
+# %%
+state, line = model.begin(1), ""
+with torch.no_grad():
+    before = size(state.latents)
+    for value in [BOS, *text]:
+        _, state = model(torch.tensor([[value]]), state)
+        after = size(state.latents)
+        line += "●" if after > before else "·"
+        before = after
+for cut in range(0, len(text), 60):
+    print(text[cut : cut + 60].decode().replace("\n", "⏎"))
+    print(line[1 + cut : 61 + cut])
+
+# %% [markdown]
+# ## What comes out
+#
+# `logits[:, t]` scores byte t + 1. The likeliest bytes after `raise Val`, and what the whole text costs:
+
+# %%
+prompt = text[: text.index(b"ueError")]
+with torch.no_grad():
+    logits, _ = model(torch.tensor([[BOS, *prompt]]))
+best = logits[0, -1].softmax(-1).topk(4)
+for probability, value in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+    print(f"{bytes([value])!r:8}{probability:7.3f}")
+nats = -whole[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum()
+print(f"{bits_per_byte(float(nats), len(text)):.3f} bits per byte; by lm.bits {lm.bits(text)[0] / len(text):.3f}")
