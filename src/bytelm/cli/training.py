@@ -124,7 +124,10 @@ def train(
 def finish(run: Path, step: int | None, signal: int | None, quiet: bool, json: bool) -> int:
     """The end of a training as an exit code: 0 when it is measured, 128 and the signal where one ended it early."""
     from bytelm.train.stop import Interrupted
+    from bytelm.train.team import leads
 
+    if not leads():  # of several processes the first one measures and tells
+        return 0 if signal is None else 128 + signal
     if signal is None:
         try:
             close(run, quiet, json)

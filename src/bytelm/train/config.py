@@ -37,6 +37,7 @@ class TrainConfig:
     multiplies it in hardware. `recompute`: the stages that keep their layers' inputs alone for the way back, and
     compute the rest again: all, those over bytes ("local"), or the one over patches ("global"). `spikes`: whether to
     "skip" a step whose loss or gradient is far above those of the steps before (`train.spikes`), or to "keep" it.
+    `timeout_minutes`: how long processes that share a training wait for each other (`train.team`).
     """
 
     steps: int | None = None
@@ -63,6 +64,7 @@ class TrainConfig:
     valid_bytes: int = 65536
     save_minutes: float = 2.0
     sample_bytes: int = 160
+    timeout_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -73,7 +75,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 problems.append(f'train.{name} = {value}: must be above 0, or "none" for no such limit')
-        for name in ("learning_rate", "embedding_rate", "clip", "valid_minutes", "save_minutes"):
+        for name in ("learning_rate", "embedding_rate", "clip", "valid_minutes", "save_minutes", "timeout_minutes"):
             if not getattr(self, name) > 0:
                 problems.append(f"train.{name} = {getattr(self, name)}: must be above 0")
         for name in ("beta1", "beta2", "final_rate", "dropout"):

@@ -27,9 +27,13 @@ class Journal:
     "phase" is where time went: a "name" and how many seconds it "took".
     """
 
-    def __init__(self, path: Path, quiet: bool = False, stream: TextIO | None = None, prefix: str = "") -> None:
+    def __init__(
+        self, path: Path, quiet: bool = False, stream: TextIO | None = None, prefix: str = "", mute: bool = False
+    ) -> None:
         self.path = path
-        self.quiet = quiet
+        self.quiet = quiet or mute
+        self.mute = mute
+        """Nothing is written either: another process of the team does it."""
         self.prefix = prefix
         self.stream = stream or sys.stderr or io.StringIO()  # there is no stderr where it was closed before the start
         self.live = self.stream.isatty()
@@ -45,13 +49,15 @@ class Journal:
 
     def rewind(self, step: int) -> None:
         """Forget what was written of later steps, and a line that was cut short by a crash."""
-        if not self.path.exists():
+        if self.mute or not self.path.exists():
             return
         kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one line. Raises ResourceError where the disk refuses."""
+        if self.mute:
+            return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, **fields}) + "\n")

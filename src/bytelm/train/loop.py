@@ -37,6 +37,7 @@ from bytelm.train.memory import give_back_large_blocks, highest, keep_large_bloc
 from bytelm.train.optimise import Optimizer, learning_rate
 from bytelm.train.spikes import Spikes
 from bytelm.train.stop import StopRequest
+from bytelm.train.team import ALONE, Team
 from bytelm.units import BOS, BYTES, PAD, bits_per_byte, show_bytes, show_seconds
 
 PATIENCE = 10  # steps in a row that may be skipped for a loss or gradient that is not finite
@@ -85,8 +86,10 @@ class Trainer:
         valid: Sampler | None = None,
         recipe: dict[str, Any] | None = None,
         sample: Callable[[ByteModel], tuple[bytes, bytes]] | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.model, self.config, self.sampler, self.run, self.journal = model, config, sampler, run, journal
+        self.team = team
         self.valid, self.recipe, self.sample = valid, recipe, sample
         self.precision = precision(config, model.device)
         self.optimizer = Optimizer(model, config)
@@ -122,19 +125,22 @@ class Trainer:
         save_due += 60 * self.config.save_minutes
         self.tally = Tally(since=time.monotonic())
         with StopRequest() as stop:
-            while self.used() < 1 and stop.received is None:
+            while self.used() < 1 and self.team.agreed(stop.received) is None:
                 self.step()
                 now = time.monotonic()
+                if not self.team.leads:
+                    continue
                 if now >= valid_due and self.used() < 0.95:  # the last look is taken at the end
                     self.look(stop)
                     valid_due = time.monotonic() + 60 * self.config.valid_minutes
                 if now >= save_due and stop.received is None:
                     self.save()
                     save_due = time.monotonic() + 60 * self.config.save_minutes
-            if self.used() >= 1:
+            if self.team.leads and self.used() >= 1:
                 self.look(stop)
-            self.save()
-        return Outcome(self.progress, stop.received)
+            if self.team.leads:
+                self.save()
+            return Outcome(self.progress, self.team.agreed(stop.received))
 
     def used(self) -> float:
         """The fraction of the budget that is used up: the largest of those that are limited."""
@@ -156,32 +162,38 @@ class Trainer:
         began = time.monotonic()
         first = progress.step * config.accumulate
         batches = [to_tensors(self.sampler.batch(first + i), self.model.device) for i in range(config.accumulate)]
-        bytes = sum(int(self.model.bytes_in(ids[:, 1:]).sum()) for ids, _ in batches)
-        symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
+        bytes, symbols, patches = map(int, self.team.total(*self.counted(batches)))
         nats = 0.0
-        if config.dropout:
-            torch.manual_seed((config.seed << 32) + progress.step)  # what is left out follows from the step
+        if config.dropout:  # what is left out follows from the step, and from whose rows they are
+            torch.manual_seed((config.seed << 32) + (self.team.rank << 26) + progress.step)
         for ids, boundaries in batches:
             with self.autocast():
                 summed, _ = score(self.model, ids, boundaries=boundaries)
             (summed / max(1, symbols)).backward()
             nats += float(summed.detach())
+        (nats,) = self.team.total(nats)
+        self.team.add_gradients(self.optimizer.parameters)
         norm = self.optimizer.norm()
         rate = learning_rate(config, progress.step, self.used())
         refusal = self.refusal(nats, bytes, norm)
         if refusal is None:
             self.optimizer.step(rate)
         self.optimizer.zero_grad()
-        seconds = progress.seconds + time.monotonic() - began
+        seconds = progress.seconds + self.team.longest(time.monotonic() - began)
         self.progress = Progress(
             progress.step + 1, progress.bytes + bytes, seconds, progress.skipped + (refusal is not None)
         )
-        if self.model.tokens is not None:
-            patches = sum(int((self.model.bytes_in(ids[:, 1:]) > 0).sum()) for ids, _ in batches)
-        else:
-            patches = sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
         self.tally.lengths += lengths.of_step(self.model, batches)
         self.account(refusal, nats, bytes, patches, rate, norm)
+
+    def counted(self, batches: list[tuple[Tensor, Tensor | None]]) -> tuple[int, int, int]:
+        """The bytes of micro-batches, the ids that are scored, and the patches or tokens."""
+        model = self.model
+        bytes = sum(int(model.bytes_in(ids[:, 1:]).sum()) for ids, _ in batches)
+        symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
+        if model.tokens is not None:
+            return bytes, symbols, sum(int((model.bytes_in(ids[:, 1:]) > 0).sum()) for ids, _ in batches)
+        return bytes, symbols, sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
 
     def refusal(self, nats: float, bytes: int, norm: float) -> str | None:
         """Why a step is not to touch the weights, if it is not: what is not finite, or a spike among recent steps."""
@@ -202,7 +214,8 @@ class Trainer:
             self.journal.write("skipped", **told)
             self.journal.say(f"step {progress.step} skipped: {refusal}; weights untouched")
             if self.unfit >= PATIENCE:
-                self.save()
+                if self.team.leads:
+                    self.save()
                 raise TrainingError(
                     f"{self.unfit} steps in a row were not finite, up to step {progress.step}: "
                     f"lower train.learning_rate = {self.config.learning_rate} and go on from {self.run}"
@@ -281,7 +294,8 @@ class Trainer:
                 for key, value in self.optimizer.moments(parameter).items():
                     moments[f"{name}/{key}"] = torch.as_tensor(value)
         state = {**progress, "recipe": self.recipe, "context": self.config.window, "spikes": self.spikes.state}
-        state |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": str(self.precision)}
+        state |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "world": self.team.world}
+        state["precision"] = str(self.precision)
         path = store.save(self.run, self.progress.step, {"model": self.model.state_dict(), "optimizer": moments}, state)
         self.journal.write("phase", **progress, name="saving", took=time.monotonic() - began)
         low = self.precision == torch.bfloat16

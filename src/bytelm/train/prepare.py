@@ -49,6 +49,7 @@ from bytelm.train.config import RunConfig
 from bytelm.train.journal import Journal
 from bytelm.train.loop import Trainer
 from bytelm.train.stop import Interrupted, StopRequest
+from bytelm.train.team import ALONE, Team
 from bytelm.units import PAD, VOCAB, show_bytes
 
 MERGES = "merges.npy"
@@ -106,7 +107,9 @@ def told(corpus: Corpus) -> str:
     return f"{', '.join(parts)}: {', '.join(splits)}"
 
 
-def prepare_scorer(config: RunConfig, corpus: Corpus, run: Path, journal: Journal) -> TransformerScorer | NgramScorer:
+def prepare_scorer(
+    config: RunConfig, corpus: Corpus, run: Path, journal: Journal, team: Team
+) -> TransformerScorer | NgramScorer:
     """The scorer, counted or trained on the training documents. Raises Interrupted where a signal ends its training."""
     assert config.scorer is not None
     scorer: TransformerScorer | NgramScorer = config.scorer.build()
@@ -125,9 +128,9 @@ def prepare_scorer(config: RunConfig, corpus: Corpus, run: Path, journal: Journa
     train = config.scorer_train
     aligned = is_aligned(config)
     sampler = Sampler(corpus, "train", train.window, train.batch, train.seed, aligned=aligned)
-    own = Journal(home / METRICS, journal.quiet, journal.stream, prefix="scorer: ")
+    own = Journal(home / METRICS, journal.quiet, journal.stream, prefix="scorer: ", mute=journal.mute)
     valid = held_out(corpus, train.window, None, aligned)
-    outcome = Trainer(scorer.model, train, sampler, home, own, valid=valid).fit()
+    outcome = Trainer(scorer.model, train, sampler, home, own, valid=valid, team=team.alone()).fit()
     if outcome.signal is not None:
         raise Interrupted(outcome.signal)
     return scorer
@@ -285,13 +288,14 @@ def prepare(
     journal: Journal,
     device: Callable[[], torch.device],
     exclude: Sequence[Path] = (),
+    team: Team = ALONE,
 ) -> Prepared:
     """Everything up to the first step. Raises Interrupted, DataError, ConfigError, ResourceError."""
     with journal.phase("packing"):
         corpus = pack_data(paths, config, run, journal, exclude)
     scored = config.recipe.scored and config.start is None
     with journal.phase("scorer") if scored else nullcontext():
-        scorer = prepare_scorer(config, corpus, run, journal) if scored else None
+        scorer = prepare_scorer(config, corpus, run, journal, team) if scored else None
     with journal.phase("calibrating") if scored else nullcontext():
         recipe = prepare_recipe(config, scorer, corpus, run, journal)
     model = begun(config, recipe, run, journal)
@@ -304,6 +308,6 @@ def prepare(
     with nullcontext() if model.tokens is None else journal.phase("tokens"):
         source = prepare_tokens(model, corpus, run, journal)
     train = config.train
-    aligned = is_aligned(config)
-    sampler = Sampler(source, "train", train.window, train.batch, train.seed, boundaries=boundaries, aligned=aligned)
+    aligned, place = is_aligned(config), (team.rows(train.batch), train.seed, team.rank, team.world)
+    sampler = Sampler(source, "train", train.window, *place, boundaries=boundaries, aligned=aligned)
     return Prepared(corpus, recipe, model, sampler, held_out(source, train.window, boundaries, aligned))

@@ -29,10 +29,11 @@ from bytelm.train.loggers import Loggers
 from bytelm.train.loop import Progress, Trainer
 from bytelm.train.prepare import modality_of, prepare
 from bytelm.train.stop import Interrupted, StopRequest
+from bytelm.train.team import Team, joined
 from bytelm.units import show_count
 
 # What may change between two sittings of one run: how long it goes on, and how often it tells and saves.
-FREE = {"steps", "minutes", "bytes", "valid_minutes", "valid_bytes", "save_minutes", "sample_bytes"}
+FREE = {"steps", "minutes", "bytes", "valid_minutes", "valid_bytes", "save_minutes", "sample_bytes", "timeout_minutes"}
 PROMPT = 48  # bytes of a held-out document that samples go on from
 
 
@@ -70,19 +71,22 @@ def train(
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"cannot make {run} ({error.strerror}): choose another place with --run") from error
-    journal = Journal(run / METRICS, quiet)
-    with exclusive(run), StopRequest():
-        keep_config(config, run, allow_change, journal)
-        with closing(Loggers(log, run, to_mapping(config), journal.told, journal.say)) as journal.loggers:
-            return sitting(paths, config, run, journal, exclude)
+    with StopRequest(), joined(config.train.timeout_minutes) as team:
+        journal = Journal(run / METRICS, quiet, mute=not team.leads)
+        if not team.leads:
+            return sitting(paths, config, run, journal, exclude, team)
+        with exclusive(run):
+            keep_config(config, run, allow_change, journal)
+            with closing(Loggers(log, run, to_mapping(config), journal.told, journal.say)) as journal.loggers:
+                return sitting(paths, config, run, journal, exclude, team)
 
 
 def sitting(
-    paths: Sequence[str | Path], config: RunConfig, run: Path, journal: Journal, exclude: Sequence[Path]
+    paths: Sequence[str | Path], config: RunConfig, run: Path, journal: Journal, exclude: Sequence[Path], team: Team
 ) -> Result:
     """Prepare and fit, in a directory that is ours."""
     try:
-        prepared = prepare(paths, config, run, journal, device, exclude)
+        prepared = team.in_order(lambda: prepare(paths, config, run, journal, device, exclude, team))
     except Interrupted as stopped:
         return Result(run, None, stopped.signal)
     parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
@@ -96,6 +100,7 @@ def sitting(
         valid=prepared.valid,
         recipe=recipe,
         sample=sampler_of_text(prepared.corpus, config),
+        team=team,
     )
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
     begun = {"step": 0, "bytes": 0, "seconds": 0.0, "paths": [str(path) for path in paths]}

@@ -1,0 +1,157 @@
+"""The processes that share a training: each takes its rows of every step, and all go down the sum of their gradients.
+
+    torchrun --nproc-per-node 2 -m bytelm train ~/notes
+
+The first one leads: it prepares, holds the run's lock, tells, looks and saves. The others read what it wrote and take
+steps. A process that trains alone is a team of one, to which every sum is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bytelm.errors import ConfigError, TrainingError
+from bytelm.train.stop import StopRequest
+
+T = TypeVar("T")
+PREPARED = "prepared"  # a key of the store that all processes share
+ROLL_CALL = 3.0  # seconds in which whoever lives answers once a sum has failed
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process's place among those that share a training."""
+
+    rank: int = 0
+    world: int = 1
+    store: Any = None
+    """What all processes can write to and read from; None for a team of one."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process prepares, tells and saves."""
+        return self.rank == 0
+
+    def rows(self, batch: int) -> int:
+        """The rows of a batch that are this process's. Raises ConfigError where they cannot be shared out."""
+        if batch % self.world:
+            raise ConfigError(f"train.batch = {batch} cannot be shared by {self.world} processes: take a multiple")
+        return batch // self.world
+
+    def alone(self) -> Team:
+        """The same process with what all of them do, each for itself."""
+        return Team(self.rank)
+
+    def in_order(self, work: Callable[[], T]) -> T:
+        """Do some work, the leader first: what it leaves on the disk is there for the others."""
+        if self.store is None:
+            return work()
+        if self.leads:
+            done = work()
+            self.store.set(PREPARED, "yes")
+            return done
+        while True:
+            StopRequest.check()
+            with contextlib.suppress(dist.DistStoreError):
+                self.store.wait([PREPARED], timedelta(seconds=1))
+                return work()
+
+    def total(self, *values: float) -> list[float]:
+        """The sums of values over all processes, in float64."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def agreed(self, signal: int | None) -> int | None:
+        """A signal that any of the processes has heard."""
+        return int(self._reduced([signal or 0], dist.ReduceOp.MAX)[0]) or None
+
+    def longest(self, seconds: float) -> float:
+        """The longest time that any of them took."""
+        return self._reduced([seconds], dist.ReduceOp.MAX)[0]
+
+    def add_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Make every gradient the sum of those of all processes."""
+        if self.world == 1:
+            return
+        dense: list[Tensor] = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+                self._sum(parameter.grad)
+            else:
+                dense.append(parameter.grad)
+        flat = torch.cat([gradient.reshape(-1) for gradient in dense])
+        self._sum(flat)
+        for gradient, summed in zip(dense, flat.split([g.numel() for g in dense]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    def _reduced(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
+        if self.world == 1:
+            return list(values)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        self._sum(tensor, how)
+        return tensor.tolist()
+
+    def _sum(self, tensor: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
+        """Reduce a tensor in place. Raises TrainingError, which names the processes that do not answer."""
+        try:
+            dist.all_reduce(tensor, how)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"{self._missing()} of {self.world} processes no longer answers: the same command goes on from the "
+                "newest checkpoint"
+            ) from error
+
+    def _missing(self) -> str:
+        """Who does not answer a roll call, by rank; the first process holds the store, without which there is none."""
+        lost = [0]
+
+        def call() -> None:
+            with contextlib.suppress(RuntimeError):
+                self.store.set(f"here/{self.rank}", "yes")
+                time.sleep(ROLL_CALL)
+                lost[:] = [rank for rank in range(self.world) if not self.store.check([f"here/{rank}"])]
+
+        calling = threading.Thread(target=call, daemon=True)  # a store that hangs is waited for without end
+        calling.start()
+        calling.join(2 * ROLL_CALL)
+        return f"process {', '.join(map(str, lost))}" if lost else "one"
+
+
+ALONE = Team()
+
+
+@contextlib.contextmanager
+def joined(timeout_minutes: float) -> Generator[Team]:
+    """The team that torchrun made this process part of, or a team of one; `timeout_minutes`: to wait for the others."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Team()
+        return
+    rank = int(os.environ.get("RANK", "0"))
+    timeout = timedelta(minutes=timeout_minutes if math.isfinite(timeout_minutes) else 1e6)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+    try:
+        yield Team(rank, world, dist.distributed_c10d._get_default_store())
+    finally:
+        with contextlib.suppress(RuntimeError):  # where one of them is lost, there is nobody to say goodbye to
+            dist.destroy_process_group()
+
+
+def leads() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,162 @@
+"""Several processes share a training: the same data, the same losses, and nobody waits for ever for a lost one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bytelm.checkpoint import store
+from bytelm.checkpoint.metrics import METRICS, read_metrics
+from bytelm.errors import ConfigError
+from bytelm.train.run import train
+from bytelm.train.settings import configure
+from bytelm.train.team import Team
+from small import BLT, TRAINED
+
+TINY = [*(setting for setting in BLT if "scorer" not in setting), "scorer.rows=512", *TRAINED]
+SETS = [*TINY, "train.batch=4", "train.accumulate=2", "train.spikes=keep"]
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("notes") / "notes.txt"
+    path.write_text("".join(f"line {number} of some notes\n" for number in range(3000)))
+    return path
+
+
+def command(notes: Path, run: Path, steps: int, *more: str) -> list[str]:
+    sets = [word for setting in (*SETS, *more) for word in ("--set", setting)]
+    return [sys.executable, "-m", "bytelm", "train", str(notes), "--run", str(run), "--steps", str(steps), *sets]
+
+
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left() -> Iterator[None]:
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def begin(words: list[str], world: int) -> list[subprocess.Popen[str]]:
+    """As many processes as torchrun would start, by its variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    there = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen(words, env={**os.environ, **there, "RANK": str(rank)}, **pipes) for rank in range(world)
+    ]
+    STARTED.extend(processes)
+    return processes
+
+
+def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Exit code and standard error of each."""
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [line for line in read_metrics(run / METRICS) if line["kind"] == "train"]
+    return {line["step"]: line["bits_per_byte"] for line in lines}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return store.read_tensors(store.newest(run), "model")
+
+
+@pytest.mark.fault("T7")
+def test_one_process_two_and_one_again_learn_as_one_does(notes: Path, tmp_path: Path) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for steps, world in ((2, 1), (4, 2), (6, 1)):  # the rate follows from how many steps there will be
+        train([notes], configure("blt-tiny", sets=SETS, steps=steps), alone, quiet=True)
+        for code, error in end(begin(command(notes, shared, steps), world)):
+            assert code == 0, error
+        assert store.read_state(store.newest(shared))["world"] == world
+    a, b = store.read_state(store.newest(alone)), store.read_state(store.newest(shared))
+    assert (a["step"], a["bytes"], a["skipped"]) == (b["step"], b["bytes"], b["skipped"]) == (6, a["bytes"], 0)
+    for name, tensor in weights(alone).items():
+        torch.testing.assert_close(weights(shared)[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    told, own = losses(shared), losses(alone)
+    common = told.keys() & own.keys()
+    assert 6 in common and all(told[step] == pytest.approx(own[step], abs=1e-5) for step in common)
+
+
+@pytest.mark.fault("T8")
+@pytest.mark.parametrize(
+    ("lost", "how"),
+    [
+        pytest.param(1, signal.SIGKILL, id="the second is killed"),
+        pytest.param(0, signal.SIGSTOP, id="the first hangs"),
+        pytest.param(0, signal.SIGKILL, id="the first is killed", marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGSTOP, id="the second hangs", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_is_lost_is_named_and_the_same_command_goes_on(
+    notes: Path, tmp_path: Path, lost: int, how: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    words = command(notes, run, 100_000, "train.save_minutes=1e-9", "train.timeout_minutes=0.1")
+    processes = begin(words, 2)
+    deadline = time.monotonic() + 120
+    while len(store.checkpoints(run)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[lost].send_signal(how)
+    other = processes[1 - lost]
+    error = other.communicate(timeout=120)[1]
+    assert other.returncode == 6, error
+    assert f"bytelm: training: process {lost} of 2 processes no longer answers" in error.splitlines()[-1]
+    processes[lost].kill()
+    processes[lost].communicate()
+    step = store.read_state(store.newest_good(run)[0])["step"]
+    assert step >= 1
+    for code, told in end(begin(command(notes, run, step + 2), 2)):
+        assert code == 0, told
+    assert store.read_state(store.newest(run))["step"] == step + 2
+
+
+@pytest.mark.fault("T3")
+@pytest.mark.parametrize("heard", [0, 1], ids=["the first", "the second"])
+def test_a_signal_to_one_stops_all_at_the_same_step(notes: Path, tmp_path: Path, heard: int) -> None:
+    run = tmp_path / "run"
+    processes = begin(command(notes, run, 100_000), 2)
+    deadline = time.monotonic() + 120
+    while not losses(run) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[heard].send_signal(signal.SIGTERM)
+    ended = end(processes)
+    assert [code for code, _ in ended] == [143, 143], ended
+    step = store.read_state(store.newest(run))["step"]
+    assert step >= 1 and f"saved step {step} in" in ended[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("T7")
+def test_torchrun_itself(notes: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words = [*launcher, *command(notes, tmp_path / "run", 3)[1:]]
+    subprocess.run([*words, "--json"], check=True, capture_output=True)
+    assert store.read_state(store.newest(tmp_path / "run"))["world"] == 2
+
+
+def test_rows_are_shared_out_or_refused() -> None:
+    assert [Team(1, world).rows(12) for world in (2, 3, 4)] == [6, 4, 3]
+    with pytest.raises(ConfigError, match=r"train\.batch = 12 cannot be shared by 5 processes: take a multiple"):
+        Team(0, 5).rows(12)
