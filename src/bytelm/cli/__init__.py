@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from bytelm import __version__
-from bytelm.cli import comparing, costs, exchanging, inspect, measure, training
+from bytelm.cli import comparing, costs, data, exchanging, inspect, measure, training
 from bytelm.cli.common import STDIN
 from bytelm.errors import BytelmError
 
@@ -22,6 +22,7 @@ app = App(
     help_epilogue="Start with `bytelm demo`, or `bytelm train PATH`. BYTELM_DEBUG=1 shows tracebacks.",
 )
 app.command(training.train)
+app.command(data.app)
 app.command(measure.evaluate, name="eval")
 app.command(measure.generate)
 app.command(inspect.patches)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, Sets, counter, paths_of, print_json, print_table, print_verdict
+from bytelm.cli.common import Json, Quiet, Sets, Strict, counter, paths_of, print_json, print_table, print_verdict
 from bytelm.errors import DataError, UsageError
 
 HELD_OUT = 1 << 18  # bytes that the closing measurement of a training takes at the most
@@ -29,6 +29,7 @@ def train(
     minutes: float | None = None,
     bytes: int | None = None,
     log: str | None = None,
+    strict: Strict = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
@@ -39,7 +40,8 @@ def train(
     Parameters
     ----------
     paths
-        Folders, files, patterns, or - for standard input; .gz, .xz, .zst and .jsonl are opened.
+        Folders, files, patterns, - for standard input, hf:OWNER/NAME for a dataset, or a folder of `bytelm data pack`;
+        .gz, .xz, .zst, .jsonl and .parquet are opened.
     modality
         What the files are: image:64 (pixels; also image:96x64:grey:patch8), audio:16k (samples a second; also
         audio:8k:8bit), dna. Bytes as they are unless given.
@@ -56,15 +58,16 @@ def train(
     """
     if not paths:
         raise UsageError("nothing to train on: name files or folders, as in `bytelm train ~/notes`")
+    from bytelm.data.packed import pack_of
     from bytelm.train.loggers import names_in
     from bytelm.train.run import train as fit
     from bytelm.train.settings import configure
 
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0])
-    settings = configure(
-        preset, config, set or [], modality=modality, start=start, run=run, steps=steps, minutes=minutes, bytes=bytes
-    )
+    sets = [*(set or []), *(["data.strict=true"] if strict else [])]
+    limits = partial(configure, steps=steps, minutes=minutes, bytes=bytes)
+    settings = limits(preset, config, sets, modality=modality, packed=pack_of(sources, run), start=start, run=run)
     result = fit(sources, settings, run, quiet=quiet, log=names_in(log))
     if result.signal is not None:
         step = f"saved step {result.progress.step}" if result.progress else "saved what was prepared"

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.files import shown
-from bytelm.data.modalities.base import Modality, UnfitError
-from bytelm.data.sources import suffixes
+from bytelm.data.formats import suffixes
+from bytelm.data.modalities.base import DamagedError, Modality, UnfitError
 from bytelm.errors import ConfigError, MissingExtraError
 
 _RATES = (1000, 192000)  # Hz
@@ -67,6 +67,7 @@ class Audio(Modality):
     """Every document is one clip."""
 
     suffix = ".wav"
+    suffixes = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".s16le"})
     aligned = True
 
     def __init__(self, config: Config) -> None:
@@ -162,7 +163,7 @@ def _is_finer(clip: NDArray[np.float32], bits: int) -> bool:
 
 def _s16le(data: bytes) -> NDArray[np.float32]:
     if len(data) % 2:
-        raise UnfitError("an odd number of bytes, which are no samples of 16 bits")
+        raise DamagedError("an odd number of bytes, which are no samples of 16 bits")
     _check_length(len(data) // 2)
     return from_pcm(data, 2)[:, None]
 
@@ -174,10 +175,10 @@ def _read(name: str, data: bytes) -> tuple[int, NDArray[np.float32]]:
         try:
             return _wave(data)
         except EOFError:
-            raise UnfitError("a WAV file that ends in its header") from None
+            raise DamagedError("a WAV file that ends in its header") from None
         except wave.Error as error:
             if not str(error).startswith("unknown format"):
-                raise UnfitError(f"a damaged WAV file: {error}") from None
+                raise DamagedError(f"a damaged WAV file: {error}") from None
     return _other(name, data)
 
 
@@ -186,11 +187,11 @@ def _wave(data: bytes) -> tuple[int, NDArray[np.float32]]:
     with wave.open(io.BytesIO(data)) as file:
         rate, frames, channels, width = file.getframerate(), file.getnframes(), file.getnchannels(), file.getsampwidth()
         if rate < 1 or width > 4:
-            raise UnfitError(f"a damaged WAV file: {rate} samples of {8 * width} bits a second")
+            raise DamagedError(f"a damaged WAV file: {rate} samples of {8 * width} bits a second")
         pcm = file.readframes(frames)
     found = len(pcm) // (width * channels)
     if found < frames:
-        raise UnfitError(f"a WAV file that ends after {found} of {frames} samples")
+        raise DamagedError(f"a WAV file that ends after {found} of {frames} samples")
     _check_length(frames * channels)
     return rate, from_pcm(pcm, width).reshape(-1, channels)
 
@@ -200,21 +201,21 @@ def _other(name: str, data: bytes) -> tuple[int, NDArray[np.float32]]:
     soundfile = _soundfile(f"reading {shown(name)}")
     promised = int.from_bytes(data[4:8], "big" if data.startswith(b"FORM") else "little") + 8
     if data.startswith((b"RIFF", b"FORM")) and promised > len(data) + 1:  # some count a byte of padding too many
-        raise UnfitError("a sound file that ends too early")  # soundfile would take what there is for the whole
+        raise DamagedError("a sound file that ends too early")  # soundfile would take what there is for the whole
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             _check_length(file.frames * file.channels)
             rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise UnfitError(f"a damaged or unknown sound file: {error.error_string}") from None
+        raise DamagedError(f"a damaged or unknown sound file: {error.error_string}") from None
     if not np.isfinite(samples).all():
-        raise UnfitError("samples that are not finite")
+        raise DamagedError("samples that are not finite")
     return rate, samples
 
 
 def _check_length(samples: int) -> None:
     if samples > _LONGEST:
-        raise UnfitError(f"{samples} samples, more than {_LONGEST}: cut it into parts")
+        raise DamagedError(f"{samples} samples, more than {_LONGEST}: cut it into parts")
 
 
 def _soundfile(purpose: str) -> Any:
