@@ -7,11 +7,16 @@ import os
 import re
 import shlex
 import warnings
+import wave
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Recipe
@@ -20,6 +25,7 @@ from bytelm.config import build, to_mapping
 from bytelm.exchange.convert import export
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [("weights.md", 9), ("finetuning.md", 5), ("evaluating.md", 5), ("data.md", 10)]  # and their commands
 QUICK = "--steps 2 --quiet --set train.batch=2 --set train.window=64 --set train.sample_bytes=4"
 TINY = {
     "model": {"name": "blt", "local_dim": 16, "local_heads": 2, "cross_heads": 2, "decoder_layers": 2}
@@ -65,12 +71,32 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my-tasks").mkdir()
     lines = [json.dumps({"text": f"line {n} of a text"}) for n in range(6)]
     (tmp_path / "my-tasks" / "lines.jsonl").write_text("\n".join(lines))
+    own_data(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+def own_data(folder: Path) -> None:
+    """What docs/data.md reads."""
+    (folder / "stories.jsonl").write_text("".join(json.dumps({"body": f"story {n}, told"}) + "\n" for n in range(40)))
+    pq.write_table(pa.table({"body": [f"row {n}" for n in range(40)]}), folder / "table.parquet")
+    for name in ("dataset", "photos", "clips"):
+        (folder / name).mkdir()
+    (folder / "dataset/validation.jsonl").write_text(
+        "".join(json.dumps({"text": f"line {n}"}) + "\n" for n in range(9))
+    )
+    draw = np.random.default_rng(0)
+    for n in range(12):
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "photos" / f"{n}.png")
+        with wave.open(str(folder / "clips" / f"{n}.wav"), "wb") as clip:
+            clip.setparams((1, 2, 8000, 0, "NONE", ""))
+            clip.writeframes(draw.bytes(800))
+    (folder / "genes.fasta").write_text("".join(f">{n}\n{'ACGT' * 40}{'ACG' * n}\n" for n in range(12)))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize(("page", "commands"), [("weights.md", 9), ("finetuning.md", 5), ("evaluating.md", 5)])
+@pytest.mark.parametrize(("page", "commands"), PAGES)
 def test_a_page_runs(here: Path, capfd: pytest.CaptureFixture[str], page: str, commands: int) -> None:
     names: dict[str, object] = {}
     ran = 0

@@ -87,7 +87,7 @@ def check_options(corpus: Corpus, options: DataConfig, modality: Mapping[str, An
         if packed is None and table == "data":
             continue  # packed before options were kept
         old, new = packed or {"name": "none"}, asked[table] or {"name": "none"}
-        for key in sorted({**old, **new}):
+        for key in {**old, **new}:
             if old.get(key) != new.get(key):
                 raise ConfigError(
                     f"{shown(str(corpus.directory))} was packed with {table}.{key} = {old.get(key)}, not "

@@ -28,8 +28,10 @@ def texts(
     total = bad = made = 0
     limit = RATIO * os.fstat(file.fileno()).st_size + SLACK
     try:
-        source = pyarrow.parquet.ParquetFile(file, read_dictionary=[text_field], pre_buffer=False, buffer_size=PIECE)
-        _check_column(pyarrow, source.schema_arrow, name, text_field)
+        head = pyarrow.parquet.read_metadata(file)
+        _check_column(pyarrow.types, head.schema.to_arrow_schema(), name, text_field)
+        how = {"read_dictionary": [text_field], "pre_buffer": False, "buffer_size": PIECE}
+        source = pyarrow.parquet.ParquetFile(file, metadata=head, **how)
         for value in _values(source, name, text_field, limit):
             total += 1
             if value is None or value.size > LONGEST:
@@ -62,16 +64,19 @@ def _values(source: Any, name: str, text_field: str, limit: int) -> Iterator[Any
             column = part.column(0)
             values = column.dictionary
             for index in column.indices.to_pylist():
+                if index is not None and not 0 <= index < len(values):  # pyarrow does not look
+                    raise ValueError("a value that is not in its dictionary")
                 yield None if index is None else values[index].as_buffer()
 
 
-def _check_column(pyarrow: Any, schema: Any, name: str, text_field: str) -> None:
+def _check_column(types: Any, schema: Any, name: str, text_field: str) -> None:
     index = schema.get_field_index(text_field)
     if index < 0:
         known = ", ".join(schema.names[:20])
         raise DataError(f"{name} has no column {text_field!r}: say --set data.text_field=NAME; it has {known}")
     kind = schema.field(index).type
-    if not pyarrow.types.is_dictionary(kind):
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not any(fits(kind) for fits in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)):
         raise DataError(
             f"{name}: the column {text_field!r} holds {kind}, not strings or bytes: say --set data.text_field=NAME"
         )

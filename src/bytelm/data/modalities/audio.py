@@ -145,9 +145,10 @@ def to_pcm(samples: NDArray[np.float32], width: int) -> bytes:
 
 
 def resampled(samples: NDArray[np.float32], old: int, new: int) -> NDArray[np.float32]:
-    """The same sound at another rate, without what lies above half the lower of the two."""
+    """The same sound at another rate, without what lies above half the lower of the two. Raises DamagedError."""
     up, down = new // math.gcd(old, new), old // math.gcd(old, new)
     steps = -(-(len(samples) + _GUARD) // down)  # so that a whole number of samples becomes a whole number
+    _check_length(steps * max(up, down))  # a file may claim any rate
     spectrum = np.fft.rfft(samples, steps * down)  # which irfft cuts off, or goes on with zeros
     wanted = -(-len(samples) * up // down)
     return (np.fft.irfft(spectrum, steps * up)[:wanted] * (up / down)).astype(np.float32)
@@ -174,7 +175,7 @@ def _read(name: str, data: bytes) -> tuple[int, NDArray[np.float32]]:
     if data.startswith(b"RIFF"):
         try:
             return _wave(data)
-        except EOFError:
+        except (EOFError, RuntimeError):  # the latter where a part claims to end after the file
             raise DamagedError("a WAV file that ends in its header") from None
         except wave.Error as error:
             if not str(error).startswith("unknown format"):
@@ -203,7 +204,7 @@ def _other(name: str, data: bytes) -> tuple[int, NDArray[np.float32]]:
     if data.startswith((b"RIFF", b"FORM")) and promised > len(data) + 1:  # some count a byte of padding too many
         raise DamagedError("a sound file that ends too early")  # soundfile would take what there is for the whole
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(_Seekable(data)) as file:
             _check_length(file.frames * file.channels)
             rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
@@ -211,6 +212,14 @@ def _other(name: str, data: bytes) -> tuple[int, NDArray[np.float32]]:
     if not np.isfinite(samples).all():
         raise DamagedError("samples that are not finite")
     return rate, samples
+
+
+class _Seekable(io.BytesIO):
+    """Bytes in which a place before the beginning is the beginning: the library would print what is raised there."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: len(self.getbuffer())}[whence]
+        return super().seek(max(start + offset, 0))
 
 
 def _check_length(samples: int) -> None:
