@@ -184,6 +184,8 @@ def test_damaged_files_are_left_out_up_to_a_limit(tmp_path: Path, kind: str, cap
     assert cli(words) == 3
     (tmp_path / "s" / f"bad.{kind}").rename(tmp_path / "s/bad.txt")
     assert cli(words) == 0
+    (tmp_path / "s/nameless").write_bytes((tmp_path / "s" / f"0.{kind}").read_bytes()[:50])
+    assert cli(words) == 3  # it begins as one, whatever it is called
 
 
 # --- what changes -----------------------------------------------------------------------------------------------------
