@@ -228,6 +228,7 @@ def test_a_damaged_checkpoint_is_named(
     assert "model.safetensors is" in line and "\n" not in line
 
 
+@pytest.mark.fault("D2", "D4")
 @pytest.mark.parametrize(
     "data", [b"\x00" * 3000, bytes(range(256)) * 12, b"\xff\xfe" * 1500, b"ab", b"a" * 5000 + os.urandom(3000)]
 )

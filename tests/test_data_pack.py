@@ -33,6 +33,7 @@ def split_of(corpus: Corpus) -> dict[bytes, set[str]]:
     return found
 
 
+@pytest.mark.fault("D4")
 @settings(max_examples=25)
 @given(
     st.lists(st.one_of(st.binary(max_size=40), st.binary(min_size=200, max_size=900)), min_size=1, max_size=8),
@@ -131,6 +132,7 @@ def test_documents_are_given_in_order_from_a_position_up_to_a_limit(tmp_path: Pa
     assert given(limit_bytes=3) == [(0, b"aaa")]
 
 
+@pytest.mark.fault("D1")
 def test_nothing_to_pack_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "s", [b"", b""])
     (source / "gone").symlink_to("nothing")
@@ -239,6 +241,7 @@ def test_a_sound_corpus_verifies_and_one_of_another_version_is_refused(tmp_path:
         Corpus.open(tmp_path / "p")
 
 
+@pytest.mark.fault("D7")
 def test_a_shard_that_gets_shorter_while_in_use_is_an_error_and_no_crash(tmp_path: Path) -> None:
     corpus = pack([write(tmp_path / "s", [b"a" * 300])], tmp_path / "p", shard_bytes=100)
     with (tmp_path / "p/shard-00001.bin").open("r+b") as file:

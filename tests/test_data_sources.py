@@ -83,6 +83,7 @@ def test_patterns_match_no_hidden_names_and_a_file_met_twice_is_read_once(tmp_pa
         read("nowhere")
 
 
+@pytest.mark.fault("D5")
 def test_what_is_no_file_is_named_with_a_reason_and_never_waited_for(tmp_path: Path, no_waiting: None) -> None:
     inside, outside = tmp_path / "in", tmp_path / "out"
     (inside / "sub").mkdir(parents=True)
@@ -118,6 +119,7 @@ def test_what_is_no_file_is_named_with_a_reason_and_never_waited_for(tmp_path: P
             assert [name for name, _ in report.skipped] == [str(named)]
 
 
+@pytest.mark.fault("D6")
 def test_a_file_that_may_not_be_read_is_named_and_the_others_are_read() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -141,6 +143,7 @@ def test_a_file_that_may_not_be_read_is_named_and_the_others_are_read() -> None:
         }
 
 
+@pytest.mark.fault("D10")
 def test_names_of_any_bytes_are_read_and_shown_on_one_line(tmp_path: Path) -> None:
     for raw in (b"new\nline.txt", b"not-utf8-\xff.txt", "smile-🙂.txt".encode()):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + raw)).write_bytes(raw)
@@ -153,6 +156,7 @@ def test_names_of_any_bytes_are_read_and_shown_on_one_line(tmp_path: Path) -> No
         shown(name).encode()
 
 
+@pytest.mark.fault("D1")
 def test_files_without_bytes_are_counted(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "empty.gz").write_bytes(gzip.compress(b""))
@@ -168,6 +172,7 @@ def test_standard_input_is_one_document(monkeypatch: pytest.MonkeyPatch) -> None
     assert fingerprint(["-"]) is None
 
 
+@pytest.mark.fault("D3")
 def test_a_large_file_is_never_held_whole(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     with path.open("wb") as file:
@@ -212,11 +217,12 @@ def test_damaged_compressed_files_are_named(suffix: str, tmp_path: Path) -> None
             read(path)
 
 
+@pytest.mark.fault("D8")
 @pytest.mark.parametrize("suffix", COMPRESSORS)
 def test_a_bomb_is_refused_before_it_fills_the_memory(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bytelm.data.decode._SLACK", 1 << 20)  # with 64 MiB, .gz takes more than 2 GiB to be a bomb
+    monkeypatch.setattr("bytelm.data.decode.SLACK", 1 << 20)  # with 64 MiB, .gz takes more than 2 GiB to be a bomb
     path = tmp_path / f"bomb{suffix}"
     path.write_bytes(COMPRESSORS[suffix](bytes(50 << 20)))
     with memory_below(40 << 20), pytest.raises(DataError, match=f"bomb{suffix} swells"):
@@ -248,6 +254,7 @@ def test_json_lines_keep_every_text_with_half_surrogates(texts: list[str], suffi
         assert report.empty == texts.count("")
 
 
+@pytest.mark.fault("D9")
 @pytest.mark.parametrize("bad", ['{"text": ', '{"other": "x"}', '{"text": 7}', "[]", '"text"', "[" * 100_000])
 def test_bad_json_lines_fail_above_one_in_a_thousand(bad: str, tmp_path: Path) -> None:
     good = '{"text": "x"}\n'
@@ -255,7 +262,7 @@ def test_bad_json_lines_fail_above_one_in_a_thousand(bad: str, tmp_path: Path) -
     path.write_text(good * 3 + bad + "\n" + good * 996)
     report = SourceReport()
     assert len(read(path, report=report)) == 999
-    assert report.bad_lines == 1
+    assert report.bad == 1
     path.write_text(good * 3 + bad + "\n" + good * 995)
     with pytest.raises(DataError, match=r"x\.jsonl.*1 of 999 lines.*line 4 "):
         read(path)
@@ -269,11 +276,12 @@ def test_json_lines_are_put_together_over_pieces_and_too_long_ones_are_bad(
     path.write_text(json.dumps({"text": long}) + "\n" + '{"text": "end"}')
     assert [text for _, text in read(path)] == [long.encode(), b"end"]
     assert max(len(piece) for document in documents([path]) for piece in document.pieces) <= PIECE
-    monkeypatch.setattr("bytelm.data.sources._LONGEST_LINE", 2 * PIECE)
+    monkeypatch.setattr("bytelm.data.formats.LONGEST", 2 * PIECE)
     with pytest.raises(DataError, match="1 of 2 lines"):
         read(path)
 
 
+@pytest.mark.fault("D7")
 def test_the_fingerprint_follows_the_data_and_nothing_excluded(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("one")
     out = tmp_path / "out"
@@ -288,6 +296,7 @@ def test_the_fingerprint_follows_the_data_and_nothing_excluded(tmp_path: Path) -
     assert fingerprint([tmp_path], exclude=[out]) != first
 
 
+@pytest.mark.fault("D8")
 def test_an_xz_file_may_not_ask_for_any_amount_of_memory(tmp_path: Path) -> None:
     good = bytearray(lzma.compress(b"x"))
     start, size = 12, 4 * (good[12] + 1)  # the block header: size, flags, filter, its size, dictionary, padding, CRC

@@ -102,7 +102,7 @@ def is_refused(node: ast.AST) -> bool:
 def test_what_bytelm_reads_is_data() -> None:
     """No pickle in any dress, and nothing that fetches."""
     modules = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch.hub"}
-    modules |= {"urllib.request", "http.client", "requests", "httpx", "huggingface_hub"}
+    modules |= {"pandas", "urllib.request", "http.client", "requests", "httpx", "huggingface_hub"}
     found = [
         f"{file} imports {dotted}"
         for file, dotted in imported()
@@ -401,7 +401,17 @@ def test_the_checks_are_installed() -> None:
     """Nothing is skipped in silence because a tool is missing."""
     assert [
         tool
-        for tool in ("beartype", "peft", "transformers", "zstandard", "PIL", "soundfile", "xdist")
+        for tool in (
+            "beartype",
+            "peft",
+            "transformers",
+            "zstandard",
+            "PIL",
+            "soundfile",
+            "pyarrow",
+            "datasets",
+            "xdist",
+        )
         if find_spec(tool) is None
     ] == []
 

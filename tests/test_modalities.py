@@ -237,6 +237,7 @@ def test_other_colours_and_further_frames_are_counted() -> None:
         assert one(raster(4, 4), file.getvalue()) == (b"\0" * 48, {"of several frames, the first kept": 1})
 
 
+@pytest.mark.fault("D9")
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000"])
 def test_damaged_images_are_unfit(form: str) -> None:
     modality, data = raster(64, 64), picture(noise(64, 64, 3), form)
@@ -252,6 +253,7 @@ def test_whatever_a_decoder_raises_is_a_reason() -> None:
             encoded(raster(8, 8), header + bytes(192))
 
 
+@pytest.mark.fault("D9")
 @settings(max_examples=60)
 @given(st.binary(max_size=200), st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP"]), st.integers(0, 300))
 def test_whatever_is_in_an_image_file_is_a_document_or_unfit(noise: bytes, form: str, at: int) -> None:
@@ -270,6 +272,7 @@ def test_no_text_is_taken_for_an_image_and_no_program_is_started() -> None:
             encoded(raster(8, 8), data)
 
 
+@pytest.mark.fault("D8")
 @pytest.mark.parametrize("side", [10_000, 20_000, 2_000_000_000])
 def test_a_bomb_is_not_decoded(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
@@ -465,6 +468,7 @@ for use in (lambda: next(modality.encode("x.png", b"", Counter())), lambda: moda
     assert len(shown.splitlines()) == 2
 
 
+@pytest.mark.fault("D9")
 def test_damaged_and_foreign_files_are_unfit_with_a_reason() -> None:
     whole = wav(CLIP)
     extensible = struct.pack("<HHIIHH", 1, 1, 0, 0, 2, 16)
@@ -488,6 +492,7 @@ def test_damaged_and_foreign_files_are_unfit_with_a_reason() -> None:
         encoded(AUDIO, by_soundfile(np.array([0.0, np.nan, 1.0]), "WAV", "FLOAT"))
 
 
+@pytest.mark.fault("D8")
 def test_a_clip_that_is_too_long_is_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audio, "_LONGEST", 499)
     for data, name in ((wav(CLIP), "x.wav"), (CLIP.tobytes(), "x.s16le"), (by_soundfile(CLIP, "FLAC", "PCM_16"), "x")):
@@ -544,6 +549,7 @@ def contents(corpus: Corpus) -> list[bytes]:
     return [data.tobytes() for _, data in iterate_documents(corpus)]
 
 
+@pytest.mark.fault("D9")
 def test_a_mixed_folder_gives_its_images_and_names_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = [noise(4, 4, 3) for _ in range(40)]
     files = {f"{i:02d}.png": picture(p) for i, p in enumerate(pixels)}
@@ -552,16 +558,19 @@ def test_a_mixed_folder_gives_its_images_and_names_the_rest(tmp_path: Path, monk
     monkeypatch.setattr(convert, "LARGEST", 8000)
     files["z.bin"] = b"\0" * 8001
     source = folder_of(tmp_path / "s", files)
-    corpus = pack([source], tmp_path / "p", modality=raster(4, 4))
+    with pytest.raises(DataError, match=r"--as image: 1 of 43 files are damaged.*cut\.png: .*data\.max_bad = 0\.001"):
+        pack([source], tmp_path / "p", modality=raster(4, 4))
+    corpus = pack([source], tmp_path / "p", modality=raster(4, 4), max_bad=1 / 43)
     found = contents(corpus)
     assert found[:40] == [p.tobytes() for p in pixels] == found[41:] and set(map(len, found)) == {48}
     report = Index.load(tmp_path / "p").source
     reasons = {Path(name).name: reason for name, reason in report.skipped}
     assert reasons.keys() == {"notes.jsonl", "readme.txt", "cut.png", "z.bin"}
     assert reasons["readme.txt"] == "not an image" and "truncated" in reasons["cut.png"] and "MiB" in reasons["z.bin"]
-    assert (report.files, report.empty, report.converted) == (47, 1, {"resized": 1})
+    assert (report.files, report.empty, report.bad, report.converted) == (47, 1, 1, {"resized": 1})
+    assert report.reasons == {"not an image": 2, "a damaged image": 1, "more than 0 MiB": 1}
     assert report.losses()[0].startswith(f"4 skipped (the first {source / 'cut.png'}: a damaged image")
-    assert report.losses()[1:] == ["1 resized"]
+    assert report.losses()[1:] == ["1 damaged ones left out", "1 resized"]
 
 
 def test_nothing_fit_is_one_line_with_the_reasons(tmp_path: Path) -> None:
@@ -587,10 +596,14 @@ def test_long_clips_are_cut_between_samples_and_images_never(tmp_path: Path) -> 
 def test_a_corpus_packed_before_there_were_modalities_opens(tmp_path: Path) -> None:
     pack([folder_of(tmp_path / "s", {"a": b"hello"})], tmp_path / "p")
     index = tmp_path / "p" / "index.json"
-    old = index.read_text().replace('"converted": {}', '"bad_lines": 0').replace(',\n "grain": 1', "")
-    assert "converted" not in old and "grain" not in old
-    index.write_text(old)
-    assert Corpus.open(tmp_path / "p").grain == 1
+    old = json.loads(index.read_text())
+    for key in ("checksum", "grain", "modality", "options", "repeated", "looked"):
+        del old[key]
+    old["source"] = {"files": 2, "empty": 0, "bad_lines": 3, "skipped": [["x", "a link"], ["y", "a link"]]}
+    index.write_text(json.dumps(old))
+    corpus = Corpus.open(tmp_path / "p")
+    assert (corpus.grain, corpus.index.options, corpus.source_report.bad) == (1, None, 3)
+    assert corpus.source_report.losses() == ["2 skipped (the first x: a link)", "3 damaged ones left out"]
 
 
 def test_a_selection_parts_no_image_and_no_sample(tmp_path: Path) -> None:

@@ -14,11 +14,16 @@ import shlex
 import shutil
 import sys
 import warnings
+import wave
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Recipe
@@ -109,8 +114,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my-tasks").mkdir()
     lines = [json.dumps({"text": f"line {n} of a text"}) for n in range(6)]
     (tmp_path / "my-tasks" / "lines.jsonl").write_text("\n".join(lines))
+    own_data(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def own_data(folder: Path) -> None:
+    """What docs/data.md reads."""
+    (folder / "stories.jsonl").write_text("".join(json.dumps({"body": f"story {n}, told"}) + "\n" for n in range(40)))
+    pq.write_table(pa.table({"body": [f"row {n}" for n in range(40)]}), folder / "table.parquet")
+    for name in ("dataset", "photos", "clips"):
+        (folder / name).mkdir()
+    (folder / "dataset/validation.jsonl").write_text(
+        "".join(json.dumps({"text": f"line {n}"}) + "\n" for n in range(9))
+    )
+    draw = np.random.default_rng(0)
+    for n in range(12):
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "photos" / f"{n}.png")
+        with wave.open(str(folder / "clips" / f"{n}.wav"), "wb") as clip:
+            clip.setparams((1, 2, 8000, 0, "NONE", ""))
+            clip.writeframes(draw.bytes(800))
+    (folder / "genes.fasta").write_text("".join(f">{n}\n{'ACGT' * 40}{'ACG' * n}\n" for n in range(12)))
 
 
 def shrunken(line: str) -> list[str]:

@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Env
 
 from bytelm import __version__
-from bytelm.cli import comparing, compressing, costs, doctor, exchanging, inspect, measure, training
+from bytelm.cli import comparing, compressing, costs, data, doctor, exchanging, inspect, measure, training
 from bytelm.cli.common import STDIN
 from bytelm.errors import BytelmError
 
@@ -31,6 +31,7 @@ app = App(
 )
 app.command(doctor.doctor)
 app.command(training.train)
+app.command(data.app)
 app.command(measure.evaluate, name="eval")
 app.command(measure.generate)
 app.command(inspect.patches)

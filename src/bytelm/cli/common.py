@@ -19,6 +19,7 @@ Sets = Annotated[
 ]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 Quiet = Annotated[bool, Parameter(negative="", help="Print nothing but results and errors.")]
+Strict = Annotated[bool, Parameter(negative="", help="A file that would be skipped is an error.")]
 
 
 STDIN = "@-"  # how a lone hyphen reaches the verbs

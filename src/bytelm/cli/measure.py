@@ -121,7 +121,7 @@ def ask(
 def documents_of(paths: list[str], modality: Modality | None) -> list[tuple[str, bytes]]:
     """(file, bytes) of each document; what is skipped or converted is told on standard error. Raises DataError."""
     from bytelm.data.convert import read
-    from bytelm.data.sources import SourceReport
+    from bytelm.data.report import SourceReport
 
     report = SourceReport()
     found = [(document.name, b"".join(document.pieces)) for document in read(paths, modality, report=report)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, Sets, counter, paths_of, print_json, print_table, print_verdict
+from bytelm.cli.common import Json, Quiet, Sets, Strict, counter, paths_of, print_json, print_table, print_verdict
 from bytelm.config import dump_toml, to_mapping
 from bytelm.errors import DataError, UsageError
 
@@ -44,16 +44,19 @@ class Asked:
     """Stop after so many minutes of training."""
     bytes: int | None = None
     """Stop after so many bytes."""
+    strict: Strict = False
 
-    def configure(self, run: Path) -> RunConfig:
-        """The configuration of a run, variables of the environment included."""
+    def configure(self, sources: Sequence[str], run: Path) -> RunConfig:
+        """The configuration of a run on `sources`, variables of the environment included."""
+        from bytelm.data.packed import pack_of
         from bytelm.train.settings import configure
 
         return configure(
             self.preset,
             self.config,
-            self.set or [],
+            [*(self.set or []), *(["data.strict=true"] if self.strict else [])],
             modality=self.modality,
+            packed=pack_of(sources, run),
             start=self.start,
             run=run,
             steps=self.steps,
@@ -85,7 +88,8 @@ def train(
     Parameters
     ----------
     paths
-        Folders, files, patterns, or - for standard input; .gz, .xz, .zst and .jsonl are opened.
+        Folders, files, patterns, - for standard input, hf:OWNER/NAME for a dataset, or a folder of `bytelm data pack`;
+        .gz, .xz, .zst, .jsonl and .parquet are opened.
     run
         Where everything is kept; runs/NAME unless given.
     log
@@ -107,7 +111,7 @@ def train(
 
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0] if sources else "run")
-    settings = (asked or Asked()).configure(run)
+    settings = (asked or Asked()).configure(sources, run)
     if print_config:
         print(dump_toml(to_mapping(settings)), end="")
         return 0

@@ -141,18 +141,25 @@ class Boundaries:
     @classmethod
     def open(cls, directory: str | Path, fingerprint: str) -> Boundaries:
         """Open a finished record. Raises DataError when there is none with this fingerprint."""
-        stem = _stem(Path(directory), fingerprint)
-        name = shown(str(stem.with_suffix(".json")))
+        path = _stem(Path(directory), fingerprint).with_suffix(".bits")
+        found, has = cls.of(path)
+        if has != fingerprint:
+            name = shown(str(path.with_suffix(".json")))
+            raise DataError(f"{name} holds the boundaries of {has}, not of {fingerprint}: record them")
+        return found
+
+    @classmethod
+    def of(cls, path: Path) -> tuple[Boundaries, str]:
+        """The finished record in a .bits file, and whose boundaries they are. Raises DataError."""
+        name = shown(str(path.with_suffix(".json")))
         try:
-            fields: dict[str, Any] = json.loads(stem.with_suffix(".json").read_bytes())
+            fields: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
             header = _Header(**fields)
         except FileNotFoundError as error:
             raise DataError(f"no boundaries were recorded as {name}: record them first") from error
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{name} is damaged ({error}): delete it and record the boundaries again") from error
-        if header.fingerprint != fingerprint:
-            raise DataError(f"{name} holds the boundaries of {header.fingerprint}, not of {fingerprint}: record them")
-        return cls(stem.with_suffix(".bits"), header)
+        return cls(path, header), header.fingerprint
 
     def read(self, start: int, count: int) -> NDArray[np.bool_]:
         """The decisions at `count` bytes from position `start` of the corpus, bool `[count]`."""

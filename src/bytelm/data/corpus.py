@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.files import shown, write_whole
+from bytelm.data.options import DataConfig
+from bytelm.data.report import SourceReport
 from bytelm.data.shards import Shard, Shards
-from bytelm.data.sources import SourceReport
 from bytelm.errors import DataError
 
 Split = Literal["train", "valid", "test"]
@@ -44,7 +45,12 @@ class DocumentTable:
 
 @dataclass(frozen=True)
 class Index:
-    """What index.json says. `documents` is the SHA-256 of the table; `grain` is that of the modality they come from."""
+    """What index.json says, beside its own checksum.
+
+    `documents` is the SHA-256 of the table; `grain` is that of the modality they come from, which `modality` has as a
+    table of a configuration; `options` is how files became documents (both are None in corpora of before they were
+    kept). Of `looked` held-out bytes, `repeated` stand word for word in the training documents too (`repeats`).
+    """
 
     bytes: int
     shards: list[Shard]
@@ -53,11 +59,25 @@ class Index:
     source: SourceReport
     source_fingerprint: str | None
     grain: int = 1
+    modality: dict[str, Any] | None = None
+    options: DataConfig | None = None
+    repeated: int = 0
+    looked: int = 0
 
     def write(self, directory: Path) -> None:
         """Write it, which makes the directory a corpus."""
         fields = {"version": VERSION} | dataclasses.asdict(self)
+        fields["checksum"] = _checksum(fields)
         write_whole(directory / INDEX, (json.dumps(fields, indent=1) + "\n").encode())
+
+    def warning(self) -> str | None:
+        """What to know before a measurement on held-out bytes is believed; None where there is nothing."""
+        if not self.repeated:
+            return None
+        return (
+            f"{-(-self.repeated // 1000):,} of {-(-self.looked // 1000):,} held-out kilobytes "
+            "stand word for word in the training data too"
+        )
 
     @classmethod
     def load(cls, directory: Path) -> Index:
@@ -66,17 +86,42 @@ class Index:
         name = shown(str(path))
         try:
             fields: dict[str, Any] = json.loads(path.read_bytes())
-            version = fields.pop("version")
+            version = fields["version"]
             if version == VERSION:
+                if fields.pop("checksum", None) not in (None, checksum := _checksum(fields)):  # older ones have none
+                    raise ValueError(f"its checksum is not {checksum[:16]}…")
+                del fields["version"]
+                options = fields.pop("options", None)
                 shards = [Shard(int(shard["size"]), str(shard["sha256"])) for shard in fields.pop("shards")]
                 source: dict[str, Any] = fields.pop("source")
-                skipped = [(name, reason) for name, reason in source.pop("skipped")]
-                return cls(**fields, shards=shards, source=SourceReport(**source, skipped=skipped))
+                return cls(
+                    **fields,
+                    shards=shards,
+                    source=_report(source),
+                    options=None if options is None else DataConfig(**options),
+                )
         except OSError as error:
             raise DataError(f"{name} cannot be read ({error.strerror}): no data was packed there") from error
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise DataError(f"{name} is damaged ({error}): pack the data again") from error
         raise DataError(f"{name} is of version {version}, and this bytelm reads {VERSION}: pack the data again")
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return sha256(json.dumps(fields).encode()).hexdigest()
+
+
+def _report(source: dict[str, Any]) -> SourceReport:
+    """The report in an index. Older ones have all that was skipped by name, and speak of bad lines alone."""
+    skipped = [(name, reason) for name, reason in source.pop("skipped")]
+    if "bad_lines" in source:
+        source["bad"] = source.pop("bad_lines")
+    report = SourceReport(**source, skipped=skipped)
+    if skipped and not report.reasons:
+        report.skipped = []
+        for name, reason in skipped:
+            report.skip(name, reason)
+    return report
 
 
 class Corpus:
@@ -85,6 +130,7 @@ class Corpus:
     def __init__(self, directory: Path, index: Index, table: NDArray[Any]) -> None:
         """Use `Corpus.open`, which reads and checks the parts."""
         self.directory = directory
+        self.index = index
         self.source_report = index.source
         self.source_fingerprint = index.source_fingerprint
         self.grain = index.grain  # bytes after which, and after each multiple of which, a document may be cut

@@ -15,8 +15,8 @@ COMPRESSED = frozenset({".gz", ".xz", ".zst"})
 # What a decoder is fed at a time. The densest format makes 32 KiB out of one byte, so that a feed never becomes
 # more than 32 MiB before the limits below are looked at.
 _FEED = 1 << 10
-_RATIO = 1000  # decoded bytes per compressed byte read, above
-_SLACK = 64 << 20  # this many bytes that are always allowed
+RATIO = 1000  # decoded bytes per compressed byte read, above
+SLACK = 64 << 20  # this many bytes that are always allowed
 _DICTIONARY = 256 << 20  # bytes of memory that an xz file may ask for
 
 
@@ -78,10 +78,10 @@ def _decode(read: Callable[[int], bytes], new: Callable[[], _Decoder], name: str
                 decoder = new()
             out = decoder.decompress(chunk)
             made += len(out)
-            if made > _RATIO * taken + _SLACK:
+            if made > RATIO * taken + SLACK:
                 raise DataError(
-                    f"{name} swells to more than {made} bytes from the first {taken} (limit: {_RATIO} times plus "
-                    f"{_SLACK}): decompress it yourself if it can be trusted"
+                    f"{name} swells to more than {made} bytes from the first {taken} (limit: {RATIO} times plus "
+                    f"{SLACK}): decompress it yourself if it can be trusted"
                 )
             yield out
             chunk = decoder.unused_data.lstrip(b"\0") if decoder.eof else b""  # streams may be padded with zeros

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bytelm.errors import DataError, ResourceError
 
 PIECE = 1 << 20  # bytes: the most that is held of a stream at a time
+LONGEST = 64 << 20  # bytes of a JSON line or a row; a longer one is a bad one, so that no file can fill the memory
 
 
 def shown(name: str) -> str:

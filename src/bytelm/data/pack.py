@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
+import shutil
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,10 +20,16 @@ from numpy.typing import NDArray
 from bytelm.data.convert import read
 from bytelm.data.corpus import INDEX, ROW, SPLITS, TABLE, Corpus, Index
 from bytelm.data.files import shown, write_whole
+from bytelm.data.formats import RECORDS, suffixes
 from bytelm.data.modalities.base import Modality
+from bytelm.data.options import MAX_BAD, DataConfig
+from bytelm.data.repeats import SAMPLE, repeated, stretches
+from bytelm.data.report import SourceReport, StrictReport
+from bytelm.data.selection import spread
 from bytelm.data.shards import Shards, ShardWriter
-from bytelm.data.sources import Document, SourceReport, fingerprint
-from bytelm.errors import ConfigError, ResourceError
+from bytelm.data.sources import Document, find_files, fingerprint
+from bytelm.errors import ResourceError
+from bytelm.units import show_bytes
 
 _SMALLEST_PIECE = 256
 _LARGEST_PIECE = 1 << 20
@@ -38,30 +46,34 @@ def pack(
     valid: float = 0.05,
     test: float = 0.05,
     seed: int = 0,
+    max_bad: float = MAX_BAD,
+    strict: bool = False,
     shard_bytes: int = 1 << 28,
     exclude: Sequence[str | Path] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Corpus:
     """Write the documents of `paths` (see `convert.read`) as a corpus into `directory`, replacing one there.
 
-    `valid` and `test` are fractions of all bytes; `progress` is told the bytes packed so far. The directory itself is
-    never read as a source, and neither are the folders `exclude`. Where packing fails, nothing of it is left.
+    `text_field`, `valid`, `test`, `seed`, `max_bad` and `strict` are those of `DataConfig`; `progress` is told the
+    bytes packed so far. The directory itself is never read as a source, and neither are the folders `exclude`. Where
+    packing fails, nothing of it is left.
 
     Raises DataError when there are no bytes or a source is damaged, ConfigError for fractions that leave nothing to
-    train on, ResourceError when the directory cannot be written.
+    train on, ResourceError when the directory cannot be written, or has not the space that is known to be needed.
     """
-    if not (valid >= 0 and test >= 0 and valid + test < 1):
-        raise ConfigError(f"valid = {valid} and test = {test} must not be negative, and together be less than 1")
+    options = DataConfig(text_field, valid, test, seed, max_bad, strict)
     directory = Path(directory)
     exclude = (*exclude, directory)
     sources = fingerprint(paths, exclude)  # before the reading, so that a change during it is noticed later
-    report = SourceReport()
+    if modality is None:
+        check_space(directory, bytes_needed(paths, exclude))
+    report = StrictReport() if strict else SourceReport()
     created = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _clear(directory)
         with ShardWriter(directory, shard_bytes) as writer:
-            taken = _take(read(paths, modality, text_field, report, exclude), writer, progress)
+            taken = _take(read(paths, modality, text_field, report, exclude, max_bad), writer, progress)
         if writer.total == 0:
             raise report.nothing(paths)
         shards = Shards(directory, writer.shards)
@@ -69,7 +81,10 @@ def pack(
         table = _table(shards, taken, grain, valid, test, seed)
         documents = _write_table(directory, table)
         kinds = list(taken.suffixes)
-        Index(writer.total, writer.shards, documents, kinds, report, sources, grain or 1).write(directory)
+        table_of = modality and modality.table
+        index = Index(writer.total, writer.shards, documents, kinds, report, sources, grain or 1, table_of, options)
+        index = _looked_for_repeats(Corpus(directory, index, table))
+        index.write(directory)
     except BaseException as error:
         with contextlib.suppress(OSError):
             _clear(directory)
@@ -80,6 +95,41 @@ def pack(
             raise ResourceError(f"cannot pack into {where} ({error.strerror}): choose another place") from error
         raise
     return Corpus.open(directory)
+
+
+def bytes_needed(paths: Sequence[str | Path], exclude: Sequence[str | Path] = ()) -> int:
+    """The bytes that packing `paths` as they are takes on disk, by the sizes of the files; holes are written out.
+
+    Compressed files count as they lie, and files of many documents, standard input and datasets not at all, so that
+    it may be more. Raises DataError for a path that is not there.
+    """
+    found = find_files(paths, exclude, SourceReport())
+    return sum(file.stat.st_size for file in found if file.stat and suffixes(file.path)[0] not in RECORDS)
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Raise ResourceError where the disk of `directory`, which need not be there, has no room for `needed` bytes."""
+    there = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    held = sum(path.stat().st_size for path in directory.glob("shard-*.bin"))  # which a new pack takes the place of
+    free = shutil.disk_usage(there).free + held
+    if needed > free:
+        raise ResourceError(
+            f"packing takes {show_bytes(needed)} or more in {shown(str(directory))}, and {show_bytes(free)} are free: "
+            "choose another disk, or give fewer files"
+        )
+
+
+def _looked_for_repeats(corpus: Corpus) -> Index:
+    """The index of a corpus, with how much of its held-out documents is in its training documents too.
+
+    Equal documents are in one split, so that of those that have one size and are read whole there is nothing to find.
+    """
+    index, half = corpus.index, SAMPLE // 2
+    if index.modality is not None and index.grain > _SMALLEST_PIECE:
+        return index
+    held_out = [d for split in SPLITS[1:] if corpus.bytes(split) for _, d in spread(corpus, split, half)]
+    found, looked = repeated(held_out, stretches(corpus, "train"))
+    return dataclasses.replace(index, repeated=found, looked=looked)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from bytelm.data.modalities.base import UnfitError
+from bytelm.data.modalities.base import DamagedError, UnfitError
 
 # Formats that begin with a mark of their own and that Pillow decodes itself: text is never taken for a picture, and no
 # other program is started (for EPS that would be Ghostscript).
@@ -73,10 +73,10 @@ def _opened(data: bytes, notes: Counter[str]) -> Image.Image:
         except UnidentifiedImageError:
             raise UnfitError("not an image") from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise UnfitError(f"more pixels than {Image.MAX_IMAGE_PIXELS}") from None
+            raise DamagedError(f"more pixels than {Image.MAX_IMAGE_PIXELS}") from None
         except Exception as error:  # Pillow's decoders raise whatever they run into at damage
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UnfitError(f"a damaged image: {reason}") from None
+            raise DamagedError(f"a damaged image: {reason}") from None
     upright = _eight_bits(upright)
     for word, seen in (("of several frames, the first kept", several), ("of 16 bits, the high 8 kept", deep)):
         if seen:
@@ -91,11 +91,11 @@ def _arrays(data: bytes) -> NDArray[np.uint8]:
         np.lib.format.read_magic(file)
         shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
     except Exception:  # the header is Python, and its parser raises more than ValueError: TokenError, RecursionError
-        raise UnfitError("a damaged array") from None
+        raise DamagedError("a damaged array") from None
     if kind != np.uint8 or len(shape) not in (3, 4) or shape[-1] not in (1, 3) or min(shape[-3:]) < 1:
         raise UnfitError(f"an array of {kind} {list(shape)}, not of uint8 [images, height, width, 3 or 1]")
     if not 0 <= math.prod(shape) <= len(data) - file.tell():
-        raise UnfitError(f"an array of {list(shape)} in {len(data)} bytes")
+        raise DamagedError(f"an array of {list(shape)} in {len(data)} bytes")
     pixels = np.frombuffer(data, np.uint8, math.prod(shape), file.tell())
     return pixels.reshape(shape, order="F" if by_columns else "C").reshape(-1, *shape[-3:])
 

@@ -249,9 +249,9 @@ def files(corpus: Corpus) -> Files:
             row[1 + number] += int(own.sum())
     report = corpus.source_report
     notes = [f"{report.files:,} files read"]
-    lost = {"empty": report.empty, "bad lines": report.bad_lines, **report.converted}
+    lost = {"empty": report.empty, "damaged": report.bad, **report.converted}
     notes += [f"{count:,} {what}" for what, count in lost.items() if count]
-    return Files(list(rows.items()), report.skipped, notes)
+    return Files(list(rows.items()), report.skipped, [*notes, *filter(None, [corpus.index.warning()])])
 
 
 def command(run: Path, metrics: Metrics) -> str:

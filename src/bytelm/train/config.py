@@ -1,4 +1,4 @@
-"""What a training is asked to do: the tables [data], [train] and [scorer_train] of a run's configuration."""
+"""What a training is asked to do: the tables [train] and [scorer_train] of a run's configuration."""
 
 from __future__ import annotations
 
@@ -7,23 +7,8 @@ from typing import Annotated, Any, Literal
 
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import Chosen
+from bytelm.data.options import DataConfig
 from bytelm.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """How files become documents. `valid` and `test` are fractions of the bytes, dealt out by document."""
-
-    text_field: str = "text"
-    valid: float = 0.05
-    test: float = 0.05
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.valid >= 0 and self.test >= 0 and self.valid + self.test < 1):
-            raise ConfigError(
-                f"data.valid = {self.valid} and data.test = {self.test}: not negative, and together below 1"
-            )
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,11 @@ import torch
 
 from bytelm import machine
 from bytelm.checkpoint.store import KEEP
+from bytelm.data import hub
 from bytelm.data.corpus import INDEX
-from bytelm.data.sources import weigh
+from bytelm.data.pack import bytes_needed
+from bytelm.data.packed import pack_of
+from bytelm.data.sources import STDIN
 from bytelm.errors import ResourceError
 from bytelm.evaluate.costs import counted, usual_mean
 from bytelm.models.base import ByteModel
@@ -92,7 +95,7 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
     """What must be there, from shapes and sizes alone. Raises DataError for paths that are not there."""
     model = config.recipe.sketch()
     stored = sum(STORED * p.numel() if p.requires_grad else 4 * p.numel() for p in model.parameters())
-    size = 0 if (run / "data" / INDEX).exists() else weigh(paths, (run, *exclude))
+    size = to_be_packed(paths, run, exclude)
     mean = usual_mean(config.recipe)
     return Needs(
         predict(model, config.train, mean).peak + BESIDE,
@@ -101,6 +104,15 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
         max(0, (KEEP + 1) * stored - sum(file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors"))),
         machine.disk(run),
     )
+
+
+def to_be_packed(paths: Sequence[str | Path], run: Path, exclude: Sequence[Path] = ()) -> int | None:
+    """The bytes that are still to be packed: none where that is done; None where nobody knows. Raises DataError."""
+    if (run / "data" / INDEX).exists() or pack_of(paths, run) is not None:
+        return 0
+    if any(str(path) == STDIN or hub.is_dataset(str(path)) for path in paths):
+        return None
+    return bytes_needed(paths, (run, *exclude))
 
 
 def check(needed: Needs, config: RunConfig, run: Path) -> None:

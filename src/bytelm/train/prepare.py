@@ -13,7 +13,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,13 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Recipe, restore, trained
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
+from bytelm.data import packed
 from bytelm.data.boundaries import Boundaries, BoundaryWriter
 from bytelm.data.bpe import LEARNT, Bpe
 from bytelm.data.corpus import INDEX, SPLITS, Corpus, iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.data.modalities.base import Modality
-from bytelm.data.pack import pack
+from bytelm.data.pack import pack as pack_files
 from bytelm.data.sampler import Sampler
 from bytelm.data.selection import spread
 from bytelm.data.sources import fingerprint
@@ -63,12 +64,16 @@ def pack_data(
 ) -> Corpus:
     """The run's corpus: packed now, or found packed from the very same files. Raises DataError if they have changed.
 
+    Where the only path is a packed corpus, it is taken over. Raises ConfigError if it was packed in another way.
+
     The run itself is never read as a source, and neither are the folders `exclude`.
     """
     directory, exclude = run / "data", (run, *exclude)
+    pack = packed.pack_of(paths, run)
     if (directory / INDEX).exists():
         corpus = Corpus.open(directory)
-        if corpus.source_fingerprint != fingerprint(paths, exclude):
+        now = fingerprint(paths, exclude) if pack is None else packed.fingerprint(Corpus.open(pack))
+        if corpus.source_fingerprint != now:
             raise DataError(
                 f"the data of {run} has changed since it was packed: give the files as they were, or start another run"
             )
@@ -78,19 +83,16 @@ def pack_data(
         StopRequest.check()
         journal.progress(f"packing: {show_bytes(bytes)}")
 
-    data = config.data
-    corpus = pack(
-        paths,
-        directory,
-        modality=modality_of(config),
-        text_field=data.text_field,
-        valid=data.valid,
-        test=data.test,
-        seed=data.seed,
-        exclude=exclude,
-        progress=progress,
-    )
+    modality = modality_of(config)
+    if pack is not None:
+        packed.check_options(Corpus.open(pack), config.data, modality and modality.table)
+        corpus = packed.take_over(pack, directory)
+    else:
+        options = asdict(config.data)
+        corpus = pack_files(paths, directory, modality=modality, exclude=exclude, progress=progress, **options)
     journal.say(f"data: {told(corpus)}")
+    if warning := corpus.index.warning():
+        journal.say(f"data: {warning}")
     return corpus
 
 

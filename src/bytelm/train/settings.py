@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bytelm.checkpoint.assemble import trained
 from bytelm.config import assignments, build, load_toml, merge, nominal_size, preset, to_mapping
+from bytelm.data.convert import modality_table
+from bytelm.data.corpus import Corpus, Index
+from bytelm.data.packed import check_options
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.evaluate.costs import usual_mean
-from bytelm.find import find, names, unknown
 from bytelm.train.config import RunConfig, TrainConfig
 from bytelm.train.memory import predict
 from bytelm.units import show_bytes, show_count
@@ -30,6 +32,7 @@ def configure(
     sets: Sequence[str] = (),
     *,
     modality: str | None = None,
+    packed: str | Path | None = None,
     start: str | Path | None = None,
     run: str | Path | None = None,
     steps: int | None = None,
@@ -42,14 +45,18 @@ def configure(
 
     `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it. With `start`
     the model is that of another run, and so is how it learnt unless a preset is named, but for the learning rate; the
-    `run` that was begun from it says the same once it is gone.
-    Raises ConfigError, one line that names every unknown key and impossible value.
+    `run` that was begun from it says the same once it is gone. `packed` is a folder of `bytelm data pack` to train on,
+    whose documents are what they are.
+    Raises ConfigError, one line that names every unknown key and impossible value, or what the packed data are not.
     """
-    name = preset_name or DEFAULTS.get((modality or "").partition(":")[0], DEFAULT_PRESET)
+    corpus = None if packed is None else Corpus.open(packed)
+    kept = {} if corpus is None else kept_in(corpus.index)
+    name = preset_name or DEFAULTS.get((modality or kept.get("modality", {}).get("name", "")).partition(":")[0])
+    name = name or DEFAULT_PRESET
     mapping, source = preset(name), f"preset {name}"
     if start is not None:
         mapping = going_on(Path(start), preset_name, None if run is None else Path(run))
-    layers: list[tuple[str, dict[str, Any]]] = []
+    layers = [(str(packed), kept)] if kept else []
     if file is not None:
         layers.append((str(file), load_toml(Path(file))))
     for variable, value in sorted((environment or {}).items()):
@@ -71,9 +78,18 @@ def configure(
     elif not any(train.get(name, "none") != "none" for name in limits):
         mapping = merge(mapping, {"train": {"minutes": DEFAULT_MINUTES}})
     try:
-        return one_document_a_window(build(RunConfig, mapping, ""), asked)
+        config = build(RunConfig, mapping, "")
     except ConfigError as error:
         raise ConfigError(f"{blamed(base, layers) or source}{error}") from None
+    if corpus is not None:
+        check_options(corpus, config.data, config.modality and config.modality.build().table)
+    return one_document_a_window(config, asked)
+
+
+def kept_in(index: Index) -> dict[str, Any]:
+    """What a packed corpus says of how it was made, as tables of a configuration."""
+    tables = {"data": index.options and asdict(index.options), "modality": index.modality}
+    return {name: table for name, table in tables.items() if table}
 
 
 def blamed(base: Mapping[str, Any], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
@@ -113,18 +129,6 @@ def going_on(start: Path, preset_name: str | None, run: Path | None) -> dict[str
     train["learning_rate"] *= GENTLER
     others = {key: table for key, table in base.items() if key not in ("model", "patching", "scorer", "modality")}
     return {**others, **state["recipe"], "train": train, "start": str(start)}
-
-
-def modality_table(text: str) -> dict[str, Any]:
-    """The table [modality] of a text such as "image:64:grey". Raises ConfigError."""
-    name, _, spec = text.partition(":")
-    known = names("data.modalities")
-    if name not in known:
-        raise ConfigError(unknown("modality", name, known))
-    try:
-        return {"name": name, **find("data.modalities", name).Config.parse(spec)}
-    except ConfigError as error:
-        raise ConfigError(f"--as {text}: {error}") from None
 
 
 def one_document_a_window(config: RunConfig, asked: Mapping[str, Any]) -> RunConfig:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.files import shown
-from bytelm.data.modalities.base import Modality, UnfitError
-from bytelm.data.sources import suffixes
+from bytelm.data.formats import suffixes
+from bytelm.data.modalities.base import DamagedError, Modality, UnfitError
 from bytelm.errors import ConfigError, MissingExtraError
 
 _RATES = (1000, 192000)  # Hz
@@ -67,6 +67,7 @@ class Audio(Modality):
     """Every document is one clip."""
 
     suffix = ".wav"
+    suffixes = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".s16le"})
     aligned = True
 
     def __init__(self, config: Config) -> None:
@@ -144,9 +145,10 @@ def to_pcm(samples: NDArray[np.float32], width: int) -> bytes:
 
 
 def resampled(samples: NDArray[np.float32], old: int, new: int) -> NDArray[np.float32]:
-    """The same sound at another rate, without what lies above half the lower of the two."""
+    """The same sound at another rate, without what lies above half the lower of the two. Raises DamagedError."""
     up, down = new // math.gcd(old, new), old // math.gcd(old, new)
     steps = -(-(len(samples) + _GUARD) // down)  # so that a whole number of samples becomes a whole number
+    _check_length(steps * max(up, down))  # a file may claim any rate
     spectrum = np.fft.rfft(samples, steps * down)  # which irfft cuts off, or goes on with zeros
     wanted = -(-len(samples) * up // down)
     return (np.fft.irfft(spectrum, steps * up)[:wanted] * (up / down)).astype(np.float32)
@@ -162,7 +164,7 @@ def _is_finer(clip: NDArray[np.float32], bits: int) -> bool:
 
 def _s16le(data: bytes) -> NDArray[np.float32]:
     if len(data) % 2:
-        raise UnfitError("an odd number of bytes, which are no samples of 16 bits")
+        raise DamagedError("an odd number of bytes, which are no samples of 16 bits")
     _check_length(len(data) // 2)
     return from_pcm(data, 2)[:, None]
 
@@ -173,11 +175,11 @@ def _read(name: str, data: bytes) -> tuple[int, NDArray[np.float32]]:
     if data.startswith(b"RIFF"):
         try:
             return _wave(data)
-        except EOFError:
-            raise UnfitError("a WAV file that ends in its header") from None
+        except (EOFError, RuntimeError):  # the latter where a part claims to end after the file
+            raise DamagedError("a WAV file that ends in its header") from None
         except wave.Error as error:
             if not str(error).startswith("unknown format"):
-                raise UnfitError(f"a damaged WAV file: {error}") from None
+                raise DamagedError(f"a damaged WAV file: {error}") from None
     return _other(name, data)
 
 
@@ -186,11 +188,11 @@ def _wave(data: bytes) -> tuple[int, NDArray[np.float32]]:
     with wave.open(io.BytesIO(data)) as file:
         rate, frames, channels, width = file.getframerate(), file.getnframes(), file.getnchannels(), file.getsampwidth()
         if rate < 1 or width > 4:
-            raise UnfitError(f"a damaged WAV file: {rate} samples of {8 * width} bits a second")
+            raise DamagedError(f"a damaged WAV file: {rate} samples of {8 * width} bits a second")
         pcm = file.readframes(frames)
     found = len(pcm) // (width * channels)
     if found < frames:
-        raise UnfitError(f"a WAV file that ends after {found} of {frames} samples")
+        raise DamagedError(f"a WAV file that ends after {found} of {frames} samples")
     _check_length(frames * channels)
     return rate, from_pcm(pcm, width).reshape(-1, channels)
 
@@ -200,21 +202,29 @@ def _other(name: str, data: bytes) -> tuple[int, NDArray[np.float32]]:
     soundfile = _soundfile(f"reading {shown(name)}")
     promised = int.from_bytes(data[4:8], "big" if data.startswith(b"FORM") else "little") + 8
     if data.startswith((b"RIFF", b"FORM")) and promised > len(data) + 1:  # some count a byte of padding too many
-        raise UnfitError("a sound file that ends too early")  # soundfile would take what there is for the whole
+        raise DamagedError("a sound file that ends too early")  # soundfile would take what there is for the whole
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(_Seekable(data)) as file:
             _check_length(file.frames * file.channels)
             rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise UnfitError(f"a damaged or unknown sound file: {error.error_string}") from None
+        raise DamagedError(f"a damaged or unknown sound file: {error.error_string}") from None
     if not np.isfinite(samples).all():
-        raise UnfitError("samples that are not finite")
+        raise DamagedError("samples that are not finite")
     return rate, samples
+
+
+class _Seekable(io.BytesIO):
+    """Bytes in which a place before the beginning is the beginning: the library would print what is raised there."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: len(self.getbuffer())}[whence]
+        return super().seek(max(start + offset, 0))
 
 
 def _check_length(samples: int) -> None:
     if samples > _LONGEST:
-        raise UnfitError(f"{samples} samples, more than {_LONGEST}: cut it into parts")
+        raise DamagedError(f"{samples} samples, more than {_LONGEST}: cut it into parts")
 
 
 def _soundfile(purpose: str) -> Any:

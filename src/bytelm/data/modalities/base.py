@@ -10,12 +10,18 @@ from __future__ import annotations
 import abc
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
+from bytelm.config import to_mapping
 from bytelm.errors import DataError
 
 
 class UnfitError(DataError):
-    """A file that holds nothing of the modality, or is damaged: it is skipped, counted and named with this reason."""
+    """A file that holds nothing of the modality: it is skipped, counted and named with this reason."""
+
+
+class DamagedError(UnfitError):
+    """A file that is of the modality, or is named as one, and cannot be read as such: not many of those may be."""
 
 
 class Modality(abc.ABC):
@@ -25,8 +31,14 @@ class Modality(abc.ABC):
     is kept exactly: decoding a document and encoding the file again gives the same document.
     """
 
+    config: Any
+    """What it was built from."""
+
     suffix: str
     """Of the files that `decode` makes: ".png"."""
+
+    suffixes: frozenset[str] = frozenset()
+    """Of files that say by their names that they are of the modality: ".png", ".jpg"."""
 
     planes: tuple[str, ...] = ()
     """What the bytes of a document stand for in turn: ("red", "green", "blue"). Empty where all are alike."""
@@ -59,7 +71,8 @@ class Modality(abc.ABC):
         """The documents in the file `name` that holds `data`, decompressed; empty ones are left out by who asks.
 
         `notes` counts conversions that lose something, by words that follow the count: "mixed down to mono". Raises
-        UnfitError with a reason of a few words, and MissingExtraError, before the first document is given.
+        UnfitError with a reason of a few words, DamagedError where the file begins as one of the modality and is none,
+        and MissingExtraError, before the first document is given.
         """
 
     @abc.abstractmethod
@@ -69,3 +82,13 @@ class Modality(abc.ABC):
     def compressors(self) -> dict[str, Callable[[bytes], int]]:
         """Lossless formats made for this modality, by name: each says how many bytes it makes of one document."""
         return {}
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """As a configuration has it: `name`, and the keys of its `Config`."""
+        return {"name": self.name, **to_mapping(self.config)}
+
+    @property
+    def name(self) -> str:
+        """As `--as` and `[modality] name` have it."""
+        return type(self.config).__module__.rpartition(".")[2]

@@ -29,14 +29,18 @@ class Config:
 
     def build(self) -> Dna:
         """The modality of this configuration."""
-        return Dna()
+        return Dna(self)
 
 
 class Dna(Modality):
     """Every document is one record of a FASTA file, or the whole of a file that is nothing but letters."""
 
     suffix = ".fasta"
+    suffixes = frozenset({".fasta", ".fa", ".fna", ".ffn", ".frn"})
     text = True
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
     def encode(self, name: str, data: bytes, notes: Counter[str]) -> Iterator[bytes]:
         """One document a record."""

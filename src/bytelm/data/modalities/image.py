@@ -74,6 +74,9 @@ class Image(Modality):
     """Every document is one image of width * height * channels bytes."""
 
     suffix = ".png"
+    suffixes = frozenset(
+        {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif", ".qoi"}
+    )
     aligned = True
 
     def __init__(self, config: Config) -> None:

@@ -1,0 +1,234 @@
+"""The verbs about data: data scan, data pack, data verify."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from bytelm.cli.common import Json, Quiet, Sets, Strict, paths_of, print_json, print_table
+from bytelm.errors import BytelmError, ConfigError, DataError, UsageError
+from bytelm.units import show_bytes
+
+if TYPE_CHECKING:
+    from bytelm.data.corpus import Corpus, Split
+    from bytelm.data.options import DataConfig
+    from bytelm.data.scan import Scan
+
+app = App(name="data", help="Look at files before they are learnt from, pack them, check what was packed.")
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+SPECS = {"image": "image:64", "audio": "audio:16k", "dna": "dna"}  # what is proposed of each modality
+
+
+@app.command
+def scan(*paths: str, set: Sets = None, strict: Strict = False, json: Json = False) -> int:
+    """Say what lies in files and folders, what would be skipped and how the rest would be split, without opening any.
+
+    Example: bytelm data scan ~/notes
+
+    Parameters
+    ----------
+    paths
+        As `bytelm train` takes them.
+    """
+    from bytelm.data.scan import scan as look
+
+    names = given(paths)
+    options = options_of(set, strict)
+    found = look(names)
+    if not found.bytes and not found.streams:
+        raise nothing(names, found)
+    spec = SPECS.get(found.modality() or "")
+    words = ["bytelm", "train", *names, *(["--as", spec] if spec else [])]
+    command = shlex.join(words)
+    if json:
+        print_json(mapping(found, options, command))
+    else:
+        tell(found, options, command)
+    if strict and found.skipped:
+        count = sum(count for count, _ in found.skipped.values())
+        why, (_, examples) = next(iter(found.skipped.items()))
+        raise DataError(
+            f"{count} would be skipped (the first {examples[0]}: {why}), and --strict allows none: take them away, "
+            "or leave --strict out"
+        )
+    return 0
+
+
+@app.command
+def pack(
+    *paths: str,
+    out: Annotated[Path, Parameter(name=("--out", "-o"), help="The folder to pack into; a pack there is replaced.")],
+    modality: Annotated[str | None, Parameter(name="--as", help="What the files are, as `train --as` has it.")] = None,
+    set: Sets = None,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> int:
+    """Write files as one packed corpus, which `bytelm train` takes as it is, as often as wanted.
+
+    Example: bytelm data pack ~/notes -o packed --set data.valid=0.1
+
+    Parameters
+    ----------
+    paths
+        As `bytelm train` takes them.
+    """
+    from bytelm.data.convert import modality_called
+    from bytelm.data.pack import pack as write
+
+    names = given(paths)
+    options = options_of(set, strict)
+    chosen = None if modality is None else modality_called(modality)
+    if out.is_dir() and any(out.iterdir()) and not any(out.glob("shard-*.bin")):
+        raise UsageError(f"{out} holds other files, and no packed corpus: name a new folder")
+
+    def progress(size: int) -> None:
+        print(f"\rpacking: {show_bytes(size)}  ", end="", file=sys.stderr, flush=True)
+
+    shown = not quiet and sys.stderr.isatty()
+    corpus = write(names, out, modality=chosen, progress=progress if shown else None, **dataclasses.asdict(options))
+    if shown:
+        print(file=sys.stderr)
+    if json:
+        print_json({"pack": str(out), **packed_mapping(corpus)})
+    elif not quiet:
+        tell_packed(corpus)
+        print(f"next:    {shlex.join(['bytelm', 'train', str(out)])}")
+    return 0
+
+
+@app.command
+def verify(folder: Path, /) -> int:
+    """Read a packed corpus, or that of a run, and compare it with its checksums.
+
+    Example: bytelm data verify runs/notes
+
+    Parameters
+    ----------
+    folder
+        What `bytelm data pack` wrote, or a run.
+    """
+    from bytelm.data.corpus import INDEX, Corpus
+    from bytelm.data.packed import faults
+
+    found = False
+    for fault in faults(folder):
+        found = True
+        print(f"bytelm: {DataError.code}: {fault}", file=sys.stderr)
+    if found:
+        return DataError.exit_code
+    corpus = Corpus.open(folder if (folder / INDEX).exists() else folder / "data")
+    print(f"sound: {corpus.total:,} bytes in {len(corpus.documents()):,} documents")
+    return 0
+
+
+def packed_mapping(corpus: Corpus) -> dict[str, Any]:
+    """A corpus that was just packed as plain JSON."""
+    index = corpus.index
+    report = index.source
+    return {
+        "bytes": corpus.total,
+        "documents": len(corpus.documents()),
+        "splits": {split: corpus.bytes(split) for split in SPLITS},
+        "files": report.files,
+        "empty": report.empty,
+        "skipped": report.reasons,
+        "bad": report.bad,
+        "converted": report.converted,
+        "repeated": index.repeated,
+        "looked": index.looked,
+    }
+
+
+def tell_packed(corpus: Corpus) -> None:
+    """A corpus that was just packed, for people."""
+    index = corpus.index
+    told = ", ".join([f"{index.source.files} files", *index.source.losses()])
+    print(f"{told}: {show_bytes(corpus.total)} in {len(corpus.documents()):,} documents")
+    print("split:   " + ", ".join(f"{show_bytes(corpus.bytes(split))} {split}" for split in SPLITS))
+    if warning := index.warning():
+        print(f"note:    {warning}")
+
+
+def given(paths: Sequence[str]) -> list[str]:
+    """The paths of a verb that reads files. Raises UsageError for none, and for what is packed already."""
+    from bytelm.data.packed import is_pack
+
+    names = paths_of(paths)
+    if not names:
+        raise UsageError("no paths: name files or folders, as in `bytelm data scan ~/notes`")
+    for name in names:
+        if is_pack(name):
+            raise UsageError(f"{name} is packed already: `bytelm train {name}`, or `bytelm data verify {name}`")
+    return names
+
+
+def options_of(sets: Sequence[str] | None, strict: bool) -> DataConfig:
+    """The table [data] of --set and --strict. Raises ConfigError."""
+    from bytelm.config import assignments, build
+    from bytelm.data.options import DataConfig
+
+    tables = assignments(sets or [], "--set")
+    if other := next((key for key in tables if key != "data"), None):
+        raise ConfigError(f"--set {other}: here only data.… is set, as in --set data.valid=0.1")
+    return build(DataConfig, {**tables.get("data", {}), **({"strict": True} if strict else {})}, "--set data")
+
+
+def nothing(names: Sequence[str], found: Scan) -> BytelmError:
+    """The error of paths in which there was not a byte, as `bytelm train` has it."""
+    from bytelm.data.report import SourceReport
+
+    report = SourceReport(files=found.files)
+    for why, (count, examples) in found.skipped.items():
+        for i in range(count):
+            report.skip(examples[min(i, len(examples) - 1)], why)
+    return report.nothing(names)
+
+
+def shares(found: Scan, options: DataConfig) -> dict[str, int]:
+    """The bytes of each split, as near as they can be said before documents are dealt out."""
+    valid, test = (round(found.bytes * share) for share in (options.valid, options.test))
+    return {"train": found.bytes - valid - test, "valid": valid, "test": test}
+
+
+def mapping(found: Scan, options: DataConfig, command: str) -> dict[str, Any]:
+    """A scan as plain JSON."""
+    skipped = [{"reason": why, "count": count, "first": names} for why, (count, names) in found.skipped.items()]
+    return {
+        "files": found.files,
+        "bytes": found.bytes,
+        "documents": found.documents,
+        "kinds": {suffix: dataclasses.asdict(kind) for suffix, kind in found.kinds.items()},
+        "streams": found.streams,
+        "skipped": skipped,
+        "split": shares(found, options),
+        "next": command,
+    }
+
+
+def tell(found: Scan, options: DataConfig, command: str) -> None:
+    """A scan for people."""
+    kinds = sorted(found.kinds.items(), key=lambda item: -item[1].bytes)
+    rows = [
+        (suffix or "no suffix", f"{kind.files:,}", show_bytes(kind.bytes), kind.told_documents())
+        for suffix, kind in kinds
+    ]
+    if len(rows) > 1:
+        documents = "" if found.documents is None else f"{found.documents:,}"
+        rows.append(("all", f"{found.files:,}", show_bytes(found.bytes), documents))
+    if rows:
+        print_table(["kind", "files", "on disk", "documents"], rows)
+    for name in found.streams:
+        print(f"{name}: its size is known when it is read")
+    for why, (count, names) in found.skipped.items():
+        more = f" and {count - len(names):,} more" if count > len(names) else ""
+        print(f"skipped: {count:,} ({why}): {', '.join(names)}{more}")
+    if found.bytes:
+        print("split:   " + ", ".join(f"{show_bytes(size)} {split}" for split, size in shares(found, options).items()))
+    print(f"next:    {command}")

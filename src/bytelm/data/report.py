@@ -1,0 +1,71 @@
+"""What was met while documents were looked for: what was read, what was left out and why, and when that is too much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bytelm.data.files import shown
+from bytelm.errors import DataError
+
+NAMED = 100  # of the files left out, those that are kept by name: a tree may have millions
+EXCLUDED = "excluded"  # why nothing is read where the output goes
+
+
+@dataclass
+class SourceReport:
+    """What was met while looking for documents."""
+
+    files: int = 0  # regular files looked at, standard input included
+    empty: int = 0  # documents without a byte, which are not given
+    bad: int = 0  # lines, rows, pictures and clips that could not be used
+    skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (name, why), the first of them
+    reasons: dict[str, int] = field(default_factory=dict[str, int])  # why → how many, of all of them
+    converted: dict[str, int] = field(default_factory=dict[str, int])  # "resized" → documents, where a modality did it
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note what is left out, and why: a few words, and after a colon what is particular to this one."""
+        if len(self.skipped) < NAMED:
+            self.skipped.append((shown(name), reason))
+        kind = reason.partition(":")[0]
+        self.reasons[kind] = self.reasons.get(kind, 0) + 1
+
+    def losses(self) -> list[str]:
+        """What is not in the documents: how many files are left out, the first and why, and what was converted."""
+        count = sum(self.reasons.values())
+        told = [f"{count} skipped ({'the first ' if count > 1 else ''}{': '.join(self.skipped[0])})"] if count else []
+        told += [f"{self.bad} damaged ones left out"] if self.bad else []
+        return told + [f"{documents} {how}" for how, documents in self.converted.items()]
+
+    def nothing(self, paths: Sequence[str | Path]) -> DataError:
+        """The error of `paths` in which there was not a byte."""
+        where = ", ".join(shown(str(path)) for path in paths) or "no paths at all"
+        skipped = "".join(f"; skipped {name}: {reason}" for name, reason in self.skipped[:3])
+        left = sum(self.reasons.values()) - 3
+        more = f" and {left} more" if left > 0 else ""
+        return DataError(
+            f"no bytes found in {where}, looked at {self.files} files{skipped}{more}: name files that hold some"
+        )
+
+
+class StrictReport(SourceReport):
+    """A report to which nothing may be left out but the output itself."""
+
+    def skip(self, name: str, reason: str) -> None:
+        """Raise DataError that names the file."""
+        if reason != EXCLUDED:
+            raise DataError(
+                f"{shown(name)} would be skipped ({reason}), and --strict allows no such file: "
+                "take it away, or leave --strict out"
+            )
+        super().skip(name, reason)
+
+
+def check_bad(name: str, bad: int, total: int, what: str, max_bad: float) -> None:
+    """Raise DataError where more than the fraction `max_bad` of `total` are `bad`; `what` says in which way."""
+    if bad > max_bad * total:
+        raise DataError(
+            f"{name}: {bad} of {total} {what} (limit: data.max_bad = {max_bad:g}): "
+            "correct them, or allow more, as in --set data.max_bad=0.01"
+        )

@@ -1,0 +1,215 @@
+"""Parquet files and datasets: a document a row, whatever is in it, in bounded memory; damage is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytelm.data.modalities.image import Config
+from bytelm.data.report import SourceReport
+from bytelm.data.sources import documents, fingerprint
+from bytelm.errors import DataError, MissingExtraError
+
+TEXTS = st.lists(st.one_of(st.none(), st.binary(max_size=40)), max_size=30)
+
+
+def read(*paths: str | Path, **options: Any) -> list[bytes]:
+    return [b"".join(document.pieces) for document in documents(paths, **options)]
+
+
+def table(values: list[Any], kind: pa.DataType, name: str = "text") -> pa.Table:
+    return pa.table({"n": list(range(len(values))), name: pa.array(values, kind)})
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(
+    TEXTS,
+    st.sampled_from([pa.binary(), pa.large_binary()]),
+    st.integers(1, 9),
+    st.booleans(),
+    st.sampled_from(["NONE", "SNAPPY", "ZSTD"]),
+)
+def test_rows_are_documents_byte_for_byte(
+    values: list[bytes | None], kind: pa.DataType, group: int, dictionary: bool, compression: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.parquet")
+        options: dict[str, Any] = {"use_dictionary": dictionary, "compression": compression}
+        pq.write_table(table(values, kind), path, row_group_size=group, **options)
+        report = SourceReport()
+        found = read(path, report=report, max_bad=1.0)
+        assert found == [value for value in values if value]
+        assert (report.bad, report.empty) == (values.count(None), values.count(b""))
+
+
+@pytest.mark.fault("D9")
+def test_too_many_rows_without_a_value_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(table(["a"] * 999 + [None], pa.string()), path)
+    report = SourceReport()
+    assert len(read(path, report=report)) == 999 and report.bad == 1
+    pq.write_table(table(["a"] * 998 + [None], pa.string()), path)
+    with pytest.raises(DataError, match=r"x\.parquet: 1 of 999 rows have no value .*limit: data\.max_bad = 0\.001"):
+        read(path)
+    assert len(read(path, max_bad=0.01)) == 998
+    monkeypatch.setattr("bytelm.data.parquet.LONGEST", 3)
+    pq.write_table(table(["a", "long"], pa.string()), path)
+    assert read(path, max_bad=0.5) == [b"a"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "said"),
+    [
+        ([1, 2], pa.int64(), "the column 'text' holds int64"),
+        ([["a"]], pa.list_(pa.string()), "the column 'text' holds list"),
+        ([{"a": 1}], pa.struct({"a": pa.int64()}), "the column 'text' holds struct"),
+    ],
+)
+def test_other_columns_are_named(tmp_path: Path, values: list[Any], kind: pa.DataType, said: str) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(table(values, kind), path)
+    with pytest.raises(DataError, match=said):
+        read(path)
+    with pytest.raises(DataError, match=r"no column 'body': say --set data\.text_field=NAME; it has n, text"):
+        read(path, text_field="body")
+
+
+def test_to_a_modality_a_parquet_file_is_a_file(tmp_path: Path) -> None:
+    pq.write_table(table(["a"], pa.string()), tmp_path / "x.parquet")
+    whole = (tmp_path / "x.parquet").read_bytes()
+    assert read(tmp_path, text_field=None) == [whole]
+    (tmp_path / "x.parquet").rename(tmp_path / "x.parquet.gz")
+    with pytest.raises(DataError, match="compressed Parquet file"):
+        read(tmp_path)
+
+
+@pytest.mark.fault("D9")
+@settings(max_examples=60)
+@given(st.data())
+def test_any_damage_to_a_parquet_file_is_documents_or_one_error(data: st.DataObject) -> None:
+    file = io.BytesIO()
+    pq.write_table(table([b"some text %d" % i for i in range(50)], pa.binary()), file, compression="ZSTD")
+    whole = bytearray(file.getvalue())
+    at = data.draw(st.integers(0, len(whole) - 1))
+    whole[at : at + 8] = data.draw(st.binary(max_size=12))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.parquet")
+        path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))] if data.draw(st.booleans()) else whole)
+        try:
+            read(path, max_bad=1.0)
+        except DataError as error:
+            assert "x.parquet" in str(error) and "\n" not in str(error)
+
+
+def test_parquet_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"pyarrow.*bytelm\[data\]"):
+        read(tmp_path)
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset in a folder, of two splits; and nothing of the library's is written elsewhere, or asked of its hub."""
+    import datasets
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    rows = [{"text": "one é"}, {"text": ""}, {"text": "two"}]
+    (tmp_path / "set/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(table(["held", "out"], pa.string()), tmp_path / "set/validation.parquet")
+    return tmp_path / "set"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_datasets_are_streamed_by_split(folder: Path, tmp_path: Path) -> None:
+    (folder / "validation.parquet").unlink()
+    report = SourceReport()
+    assert read("hf:./set", report=report) == ["one é".encode(), b"two"]
+    assert (report.files, report.empty, report.bad) == (1, 1, 0)
+    first = fingerprint(["hf:set"])
+    assert first is not None and first == fingerprint(["hf:set"])
+    (folder / "train.jsonl").write_text('{"text": "other"}')
+    os.utime(folder / "train.jsonl", (9, 9))
+    assert fingerprint(["hf:set"]) != first
+    (folder / "train.jsonl").unlink()
+    pq.write_table(table(["held", None, "out"], pa.string()), folder / "validation.parquet")
+    with pytest.raises(DataError, match=r"hf:\./set#validation: 1 of 3 rows have no string"):
+        read("hf:./set#validation")
+    assert read("hf:./set#validation", max_bad=0.5) == [b"held", b"out"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("hf:", "names no dataset"),
+        ("hf:a@", "names no dataset"),
+        ("hf:json", "write hf:OWNER/NAME"),
+        ("hf:nobody/nothing", "hf:nobody/nothing cannot be loaded"),
+        ("hf:./set#nope", "hf:./set#nope cannot be loaded"),
+        ("hf:./set:nope", "hf:./set:nope cannot be loaded"),
+    ],
+)
+def test_datasets_that_are_not_there_are_one_line(folder: Path, path: str, said: str) -> None:
+    with pytest.raises(DataError, match=said) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_datasets_cannot_give_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "validation.parquet").unlink()
+    with pytest.raises(DataError, match=r"hf:\./set has no 'body': say --set data\.text_field=NAME; it has text"):
+        read("hf:./set", text_field="body")
+    with pytest.raises(DataError, match="gives text, and what is read with --as must be files"):
+        read("hf:./set", text_field=None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"datasets.*bytelm\[data\]"):
+        read("hf:./set")
+
+
+@pytest.mark.fault("D12", "K5")
+def test_the_script_of_a_dataset_and_pickled_arrays_are_refused(folder: Path, tmp_path: Path) -> None:
+    """A script would leave a mark, and so would unpickling."""
+    mark = tmp_path / "mark"
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "set.py").write_text(f"open({str(mark)!r}, 'w')")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        read("hf:./set")
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return open, (str(mark), "w")
+
+    file = io.BytesIO()
+    np.save(file, np.array([Bomb()], object), allow_pickle=True)
+    (tmp_path / "x.npy").write_bytes(file.getvalue())
+    from bytelm.data.convert import read as converted
+
+    report = SourceReport()
+    assert list(converted([tmp_path / "x.npy"], Config().build(), report=report)) == []
+    assert "an array of object" in report.skipped[0][1]
+    assert not mark.exists()
