@@ -1,0 +1,26 @@
+"""The fault table is whole: every row has tests, every mark a row, and the page in docs/ is the table."""
+
+from __future__ import annotations
+
+import re
+
+import faults
+
+PROVED = 4  # the column of the tests; the one after it has their results
+
+
+def without_results(page: str) -> str:
+    """The page with the last column of its tables empty."""
+    return re.sub(r"^(\| [A-Z]\d+ \|.*\|) [^|]*\|$", r"\1  |", page, flags=re.MULTILINE)
+
+
+def test_marks_name_rows_that_there_are() -> None:
+    assert list(faults.marked()) == list(faults.ROWS)  # a mark of an unknown row is a KeyError
+    assert {row[0] for row in faults.ROWS} == set(faults.SECTIONS)
+
+
+def test_results_are_the_last_column_alone() -> None:
+    tests = {test for named in faults.marked().values() for test in named}
+    told = faults.page({test: faults.Counter(passed=3, skipped=1) for test in tests})
+    assert told != faults.page(None) and "3 passed, 1 skipped" in told
+    assert without_results(told) == faults.page(None) == without_results(faults.page(None))
