@@ -26,7 +26,9 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.cli import run as cli
 from bytelm.config import load_toml
+from bytelm.data.files import write_whole
 from bytelm.data.sampler import Sampler
+from bytelm.errors import ResourceError
 from bytelm.find import names
 from bytelm.models import objective
 from bytelm.models.blt import BLT as BLT_MODEL
@@ -571,6 +573,14 @@ def test_a_training_on_a_disk_that_fills_up_ends_with_5_and_goes_on_with_room(
     assert same(held(run), held(tmp_path / "through"))
 
 
+@pytest.mark.fault("T9")
+def test_a_file_that_finds_no_room_leaves_the_one_before_and_nothing_beside_it(small_disk: Path) -> None:
+    write_whole(small_disk / "a", b"before")
+    with pytest.raises(ResourceError, match=r"cannot write .*/a \(No space left on device\): make room"):
+        write_whole(small_disk / "a", bytes(2_000_000))
+    assert (small_disk / "a").read_bytes() == b"before" and len(list(small_disk.iterdir())) == 1
+
+
 WRITTEN = ["config.toml", "recipe.toml", "boundaries-", "metrics.jsonl", "held_out.json", "report.html"]
 
 
@@ -722,6 +732,21 @@ def test_closed_output(corpus: Path, tmp_path: Path, closed: str) -> None:
     assert done.returncode == 0, done
     assert "Traceback" not in done.stderr and store.read_state(store.newest(run))["step"] == 30
     assert (run / "report.html").exists()
+
+
+@pytest.mark.fault("T11")
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EIO, "a terminal that went away"), ValueError()])
+def test_whoever_listened_may_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    journal = Journal(tmp_path / METRICS)
+    journal.progress("a line", force=True)
+    journal.say("another")
+    journal.write("train", step=1)
+    assert journal.quiet and [line["step"] for line in read_metrics(journal.path)] == [1]
 
 
 @pytest.mark.fault("T13")
