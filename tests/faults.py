@@ -56,16 +56,19 @@ ROWS: dict[str, tuple[str, str]] = {
     ),
     "C4": (
         "going on with another configuration",
-        "the differences; what may change does, the rest with --allow-change",
+        "the differences; what is free changes, other settings of [train] with --allow-change",
     ),
     "T1": (
         "a loss or gradient that is not finite",
         "weights, moments and data order untouched; ten in a row end the run",
     ),
-    "T2": ("a spike of the loss or the gradient", "the step is left out and counted; can be switched off"),
+    "T2": (
+        "a spike of the loss or the gradient",
+        "the step is left out, told and counted, five in a row at most; can be switched off",
+    ),
     "T3": (
         "SIGINT, SIGTERM or SIGUSR1 at any stage",
-        "a checkpoint, exit 128 and the signal; a second one leaves at once",
+        "what was done is kept, exit 128 and the signal; a second one leaves at once",
     ),
     "T4": (
         "kill -9 at any instant",
@@ -85,12 +88,15 @@ ROWS: dict[str, tuple[str, str]] = {
         "named before a tensor is used; resuming falls back and says so",
     ),
     "K2": ("weights of another shape, dtype or name", "a table of the differences"),
-    "K3": ("weights that are not finite", "refused unless --allow-nonfinite"),
+    "K3": ("weights that are not finite", "refused, with a count of the values by name"),
     "K4": ("an older or newer format", "older ones are read; newer ones are refused with the way out"),
     "K5": ("a pickle from outside", "read with an allow-list, by convert alone; nothing in it is run"),
     "K6": ("a hostile safetensors file", "refused, in bounded memory"),
     "K7": ("a hostile configuration or state", "refused before anything is allocated"),
-    "K8": ("the scorer of the patches missing, or another", "refused with the way out"),
+    "K8": (
+        "the scorer of the patches missing, or another",
+        "another is refused with the way out; a missing one is made again",
+    ),
     "M1": ("a prediction that sees what it predicts", "a law holds every model and patcher: it never does"),
     "M2": ("a decoder that differs from the model", "a law: equal in float64; the patcher in pieces equals the whole"),
     "M3": ("a row that depends on its company", "a law: alone, in a batch, padded on either side"),

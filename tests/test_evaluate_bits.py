@@ -192,6 +192,18 @@ def test_the_batch_does_not_matter(name: str, documents: list[bytes], cut: tuple
 
 @pytest.mark.fault("M4")
 @pytest.mark.parametrize("name", REAL)
+def test_the_probabilities_of_all_that_may_follow_are_one(name: str) -> None:
+    """Bytes as they are scored, one after another, and what is left for the special ids, which are no bytes."""
+    model, prefix = REAL[name], b"the byte"
+    bytes_alone = sum(math.exp(logprobs(model, prefix, bytes([byte]))[0]) for byte in range(BYTES))
+    with torch.no_grad():
+        logits, _ = model(torch.tensor([[BOS, *prefix]]))
+    special = float(logits[0, -1].double().softmax(-1)[BYTES:].sum())
+    assert 0 < bytes_alone < 1 and bytes_alone + special == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.fault("M4")
+@pytest.mark.parametrize("name", REAL)
 @settings(max_examples=8)
 @given(data=contents, middle=st.integers(0, 60))
 def test_logprobs_are_the_terms_of_a_document_and_follow_the_chain_rule(name: str, data: bytes, middle: int) -> None:

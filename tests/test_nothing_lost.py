@@ -26,7 +26,10 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.cli import run as cli
 from bytelm.config import load_toml
+from bytelm.data.files import write_whole
 from bytelm.data.sampler import Sampler
+from bytelm.errors import ResourceError
+from bytelm.find import names
 from bytelm.models import objective
 from bytelm.models.blt import BLT as BLT_MODEL
 from bytelm.nn.embed import NgramEmbedding
@@ -335,39 +338,113 @@ def test_a_second_signal_leaves_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def rounds(corpus: Path, tmp_path: Path, count: int, seed: int) -> None:
-    """`count` runs in processes of their own, each sent a signal at some instant and then brought to its end."""
-    rng = random.Random(seed)
-    sets = [*BLT, *TRAINED, "train.valid_minutes=0.01"]
-    through = command(corpus, tmp_path / "through", 400, sets)
+# One process pays for importing torch; the command is run in forks of it.
+SIGNALS = r"""
+import json, os, random, shutil, signal, sys, time
+from pathlib import Path
+import torch
+import bytelm.train.run, bytelm.evaluate.verdict, bytelm.report.page
+from bytelm.checkpoint import store
+from bytelm.cli import run as cli
+
+home, words, count = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+rng = random.Random(count)
+
+def command(run, wait=None, number=0):
+    said = home / "said.txt"
+    child = os.fork()
+    if child == 0:
+        descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+        os._exit(cli([*words, "--run", str(run)]))
+    if wait is not None:
+        time.sleep(wait)
+        os.kill(child, number)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()
+
+for run in ("warm", "through"):
     began = time.monotonic()
-    subprocess.run(through, check=True, capture_output=True)
-    length = time.monotonic() - began
-    heard = 0
-    for index in range(count):
-        run = tmp_path / f"run{index}"
-        words = command(corpus, run, 400, sets)
-        number = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-        job = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        time.sleep(rng.uniform(0.3, 1.0) * length)
-        job.send_signal(number)
-        _, said = job.communicate(timeout=300)
-        begun = (run / "lock").exists()
-        if job.returncode == 128 + number and "saved" in said:
-            heard += 1
-        else:  # before there was anything to save, or after the end
-            assert job.returncode == 0 or not begun or not store.checkpoints(run), (job.returncode, said)
-        assert not begun or "Traceback" not in said, said
-        subprocess.run(words, check=True, capture_output=True)
-        assert same(held(tmp_path / "through"), held(run))
-        shutil.rmtree(run)
-    print(f"{count} signals, {heard} of them heard while something was under way")
+    assert command(home / run)[0] == 0
+length, ends = time.monotonic() - began, {}
+weights = [store.read_tensors(store.newest(home / "through"), group) for group in ("model", "optimizer")]
+run = home / "run"
+for _ in range(count):
+    number = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+    code, said = command(run, rng.uniform(0, length), number)
+    assert "Traceback" not in said, said
+    if code in (0, -number) or (code == 130 and "interrupted" in said):  # after the end, or before there was a run
+        assert code == 0 or not (run / "config.toml").exists(), (code, said)
+        end = "after the end" if code == 0 else "before the beginning"
+    else:
+        assert code == 128 + number and "saved" in said, (code, said)
+        end = "preparing" if "what was prepared" in said else "training or measuring"
+    ends[end] = ends.get(end, 0) + 1
+    code, said = command(run)
+    assert code == 0 and (run / "report.html").exists(), (code, said)
+    for group, tensors in zip(("model", "optimizer"), weights):
+        found = store.read_tensors(store.newest(run), group)
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors | found)
+    shutil.rmtree(run)
+print(json.dumps(ends))
+"""
 
 
-@pytest.mark.fault("T3")
-@pytest.mark.slow
-def test_fifty_signals_at_random_times(corpus: Path, tmp_path: Path) -> None:
-    rounds(corpus, tmp_path, 50, 0)
+@pytest.mark.fault("T3", "T6")
+@pytest.mark.parametrize("count", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_signals_at_random_times(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int) -> None:
+    """The command ends with 128 and the signal, and given again it comes to the weights of one that heard none."""
+    words = command(corpus, tmp_path, 100, [*BLT, *TRAINED, "train.valid_minutes=0.005"])[3:]
+    at = words.index("--run")
+    words = [*words[:at], *words[at + 2 :]]
+    run = [sys.executable, "-c", SIGNALS, str(tmp_path), json.dumps(words), str(count)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr
+    with capsys.disabled():
+        print(f"\n{count} signals: {done.stdout.strip()}")
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+STAGES_OF_TWO = ["model.sizes=[8]", "model.dims=[32,16]", "model.layers=[1,1]", "model.heads=[2,2]"]
+KINDS: dict[str, tuple[str, list[str]]] = {
+    "transformer": ("byte-tiny", PLAIN),
+    "linear": ("byte-tiny", ["model.name=linear", *PLAIN]),
+    "perceiver": ("byte-tiny", ["model.name=perceiver", "model.latents=16", *PLAIN]),
+    "megabyte": ("megabyte-tiny", [*STAGES_OF_TWO, *TRAINED]),
+    "megabyte_pytorch": (
+        "megabyte-tiny",
+        ["model.name=megabyte_pytorch", *STAGES_OF_TWO, "model.head_dims=[16,8]", "model.ffn=[2,2]", *TRAINED],
+    ),
+    "blt": ("demo", [*BLT, *TRAINED]),
+    "tokens": ("bpe-tiny", [*PLAIN, "model.vocabulary=300"]),
+}
+QUICK = ("megabyte", "blt")
+
+
+@pytest.mark.fault("T6")
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+def test_every_architecture_goes_on_as_if_it_had_not_stopped(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Amid an epoch, with steps of several batches and with dropout; weights, moments and losses bit for bit."""
+    assert set(KINDS) - {"tokens"} == set(names("models"))
+    preset, sets = KINDS[kind]
+    config = configure(preset, sets=[*sets, "train.accumulate=2", "train.dropout=0.1"], steps=5)
+    step = loop.Trainer.step
+
+    def stopping(self: loop.Trainer) -> None:
+        step(self)
+        if self.run.name == "stopped" and self.progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train([corpus], config, tmp_path / "through", quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "step", stopping)
+        assert train([corpus], config, tmp_path / "stopped", quiet=True).signal == signal.SIGTERM
+    train([corpus], config, tmp_path / "stopped", quiet=True)
+    assert same(held(tmp_path / "through"), held(tmp_path / "stopped"))
+    valid = [[m["bits_per_byte"] for m in of_kind(tmp_path / n, "valid")] for n in ("through", "stopped")]
+    assert valid[0] == valid[1] != []
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
@@ -494,6 +571,14 @@ def test_a_training_on_a_disk_that_fills_up_ends_with_5_and_goes_on_with_room(
     train([corpus], configure("byte-tiny", sets=[*PLAIN, *config], steps=4), tmp_path / "through", quiet=True)
     assert store.read_state(store.newest(run))["step"] == 4
     assert same(held(run), held(tmp_path / "through"))
+
+
+@pytest.mark.fault("T9")
+def test_a_file_that_finds_no_room_leaves_the_one_before_and_nothing_beside_it(small_disk: Path) -> None:
+    write_whole(small_disk / "a", b"before")
+    with pytest.raises(ResourceError, match=r"cannot write .*/a \(No space left on device\): make room"):
+        write_whole(small_disk / "a", bytes(2_000_000))
+    assert (small_disk / "a").read_bytes() == b"before" and len(list(small_disk.iterdir())) == 1
 
 
 WRITTEN = ["config.toml", "recipe.toml", "boundaries-", "metrics.jsonl", "held_out.json", "report.html"]
@@ -647,6 +732,21 @@ def test_closed_output(corpus: Path, tmp_path: Path, closed: str) -> None:
     assert done.returncode == 0, done
     assert "Traceback" not in done.stderr and store.read_state(store.newest(run))["step"] == 30
     assert (run / "report.html").exists()
+
+
+@pytest.mark.fault("T11")
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EIO, "a terminal that went away"), ValueError()])
+def test_whoever_listened_may_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    journal = Journal(tmp_path / METRICS)
+    journal.progress("a line", force=True)
+    journal.say("another")
+    journal.write("train", step=1)
+    assert journal.quiet and [line["step"] for line in read_metrics(journal.path)] == [1]
 
 
 @pytest.mark.fault("T13")

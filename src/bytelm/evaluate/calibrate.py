@@ -88,7 +88,9 @@ class _Sample:
     """Sorted, of the same bytes over those before them."""
 
     @classmethod
-    def of(cls, scorer: Scorer, sample: Sequence[NDArray[np.uint8]], progress: Callable[[int], None] | None) -> _Sample:
+    def of(
+        cls, scorer: Scorer, sample: Sequence[NDArray[np.uint8]], progress: Callable[[int], None] | None = None
+    ) -> _Sample:
         """Ask the scorer, once."""
         documents = sorted((document for document in sample if len(document)), key=len)
         if not documents or len(documents[-1]) < 2:
