@@ -262,7 +262,7 @@ def command(corpus: Path, run: Path, steps: int, sets: list[str]) -> list[str]:
 
 WHOLE = configure("demo", sets=[*BLT, *TRAINED, "train.valid_bytes=1000000"], steps=3)
 STAGES: dict[str, tuple[Any, str, signal.Signals]] = {
-    "packing": (prepare, "pack", signal.SIGTERM),
+    "packing": (prepare, "pack_files", signal.SIGTERM),
     "the scorer's steps": (loop.Trainer, "step", signal.SIGUSR1),
     "calibrating": (prepare, "calibrate", signal.SIGTERM),
     "cutting patches": (prepare, "cut_group", signal.SIGINT),
@@ -499,6 +499,7 @@ def forked(run, wait, last=None):
     told = list(zip(words[::2], words[1::2]))
     return [max((int(number) for number, what in told if what == kind), default=0) for kind in (b"done", b"saved")]
 
+train([corpus], configure("demo", sets=sets, steps=1), home / "warm", quiet=True)  # imports what is imported late
 run, lost, torn, there = home / "killed", [], 0, 0
 for _ in range(kills):
     done, saved = forked(run, rng.uniform(0.1, 0.8))
@@ -511,6 +512,7 @@ for _ in range(kills):
         there = store.read_state(path)["step"]
     assert saved <= there <= done, (saved, there, done)
     lost.append(done - there)
+assert there > 0, "no sitting came to a save"
 forked(run, None, there + 3)
 forked(home / "whole", None, there + 3)
 for group in ("model", "optimizer"):
