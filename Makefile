@@ -30,11 +30,11 @@ docs: setup
 	$(BIN)/mkdocs build --strict
 
 faults: setup
-	$(BIN)/pytest -q -n 2 -m fault --timeout 3600 --fault-table docs/faults.md
+	$(BIN)/pytest -q -n 2 -m fault --timeout 3600 --fault-table=docs/faults.md
 
 # One run of pytest has all tests, quick and slow, those of the fault table among them.
 nightly: setup lint types floors
-	$(BIN)/pytest -q -n 2 -m "slow or not slow" --timeout 3600 --fault-table docs/faults.md
+	$(BIN)/pytest -q -n 2 -m "slow or not slow" --timeout 3600 --fault-table=docs/faults.md
 
 lint:
 	$(BIN)/ruff check

@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_refused_with_the_knob_that_makes_it_fit(
 ) -> None:
     config = configure(sets=[*TINY, "train.batch=64"], steps=1)
     needed = estimate.needs([str(text)], config, tmp_path / "run")
-    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(1 << 40, int(0.99 * needed.memory)))
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(1 << 40, needed.memory - 1))
     words = ["train", str(text), "--run", str(tmp_path / "run"), "--steps", "1", *SMALL, "--set", "train.batch=64"]
     told = printed(capfd, *words, *(["--dry-run"] if dry else []), code=5)
     knob = re.search(r"(--set train\.batch=32) takes", told)

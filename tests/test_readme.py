@@ -37,7 +37,7 @@ def test_the_commands_and_the_code_run(
         "--steps 2 --quiet --set train.batch=2 --set train.window=64 --set train.sample_bytes=4 --set scorer.rows=512"
     )
     commands = [line.split("#  ")[0] for block in blocks("sh") for line in block.splitlines() if ".venv/bin/" in line]
-    assert len(commands) == 9
+    assert len(commands) == 12
     for command in commands:
         pictures = " ".join(word for word in quick.split() if "scorer" not in word).removesuffix("--set")
         line = command.replace("--minutes 10", pictures if "--as" in command else quick)

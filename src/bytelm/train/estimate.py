@@ -29,7 +29,7 @@ from bytelm.units import BYTES, show_bytes, show_count, show_seconds
 
 PROBES = 3  # steps by which a model's speed is measured
 TRAINING = 3  # forward passes that a step costs: the way back is two
-BESIDE = 350 << 20  # bytes of memory that Python and torch take themselves
+BESIDE = 1 << 30  # bytes for Python, torch, counting n-grams and what the C library holds: 0.4 to 1.4 GB were seen
 STORED = 12  # bytes of a checkpoint for each parameter: itself and two moments, in float32
 PROBED = 1 << 38  # operations of a probe at the most, so that a large model is timed on a row of its batch
 
