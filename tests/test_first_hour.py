@@ -212,10 +212,12 @@ def test_what_cannot_be_made_to_fit_and_a_full_disk_have_other_ways_out(
 ) -> None:
     config = configure(sets=TINY, steps=1)
     with pytest.raises(ResourceError, match=r"take a smaller --preset .*--force"):
-        estimate.check(estimate.Needs(1 << 40, 1 << 28, 0, 0, 1), config, tmp_path)
+        estimate.check(estimate.Needs(1 << 40, 0, 1 << 28, 0, 0, 1), config, tmp_path)
     with pytest.raises(ResourceError, match=r"2 kB of disk \(1 kB of data, 1 kB of checkpoints\) and 1.5 kB are free"):
-        estimate.check(estimate.Needs(0, 1, 1000, 1000, 1500), config, tmp_path)
-    estimate.check(estimate.Needs(1, 1, 700, 700, 1500), config, tmp_path)
+        estimate.check(estimate.Needs(0, 0, 1, 1000, 1000, 1500), config, tmp_path)
+    estimate.check(estimate.Needs(1, 1, 1, 700, 700, 1500), config, tmp_path)
+    with pytest.raises(ResourceError, match=r"counting n-grams takes 2 B of memory and 1 B .*patching\.name=space"):
+        estimate.check(estimate.Needs(1, 2, 1, 0, 0, 1), config, tmp_path)
     monkeypatch.setattr(machine, "disk", lambda path: 1)
     words = ["train", str(text), "--run", str(tmp_path / "run"), "--steps", "1", *SMALL]
     assert "1 B are free" in printed(capfd, *words, code=5)

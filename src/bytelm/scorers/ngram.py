@@ -38,6 +38,10 @@ class Config:
         if not 256 <= self.rows <= 2**20:
             raise ConfigError(f"scorer.rows = {self.rows}: from 256 to {2**20}")
 
+    def counting(self, bytes: int) -> int:
+        """The memory that counting so many bytes takes at its peak, in bytes: a table of counts, and their contexts."""
+        return self.rows * BYTES * 28 + bytes * (16 + 32 * self.order)
+
     def build(self) -> NgramScorer:
         """The scorer of this configuration, which has counted nothing yet."""
         return NgramScorer(self)

@@ -21,15 +21,17 @@ from bytelm.errors import ResourceError
 from bytelm.evaluate.costs import counted, usual_mean
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
+from bytelm.scorers import ngram
 from bytelm.scorers.transformer import TransformerScorer
 from bytelm.train.config import RunConfig, TrainConfig
 from bytelm.train.loop import precision
 from bytelm.train.memory import predict
+from bytelm.train.prepare import COUNTED
 from bytelm.units import BYTES, show_bytes, show_count, show_seconds
 
 PROBES = 3  # steps by which a model's speed is measured
 TRAINING = 3  # forward passes that a step costs: the way back is two
-BESIDE = 1 << 30  # bytes for Python, torch, counting n-grams and what the C library holds: 0.4 to 1.4 GB were seen
+BESIDE = 1 << 30  # bytes for Python, torch and what the C library holds for later: 0.4 to 1 GB were seen
 STORED = 12  # bytes of a checkpoint for each parameter: itself and two moments, in float32
 PROBED = 1 << 38  # operations of a probe at the most, so that a large model is timed on a row of its batch
 
@@ -39,6 +41,9 @@ class Needs:
     """What must be there before a training begins, in bytes."""
 
     memory: int
+    """For a step of training."""
+    counting: int
+    """For counting the n-grams of a scorer beforehand; 0 where none is counted."""
     free_memory: int
     data: int | None
     """The packed corpus; None where it comes from standard input or from elsewhere and has no size yet."""
@@ -97,8 +102,10 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
     stored = sum(STORED * p.numel() if p.requires_grad else 4 * p.numel() for p in model.parameters())
     size = to_be_packed(paths, run, exclude)
     mean = usual_mean(config.recipe)
+    scorer = config.scorer if config.recipe.scored and config.start is None and size != 0 else None
     return Needs(
         predict(model, config.train, mean).peak + BESIDE,
+        scorer.counting(min(COUNTED, size or 0)) + BESIDE if isinstance(scorer, ngram.Config) else 0,
         free_memory(),
         None if size is None else size + size // 8,  # a bit a byte says whether it opens a patch
         max(0, (KEEP + 1) * stored - sum(file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors"))),
@@ -121,6 +128,11 @@ def check(needed: Needs, config: RunConfig, run: Path) -> None:
         raise ResourceError(
             f"a step takes {show_bytes(needed.memory)} of memory and {show_bytes(needed.free_memory)} are free: "
             f"{knob(config, needed.free_memory)}, or try it all the same with --force"
+        )
+    if needed.counting > needed.free_memory:
+        raise ResourceError(
+            f"counting n-grams takes {show_bytes(needed.counting)} of memory and {show_bytes(needed.free_memory)} are "
+            "free: take --set patching.name=space or a scorer of fewer rows, or try it all the same with --force"
         )
     if needed.disk > needed.free_disk:
         raise ResourceError(
@@ -245,7 +257,7 @@ def lines(found: Estimate, run: Path) -> list[tuple[str, str]]:
     scorer = f", and {show_seconds(found.scorer_seconds)} before it for the scorer" if found.scorer_seconds else ""
     return [
         ("model", f"{found.model}, {show_count(found.parameters)} parameters{tables}, {found.precision}"),
-        ("memory", f"{show_bytes(needed.memory)} of {show_bytes(needed.free_memory)} free"),
+        ("memory", f"{show_bytes(max(needed.memory, needed.counting))} of {show_bytes(needed.free_memory)} free"),
         ("speed", f"{show_bytes(found.bytes_per_second)}/s, measured now"),
         ("steps", f"{found.steps:,} of {show_bytes(found.step_bytes)}: {show_bytes(found.bytes)} in all"),
         ("FLOPs", f"{show_count(found.flops_per_byte)} a byte, {found.flops:.2e} in all"),
