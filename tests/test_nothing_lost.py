@@ -391,10 +391,16 @@ print(json.dumps(ends))
 
 
 @pytest.mark.fault("T3", "T6")
-@pytest.mark.parametrize("count", [2, pytest.param(50, marks=pytest.mark.slow)])
-def test_signals_at_random_times(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int) -> None:
+@pytest.mark.parametrize(
+    ("sets", "count"),
+    [(PLAIN, 2), pytest.param([*BLT, *TRAINED], 50, marks=pytest.mark.slow)],
+    ids=["two", "fifty"],
+)
+def test_signals_at_random_times(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sets: list[str], count: int
+) -> None:
     """The command ends with 128 and the signal, and given again it comes to the weights of one that heard none."""
-    words = command(corpus, tmp_path, 100, [*BLT, *TRAINED, "train.valid_minutes=0.005"])[3:]
+    words = [*command(corpus, tmp_path, 100, sets)[3:], "--set", "train.valid_minutes=0.005"]
     at = words.index("--run")
     words = [*words[:at], *words[at + 2 :]]
     run = [sys.executable, "-c", SIGNALS, str(tmp_path), json.dumps(words), str(count)]
