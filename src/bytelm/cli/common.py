@@ -73,16 +73,18 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    class Steady(Console):
+        def on_broken_pipe(self) -> None:
+            """Left to `cli.run`: rich would end the process with 1."""
+            raise BrokenPipeError
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         table.add_row(*row)
     # Where the output is no terminal nothing is wrapped: a table in a file should keep its rows whole.
-    console = Console(width=None if Console().is_terminal else 200)
-    with console.capture() as shown:
-        console.print(table)
-    print(shown.get(), end="")  # by ourselves: rich ends the process where whoever read the output has left
+    Steady(width=None if Console().is_terminal else 200).print(table)
 
 
 def print_verdict(verdict: Any) -> None:
