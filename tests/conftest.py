@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # The numeric tower: where a float is wanted an int will do, as type checkers have it and beartype by default has not.
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 jaxtyping.install_import_hook("bytelm", f"{__name__}.checked")
+
+# A session in the background ignores SIGINT, and so would the trainings that are to hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)

@@ -213,3 +213,19 @@ def test_the_script_of_a_dataset_and_pickled_arrays_are_refused(folder: Path, tm
     assert list(converted([tmp_path / "x.npy"], Config().build(), report=report)) == []
     assert "an array of object" in report.skipped[0][1]
     assert not mark.exists()
+
+
+@pytest.mark.fault("D8", "D9")
+def test_a_parquet_file_that_ends_pyarrow_is_refused_by_us() -> None:
+    """Found by fuzzing: asking for what is told of a column ended the whole process, so it runs in one of its own."""
+    file = Path(__file__).parent / "golden" / "histogram.parquet"
+    code = "import sys; from bytelm.data.sources import documents; [list(d.pieces) for d in documents(sys.argv[1:])]"
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    assert "DataError" in done.stderr and "histogram size mismatch" in done.stderr, done
+
+
+def test_names_of_columns_are_shown_on_one_line(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"te\nt": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError) as refused:
+        list(documents([tmp_path / "x.parquet"]))
+    assert "\n" not in str(refused.value) and r"it has 'te\nt'" in str(refused.value)

@@ -151,7 +151,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(notes: Path, tmp_path: Path,
 @pytest.mark.fault("T7")
 def test_torchrun_itself(notes: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    words = [*launcher, *command(notes, tmp_path / "run", 3)[1:]]
+    words = [*launcher, "-m", "--", *command(notes, tmp_path / "run", 3)[2:]]
     subprocess.run([*words, "--json"], check=True, capture_output=True)
     assert store.read_state(store.newest(tmp_path / "run"))["world"] == 2
 

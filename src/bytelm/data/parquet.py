@@ -8,7 +8,7 @@ from io import BufferedIOBase
 from typing import Any
 
 from bytelm.data.decode import RATIO, SLACK, in_pieces
-from bytelm.data.files import LONGEST, PIECE
+from bytelm.data.files import LONGEST, PIECE, shown
 from bytelm.data.report import SourceReport, check_bad
 from bytelm.errors import DataError, MissingExtraError
 
@@ -52,14 +52,10 @@ def _values(source: Any, name: str, text_field: str, limit: int) -> Iterator[Any
     """Each row's value as a buffer of pyarrow's, or None."""
     for group in range(source.metadata.num_row_groups):
         rows = source.metadata.row_group(group)
-        sizes = [
-            column.total_uncompressed_size
-            for column in map(rows.column, range(rows.num_columns))
-            if column.path_in_schema == text_field
-        ]
-        if sum(sizes) > limit:
-            raise _swells(name, sum(sizes))
-        batch = min(max(_BATCH * rows.num_rows // max(sum(sizes), 1), 1), 1024)
+        size = rows.total_byte_size  # of all columns: damage in what is told of one makes pyarrow end the process
+        if size > limit:
+            raise _swells(name, size)
+        batch = min(max(_BATCH * rows.num_rows // max(size, 1), 1), 1024)
         for part in source.iter_batches(batch, row_groups=[group], columns=[text_field], use_threads=False):
             column = part.column(0)
             values = column.dictionary
@@ -72,7 +68,7 @@ def _values(source: Any, name: str, text_field: str, limit: int) -> Iterator[Any
 def _check_column(types: Any, schema: Any, name: str, text_field: str) -> None:
     index = schema.get_field_index(text_field)
     if index < 0:
-        known = ", ".join(schema.names[:20])
+        known = ", ".join(map(shown, schema.names[:20]))
         raise DataError(f"{name} has no column {text_field!r}: say --set data.text_field=NAME; it has {known}")
     kind = schema.field(index).type
     kind = kind.value_type if types.is_dictionary(kind) else kind

@@ -55,7 +55,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.rule not in ("threshold", "rise", "both"):
             raise ConfigError(f"patching.rule = {self.rule!r}: known: threshold, rise, both")
-        if self.mean_size <= 1:
+        if not self.mean_size > 1:
             raise ConfigError(f"patching.mean_size = {self.mean_size}: a mean patch is longer than 1 byte")
         self.guard()
 

@@ -1,6 +1,6 @@
 """The processes that share a training: each takes its rows of every step, and all go down the sum of their gradients.
 
-    torchrun --nproc-per-node 2 -m bytelm train ~/notes
+    torchrun --nproc-per-node 2 -m -- bytelm train ~/notes      # the -- keeps our options from torchrun
 
 The first one leads: it prepares, holds the run's lock, tells, looks and saves. The others read what it wrote and take
 steps. A process that trains alone is a team of one, to which every sum is its own.
