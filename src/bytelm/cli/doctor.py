@@ -49,7 +49,11 @@ def software() -> Iterator[Line]:
 
     yield "bytelm", __version__, ""
     yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", ""
-    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads", ""
+    yield (
+        "torch",
+        f"{torch.__version__}, {torch.get_num_threads()} {'thread' if torch.get_num_threads() == 1 else 'threads'}",
+        "",
+    )
     failed = next(filter(None, map(reason, SOURCES)), "")
     yield "kernels", "none: generation and training are slower" if failed else "compiled for this processor", failed
 
