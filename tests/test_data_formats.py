@@ -219,7 +219,7 @@ def test_the_script_of_a_dataset_and_pickled_arrays_are_refused(folder: Path, tm
 @pytest.mark.fault("D8", "D9")
 def test_a_parquet_file_that_ends_pyarrow_is_refused_by_us() -> None:
     """Found by fuzzing: asking for what is told of a column ended the whole process, so it runs in one of its own."""
-    file = Path(__file__).parent / "golden" / "histogram.parquet"
+    file = Path(__file__).parent / "damaged" / "histogram.parquet"
     code = "import sys; from bytelm.data.sources import documents; [list(d.pieces) for d in documents(sys.argv[1:])]"
     done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
     assert "DataError" in done.stderr and "histogram size mismatch" in done.stderr, done

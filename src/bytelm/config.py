@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import reprlib
 import tomllib
@@ -101,6 +102,8 @@ def _value(kind: Any, value: Any, key: str) -> Any:
         raise TypeError(f"{key}: a config field cannot be {kind}")
     if bare is float and type(value) is int:
         return float(value)
+    if bare is float and type(value) is float and not math.isfinite(value):
+        raise ConfigError(f"{key} must be finite, not {value}")
     if type(value) is not bare:  # not isinstance: True is an int to Python, and no count to anybody
         raise ConfigError(f"{key} must be {_SCALARS[bare]}, not {_show(value)}")
     return value

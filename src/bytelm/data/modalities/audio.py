@@ -81,6 +81,8 @@ class Audio(Modality):
         if len(clip) == 0:
             yield b""
             return
+        if not _RATES[0] <= rate <= _RATES[1]:  # a file may claim any rate, and one far away takes long to resample
+            raise DamagedError(f"{rate} samples a second, not from {_RATES[0]} to {_RATES[1]}")
         if (np.abs(clip) > 1).any():
             notes["clipped"] += 1
         if _is_finer(clip, self.config.bits):
@@ -140,7 +142,8 @@ def from_pcm(data: bytes, width: int) -> NDArray[np.float32]:
 def to_pcm(samples: NDArray[np.float32], width: int) -> bytes:
     """The nearest samples of 1 or 2 bytes; what goes beyond them is clipped."""
     full = 1 << (8 * width - 1)
-    whole = np.clip(np.rint(samples * full), -full, full - 1)
+    with np.errstate(over="ignore"):
+        whole = np.clip(np.rint(samples * full), -full, full - 1)
     return (whole.astype("<i2") if width == 2 else (whole + full).astype(np.uint8)).tobytes()
 
 
@@ -155,7 +158,8 @@ def resampled(samples: NDArray[np.float32], old: int, new: int) -> NDArray[np.fl
 
 
 def _is_finer(clip: NDArray[np.float32], bits: int) -> bool:
-    scaled = clip * np.float32(1 << (bits - 1))
+    with np.errstate(over="ignore"):  # what is far out of range is clipped later
+        scaled = clip * np.float32(1 << (bits - 1))
     return bool((scaled != np.rint(scaled)).any())
 
 
