@@ -129,12 +129,16 @@ def test_a_long_file_is_read_in_lanes_and_windows_and_shows_its_progress() -> No
     assert LANES > 3
 
 
-def test_bytes_are_seen_from_half_a_context_before() -> None:
+def test_bytes_are_seen_from_half_a_context_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that has learnt nothing still shows what it was asked: each byte once, after the half before it."""
     places: list[int] = []
+    before: list[list[list[int]]] = []
     data = np.arange(23, dtype=np.uint8)
+    primed = stream.primed
+    monkeypatch.setattr(stream, "primed", lambda r, rows, seen: before.append(seen.tolist()) or primed(r, rows, seen))
     stream.walk(UniformModel(), data, 8, 2, lambda _, place: places.append(place), None)
     assert sorted(places) == list(range(23))
+    assert before == [[[], []], [[0, 1, 2, 3], [12, 13, 14, 15]], [[4, 5, 6, 7], [16, 17, 18, 19]]]
     assert all(a < b for lane in (0, 1) for a, b in pairwise([p for p in places if (p >= 12) == lane]))
 
 

@@ -99,7 +99,7 @@ def train(
     print_config
         Train nothing: print every setting, as TOML that --config reads.
     force
-        Try it even where memory or disk will not do.
+        Try it even where these estimates say that memory or disk will not do.
     allow_change
         A setting of [train], as in train.learning_rate, that may be another than the run was begun with. May be
         repeated.
