@@ -32,6 +32,9 @@ jaxtyping.install_import_hook("bytelm", f"{__name__}.checked")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Imported when all of this has been run: it imports bytelm.
+pytest_plugins = ["processors"]
+
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if "CI" in os.environ else "local")

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from bytelm.models import blt, megabyte, transformer
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
-from bytelm.native.training import functions
 from bytelm.nn import fused
 from bytelm.nn.attention import View, Where
 from bytelm.nn.rope import rotation
@@ -21,7 +20,7 @@ from bytelm.nn.transformer import Stack
 from bytelm.patching import fixed
 from bytelm.units import BOS, PAD
 
-pytestmark = pytest.mark.skipif(functions() is None, reason="no compiler, or no products in bfloat16")
+pytestmark = pytest.mark.usefixtures("training_kernels")
 
 ROUNDING = 2**-8  # of bfloat16; norms of errors come to less
 
@@ -235,3 +234,18 @@ def test_a_step_is_as_good_as_in_plain_torch(name: str, recompute: bool, monkeyp
     assert abs(ours[0] / exact[0] - 1) < 1e-3
     assert error(ours[1:], exact[1:]) < 1.2 * error(torchs[1:], exact[1:]) + 1e-3
     assert error(ours[1:], torchs[1:]) > 0  # another path was taken
+
+
+def test_scores_far_below_the_highest_weigh_nothing() -> None:
+    """By hundreds of powers of two, past what a float's exponent can say."""
+    torch.manual_seed(0)
+    query, keys, values = (30 * halves(1, 70, 2, 32), 30 * halves(1, 70, 2, 32), halves(1, 70, 2, 32))
+    first = torch.zeros(1, 70, dtype=torch.int32)
+    found = fused.attention(query, keys, values, first)
+    assert error(found, attention(query.double(), keys.double(), values.double(), first)) < ROUNDING
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    """Even one whose every bit is set, to which nothing can be added without its becoming a number."""
+    x = torch.full((1, 16), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    assert fused.rms_norm(x, torch.ones(16), 1e-5).isnan().all()

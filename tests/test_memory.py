@@ -13,7 +13,6 @@ from torch.profiler import ProfilerActivity, profile
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.data.sampler import Batch, Sampler
 from bytelm.models.base import ByteModel
-from bytelm.native.training import functions
 from bytelm.patching import fixed
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
@@ -64,7 +63,7 @@ def held(model: ByteModel, config: TrainConfig, run: Path) -> int:
     return most + sum(x.nbytes for x in staying)
 
 
-@pytest.mark.skipif(functions() is None, reason="of training with kernels")
+@pytest.mark.usefixtures("own_training_kernels")
 @pytest.mark.parametrize(
     ("preset", "sets"),
     [

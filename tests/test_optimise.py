@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,18 +21,20 @@ from bytelm.train import optimise
 from bytelm.train.config import TrainConfig
 from bytelm.train.optimise import Optimizer, RowAdam
 from bytelm.units import BOS
+from processors import PROCESSORS, used
 
 CONFIG = TrainConfig(steps=10, learning_rate=0.01, clip=0.5, embedding_rate=4.0)
 
 
-@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    if request.param and not fused.ready():
-        pytest.skip("no kernels")
-    if not request.param:
-        monkeypatch.setattr(fused, "ready", lambda: False)
-        monkeypatch.setattr(optimise, "functions", lambda: None)
-    return request.param
+@pytest.fixture(params=[*PROCESSORS, "torch"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    if request.param == "torch":
+        for module in (fused, optimise):
+            monkeypatch.setattr(module, "functions", lambda: None)
+        yield False
+    else:
+        with used(request.param):
+            yield True
 
 
 def rows_of(table: Tensor, index: Tensor, kernels: bool) -> Tensor:

@@ -29,21 +29,18 @@ struct Attend {
     bf16 *d_query, *d_keys, *d_values;
 };
 
-#if defined(BYTELM_PAIRS)
-
 constexpr int TILE = 64;  // queries, and slots, that are multiplied together
 constexpr float LOW = -1e30f, LOG2_E = 1.44269504f;
 
 // 2^x to five digits, more than the sixteen bits have that it is rounded to; 0 far below.
 inline vec<float> power_of_two(vec<float> x) {
-    const __m512 whole = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
-    const vec<float> r = x - (vec<float>)whole;
+    const vec<float> whole = nearest_whole(x), r = x - whole;
     vec<float> p = r * 0.0013264712f + 0.0096709f;
     p = p * r + 0.05550411f;
     p = p * r + 0.24022651f;
     p = p * r + 0.69314718f;
     p = p * r + 1.0f;
-    return (vec<float>)_mm512_scalef_ps((__m512)p, whole);
+    return scaled(p, whole);
 }
 
 inline Lines lines(const bf16* data, const Strides& by, int64_t row, int64_t head) {
@@ -67,11 +64,11 @@ struct Queries {
         }
     }
     bool all(int64_t slot, int64_t count) const { return this->count == wide && slot >= sure && slot + count - 1 <= last; }
-    __mmask16 seen(int64_t slot, int64_t vector) const {  // by which of 16 queries
-        const __m512i from = _mm512_load_si512(first + vector * N);
-        const int64_t ahead = slot - last - vector * N;  // the queries before this one do not see as far
-        const __mmask16 reach = ahead <= 0 ? __mmask16(~0) : ahead >= N ? __mmask16(0) : __mmask16(~0u << ahead);
-        return _mm512_cmple_epi32_mask(from, _mm512_set1_epi32(int(slot))) & reach;
+    integers seen(int64_t slot, int64_t vector) const {  // by which of 16 queries
+        const integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        integers from;
+        memcpy(&from, first + vector * N, sizeof from);
+        return (from <= int32_t(slot)) & (lane >= int32_t(slot - last - vector * N));  // earlier ones do not see as far
     }
     float* lse() const { return a.lse + (row * a.heads + head) * a.queries + begin; }
     int64_t at() const { return ((row * a.queries + begin) * a.heads + head) * a.head_dim; }
@@ -120,12 +117,12 @@ inline void attend_forward(const Queries& q) {
             vec<float> top = peak[v];
             for (int64_t i = 0; i < m; i++) {
                 vec<float> x = load(column + i * TILE) * scale;
-                if (!all) x = (vec<float>)_mm512_mask_blend_ps(q.seen(slot + i, v), _mm512_set1_ps(LOW), (__m512)x);
+                if (!all) x = q.seen(slot + i, v) ? x : vec<float>{} + LOW;
                 store(column + i * TILE, x);
                 top = top > x ? top : x;
             }
             const vec<float> factor = power_of_two(peak[v] - top);
-            faded = faded || _mm512_cmpneq_epi32_mask((__m512i)top, (__m512i)peak[v]);
+            faded = faded || memcmp(&top, &peak[v], sizeof top) != 0;
             store(fade + v * N, factor);
             peak[v] = top;
             vec<float> sum = total[v] * factor;
@@ -133,10 +130,10 @@ inline void attend_forward(const Queries& q) {
                 vec<float> pair[2] = {};
                 for (int64_t j = 0; j < 2 && i + j < m; j++) {
                     pair[j] = power_of_two(load(column + (i + j) * TILE) - top);
-                    if (!all) pair[j] = (vec<float>)_mm512_maskz_mov_ps(q.seen(slot + i + j, v), (__m512)pair[j]);
+                    if (!all) pair[j] = q.seen(slot + i + j, v) ? pair[j] : vec<float>{};
                     sum += pair[j];
                 }
-                _mm512_store_si512(room.across + i / 2 * TILE + v * N, beside(pair[0], pair[1]));
+                store(room.across + i / 2 * TILE + v * N, beside(pair[0], pair[1]));
             }
             total[v] = sum;
         }
@@ -191,11 +188,11 @@ inline void attend_backward(const Queries& q, int64_t origin, float* d_keys, flo
                     const int64_t at = (i + j) * TILE + v * N;
                     const vec<float> x = load(room.scores + at) * (scale * LOG2_E) - high;
                     vec<float> weight = power_of_two(x);
-                    if (!all) weight = (vec<float>)_mm512_maskz_mov_ps(q.seen(slot + i + j, v), (__m512)weight);
+                    if (!all) weight = q.seen(slot + i + j, v) ? weight : vec<float>{};
                     slope[j] = weight * (load(room.slopes + at) - common) * scale;
                     store(room.natural + at, weight);
                 }
-                _mm512_store_si512(room.across + i / 2 * TILE + v * N, beside(slope[0], slope[1]));
+                store(room.across + i / 2 * TILE + v * N, beside(slope[0], slope[1]));
                 for (int64_t j = 0; j < 2 && i + j < m; j++)  // over the slopes that were read
                     store((bf16*)(room.slopes + (i + j) * TILE) + v * N, slope[j]);
             }
@@ -316,6 +313,5 @@ inline void attend_all_back(const Attend& a, int threads) {
     }
 }
 
-#endif
 
 }  // namespace bytelm

@@ -10,8 +10,6 @@
 #include "attention.h"
 #include "pairs.h"
 
-#if defined(BYTELM_PAIRS)
-
 namespace bytelm {
 
 // `patch` [bytes]: which patch each byte goes with; those of no patch have one from `patches` on. All is contiguous:
@@ -174,5 +172,3 @@ inline void patches_backward(const Crossed& a, int threads) {
 }
 
 }  // namespace bytelm
-
-#endif

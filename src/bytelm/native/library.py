@@ -20,7 +20,7 @@ SOURCES = {
 }
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")
 # OpenMP lets two threads share a product, and some compilers have another name for the processor they run on.
-EXTRAS = (("-march=native", "-fopenmp"), ("-march=native",), ())
+EXTRAS = (("-march={processor}", "-fopenmp"), ("-march={processor}",), ())
 
 
 @functools.cache
@@ -38,27 +38,35 @@ def reason(name: str) -> str:
 def _attempt(name: str) -> tuple[ctypes.CDLL | None, str]:
     if ctypes.sizeof(ctypes.c_void_p) != 8 or sys.byteorder != "little":
         return None, "the kernels are written for 64-bit little-endian machines"
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None:
+    command = compiler()
+    if command is None:
         return None, "no C++ compiler was found: install g++ or clang++, or set CXX"
     try:
-        return ctypes.CDLL(str(compiled(name, compiler))), ""
+        return ctypes.CDLL(str(compiled(name, command))), ""
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
-        return None, f"{compiler} could not compile or load {name}.cpp: {told.strip().splitlines()[-1]}"
+        return None, f"{command} could not compile or load {name}.cpp: {told.strip().splitlines()[-1]}"
 
 
-def compiled(name: str, compiler: str) -> Path:
-    """A shared library for this machine, source and compiler, made if it is not there. Raises SubprocessError."""
+def compiler() -> str | None:
+    """The C++ compiler: what CXX says, or one that is found; None where there is none."""
+    return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+
+
+def compiled(name: str, command: str, processor: str = "native") -> Path:
+    """A shared library for this machine, source and compiler, made if it is not there. Raises SubprocessError.
+
+    `processor` is what -march takes: tests compile for an older one too, whose other paths this machine runs as well.
+    """
     here = Path(__file__).parent
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
     text = "\0".join(
         [
             *(here.joinpath(file).read_text(encoding="utf-8") for file in SOURCES[name]),
             *FLAGS,
             str(EXTRAS),
             version,
-            _processor(),
+            _processor() if processor == "native" else processor,
         ]
     )
     target = _cache() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
@@ -70,9 +78,10 @@ def compiled(name: str, compiler: str) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / f"{name}.so"
         for extra in EXTRAS:
-            command = [compiler, *FLAGS, *extra, "-I", str(here), str(here / f"{name}.cpp"), "-o", str(made)]
+            flags = (flag.format(processor=processor) for flag in extra)
+            line = [command, *FLAGS, *flags, "-I", str(here), str(here / f"{name}.cpp"), "-o", str(made)]
             try:
-                subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+                subprocess.run(line, capture_output=True, text=True, check=True, timeout=600)
                 break
             except subprocess.CalledProcessError:
                 if extra == EXTRAS[-1]:

@@ -81,7 +81,8 @@ inline void narrow(double* at, double x) { *at = x; }
 inline void narrow(bf16* at, float x) {  // to nearest, ties to even, as torch rounds
     uint32_t bits;
     memcpy(&bits, &x, 4);
-    at->bits = uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    const uint32_t up = bits + 0x7FFF + ((bits >> 16) & 1);
+    at->bits = uint16_t((x == x ? up : bits | 0x400000) >> 16);  // adding would make a NaN a number
 }
 
 // The last, incomplete vector of a line, filled up with zeros.

@@ -1,4 +1,5 @@
-// Products in bfloat16, two neighbours at a time: what AVX-512 multiplies and adds in one instruction.
+// Products in bfloat16, two neighbours at a time: what AVX-512 multiplies and adds in one instruction. Elsewhere
+// the same is computed in vectors of the compiler's, slower than torch does it: so that it can be tested everywhere.
 //
 //     C [m][n]  =  or  +=  sum over pairs k of  A[m][2k] B[2k][n] + A[m][2k+1] B[2k+1][n]          in float32
 //
@@ -6,15 +7,76 @@
 // A pair of B is one word too, its lines laid beside each other: [k / 2][n][2].
 
 #pragma once
+#include <cmath>
+
 #include "matrix.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#define BYTELM_PAIRS 1
+#define BYTELM_NATIVE_PAIRS 1
+#endif
 
 namespace bytelm {
 
 typedef uint32_t word;  // two neighbours, the first one in the lower half
 constexpr int N = 16;   // words, or floats, in a vector
+
+inline words load(const word* at) {
+    words x;
+    memcpy(&x, at, sizeof x);
+    return x;
+}
+inline void store(word* at, words x) { memcpy(at, &x, sizeof x); }
+
+// total += the products of a pair, in all lanes, with the pairs of a line.
+inline vec<float> add_products(vec<float> total, word pair, words line) {
+#if defined(BYTELM_NATIVE_PAIRS)
+    return (vec<float>)_mm512_dpbf16_ps((__m512)total, (__m512bh)_mm512_set1_epi32(int(pair)), (__m512bh)line);
+#else
+    const word lower = pair << 16, upper = pair & 0xFFFF0000;
+    float low, high;
+    memcpy(&low, &lower, 4);
+    memcpy(&high, &upper, 4);
+    return total + (vec<float>)(line & 0xFFFF0000) * high + (vec<float>)(line << 16) * low;
+#endif
+}
+
+// Sixteen numbers, rounded to nearest, ties to even.
+inline halves rounded(vec<float> x) {
+#if defined(BYTELM_NATIVE_PAIRS)
+    return (halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+    const words bits = (words)x, up = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+    return __builtin_convertvector(x == x ? up : bits >> 16 | 0x40, halves);  // adding would make a NaN a number
+#endif
+}
+
+// 2^x for whole x, times p; 0 far below.
+inline vec<float> scaled(vec<float> p, vec<float> whole) {
+#if defined(BYTELM_NATIVE_PAIRS)
+    return (vec<float>)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
+    whole = whole < -127 ? vec<float>{} - 127.0f : whole > 127 ? vec<float>{} + 127.0f : whole;
+    return p * (vec<float>)((__builtin_convertvector(whole, integers) + 127) << 23);
+#endif
+}
+
+inline vec<float> nearest_whole(vec<float> x) {
+#if defined(BYTELM_NATIVE_PAIRS)
+    return (vec<float>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+#else
+    for (int i = 0; i < N; i++) x[i] = std::nearbyint(x[i]);
+    return x;
+#endif
+}
+
+inline vec<float> root(vec<float> x) {
+#if defined(__AVX512F__)
+    return (vec<float>)_mm512_sqrt_ps((__m512)x);
+#else
+    for (int i = 0; i < N; i++) x[i] = std::sqrt(x[i]);
+    return x;
+#endif
+}
 
 struct Operand {  // A, as words
     const word* data;
@@ -23,26 +85,26 @@ struct Operand {  // A, as words
 
 template <int R, int V>
 inline void pairs_tile(Operand a, const word* b, int64_t ldb, int64_t pairs, float* c, int64_t ldc, bool more) {
-    __m512 total[R][V];
+    vec<float> total[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) total[r][v] = more ? _mm512_loadu_ps(c + r * ldc + v * N) : _mm512_setzero_ps();
+        for (int v = 0; v < V; v++) total[r][v] = more ? load(c + r * ldc + v * N) : vec<float>{};
     for (int64_t k = 0; k < pairs; k++, b += ldb) {
-        __m512i line[V];
+        words line[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) line[v] = _mm512_loadu_si512(b + v * N);
+        for (int v = 0; v < V; v++) line[v] = load(b + v * N);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const __m512bh pair = (__m512bh)_mm512_set1_epi32(int(a.data[r * a.row + k * a.pair]));
+            const word pair = a.data[r * a.row + k * a.pair];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) total[r][v] = _mm512_dpbf16_ps(total[r][v], pair, (__m512bh)line[v]);
+            for (int v = 0; v < V; v++) total[r][v] = add_products(total[r][v], pair, line[v]);
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) _mm512_storeu_ps(c + r * ldc + v * N, total[r][v]);
+        for (int v = 0; v < V; v++) store(c + r * ldc + v * N, total[r][v]);
 }
 
 template <int R, int V>
@@ -68,13 +130,14 @@ inline void pairs_product(int64_t m, int64_t n, int64_t pairs, Operand a, const 
     for (; j < n; j += N) pairs_columns<1>(m, a, b + j, ldb, pairs, c + j, ldc, more);
 }
 
-// Sixteen numbers, rounded to nearest, ties to even.
-inline __m256i rounded(vec<float> x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
-inline void store(bf16* at, vec<float> x) { _mm256_storeu_si256((__m256i*)at, rounded(x)); }
-inline __m512i beside(__m256i first, __m256i second) {  // pairs of two lines
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+inline void store(bf16* at, vec<float> x) {
+    const halves y = rounded(x);
+    memcpy(at, &y, sizeof y);
 }
-inline __m512i beside(vec<float> first, vec<float> second) { return beside(rounded(first), rounded(second)); }
+inline words beside(halves first, halves second) {  // pairs of two lines
+    return __builtin_convertvector(first, words) | __builtin_convertvector(second, words) << 16;
+}
+inline words beside(vec<float> first, vec<float> second) { return beside(rounded(first), rounded(second)); }
 
 // Some lines of one head of one row: line i at data + i * step, in elements (both even).
 struct Lines {
@@ -97,16 +160,13 @@ inline void pack_across(Lines from, int64_t first, int64_t count, int64_t dim, i
 
 // B whose inner axis is that of the lines: [wide / 2][dim], two lines beside each other; beyond `count` is zero.
 inline void pack_along(Lines from, int64_t first, int64_t count, int64_t dim, int64_t wide, word* to) {
-    const __m256i none = _mm256_setzero_si256();
     for (int64_t i = 0; i < wide; i += 2)
         for (int64_t d = 0; d < dim; d += N) {
-            const __m256i even = i < count ? _mm256_loadu_si256((const __m256i*)(from.line(first + i) + d)) : none;
-            const __m256i odd =
-                i + 1 < count ? _mm256_loadu_si256((const __m256i*)(from.line(first + i + 1) + d)) : none;
-            _mm512_storeu_si512(to + i / 2 * dim + d, beside(even, odd));
+            halves even = {}, odd = {};
+            if (i < count) memcpy(&even, from.line(first + i) + d, sizeof even);
+            if (i + 1 < count) memcpy(&odd, from.line(first + i + 1) + d, sizeof odd);
+            store(to + i / 2 * dim + d, beside(even, odd));
         }
 }
 
 }  // namespace bytelm
-
-#endif

@@ -7,8 +7,6 @@
 #include "attention.h"
 #include "pairs.h"
 
-#if defined(BYTELM_PAIRS)
-
 namespace bytelm {
 
 constexpr int64_t STRIP = 64;  // lines whose sums are made together, however many threads there are
@@ -55,7 +53,7 @@ inline void norm_backward(
 }
 
 inline vec<float> logistic(vec<float> x) {  // without overflow on either side
-    const vec<float> small = exponential((vec<float>)_mm512_min_ps((__m512)x, (__m512)-x));
+    const vec<float> small = exponential(x < -x ? x : -x);
     return (x > 0 ? vec<float>{} + 1.0f : small) / (small + 1.0f);
 }
 
@@ -92,8 +90,17 @@ struct Turn {
     int64_t angle_row;
 };
 
+// Eight numbers, each in two neighbouring lanes.
+inline vec<float> twice(const float* at) {
+    typedef float eight __attribute__((vector_size(32)));
+    eight x;
+    memcpy(&x, at, sizeof x);
+    return __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+}
+
 inline void turn(const Turn& a, const bf16* x, float sign, bf16* y, int threads) {
-    const __m512i doubled = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    // even lanes: x cos - y sin; odd lanes: y cos + x sin
+    const vec<float> signs = vec<float>{-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1} * sign;
     const int64_t dim = 2 * a.half;
 #pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
     for (int64_t row = 0; row < a.rows; row++)
@@ -103,14 +110,12 @@ inline void turn(const Turn& a, const bf16* x, float sign, bf16* y, int threads)
             const float* cosines = a.cosines + row * a.angle_row + place * a.half;
             const float* sines = a.sines + row * a.angle_row + place * a.half;
             for (int64_t d = 0; d < dim; d += N) {
-                const __m512 cosine = _mm512_permutexvar_ps(doubled, _mm512_castps256_ps512(_mm256_loadu_ps(cosines + d / 2)));
-                const __m512 sine = _mm512_mul_ps(
-                    _mm512_set1_ps(sign), _mm512_permutexvar_ps(doubled, _mm512_castps256_ps512(_mm256_loadu_ps(sines + d / 2))));
+                const vec<float> cosine = twice(cosines + d / 2), sine = twice(sines + d / 2) * signs;
                 for (int64_t h = 0; h < a.heads; h++) {
-                    const __m512 value = (__m512)load(from + h * dim + d);
-                    const __m512 crossed = _mm512_mul_ps(_mm512_permute_ps(value, 0xB1), sine);  // each pair exchanged
-                    // even lanes: x cos - y sin; odd lanes: y cos + x sin
-                    store(to + h * dim + d, (vec<float>)_mm512_fmaddsub_ps(value, cosine, crossed));
+                    const vec<float> value = load(from + h * dim + d);
+                    const vec<float> exchanged =
+                        __builtin_shufflevector(value, value, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+                    store(to + h * dim + d, value * cosine + exchanged * sine);
                 }
             }
         }
@@ -149,11 +154,9 @@ inline void adam_rows(const Rows& a, int threads) {
             const vec<float> square = load(a.square + at + i) * keep2 + slope * slope * (1 - keep2);
             store(a.mean + at + i, mean);
             store(a.square + at + i, square);
-            const vec<float> root = (vec<float>)_mm512_sqrt_ps((__m512)square) + eps;
-            store(a.weight + at + i, load(a.weight + at + i) - mean / root * rate);
+            const vec<float> deviation = root(square) + eps;
+            store(a.weight + at + i, load(a.weight + at + i) - mean / deviation * rate);
         }
 }
 
 }  // namespace bytelm
-
-#endif

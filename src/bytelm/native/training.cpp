@@ -8,9 +8,13 @@ using namespace bytelm;
 
 extern "C" {
 
-#if defined(BYTELM_PAIRS)
-
-int64_t bytelm_pairs() { return 1; }
+int64_t bytelm_native_pairs() {  // whether the processor multiplies bfloat16
+#if defined(BYTELM_NATIVE_PAIRS)
+    return 1;
+#else
+    return 0;
+#endif
+}
 
 void bytelm_attend(const Attend* a, int64_t back, int64_t threads) {
     if (back)
@@ -62,10 +66,4 @@ void bytelm_gather_rows(
 }
 
 void bytelm_adam_rows(const Rows* rows, int64_t threads) { adam_rows(*rows, int(threads)); }
-
-#else
-
-int64_t bytelm_pairs() { return 0; }
-
-#endif
 }

@@ -63,9 +63,14 @@ class Rows(ctypes.Structure):
 
 @functools.cache
 def functions() -> ctypes.CDLL | None:
-    """The compiled functions; None without a compiler, or where the processor has no products in bfloat16."""
-    found = library("training")
-    return found if found is not None and found.bytelm_pairs() else None
+    """The compiled functions; None where they could not be compiled. They compute the same on every processor."""
+    return library("training")
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has products in bfloat16, without which plain torch is faster than those made of them."""
+    found = functions()
+    return found is not None and bool(found.bytelm_native_pairs())
 
 
 def call(name: str, *arguments: ctypes.Structure | Tensor | float | None) -> None:

@@ -18,14 +18,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bytelm.native.training import LINES, Attend, Crossed, Turn, call, functions, strides
+from bytelm.native.training import LINES, Attend, Crossed, Turn, call, functions, multiplies_bfloat16, strides
 
 VECTOR = 16  # numbers, of which widths are multiples
 
 
 def ready() -> bool:
-    """Whether there are such functions here."""
-    return not torch.compiler.is_compiling() and functions() is not None
+    """Whether such functions in bfloat16 are faster here than torch."""
+    return not torch.compiler.is_compiling() and multiplies_bfloat16()
 
 
 def fits(x: Tensor) -> bool:
@@ -239,7 +239,8 @@ class _Bags(Function):
 
 def bags_fit(table: Tensor) -> bool:
     """Whether `bags` can read such a table."""
-    return table.dtype == torch.float32 and table.device.type == "cpu" and table.shape[-1] % VECTOR == 0 and ready()
+    known = table.dtype == torch.float32 and table.device.type == "cpu" and table.shape[-1] % VECTOR == 0
+    return known and not torch.compiler.is_compiling() and functions() is not None
 
 
 def bags(table: Float[Tensor, "rows dim"], index: Int[Tensor, "bags size"]) -> Float[Tensor, "bags dim"]:

@@ -1,0 +1,54 @@
+"""The kernels of training as this machine compiles them, and as one without AVX-512 does."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from bytelm.native import library, training
+from bytelm.nn import fused
+
+OLDER = "x86-64-v3"  # AVX2, no products in bfloat16: what most machines have
+# Without products in bfloat16 the machine's own kernels are the portable ones already.
+PROCESSORS = ["native", OLDER] if training.multiplies_bfloat16() and platform.machine() == "x86_64" else ["native"]
+
+
+def compiled_for(processor: str) -> ctypes.CDLL | None:
+    """The kernels of training for a processor; None without a compiler."""
+    if processor == "native" or training.functions() is None:
+        return training.functions()
+    compiler = library.compiler()
+    assert compiler is not None
+    return ctypes.CDLL(str(library.compiled("training", compiler, processor)))
+
+
+@contextmanager
+def used(processor: str) -> Iterator[None]:
+    """Training with the kernels for a processor, although torch may be faster."""
+    found = compiled_for(processor)
+    if found is None:
+        pytest.skip(f"no kernels of training: {library.reason('training')}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "library", lambda name: found)
+        patch.setattr(fused, "ready", lambda: True)
+        training.functions.cache_clear()
+        yield
+    training.functions.cache_clear()
+
+
+@pytest.fixture(params=PROCESSORS)
+def training_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernels for each processor in turn."""
+    with used(request.param):
+        yield
+
+
+@pytest.fixture
+def own_training_kernels() -> Iterator[None]:
+    """This machine's kernels."""
+    with used("native"):
+        yield
