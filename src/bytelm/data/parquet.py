@@ -41,6 +41,8 @@ def texts(
             if made > limit:
                 raise _swells(name, made)
             yield in_pieces([value.to_pybytes()])
+    except GeneratorExit:  # left half read, perhaps as the interpreter ends and the names below are gone
+        raise
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name} cannot be read as a Parquet file ({reason}): get a whole copy") from error
