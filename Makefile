@@ -58,9 +58,9 @@ setup: $(INSTALLED)
 # Not compiled: that takes longer than all the rest, and Python does it anyway with what is imported.
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --no-compile -e . -c constraints.txt
+	$(BIN)/pip install -e . -c constraints.txt --no-compile
 	touch $@
 
 $(INSTALLED): $(CORE)
-	$(BIN)/pip install --no-compile -e ".[dev]" -c constraints.txt
+	$(BIN)/pip install -e ".[dev]" -c constraints.txt --no-compile
 	touch $@
