@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,26 @@ def test_one_process_reads_file_after_file(tmp_path: Path, started: list[subproc
     next(half)
     half.close()
     assert sorted(process.poll() is None for process in started) == [False, True]
+
+
+def test_a_process_that_waited_long_is_not_asked_again(
+    tmp_path: Path, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends by itself, so that a training of days does not keep it."""
+    path = written(tmp_path, "x.parquet", b"one")
+    assert len(list(documents([path]))) == 1
+    monkeypatch.setattr(apart, "_IDLE", 0)
+    assert len(list(documents([path]))) == 1
+    assert [process.poll() is None for process in started] == [False, True]
+
+
+def test_a_process_that_is_asked_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setattr(apart, "_IDLE", 0.01)
+        monkeypatch.setattr(sys, "argv", ["", "[]", str(theirs.fileno())])
+        monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+        apart.serve()
 
 
 @pytest.mark.fault("T3")

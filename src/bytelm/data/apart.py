@@ -4,18 +4,20 @@
       ◀── a frame for each row, and what it came to: the bad rows, or the error
 
 A frame is its size and so many bytes; the size -1 stands before the last one, which is JSON. The process serves one
-file after another, and ends when this one does.
+file after another, and ends when this one does or asks for nothing for a minute.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -30,7 +32,8 @@ from bytelm.errors import DataError, MissingExtraError
 _SIZE = struct.Struct("<q")
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from bytelm.data.apart import serve; serve()"
 _REQUEST = 1 << 16  # bytes, of names
-_idle: list[_Process] = []  # whole files behind them
+_IDLE = 60.0  # seconds that a process waits for another file
+_idle: list[_Process] = []
 
 
 def texts(
@@ -39,7 +42,8 @@ def texts(
     """What `parquet.texts` gives and raises; where its process ends, DataError says how."""
     if find_spec("pyarrow") is None:
         raise MissingExtraError("pyarrow", "data", f"reading {name}")
-    process = _idle.pop() if _idle and _idle[-1].owner == os.getpid() else _Process()
+    process = _idle.pop() if _idle else _Process()
+    process = process if process.usable() else _Process()
     try:
         process.ask(file, name, text_field, max_bad)
         while (size := process.size()) >= 0:
@@ -49,6 +53,7 @@ def texts(
         raise DataError(
             f"{name} cannot be read as a Parquet file (it ended its reader: {process.how_it_ended()}): get a whole copy"
         ) from error
+    process.since = time.monotonic()
     _idle.append(process)
     report.bad += end["bad"]
     if end["error"]:
@@ -59,7 +64,9 @@ class _Process:
     """A process that reads, and the line to it. It is ended when it is let go."""
 
     def __init__(self) -> None:
-        self.owner = os.getpid()  # a fork of it must not talk to the process too
+        self.owner = os.getpid()
+        self.since = time.monotonic()
+        """When it was last done with a file."""
         self._line, theirs = socket.socketpair()
         self._stream = self._line.makefile("rb")
         with theirs:
@@ -68,6 +75,10 @@ class _Process:
             silent: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             self._process = subprocess.Popen(words, pass_fds=[theirs.fileno()], start_new_session=True, **silent)
         weakref.finalize(self, _end, self._process, self._line, self._stream)
+
+    def usable(self) -> bool:
+        """Whether it surely waits still, and this is no fork of who started it: two may not talk to it."""
+        return self.owner == os.getpid() and time.monotonic() - self.since < _IDLE / 2
 
     def ask(self, file: BufferedIOBase, *how: Any) -> None:
         """Have a file read. Raises ConnectionError where the process has ended."""
@@ -102,7 +113,7 @@ def serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # what they ask for is for the other process to do
     with socket.fromfd(int(sys.argv[2]), socket.AF_UNIX, socket.SOCK_STREAM) as line, line.makefile("wb") as stream:
-        while True:
+        while select.select([line], [], [], _IDLE)[0]:
             request, descriptors, _, _ = socket.recv_fds(line, _REQUEST, 1)
             if not request:
                 return
