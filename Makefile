@@ -4,18 +4,20 @@
 # make slow    the tests that take minutes
 # make docs    the documentation site, in site/: open site/index.html
 # make faults  every test of the fault table, slow ones too; writes docs/faults.md
-# make nightly all of test, slow and faults, no test twice: some hours
+# make nightly all of test, slow and faults, no test twice, on other random examples each night: some hours
 #
-# The environment is .venv, made once and again only when pyproject.toml or constraints.txt change.
+# The environment is .venv. `make demo` installs the core alone into it, everything else installs the rest beside it; each is
+# done once, and again only when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
 BIN := .venv/bin
+CORE := .venv/.core
 INSTALLED := .venv/.installed
 
 .NOTPARALLEL:
 .PHONY: demo test check slow docs faults nightly lint types floors tests setup
 
-demo: setup
+demo: $(CORE)
 	$(BIN)/bytelm demo
 
 test: setup check
@@ -34,7 +36,7 @@ faults: setup
 
 # One run of pytest has all tests, quick and slow, those of the fault table among them.
 nightly: setup lint types floors
-	$(BIN)/pytest -q -n 2 -m "slow or not slow" --timeout 3600 --fault-table=docs/faults.md
+	$(BIN)/pytest -q -n 2 -m "slow or not slow" --timeout 3600 --hypothesis-profile=thorough --fault-table=docs/faults.md
 
 lint:
 	$(BIN)/ruff check
@@ -53,7 +55,12 @@ tests:
 
 setup: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+# Not compiled: that takes longer than all the rest, and Python does it anyway with what is imported.
+$(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -e ".[dev]" -c constraints.txt
-	touch $(INSTALLED)
+	$(BIN)/pip install -e . -c constraints.txt --no-compile
+	touch $@
+
+$(INSTALLED): $(CORE)
+	$(BIN)/pip install -e ".[dev]" -c constraints.txt --no-compile
+	touch $@

@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, checked shapes, no network, the same random examples in every run of CI."""
+"""What holds for every test: one thread, checked shapes, no network, the same examples in every run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import hypothesis
 import jaxtyping
 import pytest
 from beartype import BeartypeConf, beartype
+from hypothesis.internal.conjecture import providers
 
 from faults import Table
 
@@ -35,9 +37,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Imported when all of this has been run: it imports bytelm.
 pytest_plugins = ["processors"]
 
-hypothesis.settings.register_profile("local", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("ci" if "CI" in os.environ else "local")
+# Every run tries the same examples, CI's and a developer's, so that what passes here passes there; whoever looks for
+# others takes the profile "thorough" (`make nightly` does). That a machine is slow is no fault of a test.
+SHARED: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+    "print_blob": True,
+}
+hypothesis.settings.register_profile("same", **SHARED, derandomize=True, database=None)
+hypothesis.settings.register_profile("thorough", **SHARED, max_examples=1000)
+hypothesis.settings.load_profile("same")
+
+# Hypothesis also draws constants of the modules of ours that are imported by then, which hangs on the tests before.
+_ours, _none = providers._get_local_constants, providers.Constants()  # pyright: ignore[reportPrivateUsage]
+providers._get_local_constants = lambda: _none if hypothesis.settings().derandomize else _ours()  # pyright: ignore
 
 
 def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
@@ -61,6 +74,14 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--fault-table")
     if path is not None and not hasattr(config, "workerinput"):  # of several workers the one that hears of all
         config.pluginmanager.register(Table(path))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was skipped and why, in a line each kind; pytest's own closing line comes after it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in sorted(reasons.items(), key=lambda kind: (-kind[1], kind[0])):
+        terminalreporter.write_line(f"skipped {count}: {reason}")
 
 
 @pytest.fixture

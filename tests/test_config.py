@@ -198,7 +198,8 @@ def test_every_real_component_is_read_back_from_what_it_writes(
     assert build(Holder, mapping, "x.toml") == holder
 
 
-finite = st.floats(allow_nan=False)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+numbers = st.floats(allow_nan=False)  # TOML has infinities; a configuration of ours refuses them
 words = st.text(st.characters(exclude_categories=["Cs"]))
 runs = st.builds(
     Run,
@@ -226,7 +227,7 @@ def test_what_is_written_is_read_back(run: Run) -> None:
     assert build(Run, tomllib.loads(text), "x.toml") == run
 
 
-leaves = st.one_of(st.integers(), finite, st.booleans(), words)
+leaves = st.one_of(st.integers(), numbers, st.booleans(), words)
 tables = st.recursive(
     st.dictionaries(words, leaves | st.lists(leaves | st.lists(leaves))),
     lambda inner: st.dictionaries(words, leaves | inner),

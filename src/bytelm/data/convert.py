@@ -71,6 +71,8 @@ def _converted(
                 else:
                     report.empty += 1
             read += 1
+        except GeneratorExit:  # left half read, perhaps as the interpreter ends and the names below are gone
+            raise
         except UnfitError as error:
             if isinstance(error, DamagedError) or suffixes(file.name)[0] in modality.suffixes:
                 report.bad += 1

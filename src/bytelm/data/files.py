@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,12 @@ class PositionReader:
 
     def __init__(self, path: Path, size: int) -> None:
         """Open `path`, which must hold exactly `size` bytes. Raises DataError naming it where it does not."""
-        self._descriptor = -1
         self._path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Not __del__: when the interpreter ends it may run after the modules are gone, and prints what it raises.
+            # Nor at exit, where threads may still read: the system closes what is left open.
+            weakref.finalize(self, os.close, self._descriptor).atexit = False
             found = os.fstat(self._descriptor).st_size
         except OSError as error:
             raise DataError(f"{shown(str(path))} cannot be opened ({error.strerror}): pack the data again") from error
@@ -87,7 +90,3 @@ class PositionReader:
     def _changed(self, found: int, wanted: int) -> DataError:
         name = shown(str(self._path))
         return DataError(f"{name} changed after it was written, from {wanted} bytes to {found}: pack the data again")
-
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)

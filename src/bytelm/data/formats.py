@@ -9,7 +9,7 @@ from io import BufferedIOBase
 from pathlib import PurePath
 from typing import Any
 
-from bytelm.data import parquet
+from bytelm.data import apart
 from bytelm.data.decode import COMPRESSED, decoded, in_pieces
 from bytelm.data.files import LONGEST, PIECE, shown
 from bytelm.data.report import SourceReport, check_bad
@@ -37,7 +37,7 @@ def texts(
     if kind == ".parquet" and text_field is not None:
         if compression:
             raise DataError(f"{shown(name)} is a compressed Parquet file, which cannot be read in parts: decompress it")
-        yield from parquet.texts(file, shown(name), text_field, report, max_bad)
+        yield from apart.texts(file, shown(name), text_field, report, max_bad)
         return
     read = file.read
     pieces = decoded(read, compression, shown(name)) if compression else iter(lambda: read(PIECE), b"")

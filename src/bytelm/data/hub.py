@@ -60,6 +60,8 @@ def texts(path: str, text_field: str | None, report: SourceReport, max_bad: floa
                 bad += 1
             else:
                 yield in_pieces([text])
+    except GeneratorExit:  # left half read, perhaps as the interpreter ends and the names below are gone
+        raise
     except DataError:
         raise
     except Exception as error:  # the library raises what it runs into on the way: of networks, files, formats

@@ -25,6 +25,7 @@ def texts(
     too many bad rows; MissingExtraError without pyarrow.
     """
     pyarrow = _pyarrow(name)
+    failures = (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError, RuntimeError)
     total = bad = made = 0
     limit = RATIO * os.fstat(file.fileno()).st_size + SLACK
     try:
@@ -41,7 +42,7 @@ def texts(
             if made > limit:
                 raise _swells(name, made)
             yield in_pieces([value.to_pybytes()])
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError, RuntimeError) as error:
+    except failures as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name} cannot be read as a Parquet file ({reason}): get a whole copy") from error
     report.bad += bad
