@@ -33,9 +33,7 @@ class _Decoder(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-def decoded(
-    read: Callable[[int], bytes], suffix: str, name: str, max_window: int = MAX_WINDOW
-) -> Iterator[bytes]:
+def decoded(read: Callable[[int], bytes], suffix: str, name: str, max_window: int = MAX_WINDOW) -> Iterator[bytes]:
     """What a file in one of the COMPRESSED formats decodes to, in pieces of at most PIECE bytes.
 
     Raises DataError naming the file when it is damaged, ends too early, swells beyond a thousand times what was read
