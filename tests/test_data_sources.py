@@ -305,7 +305,7 @@ def test_the_fingerprint_follows_the_data_and_nothing_excluded(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)
-@pytest.mark.parametrize("zeros", [4, 1024, 5000])
+@pytest.mark.parametrize("zeros", [4, 972, 1024, 5000])
 def test_zeros_behind_what_is_compressed_are_padding(suffix: str, zeros: int, tmp_path: Path) -> None:
     """Tapes and `dd conv=sync` fill blocks up, and streams are put one behind another."""
     one, two = COMPRESSORS[suffix](b"one"), COMPRESSORS[suffix](b"two")
