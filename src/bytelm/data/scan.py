@@ -18,7 +18,7 @@ _EXAMPLES = 3  # names given for each reason
 # Files that are compressed in ways that are not read. To a model their bytes are next to noise.
 _COMPRESSED = frozenset(
     {".7z", ".rar", ".lz", ".lz4", ".lzo", ".z", ".br", ".sz", ".cab", ".iso", ".dmg", ".deb", ".rpm", ".jar", ".apk"}
-    | {".whl", ".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".npz", ".pdf"}
+    | {".whl", ".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".npz", ".pdf", ".jxl", ".heic", ".heif"}
 )
 
 
