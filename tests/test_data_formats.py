@@ -231,6 +231,55 @@ def test_datasets_are_streamed_by_split(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_what_save_to_disk_wrote_is_loaded(folder: Path, tmp_path: Path) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_dict({"text": ["one é", "", None, "two"], "n": [1, 2, 3, 4]})
+    rows.save_to_disk("saved@[1]:v", num_shards=2)
+    report = SourceReport()
+    assert read("hf:saved@[1]:v", report=report, max_bad=0.25) == ["one é".encode(), b"two"]
+    assert (report.files, report.empty, report.bad) == (1, 1, 1)
+    first = fingerprint(["hf:saved@[1]:v"])
+    assert first is not None and first == fingerprint(["hf:saved@[1]:v"])
+    os.utime(tmp_path / "saved@[1]:v/state.json", (9, 9))
+    assert fingerprint(["hf:saved@[1]:v"]) != first
+    datasets.DatasetDict({"train": rows, "test": rows.select([3])}).save_to_disk("both")
+    assert read("hf:both#test") == [b"two"] and len(read("hf:./both", max_bad=0.5)) == 2
+    for path, said in (
+        ("hf:saved@[1]:v#test", "was saved as one split alone: leave #test out"),
+        ("hf:both#valid", "has no split 'valid': it has train, test"),
+        ("hf:both:de", "has no configurations or revisions"),
+        ("hf:both@v1", "has no configurations or revisions"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read(path)
+    with pytest.raises(DataError, match=r"hf:both has no 'body': say --set data\.text_field=NAME; it has text, n"):
+        read("hf:both", text_field="body")
+    (tmp_path / "both/train/state.json").write_text("{}")
+    with pytest.raises(DataError, match="hf:both cannot be loaded"):
+        read("hf:both")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("name", ["a@b", "a:b", "a#b", "a@b:c#d", "set@v1"])
+def test_a_folder_of_any_name_is_a_dataset(name: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "test.jsonl").write_text('{"text": "of its own"}')
+    assert read(f"hf:./{name}#test") == read(f"hf:{tmp_path / name}#test") == [b"of its own"]
+
+
+@pytest.mark.parametrize("name", ["a*", "a[1]", "a?", "a::b"])
+def test_a_folder_that_the_library_takes_for_a_pattern_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    """It would read the folder a2 too, or nothing."""
+    for each in (name, "a2"):
+        (tmp_path / each).mkdir()
+        (tmp_path / each / "train.jsonl").write_text('{"text": "x"}')
+    with pytest.raises(DataError, match="in the name of a folder makes a pattern of it to the library: rename"):
+        read(f"hf:./{name}")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize(
     ("path", "said"),
     [
