@@ -43,7 +43,10 @@ ROWS: dict[str, tuple[str, str]] = {
         "data that changes during a run",
         "one line that names the change; never a crash, never other data unnoticed",
     ),
-    "D8": ("a file that swells (gzip, xz, zst, parquet, pictures, sound)", "refused, in bounded memory, exit 3"),
+    "D8": (
+        "a file that swells (gzip, bz2, xz, zst, archives, parquet, pictures, sound)",
+        "refused, in bounded memory, exit 3",
+    ),
     "D9": ("a damaged picture, clip, line or row", "skipped and counted up to data.max_bad (0.1 %), then an error"),
     "D10": ("names with line feeds, emoji, bytes that are no UTF-8", "read, and shown on one line"),
     "D11": ("the same bytes in training and held-out data", "a warning that says how many"),

@@ -7,13 +7,16 @@ did it in a file. Needs atheris. What was found is kept as an ordinary case in t
 from __future__ import annotations
 
 import argparse
+import bz2
 import gzip
 import io
 import json
 import lzma
 import sys
+import tarfile
 import tempfile
 import wave
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,9 +89,23 @@ def seeds(target: str) -> Iterator[bytes]:
     if target == "compressed":
         import zstandard
 
-        for number, compress in enumerate((gzip.compress, lzma.compress, zstandard.compress)):
+        for number, compress in enumerate((gzip.compress, lzma.compress, zstandard.compress, bz2.compress)):
             yield bytes([number]) + compress(b"some text " * 50)
             yield bytes([number]) + compress(b"a") + compress(b"b")
+    elif target == "archives":
+        for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+            file = io.BytesIO()
+            with tarfile.open(fileobj=file, mode="w", format=form) as archive:
+                for name in ("a.txt", "n" * 120 + ".jsonl"):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(TEXT)
+                    archive.addfile(member, io.BytesIO(TEXT))
+            yield b"\0" + file.getvalue()[:4000]
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.writestr("a.txt", TEXT)
+            packed.writestr("b.gz", gzip.compress(TEXT))
+        yield b"\1" + file.getvalue()
     elif target == "jsonl":
         yield b"\0" + TEXT * 3
         yield b"\1" + gzip.compress(TEXT)
@@ -132,7 +149,8 @@ def seeds(target: str) -> Iterator[bytes]:
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    "compressed": lambda folder: of_files(folder, (".gz", ".xz", ".zst")),
+    "compressed": lambda folder: of_files(folder, (".gz", ".xz", ".zst", ".bz2")),
+    "archives": lambda folder: of_files(folder, (".tar", ".zip")),
     "jsonl": lambda folder: of_files(folder, (".jsonl", ".jsonl.gz")),
     "parquet": lambda folder: of_files(folder, (".parquet",)),
     "pictures": lambda _: of_modality(image.Config(8, 8).build(), "x.png"),

@@ -55,7 +55,7 @@ def test_rows_are_documents_byte_for_byte(
         report = SourceReport()
         found = read(path, report=report, max_bad=1.0)
         assert found == [value for value in values if value]
-        assert (report.bad, report.empty) == (values.count(None), values.count(b""))
+        assert (report.bad, report.empty) == (values.count(None), values.count(b"") + (not values))
 
 
 @pytest.mark.fault("D9")
@@ -95,12 +95,79 @@ def test_other_columns_are_named(tmp_path: Path, values: list[Any], kind: pa.Dat
         read(path, text_field="body")
 
 
+KINDS = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()]
+KINDS += [pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.large_string())]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("encoding", [None, "PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_columns_of_any_kind_and_encoding(kind: pa.DataType, encoding: str | None, tmp_path: Path) -> None:
+    """As Polars (views), DuckDB (delta encodings) and Arrow itself write them."""
+    texts = ["text", None, "", "text", "texture", "ü"] * 3
+    values = pa.array(texts).dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else pa.array(texts, kind)
+    options: dict[str, Any] = {"use_dictionary": True}
+    if encoding and not pa.types.is_dictionary(kind):
+        options = {"use_dictionary": False, "column_encoding": {"text": encoding}}
+    pq.write_table(pa.table({"n": range(18), "text": values}), tmp_path / "x.parquet", row_group_size=7, **options)
+    report = SourceReport()
+    assert read(tmp_path, report=report, max_bad=1.0) == [text.encode() for text in texts if text]
+    assert (report.bad, report.empty) == (3, 3)
+
+
+def test_columns_of_one_size_and_of_json(tmp_path: Path) -> None:
+    columns = {"a": pa.array([b"abcd", None, b"abcd"], pa.binary(4))}
+    if hasattr(pa, "json_"):  # since version 19
+        columns["b"] = pa.ExtensionArray.from_storage(pa.json_(), pa.array(["[]", None, "[]"]))
+    for name, column in columns.items():
+        for dictionary in (True, False):
+            pq.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet", use_dictionary=dictionary)
+            assert read(tmp_path / f"{name}.parquet", max_bad=1.0) == [column[0].as_py() or b""] * 2 or name == "b"
+    assert len(columns) == 1 or read(tmp_path / "b.parquet", max_bad=1.0) == [b"[]", b"[]"]
+
+
+def test_a_reader_that_fails_in_the_middle_gives_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column chunk may begin with a dictionary and go on in an encoding that pyarrow gives no dictionary of."""
+    texts = [f"text {n}" for n in range(300)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "x.parquet", row_group_size=100)
+    monkeypatch.setattr("bytelm.data.parquet._BATCH", 0)  # a row at a time
+    rows = parquet._rows
+
+    def failing(source: Any, group: int, batch: int, skipped: int, text_field: str) -> Any:
+        for n, value in enumerate(rows(source, group, batch, skipped, text_field)):
+            if group == 1 and not skipped and n == 40:
+                raise NotImplementedError("DecodeArrow of DictAccumulator")
+            yield value
+
+    monkeypatch.setattr(parquet, "_rows", failing)
+    assert read(tmp_path) == [text.encode() for text in texts]
+
+
+@pytest.mark.fault("D8")
+def test_values_that_share_their_bytes_are_decoded_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In DELTA_BYTE_ARRAY a value is what differs from the one before: here 64 MB in less than a kilobyte."""
+    monkeypatch.setattr(parquet, "SLACK", 4 << 20)
+    how: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+    values = table([b"x" * (256 << 10)] * 256, pa.binary())
+    pq.write_table(values, tmp_path / "x.parquet", compression="ZSTD", **how)
+    assert (tmp_path / "x.parquet").stat().st_size < 2000
+    del values
+    before, most, count = pa.total_allocated_bytes(), 0, 0
+    with (tmp_path / "x.parquet").open("rb") as file, pytest.raises(DataError, match=r"x\.parquet swells"):
+        for row in parquet.texts(file, "x.parquet", "text", SourceReport(), 0.0):
+            most = max(most, pa.total_allocated_bytes() - before)
+            assert sum(map(len, row)) == 256 << 10
+            count += 1
+    assert count > 15 and most < 16 << 20
+
+
 def test_to_a_modality_a_parquet_file_is_a_file(tmp_path: Path) -> None:
     pq.write_table(table(["a"], pa.string()), tmp_path / "x.parquet")
     whole = (tmp_path / "x.parquet").read_bytes()
     assert read(tmp_path, text_field=None) == [whole]
     (tmp_path / "x.parquet").rename(tmp_path / "x.parquet.gz")
-    with pytest.raises(DataError, match="compressed Parquet file"):
+    with pytest.raises(DataError, match=r"a compressed \.parquet file"):
         read(tmp_path)
 
 
@@ -165,6 +232,55 @@ def test_datasets_are_streamed_by_split(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"hf:\./set#validation: 1 of 3 rows have no string"):
         read("hf:./set#validation")
     assert read("hf:./set#validation", max_bad=0.5) == [b"held", b"out"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_what_save_to_disk_wrote_is_loaded(folder: Path, tmp_path: Path) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_dict({"text": ["one é", "", None, "two"], "n": [1, 2, 3, 4]})
+    rows.save_to_disk("saved@[1]:v", num_shards=2)
+    report = SourceReport()
+    assert read("hf:saved@[1]:v", report=report, max_bad=0.25) == ["one é".encode(), b"two"]
+    assert (report.files, report.empty, report.bad) == (1, 1, 1)
+    first = fingerprint(["hf:saved@[1]:v"])
+    assert first is not None and first == fingerprint(["hf:saved@[1]:v"])
+    os.utime(tmp_path / "saved@[1]:v/state.json", (9, 9))
+    assert fingerprint(["hf:saved@[1]:v"]) != first
+    datasets.DatasetDict({"train": rows, "test": rows.select([3])}).save_to_disk("both")
+    assert read("hf:both#test") == [b"two"] and len(read("hf:./both", max_bad=0.5)) == 2
+    for path, said in (
+        ("hf:saved@[1]:v#test", "was saved as one split alone: leave #test out"),
+        ("hf:both#valid", "has no split 'valid': it has train, test"),
+        ("hf:both:de", "has no configurations or revisions"),
+        ("hf:both@v1", "has no configurations or revisions"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read(path)
+    with pytest.raises(DataError, match=r"hf:both has no 'body': say --set data\.text_field=NAME; it has text, n"):
+        read("hf:both", text_field="body")
+    (tmp_path / "both/train/state.json").write_text("{}")
+    with pytest.raises(DataError, match="hf:both cannot be loaded"):
+        read("hf:both")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("name", ["a@b", "a:b", "a#b", "a@b:c#d", "set@v1"])
+def test_a_folder_of_any_name_is_a_dataset(name: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "test.jsonl").write_text('{"text": "of its own"}')
+    assert read(f"hf:./{name}#test") == read(f"hf:{tmp_path / name}#test") == [b"of its own"]
+
+
+@pytest.mark.parametrize("name", ["a*", "a[1]", "a?", "a::b"])
+def test_a_folder_that_the_library_takes_for_a_pattern_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    """It would read the folder a2 too, or nothing."""
+    for each in (name, "a2"):
+        (tmp_path / each).mkdir()
+        (tmp_path / each / "train.jsonl").write_text('{"text": "x"}')
+    with pytest.raises(DataError, match="in the name of a folder makes a pattern of it to the library: rename"):
+        read(f"hf:./{name}")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

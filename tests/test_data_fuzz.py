@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -30,6 +33,10 @@ SUFFIXES = [
     ".gz",
     ".xz",
     ".zst",
+    ".bz2",
+    ".tar",
+    ".tgz",
+    ".zip",
     ".jsonl",
     ".jsonl.gz",
     ".parquet",
@@ -40,11 +47,19 @@ SUFFIXES = [
     ".fa",
 ]
 JSON = st.builds(b'{"text": %b}'.__mod__, st.sampled_from([b'"a"', b"null", b'"\\ud800"', b"1e999", b"[]", b'"']))
+TAR, ZIP = io.BytesIO(), io.BytesIO()
+with tarfile.open(fileobj=TAR, mode="w") as archive:
+    archive.addfile(tarfile.TarInfo("a.txt"))
+    archive.addfile(tarfile.TarInfo("n" * 120))
+with zipfile.ZipFile(ZIP, "w") as archive:
+    archive.writestr("a.txt", b"text")
 MARKS = [b"PAR1", b"RIFF", b"fLaC", b"OggS", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", b"BM", b"GIF89a"]
 CONTENT = st.one_of(
     st.binary(max_size=300),
     st.builds(bytes.__add__, st.sampled_from(MARKS), st.binary(max_size=200)),
     st.lists(JSON, max_size=9).map(b"\n".join),
+    st.builds(lambda cut: TAR.getvalue()[:cut], st.integers(1, 3000)),
+    st.builds(lambda cut: ZIP.getvalue()[cut:], st.integers(0, 30)),
     st.builds(lambda data, cut: gzip.compress(data)[:cut], st.binary(max_size=90), st.integers(1, 200)),
     st.builds(lambda data, cut: lzma.compress(data)[:cut], st.binary(max_size=90), st.integers(1, 200)),
 )
@@ -103,7 +118,7 @@ needs_atheris = pytest.mark.skipif(find_spec("atheris") is None, reason="atheris
 
 @needs_atheris
 @pytest.mark.fault("D8", "D9")
-@pytest.mark.parametrize("target", ["compressed", "parquet", "audio"])
+@pytest.mark.parametrize("target", ["compressed", "archives", "parquet", "audio"])
 def test_a_second_of_fuzzing(target: str, tmp_path: Path) -> None:
     fuzz(target, 1, tmp_path)
 
@@ -111,7 +126,9 @@ def test_a_second_of_fuzzing(target: str, tmp_path: Path) -> None:
 @needs_atheris
 @pytest.mark.slow
 @pytest.mark.fault("D8", "D9", "K6", "C1")
-@pytest.mark.parametrize("target", ["compressed", "jsonl", "parquet", "pictures", "audio", "safetensors", "config"])
+@pytest.mark.parametrize(
+    "target", ["compressed", "archives", "jsonl", "parquet", "pictures", "audio", "safetensors", "config"]
+)
 def test_fuzzing(target: str, tmp_path: Path) -> None:
     fuzz(target, 20, tmp_path)
 

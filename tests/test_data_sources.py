@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bytelm.cli import run as cli
 from bytelm.data.files import PIECE, shown
 from bytelm.data.sources import SourceReport, documents, fingerprint
 from bytelm.errors import DataError, MissingExtraError
@@ -31,7 +33,13 @@ def zst(data: bytes) -> bytes:
     return pytest.importorskip("zstandard").compress(data)
 
 
-COMPRESSORS = {".gz": gzip.compress, ".xz": lambda data: lzma.compress(data, preset=0), ".zst": zst}
+COMPRESSORS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lambda data: lzma.compress(data, preset=0),
+    ".zst": zst,
+    ".zstd": zst,
+}
 
 
 def read(*paths: str | Path, **options: object) -> list[tuple[str, bytes]]:
@@ -209,7 +217,7 @@ def test_damaged_compressed_files_are_named(suffix: str, tmp_path: Path) -> None
     path = tmp_path / f"x{suffix}"
     good = COMPRESSORS[suffix](os.urandom(1 << 16))
     bads = [b"not compressed at all", b"\xff" + good[1:]]
-    if suffix != ".zst":  # which by default is written without a checksum
+    if COMPRESSORS[suffix] is not zst:  # which by default is written without a checksum
         bads.append(good[:-3] + bytes(byte ^ 255 for byte in good[-3:]))
     for bad in bads:
         path.write_bytes(bad)
@@ -251,7 +259,7 @@ def test_json_lines_keep_every_text_with_half_surrogates(texts: list[str], suffi
         report = SourceReport()
         found = [text for _, text in read(path, text_field="body", report=report)]
         assert found == [text.encode("utf-8", "surrogatepass") for text in texts if text]
-        assert report.empty == texts.count("")
+        assert report.empty == texts.count("") + (not texts)
 
 
 @pytest.mark.fault("D9")
@@ -296,13 +304,68 @@ def test_the_fingerprint_follows_the_data_and_nothing_excluded(tmp_path: Path) -
     assert fingerprint([tmp_path], exclude=[out]) != first
 
 
-@pytest.mark.fault("D8")
-def test_an_xz_file_may_not_ask_for_any_amount_of_memory(tmp_path: Path) -> None:
-    good = bytearray(lzma.compress(b"x"))
-    start, size = 12, 4 * (good[12] + 1)  # the block header: size, flags, filter, its size, dictionary, padding, CRC
-    good[start + 4] = 36  # a dictionary of 1 GiB
-    good[start + size - 4 : start + size] = zlib.crc32(good[start : start + size - 4]).to_bytes(4, "little")
-    assert lzma.decompress(good) == b"x"
-    (tmp_path / "x.xz").write_bytes(good)
-    with pytest.raises(DataError, match=r"x\.xz cannot be decompressed: Memory usage limit"):
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@pytest.mark.parametrize("zeros", [4, 972, 1024, 5000])
+def test_zeros_behind_what_is_compressed_are_padding(suffix: str, zeros: int, tmp_path: Path) -> None:
+    """Tapes and `dd conv=sync` fill blocks up, and streams are put one behind another."""
+    one, two = COMPRESSORS[suffix](b"one"), COMPRESSORS[suffix](b"two")
+    (tmp_path / f"x{suffix}").write_bytes(one + bytes(zeros) + two + bytes(zeros))
+    assert [text for _, text in read(tmp_path)] == [b"onetwo"]
+    (tmp_path / f"x{suffix}").write_bytes(one + bytes(zeros) + b"text")
+    with pytest.raises(DataError, match=f"x{suffix}"):
         read(tmp_path)
+
+
+def test_what_only_the_standard_library_names_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.txt.lzma").write_bytes(lzma.compress(b"alone", lzma.FORMAT_ALONE))
+    lines = b'{"text": "a"}\n{"text": "b"}\n'
+    (tmp_path / "y.ndjson").write_bytes(lines)
+    (tmp_path / "z.NDJSON.bz2").write_bytes(bz2.compress(lines))
+    assert [text for _, text in read(tmp_path)] == [b"alone", b"a", b"b", b"a", b"b"]
+    assert [document.suffix for document in documents([tmp_path])] == [".txt", *[".ndjson"] * 4]
+
+
+def with_dictionary(size: int) -> bytes:
+    """An .xz file of one byte that asks for a dictionary of so many bytes, which is a power of 2."""
+    good = bytearray(lzma.compress(b"x"))
+    start, length = 12, 4 * (good[12] + 1)  # the block header: size, flags, filter, its size, dictionary, padding, CRC
+    good[start + 4] = 2 * size.bit_length() - 26
+    good[start + length - 4 : start + length] = zlib.crc32(good[start : start + length - 4]).to_bytes(4, "little")
+    return bytes(good)
+
+
+def with_window(log: int) -> bytes:
+    """A .zst stream of one byte whose header names a window of 2 ** log bytes."""
+    return b"\x28\xb5\x2f\xfd" + bytes([0, (log - 10) << 3]) + b"\x09\0\0x"  # flags, window, the last raw block
+
+
+@pytest.mark.fault("D8")
+@pytest.mark.parametrize(
+    ("suffix", "small", "large", "tool"),
+    [
+        (".xz", with_dictionary(256 << 20), with_dictionary(512 << 20), "xz -dc"),
+        (".zst", with_window(28), with_window(31), "zstd -dc --long=31"),
+    ],
+)
+def test_a_compressed_file_may_not_ask_for_any_amount_of_memory(
+    suffix: str, small: bytes, large: bytes, tool: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(small)
+    assert read(path) == [(str(path), b"x")]
+    with pytest.raises(DataError, match=r"data\.max_window = 255 MiB"):
+        read(path, max_window=255)
+    path.write_bytes(large)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(caught.value) == (
+        f"{path} has a window or dictionary larger than data.max_window = 256 MiB: allow more memory, as in "
+        f"--set data.max_window=2048, or decompress it on the way, as in `{tool} {path} | bytelm train -`"
+    )
+    assert read(path, max_window=2048) == [(str(path), b"x")]
+    words = ["data", "pack", str(path), "-o", str(tmp_path / "p")]
+    assert cli(words) == 3
+    assert cli([*words, "--set", "data.max_window=2048"]) == 0
+    capfd.readouterr()
+    assert cli([*words, "--set", "data.max_window=4096"]) == 2
+    assert "data.max_window = 4096: must be between 1 and 2048" in capfd.readouterr().err

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import io
 import json
 import os
 import shutil
+import wave
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +131,61 @@ def test_a_scan_of_streams_and_of_nothing(notes: Path, capfd: Capture) -> None:
     assert "here only data." in error(capfd, "data", "scan", "notes", "--set", "train.steps=1", code=2)
     assert "data.valid = 2.0" in error(capfd, "data", "scan", "notes", "--set", "data.valid=2.0", code=2)
     assert "did you mean valid?" in error(capfd, "data", "scan", "notes", "--set", "data.vlid=0.1", code=2)
+
+
+# --- empty ------------------------------------------------------------------------------------------------------------
+
+
+def wav(samples: bytes) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(samples)
+    return file.getvalue()
+
+
+@pytest.mark.fault("D1")
+@pytest.mark.parametrize("spec", ["dna", "audio:8k"])
+def test_what_is_empty_once_read_is_counted_and_told(
+    spec: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file that has bytes and gives none is skipped, which --strict refuses; an empty record is left out."""
+    full, empty, name = (wav(b"\1\2" * 99), wav(b""), "b.wav") if spec != "dna" else (b">x\nACGT", b">x\r>y\r", "b.fa")
+    source = tmp_path / "s"
+    source.mkdir()
+    for path, data in (("a" + name, full), (name, empty), ("void.txt", b"")):
+        (source / path).write_bytes(data)
+    words = ["data", "pack", str(source), "-o", str(tmp_path / "p"), "--as", spec]
+    assert cli(words) == 0
+    out = capfd.readouterr().out
+    assert f"1 skipped ({source / name}: nothing in it as {spec[:5].rstrip(':')}), 1 empty ones left out" in out
+    assert cli([*words, "--strict"]) == 3
+    assert f"{source / name} would be skipped (nothing in it as" in capfd.readouterr().err
+    (source / name).unlink()
+    assert cli([*words, "--strict"]) == 0
+    if spec == "dna":
+        (source / name).write_bytes(b">empty\n>full\nAC\n")
+        assert cli([*words, "--strict"]) == 0
+        assert "2 empty ones left out" in capfd.readouterr().out
+
+
+@pytest.mark.fault("D1")
+def test_text_that_is_empty_once_read_is_counted_and_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files = {
+        "a.txt": b"text",
+        "b.jsonl": b'{"text": ""}\n',
+        "c.jsonl": b"\n\n",
+        "d.gz": gzip.compress(b""),
+        "e.txt": b"",
+    }
+    source = tmp_path / "s"
+    source.mkdir()
+    for name, data in files.items():
+        (source / name).write_bytes(data)
+    with zipfile.ZipFile(source / "f.zip", "w") as archive:
+        archive.writestr("folder/", b"")
+    assert cli(["data", "pack", str(source), "-o", str(tmp_path / "p"), "--strict"]) == 0
+    assert "6 files, 5 empty ones left out: " in capfd.readouterr().out
 
 
 # --- strict -----------------------------------------------------------------------------------------------------------

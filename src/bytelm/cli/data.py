@@ -207,6 +207,7 @@ def mapping(found: Scan, options: DataConfig, command: str) -> dict[str, Any]:
         "kinds": {suffix: dataclasses.asdict(kind) for suffix, kind in found.kinds.items()},
         "streams": found.streams,
         "skipped": skipped,
+        "raw": found.raw(),
         "split": shares(found, options),
         "next": command,
     }
@@ -229,6 +230,9 @@ def tell(found: Scan, options: DataConfig, command: str) -> None:
     for why, (count, names) in found.skipped.items():
         more = f" and {count - len(names):,} more" if count > len(names) else ""
         print(f"skipped: {count:,} ({why}): {', '.join(names)}{more}")
+    if raw := found.raw():
+        files = ", ".join(f"{count:,} {suffix}" for suffix, count in raw.items())
+        print(f"note:    read as they are, compressed or coded: {files}; unpack them, or leave them out")
     if found.bytes:
         print("split:   " + ", ".join(f"{show_bytes(size)} {split}" for split, size in shares(found, options).items()))
     print(f"next:    {command}")

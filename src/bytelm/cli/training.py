@@ -89,7 +89,7 @@ def train(
     ----------
     paths
         Folders, files, patterns, - for standard input, hf:OWNER/NAME for a dataset, or a folder of `bytelm data pack`;
-        .gz, .xz, .zst, .jsonl and .parquet are opened.
+        .gz, .bz2, .xz, .zst, .tar, .zip, .jsonl and .parquet are opened.
     run
         Where everything is kept; runs/NAME unless given.
     log

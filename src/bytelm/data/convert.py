@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bytelm.config import build
-from bytelm.data.decode import in_pieces
+from bytelm.data.decode import MAX_WINDOW, in_pieces
 from bytelm.data.files import shown
 from bytelm.data.formats import suffixes
 from bytelm.data.modalities.base import LARGEST, DamagedError, Modality, UnfitError
@@ -26,17 +26,19 @@ def read(
     report: SourceReport | None = None,
     exclude: Sequence[str | Path] = (),
     max_bad: float = MAX_BAD,
+    max_window: int = MAX_WINDOW,
 ) -> Iterator[Document]:
     """The documents of `paths`, see `sources.documents`; with a modality those that it finds in each file.
 
     To a modality a .jsonl file is a file like any other. What is unfit for it is noted in `report` and skipped, and so
-    is a file above 1 GiB; what it converts is counted there. Raises DataError after the last file where more than the
-    fraction `max_bad` of those that are of the modality are damaged, MissingExtraError where it lacks a package.
+    is a file above 1 GiB, or one that has bytes and gives no document; what it converts is counted there. Raises
+    DataError after the last file where more than the fraction `max_bad` of those that are of the modality are damaged,
+    MissingExtraError where it lacks a package.
     """
     report = SourceReport() if report is None else report
     if modality is None:
-        return documents(paths, text_field, report, exclude, max_bad)
-    return _converted(documents(paths, None, report, exclude), modality, report, max_bad)
+        return documents(paths, text_field, report, exclude, max_bad, max_window)
+    return _converted(documents(paths, None, report, exclude, max_bad, max_window), modality, report, max_bad)
 
 
 def modality_table(text: str) -> dict[str, Any]:
@@ -65,12 +67,18 @@ def _converted(
     damaged: list[str] = []  # the first one
     for file in files:
         try:
+            empty, given = 0, False
             for content in modality.encode(file.name, _whole(file), notes):
                 if content:
+                    given = True
                     yield Document(file.name, in_pieces([content]))
                 else:
-                    report.empty += 1
+                    empty += 1
             read += 1
+            if given:
+                report.empty += empty
+            else:
+                report.skip(file.name, f"nothing in it as {modality.name}")
         except GeneratorExit:  # left half read, perhaps as the interpreter ends and the names below are gone
             raise
         except UnfitError as error:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from bytelm.data.files import PIECE
 from bytelm.errors import DataError, MissingExtraError
 
-COMPRESSED = frozenset({".gz", ".xz", ".zst"})
+# What the names of compressed files end in → the format.
+COMPRESSED = {name: name for name in (".gz", ".bz2", ".xz", ".lzma", ".zst")} | {".zstd": ".zst"}
 
-# What a decoder is fed at a time. The densest format makes 32 KiB out of one byte, so that a feed never becomes
-# more than 32 MiB before the limits below are looked at.
+# What a decoder is fed at a time. Of the formats that cannot be decoded in steps (`_steps`) the densest makes 32 KiB
+# out of one byte, so that a feed never becomes more than 32 MiB before the limits below are looked at.
 _FEED = 1 << 10
 RATIO = 1000  # decoded bytes per compressed byte read, above
 SLACK = 64 << 20  # this many bytes that are always allowed
-_DICTIONARY = 256 << 20  # bytes of memory that an xz file may ask for
+MAX_WINDOW = 256  # MiB of what was decoded before that a file may refer to; a decoder holds as much in memory
 
 
+@runtime_checkable
 class _Decoder(Protocol):
     @property
     def eof(self) -> bool: ...
@@ -30,17 +33,15 @@ class _Decoder(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-def decoded(read: Callable[[int], bytes], suffix: str, name: str) -> Iterator[bytes]:
-    """What a file with one of the COMPRESSED suffixes decodes to, in pieces of at most PIECE bytes.
+def decoded(read: Callable[[int], bytes], suffix: str, name: str, max_window: int = MAX_WINDOW) -> Iterator[bytes]:
+    """What a file in one of the COMPRESSED formats decodes to, in pieces of at most PIECE bytes.
 
-    Raises DataError naming the file when it is damaged, ends too early, or swells beyond a thousand times what was
-    read of it plus 64 MiB; MissingExtraError when .zst cannot be read here.
+    Raises DataError naming the file when it is damaged, ends too early, swells beyond a thousand times what was read
+    of it plus 64 MiB, or has a window (a dictionary, in xz) of more than `max_window` MiB; MissingExtraError when .zst
+    cannot be read here.
     """
-    new, failure = _decoder(suffix, name)
-    try:
-        yield from in_pieces(_decode(read, new, name))
-    except failure as error:
-        raise DataError(f"{name} cannot be decompressed: {error}") from error
+    new, failure = _decoder(suffix, name, max_window)
+    return in_pieces(_decode(read, new, failure, suffix, name, max_window))
 
 
 def in_pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -55,35 +56,80 @@ def in_pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield bytes(held)
 
 
-def _decoder(suffix: str, name: str) -> tuple[Callable[[], _Decoder], type[Exception]]:
-    """A maker of decoders for the suffix, and what they raise at damage."""
+def _decoder(suffix: str, name: str, max_window: int) -> tuple[Callable[[], _Decoder], type[Exception]]:
+    """A maker of decoders for the format, and what they raise at damage."""
     if suffix == ".gz":
         return lambda: zlib.decompressobj(wbits=31), zlib.error
-    if suffix == ".xz":
-        return lambda: lzma.LZMADecompressor(memlimit=_DICTIONARY), lzma.LZMAError
+    if suffix == ".bz2":
+        return bz2.BZ2Decompressor, OSError
+    if suffix in (".xz", ".lzma"):
+        limit = (max_window + 1) << 20  # the decoder itself takes some
+        return lambda: lzma.LZMADecompressor(memlimit=limit), lzma.LZMAError
     try:
         import zstandard
     except ImportError as error:
         raise MissingExtraError("zstandard", "data", f"reading {name}") from error
-    return lambda: cast(_Decoder, zstandard.ZstdDecompressor().decompressobj()), zstandard.ZstdError
+    window = max_window << 20
+    return lambda: cast(
+        _Decoder, zstandard.ZstdDecompressor(max_window_size=window).decompressobj()
+    ), zstandard.ZstdError
 
 
-def _decode(read: Callable[[int], bytes], new: Callable[[], _Decoder], name: str) -> Iterator[bytes]:
-    """The decoded bytes as the decoder gives them. A file may hold several compressed streams in a row."""
+def _decode(
+    read: Callable[[int], bytes],
+    new: Callable[[], _Decoder],
+    failure: type[Exception],
+    suffix: str,
+    name: str,
+    max_window: int,
+) -> Iterator[bytes]:
+    """The decoded bytes as the decoder gives them. A file may hold several streams, each with zeros behind it."""
     decoder, taken, made = new(), 0, 0
     while chunk := read(_FEED):
         taken += len(chunk)
         while chunk:
             if decoder.eof:
+                chunk = chunk.lstrip(b"\0")  # of tapes and of disks that are written in blocks
+                if not chunk:
+                    break
                 decoder = new()
-            out = decoder.decompress(chunk)
-            made += len(out)
-            if made > RATIO * taken + SLACK:
-                raise DataError(
-                    f"{name} swells to more than {made} bytes from the first {taken} (limit: {RATIO} times plus "
-                    f"{SLACK}): decompress it yourself if it can be trusted"
-                )
-            yield out
-            chunk = decoder.unused_data.lstrip(b"\0") if decoder.eof else b""  # streams may be padded with zeros
+            try:
+                for out in _steps(decoder, chunk):
+                    made += len(out)
+                    if made > RATIO * taken + SLACK:
+                        raise swells(name, f"{made} bytes from the first {taken}", "")
+                    yield out
+            except failure as error:
+                raise _refused(error, suffix, name, max_window) from error
+            chunk = decoder.unused_data if decoder.eof else b""
     if taken and not decoder.eof:
         raise DataError(f"{name} ends in the middle of its compressed data: get a whole copy")
+
+
+def _steps(decoder: _Decoder, chunk: bytes) -> Iterator[bytes]:
+    """What a chunk decodes to, a piece at a time where the decoder can: bz2 makes a megabyte out of one byte."""
+    if isinstance(decoder, bz2.BZ2Decompressor | lzma.LZMADecompressor):
+        yield decoder.decompress(chunk, PIECE)
+        while not (decoder.eof or decoder.needs_input):
+            yield decoder.decompress(b"", PIECE)
+    else:
+        yield decoder.decompress(chunk)
+
+
+def swells(name: str, made: str, of: str) -> DataError:
+    """The error of a file that makes too much of itself."""
+    return DataError(
+        f"{name} swells to more than {made} (limit: {RATIO} times {of}plus {SLACK}): "
+        "decompress it yourself if it can be trusted"
+    )
+
+
+def _refused(error: Exception, suffix: str, name: str, max_window: int) -> DataError:
+    """What to say of what a decoder raised: of one kind of refusal the user can be rid of."""
+    if not any(word in str(error) for word in ("Memory usage limit", "too much memory")):
+        return DataError(f"{name} cannot be decompressed: {error}")
+    tool = "zstd -dc --long=31" if suffix == ".zst" else "xz -dc"
+    return DataError(
+        f"{name} has a window or dictionary larger than data.max_window = {max_window} MiB: allow more memory, as in "
+        f"--set data.max_window=2048, or decompress it on the way, as in `{tool} {name} | bytelm train -`"
+    )

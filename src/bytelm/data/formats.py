@@ -1,50 +1,98 @@
-"""What is in one file: bytes as they are, compressed or not, or a document a JSON line or a row of a Parquet file."""
+"""What is in one file: its bytes, decompressed, or a document a JSON line, a row of Parquet or a file in an archive."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import PurePath
 from typing import Any
 
 from bytelm.data import apart
-from bytelm.data.decode import COMPRESSED, decoded, in_pieces
+from bytelm.data.archives import Meter, tar_members, zip_members
+from bytelm.data.decode import COMPRESSED, MAX_WINDOW, decoded, in_pieces
 from bytelm.data.files import LONGEST, PIECE, shown
+from bytelm.data.options import MAX_BAD
 from bytelm.data.report import SourceReport, check_bad
 from bytelm.errors import DataError
 
-RECORDS = {".jsonl": "line", ".parquet": "row"}  # kinds of files of many documents → what one of them is
+ARCHIVES = frozenset({".tar", ".zip"})
+JSON_LINES = frozenset({".jsonl", ".ndjson"})
+# Kinds of files of many documents → what one of them is.
+RECORDS = dict.fromkeys(JSON_LINES, "line") | {".parquet": "row"} | dict.fromkeys(ARCHIVES, "file in it")
+_TARBALLS = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz", ".tzst": ".zst"}
+Text = tuple[str, Iterator[bytes]]  # the name of what holds a document, and its pieces
 
 
 @functools.lru_cache(1)  # a file of a million JSON lines asks a million times
 def suffixes(name: str) -> tuple[str, str]:
-    """The kind of the content and the kind of the compression: (".py", ".gz") of "x.py.gz"."""
+    """The kind of the content and the format of the compression: (".py", ".gz") of "x.py.gz"; "x.tgz" is "x.tar.gz"."""
     path = PurePath(name)
     outer = path.suffix.lower()
-    return (PurePath(path.stem).suffix.lower(), outer) if outer in COMPRESSED else (outer, "")
+    if outer in _TARBALLS:
+        return ".tar", _TARBALLS[outer]
+    return (PurePath(path.stem).suffix.lower(), COMPRESSED[outer]) if outer in COMPRESSED else (outer, "")
 
 
-def texts(
-    file: BufferedIOBase, name: str, text_field: str | None, report: SourceReport, max_bad: float
-) -> Iterator[Iterator[bytes]]:
-    """Each document of one file in pieces of at most PIECE bytes, none of them for one without a byte.
+@dataclass(frozen=True)
+class Reader:
+    """How files become documents: `text_field`, `max_bad` and `max_window` are those of `DataConfig`.
 
-    Raises DataError for damage, MissingExtraError for a format whose package is not installed.
+    Without a `text_field` the files of JSON lines and Parquet are files like any other. What is left out is noted in
+    `report`.
     """
-    kind, compression = suffixes(name)
-    if kind == ".parquet" and text_field is not None:
+
+    report: SourceReport
+    text_field: str | None = "text"
+    max_bad: float = MAX_BAD
+    max_window: int = MAX_WINDOW
+
+    def texts(self, file: BufferedIOBase, name: str) -> Iterator[Text]:
+        """Each document of one file in pieces of at most PIECE bytes, none of them for one without a byte.
+
+        Raises DataError for damage, MissingExtraError for a format whose package is not installed.
+        """
+        kind, compression = suffixes(name)
+        if compression and (kind == ".zip" or (kind == ".parquet" and self.text_field is not None)):
+            raise DataError(f"{shown(name)} is a compressed {kind} file, which cannot be read in parts: decompress it")
+        if kind == ".parquet" and self.text_field is not None:
+            rows = apart.texts(file, shown(name), self.text_field, self.report, self.max_bad)
+            yield from ((name, row) for row in rows)
+            return
+        if kind not in ARCHIVES:
+            yield from self._contents(file.read, name)
+            return
+        size = os.fstat(file.fileno()).st_size
+        meter = Meter(shown(name), size)
+        if kind == ".zip":
+            members = zip_members(file, name, self.report) if size else iter(())
+        else:
+            members = tar_members(self._decompressed(file.read, name), name, self.report)
+        for inner, read in members:
+            kind = suffixes(inner)[0]
+            if kind in ARCHIVES or (kind == ".parquet" and self.text_field is not None):
+                self.report.skip(inner, f"a {kind} file in an archive, which is not looked into")
+            else:
+                yield from self._contents(read, inner, meter)
+
+    def _decompressed(self, read: Callable[[int], bytes], name: str) -> Iterator[bytes]:
+        compression = suffixes(name)[1]
         if compression:
-            raise DataError(f"{shown(name)} is a compressed Parquet file, which cannot be read in parts: decompress it")
-        yield from apart.texts(file, shown(name), text_field, report, max_bad)
-        return
-    read = file.read
-    pieces = decoded(read, compression, shown(name)) if compression else iter(lambda: read(PIECE), b"")
-    if kind == ".jsonl" and text_field is not None:
-        yield from _json_texts(pieces, shown(name), text_field, report, max_bad)
-    else:
-        yield pieces
+            return decoded(read, compression, shown(name), self.max_window)
+        return iter(lambda: read(PIECE), b"")
+
+    def _contents(self, read: Callable[[int], bytes], name: str, meter: Meter | None = None) -> Iterator[Text]:
+        """The documents of what is read as a stream."""
+        pieces = self._decompressed(read, name)
+        pieces = pieces if meter is None else meter.counted(pieces)
+        if suffixes(name)[0] in JSON_LINES and self.text_field is not None:
+            for text in _json_texts(pieces, shown(name), self.text_field, self.report, self.max_bad):
+                yield name, text
+        else:
+            yield name, pieces
 
 
 def _json_texts(

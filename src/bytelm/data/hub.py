@@ -3,17 +3,20 @@
     hf:roneneldan/TinyStories                    the split "train" of the newest revision
     hf:wikimedia/wikipedia:20231101.de@b04c8d1   the configuration 20231101.de as of a commit
     hf:./folder#validation                       a folder of .json, .parquet, .csv or .txt files
+    hf:./saved                                   what save_to_disk of the library wrote
 
-@ means a revision as in the hub's own addresses. Datasets are data: since version 4 the library runs no scripts of
-theirs.
+@ means a revision as in the hub's own addresses, unless there is a folder of that name. Datasets are data: since
+version 4 the library runs no scripts of theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bytelm.data.decode import in_pieces
@@ -29,7 +32,7 @@ class _Dataset:
     name: str
     config: str | None
     revision: str | None
-    split: str
+    split: str | None
 
 
 def is_dataset(path: str) -> bool:
@@ -47,9 +50,7 @@ def texts(path: str, text_field: str | None, report: SourceReport, max_bad: floa
     datasets, asked = _library(path), _parsed(path)
     total = bad = 0
     try:
-        rows = datasets.load_dataset(
-            asked.name, asked.config, split=asked.split, revision=asked.revision, streaming=True
-        )
+        rows = _saved(datasets, asked, path) if _is_saved(asked.name) else _streamed(datasets, asked)
         features = None if rows.features is None else list(rows.features)
         if features is not None and text_field not in features:
             raise _no_field(path, text_field, features)
@@ -74,6 +75,8 @@ def texts(path: str, text_field: str | None, report: SourceReport, max_bad: floa
 def fingerprint(path: str) -> str:
     """The commit of a dataset of the hub; of one in a folder, a hash of the files' times of change."""
     datasets, asked = _library(path), _parsed(path)
+    if _is_saved(asked.name):
+        return _times(asked.name)
     try:
         return str(datasets.load_dataset_builder(asked.name, asked.config, revision=asked.revision).hash)
     except Exception as error:  # as above
@@ -81,13 +84,56 @@ def fingerprint(path: str) -> str:
 
 
 def _parsed(path: str) -> _Dataset:
-    found = re.fullmatch(r"hf:([^:@#]+)(?::([^@#]+))?(?:@([^#]+))?(?:#(.+))?", path)
-    if found is None:
+    rest = path.removeprefix(PREFIX)
+    # The longest folder that it begins with is one whatever is in its name
+    ends = [i for i in range(len(rest), 0, -1) if (rest + ":")[i] in ":@#" and os.path.isdir(rest[:i])]  # noqa: PTH112
+    name = rest[: ends[0]] if ends else re.split("[:@#]", rest)[0]
+    found = re.fullmatch(r"(?::([^@#]+))?(?:@([^#]+))?(?:#(.+))?", rest[len(name) :])
+    if not name or found is None:
         raise DataError(f"{shown(path)} names no dataset: write hf:OWNER/NAME[:CONFIG][@REVISION][#SPLIT]")
-    name, config, revision, split = found.groups()
-    if not os.path.isdir(name) and "/" not in name:  # noqa: PTH112  # such names are loaders of the library, or of old
+    if not ends and "/" not in name:  # such names are loaders of the library, or of old
         raise DataError(f"{shown(path)} names no dataset: write hf:OWNER/NAME, or hf:./FOLDER")
-    return _Dataset(name, config, revision, split or "train")
+    config, revision, split = found.groups()
+    if ends and not _is_saved(name) and (odd := re.search(r"[*?[]|::", str(Path(name).absolute()))):
+        raise DataError(
+            f"{shown(path)}: {odd[0]!r} in the name of a folder makes a pattern of it to the library: rename the folder"
+        )
+    return _Dataset(name, config, revision, split)
+
+
+def _streamed(datasets: Any, asked: _Dataset) -> Any:
+    split = asked.split or "train"
+    return datasets.load_dataset(asked.name, asked.config, split=split, revision=asked.revision, streaming=True)
+
+
+def _is_saved(name: str) -> bool:
+    """Whether save_to_disk wrote it: one split alone, or a folder for each."""
+    return any(os.path.isfile(f"{name}/{mark}") for mark in ("state.json", "dataset_dict.json"))  # noqa: PTH113
+
+
+def _saved(datasets: Any, asked: _Dataset, path: str) -> Any:
+    """The rows of what save_to_disk wrote, which stay on the disk. Raises DataError for a part that it has not."""
+    if asked.config or asked.revision:
+        raise DataError(f"{shown(path)} was written by save_to_disk, and has no configurations or revisions")
+    rows = datasets.load_from_disk(asked.name)
+    if not isinstance(rows, datasets.DatasetDict):
+        own = str(rows.split or "train")
+        if asked.split not in (None, own):
+            raise DataError(f"{shown(path)} was saved as one split alone: leave #{asked.split} out")
+        return rows
+    if (asked.split or "train") not in rows:
+        raise DataError(f"{shown(path)} has no split {asked.split or 'train'!r}: it has {', '.join(rows)}")
+    return rows[asked.split or "train"]
+
+
+def _times(folder: str) -> str:
+    """A hash of the names, sizes and times of change of the files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        status = path.stat()
+        digest.update(os.fsencode(path))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def _bytes(value: Any) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bytelm.data.decode import MAX_WINDOW
 from bytelm.errors import ConfigError
 
 MAX_BAD = 0.001  # of the lines of a file, the rows of one, or the pictures or clips of a source
@@ -15,6 +16,7 @@ class DataConfig:
 
     `text_field`: which field of a JSON line, column of a Parquet file or feature of a dataset is the document.
     `max_bad`: the fraction of lines, rows, pictures or clips that may be damaged; they are left out and counted.
+    `max_window`: MiB that the window of a compressed file (a dictionary, in xz) may take of memory.
     `strict`: whether a file that would be skipped is an error.
     """
 
@@ -23,6 +25,7 @@ class DataConfig:
     test: float = 0.05
     seed: int = 0
     max_bad: float = MAX_BAD
+    max_window: int = MAX_WINDOW
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -34,5 +37,7 @@ class DataConfig:
             )
         if not 0 <= self.max_bad <= 1:
             problems.append(f"data.max_bad = {self.max_bad}: must be a fraction between 0 and 1")
+        if not 1 <= self.max_window <= 2048:
+            problems.append(f"data.max_window = {self.max_window}: must be between 1 and 2048 (MiB)")
         if problems:
             raise ConfigError("; ".join(problems))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bytelm.data.convert import read
 from bytelm.data.corpus import INDEX, ROW, SPLITS, TABLE, Corpus, Index
+from bytelm.data.decode import MAX_WINDOW
 from bytelm.data.files import shown, write_whole
 from bytelm.data.formats import RECORDS, suffixes
 from bytelm.data.modalities.base import Modality
@@ -47,6 +48,7 @@ def pack(
     test: float = 0.05,
     seed: int = 0,
     max_bad: float = MAX_BAD,
+    max_window: int = MAX_WINDOW,
     strict: bool = False,
     shard_bytes: int = 1 << 28,
     exclude: Sequence[str | Path] = (),
@@ -54,14 +56,14 @@ def pack(
 ) -> Corpus:
     """Write the documents of `paths` (see `convert.read`) as a corpus into `directory`, replacing one there.
 
-    `text_field`, `valid`, `test`, `seed`, `max_bad` and `strict` are those of `DataConfig`; `progress` is told the
-    bytes packed so far. The directory itself is never read as a source, and neither are the folders `exclude`. Where
-    packing fails, nothing of it is left.
+    `text_field`, `valid`, `test`, `seed`, `max_bad`, `max_window` and `strict` are those of `DataConfig`; `progress` is
+    told the bytes packed so far. The directory itself is never read as a source, and neither are the folders
+    `exclude`. Where packing fails, nothing of it is left.
 
     Raises DataError when there are no bytes or a source is damaged, ConfigError for fractions that leave nothing to
     train on, ResourceError when the directory cannot be written, or has not the space that is known to be needed.
     """
-    options = DataConfig(text_field, valid, test, seed, max_bad, strict)
+    options = DataConfig(text_field, valid, test, seed, max_bad, max_window, strict)
     directory = Path(directory)
     exclude = (*exclude, directory)
     sources = fingerprint(paths, exclude)  # before the reading, so that a change during it is noticed later
@@ -73,7 +75,7 @@ def pack(
         directory.mkdir(parents=True, exist_ok=True)
         _clear(directory)
         with ShardWriter(directory, shard_bytes) as writer:
-            taken = _take(read(paths, modality, text_field, report, exclude, max_bad), writer, progress)
+            taken = _take(read(paths, modality, text_field, report, exclude, max_bad, max_window), writer, progress)
         if writer.total == 0:
             raise report.nothing(paths)
         shards = Shards(directory, writer.shards)

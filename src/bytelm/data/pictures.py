@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import io
 import math
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bytelm.data.modalities.base import DamagedError, UnfitError
 
 # Formats that begin with a mark of their own and that Pillow decodes itself: text is never taken for a picture, and no
 # other program is started (for EPS that would be Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
+_SHORT = {"BMP", "PPM"}  # whose marks are two letters, with which a text may begin too
+# Formats are added to Pillow by packages that someone installed for that: these do when they are imported.
+_PLUGINS = ("pillow_jxl", "pillow_heif.HeifImagePlugin")
+_WITH_PLUGIN = {
+    b"\xff\n": "JPEG XL picture, which Pillow reads with a plugin: pip install pillow-jxl-plugin",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL picture, which Pillow reads with a plugin: pip install pillow-jxl-plugin",
+    **dict.fromkeys(
+        (b"ftypheic", b"ftypheix", b"ftypmif1"),
+        "HEIF picture, which Pillow reads with a plugin: pip install pillow-heif",
+    ),
+}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+_UPRIGHT = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # text that says how a picture is turned
 _NPY = b"\x93NUMPY"
 _GREYS = {"1", "L", "LA", "La"}
 _COLOURS = _GREYS | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX"}
@@ -60,23 +78,21 @@ def saved(pixels: NDArray[np.uint8], form: str, **options: Any) -> bytes:
 
 def _opened(data: bytes, notes: Counter[str]) -> Image.Image:
     """The picture in a file, of 8 bits and upright; its first frame where it has several."""
-    Image.init()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of whatever is odd in a file that can be read all the same
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    try:
         try:
-            image = Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
-            several = bool(getattr(image, "is_animated", False))
-            deep = _is_deep(image)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-        except UnidentifiedImageError:
-            raise UnfitError("not an image") from None
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise DamagedError(f"more pixels than {Image.MAX_IMAGE_PIXELS}") from None
-        except Exception as error:  # Pillow's decoders raise whatever they run into at damage
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DamagedError(f"a damaged image: {reason}") from None
+            upright, several, deep = _loaded(data)
+        except ValueError:
+            if not data.startswith(_PNG):
+                raise
+            # Pillow gives a PNG up that has more text than it would hold, whose pixels are sound
+            upright, several, deep = _loaded(_without_text(data))
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise DamagedError(f"more pixels than {Image.MAX_IMAGE_PIXELS}") from None
+    except Exception as error:  # Pillow's decoders raise whatever they run into at damage
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DamagedError(f"a damaged image: {reason}") from None
     upright = _eight_bits(upright)
     for word, seen in (("of several frames, the first kept", several), ("of 16 bits, the high 8 kept", deep)):
         if seen:
@@ -84,12 +100,69 @@ def _opened(data: bytes, notes: Counter[str]) -> Image.Image:
     return upright
 
 
+def _loaded(data: bytes) -> tuple[Image.Image, bool, bool]:
+    """The first picture in a file, upright; whether there are further ones; whether it has 16 bits a channel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of whatever is odd in a file that can be read all the same
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        several = bool(getattr(image, "is_animated", False))
+        deep = _is_deep(image)
+        image.load()
+        return ImageOps.exif_transpose(image), several, deep
+
+
+def _formats() -> list[str]:
+    """What may be decoded: a few of Pillow's own formats, and all that other packages have added to it."""
+    _load_plugins()
+    return [
+        name
+        for name, (factory, _) in Image.OPEN.items()
+        if name in _FORMATS or not str(getattr(factory, "__module__", "PIL")).startswith("PIL")
+    ]
+
+
+@functools.cache
+def _load_plugins() -> None:
+    Image.init()
+    for plugin in _PLUGINS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(plugin)
+
+
+def _unidentified(data: bytes) -> UnfitError:
+    """Why no format of Pillow's takes a file: it may still begin as one of them."""
+    for mark, what in _WITH_PLUGIN.items():
+        if data.startswith(mark) or (mark.startswith(b"ftyp") and data[4:].startswith(mark)):
+            return UnfitError(f"a {what}")
+    for name in _FORMATS:
+        accepts = Image.OPEN[name][1] if name in Image.OPEN and name not in _SHORT else None
+        if accepts is not None and accepts(data[:16]) is True:  # words, where it lacks a library
+            return DamagedError(f"a damaged image: it begins as {name}, and its header or a checksum is wrong")
+    return UnfitError("not an image")
+
+
+def _without_text(data: bytes) -> bytes:
+    """A PNG without its chunks of text, but for those that are damaged or say how the picture is turned."""
+    kept, at = [data[: len(_PNG)]], len(_PNG)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])  # size, kind, content, checksum
+        kind, content, checksum = data[at + 4 : at + 8], data[at + 8 : end - 4], data[end - 4 : end]
+        sound = zlib.crc32(content, zlib.crc32(kind)).to_bytes(4) == checksum
+        if kind not in _TEXT or content.startswith(_UPRIGHT) or not sound:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
 def _arrays(data: bytes) -> NDArray[np.uint8]:
     """The images in an .npy file, `[images, height, width, 3 or 1]`, without a copy of them."""
     file = io.BytesIO(data)
     try:
-        np.lib.format.read_magic(file)
-        shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+        version = np.lib.format.read_magic(file)
+        # Formats 2 and 3 are laid out alike; 3 has names of fields in UTF-8, which bytes alone do not have
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, kind = header(file)
     except Exception:  # the header is Python, and its parser raises more than ValueError: TokenError, RecursionError
         raise DamagedError("a damaged array") from None
     if kind != np.uint8 or len(shape) not in (3, 4) or shape[-1] not in (1, 3) or min(shape[-3:]) < 1:
@@ -100,9 +173,10 @@ def _arrays(data: bytes) -> NDArray[np.uint8]:
     return pixels.reshape(shape, order="F" if by_columns else "C").reshape(-1, *shape[-3:])
 
 
-def _is_deep(image: ImageFile.ImageFile) -> bool:
+def _is_deep(image: Image.Image) -> bool:
     """Whether the file has 16 bits a channel. Of colour Pillow keeps the high 8 itself and does not tell."""
-    return image.mode.startswith("I") or any(mark in str(tile.args) for tile in image.tile for mark in (";16", "65535"))
+    tiles: list[Any] = getattr(image, "tile", [])
+    return image.mode.startswith("I") or any(mark in str(tile.args) for tile in tiles for mark in (";16", "65535"))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

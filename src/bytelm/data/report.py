@@ -31,10 +31,16 @@ class SourceReport:
         kind = reason.partition(":")[0]
         self.reasons[kind] = self.reasons.get(kind, 0) + 1
 
+    @property
+    def left_out(self) -> int:
+        """How much was met that is in no document."""
+        return self.empty + self.bad + sum(self.reasons.values())
+
     def losses(self) -> list[str]:
         """What is not in the documents: how many files are left out, the first and why, and what was converted."""
         count = sum(self.reasons.values())
         told = [f"{count} skipped ({'the first ' if count > 1 else ''}{': '.join(self.skipped[0])})"] if count else []
+        told += [f"{self.empty} empty ones left out"] if self.empty else []
         told += [f"{self.bad} damaged ones left out"] if self.bad else []
         return told + [f"{documents} {how}" for how, documents in self.converted.items()]
 

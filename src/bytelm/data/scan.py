@@ -9,11 +9,17 @@ from pathlib import Path
 
 from bytelm.data.files import shown
 from bytelm.data.formats import RECORDS, suffixes
+from bytelm.data.modalities.base import Modality
 from bytelm.data.report import SourceReport
 from bytelm.data.sources import find_files
 from bytelm.find import find, names
 
 _EXAMPLES = 3  # names given for each reason
+# Files that are compressed in ways that are not read. To a model their bytes are next to noise.
+_COMPRESSED = frozenset(
+    {".7z", ".rar", ".lz", ".lz4", ".lzo", ".z", ".br", ".sz", ".cab", ".iso", ".dmg", ".deb", ".rpm", ".jar", ".apk"}
+    | {".whl", ".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".npz", ".pdf", ".jxl", ".heic", ".heif"}
+)
 
 
 @dataclass
@@ -23,7 +29,7 @@ class Kind:
     files: int = 0
     bytes: int = 0
     empty: int = 0
-    record: str | None = None  # what a document of such a file is, where it holds many: "line", "row"
+    record: str | None = None  # what a document of such a file is, where it holds many: "line", "row", "file in it"
 
     def told_documents(self) -> str:
         """How many documents they are, as far as that is known without reading."""
@@ -60,10 +66,22 @@ class Scan:
         sizes = dict.fromkeys(names("data.modalities"), 0)
         for suffix, kind in self.kinds.items():
             for name in sizes:
-                if suffixes(f"x{suffix}")[0] in find("data.modalities", name).Config().build().suffixes:
+                if suffixes(f"x{suffix}")[0] in _built(name).suffixes:
                     sizes[name] += kind.bytes
         name = max(sizes, key=lambda name: sizes[name])
         return name if sizes[name] * 2 > self.bytes else None
+
+    def raw(self) -> dict[str, int]:
+        """Kinds that stay as they are, compressed or coded, → how many files; none where a modality is proposed."""
+        if self.modality() is not None:
+            return {}
+        coded = [_built(name).suffixes for name in names("data.modalities") if not _built(name).text]
+        raw = _COMPRESSED.union(*coded)
+        return {suffix: kind.files for suffix, kind in self.kinds.items() if suffixes(f"x{suffix}")[0] in raw}
+
+
+def _built(modality: str) -> Modality:
+    return find("data.modalities", modality).Config().build()
 
 
 class _ByReason(SourceReport):

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import cast
 
 from bytelm.data import hub
+from bytelm.data.decode import MAX_WINDOW
 from bytelm.data.files import shown
-from bytelm.data.formats import suffixes, texts
+from bytelm.data.formats import Reader, Text, suffixes
 from bytelm.data.options import MAX_BAD
 from bytelm.data.report import EXCLUDED, SourceReport
 from bytelm.errors import DataError
@@ -29,7 +30,9 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Document:
-    """One document: the file it comes from, and its bytes in pieces of at most 1 MiB, at least one of them.
+    """One document: the file it comes from ("a.tar/b.txt" where that is in an archive), and its bytes.
+
+    They come in pieces of at most 1 MiB, at least one of them.
 
     The pieces are read when they are asked for, and can be had only until the next document is asked for.
     """
@@ -57,23 +60,28 @@ def documents(
     report: SourceReport | None = None,
     exclude: Sequence[str | Path] = (),
     max_bad: float = MAX_BAD,
+    max_window: int = MAX_WINDOW,
 ) -> Iterator[Document]:
     """The documents of `paths` in a fixed order; see `Document` for how long one can be read.
 
     A path is a folder (read to its depths in order of names, without hidden names, links to folders and links that
     lead outside it), a pattern ("logs/**/*.txt", which matches no hidden names), a file, or "-" for standard input. A
-    file met twice is read once; nothing in the folders `exclude` is looked at. Names ending in .gz, .xz or .zst are
-    decompressed. Unless `text_field` is None, each line of a .jsonl file is a document, the string in that field, and
-    each row of a .parquet file the string or the bytes in that column; "hf:NAME" is a dataset, see `hub`.
+    file met twice is read once; nothing in the folders `exclude` is looked at. Names ending in .gz, .bz2, .xz, .lzma or
+    .zst are decompressed, and the files in a .tar or .zip are read as if they lay in a folder of its name. Unless
+    `text_field` is None, each line of a .jsonl file is a document, the string in that field, and each row of a .parquet
+    file the string or the bytes in that column; "hf:NAME" is a dataset, see `hub`.
 
     What is not a file that can be read is noted in `report` and skipped. Raises DataError for a path that is not
-    there, a file that changes while it is read, damage, and more than the fraction `max_bad` of bad lines or rows;
-    MissingExtraError for a format whose package is not installed.
+    there, a file that changes while it is read, damage, more than the fraction `max_bad` of bad lines or rows, and a
+    compressed file whose window is larger than `max_window` MiB; MissingExtraError for a format whose package is not
+    installed.
     """
     report = SourceReport() if report is None else report
+    reader = Reader(report, text_field, max_bad, max_window)
     for found in find_files(paths, exclude, report):
         if hub.is_dataset(found.path):
-            yield from _given(found.path, hub.texts(found.path, text_field, report, max_bad), report)
+            rows = hub.texts(found.path, text_field, report, max_bad)
+            yield from _given(((found.path, row) for row in rows), report)
             continue
         try:
             file = cast(BufferedReader, sys.stdin.buffer) if found.stat is None else _open(found.path)
@@ -82,7 +90,7 @@ def documents(
             continue
         report.files += 1
         try:
-            yield from _given(found.path, texts(file, found.path, text_field, report, max_bad), report)
+            yield from _given(reader.texts(file, found.path), report)
             if found.stat is not None:
                 _check_unchanged(found.path, found.stat, os.fstat(file.fileno()))
         except OSError as error:
@@ -92,14 +100,18 @@ def documents(
                 file.close()
 
 
-def _given(name: str, texts: Iterable[Iterator[bytes]], report: SourceReport) -> Iterator[Document]:
-    """The texts as documents; those without a byte are counted and left out."""
-    for text in texts:
+def _given(texts: Iterable[Text], report: SourceReport) -> Iterator[Document]:
+    """The texts as documents. Those without a byte are left out and counted, and so is a file of no text at all."""
+    before, given = report.left_out, False
+    for name, text in texts:
         first = next(text, None)
         if first is None:
             report.empty += 1
         else:
+            given = True
             yield Document(name, chain([first], text))
+    if not given and report.left_out == before:
+        report.empty += 1
 
 
 def _check_unchanged(path: str, before: os.stat_result, after: os.stat_result) -> None:

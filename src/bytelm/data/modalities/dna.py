@@ -1,7 +1,8 @@
-"""Sequences of DNA or RNA: a byte a letter, upper case, without the headers and line ends of FASTA."""
+"""Sequences of DNA or RNA: a byte a letter, upper case, without the headers, comments and line ends of FASTA."""
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from typing import Any
 from bytelm.data.modalities.base import Modality, UnfitError
 from bytelm.errors import ConfigError
 
-_LETTERS = b"ACGTURYSWKMBDHVN-*"  # IUPAC's codes for nucleotides and sets of them, gap, stop
-_SPACE = b" \t\r\n"
+_LETTERS = b"ACGTURYSWKMBDHVN-.*"  # IUPAC's codes for nucleotides and sets of them, gaps, stop
+_SPACE = b" \t\n"
 _LINE = 60  # letters on a line of FASTA
 
 
@@ -43,8 +44,17 @@ class Dna(Modality):
         self.config = config
 
     def encode(self, name: str, data: bytes, notes: Counter[str]) -> Iterator[bytes]:
-        """One document a record."""
-        parts = re.split(rb"^>.*", data, flags=re.MULTILINE)
+        """One document a record. Lines end in CR, LF or both; those that begin with ";" are comments.
+
+        Where no line begins with ">", a line of ";" begins a record, and further ones are comments, as in the first
+        programs that read the format.
+        """
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UnfitError("text in UTF-16: save it as UTF-8")
+        lines = data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if re.search(rb"^>", lines, re.MULTILINE):
+            lines = re.sub(rb"^;.*", b"", lines, flags=re.MULTILINE)
+        parts = re.split(rb"^>.*|(?:^;.*\n?)+", lines, flags=re.MULTILINE)
         records = [part.translate(None, _SPACE) for part in parts]
         if len(records) > 1 and not records[0]:
             del records[0]  # nothing comes before the first header

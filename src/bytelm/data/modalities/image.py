@@ -1,8 +1,9 @@
 """Images of one size: a byte a channel, the channels of a pixel together, the pixels in blocks or in raster order.
 
-Any picture file that Pillow decodes itself is taken, and arrays in .npy files. A picture is turned as its EXIF says,
-cut around its middle to the proportions wanted, and brought to the size: down with a box filter, up with a bicubic one.
-Transparent parts are laid on white; of 16 bits the high 8 are kept; of several frames the first is.
+Any picture file that Pillow decodes itself or with an installed plugin is taken, and arrays in .npy files. A picture is
+turned as its EXIF says, cut around its middle to the proportions wanted, and brought to the size: down with a box
+filter, up with a bicubic one. Transparent parts are laid on white; of 16 bits the high 8 are kept; of several frames
+the first is.
 """
 
 from __future__ import annotations
