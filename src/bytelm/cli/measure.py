@@ -150,7 +150,7 @@ class Drawing:
     seed: int = 0
     """The same seed writes the same bytes."""
     stop: Annotated[list[str] | None, Parameter(negative="")] = None
-    r"""End before this text. \n, \r, \t, \\ and \xHH (a byte in hex) are escapes, the rest is literal. May be repeated."""
+    r"""End before this text. \n, \r, \t, \\ and \xHH (hex) are escapes, the rest is literal. May be repeated."""
     utf8: Annotated[bool, Parameter(negative="")] = False
     """Write nothing but valid UTF-8."""
 
