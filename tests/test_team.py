@@ -160,7 +160,6 @@ def torchrun(notes: Path, run: Path, *options: str, steps: int = 100_000) -> sub
     return process
 
 
-@pytest.mark.fault("T3")
 @pytest.mark.parametrize(
     ("options", "code"),
     [

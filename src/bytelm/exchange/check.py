@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def of_transformers(source: Path, ids: Tensor) -> Tensor:
 def of_megabyte(source: Path, config: Config, ids: Tensor) -> Tensor:
     """The logits `[bytes, 256]` of MEGABYTE-pytorch after each byte."""
     try:
-        from MEGABYTE_pytorch import MEGABYTE  # pyright: ignore[reportMissingTypeStubs]
+        package: Any = importlib.import_module("MEGABYTE_pytorch")  # which no other part of bytelm needs
     except ImportError as error:
         raise MissingExtraError("MEGABYTE-pytorch", "bench", "--check") from error
     with ExitStack() as stack:
@@ -93,7 +94,7 @@ def of_megabyte(source: Path, config: Config, ids: Tensor) -> Tensor:
     if mblm or config.ffn_dims or config.multi_query or any(len(set(one)) > 1 for one in each):
         raise UsageError("--check: MEGABYTE-pytorch's constructor makes no model of this shape: leave --check out")
     patches = config.patches or -(-ids.shape[1] // config.patch)
-    theirs: Any = MEGABYTE(
+    theirs = package.MEGABYTE(
         num_tokens=megabyte.vocabulary_of(tensors),
         dim=config.dims,
         depth=config.layers,

@@ -102,7 +102,7 @@ class Config:
             "two stages, learned positions": cls(
                 *((4,), (32, 16), (2, 2), (2, 2), (8, 4), (2, 3)), positions=("learned", "learned"), patches=800
             ),
-            "three stages, rotary, one head of keys": replace(three, multi_query=True, ffn_dims=(21, 37, 50)),
+            "three stages, rotary, one head of keys": replace(three, multi_query=True, ffn_dims=(32, 48, 64)),
             "three stages, positions of every kind": replace(
                 three, sizes=(2, 3), rotary=(True, False, True), positions=("rotary", "learned", "none")
             ),

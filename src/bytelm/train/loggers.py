@@ -154,7 +154,6 @@ def history(file: Path) -> Iterator[tuple[int, list[str]]]:
 
     It ends where the file does, or where a record is broken off.
     """
-    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
     parse: Callable[[bytes], Any] = vars(wandb_internal_pb2)["Record"].FromString
@@ -171,7 +170,7 @@ def history(file: Path) -> Iterator[tuple[int, list[str]]]:
             continue
         try:
             found = parse(record)
-        except DecodeError:
+        except Exception:  # its errors are of protobuf's package, in one of several
             return
         if found.HasField("history"):
             yield found.history.step.num, [item.key or ".".join(item.nested_key) for item in found.history.item]
