@@ -107,7 +107,7 @@ def transformers_blt(config: Any, patch: int) -> tuple[nn.Module, Writer]:
         own = {"hidden_size": dim, "num_hidden_layers": layers, "num_attention_heads": heads}
         return {**own, "intermediate_size": hidden, "hidden_size_global": config.global_dim}
 
-    local = config.local_dim, config.local_heads, config.local(1).hidden()
+    local = config.local_dim, config.local_heads, config.encoder().hidden()
     theirs = transformers.BltConfig(
         vocab_size=VOCAB,
         patch_in_forward=False,

@@ -30,7 +30,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "k·d ≠ global": {"global_dim": 48, "decoder_layers": 3},
     "three encoder layers, the last crossed": {"encoder_layers": 3},
     "three encoder layers, all crossed": {"encoder_layers": 3, "all_layers": True, "global_dim": 48},
-    "k = 4, short n-grams": {"queries": 4, "sizes": (2, 3)},
+    "k = 4, short n-grams, feed-forward widths of any size": {"queries": 4, "sizes": (2, 3), "inner": (21, 50, 37, 70)},
     "two hash functions, short windows": {"functions": 2, "sizes": (2, 5), "window": 5, "scorer_window": 3},
 }
 THEIRS = [(ours + 4) % 260 for ours in range(260)]
@@ -48,10 +48,15 @@ def options(
     window: int = 8,
     scorer_window: int = 7,
     all_layers: bool = False,
+    inner: tuple[int, int, int, int] | None = None,
 ) -> Any:
-    """Their configuration; widths of 16 and 32 in the local models and the entropy model."""
+    """Their configuration; widths of 16 and 32 in the local models and the entropy model.
+
+    `inner`: feed-forward widths of encoder, latent Transformer, decoder and entropy model.
+    """
+    inner = inner or (48, {32: 96, 48: 128}[global_dim], 48, 96)
     heads = {"num_attention_heads": 2}
-    local = {"hidden_size": 16, "intermediate_size": 48, "hidden_size_global": global_dim, "cross_attn_k": queries}
+    local = {"hidden_size": 16, "hidden_size_global": global_dim, "cross_attn_k": queries}
     config = transformers.BltConfig(
         vocab_size=260,
         cross_attn_k=queries,
@@ -59,19 +64,22 @@ def options(
         encoder_hash_byte_group_size=list(sizes),
         encoder_hash_byte_group_nb_functions=functions,
         local_attention_window_len=window,
-        encoder_config={**local, **heads, "num_hidden_layers": encoder_layers, "cross_attn_all_layers": all_layers},
-        decoder_config={**local, **heads, "num_hidden_layers": decoder_layers},
+        encoder_config={
+            **{**local, **heads, "num_hidden_layers": encoder_layers},
+            **{"cross_attn_all_layers": all_layers, "intermediate_size": inner[0]},
+        },
+        decoder_config={**local, **heads, "num_hidden_layers": decoder_layers, "intermediate_size": inner[2]},
         global_config={
             **heads,
             "hidden_size": global_dim,
             "num_hidden_layers": 2,
-            "intermediate_size": {32: 96, 48: 128}[global_dim],
+            "intermediate_size": inner[1],
         },
         patcher_config={
             **heads,
             "hidden_size": 32,
             "num_hidden_layers": 2,
-            "intermediate_size": 96,
+            "intermediate_size": inner[3],
             "sliding_window": scorer_window,
         },
     )

@@ -266,3 +266,66 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home: Path, tmp_path: Path) -
     words[-1] = str(step + 2)
     again = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0 and f"going on from step {step}" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "-"],
+        ["data", "verify", "-"],
+        ["data", "pack", "x", "--out", "-"],
+        ["convert", "-", "x", "--from", "hf"],
+        ["export", "x", "-", "--to", "hf"],
+        ["train", "x", "--run", "-"],
+        ["train", "x", "--config", "-"],
+        ["train", "x", "--from", "-"],
+        ["generate", "x", "--out", "-"],
+        ["costs", "--svg", "-"],
+    ],
+    ids=" ".join,
+)
+def test_a_lone_hyphen_that_cannot_be_a_stream_is_one_true_line(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """None of them looks for a file called "@-", which is how the command line passes a hyphen on."""
+    assert cli(words) == 2
+    out, error = capfd.readouterr()
+    assert re.fullmatch(r'bytelm: usage: Invalid value "-" for \S+ It cannot be standard input or output: .*\n', error)
+    assert not out
+
+
+def test_a_report_goes_to_standard_output(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    page = said(capfd, "report", str(home / "run"), "--out", "-", "--quiet")
+    assert page.lower().startswith("<!doctype html>") and page.rstrip().endswith("</html>")
+    assert not Path("@-").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        (r"\n\n", b"\n\n"),
+        (r"\r\t\\", b"\r\t\\"),
+        (r"\x00\xfF", b"\x00\xff"),
+        (r"\\n", b"\\n"),
+        (r"\\\n", b"\\\n"),
+        (r"\begin", b"\\begin"),
+        (r"\xi", b"\\xi"),
+        (r"\x4", b"\\x4"),
+        (r"C:\Users", b"C:\\Users"),
+        ("\\", b"\\"),
+        (r"\u20ac\N{DASH}\101\0", rb"\u20ac\N{DASH}\101\0"),
+        ("é。", "é。".encode()),
+        ("\udcff", b"\xff"),  # how Python holds a byte of the command line that is no UTF-8
+        ("-", b"-"),
+    ],
+)
+def test_a_stop_sequence_has_one_rule_of_escapes(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], typed: str, wanted: bytes
+) -> None:
+    seen: list[bytes] = []
+    stream = bytelm.LM.stream
+    monkeypatch.setattr(
+        bytelm.LM, "stream", lambda lm, prompt, **more: seen.extend(more["stop"]) or stream(lm, prompt, **more)
+    )
+    assert cli(["generate", str(home / "run"), "a", "--max-bytes", "2", "--stop", typed, "--quiet"]) == 0
+    assert seen == [wanted]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -196,14 +198,21 @@ def test_tokens_are_no_bytes() -> None:
             compress(model, b"some", 8)
 
 
-def test_the_verbs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    notes, run = tmp_path / "notes.txt", tmp_path / "run"
-    notes.write_text("".join(f"line {number} of some notes\n" for number in range(900)))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run on `notes.txt` beside it."""
+    folder = tmp_path_factory.mktemp("compress")
+    (folder / "notes.txt").write_text("".join(f"line {number} of some notes\n" for number in range(900)))
     small = [s for s in BLT if "scorer" not in s] + TRAINED + ["scorer.rows=512"]
     sets = [word for setting in small for word in ("--set", setting)]
-    assert cli(["train", str(notes), "--run", str(run), "--steps", "3", "--quiet", *sets]) == 0
+    words = ["train", str(folder / "notes.txt"), "--run", str(folder / "run"), "--steps", "3", "--quiet", *sets]
+    assert cli(words) == 0
+    return folder / "run"
+
+
+def test_the_verbs(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "part.txt"
-    file.write_bytes(notes.read_bytes()[:700])
+    file.write_bytes((run.parent / "notes.txt").read_bytes()[:700])
     capfd.readouterr()
     assert cli(["compress", str(run), str(file), "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
@@ -223,3 +232,28 @@ def test_the_verbs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         err = capfd.readouterr().err
         assert message in err and err.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_standard_input_to_standard_output_and_back(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words, data = [sys.executable, "-m", "bytelm"], (run.parent / "notes.txt").read_bytes()[:300]
+    there = subprocess.run([*words, "compress", str(run), "-"], input=data, capture_output=True, check=True)
+    assert "bits/byte" in there.stderr.decode() and HEADER.unpack(there.stdout[: HEADER.size])[6] == len(data)
+    back = subprocess.run([*words, "decompress", str(run), "-", "--quiet"], input=there.stdout, capture_output=True)
+    assert (back.returncode, back.stdout, back.stderr) == (0, data, b"")
+    file = tmp_path / "part.txt.blm"
+    file.write_bytes(there.stdout)
+    capfd.readouterr()
+    assert cli(["decompress", str(run), str(file), "--out", "-"]) == 0
+    out, told = capfd.readouterr()
+    assert out.encode() == data and "300 bytes" in told
+    assert cli(["decompress", str(run), str(file), "--out", "-", "--json"]) == 2
+    assert "--json would be too: name a file with --out" in capfd.readouterr().err
+
+
+def test_nothing_on_standard_input(run: Path) -> None:
+    words = [sys.executable, "-m", "bytelm", "compress", str(run), "-"]
+    done = subprocess.run(words, input=b"", capture_output=True, text=False)
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert done.stderr == b"bytelm: data: standard input is empty: there is nothing to do\n"

@@ -230,11 +230,10 @@ def test_formulas_by_hand() -> None:
     outer = 3 * (4 * 16 * (2 * 8 + 32) + 2 * 8 * 8) / 4
     inner = 2 * (4 * 16 * (2 * 16 + 48) + 2 * 16 * 4)
     assert costs(Recipe(other), 32).paper == outer + inner + head
-    crossed = blt.Config.tiny()[
-        "all layers crossed, widened"
-    ]  # 2 + 2 layers of 16 in windows of 6, 2 layers of 48, k = 2
-    latent = 2 * (2 * (4 * 48**2 + 3 * 48 * 128) + 4 * 48 * (32 / 4 + 1) / 2) / 4
-    local = 4 * (layer + 4 * 16 * 3.5) + head
+    # 2 + 2 layers of 16 in windows of 6, 2 layers of 48, k = 2, feed-forward widths of 24, 16 and 56
+    crossed = blt.Config.tiny()["all layers crossed, widened"]
+    latent = 2 * (2 * (4 * 48**2 + 3 * 48 * 16) + 4 * 48 * (32 / 4 + 1) / 2) / 4
+    local = 4 * (2 * (4 * 16**2 + 3 * 16 * (24 + 56) / 2) + 4 * 16 * 3.5) + head
     pooled = 2 * (4 * 16 * 5 / 2 + (2 * 2 + 2) * 2 * 16**2) * 2 / 4  # r = n_p / k = 2, and k / n_p queries a byte
     asked = 2 * (4 * 16 * 3 / 2 + (2 * 0.5 + 2) * 2 * 16**2)  # r = k / n_p = 1 / 2
     assert costs(Recipe(crossed, fixed.Config()), 32, 4.0).paper == latent + local + pooled + asked

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from bytelm import decoding
+from bytelm import decoding, models
 from bytelm.decoding import base, blt, megabyte, open_decoder, patches, rounding, transformer
 from bytelm.decoding.megabyte import Stage
 from bytelm.decoding.plain import PlainDecoder
@@ -46,6 +47,22 @@ def test_known_models_have_kernels(name: str) -> None:
     known = not name.startswith(("linear", "megabyte_pytorch"))
     plain = "" if known else f"the kernels do not know {type(MODELS[name]).__name__}"
     assert decoding.why_plain(MODELS[name]) == plain
+
+
+@needs_kernels
+@pytest.mark.parametrize("config", ["transformer", "blt"])
+def test_feed_forward_layers_of_any_width(config: str) -> None:
+    """Widths that fill neither a vector nor a group of rows."""
+    patcher = MODELS[BLT].patcher
+    assert isinstance(patcher, torch.nn.Module)
+    if config == "transformer":
+        model = replace(models.transformer.Config.tiny()["windowed"], ffn_dim=37).build()
+    else:
+        model = replace(models.blt.Config.tiny()["last layer crossed"], ffn_dims=(37, 21, 50)).build(patcher)
+    model.initialise(0)
+    assert not decoding.why_plain(model)
+    for law in DECODER_LAWS.values():
+        law(model.eval(), 0, 2)
 
 
 OTHERS: dict[str, Callable[[], ByteModel]] = {

@@ -373,9 +373,8 @@ UNSUPPORTED: list[tuple[Edit, str]] = [
     (at("decoder_config", "hidden_size", value=32), "hidden_size differs from the encoder's"),
     (at("decoder_config", value={**HEADS, "num_attention_heads": 4}), "num_attention_heads differs from the encoder's"),
     (at("decoder_config", "cross_attn_all_layers", value=False), "cross_attn_all_layers = False"),
-    (at("decoder_config", "intermediate_size", value=64), "feed-forward layers are 48 of width 16"),
     (at("global_config", "intermediate_size", value=LARGE), "intermediate_size = 1000"),
-    (at("global_config", "intermediate_size", value=40), "40 of width 32"),
+    (at("decoder_config", "intermediate_size", value=0), "intermediate_size = 0 is not from 1"),
 ]
 WRONG: list[tuple[Edit, str]] = [
     (without("global_config"), "global_config"),
@@ -625,6 +624,7 @@ UNSAID: list[tuple[str, tuple[str, ...], Recipe, str]] = [
         "encoder_cross",
     ),
     ("no n-grams", ("hf",), Recipe(blt.Config.tiny()["no n-grams"], CUT, SCORER), "ngram_sizes"),
+    ("widths", ("meta",), Recipe(blt.replace(SMALL, ffn_dims=(21, 50, 37)), CUT, SCORER), "are 21 of width 16, 50 of"),
     ("heads", ("hf",), Recipe(blt.replace(SMALL, cross_heads=1), CUT, SCORER), "cross_heads = 1"),
 ]
 

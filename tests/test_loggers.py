@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -58,11 +59,16 @@ class Recorder:
         self.lines: list[tuple[int, dict[str, float]]] = []
         self.closed = False
         self.broken_from = 10**9
+        self.lost: int | None = None
+        """How many of the newest lines are forgotten when it is asked what it has; None: it cannot tell."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if step >= self.broken_from:
             raise ConnectionError("the disk of the server is full\nand more")
         self.lines.append((step, dict(values)))
+
+    def held(self) -> Mapping[str, int] | None:
+        return None if self.lost is None else loggers.latest(self.lines)
 
     def close(self) -> None:
         self.closed = True
@@ -100,6 +106,31 @@ def test_a_resumed_training_tells_nothing_twice(tmp_path: Path, corpus: Path, re
     assert {4, 5, 6} <= {step for step, _ in told(tmp_path / "run")}
 
 
+@pytest.mark.parametrize("lost", [0, 1, 3, 99])
+def test_what_a_logger_lost_is_sent_again(tmp_path: Path, corpus: Path, recorder: Recorder, lost: int) -> None:
+    """Loggers buffer, and `kill -9` takes what is in there; 99: one that is told of the run for the first time."""
+    run = tmp_path / "run"
+    train([corpus], tiny(4), run, quiet=True, log=["recorder"])
+    recorder.lost = lost
+    del recorder.lines[max(0, len(recorder.lines) - lost) :]
+    train([corpus], tiny(6), run, quiet=True, log=["recorder"])
+    for kind in ("train", "valid"):
+        assert recorder.of(kind) == told(run, kind)
+
+
+def test_what_a_logger_has_beyond_the_journal_is_not_sent_twice(
+    tmp_path: Path, corpus: Path, recorder: Recorder
+) -> None:
+    """A sitting that began at an older checkpoint, and was killed before it came as far as the one before it."""
+    run = tmp_path / "run"
+    train([corpus], tiny(3), run, quiet=True, log=["recorder"])
+    recorder.lost = 0
+    recorder.lines.append((5, {"valid/bits_per_byte": 5.5}))
+    train([corpus], tiny(6), run, quiet=True, log=["recorder"])
+    steps = [step for step, _ in recorder.of("valid")]
+    assert len(steps) == len(set(steps)) and {1, 2, 3, 5, 6} <= set(steps)
+
+
 @pytest.mark.fault("T12")
 def test_a_failing_logger_is_told_of_once_and_the_training_goes_on(
     tmp_path: Path,
@@ -135,7 +166,7 @@ def test_a_logger_that_cannot_begin(
 def test_one_that_is_not_installed_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=rf"--log {name} needs {name}.*pip install 'bytelm\[logs\]'"):
-        Loggers([name], tmp_path, {}, 0, print)
+        Loggers([name], tmp_path, {}, [], print)
 
 
 def test_names() -> None:
@@ -183,6 +214,59 @@ def test_wandb_offline_writes_into_the_run(tmp_path: Path, corpus: Path) -> None
     assert cli(command(corpus, run, "wandb")) == 0
     (file,) = (run / "wandb").glob(f"offline-run-*-{loggers.identity(run)}/run-*.wandb")
     assert b"bits_per_byte" in file.read_bytes()
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from bytelm.train.journal import Journal
+from bytelm.train.loggers import Loggers
+
+name, run, first, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+run.mkdir(exist_ok=True)
+journal = Journal(run / "metrics.jsonl", quiet=True)
+journal.loggers = Loggers([name], run, {}, journal.lines, print)
+for step in range(first, last + 1):
+    journal.write("train", step=step, bits_per_byte=8 / step)
+    if step % 5 == 0:
+        journal.write("valid", step=step, bits_per_byte=7 / step)
+    if step == 30:
+        time.sleep(1)  # in which trackio writes what it has
+if last == 60:
+    os.kill(os.getpid(), signal.SIGKILL)
+journal.loggers.close()
+"""
+
+
+def steps_of(name: str, run: Path) -> list[tuple[int, str]]:
+    """The steps and names of figures that a logger has, in order."""
+    if name == "wandb":
+        files = sorted((run / "wandb").glob("offline-run-*/run-*.wandb"))
+        return [(s, n) for file in files for s, names in loggers.history(file) for n in names if n[0] != "_"]
+    if name == "trackio":
+        (file,) = (run.parent / "trackio").glob("bytelm*.db")
+        with sqlite3.connect(file) as database:
+            rows = database.execute("select step, metrics from metrics order by id").fetchall()
+        return [(step, name) for step, metrics in rows for name in json.loads(metrics)]
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(run / "tensorboard")).Reload()
+    return [(event.step, tag) for tag in events.Tags()["scalars"] for event in events.Scalars(tag)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
+def test_after_kill_9_no_step_is_missing_and_none_is_there_twice(tmp_path: Path, name: str) -> None:
+    """All three buffer: events, half a second, 32 KiB. What was in there when a process died, the journal still has."""
+    pytest.importorskip(name)
+    run = tmp_path / "run"
+    wanted = [(step, "train/bits_per_byte") for step in range(1, 71)]
+    wanted += [(step, "valid/bits_per_byte") for step in range(5, 71, 5)]
+    words = [sys.executable, "-c", KILLED, name, str(run)]
+    assert subprocess.run([*words, "1", "60"], capture_output=True).returncode == -signal.SIGKILL
+    assert len(steps_of(name, run)) < 72  # something is lost, or this test shows nothing
+    done = subprocess.run([*words, "61", "70"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(steps_of(name, run)) == sorted(wanted)
 
 
 def command(corpus: Path, run: Path, log: str) -> list[str]:

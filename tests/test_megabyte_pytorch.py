@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,25 @@ def test_a_state_dict_under_a_key_in_half_precision_from_several_devices(key: st
     assert {p.dtype for p in other.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("root", ["_orig_mod.", "net.", "model.", "module._orig_mod.", "model.net."])
+@torch.no_grad()
+def test_a_state_dict_of_a_wrapped_model(root: str) -> None:
+    tensors, rows = theirs("two stages, pos_emb=False, rel_pos=True").state_dict(), opened(text())
+    wrapped = {f"{root}{name}": tensor for name, tensor in tensors.items()}
+    assert torch.equal(imported(wrapped)(rows)[0], imported(tensors)(rows)[0])
+
+
+@torch.no_grad()
+def test_feed_forward_layers_of_any_width() -> None:
+    model = MEGABYTE(num_tokens=BYTES, dim_head=8, heads=3, **TWO, rel_pos=True)
+    for width, dim, transformer in zip((50, 21), TWO["dim"], model.transformers, strict=True):
+        for _, feed_forward in transformer.layers:
+            feed_forward[1], feed_forward[4] = nn.Linear(dim, width), nn.Linear(width, dim)
+    rows, ours = text(), imported(stirred(model).state_dict())
+    assert ours.config.ffn_dims == (50, 21)
+    assert apart(ours(opened(rows))[0][:, 1:, :BYTES], model(rows)) < NEAR
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -443,3 +463,14 @@ def test_convert_makes_a_run_that_writes_the_same(tmp_path: Path, capsys: pytest
     (folder / "older.pt").write_bytes(b"\x80\x02cos\nsystem\nq\x00X\x05\x00\x00\x00falseq\x01\x85q\x02Rq\x03.")
     assert cli(["convert", str(folder / "older.pt"), str(tmp_path / "other"), *words]) == 4
     assert "nothing in it was executed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_dry_run_and_a_check(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(theirs(name).state_dict(), tmp_path / "model.pt")
+    words = ["convert", str(tmp_path / "model.pt"), str(tmp_path / "run"), "--from", "megabyte", "--set", "heads=3"]
+    assert cli([*words, "--dry-run"]) == 0
+    assert "to_logits.weight" in (out := capsys.readouterr().out) and "inner.byte.weight" in out
+    assert not (tmp_path / "run").exists()
+    assert cli([*words, "--check"]) == 0
+    assert re.search(r"logits:  the source's to \d\.\de-0[5-9] ", capsys.readouterr().out)

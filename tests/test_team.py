@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -147,13 +148,52 @@ def test_a_signal_to_one_stops_all_at_the_same_step(notes: Path, tmp_path: Path,
     assert step >= 1 and f"saved step {step} in" in ended[0][1]
 
 
+def torchrun(notes: Path, run: Path, *options: str, steps: int = 100_000) -> subprocess.Popen[str]:
+    """Two processes under torchrun, which have taken a step; all of them write to its standard error."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *options]
+    words = [*launcher, "-m", "--", *command(notes, run, steps, "train.minutes=2")[2:]]  # which orphans stop at, too
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    STARTED.append(process)
+    deadline = time.monotonic() + 120
+    while not losses(run) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        pytest.param([], -signal.SIGUSR1, id="which dies of it and leaves orphans"),
+        pytest.param(
+            ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"], 1, id="passed on", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_signal_to_torchrun_saves_and_ends_its_processes(
+    notes: Path, tmp_path: Path, options: list[str], code: int
+) -> None:
+    """What Slurm does to the launcher ahead of the end. The pipe is closed only when all processes have ended."""
+    run = tmp_path / "run"
+    process = torchrun(notes, run, *options)
+    process.send_signal(signal.SIGUSR1)
+    error = process.communicate(timeout=120)[1]
+    step = store.read_state(store.newest(run))["step"]
+    assert process.returncode == code and step >= 1 and f"saved step {step} in {run}" in error, error
+
+
 @pytest.mark.slow
 @pytest.mark.fault("T7")
 def test_torchrun_itself(notes: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    words = [*launcher, "-m", "--", *command(notes, tmp_path / "run", 3)[2:]]
-    subprocess.run([*words, "--json"], check=True, capture_output=True)
+    process = torchrun(notes, tmp_path / "run", steps=3)
+    assert process.wait(120) == 0
     assert store.read_state(store.newest(tmp_path / "run"))["world"] == 2
+
+
+@pytest.mark.slow
+def test_torchrun_makes_1_of_every_exit_code(notes: Path, tmp_path: Path) -> None:
+    process = torchrun(notes.parent / "nothing", tmp_path / "run")
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "bytelm: data: " in error and re.search(r"exitcode *: 3", error), error
 
 
 def test_rows_are_shared_out_or_refused() -> None:

@@ -329,13 +329,13 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wher
     for name in sorted(expected.keys() | found.keys()):
         want, have = expected.get(name), found.get(name)
         if have is None:
-            rows.append(f"missing     {name}  {_kind(want)}")
+            rows.append(f"missing     {name}  {kind(want)}")
         elif want is None:
-            rows.append(f"unexpected  {name}  {_kind(have)}")
+            rows.append(f"unexpected  {name}  {kind(have)}")
         elif want.shape != have.shape:
-            rows.append(f"shape       {name}  {_kind(have)}, not {_kind(want)}")
+            rows.append(f"shape       {name}  {kind(have)}, not {kind(want)}")
         elif want.dtype != have.dtype:
-            rows.append(f"dtype       {name}  {_kind(have)}, not {_kind(want)}")
+            rows.append(f"dtype       {name}  {kind(have)}, not {kind(want)}")
         elif not have.is_meta and have.is_floating_point() and (bad := _not_finite(have)):
             rows.append(f"not finite  {name}  NaN or Inf in {bad} of {have.numel()} values")
     if not rows:
@@ -350,5 +350,6 @@ def _not_finite(tensor: Tensor) -> int:
     return sum(int((~piece.isfinite()).sum()) for piece in tensor.reshape(-1).split(PIECE))
 
 
-def _kind(tensor: Tensor | None) -> str:
+def kind(tensor: Tensor | None) -> str:
+    """The dtype and shape of a tensor, in words."""
     return "" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from bytelm import __version__
 from bytelm.cli import comparing, compressing, costs, data, doctor, exchanging, inspect, measure, training
-from bytelm.cli.common import STDIN
+from bytelm.cli.common import STDIN, refuse_stdin
 from bytelm.errors import BytelmError
 
 app = App(
@@ -23,6 +23,7 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run` says in a line that it was interrupted
     help_format="plaintext",
+    default_parameter=Parameter(validator=refuse_stdin),
     config=Env("BYTELM_", command=False, show=False),  # BYTELM_QUIET=1 is --quiet, of any verb that has it
     help_epilogue=(
         "Start with `bytelm doctor` and `bytelm demo`, or `bytelm train PATH`. Variables: BYTELM_QUIET=1 is --quiet, "
@@ -70,7 +71,7 @@ def run(tokens: Sequence[str]) -> int:
     try:
         code = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return fail(f"usage: {' '.join(str(error).split())}", 2)
+        return fail(f"usage: {' '.join(str(error).replace(STDIN, '-').split())}", 2)
     except BytelmError as error:
         if os.environ.get("BYTELM_DEBUG"):
             raise

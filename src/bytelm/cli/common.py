@@ -25,9 +25,29 @@ Strict = Annotated[bool, Parameter(negative="", help="A file that would be skipp
 STDIN = "@-"  # how a lone hyphen reaches the verbs
 
 
+def refuse_stdin(kind: Any, value: Any) -> None:
+    """Refuse a lone hyphen as the path of an argument; one for a stream is a `Stream`. Raises ValueError."""
+    if isinstance(value, Path) and str(value) == STDIN:
+        raise ValueError("It cannot be standard input or output: name a path (./- for one called -).")
+
+
+Stream = Annotated[Path, Parameter(validator=())]
+"""A file, or - for standard input or output."""
+
+
+def is_stdin(path: Path | None) -> bool:
+    """Whether a `Stream` is a lone hyphen."""
+    return str(path) == STDIN
+
+
+def lone(argument: str) -> str:
+    """An argument as it was typed."""
+    return "-" if argument == STDIN else argument
+
+
 def paths_of(arguments: Sequence[str]) -> list[str]:
     """Paths as `data.sources` takes them."""
-    return ["-" if argument == STDIN else argument for argument in arguments]
+    return [lone(argument) for argument in arguments]
 
 
 def text_of(argument: str, hex: bool = False) -> bytes:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, counter, print_json
+from bytelm.cli.common import Json, Quiet, Stream, counter, is_stdin, print_json
 from bytelm.errors import DataError, ResourceError, UsageError
 
-Out = Annotated[Path | None, Parameter(name=("--out", "-o"))]
+Out = Annotated[Stream | None, Parameter(name=("--out", "-o"), validator=())]
 SUFFIX = ".blm"
 
 
-def compress(run: Path, file: Path, /, *, out: Out = None, quiet: Quiet = False, json: Json = False) -> int:
+def compress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = False, json: Json = False) -> int:
     """Compress a file with a model: about as many bits as `bytelm eval` says, byte for byte restored by decompress.
 
     Example: bytelm compress runs/demo notes.txt
@@ -23,28 +24,30 @@ def compress(run: Path, file: Path, /, *, out: Out = None, quiet: Quiet = False,
     ----------
     run
         A run, or one checkpoint of it; the very same is needed to decompress.
+    file
+        The file to compress, or - for standard input.
     out
-        The file to write; FILE.blm unless given.
+        The file to write, or - for standard output; FILE.blm unless given, and - where FILE is -.
     """
     from bytelm.compress.stream import compress as pack
     from bytelm.evaluate.compressors import compressed
     from bytelm.lm import load
 
-    out = new(out or file.with_name(file.name + SUFFIX))
+    out = new(out or (file if is_stdin(file) else file.with_name(file.name + SUFFIX)), json)
+    if is_stdin(out) and sys.stdout.isatty():
+        raise UsageError("what is compressed is not for a terminal: name a file with --out")
     data, lm = read(file), load(run)
     packed = pack(lm.model, data, lm.context, counter("compressing", len(data), quiet or json))
     write(out, packed)
     sizes = {name: round(bits * len(data) / 8) for name, bits in compressed([data]).items()}
     bits = 8 * len(packed) / len(data)
-    if json:
-        print_json({"file": str(out), "from": len(data), "bytes": len(packed), "bits_per_byte": bits, **sizes})
-    else:
-        others = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-        print(f"{out}: {len(data):,} → {len(packed):,} bytes, {bits:.3f} bits/byte; {others}")
+    others = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    line = f"{len(data):,} → {len(packed):,} bytes, {bits:.3f} bits/byte; {others}"
+    tell(out, line, {"from": len(data), "bytes": len(packed), "bits_per_byte": bits, **sizes}, quiet, json)
     return 0
 
 
-def decompress(run: Path, file: Path, /, *, out: Out = None, quiet: Quiet = False, json: Json = False) -> int:
+def decompress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = False, json: Json = False) -> int:
     """Restore a file that was compressed with the same model, on the same machine.
 
     Example: bytelm decompress runs/demo notes.txt.blm --out notes.txt
@@ -53,32 +56,50 @@ def decompress(run: Path, file: Path, /, *, out: Out = None, quiet: Quiet = Fals
     ----------
     run
         The run that compressed it.
+    file
+        What compress wrote, or - for standard input.
     out
-        The file to write; FILE without .blm unless given.
+        The file to write, or - for standard output; FILE without .blm unless given, and - where FILE is -.
     """
     from bytelm.compress.stream import decompress as unpack
     from bytelm.compress.stream import opened
     from bytelm.lm import load
 
-    if out is None and file.suffix != SUFFIX:
+    if out is None and file.suffix != SUFFIX and not is_stdin(file):
         raise UsageError(f"{file} does not end in {SUFFIX}: name the file to write with --out")
-    out = new(out or file.with_suffix(""))
+    out = new(out or (file if is_stdin(file) else file.with_suffix("")), json)
     packed, lm = read(file), load(run)
     try:
         size, _, _ = opened(lm.model, packed)
         data = unpack(lm.model, packed, counter("decompressing", size, quiet or json))
     except DataError as error:
-        raise DataError(f"{file}: {error}") from None
+        raise DataError(f"{named(file)}: {error}") from None
     write(out, data)
-    if json:
-        print_json({"file": str(out), "from": len(packed), "bytes": len(data)})
-    else:
-        print(f"{out}: {len(packed):,} → {len(data):,} bytes")
+    tell(out, f"{len(packed):,} → {len(data):,} bytes", {"from": len(packed), "bytes": len(data)}, quiet, json)
     return 0
 
 
-def new(path: Path) -> Path:
-    """A file that is not there yet. Raises UsageError."""
+def tell(out: Path, line: str, found: dict[str, Any], quiet: bool, json: bool) -> None:
+    """The sizes; on standard error where the bytes themselves went to standard output."""
+    if json:
+        print_json({"file": str(out), **found})
+    elif not is_stdin(out):
+        print(f"{out}: {line}")
+    elif not quiet:
+        print(line, file=sys.stderr)
+
+
+def named(file: Path) -> str:
+    """A `Stream` that is read, for people."""
+    return "standard input" if is_stdin(file) else str(file)
+
+
+def new(path: Path, json: bool) -> Path:
+    """A file that is not there yet, or standard output where no `json` is to go. Raises UsageError."""
+    if is_stdin(path):
+        if json:
+            raise UsageError("standard output is for the bytes, where --json would be too: name a file with --out")
+        return path
     if path.exists():
         raise UsageError(f"{path} is there already: name another file with --out")
     return path
@@ -87,18 +108,22 @@ def new(path: Path) -> Path:
 def read(path: Path) -> bytes:
     """The bytes of a file, at least one. Raises DataError."""
     try:
-        data = path.read_bytes()
+        data = sys.stdin.buffer.read() if is_stdin(path) else path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"cannot read {named(path)}: {error.strerror}") from None
     if not data:
-        raise DataError(f"{path} is empty: there is nothing to do")
+        raise DataError(f"{named(path)} is empty: there is nothing to do")
     return data
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all. Raises ResourceError."""
+    """Write a file, whole or not at all, or standard output. Raises ResourceError."""
     from bytelm.data.files import write_whole
 
+    if is_stdin(path):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
     try:
         write_whole(path, data)
     except OSError as error:

@@ -7,14 +7,24 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Sets
+from bytelm.cli.common import Sets, print_table
 from bytelm.config import assignments
+from bytelm.errors import UsageError
 
 Theirs = Literal["hf", "meta"]
 Known = Literal["hf", "meta", "megabyte"]
 
 
-def convert(source: Path, run: Path, /, *, layout: Annotated[Known, Parameter(name="--from")], set: Sets = None) -> int:
+def convert(
+    source: Path,
+    run: Path,
+    /,
+    *,
+    layout: Annotated[Known, Parameter(name="--from")],
+    set: Sets = None,
+    check: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
     """Make a run of weights from elsewhere: the same numbers, with our generation and measurement.
 
     Example: bytelm convert blt-1b-hf runs/blt-1b --from hf
@@ -30,16 +40,31 @@ def convert(source: Path, run: Path, /, *, layout: Annotated[Known, Parameter(na
     layout
         hf: BLT of Hugging Face's transformers. meta: BLT of Meta's code, from the hub or as downloaded.
         megabyte: MEGABYTE-pytorch or MBLM; --set gives what a constructor was given and tensors do not tell.
+    check
+        Compare the logits of source and run; the source's library (transformers, MEGABYTE-pytorch) must be installed.
+    dry_run
+        Write nothing: print which tensor would become which of ours.
     """
+    if check and dry_run:
+        raise UsageError("--check compares a run, and --dry-run makes none: leave one of them out")
     from bytelm.exchange import convert as making
     from bytelm.units import show_bytes, show_count
 
     told = assignments(set or [], "--set")
     if layout == "megabyte":
-        made = making.convert_megabyte(source, run, told)
+        made = making.convert_megabyte(source, run, told, dry_run=dry_run)
     else:
-        made = making.convert(source, layout, run, told)
+        made = making.convert(source, layout, run, told, dry_run=dry_run)
+    if dry_run:
+        print_table(["tensor", "dtype and shape", "becomes"], [(*row[:2], row[2] or "left out") for row in made.table])
+        print(f"{show_count(made.parameters)} parameters, context {show_bytes(made.context)}")
+        return 0
     print(f"{show_count(made.parameters)} parameters, context {show_bytes(made.context)}: {run}")
+    if check:
+        from bytelm.exchange.check import check as compare
+
+        found = compare(source, layout, run)
+        print(f"logits:  the source's to {found.apart:.1e} (up to {found.largest:.3g}), at {found.bytes} bytes")
     patches = "" if layout == "megabyte" else f' | bytelm patches {run} "..."'
     print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE{patches}')
     return 0
@@ -59,9 +84,12 @@ def export(run: Path, folder: Path, /, *, layout: Annotated[Theirs, Parameter(na
     layout
         hf: for Hugging Face's transformers. meta: for Meta's code.
     """
+    from bytelm.exchange.convert import MODALITY
     from bytelm.exchange.convert import export as write
     from bytelm.units import show_count
 
-    parameters = write(run, layout, folder, assignments(set or [], "--set"))
-    print(f"{show_count(parameters)} parameters: {folder}")
+    written = write(run, layout, folder, assignments(set or [], "--set"))
+    print(f"{show_count(written.parameters)} parameters: {folder}")
+    if written.modality:
+        print(f"note:    its bytes stand for {written.modality}: kept as {MODALITY} in config.json, for bytelm alone")
     return 0

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, counter, print_json, print_table, text_of
+from bytelm.cli.common import Json, Quiet, Stream, counter, is_stdin, print_json, print_table, text_of
 from bytelm.errors import UsageError
 from bytelm.units import show_seconds
 
@@ -89,7 +89,7 @@ def presets(*, json: Json = False) -> int:
     return 0
 
 
-def report(run: Path, /, *, out: Path | None = None, quiet: Quiet = False) -> int:
+def report(run: Path, /, *, out: Stream | None = None, quiet: Quiet = False) -> int:
     """Write the report of a run, finished or not, as one self-contained HTML page.
 
     Example: bytelm report runs/demo
@@ -97,14 +97,17 @@ def report(run: Path, /, *, out: Path | None = None, quiet: Quiet = False) -> in
     Parameters
     ----------
     out
-        Where; RUN/report.html unless given.
+        Where, or - for standard output; RUN/report.html unless given.
     """
     from bytelm.report.gather import gather
     from bytelm.report.page import render, write
 
     if not run.is_dir():
         raise UsageError(f"no run at {run}: name a directory that `bytelm train` wrote")
-    path = out or run / "report.html"
-    write(path, render(gather(run, partial(counter, quiet=quiet))))
+    path, page = out or run / "report.html", render(gather(run, partial(counter, quiet=quiet)))
+    if is_stdin(out):
+        sys.stdout.write(page)
+        return 0
+    write(path, page)
     print(path)
     return 0

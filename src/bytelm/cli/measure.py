@@ -11,7 +11,7 @@ from typing import Annotated, Literal, cast
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, counter, paths_of, print_json, print_table, print_verdict
+from bytelm.cli.common import Json, Quiet, counter, lone, paths_of, print_json, print_table, print_verdict
 from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import UsageError
@@ -150,7 +150,7 @@ class Drawing:
     seed: int = 0
     """The same seed writes the same bytes."""
     stop: Annotated[list[str] | None, Parameter(negative="")] = None
-    """End before this text. May be repeated."""
+    r"""End before this text. \n, \r, \t, \\ and \xHH (hex) are escapes, the rest is literal. May be repeated."""
     utf8: Annotated[bool, Parameter(negative="")] = False
     """Write nothing but valid UTF-8."""
 
@@ -187,13 +187,15 @@ def generate(
     inference
         sliding never reads more than the training's window; strided reads from two offsets; both does both.
     """
+    from bytelm.generate.stop import unescape
     from bytelm.lm import Options, load
 
     drawing, lm = drawing or Drawing(), load(run).reading(inference)
     if out is not None:
         check_file(out, lm.modality, for_text=bool(drawing.stop or drawing.utf8))
     task = task_of(lm.modality, prompt, hex, keep, drawing.max_bytes)
-    asked = {**vars(drawing), "stop": ends(drawing.stop), "max_bytes": task.max_bytes, "eos": task.eos}
+    stop = [unescape(lone(text)) for text in drawing.stop or []]
+    asked = {**vars(drawing), "stop": stop, "max_bytes": task.max_bytes, "eos": task.eos}
     options = cast(Options, asked | {"weights": weights})
     began = time.perf_counter()
     pieces = lm.stream(task.prompt, **options)
@@ -202,11 +204,6 @@ def generate(
         write_file(out, lm.modality, task.prompt + written)
     tell(written, max(1e-9, time.perf_counter() - began), out, quiet, json)
     return 0
-
-
-def ends(stop: list[str] | None) -> list[bytes]:
-    """Stop sequences as they were typed, with escapes."""
-    return [text.encode().decode("unicode_escape").encode("latin-1") for text in stop or []]
 
 
 def tell(written: bytes, seconds: float, out: Path | None, quiet: bool, json: bool) -> None:

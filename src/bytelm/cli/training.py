@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, Sets, Strict, counter, paths_of, print_json, print_table, print_verdict
+from bytelm.cli.common import (
+    Json,
+    Quiet,
+    Sets,
+    Strict,
+    counter,
+    paths_of,
+    print_json,
+    print_table,
+    print_verdict,
+    refuse_stdin,
+)
 from bytelm.config import dump_toml, to_mapping
 from bytelm.errors import DataError, UsageError
 
@@ -33,10 +44,10 @@ class Asked:
     audio:8k:8bit), dna. Bytes as they are unless given."""
     preset: str | None = None
     """A preset's name: see `bytelm presets`."""
-    config: Path | None = None
+    config: Annotated[Path | None, Parameter(validator=refuse_stdin)] = None
     """A TOML file over the preset."""
     set: Sets = None
-    start: Annotated[Path | None, Parameter(name="--from")] = None
+    start: Annotated[Path | None, Parameter(name="--from", validator=refuse_stdin)] = None
     """A run to start from: its model, its weights and how it learnt, at a tenth of the learning rate."""
     steps: int | None = None
     """Stop after so many steps."""

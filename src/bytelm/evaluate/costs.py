@@ -156,7 +156,7 @@ def _blt(config: blt.Config, window: int, mean: float) -> float:
     k, dim = config.queries, config.local_dim
     crossed = config.encoder_layers if config.encoder_cross == "all" else 1
     found = _appendix_b(config.latent(), window / mean) / mean
-    found += _appendix_b(config.local(config.encoder_layers + config.decoder_layers), window) + _output(dim)
+    found += _appendix_b(config.encoder(), window) + _appendix_b(config.decoder(), window) + _output(dim)
     found += _cross(crossed, dim, keys=mean, ratio=mean / k) * k / mean
     return found + _cross(config.decoder_layers, dim, keys=k, ratio=k / mean)
 
@@ -233,7 +233,7 @@ def _blt_read(model: blt.BLT, length: int, mean: float) -> float:
     keys = [part.key_value for part in decoder.cross if isinstance(part, CrossAttention)]  # of patches, kept with them
     patchwise = _weights(encoder.split, encoder.cross, model.widen, model.latent, decoder.split, *keys)
     bytewise = _weights(encoder, model.widen, model.latent, decoder) - patchwise
-    bytewise += _cached(config.local(config.encoder_layers + config.decoder_layers), length)
+    bytewise += _cached(config.encoder(), length) + _cached(config.decoder(), length)
     return 2 * (bytewise + (patchwise + _cached(config.latent(), length / mean)) / mean)
 
 

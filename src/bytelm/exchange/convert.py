@@ -23,21 +23,26 @@ from bytelm.checkpoint.assemble import Recipe, trained, weights_of
 from bytelm.config import build, merge, to_mapping
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.exchange import files, hf, megabyte, meta, names
-from bytelm.exchange.files import Weights
+from bytelm.exchange.files import Weights, json_in
+from bytelm.exchange.hf import CONFIG
 from bytelm.exchange.names import SCORER, Dialect, Match
 from bytelm.models import blt
 from bytelm.scorers import transformer
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+MODALITY = "bytelm_modality"  # a key of ours in config.json, which other libraries pass over
+KNOWN = {"hf": "lm_head.weight", "meta": "local_encoder.tok_embeddings.weight"}  # a name that such a model has
 CONTEXT = 8192  # bytes, of a checkpoint that says nothing of its length: that of the MEGABYTE paper
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A run that was made of other weights: its parameters, and bytes of its context."""
+    """A run that was made of other weights, or would be: its parameters, and bytes of its context."""
 
     parameters: int
     context: int
+    table: list[tuple[str, str, str]]
+    """Of each tensor of theirs its name, dtype and shape, and the name of ours; "" where it is left out."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,13 @@ class Opened:
     """The encoder's layer whose cross-attention counts."""
 
 
-def convert(source: Path, layout: Dialect, run: Path, sets: Mapping[str, Any]) -> Converted:
+def convert(source: Path, layout: Dialect, run: Path, sets: Mapping[str, Any], *, dry_run: bool = False) -> Converted:
     """Make a run of a published BLT, its weights in the precision that they have there.
 
     `sets` is merged into the recipe, for what a folder says wrongly or not at all. Raises CheckpointError with a table
     of differences where the weights are not those that the options describe, ConfigError for an option that is not
-    supported, ResourceError where the disk refuses. The run must not exist yet.
+    supported, ResourceError where the disk refuses. The run must not exist yet. In a `dry_run` names and shapes are
+    compared, no weight is read, and nothing is written.
     """
     fresh(run)
     if not source.is_dir():
@@ -69,29 +75,60 @@ def convert(source: Path, layout: Dialect, run: Path, sets: Mapping[str, Any]) -
             expected |= match.split(likes[match.ours])
         found = {name: weight for name, weight in opened.weights.items() if name in expected or not idle(name, opened)}
         files.check(expected, found, source)
+        table = rows(opened)
+        if dry_run:
+            return Converted(sum(like.numel() for like in likes.values()), opened.context, table)
         ours = {match.ours: joined(match, found, source) for match in opened.matches}
-    return keep(run, opened.recipe, opened.context, ours, {"from": layout, "name": source.resolve().name})
+    return keep(run, opened.recipe, opened.context, ours, {"from": layout, "name": source.resolve().name}, table)
 
 
-def convert_megabyte(source: Path, run: Path, options: Mapping[str, Any]) -> Converted:
+def rows(opened: Opened) -> list[tuple[str, str, str]]:
+    """The table of a `Converted`."""
+    ours = {name: match.ours for match in opened.matches for name in match.theirs}
+    return [(name, store.kind(weight.like), ours.get(name, "")) for name, weight in sorted(opened.weights.items())]
+
+
+def convert_megabyte(source: Path, run: Path, options: Mapping[str, Any], *, dry_run: bool = False) -> Converted:
     """Make a run of a checkpoint of MEGABYTE-pytorch or MBLM: a file, or a folder that holds one.
 
     `options` are its constructor's, for what tensors do not tell: see `exchange.megabyte`. Raises as `convert` does.
     """
     fresh(run)
+    file = megabyte_file(source)
+    with ExitStack() as stack:
+        theirs = {name: weight.read() for name, weight in files.weights_in(file, stack).items()}
+        recipe = megabyte.recipe(theirs, options)
+        ours = megabyte.renamed(theirs, recipe)
+    context = megabyte.context(recipe.model, options) or CONTEXT
+    table = megabyte.rows(theirs, recipe)
+    if dry_run:
+        return Converted(sum(tensor.numel() for tensor in ours.values()), context, table)
+    return keep(run, recipe, context, ours, {"from": "megabyte", "name": file.resolve().name}, table)
+
+
+def megabyte_file(source: Path) -> Path:
+    """The file of weights that a path names, or that lies in it alone. Raises CheckpointError."""
     found = [file for file in sorted(source.iterdir()) if file.suffix in SUFFIXES] if source.is_dir() else [source]
     if len(found) != 1:
         names_found = ", ".join(file.name for file in found) or "none"
         raise CheckpointError(f"{source} has {len(found)} files of weights ({names_found}): name the one to convert")
-    with ExitStack() as stack:
-        theirs = {name: weight.read() for name, weight in files.weights_in(found[0], stack).items()}
-        recipe = megabyte.recipe(theirs, options)
-        ours = megabyte.renamed(theirs, recipe)
-    context = megabyte.context(recipe.model, options) or CONTEXT
-    return keep(run, recipe, context, ours, {"from": "megabyte", "name": found[0].resolve().name})
+    return found[0]
 
 
-def keep(run: Path, recipe: Recipe, context: int, ours: Mapping[str, Tensor], origin: Mapping[str, str]) -> Converted:
+def hf_weights(source: Path) -> Path:
+    """The file of weights in a folder for transformers, or the index of several."""
+    index = source / f"{hf.WEIGHTS}{files.INDEX}"
+    return index if index.exists() else source / hf.WEIGHTS
+
+
+def keep(
+    run: Path,
+    recipe: Recipe,
+    context: int,
+    ours: Mapping[str, Tensor],
+    origin: Mapping[str, str],
+    table: list[tuple[str, str, str]],
+) -> Converted:
     """Write the one checkpoint of a run. Raises ResourceError; nothing is left where the disk refuses."""
     state = {"recipe": to_mapping(recipe), "context": context, "bytes": 0, "seconds": 0.0, "skipped": 0}
     state |= {"converted": dict(origin)}
@@ -104,7 +141,7 @@ def keep(run: Path, recipe: Recipe, context: int, ours: Mapping[str, Tensor], or
     except BaseException:
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # so that the same command can be given again
         raise
-    return Converted(sum(tensor.numel() for tensor in ours.values()), context)
+    return Converted(sum(tensor.numel() for tensor in ours.values()), context, table)
 
 
 def fresh(path: Path) -> None:
@@ -117,15 +154,17 @@ def opened_at(source: Path, layout: Dialect, sets: Mapping[str, Any], stack: Exi
     """What a folder holds."""
     if layout == "hf":
         recipe, context, layer = hf.recipe(source)
-        index = source / f"{hf.WEIGHTS}{files.INDEX}"
-        weights = files.weights_in(index if index.exists() else source / hf.WEIGHTS, stack)
+        weights = files.unwrapped(files.weights_in(hf_weights(source), stack), KNOWN[layout])
     else:
         _, file, home = meta.layout(source)
-        weights = files.weights_in(file, stack)
+        weights = files.unwrapped(files.weights_in(file, stack), KNOWN[layout])
         if (home / meta.PICKLED).exists():
-            own = files.weights_in(home / meta.PICKLED, stack)
+            own = files.unwrapped(files.weights_in(home / meta.PICKLED, stack), "tok_embeddings.weight")
             weights |= {f"{SCORER}.{name}": weight for name, weight in own.items()}
         (recipe, context), layer = meta.recipe(source, weights), 0
+    modality = json_in(source / CONFIG).get(MODALITY) if (source / CONFIG).exists() else None
+    if modality is not None:  # of a run of ours that was exported
+        recipe = build(Recipe, {**to_mapping(recipe), "modality": modality}, f"{source / CONFIG}: {MODALITY}")
     if sets:
         recipe = build(Recipe, merge(to_mapping(recipe), sets), "--set")
     if not isinstance(recipe.model, blt.Config):
@@ -167,8 +206,16 @@ def joined(match: Match, weights: Weights, source: Path) -> Tensor:
 # --- the other way ----------------------------------------------------------------------------------------------------
 
 
-def export(run: Path, layout: Dialect, folder: Path, sets: Mapping[str, Any]) -> int:
-    """Write the newest checkpoint of a run in another project's layout, and return its parameters.
+@dataclass(frozen=True)
+class Exported:
+    """A folder that was written: its parameters, and the name of what its bytes stand for ("": the bytes of files)."""
+
+    parameters: int
+    modality: str
+
+
+def export(run: Path, layout: Dialect, folder: Path, sets: Mapping[str, Any]) -> Exported:
+    """Write the newest checkpoint of a run in another project's layout.
 
     `sets` is merged into the recipe first. Raises CheckpointError, ConfigError for what that layout cannot say, and
     ResourceError; `folder` is then as it was.
@@ -178,6 +225,9 @@ def export(run: Path, layout: Dialect, folder: Path, sets: Mapping[str, Any]) ->
     recipe = build(Recipe, merge(state["recipe"], sets), str(checkpoint / store.STATE))
     context = int(state["context"])
     texts = meta.configs(recipe, context) if layout == "meta" else texts_of_hf(recipe, context)
+    modality = None if recipe.modality is None else to_mapping(recipe)["modality"]
+    if modality is not None:
+        texts[CONFIG][MODALITY] = modality
     ours = weights_of(checkpoint)
     expected = {name: like.to(ours[name].dtype) if name in ours else like for name, like in sketch(recipe).items()}
     store.check_keys(expected, ours, str(checkpoint))
@@ -191,7 +241,7 @@ def export(run: Path, layout: Dialect, folder: Path, sets: Mapping[str, Any]) ->
     except (OSError, RuntimeError) as error:  # RuntimeError: torch.save where the disk is full
         reason = getattr(error, "strerror", None) or files.first_line(error)
         raise ResourceError(f"cannot write {folder} ({reason}): make room, or name another place") from error
-    return sum(tensor.numel() for tensor in ours.values())
+    return Exported(sum(tensor.numel() for tensor in ours.values()), modality["name"] if modality else "")
 
 
 def texts_of_hf(recipe: Recipe, context: int) -> dict[str, dict[str, Any]]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import safetensors
 import torch
@@ -23,6 +24,7 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.tensors import NAMED
 from bytelm.errors import CheckpointError, ConfigError
 
+T = TypeVar("T")
 INDEX = ".index.json"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST = 1 << 20  # of what an option counts: more is a broken file, and would be built before it is compared
@@ -109,6 +111,23 @@ def pickled(path: Path) -> Weights:
         str(name): Weight(torch.empty_like(tensor, device="meta"), lambda tensor=tensor: tensor)
         for name, tensor in tensors.items()
     }
+
+
+def unwrapped(tensors: Mapping[str, T], known: str) -> dict[str, T]:
+    """Tensors under the names that a model gives them, without those of what it was wrapped in when it was saved.
+
+    `known` is a name that the model itself has: what stands before it there (module., model., net., as DDP and trainers
+    put it) is taken from all names that begin so. torch.compile's `_orig_mod.` is taken from anywhere.
+    Raises CheckpointError where two names become one.
+    """
+    bare = {".".join(part for part in name.split(".") if part != "_orig_mod"): name for name in tensors}
+    wrapped = re.compile(rf"((?:(?:module|model|net)\.)*){re.escape(known)}")
+    root = min((found[1] for name in bare if (found := wrapped.fullmatch(name))), key=len, default="")
+    names = {name.removeprefix(root): own for name, own in bare.items()}
+    if len(names) != len(tensors):
+        twice = next(name for name in tensors if name not in names.values())
+        raise CheckpointError(f"{twice!r} is there twice, in a model and in what it is wrapped in: save one of them")
+    return {name: tensors[own] for name, own in names.items()}
 
 
 def dense(value: object) -> bool:

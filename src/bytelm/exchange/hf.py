@@ -7,7 +7,6 @@ encoder layers (it pools anew after each, so that only the last one counts).
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def recipe(folder: Path) -> tuple[Recipe, int, int]:
         ngram_functions=top.count("encoder_hash_byte_group_nb_functions", 1),
         ngram_rows=top.count("encoder_hash_byte_group_vocab", ROWS, LONG),
         theta=same([theta(part, THETA) for part in (encoder, latent, decoder)], f"{top.where}: rope_theta"),
-        ffn_multiple=multiple([hidden(part) for part in (encoder, latent, decoder)], top.where),
+        ffn_dims=(hidden(encoder), hidden(latent), hidden(decoder)),
     )
     threshold = top.number("patching_threshold", THRESHOLD)
     patching = entropy.Config(threshold=threshold, max_length=None, max_singles=None)
@@ -85,7 +84,7 @@ def scorer(part: Options) -> transformer.Config:
         heads=part.count("num_attention_heads"),
         window=part.count("sliding_window", 512, LONG),
         theta=theta(part, SCORER_THETA),
-        ffn_multiple=multiple([hidden(part)], part.where),
+        ffn_dim=hidden(part),
     )
 
 
@@ -111,10 +110,9 @@ def theta(part: Options, default: float | None) -> float:
     return base
 
 
-def hidden(part: Options) -> tuple[int, int]:
-    """The widths of a part's blocks: outside, and of their feed-forward layers."""
-    dim = part.count("hidden_size")
-    return dim, part.count("intermediate_size", 8 * dim // 3, LONG)
+def hidden(part: Options) -> int:
+    """The width of a part's feed-forward layers."""
+    return part.count("intermediate_size", 8 * part.count("hidden_size") // 3, LONG)
 
 
 def same(values: list[float], what: str) -> float:
@@ -122,18 +120,6 @@ def same(values: list[float], what: str) -> float:
     if len(set(values)) > 1:
         raise ConfigError(f"{what} = {', '.join(map(str, values))}: bytelm's BLT has one for all its parts")
     return values[0]
-
-
-def multiple(widths: list[tuple[int, int]], where: str) -> int:
-    """The largest `ffn_multiple` that gives all these feed-forward widths. Raises ConfigError if none does."""
-    # It divides them all. A smaller divisor rounds up by less, so that if the largest is too small, all are.
-    largest = math.gcd(*(inner for _, inner in widths))
-    if all(0 <= inner - 8 * dim // 3 < largest for dim, inner in widths):
-        return largest
-    shown = ", ".join(f"{inner} of width {dim}" for dim, inner in widths)
-    raise ConfigError(
-        f"{where}: feed-forward layers are {shown}: bytelm's are 8/3 of the width, rounded up to one multiple for all"
-    )
 
 
 def config(made: Recipe, context: int) -> dict[str, Any]:
@@ -157,8 +143,9 @@ def config(made: Recipe, context: int) -> dict[str, Any]:
         counts = {"num_attention_heads": heads, "num_key_value_heads": heads, "rms_norm_eps": EPS}
         return {**sizes, **counts, "rope_parameters": {"rope_type": "default", "rope_theta": theta}, **more}
 
-    local = (model.local_dim, model.local_heads, model.local(1).hidden(), model.theta)
+    local = (model.local_dim, model.local_heads)
     latent = (model.global_dim, model.global_heads, model.latent().hidden(), model.theta)
+    encoder, decoder = ((*local, stack.hidden(), model.theta) for stack in (model.encoder(), model.decoder()))
     ids = {"vocab_size": VOCAB}
     cross = {"cross_attn_k": model.queries, "hidden_size_global": model.global_dim, "max_position_embeddings": context}
     shape = scorer.shape().stack()
@@ -183,9 +170,9 @@ def config(made: Recipe, context: int) -> dict[str, Any]:
         "encoder_hash_byte_group_size": list(model.ngram_sizes),
         "encoder_hash_byte_group_vocab": model.ngram_rows,
         "encoder_hash_byte_group_nb_functions": model.ngram_functions,
-        "encoder_config": part(model.encoder_layers, *local, **ids, **cross, cross_attn_all_layers=False),
+        "encoder_config": part(model.encoder_layers, *encoder, **ids, **cross, cross_attn_all_layers=False),
         "global_config": part(model.global_layers, *latent, max_position_embeddings=context),
-        "decoder_config": part(model.decoder_layers, *local, **ids, **cross, cross_attn_all_layers=True),
+        "decoder_config": part(model.decoder_layers, *decoder, **ids, **cross, cross_attn_all_layers=True),
         "patcher_config": part(
             scorer.layers, scorer.dim, scorer.heads, shape.hidden(), scorer.theta, **ids, sliding_window=scorer.window
         ),

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from bytelm.checkpoint.assemble import Recipe
-from bytelm.checkpoint.store import check_keys
+from bytelm.checkpoint.store import check_keys, kind
 from bytelm.errors import CheckpointError, ConfigError
+from bytelm.exchange.files import unwrapped
 from bytelm.models.megabyte_pytorch import THETA, Config, Positions
 from bytelm.units import BOS, BYTES, VOCAB
 
@@ -35,7 +36,6 @@ WRAPPERS = ("model", "state_dict", "MODEL")  # keys that trainers put a state di
 
 # MBLM's names -> MEGABYTE-pytorch's; patch embeddings had its numbers in MBLM up to 0.3.
 SPELLINGS = (
-    (r"^module\.", ""),
     (r"^token_embs_rev\.", "token_embs."),
     (r"^(token_embs\.0)\.embedding\.", r"\1."),
     (r"^(token_embs\.\d+)\.embedding\.", r"\1.0."),
@@ -116,6 +116,14 @@ def renamed(tensors: Mapping[str, Any], recipe: Recipe) -> dict[str, Tensor]:
     return out
 
 
+def rows(tensors: Mapping[str, Tensor], recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Of each tensor its name, dtype and shape, and the name of ours; "" where it is left out."""
+    ours = {theirs(name, recipe.model): name for name in recipe.sketch().state_dict()}
+    ours[f"start_tokens.{len(recipe.model.sizes)}"] = "inner.byte.weight"
+    names = zip(tensors.items(), plain(tensors)[0], strict=True)
+    return sorted((name, kind(tensor), ours.get(spelt, "")) for (name, tensor), spelt in names)
+
+
 def context(config: Config, options: Mapping[str, Any]) -> int | None:
     """Bytes that the model was made to read in a row, where options or learned positions say it."""
     lengths = options.get("max_seq_len", options.get("seq_lens"))
@@ -135,12 +143,14 @@ def plain(tensors: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
     other = sorted(name for name, x in tensors.items() if not isinstance(x, Tensor))
     if other:
         raise CheckpointError(f"the checkpoint has {other[0]!r}, which is no tensor: give a state dict of tensors")
-    found: dict[str, Tensor] = {}
+    tensors, found = unwrapped(tensors, "start_tokens.0"), dict[str, Tensor]()
     for name, tensor in tensors.items():
         for pattern, spelling in SPELLINGS:
             name = re.sub(pattern, spelling, name)
         found[name] = tensor
-    mblm = any(re.match(r"(module\.)?(token_embs_rev|stage_models)\.", name) for name in tensors)
+    if len(found) != len(tensors):
+        raise CheckpointError("the checkpoint has a tensor twice, under an older and a newer name: keep one of them")
+    mblm = any(re.match(r"(token_embs_rev|stage_models)\.", name) for name in tensors)
     if not starts(found):
         raise CheckpointError("the checkpoint has no start_tokens.0: it is neither of MEGABYTE-pytorch nor of MBLM")
     return found, mblm
@@ -189,7 +199,9 @@ def seen_in(found: Mapping[str, Tensor], told: Mapping[str, Any], mblm: bool) ->
         some = next((one for one in turned if one is not None), None)
         turned, learned = [some if one is None else one for one in turned], [any(learned)] * len(dims)
     shapes = [heads_of(found, stage, turned[stage], told) if layers[stage] else (1, 2, False) for stage in stages]
-    ffn = tuple(size(found, f"transformers.{s}.layers.0.1.1.weight") // dims[s] if layers[s] else 1 for s in stages)
+    wide = [size(found, f"transformers.{s}.layers.0.1.1.weight") if layers[s] else dims[s] for s in stages]
+    ffn = tuple(max(1, inner // dim) for inner, dim in zip(wide, dims, strict=True))
+    other = () if wide == [times * dim for times, dim in zip(ffn, dims, strict=True)] else tuple(wide)
     rotary = tuple(one is not None for one in turned)
     rope = told.get("rope", {})  # of MBLM, of which no tensor tells
     positions: tuple[Positions, ...] = tuple(
@@ -198,7 +210,7 @@ def seen_in(found: Mapping[str, Tensor], told: Mapping[str, Any], mblm: bool) ->
     patches = size(found, "pos_embs.0.weight") if learned[0] else None
     heads, widths = (tuple(shape[index] for shape in shapes) for index in (0, 1))
     shared = any(one for _, _, one in shapes)
-    config = Config(sizes, dims, layers, heads, widths, ffn, rotary, positions, patches, shared)
+    config = Config(sizes, dims, layers, heads, widths, ffn, rotary, positions, patches, shared, other)
     seen = {"dim": dims, "depth": layers, "ff_mult": ffn, "rel_pos": rotary, "heads": heads, "dim_head": widths}
     return config, {**seen, "pos_emb": tuple(learned), "num_tokens": vocabulary, "max_seq_len": (patches, *sizes)}
 

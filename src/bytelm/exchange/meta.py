@@ -9,6 +9,7 @@ blt-1b/                                     blt/
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.exchange.files import Options, Weights, json_in
-from bytelm.exchange.hf import LAYERS, LONG, NGRAMS, QUERIES, SCORER_THETA, SIZES, exported, multiple, theta
+from bytelm.exchange.hf import LAYERS, LONG, NGRAMS, QUERIES, SCORER_THETA, SIZES, exported, theta
 from bytelm.exchange.names import SCORER
 from bytelm.models import blt
 from bytelm.nn.norm import EPS
+from bytelm.nn.transformer import StackConfig
 from bytelm.patching import entropy, space
 from bytelm.scorers import transformer
 from bytelm.units import VOCAB
@@ -66,12 +68,9 @@ def recipe(folder: Path, weights: Weights) -> tuple[Recipe, int]:
         ngram_functions=args.count("encoder_hash_byte_group_nb_functions"),
         ngram_rows=args.count("encoder_hash_byte_group_vocab", most=LONG),
         theta=theta(args, None),
-        ffn_multiple=multiple(
-            [
-                (width, feed_forward(weights, f"{part}.layers.0", args.where))
-                for part, width in (("local_encoder", dim), ("global_transformer", latent), ("local_decoder", dim))
-            ],
-            args.where,
+        ffn_dims=tuple(
+            feed_forward(weights, f"{part}.layers.0", args.where)
+            for part in ("local_encoder", "global_transformer", "local_decoder")
         ),
     )
     patching = cuts(folder, table, args, home)
@@ -154,8 +153,18 @@ def scorer(home: Path, weights: Weights) -> transformer.Config:
         heads=args.count("n_heads"),
         window=args.count("sliding_window", WINDOW, LONG),
         theta=theta(args, SCORER_THETA),
-        ffn_multiple=multiple([(dim, feed_forward(weights, f"{SCORER}.layers.0", args.where))], args.where),
+        ffn_dim=feed_forward(weights, f"{SCORER}.layers.0", args.where),
     )
+
+
+def multiple(*stacks: StackConfig) -> int:
+    """The largest multiple_of that gives the feed-forward widths of all stacks. Raises ConfigError if none does."""
+    # It divides them all. A smaller divisor rounds up by less, so that if the largest is too small, all are.
+    largest = math.gcd(*(stack.hidden() for stack in stacks))
+    if all(0 <= stack.hidden() - 8 * stack.dim // 3 < largest for stack in stacks):
+        return largest
+    shown = ", ".join(f"{stack.hidden()} of width {stack.dim}" for stack in stacks)
+    raise ConfigError(f"feed-forward layers are {shown}: Meta's are 8/3 of it, rounded up to one multiple for all")
 
 
 def configs(made: Recipe, context: int) -> dict[str, dict[str, Any]]:
@@ -166,7 +175,7 @@ def configs(made: Recipe, context: int) -> dict[str, dict[str, Any]]:
             f"patching.max_singles = {patching.max_singles} is unknown there: to leave it out, "
             "--set patching.max_singles=none"
         )
-    multiples = (model.ffn_multiple, scorer.ffn_multiple)
+    multiples = (multiple(model.encoder(), model.latent(), model.decoder()), multiple(scorer.shape().stack()))
     args = {
         "vocab_size": VOCAB,
         "dim_local_encoder": model.local_dim,

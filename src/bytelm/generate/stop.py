@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|([nrt\\]))")
+_BYTES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\"}
+
+
+def unescape(text: str) -> bytes:
+    r"""The bytes of a stop sequence as it is typed: \n, \r, \t, \\ and \xHH (two hex digits) are one byte each.
+
+    Everything else stands for itself: other backslashes (\begin, \xi, \u20ac), any character in UTF-8, and a byte that
+    is no UTF-8 as Python holds it of a command line ("surrogateescape").
+    """
+    data = text.encode(errors="surrogateescape")
+    return _ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()) if found[1] else _BYTES[found[2]], data)
 
 
 def release(pending: bytes, stop: Sequence[bytes]) -> tuple[bytes, bytes | None]:

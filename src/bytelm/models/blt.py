@@ -41,6 +41,8 @@ class Config:
     `queries`: sub-vectors of a patch (the paper's k). `encoder_cross`: whether patches query the bytes after the
     "last" encoder layer or after "all" of them. `window`: bytes that a byte sees in the local models, itself
     included. `ngram_rows`: rows of one hash table; there is one for each of `ngram_functions` × `ngram_sizes`.
+    `ffn_dims`: widths of the feed-forward layers of encoder, latent Transformer and decoder; left out, 8/3 of the width
+    of each, rounded up to a multiple of `ffn_multiple`.
     """
 
     patched: ClassVar[bool] = True
@@ -61,12 +63,13 @@ class Config:
     ngram_rows: int = 8192
     theta: float = 500_000.0
     ffn_multiple: int = 64
+    ffn_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = [
-            *self.local(self.encoder_layers).problems("model.local"),
-            *self.latent().problems("model.global"),
-        ]
+        if len(self.ffn_dims) not in (0, 3):
+            raise ConfigError(f"model.ffn_dims = {list(self.ffn_dims)}: give encoder, latent and decoder one, or none")
+        local = [*self.encoder().problems("model.local"), *self.decoder().problems("model.local")]
+        problems = [*dict.fromkeys(local), *self.latent().problems("model.global")]
         if self.cross_heads < 1 or self.local_dim % self.cross_heads:
             problems.append(f"model.cross_heads = {self.cross_heads} does not divide local_dim = {self.local_dim}")
         if self.encoder_cross not in ("last", "all"):
@@ -88,18 +91,28 @@ class Config:
         small = replace(bytes, global_dim=32, global_heads=2, global_layers=2, ffn_multiple=16)
         return {
             "last layer crossed": small,
-            "all layers crossed, widened": replace(small, encoder_layers=2, encoder_cross="all", global_dim=48),
+            "all layers crossed, widened": replace(
+                small, encoder_layers=2, encoder_cross="all", global_dim=48, ffn_dims=(24, 16, 56)
+            ),
             "two hash functions": replace(small, ngram_functions=2, ngram_sizes=(2, 5), queries=1),
             "no n-grams": replace(small, ngram_sizes=()),
         }
 
-    def local(self, layers: int) -> StackConfig:
-        """The shape of a local model of so many layers."""
-        return StackConfig(layers, self.local_dim, self.local_heads, self.window, self.theta, self.ffn_multiple)
+    def encoder(self) -> StackConfig:
+        """The shape of the local encoder over bytes."""
+        return self._stack(self.encoder_layers, self.local_dim, self.local_heads, self.window, 0)
 
     def latent(self) -> StackConfig:
         """The shape of the latent Transformer over patches."""
-        return StackConfig(self.global_layers, self.global_dim, self.global_heads, None, self.theta, self.ffn_multiple)
+        return self._stack(self.global_layers, self.global_dim, self.global_heads, None, 1)
+
+    def decoder(self) -> StackConfig:
+        """The shape of the local decoder over bytes."""
+        return self._stack(self.decoder_layers, self.local_dim, self.local_heads, self.window, 2)
+
+    def _stack(self, layers: int, dim: int, heads: int, window: int | None, part: int) -> StackConfig:
+        ffn_dim = self.ffn_dims[part] if self.ffn_dims else None
+        return StackConfig(layers, dim, heads, window, self.theta, self.ffn_multiple, ffn_dim=ffn_dim)
 
     def build(self, patcher: Patcher) -> BLT:
         """The model of this configuration, its parameters not yet initialised."""
@@ -134,7 +147,7 @@ class Encoder(nn.Module):
         self.config = config
         dim = config.local_dim
         self.embed = NgramEmbedding(dim, config.ngram_sizes, config.ngram_functions, config.ngram_rows)
-        self.stack = Stack(config.local(config.encoder_layers))
+        self.stack = Stack(config.encoder())
         self.crossed = range(config.encoder_layers)[-1 if config.encoder_cross == "last" else 0 :]
         self.split = nn.Linear(dim, dim * config.queries, bias=False)
         self.cross = nn.ModuleList(PatchesFromBytes(dim, config.cross_heads) for _ in self.crossed)
@@ -174,7 +187,7 @@ class Decoder(nn.Module):
         dim = config.local_dim
         self.split = nn.Linear(config.global_dim, dim * config.queries, bias=False)
         self.cross = nn.ModuleList(BytesFromPatches(dim, config.cross_heads) for _ in range(config.decoder_layers))
-        self.stack = Stack(config.local(config.decoder_layers))
+        self.stack = Stack(config.decoder())
         self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, VOCAB, bias=False)
 
@@ -221,11 +234,11 @@ class BLT(ByteModel):
         """See `ByteModel`."""
         config, k = self.config, self.config.queries
         dim, width = config.local_dim, config.local_dim * config.queries
-        encoder = config.local(config.encoder_layers).flops(ids) + 2 * patches * dim * width
+        encoder = config.encoder().flops(ids) + 2 * patches * dim * width
         encoder += len(self.encoder.cross) * cross.flops(dim, queries=patches * k, keys=ids)
         widen = 2 * patches * width * config.global_dim if width != config.global_dim else 0
         latent = config.latent().flops(patches) + 2 * patches * config.global_dim * width
-        decoder = config.local(config.decoder_layers).flops(ids) + 2 * ids * dim * VOCAB
+        decoder = config.decoder().flops(ids) + 2 * ids * dim * VOCAB
         decoder += config.decoder_layers * cross.flops(dim, queries=ids, keys=(patches + 1) * k)
         return encoder + widen + latent + decoder
 

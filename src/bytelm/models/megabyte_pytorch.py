@@ -48,7 +48,7 @@ class Config:
     """Shape of such a MEGABYTE; tuples have one entry a stage, the global one first, and `sizes` one less.
 
     `sizes`: how many positions of the next stage a patch of each stage has (their max_seq_len without its first entry).
-    `ffn`: the widths of feed-forward layers, as multiples. `rotary`: whether attention turns queries and keys.
+    `ffn`: widths of feed-forward layers as multiples; `ffn_dims`: any others. `rotary`: whether attention rotates.
     `positions`: what is added to the patches or bytes of a stage; "rotary" turns their vectors instead (MBLM's "rope").
     `patches`: rows of the global stage's learned positions, which bound a document; "none" where it has no such.
     `multi_query`: one head of keys and values for all queries, as before 0.3.0 of MEGABYTE-pytorch.
@@ -66,15 +66,16 @@ class Config:
     positions: tuple[Positions, ...] = ("none", "none")
     patches: int | None = None
     multi_query: bool = False
+    ffn_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        each = ("dims", "layers", "heads", "head_dims", "ffn", "rotary", "positions")
-        counts = {name: len(getattr(self, name)) for name in each}
+        each = ("dims", "layers", "heads", "head_dims", "ffn", "ffn_dims", "rotary", "positions")
+        counts = {name: len(getattr(self, name)) for name in each if name != "ffn_dims" or self.ffn_dims}
         if set(counts.values()) != {len(self.sizes) + 1} or not self.sizes:
             said = ", ".join(f"{count} {name}" for name, count in counts.items())
             problems.append(f"model: {said} for {len(self.sizes)} sizes: give one of each a stage, and one size less")
-        least = {"sizes": 2, "dims": 2, "layers": 0, "heads": 1, "head_dims": 1, "ffn": 1}
+        least = {"sizes": 2, "dims": 2, "layers": 0, "heads": 1, "head_dims": 1, "ffn": 1, "ffn_dims": 1}
         for name, bound in least.items():
             if any(value < bound for value in getattr(self, name)):
                 problems.append(f"model.{name} = {list(getattr(self, name))}: each must be at least {bound}")
@@ -101,7 +102,7 @@ class Config:
             "two stages, learned positions": cls(
                 *((4,), (32, 16), (2, 2), (2, 2), (8, 4), (2, 3)), positions=("learned", "learned"), patches=800
             ),
-            "three stages, rotary, one head of keys": replace(three, multi_query=True),
+            "three stages, rotary, one head of keys": replace(three, multi_query=True, ffn_dims=(32, 48, 64)),
             "three stages, positions of every kind": replace(
                 three, sizes=(2, 3), rotary=(True, False, True), positions=("rotary", "learned", "none")
             ),
@@ -139,7 +140,7 @@ class Config:
             heads=heads,
             window=None if places is None else places + 1,
             theta=THETA,
-            ffn_multiple=self.ffn[level],
+            ffn_dim=self.ffn_dims[level] if self.ffn_dims else self.ffn[level] * self.dims[level],
             inner=heads * self.head_dims[level],
             rotary=self.rotary[level],
             multi_query=self.multi_query,

@@ -35,7 +35,8 @@ class Config:
     """`window`: bytes that a byte sees, itself included; left out, all before it. `theta`: rotary base.
 
     `reset_newline`: each newline starts a fresh context, as a BOS does (for scorers). `vocabulary`: ids; what is above
-    those of bytes and specials are tokens, which are learnt from the training documents.
+    those of bytes and specials are tokens, which are learnt from the training documents. `ffn_dim`: width of the
+    feed-forward layers; left out, 8/3 of `dim`, rounded up to a multiple of `ffn_multiple`.
     """
 
     patched: ClassVar[bool] = False
@@ -48,6 +49,7 @@ class Config:
     ffn_multiple: int = 64
     reset_newline: bool = False
     vocabulary: int = VOCAB
+    ffn_dim: int | None = None
 
     def __post_init__(self) -> None:
         problems = self.stack().problems("model")
@@ -60,11 +62,12 @@ class Config:
     def tiny(cls) -> dict[str, Config]:
         """Small shapes that between them reach every path of this file: what the laws are tried on."""
         full = cls(layers=2, dim=16, heads=2, ffn_multiple=16)
-        return {"full": full, "windowed": replace(full, window=6), "tokens": replace(full, vocabulary=300)}
+        return {"full": full, "windowed": replace(full, window=6, ffn_dim=24), "tokens": replace(full, vocabulary=300)}
 
     def stack(self) -> StackConfig:
         """The shape of the one stack."""
-        return StackConfig(self.layers, self.dim, self.heads, self.window, self.theta, self.ffn_multiple)
+        shape = (self.layers, self.dim, self.heads, self.window, self.theta, self.ffn_multiple)
+        return StackConfig(*shape, ffn_dim=self.ffn_dim)
 
     def build(self) -> ByteTransformer:
         """The model of this configuration, its parameters not yet initialised."""

@@ -30,9 +30,9 @@ from bytelm.patching.layout import at_end
 EPS = 1e-16  # added to the mean square, where theirs bounds its root by 1e-8: the same but for vectors of nothing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShiftConfig(StackConfig):
-    """Shape of a stack with token shift, whose feed-forward layers are `ffn_multiple` times as wide as it is."""
+    """Shape of a stack with token shift. Its owner gives `ffn_dim`: nothing is derived from 8/3 here."""
 
     inner: int
     """Width of all heads together."""
@@ -50,10 +50,6 @@ class ShiftConfig(StackConfig):
     def key_heads(self) -> int:
         """Heads of keys, and of values."""
         return 1 if self.multi_query else self.heads
-
-    def hidden(self) -> int:
-        """Width of the feed-forward layer."""
-        return self.ffn_multiple * self.dim
 
     def flops(self, new: int) -> int:
         """See `StackConfig`."""

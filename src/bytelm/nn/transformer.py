@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -27,7 +27,9 @@ class StackConfig:
     heads: int
     window: int | None
     theta: float
-    ffn_multiple: int
+    ffn_multiple: int = 1
+    ffn_dim: int | None = field(default=None, kw_only=True)
+    """Width of the feed-forward layer; None: 8/3 of `dim`, rounded up to a multiple of `ffn_multiple`."""
 
     def problems(self, name: str) -> list[str]:
         """What is impossible about this shape, in words."""
@@ -41,6 +43,8 @@ class StackConfig:
             found.append(f"{name}: window {self.window} must be at least 1")
         if self.layers < 0 or self.ffn_multiple < 1:
             found.append(f"{name}: {self.layers} layers, ffn_multiple {self.ffn_multiple}: at least 0 and 1")
+        if self.ffn_dim is not None and self.ffn_dim < 1:
+            found.append(f"{name}: feed-forward width {self.ffn_dim} must be at least 1")
         if not 0 < self.theta < math.inf:
             found.append(f"{name}: theta {self.theta} must be above 0 and finite")
         return found
@@ -56,7 +60,9 @@ class StackConfig:
         return self.heads
 
     def hidden(self) -> int:
-        """Width of the feed-forward layer: two thirds of four times the width, rounded up to the multiple."""
+        """Width of the feed-forward layer: the one given, else as in Llama (two thirds of four times `dim`)."""
+        if self.ffn_dim is not None:
+            return self.ffn_dim
         exact = int(8 * self.dim / 3)
         return -(-exact // self.ffn_multiple) * self.ffn_multiple
 

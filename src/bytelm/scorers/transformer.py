@@ -28,15 +28,16 @@ class Config:
     theta: float = 10_000.0
     ffn_multiple: int = 64
     reset_newline: bool = False
+    ffn_dim: int | None = None
+    """See `models.transformer.Config`."""
 
     def __post_init__(self) -> None:
         self.shape()  # which refuses an impossible one
 
     def shape(self) -> transformer.Config:
         """The byte Transformer inside."""
-        return transformer.Config(
-            self.layers, self.dim, self.heads, self.window, self.theta, self.ffn_multiple, self.reset_newline
-        )
+        shape = (self.layers, self.dim, self.heads, self.window, self.theta, self.ffn_multiple, self.reset_newline)
+        return transformer.Config(*shape, ffn_dim=self.ffn_dim)
 
     def build(self) -> TransformerScorer:
         """The scorer of this configuration, its parameters not yet initialised."""

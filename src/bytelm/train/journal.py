@@ -43,9 +43,9 @@ class Journal:
         """Who else is told what `write` writes."""
 
     @property
-    def told(self) -> int:
-        """The last step that was told, of which a resumed run may tell some again."""
-        return max((line.get("step", 0) for line in read_metrics(self.path)), default=0) if self.path.exists() else 0
+    def lines(self) -> list[dict[str, Any]]:
+        """What was written in earlier sittings, of which a resumed run may write some again."""
+        return read_metrics(self.path)
 
     def rewind(self, step: int) -> None:
         """Forget what was written of later steps, and a line that was cut short by a crash."""

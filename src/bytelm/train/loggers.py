@@ -3,14 +3,18 @@
     Journal.write("train", step=…, bits_per_byte=…) ─┬─▶ metrics.jsonl     which stays the truth
                                                      └─▶ Loggers ─▶ each    "train/bits_per_byte" at its step
 
-A logger that fails is told of once and left out; the training goes on.
+A logger that fails is told of once and left out; the training goes on. What it lost when the process was killed (all
+buffer) is sent again on resuming: each says what it has, and the journal has everything.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
+import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +27,7 @@ PROJECT = "bytelm"
 IDENTITY = "log-id"
 SHOWN = ("train", "valid")
 """Kinds of lines whose figures are curves."""
+BLOCK, FULL, FIRST, LAST = 1 << 15, 1, 2, 4  # of a LevelDB log: bytes of a block, and how records lie in them
 
 
 @runtime_checkable
@@ -33,24 +38,48 @@ class Logger(Protocol):
         """Figures of one step. Steps only rise."""
         ...
 
+    def held(self) -> Mapping[str, int] | None:
+        """The last step of each kind that it has of this run; None where it cannot tell, and nothing is sent again."""
+        ...
+
     def close(self) -> None:
         """No more will come."""
         ...
 
 
+def latest(seen: Iterable[tuple[int, Iterable[str]]]) -> dict[str, int]:
+    """The last step of each kind, of steps and the names ("train/bits_per_byte", or "train") that they have."""
+    found: dict[str, int] = {}
+    for step, names in seen:
+        for kind in {name.partition("/")[0] for name in names}:
+            found[kind] = max(step, found.get(kind, 0))
+    return found
+
+
 class TensorBoard:
-    """Event files in run/tensorboard: `tensorboard --logdir runs`."""
+    """Event files in run/tensorboard: `tensorboard --logdir runs`. Written every ten events or ten seconds."""
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         import tensorboard  # noqa: F401  # pyright: ignore  # torch's writer needs it, and says so less plainly
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self.writer = SummaryWriter(str(run / "tensorboard"), flush_secs=10)
+        self.folder = str(run / "tensorboard")
+        self.writer = SummaryWriter(self.folder, flush_secs=10)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """See `Logger`."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+
+    def held(self) -> Mapping[str, int]:
+        """See `Logger`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+            events: Any = EventAccumulator(self.folder)
+            events.Reload()
+        return latest((e.step, [tag]) for tag in events.Tags()["scalars"] for e in events.Scalars(tag))
 
     def close(self) -> None:
         """See `Logger`."""
@@ -62,9 +91,9 @@ class Hosted:
 
     def __init__(self, library: Any, run: Path, config: Mapping[str, Any], **more: Any) -> None:
         self.library = library
-        name = f"{run.resolve().name}-{identity(run)}"
+        self.name = f"{run.resolve().name}-{identity(run)}"
         with redirect_stdout(sys.stderr):  # where results stand, nothing else is said
-            self.run = library.init(project=PROJECT, name=name, config=dict(config), resume="allow", **more)
+            self.run = library.init(project=PROJECT, name=self.name, config=dict(config), resume="allow", **more)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """See `Logger`."""
@@ -84,24 +113,73 @@ def identity(run: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def trackio(run: Path, config: Mapping[str, Any]) -> Logger:
-    """Where trackio keeps its projects (TRACKIO_DIR): `trackio show --project bytelm`."""
-    import trackio
+class Trackio(Hosted):
+    """Where trackio keeps its projects (TRACKIO_DIR): `trackio show --project bytelm`. It writes twice a second."""
 
-    return Hosted(trackio, run, config)
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        import trackio
+
+        super().__init__(trackio, run, config)
+
+    def held(self) -> Mapping[str, int] | None:
+        """See `Logger`."""
+        from trackio.sqlite_storage import SQLiteStorage
+        from trackio.utils import get_storage_mode
+
+        if get_storage_mode() != "sqlite" or {"TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"} & os.environ.keys():
+            return None  # it lies elsewhere
+        logs: list[dict[str, Any]] = SQLiteStorage.get_logs(PROJECT, self.name)
+        return latest((line["step"], line) for line in logs)
 
 
-def wandb(run: Path, config: Mapping[str, Any]) -> Logger:
-    """As wandb is set up: with WANDB_MODE=offline it writes run/wandb and reaches nothing."""
-    import wandb
+class Wandb(Hosted):
+    """As wandb is set up: with WANDB_MODE=offline it writes run/wandb, 32 KiB at a time, and reaches nothing."""
 
-    return Hosted(wandb, run, config, id=identity(run), dir=str(run))
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self.folder, own = run / "wandb", identity(run)
+        super().__init__(wandb, run, config, id=own, dir=str(run))
+
+    def held(self) -> Mapping[str, int]:
+        """See `Logger`."""
+        if not self.run.offline:
+            return dict.fromkeys(SHOWN, self.run.starting_step - 1)  # which the server has told it
+        files = self.folder.glob(f"*run-*-{self.run.id}/run-*.wandb")
+        return latest(seen for file in files for seen in history(file))
+
+
+def history(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Steps and the names of their figures in a file that wandb wrote: a LevelDB log of protocol buffers.
+
+    It ends where the file does, or where a record is broken off.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    parse: Callable[[bytes], Any] = vars(wandb_internal_pb2)["Record"].FromString
+    data, at, record = file.read_bytes(), 7, b""  # after wandb's own mark
+    while at + 7 <= len(data):
+        left = BLOCK - at % BLOCK
+        if left < 7:  # no room for another header
+            at += left
+            continue
+        _, size, part = struct.unpack_from("<IHB", data, at)
+        record = (b"" if part in (FULL, FIRST) else record) + data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if part not in (FULL, LAST):
+            continue
+        try:
+            found = parse(record)
+        except Exception:  # its errors are of protobuf's package, in one of several
+            return
+        if found.HasField("history"):
+            yield found.history.step.num, [item.key or ".".join(item.nested_key) for item in found.history.item]
 
 
 KNOWN: dict[str, Callable[[Path, Mapping[str, Any]], Logger]] = {
     "tensorboard": TensorBoard,
-    "trackio": trackio,
-    "wandb": wandb,
+    "trackio": Trackio,
+    "wandb": Wandb,
 }
 
 
@@ -117,15 +195,22 @@ def names_in(text: str | None) -> list[str]:
 class Loggers:
     """All loggers of a training. `warn` is told, once for each, which one failed and why.
 
-    `told` is the last step that they were told of in earlier sittings: what a resumed training computes again is not
-    told again. Raises MissingExtraError for one that is not installed.
+    `lines` are the journal's of earlier sittings. A logger is sent those that it has not got; what it has, and what a
+    resumed training computes again, is not sent twice. Raises MissingExtraError for one that is not installed.
     """
 
     def __init__(
-        self, names: Sequence[str], run: Path, config: Mapping[str, Any], told: int, warn: Callable[[str], None]
+        self,
+        names: Sequence[str],
+        run: Path,
+        config: Mapping[str, Any],
+        lines: Sequence[Mapping[str, Any]],
+        warn: Callable[[str], None],
     ) -> None:
-        self.told, self.warn = told, warn
+        self.warn = warn
         self.open: dict[str, Logger] = {}
+        self.told: dict[str, dict[str, int]] = {}
+        """Of each logger, the last step of each kind that it has."""
         for name in names:
             try:
                 self.open[name] = KNOWN[name](run, config)
@@ -133,15 +218,29 @@ class Loggers:
                 raise MissingExtraError(name, "logs", f"--log {name}") from error
             except Exception as error:
                 self.fail(name, error)
+            else:
+                self.told[name] = self.held(name, lines)
+        for line in lines:
+            self.write(line.get("kind", ""), line)
+
+    def held(self, name: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        """The last step of each kind that a logger has of earlier sittings; where it cannot tell, all that was said."""
+        try:
+            found = self.open[name].held() if lines else {}
+        except Exception:  # another version of the library, or its files are damaged
+            found = None
+        return latest((line.get("step", 0), [line.get("kind", "")]) for line in lines) if found is None else dict(found)
 
     def write(self, kind: str, fields: Mapping[str, Any]) -> None:
         """A line of the journal."""
         step = fields.get("step", 0)
-        if kind not in SHOWN or step <= self.told:
+        if kind not in SHOWN:
             return
         values = {f"{kind}/{key}": float(value) for key, value in fields.items() if is_figure(key, value)}
         for name in [*self.open]:
-            self.tell(name, lambda logger: logger.log(step, values))
+            if step > self.told[name].get(kind, 0):
+                self.told[name][kind] = step
+                self.tell(name, lambda logger: logger.log(step, values))
 
     def close(self) -> None:
         """No more will come."""

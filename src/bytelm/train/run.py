@@ -77,7 +77,7 @@ def train(
             return sitting(paths, config, run, journal, exclude, team)
         with exclusive(run):
             keep_config(config, run, allow_change, journal)
-            with closing(Loggers(log, run, to_mapping(config), journal.told, journal.say)) as journal.loggers:
+            with closing(Loggers(log, run, to_mapping(config), journal.lines, journal.say)) as journal.loggers:
                 return sitting(paths, config, run, journal, exclude, team)
 
 

@@ -2,6 +2,9 @@
 
     torchrun --nproc-per-node 2 -m -- bytelm train ~/notes      # the -- keeps our options from torchrun
 
+torchrun passes on the signals that --signals-to-handle names, and dies of SIGUSR1 where it is not among them. Processes
+that it leaves behind save and end at their next step.
+
 The first one leads: it prepares, holds the run's lock, tells, looks and saves. The others read what it wrote and take
 steps. A process that trains alone is a team of one, to which every sum is its own.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -38,6 +42,8 @@ class Team:
     world: int = 1
     store: Any = None
     """What all processes can write to and read from; None for a team of one."""
+    launcher: int | None = None
+    """The id of the torchrun that started this process; None where it was another program."""
 
     @property
     def leads(self) -> bool:
@@ -72,9 +78,11 @@ class Team:
         """The sums of values over all processes, in float64."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
-    def agreed(self, signal: int | None) -> int | None:
-        """A signal that any of the processes has heard."""
-        return int(self._reduced([signal or 0], dist.ReduceOp.MAX)[0]) or None
+    def agreed(self, heard: int | None) -> int | None:
+        """A signal that any of the processes has heard; one whose launcher has died is as good as terminated."""
+        if heard is None and self.launcher is not None and os.getppid() != self.launcher:
+            heard = signal.SIGTERM
+        return int(self._reduced([heard or 0], dist.ReduceOp.MAX)[0]) or None
 
     def longest(self, seconds: float) -> float:
         """The longest time that any of them took."""
@@ -146,7 +154,8 @@ def joined(timeout_minutes: float) -> Generator[Team]:
     timeout = timedelta(minutes=timeout_minutes if math.isfinite(timeout_minutes) else 1e6)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
     try:
-        yield Team(rank, world, dist.distributed_c10d._get_default_store())
+        launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        yield Team(rank, world, dist.distributed_c10d._get_default_store(), launcher)
     finally:
         with contextlib.suppress(RuntimeError):  # where one of them is lost, there is nobody to say goodbye to
             dist.destroy_process_group()
