@@ -12,13 +12,16 @@ bytes of each are predicted from nothing. "Tokens" in the harness's settings (ma
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bytelm.errors import MissingExtraError, UsageError
+from bytelm.errors import BytelmError, DataError, MissingExtraError, UsageError
 from bytelm.evaluate.bits import continuations, measure
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
@@ -26,11 +29,15 @@ from bytelm.lm import LM
 
 try:
     from lm_eval.api.model import LM as Harnessed
+    from lm_eval.models.utils import normalize_gen_kwargs
 except ImportError as error:
     raise MissingExtraError("lm-eval", "eval", "the evaluation harness") from error
 
 R = TypeVar("R")
 MOST_BYTES = 256  # that a task asks to be written, where it does not say
+# Settings that bytelm has not got, and the value of each that changes nothing.
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "length_penalty": 1}
+log = logging.getLogger(__name__)
 
 
 class HarnessLM(Harnessed):
@@ -43,6 +50,7 @@ class HarnessLM(Harnessed):
         super().__init__()
         self.lm = lm
         self.context = context or lm.context
+        self.ignored: set[str] = set()
         self.read = partial(measure, lm.model, context=self.context, stride=stride, batch=batch)
         self.continued = partial(continuations, lm.model, context=self.context, stride=stride, batch=batch)
 
@@ -50,7 +58,7 @@ class HarnessLM(Harnessed):
         """(log-likelihood, greedy) of each (context, continuation). Raises UsageError for a model of tokens."""
 
         def answer(pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[float, bool]]:
-            texts = ((context.encode(), continuation.encode()) for context, continuation in pairs)
+            texts = ((encoded(context), encoded(continuation)) for context, continuation in pairs)
             for nats, likeliest in self.continued(texts):
                 yield -nats, likeliest
 
@@ -60,7 +68,7 @@ class HarnessLM(Harnessed):
         """The log-likelihood of each whole text."""
 
         def answer(texts: Sequence[tuple[str]]) -> Iterator[float]:
-            documents = (("", text.encode()) for (text,) in texts)
+            documents = (("", encoded(text)) for (text,) in texts)
             for document in self.read(documents):
                 yield -document.nats
 
@@ -77,18 +85,13 @@ class HarnessLM(Harnessed):
 
     def written(self, contexts: Sequence[str], settings: dict[str, Any]) -> Iterator[str]:
         """What is written after each context, side by side. Of a context longer than the model's its end is read."""
-        until = settings.get("until") or []
-        stop = [text.encode() for text in ([until] if isinstance(until, str) else until) if text]
-        most = MOST_BYTES if settings.get("max_gen_toks") is None else int(settings["max_gen_toks"])
-        sampled = bool(settings.get("do_sample")) or float(settings.get("temperature") or 0.0) > 0
-        sampling = Sampling(
-            temperature=float(settings.get("temperature") or 1.0) if sampled else 0.0,
-            top_k=settings.get("top_k") if sampled else None,
-            top_p=settings.get("top_p") if sampled else None,
-        )
-        room = max(self.context // 2, self.context - most)  # what is to be written leaves half to read at the least
-        prompts = [ending(context.encode(), room) for context in contexts]
-        for found in generate(self.lm.model, prompts, max_bytes=most, sampling=sampling, stop=stop):
+        asked = Settings.of(settings)
+        for one in asked.ignored - self.ignored:
+            log.warning("%s: bytelm has no such generation setting, and the task is run without it", one)
+        self.ignored |= asked.ignored
+        room = max(self.context // 2, self.context - asked.most)  # what is to be written leaves half to read
+        prompts = [ending(encoded(context), room) for context in contexts]
+        for found in generate(self.lm.model, prompts, max_bytes=asked.most, sampling=asked.sampling, stop=asked.stop):
             yield found.data.decode(errors="replace")
 
     def answered(self, kind: str, requests: Sequence[Any], answer: Callable[[Sequence[Any]], Iterator[R]]) -> list[R]:
@@ -100,6 +103,57 @@ class HarnessLM(Harnessed):
             found[index] = one
             self.cache_hook.add_partial(kind, arguments[index], one)
         return [found[index] for index in range(len(arguments))]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a task wants text generated: at most `most` bytes, up to the first of `stop`.
+
+    `ignored` names what was asked for and cannot be done, as "name = value".
+    """
+
+    most: int
+    stop: list[bytes]
+    sampling: Sampling
+    ignored: frozenset[str]
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> Settings:
+        """A task's generation_kwargs, read as the harness's own models read them. Raises ConfigError.
+
+        A temperature counts only where sampling is on; 0 is greedy. A top_k of 0 (transformers) or -1 (vLLM) is none.
+        """
+        given = normalize_gen_kwargs({name: value for name, value in asked.items() if value is not None}, MOST_BYTES)
+        rest: dict[str, Any] = dict(given)
+        most, until, sampled = rest.pop("max_gen_toks"), rest.pop("until"), rest.pop("do_sample")
+        temperature = float(rest.pop("temperature", 1.0)) if sampled else 0.0
+        filters = {name: rest.pop(name, None) for name in ("top_k", "top_p", "min_p")}
+        top_k = filters["top_k"] if filters["top_k"] not in (0, -1) else None
+        return cls(
+            most=most,
+            stop=[text.encode() for text in until if text],
+            sampling=Sampling(temperature, **{**filters, "top_k": top_k} if temperature else {}),
+            ignored=frozenset(f"{name} = {value}" for name, value in rest.items() if NEUTRAL.get(name) != value),
+        )
+
+
+def encoded(text: Any) -> bytes:
+    """The bytes of a text as the harness made it. Raises DataError for what is no text, and for a lone surrogate."""
+    if isinstance(text, (list, tuple, dict)):
+        raise DataError(
+            f"a task gives {reprlib.repr(text)} for a text: the harness reads what a template renders as Python where "
+            'it looks so ("[1, 2]"): name the field instead, as in `doc_to_target: text`'
+        )
+    if not isinstance(text, str):
+        raise DataError(
+            f"a task gives {reprlib.repr(text)} for a text: datasets takes a JSON column of nothing but numbers or "
+            "dates for one of numbers or times: keep it as Parquet, which says that it is text"
+        )
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        fault = text[error.start : error.end]
+        raise DataError(f"a task's text has {fault!r}, a lone surrogate, which no UTF-8 has: take it out") from None
 
 
 def ending(text: bytes, most: int) -> bytes:
@@ -115,10 +169,12 @@ def ending(text: bytes, most: int) -> bytes:
 def run_tasks(
     lm: LM, names: Sequence[str], include: Path | None, context: int | None = None, stride: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Task → metric → value, as the harness gives them. Raises UsageError for a task that it does not know.
+    """Task → metric → value, as the harness gives them.
 
-    `include` is a folder with tasks of one's own, in the harness's YAML.
+    `include` is a folder with tasks of one's own, in the harness's YAML. Raises UsageError for a task that the harness
+    does not know, and DataError for one whose data or templates it cannot use.
     """
+    import datasets.utils.logging as its_log
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -132,8 +188,27 @@ def run_tasks(
         if name not in manager.all_tasks:
             raise UsageError(missing(name, manager.all_tasks))
     model = HarnessLM(lm, context, stride)
-    found: Any = simple_evaluate(model=model, tasks=list(names), task_manager=manager, log_samples=False)
+    loud = its_log.get_verbosity()
+    its_log.set_verbosity(its_log.CRITICAL)  # what it cannot read is told below, in one line
+    try:
+        found: Any = simple_evaluate(model=model, tasks=list(names), task_manager=manager, log_samples=False)
+    except BytelmError:
+        raise
+    except Exception as error:  # of the harness, of datasets, of Jinja and whatever else a task may use
+        raise DataError(
+            f"--tasks {','.join(names)} cannot be run: {reason(error)}: see its YAML and its data"
+        ) from error
+    finally:
+        its_log.set_verbosity(loud)
     return found["results"]
+
+
+def reason(error: BaseException) -> str:
+    """What made another library raise an error: the first cause, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def missing(name: str, known: Sequence[str]) -> str:
