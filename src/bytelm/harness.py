@@ -57,7 +57,7 @@ class HarnessLM(Harnessed):
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """(log-likelihood, greedy) of each (context, continuation). Raises UsageError for a model of tokens."""
 
-        def answer(pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[float, bool]]:
+        def answer(pairs: Sequence[tuple[Any, Any]]) -> Iterator[tuple[float, bool]]:
             texts = ((encoded(context), encoded(continuation)) for context, continuation in pairs)
             for nats, likeliest in self.continued(texts):
                 yield -nats, likeliest
@@ -67,7 +67,7 @@ class HarnessLM(Harnessed):
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         """The log-likelihood of each whole text."""
 
-        def answer(texts: Sequence[tuple[str]]) -> Iterator[float]:
+        def answer(texts: Sequence[tuple[Any]]) -> Iterator[float]:
             documents = (("", encoded(text)) for (text,) in texts)
             for document in self.read(documents):
                 yield -document.nats
@@ -77,13 +77,13 @@ class HarnessLM(Harnessed):
     def generate_until(self, requests: list[Any]) -> list[str]:
         """What the model writes after each context; greedily unless the task says otherwise."""
 
-        def answer(asked: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+        def answer(asked: Sequence[tuple[Any, dict[str, Any]]]) -> Iterator[str]:
             for settings, group in groupby(asked, key=lambda one: one[1]):
                 yield from self.written([context for context, _ in group], settings)
 
         return self.answered("generate_until", requests, answer)
 
-    def written(self, contexts: Sequence[str], settings: dict[str, Any]) -> Iterator[str]:
+    def written(self, contexts: Sequence[Any], settings: dict[str, Any]) -> Iterator[str]:
         """What is written after each context, side by side. Of a context longer than the model's its end is read."""
         asked = Settings.of(settings)
         for one in asked.ignored - self.ignored:
@@ -125,14 +125,15 @@ class Settings:
         """
         given = normalize_gen_kwargs({name: value for name, value in asked.items() if value is not None}, MOST_BYTES)
         rest: dict[str, Any] = dict(given)
-        most, until, sampled = rest.pop("max_gen_toks"), rest.pop("until"), rest.pop("do_sample")
-        temperature = float(rest.pop("temperature", 1.0)) if sampled else 0.0
-        filters = {name: rest.pop(name, None) for name in ("top_k", "top_p", "min_p")}
-        top_k = filters["top_k"] if filters["top_k"] not in (0, -1) else None
+        most, until = rest.pop("max_gen_toks"), rest.pop("until")
+        drawn = {name: rest.pop(name) for name in ("temperature", "top_k", "top_p", "min_p") if name in rest}
+        if drawn.get("top_k") in (0, -1):
+            del drawn["top_k"]
+        sampled = rest.pop("do_sample") and drawn.get("temperature") != 0
         return cls(
             most=most,
-            stop=[text.encode() for text in until if text],
-            sampling=Sampling(temperature, **{**filters, "top_k": top_k} if temperature else {}),
+            stop=[encoded(text) for text in until if text],
+            sampling=Sampling(**{"temperature": 1.0, **drawn}) if sampled else Sampling(temperature=0.0),
             ignored=frozenset(f"{name} = {value}" for name, value in rest.items() if NEUTRAL.get(name) != value),
         )
 
@@ -186,7 +187,7 @@ def run_tasks(
         manager = TaskManager(include_path=own)  # which takes seconds: the harness comes with thousands
     for name in names:
         if name not in manager.all_tasks:
-            raise UsageError(missing(name, manager.all_tasks))
+            raise UsageError(missing(name, manager.all_tasks, include))
     model = HarnessLM(lm, context, stride)
     loud = its_log.get_verbosity()
     its_log.set_verbosity(its_log.CRITICAL)  # what it cannot read is told below, in one line
@@ -211,7 +212,10 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def missing(name: str, known: Sequence[str]) -> str:
+def missing(name: str, known: Sequence[str], include: Path | None) -> str:
     """What to say of a task that is not there: the harness knows thousands, so that all are not shown."""
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"no task {name}" + (f": did you mean {', '.join(near)}?" if near else ": name its folder, --include-path")
+    if near := difflib.get_close_matches(name, known, n=3):
+        return f"no task {name}: did you mean {', '.join(near)}?"
+    if include is None:
+        return f"no task {name}: name its folder, --include-path"
+    return f"no task {name} in --include-path {include}, of which the harness leaves out YAML that it cannot read"
