@@ -126,14 +126,16 @@ class Settings:
         given = normalize_gen_kwargs({name: value for name, value in asked.items() if value is not None}, MOST_BYTES)
         rest: dict[str, Any] = dict(given)
         most, until = rest.pop("max_gen_toks"), rest.pop("until")
-        drawn = {name: rest.pop(name) for name in ("temperature", "top_k", "top_p", "min_p") if name in rest}
+        drawn: dict[str, Any] = {
+            name: rest.pop(name) for name in ("temperature", "top_k", "top_p", "min_p") if name in rest
+        }
         if drawn.get("top_k") in (0, -1):
             del drawn["top_k"]
-        sampled = rest.pop("do_sample") and drawn.get("temperature") != 0
+        sampled = rest.pop("do_sample") and drawn.setdefault("temperature", 1.0) != 0
         return cls(
             most=most,
             stop=[encoded(text) for text in until if text],
-            sampling=Sampling(**{"temperature": 1.0, **drawn}) if sampled else Sampling(temperature=0.0),
+            sampling=Sampling(**drawn) if sampled else Sampling(temperature=0.0),
             ignored=frozenset(f"{name} = {value}" for name, value in rest.items() if NEUTRAL.get(name) != value),
         )
 

@@ -64,4 +64,6 @@ def export(run: Path, folder: Path, /, *, layout: Annotated[Theirs, Parameter(na
 
     parameters = write(run, layout, folder, assignments(set or [], "--set"))
     print(f"{show_count(parameters)} parameters: {folder}")
+    if layout == "hf":
+        print(f"note:    generate from one text at a time: padding is not masked there, see {folder / 'README.md'}")
     return 0
