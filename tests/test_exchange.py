@@ -158,6 +158,40 @@ def test_the_exported_tokenizer_is_one_of_bytes(one: Pair, tmp_path: Path) -> No
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
 
 
+def test_no_text_is_a_special_of_the_exported_tokenizer(one: Pair, tmp_path: Path) -> None:
+    export(one.run, "hf", tmp_path / "hf", {})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    tokenizer.save_pretrained(tmp_path / "again")
+    for found in (tokenizer, transformers.AutoTokenizer.from_pretrained(tmp_path / "again")):
+        for text in ("a</s>b", "<s>", "<boe></s> <reserved>", "</s"):
+            assert found(text).input_ids == found([text])["input_ids"][0] == [1, *(byte + 4 for byte in text.encode())]
+            assert found.decode(found(text).input_ids, skip_special_tokens=True) == text
+        assert found(["a</s>", "b"], padding=True)["input_ids"] == [[1, 101, 64, 51, 119, 66], [1, 102, 0, 0, 0, 0]]
+
+
+def test_the_exported_card_is_right_about_padding(one: Pair, tmp_path: Path) -> None:
+    """On the right nothing is wrong but what stands at the padding; on the left all is, without a warning."""
+    export(one.run, "hf", tmp_path / "hf", {})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    texts = ["The quick brown fox", "a b", "The quick brown fox, jumps over the lazy dog. And again"]
+    alone = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
+    off: dict[str, float] = {}
+    for side in ("default", "left"):
+        batch = tokenizer(texts, return_tensors="pt", padding=True, **{"padding_side": side} if side == "left" else {})
+        with torch.no_grad():
+            found = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            pairs = [
+                (found[row][batch.attention_mask[row] == 1], model(ids).logits[0]) for row, ids in enumerate(alone)
+            ]
+        off[side] = max(float((one - other).abs().max()) for one, other in pairs)
+    assert off["default"] < NEAR * one.noise
+    assert off["left"] > 1e-2, "transformers masks padding on the left by now: say so in the card and docs/weights.md"
+    card = (tmp_path / "hf" / "README.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "weights.md").read_text()
+    assert all("Generate from one text at a time" in text and "Padded on the left" in text for text in (card, page))
+
+
 def test_a_folder_in_pieces_is_the_same_model(one: Pair, tmp_path: Path) -> None:
     folder = save(one.theirs, tmp_path / "hf", max_shard_size="40KB")
     assert len(list(folder.glob("*.safetensors"))) > 2 and not (folder / hf.WEIGHTS).exists()
@@ -569,6 +603,7 @@ def test_the_whole_road_on_the_command_line(one: Pair, tmp_path: Path, capfd: py
     assert measured["bytes"] == (tmp_path / "text").stat().st_size and 0 < measured["bits_per_byte"] < 20
     assert "|" in said("patches", run, "The quick brown fox")
     assert out in said("export", run, out, "--to", "meta")
+    assert "generate from one text at a time" in said("export", run, f"{out}-hf", "--to", "hf")
     again = str(tmp_path / "again")
     said("convert", out, again, "--from", "meta", "--set", "patching.threshold=1.5")
     assert recipe_of(Path(again))["patching"]["threshold"] == 1.5

@@ -287,6 +287,28 @@ def test_a_pickle_that_holds_no_table_of_tensors(theirs: Path, content: Any) -> 
     assert "holds no table of tensors" in refused(theirs, "meta", CheckpointError)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float32, torch.float8_e4m3fn, torch.uint16], ids=str)
+def test_tables_that_mean_nothing_may_be_of_any_dtype(
+    one: Pair, folder: Path, theirs: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Meta's tables of angles are complex, in either kind of file; a weight that counts is named."""
+    spoil(folder, lambda weights: weights.update({"model.rotary_emb.inv_freq": torch.zeros(8).to(dtype)}))
+    spoil(theirs, lambda weights: weights.update({"rope_embeddings.freqs_cis": torch.zeros(8, 4).to(dtype)}))
+    file = theirs / "entropy_model" / "consolidated.pth"
+    weights = torch.load(file)["model"]
+    torch.save({"model": {**weights, "rope_embeddings.freqs_cis": torch.zeros(8).to(dtype)}}, file)
+    wanted = store.read_tensors(store.newest(one.run), "model")
+    for source, layout in ((folder, "hf"), (theirs, "meta")):
+        run = tmp_path / f"run of {layout}"
+        convert(source, layout, run, {})
+        found = store.read_tensors(store.newest(run), "model")
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    if dtype != torch.float32:
+        spoil(folder, lambda weights: weights.update({"lm_head.weight": weights["lm_head.weight"].to(dtype)}))
+        told = refused(folder, error=CheckpointError, table=True)
+        assert f"dtype       lm_head.weight  {str(dtype).removeprefix('torch.')} [260, 16], not float32" in told
+
+
 def test_dtypes_that_models_do_not_compute_in(theirs: Path) -> None:
     file = theirs / "entropy_model" / "consolidated.pth"
     weights = torch.load(file)["model"]

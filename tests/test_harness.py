@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.cli import run as cli
 from bytelm.config import to_mapping
-from bytelm.errors import UsageError
+from bytelm.errors import ConfigError, DataError, UsageError
 from bytelm.evaluate.bits import measure, nats_of_document
 from bytelm.evaluate.meter import Meter
+from bytelm.evaluate.stream import patcher_of
+from bytelm.generate.sampling import Sampling
 from bytelm.lm import LM
 from bytelm.models import transformer
 from bytelm.models.base import ByteModel
@@ -40,6 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
+PAGE = Path(__file__).parents[1] / "docs" / "evaluating.md"
 TEXTS = ["The quick brown fox jumps over the lazy dog. " * 9, "déjà vu 字节 \x00", "", "x", "A line\nand another\n" * 5]
 
 
@@ -130,6 +134,48 @@ def test_generation_stops_where_it_is_told(lm: LM) -> None:
     assert found == [free.decode(), free[: free.index(free[4:6])].decode(), free[:5].decode()]
 
 
+SETTINGS: list[tuple[dict[str, Any], int, Sampling]] = [
+    ({}, 256, Sampling(0.0)),
+    ({"max_gen_toks": 7, "max_new_tokens": 8}, 7, Sampling(0.0)),
+    ({"max_new_tokens": 8, "max_tokens": 9}, 8, Sampling(0.0)),
+    ({"max_tokens": 9, "temperature": None, "until": None}, 9, Sampling(0.0)),
+    ({"max_completion_tokens": 5}, 5, Sampling(0.0)),
+    ({"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 0.9}, 256, Sampling(0.0)),
+    ({"do_sample": False, "temperature": 0, "top_k": 0, "top_p": 0}, 256, Sampling(0.0)),
+    ({"do_sample": True}, 256, Sampling(1.0)),
+    ({"do_sample": True, "temperature": 0}, 256, Sampling(0.0)),
+    ({"do_sample": True, "temperature": 0.0, "top_p": 0}, 256, Sampling(0.0)),
+    ({"do_sample": True, "temperature": 0.2, "top_p": 0.95}, 256, Sampling(0.2, top_p=0.95)),
+    ({"temperature": 0.7}, 256, Sampling(0.7)),
+    ({"temperature": 0.7, "top_k": 0, "min_p": 0.1}, 256, Sampling(0.7, min_p=0.1)),
+    ({"temperature": 1, "top_k": -1, "top_p": 1}, 256, Sampling(1.0, top_p=1)),
+    ({"temperature": 1, "top_k": 5, "num_beams": 1, "repetition_penalty": 1.0}, 256, Sampling(1.0, top_k=5)),
+]
+
+
+@pytest.mark.parametrize(("settings", "most", "sampling"), SETTINGS, ids=[str(case[0]) for case in SETTINGS])
+def test_settings_are_those_of_the_task(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], most: int, sampling: Sampling
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(harness, "generate", lambda *_, **settings: [seen.append(settings)][:0])
+    model = HarnessLM(lm)
+    list(model.written(["a"], {"until": ["", "é"], **settings}))
+    assert seen == [
+        {"max_bytes": most, "sampling": sampling, "stop": ["é".encode()] if "until" not in settings else []}
+    ]
+    assert not model.ignored
+
+
+def test_settings_that_cannot_be_kept_are_told_once(lm: LM, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"num_beams": 10, "repetition_penalty": 1.2, "max_gen_toks": 2}
+    HarnessLM(lm).generate_until(asked("generate_until", ("a", settings), ("bb", {"max_gen_toks": 1}), ("c", settings)))
+    told = [record.getMessage() for record in caplog.records if record.name == harness.__name__]
+    assert sorted(line.partition(":")[0] for line in told) == ["num_beams = 10", "repetition_penalty = 1.2"]
+    with pytest.raises(ConfigError, match=r"top_p 2 is not in"):
+        HarnessLM(lm).generate_until(asked("generate_until", ("a", {"temperature": 1, "top_p": 2})))
+
+
 def test_of_a_long_context_the_end_is_read(lm: LM) -> None:
     (found,) = HarnessLM(lm).generate_until(asked("generate_until", (TEXTS[0], {"max_gen_toks": 10})))
     end = TEXTS[0].encode()[-54:]
@@ -186,7 +232,7 @@ def tasks(tmp_path: Path) -> Path:
     (folder / "lines.yaml").write_text(
         "task: bytelm_lines\n"
         + common.format(file=folder / "lines.jsonl")
-        + "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+        + "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: text\n"
         + "metric_list:\n  - metric: bits_per_byte\n"
     )
     (folder / "choices.yaml").write_text(
@@ -213,6 +259,172 @@ def test_the_harness_can_be_asked_from_its_own_side(lm: LM, tasks: Path) -> None
     assert found["results"]["bytelm_choices"]["acc,none"] == 0.5
 
 
+YAML = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+{more}
+"""
+
+
+def written(folder: Path, name: str, rows: list[dict[str, Any]], more: str) -> str:
+    """A task of one's own in a folder; its name."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"{name}.yaml").write_text(YAML.format(name=name, file=folder / f"{name}.jsonl", more=more))
+    return name
+
+
+QUESTIONS = [
+    {"q": "The quick", "right": " brown fox", "wrong": [" green box", " é"], "label": 0},
+    {"q": "déjà", "right": " vu", "wrong": ["字节", " vu vu vu"], "label": 1},
+    {"q": "1 <bos> + 1 =", "right": "2", "wrong": ["3", "<eos>"], "label": 0},
+]
+CHOICES = "output_type: multiple_choice\ndoc_to_choice: '{{[right] + wrong}}'\ndoc_to_target: '{{label}}'\n"
+CHOICES += "target_delimiter: ''\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n"
+TASKS = {
+    "rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: right\n"
+    "metric_list: [{metric: bits_per_byte}, {metric: byte_perplexity}, {metric: word_perplexity}]",
+    "continued": "output_type: loglikelihood\ndoc_to_text: q\ndoc_to_target: right\ntarget_delimiter: ''\n"
+    "metric_list: [{metric: perplexity}, {metric: acc}]",
+    "chosen": f"doc_to_text: q\n{CHOICES}",
+    "chosen_after_nothing": f"doc_to_text: ''\n{CHOICES}",
+    "generated": "output_type: generate_until\ndoc_to_text: q\ndoc_to_target: right\n"
+    "metric_list: [{metric: exact_match}]\n"
+    "generation_kwargs: {until: ['STOP', 'é'], max_new_tokens: 20, do_sample: false, temperature: 1.0}",
+}
+"""What tasks consist of, and whether a BOS is there: before a context, before nothing, before a text with its name."""
+
+
+KINDS = ["letters", "blt (last layer crossed) on entropy (threshold) of a Transformer"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_harnesss_own_model_gives_our_figures(lm: LM, name: str, tmp_path: Path) -> None:
+    """Of each sample too: what is scored, and what is written up to a stop string."""
+    from lm_eval.models.huggingface import HFLM
+
+    import bytelm.hf  # noqa: F401
+
+    model = lm.model if name == "letters" else dict(tiny_models())[name].eval()
+    patcher = patcher_of(model)
+    scorer = getattr(patcher, "scorer", None)
+    ours = LM(model, 64, None, to_mapping(Recipe(model.config, patcher and patcher.config, scorer and scorer.config)))
+    ours.save_pretrained(tmp_path / "saved")
+    free = ours.generate(b"The quick", max_bytes=20, temperature=0.0)
+    stop = free[4:6].decode(errors="ignore") or "zz"
+    names = [written(tmp_path / "tasks", task, QUESTIONS, more.replace("STOP", stop)) for task, more in TASKS.items()]
+    own = HFLM(str(tmp_path / "saved"), device="cpu", batch_size=2)
+    assert own.max_length == ours.context
+    found, theirs = (figures(model, names, tmp_path / "tasks") for model in (HarnessLM(ours), own))
+    assert found.keys() == theirs.keys() and len(found) > 40
+    for key, value in found.items():
+        assert theirs[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
+    if name == "letters":
+        assert found["generated", 0, 0, 0] == free[: free.index(stop.encode())].decode()
+
+
+def figures(model: Any, names: list[str], folder: Path) -> dict[Any, Any]:
+    """Every metric of each task, and every answer to each of its requests."""
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found: Any = simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0)
+    metrics = {(name, key): found["results"][name][key] for name in names for key in found["results"][name]}
+    answers = {
+        (name, sample["doc_id"], number, part): value
+        for name in names
+        for sample in found["samples"][name]
+        for number, ((answer,),) in enumerate(zip(sample["resps"], strict=True))
+        for part, value in enumerate(answer if isinstance(answer, tuple) else (answer,))
+    }
+    return {key: value for key, value in (metrics | answers).items() if value != "N/A"}
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
+def test_what_is_no_text_is_refused_by_name(lm: LM, kind: str) -> None:
+    for text, said in (
+        ("a\ud800b", r"'\\ud800', a lone surrogate"),
+        ([1, 2], r"\[1, 2\] for a text"),
+        (7, "7 for a text"),
+    ):
+        for arguments in [(text, "x"), ("x", text)] if kind == "loglikelihood" else [(text, {"until": []})]:
+            with pytest.raises(DataError, match=said):
+                getattr(HarnessLM(lm), kind)(asked(kind, arguments[:1] if "rolling" in kind else arguments))
+
+
+# ---- the page
+
+
+def paged(folder: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The task of docs/evaluating.md on lines of JSON, and a run to ask, in a folder that we then are in."""
+    found = re.search(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert found
+    (folder / "my-tasks").mkdir()
+    (folder / "my-tasks" / "my_lines.yaml").write_text(found[1])
+    (folder / "lines.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    monkeypatch.chdir(folder)
+    return trained(folder)
+
+
+LITERAL = [
+    "[1, 2, 3]",
+    "['a', \"b\"]",
+    "[not python]",
+    "12",
+    "{}",
+    "(1, 2)",
+    "None",
+    "{{text}}",
+    "[]",
+    "  padded ",
+    "déjà",
+]
+
+
+def test_the_task_of_the_page_measures_the_lines_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those that are Python, or a template: the figure is that of eval on the same texts."""
+    run = paged(tmp_path, [json.dumps({"text": text}) for text in LITERAL], monkeypatch)
+    assert cli(["eval", str(run), "--tasks", "my_lines", "--include-path", "my-tasks", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["my_lines"]["bits_per_byte,none"]
+    assert cli(["eval", str(run), "lines.jsonl", "--json"]) == 0
+    assert found == pytest.approx(json.loads(capsys.readouterr().out)["bits_per_byte"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "lines", "said"),
+    [
+        ("", ['{"text": "a"}', '{"text": "\\ud800"}'], "surrogate pair in string is invalid. in row 1"),
+        ("", ['{"text": '], "JSON parse error"),
+        ('doc_to_target: "{{text + 1}}"', ['{"text": "a"}'], "TypeError: can only concatenate"),
+        ("", ['{"text": "2024-01-01"}'], ", 1, 1, 0, 0) for a text: datasets takes"),
+        ("", ['{"text": 5}'], "gives 5 for a text: datasets takes"),
+        ('doc_to_target: "{{text}}"', ['{"text": "[1, 2, 3]"}'], "gives [1, 2, 3] for a text: the harness reads"),
+        ('doc_to_target: "{{text"', ['{"text": "a"}'], "TemplateSyntaxError"),
+        ("output_type: rolling", ['{"text": "a"}'], "rolling"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_told_in_a_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    lines: list[str],
+    said: str,
+) -> None:
+    run = paged(tmp_path, lines, monkeypatch)
+    task = Path("my-tasks/my_lines.yaml")
+    if change:
+        task.write_text(re.sub(rf"(?m)^{change.partition(':')[0]}:.*", lambda _: change, task.read_text()))
+    assert cli(["eval", str(run), "--tasks", "my_lines", "--include-path", "my-tasks"]) == 3
+    told = capsys.readouterr().err.splitlines()
+    assert said in told[-1] and told[-1].startswith("bytelm: data: ")
+    assert not any("Traceback" in line or "Failed to load" in line for line in told)
+
+
 def test_the_command(tmp_path: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained(tmp_path)
     asked_for = ["eval", str(run), "--tasks", "bytelm_lines", "--include-path", str(tasks)]
@@ -227,7 +439,7 @@ def test_the_command(tmp_path: Path, tasks: Path, capsys: pytest.CaptureFixture[
     ("words", "said"),
     [
         (["--tasks", "bytelm_linse"], "no task bytelm_linse: did you mean bytelm_lines"),
-        (["--tasks", "zzzz_qqqq"], "--include-path"),
+        (["--tasks", "zzzz_qqqq"], "of which the harness leaves out YAML that it cannot read"),
         (["--tasks", "bytelm_lines", "FILE"], "leave out FILE"),
         (["--tasks", "bytelm_lines", "--weights", "int8"], "--weights is for measuring files"),
         (["--tasks", "bytelm_lines", "--inference", "basic"], "--inference is for measuring files"),

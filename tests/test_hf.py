@@ -28,7 +28,7 @@ from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
 from bytelm.testing import UniformModel, tiny_models
 from bytelm.train.run import train
-from bytelm.units import BOS, EOS, PAD, VOCAB
+from bytelm.units import BOS, EOS, PAD, RESERVED, VOCAB
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of what these import in turn
@@ -412,7 +412,8 @@ def test_push_to_hub_sends_the_folder_with_our_card(monkeypatch: pytest.MonkeyPa
 def test_a_text_comes_back_as_it_was(text: str) -> None:
     ids = TOKENIZER.encode(text)
     assert ids == [BOS, *text.encode()] == TOKENIZER.from_bytes(text.encode())
-    assert TOKENIZER.decode(ids) == TOKENIZER.decode(ids, skip_special_tokens=True) == text
+    assert TOKENIZER.decode(ids, skip_special_tokens=True) == TOKENIZER.decode(ids[1:]) == text
+    assert TOKENIZER.decode(ids) == f"<bos>{text}"
     tokens = TOKENIZER.tokenize(text)
     assert TOKENIZER.convert_tokens_to_ids(tokens) == ids[1:] and TOKENIZER.convert_tokens_to_string(tokens) == text
 
@@ -429,7 +430,7 @@ def test_no_text_is_a_special_id(tmp_path: Path) -> None:
     for tokenizer in (TOKENIZER, AutoTokenizer.from_pretrained(saved(BLT[0], tmp_path))):
         text = "<bos><pad> <eos>"
         assert tokenizer.encode(text) == [BOS, *text.encode()]
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
         tokenizer.save_pretrained(tmp_path / "again")
     again = AutoTokenizer.from_pretrained(tmp_path / "again")
     assert isinstance(again, ByteTokenizer) and again.encode(text) == [BOS, *text.encode()]
@@ -444,8 +445,52 @@ def test_shorter_rows_are_padded_on_the_left() -> None:
     found = TOKENIZER(["ab", "c"], padding=True, return_tensors="pt")
     assert found["input_ids"].tolist() == [[BOS, 97, 98], [PAD, BOS, 99]]
     assert found["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
-    assert TOKENIZER.batch_decode(found["input_ids"]) == ["ab", "c"]
+    assert TOKENIZER.batch_decode(found["input_ids"], skip_special_tokens=True) == ["ab", "c"]
+    assert TOKENIZER.batch_decode(found["input_ids"]) == ["<bos>ab", "<pad><bos>c"]
     assert TOKENIZER("abcd", truncation=True, max_length=3)["input_ids"] == [BOS, 97, 98]
+
+
+def test_specials_are_shown_until_they_are_skipped() -> None:
+    """By their names, so that whoever looks for one in a text, or for none, does not find it everywhere."""
+    ids = [PAD, BOS, *"é".encode(), EOS]
+    assert TOKENIZER.decode(ids) == TOKENIZER.batch_decode([ids])[0] == "<pad><bos>é<eos>"
+    assert TOKENIZER.decode(ids, skip_special_tokens=True) == "é"
+    for name, symbol in (("<pad>", PAD), ("<bos>", BOS), ("<eos>", EOS), ("<reserved>", RESERVED)):
+        assert TOKENIZER.decode(symbol) == name and TOKENIZER.decode(symbol, skip_special_tokens=True) == ""
+    assert TOKENIZER.decode([0xC3, BOS, 0xA9]) == "\ufffd<bos>\ufffd"
+
+
+STOPS = [
+    (["é"], "l'été", "l'é"),
+    (["。"], "はい。いいえ。", "はい。"),
+    (["é."], "née. été.", "née. été."),
+    (["。", "\n\n"], "a\n\nb。", "a\n\n"),
+    (["。", "\n\n"], "a\nb。\n\n", "a\nb。"),
+    (["\u3002b"], "。a。b", "。a。b"),
+    (["ö", "é"], "für Café", "für Café"),
+    (["\xff"], "þ÷", "þ÷"),
+    (["<eos"], "<eo<eos>", "<eo<eos"),
+]
+
+
+@pytest.mark.parametrize(("stops", "text", "wanted"), STOPS)
+def test_stop_strings_are_met_at_their_last_byte(stops: list[str], text: str, wanted: str) -> None:
+    script = torch.tensor([BOS, *text.encode(), EOS])
+
+    def written(read: Tensor, scores: Tensor) -> Tensor:
+        return scores.index_fill(-1, script[read.shape[1]], 1e9)
+
+    ids = wrapped("transformer (full)").generate(
+        torch.tensor([[BOS]]), max_new_tokens=40, stop_strings=stops, tokenizer=TOKENIZER, logits_processor=[written]
+    )
+    assert TOKENIZER.decode(ids[0], skip_special_tokens=True) == wanted
+
+
+def test_the_backend_says_how_bytes_become_text() -> None:
+    backend, text = TOKENIZER.backend_tokenizer, "l'été\n\t。\x00"
+    assert backend.encode(text).ids == [*text.encode()]
+    assert backend.decoder.decode(TOKENIZER.tokenize(text)) == text
+    assert TOKENIZER.convert_ids_to_tokens(range(VOCAB)) == [backend.id_to_token(symbol) for symbol in range(VOCAB)]
 
 
 # --- their tools ------------------------------------------------------------------------------------------------------
@@ -584,7 +629,7 @@ def test_a_card_has_what_the_run_measured(home: Path, tmp_path: Path) -> None:
 
 def test_the_code_of_the_page_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 8 and PAGE.read_text().count("```") == 2 * len(blocks)
+    assert len(blocks) == 9 and PAGE.read_text().count("```") == 2 * len(blocks)
     pushed: list[tuple[str, str]] = []
     for part in (BytelmForCausalLM, ByteTokenizer):
         monkeypatch.setattr(part, "push_to_hub", lambda self, repo: pushed.append((type(self).__name__, repo)))

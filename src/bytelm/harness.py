@@ -12,13 +12,16 @@ bytes of each are predicted from nothing. "Tokens" in the harness's settings (ma
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bytelm.errors import MissingExtraError, UsageError
+from bytelm.errors import BytelmError, DataError, MissingExtraError, UsageError
 from bytelm.evaluate.bits import continuations, measure
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
@@ -26,11 +29,15 @@ from bytelm.lm import LM
 
 try:
     from lm_eval.api.model import LM as Harnessed
+    from lm_eval.models.utils import normalize_gen_kwargs
 except ImportError as error:
     raise MissingExtraError("lm-eval", "eval", "the evaluation harness") from error
 
 R = TypeVar("R")
 MOST_BYTES = 256  # that a task asks to be written, where it does not say
+# Settings that bytelm has not got, and the value of each that changes nothing.
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "length_penalty": 1}
+log = logging.getLogger(__name__)
 
 
 class HarnessLM(Harnessed):
@@ -43,14 +50,15 @@ class HarnessLM(Harnessed):
         super().__init__()
         self.lm = lm
         self.context = context or lm.context
+        self.ignored: set[str] = set()
         self.read = partial(measure, lm.model, context=self.context, stride=stride, batch=batch)
         self.continued = partial(continuations, lm.model, context=self.context, stride=stride, batch=batch)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """(log-likelihood, greedy) of each (context, continuation). Raises UsageError for a model of tokens."""
 
-        def answer(pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[float, bool]]:
-            texts = ((context.encode(), continuation.encode()) for context, continuation in pairs)
+        def answer(pairs: Sequence[tuple[Any, Any]]) -> Iterator[tuple[float, bool]]:
+            texts = ((encoded(context), encoded(continuation)) for context, continuation in pairs)
             for nats, likeliest in self.continued(texts):
                 yield -nats, likeliest
 
@@ -59,8 +67,8 @@ class HarnessLM(Harnessed):
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         """The log-likelihood of each whole text."""
 
-        def answer(texts: Sequence[tuple[str]]) -> Iterator[float]:
-            documents = (("", text.encode()) for (text,) in texts)
+        def answer(texts: Sequence[tuple[Any]]) -> Iterator[float]:
+            documents = (("", encoded(text)) for (text,) in texts)
             for document in self.read(documents):
                 yield -document.nats
 
@@ -69,26 +77,21 @@ class HarnessLM(Harnessed):
     def generate_until(self, requests: list[Any]) -> list[str]:
         """What the model writes after each context; greedily unless the task says otherwise."""
 
-        def answer(asked: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+        def answer(asked: Sequence[tuple[Any, dict[str, Any]]]) -> Iterator[str]:
             for settings, group in groupby(asked, key=lambda one: one[1]):
                 yield from self.written([context for context, _ in group], settings)
 
         return self.answered("generate_until", requests, answer)
 
-    def written(self, contexts: Sequence[str], settings: dict[str, Any]) -> Iterator[str]:
+    def written(self, contexts: Sequence[Any], settings: dict[str, Any]) -> Iterator[str]:
         """What is written after each context, side by side. Of a context longer than the model's its end is read."""
-        until = settings.get("until") or []
-        stop = [text.encode() for text in ([until] if isinstance(until, str) else until) if text]
-        most = MOST_BYTES if settings.get("max_gen_toks") is None else int(settings["max_gen_toks"])
-        sampled = bool(settings.get("do_sample")) or float(settings.get("temperature") or 0.0) > 0
-        sampling = Sampling(
-            temperature=float(settings.get("temperature") or 1.0) if sampled else 0.0,
-            top_k=settings.get("top_k") if sampled else None,
-            top_p=settings.get("top_p") if sampled else None,
-        )
-        room = max(self.context // 2, self.context - most)  # what is to be written leaves half to read at the least
-        prompts = [ending(context.encode(), room) for context in contexts]
-        for found in generate(self.lm.model, prompts, max_bytes=most, sampling=sampling, stop=stop):
+        asked = Settings.of(settings)
+        for one in asked.ignored - self.ignored:
+            log.warning("%s: bytelm has no such generation setting, and the task is run without it", one)
+        self.ignored |= asked.ignored
+        room = max(self.context // 2, self.context - asked.most)  # what is to be written leaves half to read
+        prompts = [ending(encoded(context), room) for context in contexts]
+        for found in generate(self.lm.model, prompts, max_bytes=asked.most, sampling=asked.sampling, stop=asked.stop):
             yield found.data.decode(errors="replace")
 
     def answered(self, kind: str, requests: Sequence[Any], answer: Callable[[Sequence[Any]], Iterator[R]]) -> list[R]:
@@ -100,6 +103,60 @@ class HarnessLM(Harnessed):
             found[index] = one
             self.cache_hook.add_partial(kind, arguments[index], one)
         return [found[index] for index in range(len(arguments))]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a task wants text generated: at most `most` bytes, up to the first of `stop`.
+
+    `ignored` names what was asked for and cannot be done, as "name = value".
+    """
+
+    most: int
+    stop: list[bytes]
+    sampling: Sampling
+    ignored: frozenset[str]
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> Settings:
+        """A task's generation_kwargs, read as the harness's own models read them. Raises ConfigError.
+
+        A temperature counts only where sampling is on; 0 is greedy. A top_k of 0 (transformers) or -1 (vLLM) is none.
+        """
+        given = normalize_gen_kwargs({name: value for name, value in asked.items() if value is not None}, MOST_BYTES)
+        rest: dict[str, Any] = dict(given)
+        most, until = rest.pop("max_gen_toks"), rest.pop("until")
+        drawn: dict[str, Any] = {
+            name: rest.pop(name) for name in ("temperature", "top_k", "top_p", "min_p") if name in rest
+        }
+        if drawn.get("top_k") in (0, -1):
+            del drawn["top_k"]
+        sampled = rest.pop("do_sample") and drawn.setdefault("temperature", 1.0) != 0
+        return cls(
+            most=most,
+            stop=[encoded(text) for text in until if text],
+            sampling=Sampling(**drawn) if sampled else Sampling(temperature=0.0),
+            ignored=frozenset(f"{name} = {value}" for name, value in rest.items() if NEUTRAL.get(name) != value),
+        )
+
+
+def encoded(text: Any) -> bytes:
+    """The bytes of a text as the harness made it. Raises DataError for what is no text, and for a lone surrogate."""
+    if isinstance(text, (list, tuple, dict)):
+        raise DataError(
+            f"a task gives {reprlib.repr(text)} for a text: the harness reads what a template renders as Python where "
+            'it looks so ("[1, 2]"): name the field instead, as in `doc_to_target: text`'
+        )
+    if not isinstance(text, str):
+        raise DataError(
+            f"a task gives {reprlib.repr(text)} for a text: datasets takes a JSON column of nothing but numbers or "
+            "dates for one of numbers or times: keep it as Parquet, which says that it is text"
+        )
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        fault = text[error.start : error.end]
+        raise DataError(f"a task's text has {fault!r}, a lone surrogate, which no UTF-8 has: take it out") from None
 
 
 def ending(text: bytes, most: int) -> bytes:
@@ -115,10 +172,12 @@ def ending(text: bytes, most: int) -> bytes:
 def run_tasks(
     lm: LM, names: Sequence[str], include: Path | None, context: int | None = None, stride: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Task → metric → value, as the harness gives them. Raises UsageError for a task that it does not know.
+    """Task → metric → value, as the harness gives them.
 
-    `include` is a folder with tasks of one's own, in the harness's YAML.
+    `include` is a folder with tasks of one's own, in the harness's YAML. Raises UsageError for a task that the harness
+    does not know, and DataError for one whose data or templates it cannot use.
     """
+    import datasets.utils.logging as its_log
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -130,13 +189,35 @@ def run_tasks(
         manager = TaskManager(include_path=own)  # which takes seconds: the harness comes with thousands
     for name in names:
         if name not in manager.all_tasks:
-            raise UsageError(missing(name, manager.all_tasks))
+            raise UsageError(missing(name, manager.all_tasks, include))
     model = HarnessLM(lm, context, stride)
-    found: Any = simple_evaluate(model=model, tasks=list(names), task_manager=manager, log_samples=False)
+    loud = its_log.get_verbosity()
+    its_log.set_verbosity(its_log.CRITICAL)  # what it cannot read is told below, in one line
+    try:
+        found: Any = simple_evaluate(model=model, tasks=list(names), task_manager=manager, log_samples=False)
+    except BytelmError:
+        raise
+    except Exception as error:  # of the harness, of datasets, of Jinja and whatever else a task may use
+        raise DataError(
+            f"--tasks {','.join(names)} cannot be run: {reason(error)}: see its YAML and its data"
+        ) from error
+    finally:
+        its_log.set_verbosity(loud)
     return found["results"]
 
 
-def missing(name: str, known: Sequence[str]) -> str:
+def reason(error: BaseException) -> str:
+    """What made another library raise an error: the first cause, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def missing(name: str, known: Sequence[str], include: Path | None) -> str:
     """What to say of a task that is not there: the harness knows thousands, so that all are not shown."""
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"no task {name}" + (f": did you mean {', '.join(near)}?" if near else ": name its folder, --include-path")
+    if near := difflib.get_close_matches(name, known, n=3):
+        return f"no task {name}: did you mean {', '.join(near)}?"
+    if include is None:
+        return f"no task {name}: name its folder, --include-path"
+    return f"no task {name} in --include-path {include}, of which the harness leaves out YAML that it cannot read"

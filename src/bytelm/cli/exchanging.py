@@ -92,4 +92,6 @@ def export(run: Path, folder: Path, /, *, layout: Annotated[Theirs, Parameter(na
     print(f"{show_count(written.parameters)} parameters: {folder}")
     if written.modality:
         print(f"note:    its bytes stand for {written.modality}: kept as {MODALITY} in config.json, for bytelm alone")
+    if layout == "hf":
+        print(f"note:    generate from one text at a time: padding is not masked there, see {folder / 'README.md'}")
     return 0

@@ -189,7 +189,7 @@ def idle(name: str, opened: Opened) -> bool:
         return int(found[1]) < opened.layer
     if name.startswith((f"{SCORER}.", "model.patcher.")) and not opened.recipe.scored:
         return True
-    return name.endswith((".inv_freq", "rope_embeddings.freqs_cis"))
+    return name.endswith((".inv_freq", ".freqs_cis")) or name == "freqs_cis"
 
 
 def joined(match: Match, weights: Weights, source: Path) -> Tensor:
@@ -244,16 +244,19 @@ def export(run: Path, layout: Dialect, folder: Path, sets: Mapping[str, Any]) ->
     return Exported(sum(tensor.numel() for tensor in ours.values()), modality["name"] if modality else "")
 
 
-def texts_of_hf(recipe: Recipe, context: int) -> dict[str, dict[str, Any]]:
-    """The JSON files of a folder for transformers."""
+def texts_of_hf(recipe: Recipe, context: int) -> dict[str, dict[str, Any] | str]:
+    """The JSON files of a folder for transformers, and its card."""
     config = hf.config(recipe, context)
     generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")}
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<boe>"}
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "padding_side": "right"}
+    tokenizer |= {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<boe>"}
+    tokenizer["split_special_tokens"] = True  # or a "</s>" in a text would be read as EOS
     return {
         hf.CONFIG: config,
         "generation_config.json": generation,
         "tokenizer.json": hf.tokenizer(),
-        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **special},
+        "tokenizer_config.json": tokenizer,
+        hf.CARD: hf.CARD_TEXT,
     }
 
 
@@ -264,7 +267,8 @@ def write(folder: Path, texts: Mapping[str, Any], weights: Mapping[str, Tensor],
         aside = Path(name) / folder.name
         for place, text in texts.items():
             (aside / place).parent.mkdir(parents=True, exist_ok=True)
-            (aside / place).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+            content = text if isinstance(text, str) else json.dumps(text, indent=1) + "\n"
+            (aside / place).write_text(content, encoding="utf-8")
         with (aside / hf.WEIGHTS).open("xb") as file:
             for piece in tensors.pieces(tensors.header(weights, {"format": "pt"}), weights):
                 file.write(piece)

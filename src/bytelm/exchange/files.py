@@ -26,6 +26,16 @@ from bytelm.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
 INDEX = ".index.json"
+# What no model here computes in: it may stand in a file where it means nothing, as tables of angles do.
+FOREIGN = {
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+}
+KNOWN = NAMED | FOREIGN
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST = 1 << 20  # of what an option counts: more is a broken file, and would be built before it is compared
 
@@ -81,9 +91,9 @@ def mapped(path: Path, stack: ExitStack) -> Weights:
         file = stack.enter_context(safetensors.safe_open(path, "pt"))
         for name in file.keys():  # noqa: SIM118  # it is no dict
             part = file.get_slice(name)
-            if part.get_dtype() not in NAMED:
-                raise CheckpointError(f"{path}: {name} is {part.get_dtype()}; known: {', '.join(NAMED)}")
-            like = torch.empty(part.get_shape(), dtype=NAMED[part.get_dtype()], device="meta")
+            if part.get_dtype() not in KNOWN:
+                raise CheckpointError(f"{path}: {name} is {part.get_dtype()}; known: {', '.join(KNOWN)}")
+            like = torch.empty(part.get_shape(), dtype=KNOWN[part.get_dtype()], device="meta")
             found[name] = Weight(like, lambda name=name: file.get_tensor(name))
     except (safetensors.SafetensorError, RuntimeError, OverflowError, OSError) as error:
         raise CheckpointError(f"{path} is not a safetensors file that can be read: {first_line(error)}") from error

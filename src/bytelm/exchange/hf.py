@@ -19,11 +19,40 @@ from bytelm.patching import entropy
 from bytelm.scorers import transformer
 from bytelm.units import VOCAB
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 THETA, SCORER_THETA = 500_000.0, 10_000.0  # where a configuration has none
 SIZES, ROWS, THRESHOLD = (3, 4, 5, 6, 7, 8), 500_002, 1.335442066192627
 CONTEXT = 24_576
 LAYERS, QUERIES, NGRAMS, LONG = 1 << 10, 1 << 10, 1 << 6, 1 << 30  # the most: of layers, k, n, and rows and bytes
+
+CARD_TEXT = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- blt
+- byte-level
+---
+
+# A Byte Latent Transformer, for transformers
+
+Exported by bytelm. It reads and writes bytes: byte b is the id b + 4, and the tokenizer puts `<s>` (1) in front.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+ids = model.generate(**tokenizer("# Monday", return_tensors="pt"), max_new_tokens=80)
+print(tokenizer.decode(ids[0], skip_special_tokens=True))
+```
+
+**Generate from one text at a time.** transformers' BLT (5.23) does not mask padding where it hashes bytes, cuts patches
+and counts positions. Padded on the left, a batch has wrong logits without a warning, and the text-generation pipeline
+pads so where `batch_size` is above 1. Padded on the right, as this tokenizer does, the logits of each text are right,
+and so is a training loss; those at padding, from which `generate` would go on, mean nothing.
+
+**Without a cache.** Version 5.23 computes wrong logits with one; `use_cache` is false in the configuration here.
+"""
 
 
 def recipe(folder: Path) -> tuple[Recipe, int, int]:

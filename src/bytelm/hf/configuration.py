@@ -20,6 +20,7 @@ class BytelmConfig(PreTrainedConfig):
     """
 
     model_type = pretrained.TYPE
+    attribute_map = {"max_position_embeddings": "context"}  # noqa: RUF012  # where tools look for a model's context
 
     def __init__(self, recipe: dict[str, Any] | None = None, context: int = 0, **kwargs: Any) -> None:
         self.recipe = recipe

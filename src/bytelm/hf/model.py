@@ -192,8 +192,8 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         `attention_mask` `[batch, read + new]`: 0 for a position that does not exist; it takes the logits of the last
         one before it that does, so that the last column is the end of every row. `labels` `[batch, new]` are those of
         the positions themselves and are shifted here; -100 is not learnt, nor is a BOS, which nothing comes before. A
-        `StateCache` is kept where `use_cache` is set or one is given. Raises UsageError for another cache, and for a
-        mask of another shape.
+        BOS right after a BOS has probability 1: the two are one, where tools add one each. A `StateCache` is kept
+        where `use_cache` is set or one is given. Raises UsageError for another cache, and for a mask of another shape.
         """
         ids = input_ids
         if attention_mask is not None:
@@ -217,6 +217,9 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             slots = torch.arange(ids.shape[1], device=ids.device)
             newest = torch.where(real, slots, -1).cummax(1).values
             logits = logits.take_along_dim(newest.clamp(min=0)[..., None], 1)
+        twice = (ids[:, :-1] == BOS) & (ids[:, 1:] == BOS)
+        if bool(twice.any()):
+            logits = certain_of_bos(logits, twice)
         loss = None if labels is None else ForCausalLMLoss(logits.contiguous(), learnt(labels, real), VOCAB, **kwargs)
         return CausalLMOutputWithPast(loss, logits[:, -logits_to_keep:], cache)
 
@@ -253,3 +256,14 @@ def learnt(labels: Tensor, real: Tensor) -> Tensor:
     """
     first = real & (real.cumsum(1) == 1)
     return labels.masked_fill(~real | first | (labels == BOS), IGNORED)
+
+
+def certain_of_bos(logits: Tensor, which: Tensor) -> Tensor:
+    """Logits `[batch, time, 260]`, at the positions `which` `[batch, time - 1]` of nothing but a BOS.
+
+    No BOS is ever learnt, so that what a model says of one is noise. The evaluation harness puts one before a text that
+    its tokenizer has given one to, and scores the second.
+    """
+    only = torch.full_like(logits[0, 0], torch.finfo(logits.dtype).min)
+    only[BOS] = 0.0
+    return torch.cat([torch.where(which[..., None], only, logits[:, :-1]), logits[:, -1:]], 1)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from bytelm.errors import UsageError
 from bytelm.units import BOS, BYTES, EOS, PAD, RESERVED
 
 SPECIALS = {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS, "<reserved>": RESERVED}
-VOCABULARY = {chr(byte): byte for byte in range(BYTES)} | SPECIALS
+VOCABULARY = {token: byte for byte, token in bytes_to_unicode().items()} | SPECIALS
 NAMES = sorted(VOCABULARY, key=lambda token: VOCABULARY[token])
+SHOWN = [bytes([byte]) for byte in range(BYTES)] + [name.encode() for name in NAMES[BYTES:]]
 
 
 class ByteTokenizer(PreTrainedTokenizer):
     """Ids 0..255 are the bytes of UTF-8; a BOS goes in front, no EOS behind, and shorter rows are padded on the left.
 
-    Every text comes back as it was, also one that has "<bos>" in it: no text is ever read as a special id, and none is
-    written for one. Bytes that are no text go through `from_bytes` and `to_bytes`, which lose nothing; `decode` shows
-    what is not UTF-8 as U+FFFD, so that its result can be printed. In a text that is encoded, lone surrogates stand
-    for single bytes as in `data.decode(errors="surrogateescape")`: so a pipeline, which takes texts, takes any bytes.
+    No text is ever read as a special id, also one that has "<bos>" in it. `decode` writes specials by their names, as
+    tools expect that look for them, and leaves them out with `skip_special_tokens`: every text then comes back as it
+    was. Bytes that are no text go through `from_bytes` and `to_bytes`, which lose nothing; `decode` shows what is not
+    UTF-8 as U+FFFD, so that its result can be printed. In a text that is encoded, lone surrogates stand for single
+    bytes as in `data.decode(errors="surrogateescape")`: so a pipeline, which takes texts, takes any bytes.
     """
 
     vocab_files_names: dict[str, str] = {}  # noqa: RUF012  # transformers' own declaration is no ClassVar
@@ -39,8 +44,16 @@ class ByteTokenizer(PreTrainedTokenizer):
         """256 bytes and four specials."""
         return len(VOCABULARY)
 
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        """The same bytes as a tokenizer of `tokenizers`, where transformers looks up how tokens become text.
+
+        It finds a ByteLevel decoder there, and so compares `stop_strings` by bytes: a token may be part of a character.
+        """
+        return _byte_level()
+
     def get_vocab(self) -> dict[str, int]:
-        """Ids by what stands for them in messages: byte b by the character of that number."""
+        """Ids by what stands for them in messages: bytes in the alphabet of ByteLevel, as GPT-2 has it."""
         return dict(VOCABULARY)
 
     def from_bytes(self, data: bytes) -> list[int]:
@@ -53,7 +66,7 @@ class ByteTokenizer(PreTrainedTokenizer):
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         try:
-            return [chr(byte) for byte in text.encode(errors="surrogateescape")]
+            return [NAMES[byte] for byte in text.encode(errors="surrogateescape")]
         except UnicodeEncodeError as error:
             raise UsageError(f"{text[error.start : error.end]!r} is no text: pass bytes through from_bytes") from None
 
@@ -64,13 +77,22 @@ class ByteTokenizer(PreTrainedTokenizer):
         return NAMES[index]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of tokens; see `to_bytes`."""
+        """The text of tokens, specials by their names."""
         return self._decode([self._convert_token_to_id(token) for token in tokens])
 
-    def _decode(self, token_ids: int | list[int], *args: Any, **kwargs: Any) -> str:
+    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, *args: Any, **kwargs: Any) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        return self.to_bytes(ids).decode(errors="replace")
+        data = self.to_bytes(ids) if skip_special_tokens else b"".join(SHOWN[symbol] for symbol in ids)
+        return data.decode(errors="replace")
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """There is none."""
         return ()
+
+
+@cache
+def _byte_level() -> Tokenizer:
+    byte_level = Tokenizer(models.BPE(vocab=VOCABULARY, merges=[]))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    byte_level.decoder = decoders.ByteLevel()
+    return byte_level
