@@ -47,7 +47,7 @@ with warnings.catch_warnings():
     import bytelm.hf
 
 from bytelm.hf import BytelmConfig, BytelmForCausalLM, ByteTokenizer
-from bytelm.hf.model import StateCache
+from bytelm.hf.cache import ByteCache
 
 # peft asks transformers by a name that it has given another.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -202,7 +202,7 @@ def test_a_cache_is_a_state_and_nothing_else() -> None:
     hf, ids = wrapped(BLT[0]), batch()["input_ids"]
     assert hf(ids).past_key_values is None
     cache = hf(ids, use_cache=True).past_key_values
-    assert isinstance(cache, StateCache) and cache.get_seq_length() == ids.shape[1]
+    assert isinstance(cache, ByteCache) and cache.get_seq_length() == ids.shape[1]
     rows = torch.tensor([2, 0, 0])
     cache.reorder_cache(rows)
     more = torch.full((3, 1), ord("x"))

@@ -1,0 +1,156 @@
+"""What `generate` of `transformers` hands from step to step: the ids that were read, and what has read them.
+
+The ids alone say what a cache holds. What has read them is either a decoder, wherever one may stand for the model's
+forward pass, or else the state of that; each can be had again from the ids, so that a cache can be cropped, copied,
+pickled, reordered and used with changed weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from bytelm.errors import UsageError
+from bytelm.hf.reader import Reader, readable
+from bytelm.models.base import ByteModel
+from bytelm.nn.state import take_rows
+from bytelm.units import PAD
+
+SPARE = 1 << 16  # ids that room is made for at the most beyond those that are there
+
+_call: ContextVar[object] = ContextVar("_call", default=None)
+"""The call of `generate` that is going on: meanwhile weights change in no way that is not counted."""
+
+
+@contextmanager
+def generating() -> Iterator[None]:
+    """A call of `generate`."""
+    token = _call.set(object())
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
+class ByteCache(Cache):
+    """The ids of a batch, PADs among them, read by a decoder or by a model's forward pass. It is written to."""
+
+    def __init__(self, expected: int = 0) -> None:
+        """`expected`: ids that a row will hold."""
+        super().__init__(layers=[])
+        self.expected = expected
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing read."""
+        self.ids: Tensor | None = None
+        self.state: Any = None
+        self.reader: Reader | None = None
+        self.looked: object = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A decoder is not copied: the copy reads the ids again when it is used."""
+        return {**self.__dict__, "reader": None, "looked": None}
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, model: ByteModel, ids: Tensor, keep: int = 0) -> Tensor:
+        """The logits of `ids` `[batch, new]`, PADs among them, after what was read before; of the last `keep` alone.
+
+        A PAD has those of the newest id before it in its row. Raises UsageError for another number of rows.
+        """
+        before = self.ids
+        if before is not None and len(before) != len(ids):
+            raise UsageError(f"{len(ids)} rows of ids for a cache of {len(before)}: give as many, or a new cache")
+        both = ids if before is None else torch.cat([before, ids], 1)
+        keep = min(keep or ids.shape[1], ids.shape[1])
+        reader = None if self.state is not None else self.current(model, both, ids.shape[1])
+        if reader:
+            logits = torch.from_numpy(reader.read(both.long().numpy(), ids.shape[1], keep))
+        else:
+            self.reader = None
+            if self.state is None:
+                self.state = model.begin(len(ids))
+                if before is not None:
+                    _, self.state = model(before, self.state)
+            logits, self.state = model(ids, self.state)
+            logits = over_pads(logits, ids)[:, -keep:]
+        self.ids = both
+        return logits
+
+    def current(self, model: ByteModel, ids: Tensor, new: int) -> Reader | None:
+        """A decoder of the model as it is now, with room for these ids; None where there can be none.
+
+        All weights are compared once in a call of `generate`, and outside of one whenever several ids are read.
+        """
+        call = _call.get()
+        closely = self.looked is not call if call else new > 1
+        self.looked = call
+        if self.reader and not model.training and not torch.is_grad_enabled():
+            if self.reader.fits(model, *ids.shape, closely):
+                return self.reader
+        self.reader = None
+        if readable(model) and ids.device.type == "cpu":
+            rows, length = ids.shape
+            expected = min(max(self.expected, 2 * length), length + SPARE)
+            self.reader = Reader(model, rows, length, expected)
+            self.reader.agrees = length == new
+        return self.reader
+
+    # --- what `transformers` asks of a cache --------------------------------------------------------------------------
+
+    @property
+    def batch_size(self) -> int:
+        """Rows; -1 before anything was read."""
+        return -1 if self.ids is None else len(self.ids)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions read, PADs among them: columns of the attention mask that are behind us."""
+        return 0 if self.ids is None else self.ids.shape[1]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows, in this order and as often: what beam search asks for."""
+        if self.ids is None:
+            return
+        self.ids = self.ids[beam_idx.to(self.ids.device)]
+        if self.state is not None:
+            self.state = take_rows(self.state, beam_idx.long())
+        if self.reader and not self.reader.select(beam_idx.tolist()):
+            self.reader = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """The same by its other name."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row so many times."""
+        self.reorder_cache(torch.arange(max(self.batch_size, 0)).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last -`tokens_to_remove` positions; a decoder goes back, and a state is made again from the ids.
+
+        Raises UsageError for a positive number, as every Cache of `transformers` refuses it.
+        """
+        if tokens_to_remove > 0:
+            raise UsageError(f"crop({tokens_to_remove}): give the number of positions to forget as a negative one")
+        if self.ids is None or not tokens_to_remove:
+            return
+        self.ids, self.state = self.ids[:, :tokens_to_remove], None
+        if self.reader:
+            self.reader.agrees = False
+
+
+def over_pads(logits: Tensor, ids: Tensor) -> Tensor:
+    """Logits `[batch, new, vocab]` with those of the newest id before it in the place of each PAD's."""
+    real = ids != PAD
+    if bool(real.all()):
+        return logits
+    slots = torch.arange(ids.shape[1], device=ids.device)
+    newest = torch.where(real, slots, -1).cummax(1).values
+    return logits.take_along_dim(newest.clamp(min=0)[..., None], 1)
