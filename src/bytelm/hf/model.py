@@ -22,6 +22,7 @@ from bytelm.decoding import why_plain
 from bytelm.errors import CheckpointError, UsageError
 from bytelm.hf.cache import ByteCache, generating, over_pads
 from bytelm.hf.configuration import BytelmConfig
+from bytelm.hf.loop import quick_criteria, quick_processors
 from bytelm.lm import LM
 from bytelm.units import BOS, PAD, VOCAB
 
@@ -149,6 +150,14 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = ByteCache(generation_config.max_length)
 
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        """See transformers, and `hf.loop`."""
+        return quick_processors(super()._get_logits_processor(*args, **kwargs))
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        """See transformers, and `hf.loop`."""
+        return quick_criteria(super()._get_stopping_criteria(*args, **kwargs))
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
@@ -167,14 +176,11 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             if past_key_values is not None:
                 past_key_values.crop(new - 1)
             new = 1
-        given = {name: kwargs[name] for name in ("use_cache", "logits_to_keep") if name in kwargs}
         ids = input_ids if new is None else input_ids[:, -new:]
-        return {
-            "input_ids": ids.to(self.model.device),
-            "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
-            **given,
-        }
+        if not (isinstance(past_key_values, ByteCache) and past_key_values.reader):  # a decoder is on the CPU, as ids are
+            ids = ids.to(self.model.device)
+        given = {name: kwargs[name] for name in ("use_cache", "logits_to_keep") if name in kwargs}
+        return {"input_ids": ids, "attention_mask": attention_mask, "past_key_values": past_key_values, **given}
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -67,13 +67,20 @@ class Reader:
         """What nearly every change of the parameters changes, in a few microseconds."""
         return sum(map(VERSION, self.parameters)), sum(map(Tensor.data_ptr, self.parameters))
 
-    def fits(self, model: ByteModel, rows: int, length: int, closely: bool) -> bool:
-        """Whether `model` may be read with it, for so many rows of so many ids; `closely` compares all weights."""
-        if model is not self.model or rows != len(self.slots) or length > self.decoder.capacity:
-            return False
+    def fits(self, model: ByteModel, rows: int, length: int) -> bool:
+        """Whether it is this model's, has these rows, and room for so many ids."""
+        return (
+            model is self.model
+            and not model.training
+            and rows == len(self.slots)
+            and length <= self.decoder.capacity
+        )
+
+    def same(self, closely: bool) -> bool:
+        """Whether the model is what it was when it was opened; `closely` compares all weights."""
         if self.count() != self.counted:
             return False
-        return not closely or (not why_plain(model) and content(model) == self.content)
+        return not closely or (not why_plain(self.model) and content(self.model) == self.content)
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -116,8 +123,8 @@ class Reader:
         A PAD has the logits of the newest id before it among the new ones, or zeros.
         """
         agreed, self.agrees = self.agrees, False  # should reading fail halfway
-        last = ids[:, -1]
-        if agreed and new == 1 and not ((last == PAD) | (last == BOS)).any():
+        last = ids[:, -1].copy()
+        if agreed and new == 1 and not ODD.intersection(last.tolist()):
             began = time.perf_counter()
             found = self.decoder.read(self.slots, last)[:, None]
             if self.threads and self.decoder.team:
@@ -162,6 +169,7 @@ class Reader:
         return self.parameters[0].dtype == torch.float64
 
 
+ODD = {PAD, BOS}
 VERSION = operator.attrgetter("_version")
 
 
