@@ -49,7 +49,8 @@ class ByteCache(Cache):
 
     def reset(self) -> None:
         """Nothing read."""
-        self.ids: Tensor | None = None
+        self.parts: list[Tensor] = []
+        self.length = 0
         self.state: Any = None
         self.reader: Reader | None = None
         self.looked: object = None
@@ -65,41 +66,47 @@ class ByteCache(Cache):
 
         A PAD has those of the newest id before it in its row. Raises UsageError for another number of rows.
         """
-        before = self.ids
-        if before is not None and len(before) != len(ids):
-            raise UsageError(f"{len(ids)} rows of ids for a cache of {len(before)}: give as many, or a new cache")
-        both = ids if before is None else torch.cat([before, ids], 1)
-        keep = min(keep or ids.shape[1], ids.shape[1])
-        reader = None if self.state is not None else self.current(model, both, ids.shape[1])
+        rows, new = ids.shape
+        if self.parts and self.batch_size != rows:
+            raise UsageError(f"{rows} rows of ids for a cache of {self.batch_size}: give as many, or a new cache")
+        keep = min(keep or new, new)
+        reader = None if self.state is not None else self.current(model, ids)
         if reader:
-            logits = torch.from_numpy(reader.read(both.long().numpy(), ids.shape[1], keep))
+            logits = torch.from_numpy(reader.read(ids.numpy(), keep, self.ids))
         else:
             self.reader = None
             if self.state is None:
-                self.state = model.begin(len(ids))
-                if before is not None:
-                    _, self.state = model(before, self.state)
+                self.state = model.begin(rows)
+                if self.parts:
+                    _, self.state = model(self.ids(), self.state)
             logits, self.state = model(ids, self.state)
             logits = over_pads(logits, ids)[:, -keep:]
-        self.ids = both
+        self.parts.append(ids.clone())  # not a view of what the caller has
+        self.length += new
         return logits
 
-    def current(self, model: ByteModel, ids: Tensor, new: int) -> Reader | None:
-        """A decoder of the model as it is now, with room for these ids; None where there can be none.
+    def ids(self) -> Tensor:
+        """All that was read, `[batch, length]`."""
+        if len(self.parts) > 1:
+            self.parts = [torch.cat(self.parts, 1)]
+        return self.parts[0]
+
+    def current(self, model: ByteModel, ids: Tensor) -> Reader | None:
+        """A decoder of the model as it is now, with room for new ids; None where there can be none.
 
         All weights are compared once in a call of `generate`, and outside of one whenever several ids are read.
         """
-        call = _call.get()
+        (rows, new), call = ids.shape, _call.get()
+        length = self.length + new
         seen, self.looked = call is not None and self.looked is call, call
-        if self.reader and self.reader.fits(model, *ids.shape) and not torch.is_grad_enabled():
+        if self.reader and self.reader.fits(model, rows, length) and not torch.is_grad_enabled():
             if seen or self.reader.same(closely=call is not None or new > 1):
                 return self.reader
         self.reader = None
         if readable(model) and ids.device.type == "cpu":
-            rows, length = ids.shape
             expected = min(max(self.expected, 2 * length), length + SPARE)
             self.reader = Reader(model, rows, length, expected)
-            self.reader.agrees = length == new
+            self.reader.agrees = not self.length
         return self.reader
 
     # --- what `transformers` asks of a cache --------------------------------------------------------------------------
@@ -107,17 +114,17 @@ class ByteCache(Cache):
     @property
     def batch_size(self) -> int:
         """Rows; -1 before anything was read."""
-        return -1 if self.ids is None else len(self.ids)
+        return len(self.parts[0]) if self.parts else -1
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions read, PADs among them: columns of the attention mask that are behind us."""
-        return 0 if self.ids is None else self.ids.shape[1]
+        return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows, in this order and as often: what beam search asks for."""
-        if self.ids is None:
+        if not self.parts:
             return
-        self.ids = self.ids[beam_idx.to(self.ids.device)]
+        self.parts = [self.ids()[beam_idx.to(self.parts[0].device)]]
         if self.state is not None:
             self.state = take_rows(self.state, beam_idx.long())
         if self.reader and not self.reader.select(beam_idx.tolist()):
@@ -138,9 +145,10 @@ class ByteCache(Cache):
         """
         if tokens_to_remove > 0:
             raise UsageError(f"crop({tokens_to_remove}): give the number of positions to forget as a negative one")
-        if self.ids is None or not tokens_to_remove:
+        if not self.parts or not tokens_to_remove:
             return
-        self.ids, self.state = self.ids[:, :tokens_to_remove], None
+        self.parts, self.state = [self.ids()[:, :tokens_to_remove]], None
+        self.length = self.parts[0].shape[1]
         if self.reader:
             self.reader.agrees = False
 

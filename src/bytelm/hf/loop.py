@@ -1,18 +1,20 @@
 """What `generate` of `transformers` does at every step besides reading, done faster with the same results.
 
-Its loop asks every logits processor for its signature at every step, and looks up anew which ids are suppressed or end
-a row. For a model of a few million parameters that takes as long as reading a byte.
+Its loop asks every logits processor for its signature at every step, looks up anew which ids are suppressed or end a
+row, and its outputs check what they are made of. For a small model all that takes as long as reading a byte.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
-from transformers.generation.stopping_criteria import EosTokenCriteria, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class Processors(LogitsProcessorList):
@@ -42,6 +44,22 @@ class Suppressed(SuppressTokensLogitsProcessor):
         return scores.masked_fill(self.mask, -torch.inf)
 
 
+class Criteria(StoppingCriteriaList):
+    """What ends a row, any of it."""
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        """`[batch]`: whether a row has ended."""
+        ended: Any = None
+        for each in self:
+            if type(each) is MaxLengthCriteria and input_ids.shape[1] < each.max_length:
+                continue
+            found = each(input_ids, scores, **kwargs)
+            ended = found if ended is None else ended | found
+        if isinstance(ended, Tensor):
+            return ended
+        return torch.full((len(input_ids),), bool(ended), device=input_ids.device)
+
+
 class Ended(EosTokenCriteria):
     """Whether a row ends with one of a few ids."""
 
@@ -66,8 +84,15 @@ def quick_processors(found: LogitsProcessorList) -> Processors:
     )
 
 
-def quick_criteria(found: StoppingCriteriaList) -> StoppingCriteriaList:
+def quick_criteria(found: StoppingCriteriaList) -> Criteria:
     """The same for what ends a row."""
-    return StoppingCriteriaList(
-        Ended(each.eos_token_id) if type(each) is EosTokenCriteria else each for each in found
-    )
+    return Criteria(Ended(each.eos_token_id) if type(each) is EosTokenCriteria else each for each in found)
+
+
+def quick_output(logits: Tensor, cache: Any) -> CausalLMOutputWithPast:
+    """`CausalLMOutputWithPast(None, logits, cache)`, put together without its checks."""
+    found = CausalLMOutputWithPast.__new__(CausalLMOutputWithPast)
+    vars(found).update(loss=None, logits=logits, past_key_values=cache, hidden_states=None, attentions=None)
+    OrderedDict.__setitem__(found, "logits", logits)
+    OrderedDict.__setitem__(found, "past_key_values", cache)
+    return found

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils.generic import can_return_tuple
 
 from bytelm.checkpoint import pretrained
 from bytelm.decoding import why_plain
 from bytelm.errors import CheckpointError, UsageError
 from bytelm.hf.cache import ByteCache, generating, over_pads
 from bytelm.hf.configuration import BytelmConfig
-from bytelm.hf.loop import quick_criteria, quick_processors
+from bytelm.hf.loop import quick_criteria, quick_output, quick_processors
 from bytelm.lm import LM
 from bytelm.units import BOS, PAD, VOCAB
 
@@ -184,7 +183,6 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -193,8 +191,9 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits `[batch, new, 260]` for `input_ids` `[batch, new]`, and with `labels` the loss: mean nats of a byte.
 
         `attention_mask` `[batch, read + new]`: 0 for a position that does not exist; it takes the logits of the last
@@ -219,12 +218,15 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             logits = over_pads(self.model(ids)[0], ids)
         elif isinstance(cache, ByteCache):
             logits = cache.read(self.model, ids, logits_to_keep if labels is None else 0)
+            if labels is None and return_dict:  # in generation
+                return quick_output(logits, cache)
         else:
             raise UsageError(f"a {type(cache).__name__} cannot hold what bytelm reads: leave past_key_values out")
         loss = None
         if labels is not None:
             loss = ForCausalLMLoss(logits.contiguous(), learnt(labels, ids != PAD), VOCAB, **kwargs)
-        return CausalLMOutputWithPast(loss, logits[:, -logits_to_keep:], cache)
+        found = CausalLMOutputWithPast(loss, logits[:, -logits_to_keep:], cache)
+        return found if (self.config.return_dict if return_dict is None else return_dict) else found.to_tuple()
 
     # --- folders ------------------------------------------------------------------------------------------------------
 

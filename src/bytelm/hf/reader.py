@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,14 @@ class Unread:
     newest: Ints
     """For each column whose logits are wanted, the newest of `ids` at or before it; -1 where there is none."""
     read: int = 0
+
+    @classmethod
+    def of(cls, slot: int, lost: Ints, new: Ints, keep: int) -> Unread:
+        """What a row holds no longer and what is new, PADs among it; of that, logits of the last columns are wanted."""
+        real = new != PAD
+        count = real.cumsum()
+        newest = np.where(count > 0, len(lost) + count - 1, -1)
+        return cls(slot, np.concatenate([lost, new[real]]), newest[len(new) - keep :])
 
     def part(self, most: int) -> Ints:
         """The next ids to read together: none behind a BOS that starts another document."""
@@ -117,27 +125,32 @@ class Reader:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, ids: Ints, new: int, keep: int) -> Reals:
-        """Logits `[rows, keep, vocab]` of the last columns, where `ids` `[rows, length]` ends with `new` unread ones.
+    def read(self, ids: Ints, keep: int, before: Callable[[], Tensor]) -> Reals:
+        """Logits `[rows, keep, vocab]` of the last columns of new ids `[rows, new]`; `before`: what the rows hold.
 
         A PAD has the logits of the newest id before it among the new ones, or zeros.
         """
         agreed, self.agrees = self.agrees, False  # should reading fail halfway
-        last = ids[:, -1].copy()
-        if agreed and new == 1 and not ODD.intersection(last.tolist()):
+        if agreed and ids.shape[1] == 1 and not ODD.intersection(ids[:, 0].tolist()):
             began = time.perf_counter()
-            found = self.decoder.read(self.slots, last)[:, None]
+            found = self.decoder.read(self.slots, ids[:, 0])[:, None]
             if self.threads and self.decoder.team:
                 self.threads.note(time.perf_counter() - began, len(ids))
                 self.decoder.team.threads = self.threads.option
         else:
-            found = self.all(ids, new, keep, agreed)
+            found = self.all(ids, keep, None if agreed else before().numpy())
         self.agrees = True
         return found
 
-    def all(self, ids: Ints, new: int, keep: int, agreed: bool) -> Reals:
-        """The same for rows of any kind, which read together, each as much as it may at once."""
-        unread = [self.unread(row, line, new, keep, agreed) for row, line in enumerate(ids)]
+    def all(self, ids: Ints, keep: int, before: Ints | None) -> Reals:
+        """The same for rows of any kind, which read together, each as much as it may at once.
+
+        `before` is given where rows may have to read again what the batch holds.
+        """
+        lost = [NOTHING] * len(ids)
+        if before is not None:
+            lost = [self.back(slot, document(line)) for slot, line in zip(self.slots.tolist(), before, strict=True)]
+        unread = [Unread.of(*row, keep) for row in zip(self.slots.tolist(), lost, ids, strict=True)]
         found = np.zeros((len(ids), keep, VOCAB), np.float64 if self.exact else np.float32)
         while any(row.read < len(row.ids) for row in unread):
             parts = [row.part(self.decoder.chunk) for row in unread]
@@ -154,21 +167,13 @@ class Reader:
                 begin += len(part)
         return found
 
-    def unread(self, row: int, line: Ints, new: int, keep: int, agreed: bool) -> Unread:
-        """What a row has yet to read: what it holds no longer, and what is new."""
-        slot, before, fresh = int(self.slots[row]), line[: len(line) - new], line[len(line) - new :]
-        lost = np.zeros(0, np.int64) if agreed else self.back(slot, document(before))
-        real = fresh != PAD
-        count = real.cumsum()
-        newest = np.where(count > 0, len(lost) + count - 1, -1)[new - keep :]
-        return Unread(slot, np.concatenate([lost, fresh[real]]), newest)
-
     @property
     def exact(self) -> bool:
         """Whether all numbers are float64."""
         return self.parameters[0].dtype == torch.float64
 
 
+NOTHING: Ints = np.zeros(0, np.int64)
 ODD = {PAD, BOS}
 VERSION = operator.attrgetter("_version")
 
