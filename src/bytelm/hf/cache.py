@@ -22,7 +22,9 @@ from bytelm.models.base import ByteModel
 from bytelm.nn.state import take_rows
 from bytelm.units import PAD
 
-SPARE = 1 << 16  # ids that room is made for at the most beyond those that are there
+# Room is made for at least so many ids, and at the most for so many beyond those that are there: memory that is not
+# written to costs nothing, and where a row outgrows its room all of it is read again.
+LEAST, SPARE = 1 << 10, 1 << 16
 
 _call: ContextVar[object] = ContextVar("_call", default=None)
 """The call of `generate` that is going on: meanwhile weights change in no way that is not counted."""
@@ -99,13 +101,13 @@ class ByteCache(Cache):
         (rows, new), call = ids.shape, _call.get()
         length = self.length + new
         seen, self.looked = call is not None and self.looked is call, call
-        if self.reader and self.reader.fits(model, rows, length) and not torch.is_grad_enabled():
-            if seen or self.reader.same(closely=call is not None or new > 1):
-                return self.reader
+        fits = self.reader is not None and self.reader.fits(model, rows, length)
+        if self.reader and fits and (seen or self.reader.same(closely=call is not None or new > 1)):
+            return self.reader
         self.reader = None
         if readable(model) and ids.device.type == "cpu":
-            expected = min(max(self.expected, 2 * length), length + SPARE)
-            self.reader = Reader(model, rows, length, expected)
+            room = min(max(2 * max(self.expected, length), LEAST), length + SPARE)
+            self.reader = Reader(model, rows, length, room)
             self.reader.agrees = not self.length
         return self.reader
 

@@ -128,11 +128,12 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """See transformers: its loop, over a cache of ours."""
+        theirs: Any = super()
         with generating():
-            return super().generate(*args, **kwargs)
+            return theirs.generate(*args, **kwargs)
 
     @property
-    def _is_stateful(self) -> bool:
+    def _is_stateful(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Refuses assisted generation: without a decoder, what candidates were read in vain would be read again."""
         return bool(why_plain(self.model))
 
@@ -143,21 +144,27 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """A cache with room for what will be generated, unless one is given or none is wanted."""
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
+    ) -> Any:
+        """A cache with room for what will be generated, unless none is wanted."""
+        theirs: Any = super()
+        theirs._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if cache is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = ByteCache(generation_config.max_length)
+        elif isinstance(cache, ByteCache):
+            cache.expected = max(cache.expected, generation_config.max_length)
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
         """See transformers, and `hf.loop`."""
-        return quick_processors(super()._get_logits_processor(*args, **kwargs))
+        theirs: Any = super()
+        return quick_processors(theirs._get_logits_processor(*args, **kwargs))
 
     def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
         """See transformers, and `hf.loop`."""
-        return quick_criteria(super()._get_stopping_criteria(*args, **kwargs))
+        theirs: Any = super()
+        return quick_criteria(theirs._get_stopping_criteria(*args, **kwargs))
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
@@ -169,14 +176,19 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         """What `forward` takes, of the columns `[batch, read + new]` the new ones.
 
         A cache that has read all of them goes back by one: something has to be read, or there would be no logits.
+        Raises UsageError for rows of no ids.
         """
         new = next_sequence_length
+        if not input_ids.shape[1]:
+            raise UsageError("a prompt of 0 ids: begin it with BOS, as the tokenizer does, or leave it out")
         if new is not None and new < 1:
             if past_key_values is not None:
                 past_key_values.crop(new - 1)
             new = 1
         ids = input_ids if new is None else input_ids[:, -new:]
-        if not (isinstance(past_key_values, ByteCache) and past_key_values.reader):  # a decoder is on the CPU, as ids are
+        if not (
+            isinstance(past_key_values, ByteCache) and past_key_values.reader
+        ):  # a decoder is on the CPU, as ids are
             ids = ids.to(self.model.device)
         given = {name: kwargs[name] for name in ("use_cache", "logits_to_keep") if name in kwargs}
         return {"input_ids": ids, "attention_mask": attention_mask, "past_key_values": past_key_values, **given}

@@ -1,4 +1,4 @@
-"""A decoder under `transformers`' generation: rows go back to where they agree with what is asked, and read on from there.
+"""A decoder under `transformers`' generation: rows go back to where they agree with what is asked, and read on.
 
 The rows of a batch are columns of ids with PADs among them, and a row may hold several documents. A decoder holds one
 document a row, without PADs; a BOS in the middle therefore starts its row anew.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,9 @@ class Unread:
 class Reader:
     """A model's decoder, and the rows of it that hold the rows of a batch."""
 
-    def __init__(self, model: ByteModel, rows: int, needed: int, expected: int) -> None:
-        """Room for `needed` ids a row, and for `expected` if there is memory. Raises UsageError without any."""
-        self.model, self.decoder = model, opened(model, rows, needed, expected)
+    def __init__(self, model: ByteModel, rows: int, needed: int, room: int) -> None:
+        """Room for `needed` ids a row, and for as many as `room` if there is memory. Raises UsageError without any."""
+        self.model, self.decoder = model, opened(model, rows, needed, room)
         self.slots: Ints = np.arange(rows)
         self.reach: Ints = np.zeros(rows, np.int64)
         """Ids that each row of the decoder ever held since it was empty: it goes back by CHUNK from there."""
@@ -78,10 +78,7 @@ class Reader:
     def fits(self, model: ByteModel, rows: int, length: int) -> bool:
         """Whether it is this model's, has these rows, and room for so many ids."""
         return (
-            model is self.model
-            and not model.training
-            and rows == len(self.slots)
-            and length <= self.decoder.capacity
+            model is self.model and not model.training and rows == len(self.slots) and length <= self.decoder.capacity
         )
 
     def same(self, closely: bool) -> bool:
@@ -178,9 +175,14 @@ ODD = {PAD, BOS}
 VERSION = operator.attrgetter("_version")
 
 
+def differentiated(parameters: Iterable[Tensor]) -> bool:
+    """Whether what is computed has gradients."""
+    return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+
+
 def readable(model: ByteModel) -> bool:
     """Whether a decoder may stand for the model's forward pass: no gradients, no dropout, and kernels that know it."""
-    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters()):
+    if differentiated(model.parameters()):
         return False
     return not any(module.training for module in model.modules()) and not why_plain(model)
 
@@ -199,9 +201,9 @@ def document(ids: NDArray[np.int64]) -> Ints:
     return real[starts[-1] :] if len(starts) else real
 
 
-def opened(model: ByteModel, rows: int, needed: int, expected: int) -> Decoder:
+def opened(model: ByteModel, rows: int, needed: int, room: int) -> Decoder:
     """A decoder with room for more ids than are needed, as far as the memory allows. Raises UsageError."""
-    capacity = max(needed, expected)
+    capacity = max(needed, room)
     while True:
         try:
             return open_decoder(model, rows=rows, capacity=capacity)
