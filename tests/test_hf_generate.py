@@ -267,6 +267,35 @@ def test_whatever_is_done_to_a_cache_it_reads_what_it_holds(name: str) -> None:
                         torch.testing.assert_close(told[there], wanted, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("name", [BLT, "megabyte (three stages)", "transformer (windowed)", "perceiver (blocks of 5)"])
+@torch.no_grad()
+def test_rows_go_back_further_than_a_decoder_does_and_begin_anew(name: str) -> None:
+    with exact(MODELS[name].model) as model:
+        drawn = torch.randint(32, 127, (2, 300), generator=torch.Generator().manual_seed(0))
+        cache, ids = ByteCache(), torch.cat([torch.full((2, 1), BOS), drawn], 1)
+        cache.read(model, ids)
+        new = torch.tensor([[65], [66]])
+        steps = [
+            ("crop", 1),
+            ("crop", 40),
+            ("crop", 40),
+            ("crop", 100),
+            ("BOS", 0),
+            ("crop", 3),
+            ("PAD", 0),
+            ("crop", 99),
+        ]
+        for step, count in steps:  # 40 and 40 again: further than where a row was last, though not than where it is
+            cache.crop(-count)
+            ids = ids[:, : ids.shape[1] - count]
+            for column in (torch.full((2, 1), {"BOS": BOS, "PAD": PAD}.get(step, 67)), new):
+                found, ids = cache.read(model, column), torch.cat([ids, column], 1)
+            real = [row[row != PAD] for row in ids]
+            wanted = torch.stack([model(row[None])[0][0, -1] for row in real])
+            torch.testing.assert_close(found[:, -1], wanted, atol=1e-9, rtol=0)
+        assert cache.reader
+
+
 def test_a_cache_holds_no_view_of_what_it_was_given() -> None:
     hf, ids, cache = wrapped(), one()["input_ids"], ByteCache()
     with torch.no_grad():
@@ -452,7 +481,7 @@ def test_a_checksum_tells_any_change() -> None:
     from bytelm.native.kernels import FOLD, checksum
 
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        for shape in ((3, 5), (64, 2 * FOLD), (97, 301), (0,)):
+        for shape in ((3, 5), (64, 2 * FOLD + 1), (97, 301), (0,)):
             whole = torch.randn(*shape).to(dtype)
             for weight in (whole, whole.T, whole[1:] if whole.numel() else whole):
                 found = checksum(weight)

@@ -7,7 +7,7 @@ pickled, reordered and used with changed weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -31,7 +31,7 @@ _call: ContextVar[object] = ContextVar("_call", default=None)
 
 
 @contextmanager
-def generating() -> Iterator[None]:
+def generating() -> Generator[None]:
     """A call of `generate`."""
     token = _call.set(object())
     try:

@@ -77,9 +77,9 @@ class Reader:
 
     def fits(self, model: ByteModel, rows: int, length: int) -> bool:
         """Whether it is this model's, has these rows, and room for so many ids."""
-        return (
-            model is self.model and not model.training and rows == len(self.slots) and length <= self.decoder.capacity
-        )
+        if model is not self.model or model.training or differentiated(self.parameters):
+            return False
+        return rows == len(self.slots) and length <= self.decoder.capacity
 
     def same(self, closely: bool) -> bool:
         """Whether the model is what it was when it was opened; `closely` compares all weights."""
