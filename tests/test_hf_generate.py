@@ -471,7 +471,11 @@ def test_gradients_and_dropout_never_go_through_a_decoder() -> None:
     out = hf(torch.tensor([[65]]), past_key_values=cache)
     out.logits.sum().backward()
     assert cache.reader is None and hf.model.decoder.head.weight.grad.abs().sum() > 0
+    cache = hf.generate(**one(), max_new_tokens=3, return_dict_in_generate=True).past_key_values
     hf.train()
+    with torch.no_grad():
+        hf(torch.tensor([[65]]), past_key_values=cache)
+    assert cache.reader is None
     with forwards(hf) as seen:
         hf.generate(**one(), max_new_tokens=3)
     assert len(seen) == 3

@@ -103,7 +103,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         return self
 
     def lm(self) -> LM:
-        """The same model as an LM, its weights shared: the faster way to generate, and to measure."""
+        """The same model as an LM, its weights shared: it takes and gives bytes, measures and compresses."""
         recipe = self.config.built()
         modality = recipe.modality.build() if recipe.modality else None
         return LM(self.model, self.config.context, modality, self.config.recipe)
