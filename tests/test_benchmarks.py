@@ -12,6 +12,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from bytelm.checkpoint.assemble import Recipe
+from bytelm.config import to_mapping
+from bytelm.models import megabyte
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -266,3 +270,20 @@ def test_the_same_weights_write_the_same(capsys: pytest.CaptureFixture[str]) -> 
     other = converted.Cell("bytelm", 16, lambda prompt, count: iter(range(count)), [0.1], [0.1], b"x")
     same = converted.Cell("transformers", 16, other.write, [0.1], [0.1], b"y")
     assert not converted.rows_of([same, other])[0]["same_bytes"]
+
+
+def test_generation_under_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    beside = program("transformers_generate")
+    made = Recipe(megabyte.Config.tiny()["two stages"])
+    model = made.assemble()
+    model.initialise(0)
+    lms = {"megabyte": beside.LM(model.eval(), 64, None, to_mapping(made))}
+    given = ["--prompt", "12", "--bytes", "9", "--rounds", "2"]
+    assert beside.main([*given, "--json"], lms) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["same_bytes"] and row["ms_a_byte"].keys() == {"lm", "hf", "forward", "empty"} and row["ratio"] > 0
+    assert beside.main([*given, "--sample"], lms) == 0
+    assert "threads; 9 bytes after 12" in capsys.readouterr().out
+    cells = {name: beside.Cell("x", name, None, [1.0], [1.0], name.encode()) for name in row["ms_a_byte"]}
+    assert not beside.row_of(cells, "x")["same_bytes"]

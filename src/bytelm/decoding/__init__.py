@@ -29,7 +29,7 @@ from bytelm.models.blt import BLT
 from bytelm.models.megabyte import Megabyte
 from bytelm.models.perceiver import PerceiverAR
 from bytelm.models.transformer import ByteTransformer
-from bytelm.native.kernels import Kernels
+from bytelm.native.kernels import KINDS, Kernels
 from bytelm.native.library import reason
 
 Weights = Literal["bf16", "int8"]
@@ -72,4 +72,15 @@ def why_plain(model: ByteModel) -> str:
         return f"the kernels do not know the patching of {type(model.patcher).__name__}, or its scorer"
     if model.device.type != "cpu":
         return f"the model is on {model.device.type}, and the kernels are for CPUs"
-    return reason("kernels")
+    return changed(model) or reason("kernels")
+
+
+def changed(model: ByteModel) -> str:
+    """What stands in a model that is not its own, and that kernels would pass over; empty where there is nothing."""
+    for name, module in model.named_modules():
+        if not type(module).__module__.startswith(("bytelm.", "torch.nn.modules.")):
+            return f"the kernels do not know {type(module).__module__}.{type(module).__name__}, which {name} is"
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            return f"{name or type(module).__name__} has a hook, which the kernels would not call"
+    unknown = {str(parameter.dtype) for parameter in model.parameters()} - {str(dtype) for dtype in KINDS}
+    return f"weights are in {unknown.pop()}, which the kernels do not know" if unknown else ""

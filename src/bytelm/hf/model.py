@@ -1,7 +1,8 @@
 """A model of bytes under the interface of `transformers`: logits, loss, cache and folder are as its users know them.
 
 Two things are bytelm's own. A masked position becomes PAD, a position that does not exist, so that rows may be padded
-on either side; and the cache is the model's state, so that what is generated with it is what is generated without.
+on either side; and the cache holds the ids, so that what is generated with it is what is generated without. They are
+read by a decoder wherever one may stand for the model's forward pass, which is what makes generation fast.
 """
 
 from __future__ import annotations
@@ -14,63 +15,18 @@ from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils.generic import can_return_tuple
 
 from bytelm.checkpoint import pretrained
+from bytelm.decoding import why_plain
 from bytelm.errors import CheckpointError, UsageError
+from bytelm.hf.cache import ByteCache, generating, over_pads
 from bytelm.hf.configuration import BytelmConfig
+from bytelm.hf.loop import quick_criteria, quick_output, quick_processors
 from bytelm.lm import LM
-from bytelm.models.base import ByteModel
-from bytelm.nn.state import take_rows
 from bytelm.units import BOS, PAD, VOCAB
 
 IGNORED = -100  # a label that is not learnt, everywhere in transformers
 BLANK = "[More Information Needed]"  # what the Hub's form for model cards says wherever nobody has written anything
-
-
-class StateCache(Cache):
-    """The state of a `ByteModel` as what `generate` hands from step to step. Like every Cache it is written to."""
-
-    def __init__(self) -> None:
-        super().__init__(layers=[])
-        self.reset()
-
-    def reset(self) -> None:
-        """Nothing read."""
-        self.state: Any = None
-        self.rows = -1
-        self.length = 0
-
-    def read(self, model: ByteModel, ids: Tensor) -> Tensor:
-        """The logits of `ids` `[batch, new]` after what was read before, PADs among them."""
-        logits, self.state = model(ids, model.begin(len(ids)) if self.state is None else self.state)
-        self.rows, self.length = len(ids), self.length + ids.shape[1]
-        return logits
-
-    @property
-    def batch_size(self) -> int:
-        """Rows; -1 before anything was read."""
-        return self.rows
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions read, PADs among them: columns of the attention mask that are behind us."""
-        return self.length
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows, in this order and as often: what beam search asks for."""
-        self.state, self.rows = take_rows(self.state, beam_idx), len(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """The same by its other name."""
-        self.reorder_cache(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row so many times."""
-        self.reorder_cache(torch.arange(self.rows).repeat_interleave(repeats))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Raises UsageError: a state does not go back."""
-        raise UsageError("bytelm's state does not go back: generate without an assistant, or keep a copy of the cache")
 
 
 class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
@@ -82,7 +38,6 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = BytelmConfig
     supports_gradient_checkpointing = True
-    _is_stateful = True  # refuses assisted generation
     _keep_in_fp32_modules_strict = ["patcher"]  # noqa: RUF012  # transformers' own declaration is no ClassVar
 
     def __init__(self, config: BytelmConfig) -> None:
@@ -148,7 +103,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         return self
 
     def lm(self) -> LM:
-        """The same model as an LM, its weights shared: the faster way to generate, and to measure."""
+        """The same model as an LM, its weights shared: it takes and gives bytes, measures and compresses."""
         recipe = self.config.built()
         modality = recipe.modality.build() if recipe.modality else None
         return LM(self.model, self.config.context, modality, self.config.recipe)
@@ -169,14 +124,77 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         for stage in self.model.stages(1, 1):
             stage.stack.recompute = enable
 
+    # --- generating ---------------------------------------------------------------------------------------------------
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """See transformers: its loop, over a cache of ours."""
+        theirs: Any = super()
+        with generating():
+            return theirs.generate(*args, **kwargs)
+
+    @property
+    def _is_stateful(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Refuses assisted generation: without a decoder, what candidates were read in vain would be read again."""
+        return bool(why_plain(self.model))
+
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """The first step makes the cache: transformers' own would stay empty."""
+        """The cache is ours: transformers' own would stay empty."""
         return False
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """A cache with room for what will be generated, unless none is wanted."""
+        theirs: Any = super()
+        theirs._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if cache is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = ByteCache(generation_config.max_length)
+        elif isinstance(cache, ByteCache):
+            cache.expected = max(cache.expected, generation_config.max_length)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        """See transformers, and `hf.loop`."""
+        theirs: Any = super()
+        return quick_processors(theirs._get_logits_processor(*args, **kwargs))
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        """See transformers, and `hf.loop`."""
+        theirs: Any = super()
+        return quick_criteria(theirs._get_stopping_criteria(*args, **kwargs))
+
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """What `forward` takes, of the columns `[batch, read + new]` the new ones.
+
+        A cache that has read all of them goes back by one: something has to be read, or there would be no logits.
+        Raises UsageError for rows of no ids.
+        """
+        new = next_sequence_length
+        if not input_ids.shape[1]:
+            raise UsageError("a prompt of 0 ids: begin it with BOS, as the tokenizer does, or leave it out")
+        if new is not None and new < 1:
+            if past_key_values is not None:
+                past_key_values.crop(new - 1)
+            new = 1
+        ids = input_ids if new is None else input_ids[:, -new:]
+        if not (
+            isinstance(past_key_values, ByteCache) and past_key_values.reader
+        ):  # a decoder is on the CPU, as ids are
+            ids = ids.to(self.model.device)
+        given = {name: kwargs[name] for name in ("use_cache", "logits_to_keep") if name in kwargs}
+        return {"input_ids": ids, "attention_mask": attention_mask, "past_key_values": past_key_values, **given}
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -185,15 +203,17 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits `[batch, new, 260]` for `input_ids` `[batch, new]`, and with `labels` the loss: mean nats of a byte.
 
         `attention_mask` `[batch, read + new]`: 0 for a position that does not exist; it takes the logits of the last
         one before it that does, so that the last column is the end of every row. `labels` `[batch, new]` are those of
         the positions themselves and are shifted here; -100 is not learnt, nor is a BOS, which nothing comes before. A
-        BOS right after a BOS has probability 1: the two are one, where tools add one each. A `StateCache` is kept
-        where `use_cache` is set or one is given. Raises UsageError for another cache, and for a mask of another shape.
+        BOS right after a BOS has probability 1: the two are one, where tools add one each. A `ByteCache` is kept where
+        `use_cache` is set or one is given; without gradients and in `eval`, logits that are asked for with it come from
+        a decoder, in float32. Raises UsageError for another cache, and for a mask of another shape.
         """
         ids = input_ids
         if attention_mask is not None:
@@ -205,23 +225,23 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             ids = ids.masked_fill(attention_mask[:, -ids.shape[1] :] == 0, PAD)
         cache = past_key_values
         if cache is None and use_cache:
-            cache = StateCache()
+            cache = ByteCache()
         if cache is None:
-            logits, _ = self.model(ids)
-        elif isinstance(cache, StateCache):
-            logits = cache.read(self.model, ids)
+            logits = over_pads(self.model(ids)[0], ids)
+        elif isinstance(cache, ByteCache):
+            logits = cache.read(self.model, ids, logits_to_keep if labels is None else 0)
+            if labels is None and return_dict:  # in generation
+                return quick_output(logits, cache)
         else:
-            raise UsageError(f"a {type(cache).__name__} cannot hold bytelm's state: leave past_key_values out")
-        real = ids != PAD
-        if not bool(real.all()):
-            slots = torch.arange(ids.shape[1], device=ids.device)
-            newest = torch.where(real, slots, -1).cummax(1).values
-            logits = logits.take_along_dim(newest.clamp(min=0)[..., None], 1)
+            raise UsageError(f"a {type(cache).__name__} cannot hold what bytelm reads: leave past_key_values out")
         twice = (ids[:, :-1] == BOS) & (ids[:, 1:] == BOS)
-        if bool(twice.any()):
+        if logits.shape[1] == ids.shape[1] and bool(twice.any()):
             logits = certain_of_bos(logits, twice)
-        loss = None if labels is None else ForCausalLMLoss(logits.contiguous(), learnt(labels, real), VOCAB, **kwargs)
-        return CausalLMOutputWithPast(loss, logits[:, -logits_to_keep:], cache)
+        loss = None
+        if labels is not None:
+            loss = ForCausalLMLoss(logits.contiguous(), learnt(labels, ids != PAD), VOCAB, **kwargs)
+        found = CausalLMOutputWithPast(loss, logits[:, -logits_to_keep:], cache)
+        return found if (self.config.return_dict if return_dict is None else return_dict) else found.to_tuple()
 
     # --- folders ------------------------------------------------------------------------------------------------------
 
