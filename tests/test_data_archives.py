@@ -291,7 +291,7 @@ def test_an_archive_is_scanned_packed_and_verified(tmp_path: Path, capfd: pytest
     (tmp_path / "s/p.png").write_bytes(b"\x89PNG")
     assert cli(["data", "scan", str(tmp_path / "s"), "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
-    assert found["kinds"][".tar.bz2"]["record"] == found["kinds"][".zip"]["record"] == "file in it"
+    assert found["kinds"][".tar.bz2"]["record"] == found["kinds"][".zip"]["record"] == "member"
     assert found["documents"] is None and found["raw"] == {".png": 1, ".7z": 1}
     assert cli(["data", "scan", str(tmp_path / "s")]) == 0
     page = capfd.readouterr().out

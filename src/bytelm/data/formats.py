@@ -22,7 +22,7 @@ from bytelm.errors import DataError
 ARCHIVES = frozenset({".tar", ".zip"})
 JSON_LINES = frozenset({".jsonl", ".ndjson"})
 # Kinds of files of many documents → what one of them is.
-RECORDS = dict.fromkeys(JSON_LINES, "line") | {".parquet": "row"} | dict.fromkeys(ARCHIVES, "file in it")
+RECORDS = dict.fromkeys(JSON_LINES, "line") | {".parquet": "row"} | dict.fromkeys(ARCHIVES, "member")
 _TARBALLS = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz", ".tzst": ".zst"}
 Text = tuple[str, Iterator[bytes]]  # the name of what holds a document, and its pieces
 

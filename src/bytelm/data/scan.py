@@ -29,7 +29,7 @@ class Kind:
     files: int = 0
     bytes: int = 0
     empty: int = 0
-    record: str | None = None  # what a document of such a file is, where it holds many: "line", "row", "file in it"
+    record: str | None = None  # what a document of such a file is, where it holds many: "line", "row", "member"
 
     def told_documents(self) -> str:
         """How many documents they are, as far as that is known without reading."""
