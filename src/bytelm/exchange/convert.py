@@ -224,7 +224,7 @@ def export(run: Path, layout: Dialect, folder: Path, sets: Mapping[str, Any]) ->
     checkpoint, state = trained(run)
     recipe = build(Recipe, merge(state["recipe"], sets), str(checkpoint / store.STATE))
     context = int(state["context"])
-    texts = meta.configs(recipe, context) if layout == "meta" else texts_of_hf(recipe, context)
+    texts: dict[str, Any] = meta.configs(recipe, context) if layout == "meta" else texts_of_hf(recipe, context)
     modality = None if recipe.modality is None else to_mapping(recipe)["modality"]
     if modality is not None:
         texts[CONFIG][MODALITY] = modality
@@ -244,7 +244,7 @@ def export(run: Path, layout: Dialect, folder: Path, sets: Mapping[str, Any]) ->
     return Exported(sum(tensor.numel() for tensor in ours.values()), modality["name"] if modality else "")
 
 
-def texts_of_hf(recipe: Recipe, context: int) -> dict[str, dict[str, Any] | str]:
+def texts_of_hf(recipe: Recipe, context: int) -> dict[str, Any]:
     """The JSON files of a folder for transformers, and its card."""
     config = hf.config(recipe, context)
     generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")}
