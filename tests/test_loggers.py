@@ -31,6 +31,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
+        "WANDB__SERVICE_WAIT": "120",  # seconds for its other process to start, on a busy machine
         "TRACKIO_DIR": str(tmp_path / "trackio"),
     }.items():
         monkeypatch.setenv(name, value)
@@ -254,7 +255,7 @@ def steps_of(name: str, run: Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", pytest.param("wandb", marks=pytest.mark.slow)])
 def test_after_kill_9_no_step_is_missing_and_none_is_there_twice(tmp_path: Path, name: str) -> None:
     """All three buffer: ten seconds, half a second, 15 seconds. The journal still has what was lost."""
     pytest.importorskip(name)
@@ -265,7 +266,7 @@ def test_after_kill_9_no_step_is_missing_and_none_is_there_twice(tmp_path: Path,
     assert subprocess.run([*words, "1", "60"], capture_output=True).returncode == -signal.SIGKILL
     assert len(steps_of(name, run)) < 72  # something is lost, or this test shows nothing
     done = subprocess.run([*words, "61", "70"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "failed" not in done.stdout, done.stdout + done.stderr
     assert sorted(steps_of(name, run)) == sorted(wanted)
 
 

@@ -62,7 +62,7 @@ class Config:
     def tiny(cls) -> dict[str, Config]:
         """Small shapes that between them reach every path of this file: what the laws are tried on."""
         full = cls(layers=2, dim=16, heads=2, ffn_multiple=16)
-        return {"full": full, "windowed": replace(full, window=6, ffn_dim=24), "tokens": replace(full, vocabulary=300)}
+        return {"full": full, "windowed": replace(full, window=6, ffn_dim=56), "tokens": replace(full, vocabulary=300)}
 
     def stack(self) -> StackConfig:
         """The shape of the one stack."""
