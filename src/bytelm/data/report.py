@@ -35,6 +35,7 @@ class SourceReport:
         """What is not in the documents: how many files are left out, the first and why, and what was converted."""
         count = sum(self.reasons.values())
         told = [f"{count} skipped ({'the first ' if count > 1 else ''}{': '.join(self.skipped[0])})"] if count else []
+        told += [f"{self.empty} empty ones left out"] if self.empty else []
         told += [f"{self.bad} damaged ones left out"] if self.bad else []
         return told + [f"{documents} {how}" for how, documents in self.converted.items()]
 
