@@ -570,7 +570,7 @@ def test_a_mixed_folder_gives_its_images_and_names_the_rest(tmp_path: Path, monk
     assert (report.files, report.empty, report.bad, report.converted) == (47, 1, 1, {"resized": 1})
     assert report.reasons == {"not an image": 2, "a damaged image": 1, "more than 0 MiB": 1}
     assert report.losses()[0].startswith(f"4 skipped (the first {source / 'cut.png'}: a damaged image")
-    assert report.losses()[1:] == ["1 damaged ones left out", "1 resized"]
+    assert report.losses()[1:] == ["1 empty ones left out", "1 damaged ones left out", "1 resized"]
 
 
 def test_nothing_fit_is_one_line_with_the_reasons(tmp_path: Path) -> None:
@@ -696,7 +696,7 @@ def test_windows_of_images_start_where_images_do(tmp_path: Path) -> None:
 def test_a_run_on_sound_and_one_on_dna(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     clips = folder_of(tmp_path / "s", {f"{i}.wav": wav(CLIP[i:], 8000) for i in range(9)} | {"no.wav": wav(b"")})
     assert trained(tmp_path, clips, "audio:8k") == 0
-    assert "data: 10 files, 8.93 kB: " in capfd.readouterr().err
+    assert "data: 10 files, 1 empty ones left out, 8.93 kB: " in capfd.readouterr().err
     config = tomllib.loads((tmp_path / "run/config.toml").read_text())
     assert config["train"]["window"] == 8192  # what the preset for sound says
     assert "sample" not in (tmp_path / "run/metrics.jsonl").read_text()
