@@ -4,6 +4,7 @@
 # make slow    the tests that take minutes
 # make docs    the documentation site, in site/: open site/index.html
 # make faults  every test of the fault table, slow ones too; writes docs/faults.md
+# make pythons the tests of bytelm.data on each Python of PYTHONS that is there; it says which are not
 # make nightly all of test, slow and faults, no test twice, on other random examples each night: some hours
 #
 # The environment is .venv. `make demo` installs the core alone into it, everything else installs the rest beside it; each is
@@ -15,7 +16,7 @@ CORE := .venv/.core
 INSTALLED := .venv/.installed
 
 .NOTPARALLEL:
-.PHONY: demo test check slow docs faults nightly lint types floors tests setup
+.PHONY: demo test check slow docs faults nightly lint types floors tests setup pythons
 
 demo: $(CORE)
 	$(BIN)/bytelm demo
@@ -52,6 +53,20 @@ floors:
 # Two workers, as each imports torch: more of them cost more than they bring on a small machine.
 tests:
 	$(BIN)/pytest -q -n 2
+
+# bytelm.data needs no torch, which is what takes long to install: these environments hold what it does need.
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+DATA_NEEDS := numpy cyclopts jaxtyping rich safetensors beartype hypothesis packaging pytest pytest-timeout \
+	datasets pyarrow zstandard pillow soundfile
+
+pythons:
+	@set -e; for python in $(PYTHONS); do \
+	  if ! version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); then \
+	    echo "$$python: not on this machine"; continue; fi; \
+	  echo "Python $$version:"; $$python -m venv .venv-$$version; \
+	  .venv-$$version/bin/pip install -q $(DATA_NEEDS) -c constraints.txt; \
+	  PYTHONPATH=src .venv-$$version/bin/python -m pytest -q -p no:cacheprovider tests/test_data_*.py tests/test_sounds.py; \
+	done
 
 setup: $(INSTALLED)
 

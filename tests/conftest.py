@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ jaxtyping.install_import_hook("bytelm", f"{__name__}.checked")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Imported when all of this has been run: it imports bytelm.
-pytest_plugins = ["processors"]
+# Imported when all of this has been run: it imports bytelm, and torch, which `make pythons` does without.
+pytest_plugins = ["processors"] if find_spec("torch") else []
 
 # Every run tries the same examples, CI's and a developer's, so that what passes here passes there; whoever looks for
 # others takes the profile "thorough" (`make nightly` does). That a machine is slow is no fault of a test.

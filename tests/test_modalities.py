@@ -26,7 +26,7 @@ from PIL import Image, ImageFile
 
 from bytelm.cli import run as cli
 from bytelm.config import build, dump_toml, to_mapping
-from bytelm.data import convert, sound
+from bytelm.data import convert, sounds
 from bytelm.data.corpus import Corpus, Index, iterate_documents
 from bytelm.data.modalities import audio, dna, image
 from bytelm.data.modalities.base import Modality, UnfitError
@@ -494,7 +494,7 @@ def test_damaged_and_foreign_files_are_unfit_with_a_reason() -> None:
 
 @pytest.mark.fault("D8")
 def test_a_clip_that_is_too_long_is_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sound, "_LONGEST", 499)
+    monkeypatch.setattr(sounds, "_LONGEST", 499)
     for data, name in ((wav(CLIP), "x.wav"), (CLIP.tobytes(), "x.s16le"), (by_soundfile(CLIP, "FLAC", "PCM_16"), "x")):
         with pytest.raises(UnfitError, match="500 samples, more than 499"):
             encoded(AUDIO, data, name)

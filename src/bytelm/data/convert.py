@@ -11,12 +11,15 @@ from bytelm.config import build
 from bytelm.data.decode import MAX_WINDOW, in_pieces
 from bytelm.data.files import shown
 from bytelm.data.formats import suffixes
-from bytelm.data.modalities.base import LARGEST, DamagedError, Modality, UnfitError
+from bytelm.data.modalities.base import DamagedError, Modality, UnfitError
 from bytelm.data.options import MAX_BAD
 from bytelm.data.report import SourceReport, check_bad
 from bytelm.data.sources import Document, documents
 from bytelm.errors import ConfigError
 from bytelm.find import find, names, unknown
+
+
+LARGEST = 1 << 30  # bytes of a file, decompressed: a modality looks at files as a whole
 
 
 def read(

@@ -1,8 +1,8 @@
 """Sound on one channel: PCM samples of 16 bits, low byte first, or of 8 bits, as the bytes of a WAV file have them.
 
-Files are read by `data/sound.py`; headerless .s16le files are at the rate of the configuration. Channels are averaged;
-another rate is brought to the wanted one by way of the spectrum, without what the lower of the two rates cannot hold;
-finer samples are rounded.
+WAV files of PCM, and headerless .s16le files at the rate of the configuration, are read without a library; float WAV,
+GSM and ADPCM, FLAC, Ogg, MP3, AIFF, SPHERE and the like by soundfile. Channels are averaged; another rate is brought to
+the wanted one by way of the spectrum, without what the lower of the two rates cannot hold; finer samples are rounded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bytelm.data.formats import suffixes
 from bytelm.data.modalities.base import DamagedError, Modality
-from bytelm.data.sound import check_length, from_pcm, read, soundfile
+from bytelm.data.sounds import check_length, from_pcm, samples_in, soundfile
 from bytelm.errors import ConfigError, MissingExtraError
 
 _RATES = (1000, 192000)  # Hz
@@ -64,8 +64,8 @@ class Audio(Modality):
 
     suffix = ".wav"
     suffixes = frozenset(
-        {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".s16le"}
-        | {".sph"}  # NIST SPHERE, of TIMIT and its like
+        {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".s16le"}
+        | {".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".sph"}
     )
     aligned = True
 
@@ -76,7 +76,7 @@ class Audio(Modality):
 
     def encode(self, name: str, data: bytes, notes: Counter[str]) -> Iterator[bytes]:
         """One document a file, without a byte for a clip without a sample."""
-        rate, clip = (self.config.rate, _s16le(data)) if suffixes(name)[0] == ".s16le" else read(name, data)
+        rate, clip = (self.config.rate, _s16le(data)) if suffixes(name)[0] == ".s16le" else samples_in(name, data)
         if len(clip) == 0:
             yield b""
             return

@@ -15,8 +15,6 @@ from typing import Any
 from bytelm.config import to_mapping
 from bytelm.errors import DataError
 
-LARGEST = 1 << 30  # bytes of a file, decompressed: a modality looks at files as a whole
-
 
 class UnfitError(DataError):
     """A file that holds nothing of the modality: it is skipped, counted and named with this reason."""
