@@ -18,7 +18,6 @@ from bytelm.data.sources import Document, documents
 from bytelm.errors import ConfigError
 from bytelm.find import find, names, unknown
 
-
 LARGEST = 1 << 30  # bytes of a file, decompressed: a modality looks at files as a whole
 
 
