@@ -11,6 +11,7 @@ import shutil
 import wave
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bytelm.data.corpus import Corpus
 from bytelm.data.packed import is_pack, take_over
 
 Capture = pytest.CaptureFixture[str]
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="`make pythons` does without torch")
 NANO = """
 [model]
 name = "blt"
@@ -191,6 +193,7 @@ def test_text_that_is_empty_once_read_is_counted_and_told(tmp_path: Path, capfd:
 # --- strict -----------------------------------------------------------------------------------------------------------
 
 
+@needs_torch
 @pytest.mark.fault("D6")
 def test_with_strict_a_skipped_file_is_an_error(notes: Path, capfd: Capture) -> None:
     (notes / "gone").symlink_to("nothing")
@@ -251,6 +254,7 @@ def test_a_pack_is_told_checked_and_replaced(notes: Path, capfd: Capture) -> Non
         assert "p is packed already" in error(capfd, "data", *verb, code=2)
 
 
+@needs_torch
 @pytest.mark.fault("D7")
 def test_every_fault_of_a_pack_is_a_line(notes: Path, capfd: Capture) -> None:
     told(capfd, "train", "notes", "--run", "r", *TRAIN)
@@ -277,6 +281,7 @@ def test_every_fault_of_a_pack_is_a_line(notes: Path, capfd: Capture) -> None:
 # --- trainings on a pack ----------------------------------------------------------------------------------------------
 
 
+@needs_torch
 @pytest.mark.fault("D7")
 def test_a_training_takes_a_pack_over_and_outlives_it(notes: Path, capfd: Capture) -> None:
     told(capfd, "data", "pack", "notes", "-o", "p", "--set", "data.valid=0.3", "--set", "data.seed=7")
@@ -309,6 +314,7 @@ def test_a_pack_on_another_disk_is_copied(notes: Path, capfd: Capture, monkeypat
     own.verify()
 
 
+@needs_torch
 def test_what_a_pack_is_cannot_be_said_otherwise(notes: Path, capfd: Capture) -> None:
     told(capfd, "data", "pack", "notes", "-o", "p")
     line = error(capfd, "train", "p", "--run", "r", *TRAIN, "--set", "data.valid=0.2", code=2)
@@ -318,6 +324,7 @@ def test_what_a_pack_is_cannot_be_said_otherwise(notes: Path, capfd: Capture) ->
     assert not Path("r/config.toml").exists()
 
 
+@needs_torch
 def test_a_pack_of_pictures_is_trained_on_as_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
@@ -335,6 +342,7 @@ def test_a_pack_of_pictures_is_trained_on_as_pictures(
     assert "unknown modality 'imag'" in error(capfd, "data", "pack", "photos", "-o", "q", "--as", "imag", code=2)
 
 
+@needs_torch
 @pytest.mark.fault("D7")
 def test_files_that_changed_since_a_run_began_are_told(notes: Path, capfd: Capture) -> None:
     told(capfd, "train", "notes", "--run", "r", *TRAIN)
