@@ -630,7 +630,7 @@ def test_a_card_has_what_the_run_measured(home: Path, tmp_path: Path) -> None:
 
 def test_the_code_of_the_page_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 9 and PAGE.read_text().count("```") == 2 * len(blocks)
+    assert len(blocks) == 10 and PAGE.read_text().count("```") == 2 * len(blocks)
     pushed: list[tuple[str, str]] = []
     for part in (BytelmForCausalLM, ByteTokenizer):
         monkeypatch.setattr(part, "push_to_hub", lambda self, repo: pushed.append((type(self).__name__, repo)))
