@@ -164,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the same inputs again; 0 draws others each time")
     parser.add_argument("--keep", type=Path, default=Path(), help="where an input that fails is kept")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -171,7 +172,13 @@ def main() -> None:
         corpus.mkdir()
         for number, seed in enumerate(seeds(asked.target)):
             (corpus / str(number)).write_bytes(seed)
-        options = [f"-max_total_time={asked.seconds}", "-rss_limit_mb=2048", "-timeout=10", "-max_len=4096"]
+        options = [
+            f"-max_total_time={asked.seconds}",
+            f"-seed={asked.seed}",
+            "-rss_limit_mb=2048",
+            "-timeout=10",
+            "-max_len=4096",
+        ]
         options += [f"-artifact_prefix={asked.keep / asked.target}-", "-verbosity=0"]
         atheris.Setup([sys.argv[0], *options, str(corpus)], TARGETS[asked.target](folder))
         atheris.Fuzz()

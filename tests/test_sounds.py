@@ -200,6 +200,21 @@ def test_a_header_that_contradicts_itself_is_refused(
         read(riff(form(tag, bits, block, channels, extended), CLIP.tobytes()))
 
 
+@pytest.mark.parametrize(("tag", "bits", "block"), [(1, 0, 0), (1, 33, 5), (3, 0, 0), (3, 16, 2), (3, 24, 3)])
+def test_samples_of_no_size_are_refused(tag: int, bits: int, block: int) -> None:
+    """Found by fuzzing: of 0 bits a header does not contradict itself, and nothing can be divided by its block."""
+    with pytest.raises(DamagedError, match=f"samples of {bits} bits"):
+        read(riff(form(tag, bits, block), CLIP.tobytes(), size=1 << 20))
+
+
+def test_floats_of_any_size_are_cut_off() -> None:
+    """Found by fuzzing: on the way to another rate the largest ones became infinite, and then anything."""
+    loud = np.full(2000, 3e38, "<f4")
+    for rate in (RATE, 8000):
+        found = np.frombuffer(read(riff(form(3, 32), loud.tobytes()), rate), "<i2")
+        assert (found[100:-100] == 32767).all()
+
+
 def test_odd_bits_in_whole_bytes_are_read() -> None:
     assert read(riff(form(1, 20, 3), three(CLIP))) == read(riff(form(1, 12, 2), CLIP.tobytes())) == CLIP.tobytes()
 

@@ -159,7 +159,8 @@ def _format(form: bytes, order: Literal["little", "big"]) -> tuple[int, int, int
     tag, channels, rate, _, block, bits = struct.unpack(mark + "HHIIHH", form[:16])
     if tag == _EXTENSIBLE and form[26:40] == _GUID:
         (tag,) = struct.unpack(mark + "H", form[24:26])
-    if rate < 1 or channels < 1 or (tag == _PCM and not 1 <= bits <= 32):
+    known = {_PCM: range(1, 33), _FLOAT: (32, 64)}
+    if rate < 1 or channels < 1 or (tag in known and bits not in known[tag]):
         what = f"{rate} samples of {bits} bits a second in {channels} channels"
         raise DamagedError(f"a damaged WAV file: {what}")
     if tag in (_PCM, _FLOAT) and block != channels * -(-bits // 8):

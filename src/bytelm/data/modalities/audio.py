@@ -25,6 +25,7 @@ from bytelm.data.sounds import check_length, from_pcm, samples_in, soundfile
 from bytelm.errors import ConfigError, MissingExtraError
 
 _RATES = (1000, 192000)  # Hz
+_LOUDEST = 1 << 20  # times full scale, from where on a float file is cut off, so that sums of samples stay finite
 _GUARD = 1 << 12  # samples of silence, so that the end of a clip does not ring into its beginning
 
 
@@ -84,6 +85,7 @@ class Audio(Modality):
             raise DamagedError(f"{rate} samples a second, not from {_RATES[0]} to {_RATES[1]}")
         if (np.abs(clip) > 1).any():
             notes["clipped"] += 1
+            clip = clip.clip(-_LOUDEST, _LOUDEST)
         if _is_finer(clip, self.config.bits):
             notes[f"rounded to {self.config.bits} bits"] += 1
         if clip.shape[1] > 1:
