@@ -340,6 +340,27 @@ def test_a_prompt_may_be_read_in_chunks_and_in_inference_mode() -> None:
     assert torch.equal(hf.generate(first.sequences, **options), wanted)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("name", [*KINDS, PLAIN])
+def test_rows_padded_on_the_right_go_on_after_their_ends(name: str, cached: bool) -> None:
+    """Whatever piece those ends were read in: a piece of nothing but PADs has the logits of what came before it."""
+    hf = wrapped(name)
+    padded = dict(ByteTokenizer(padding_side="right")(TEXTS, return_tensors="pt", padding=True))
+    ids, mask = padded["input_ids"], padded["attention_mask"]
+    with torch.no_grad():
+        wanted = hf(**padded).logits[:, -1]
+        for cut in (3, 20, ids.shape[1] - 1):
+            cache = hf(ids[:, :cut], attention_mask=mask[:, :cut], use_cache=True).past_key_values
+            if not cached:  # what it remembers of the end is made again
+                cache = copy.deepcopy(cache)
+            found = hf(ids[:, cut:], attention_mask=mask, past_key_values=cache).logits[:, -1]
+            assert torch.allclose(found, wanted, atol=1e-4), cut
+    ids = written(hf, **padded, use_cache=False)
+    assert torch.equal(written(hf, **padded, prefill_chunk_size=7), ids)
+    whole = hf(**padded, use_cache=True).past_key_values
+    assert torch.equal(written(hf, **padded, past_key_values=whole), ids)
+
+
 def test_a_loop_of_ones_own_outgrows_its_first_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bytelm.hf.cache.LEAST", 1)
     hf, ids = wrapped(), one()["input_ids"]

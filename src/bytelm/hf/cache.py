@@ -56,10 +56,12 @@ class ByteCache(Cache):
         self.state: Any = None
         self.reader: Reader | None = None
         self.looked: object = None
+        self.newest: Tensor | None = None
+        """The logits of the last column, `[batch, vocab]`: those of PADs that come next. None: to be made again."""
 
     def __getstate__(self) -> dict[str, Any]:
         """A decoder is not copied: the copy reads the ids again when it is used."""
-        return {**self.__dict__, "reader": None, "looked": None}
+        return {**self.__dict__, "reader": None, "looked": None, "newest": None}
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -83,9 +85,22 @@ class ByteCache(Cache):
                     _, self.state = model(self.ids(), self.state)
             logits, self.state = model(ids, self.state)
             logits = over_pads(logits, ids)[:, -keep:]
+        if bool((ids == PAD).any()):
+            logits = self.over_leading(model, logits, ids)
+        self.newest = logits[:, -1].clone()
         self.parts.append(ids.clone())  # not a view of what the caller has
         self.length += new
         return logits
+
+    def over_leading(self, model: ByteModel, logits: Tensor, ids: Tensor) -> Tensor:
+        """`logits` `[batch, keep, vocab]` of the last new ids with those of what was read before for PADs in front."""
+        leading = (ids == PAD).int().cummin(1).values.bool()[:, -logits.shape[1] :, None]
+        if not self.length or not bool(leading.any()):
+            return logits
+        if self.newest is None:
+            before = self.ids()
+            self.newest = over_pads(model(before)[0], before)[:, -1]
+        return torch.where(leading, self.newest[:, None].to(logits), logits)
 
     def ids(self) -> Tensor:
         """All that was read, `[batch, length]`."""
@@ -127,6 +142,7 @@ class ByteCache(Cache):
         if not self.parts:
             return
         self.parts = [self.ids()[beam_idx.to(self.parts[0].device)]]
+        self.newest = None
         if self.state is not None:
             self.state = take_rows(self.state, beam_idx.long())
         if self.reader and not self.reader.select(beam_idx.tolist()):
@@ -149,7 +165,7 @@ class ByteCache(Cache):
             raise UsageError(f"crop({tokens_to_remove}): give the number of positions to forget as a negative one")
         if not self.parts or not tokens_to_remove:
             return
-        self.parts, self.state = [self.ids()[:, :tokens_to_remove]], None
+        self.parts, self.state, self.newest = [self.ids()[:, :tokens_to_remove]], None, None
         self.length = self.parts[0].shape[1]
         if self.reader:
             self.reader.agrees = False
