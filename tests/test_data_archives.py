@@ -147,7 +147,16 @@ def test_what_is_in_an_archive_is_read_as_in_a_folder(make: Callable[..., bytes]
 
 @pytest.mark.fault("D5")
 def test_links_devices_and_what_cannot_be_read_are_noted(tmp_path: Path) -> None:
-    kinds = {b"1": "hard", b"2": "soft", b"3": "char", b"6": "pipe", b"M": "volume", b"5": "folder"}
+    kinds = {
+        b"1": "hard",
+        b"2": "soft",
+        b"3": "char",
+        b"6": "pipe",
+        b"M": "volume",
+        b"5": "folder",
+        b"V": "label",
+        b"D": "names",
+    }
     members = b"".join(entry(kind, name, "/etc/passwd") for kind, name in kinds.items())
     (tmp_path / "x.tar").write_bytes(members + tar({"real": b"real"}))
     report = SourceReport()

@@ -362,6 +362,10 @@ def test_a_compressed_file_may_not_ask_for_any_amount_of_memory(
         f"{path} has a window or dictionary larger than data.max_window = 256 MiB: allow more memory, as in "
         f"--set data.max_window=2048, or decompress it on the way, as in `{tool} {path} | bytelm train -`"
     )
+    for name in (f"x.jsonl{suffix}", f"X.TAR{suffix}"):  # which a pipe would have learnt from as they stand
+        path.with_name(name).write_bytes(large)
+        with pytest.raises(DataError, match=rf"beforehand, as in `{tool.replace('-dc', '-d')} .*{name}`$"):
+            read(path.with_name(name))
     assert read(path, max_window=2048) == [(str(path), b"x")]
     words = ["data", "pack", str(path), "-o", str(tmp_path / "p")]
     assert cli(words) == 3

@@ -461,6 +461,21 @@ def test_specials_are_shown_until_they_are_skipped() -> None:
     assert TOKENIZER.decode([0xC3, BOS, 0xA9]) == "\ufffd<bos>\ufffd"
 
 
+def test_ids_and_tokens_that_there_are_not() -> None:
+    assert TOKENIZER.convert_tokens_to_ids("<|im_end|>") is None  # as tools ask whether it exists
+    for ids in ([-100, 104], [300], 260):
+        for skip in (False, True):
+            with pytest.raises(UsageError, match=r"is no id \(0 to 259\)"):
+                TOKENIZER.decode(ids, skip_special_tokens=skip)
+    for add in (
+        lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "[PAD]"}),
+        lambda tokenizer: tokenizer.add_tokens(["<|user|>"]),
+    ):
+        with pytest.raises(UsageError, match="cannot be added: a model of bytes has 260 ids"):
+            add(ByteTokenizer())
+    assert ByteTokenizer().add_special_tokens({"pad_token": "<eos>"}) == 0  # as fine-tuning scripts do
+
+
 STOPS = [
     (["é"], "l'été", "l'é"),
     (["。"], "はい。いいえ。", "はい。"),

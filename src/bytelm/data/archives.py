@@ -24,6 +24,7 @@ from bytelm.errors import DataError
 
 Member = tuple[str, Callable[[int], bytes]]  # its name, and how it is read until the next one is asked for
 
+_LISTS = (b"V", b"D")  # of GNU tar: the archive's label, and the names that a folder had; they hold no file
 _HEADERS = 1 << 20  # bytes of headers before one file of a .tar; tarfile holds them all
 _BLOCK = tarfile.BLOCKSIZE
 # zipfile bounds what it makes of one read with these alone: of bz2 it makes gigabytes, of lzma what the file asks for.
@@ -64,7 +65,7 @@ def tar_members(pieces: Iterator[bytes], name: str, report: SourceReport) -> Ite
     try:
         with tarfile.TarFile(fileobj=cast(IO[bytes], tape), encoding="utf-8", errors="surrogateescape") as archive:
             while (member := _next(archive, tape)) is not None:
-                if member.isdir():
+                if member.isdir() or member.type in _LISTS:
                     continue
                 inner = _inside(name, member.name, report)
                 if inner is None:

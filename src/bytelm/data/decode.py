@@ -6,6 +6,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePath
 from typing import Protocol, cast, runtime_checkable
 
 from bytelm.data.files import PIECE
@@ -19,6 +20,7 @@ COMPRESSED = {name: name for name in (".gz", ".bz2", ".xz", ".lzma", ".zst")} | 
 _FEED = 1 << 10
 RATIO = 1000  # decoded bytes per compressed byte read, above
 SLACK = 64 << 20  # this many bytes that are always allowed
+_NAMED = (".jsonl", ".ndjson", ".tar")  # whose contents are read as their names say, see `formats`
 MAX_WINDOW = 256  # MiB of what was decoded before that a file may refer to; a decoder holds as much in memory
 
 
@@ -128,8 +130,13 @@ def _refused(error: Exception, suffix: str, name: str, max_window: int) -> DataE
     """What to say of what a decoder raised: of one kind of refusal the user can be rid of."""
     if not any(word in str(error) for word in ("Memory usage limit", "too much memory")):
         return DataError(f"{name} cannot be decompressed: {error}")
-    tool = "zstd -dc --long=31" if suffix == ".zst" else "xz -dc"
+    tool = "zstd -d{} --long=31" if suffix == ".zst" else "xz -d{}"
+    # Through a pipe a file has no name that says what is in it, and would be learnt from as it stands.
+    if PurePath(name).stem.lower().endswith(_NAMED) or name.lower().endswith((".tzst", ".txz")):
+        way = f"decompress it beforehand, as in `{tool.format('')} {name}`"
+    else:
+        way = f"decompress it on the way, as in `{tool.format('c')} {name} | bytelm train -`"
     return DataError(
         f"{name} has a window or dictionary larger than data.max_window = {max_window} MiB: allow more memory, as in "
-        f"--set data.max_window=2048, or decompress it on the way, as in `{tool} {name} | bytelm train -`"
+        f"--set data.max_window=2048, or {way}"
     )

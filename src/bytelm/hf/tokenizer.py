@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -62,7 +62,7 @@ class ByteTokenizer(PreTrainedTokenizer):
 
     def to_bytes(self, ids: Tensor | Iterable[int]) -> bytes:
         """The bytes that the ids of one row stand for; specials stand for none."""
-        return bytes(symbol for symbol in (ids.tolist() if isinstance(ids, Tensor) else ids) if symbol < BYTES)
+        return bytes(symbol for symbol in checked(ids.tolist() if isinstance(ids, Tensor) else ids) if symbol < BYTES)
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         try:
@@ -70,24 +70,38 @@ class ByteTokenizer(PreTrainedTokenizer):
         except UnicodeEncodeError as error:
             raise UsageError(f"{text[error.start : error.end]!r} is no text: pass bytes through from_bytes") from None
 
-    def _convert_token_to_id(self, token: str) -> int:
-        return VOCABULARY[token]
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        for token in map(str, new_tokens):
+            if token not in VOCABULARY:
+                raise UsageError(f"{token!r} cannot be added: a model of bytes has {len(VOCABULARY)} ids, no more")
+        return super()._add_tokens(new_tokens, special_tokens)
+
+    def _convert_token_to_id(self, token: str) -> int | None:
+        return VOCABULARY.get(token)  # None is what tools expect that ask whether a token exists
 
     def _convert_id_to_token(self, index: int) -> str:
         return NAMES[index]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens, specials by their names."""
-        return self._decode([self._convert_token_to_id(token) for token in tokens])
+        return self._decode([VOCABULARY[token] for token in tokens])
 
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, *args: Any, **kwargs: Any) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        data = self.to_bytes(ids) if skip_special_tokens else b"".join(SHOWN[symbol] for symbol in ids)
+        data = self.to_bytes(ids) if skip_special_tokens else b"".join(SHOWN[symbol] for symbol in checked(ids))
         return data.decode(errors="replace")
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """There is none."""
         return ()
+
+
+def checked(ids: Iterable[int]) -> Iterator[int]:
+    """The same ids. Raises UsageError for one that stands for nothing."""
+    for symbol in ids:
+        if not 0 <= symbol < len(VOCABULARY):
+            raise UsageError(f"{symbol} is no id (0 to {len(VOCABULARY) - 1}): leave out what is masked, then decode")
+        yield symbol
 
 
 @cache
