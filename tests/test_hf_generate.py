@@ -361,6 +361,20 @@ def test_rows_padded_on_the_right_go_on_after_their_ends(name: str, cached: bool
     assert torch.equal(written(hf, **padded, past_key_values=whole), ids)
 
 
+def test_what_padding_goes_on_from_is_forgotten_with_what_was_read() -> None:
+    """After a crop into a row, or with rows in another order, PADs have the logits of the ids that are held now."""
+    hf, pads = wrapped(), torch.full((2, 2), PAD)
+    ids = torch.tensor([[BOS, *b"abcdef"], [BOS, *b"ghijkl"]])
+    with torch.no_grad():
+        cache = hf(ids, use_cache=True).past_key_values
+        cache.crop(-3)
+        found = hf(pads, past_key_values=cache).logits[:, -1]
+        assert torch.allclose(found, hf(ids[:, :-3]).logits[:, -1], atol=1e-5)
+        cache.reorder_cache(torch.tensor([1, 0]))
+        found = hf(pads, past_key_values=cache).logits[:, -1]
+        assert torch.allclose(found, hf(ids[[1, 0], :-3]).logits[:, -1], atol=1e-5)
+
+
 def test_a_loop_of_ones_own_outgrows_its_first_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bytelm.hf.cache.LEAST", 1)
     hf, ids = wrapped(), one()["input_ids"]

@@ -186,9 +186,8 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
                 past_key_values.crop(new - 1)
             new = 1
         ids = input_ids if new is None else input_ids[:, -new:]
-        if not (
-            isinstance(past_key_values, ByteCache) and past_key_values.reader
-        ):  # a decoder is on the CPU, as ids are
+        decoded = isinstance(past_key_values, ByteCache) and past_key_values.reader is not None
+        if not decoded:  # a decoder is on the CPU, as ids are
             ids = ids.to(self.model.device)
         given = {name: kwargs[name] for name in ("use_cache", "logits_to_keep") if name in kwargs}
         return {"input_ids": ids, "attention_mask": attention_mask, "past_key_values": past_key_values, **given}
