@@ -48,7 +48,7 @@ def test_both_forms_of_linear_attention_are_the_papers(length: int) -> None:
     torch.manual_seed(length)
     theta, heads, dim = 100.0, 2, 6
     query, keys, values = torch.randn(3, 1, length, heads, dim).double()
-    nowhere = Where.zero(1, query.device)
+    nowhere = Where.zero(1)
     starts = torch.zeros(1, length, dtype=torch.bool)
     view = LinearView.of(torch.tensor([length]), starts, nowhere, dim, theta)
     ours, _ = view.attend(query, keys, values, None)
@@ -72,9 +72,7 @@ def test_a_linear_state_does_not_grow() -> None:
 
 def test_sums_stay_in_float32_under_bfloat16() -> None:
     """In bfloat16 a sum over a thousand bytes would stand still."""
-    view = LinearView.of(
-        torch.tensor([1]), torch.zeros(1, 1, dtype=torch.bool), Where.zero(1, torch.device("cpu")), 8, 1e4
-    )
+    view = LinearView.of(torch.tensor([1]), torch.zeros(1, 1, dtype=torch.bool), Where.zero(1), 8, 1e4)
     one = torch.ones(1, 1, 2, 8, dtype=torch.bfloat16)
     sums = Sums.zero(1, 2, 8, one.device)
     for _ in range(1000):

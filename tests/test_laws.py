@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bytelm.models import objective
+from bytelm.models import transformer as byte_transformer
 from bytelm.models.blt import BLT
 from bytelm.models.megabyte import Megabyte
 from bytelm.models.objective import score
@@ -24,6 +25,7 @@ from bytelm.nn import shift as shifting
 from bytelm.nn.attention import View
 from bytelm.nn.concatenate import PatchEmbedding
 from bytelm.nn.embed import NgramEmbedding
+from bytelm.nn.norm import RMSNorm
 from bytelm.nn.patches import Grid
 from bytelm.patching.base import Guard
 from bytelm.patching.layout import Layout, Rows
@@ -40,6 +42,7 @@ from bytelm.testing import (
     tiny_models,
     tiny_patchers,
 )
+from bytelm.transfer import to_host
 from bytelm.units import BOS, BYTES, EOS, PAD, VOCAB, bits_per_byte
 
 MODELS = dict(tiny_models())
@@ -49,7 +52,7 @@ MEGABYTE = "megabyte (cross-patch attention, convolutions)"
 SHIFTED = "megabyte_pytorch (three stages, positions of every kind)"
 
 # A shape that was held to every law with one patcher need only be held to those about patches with the others.
-PATCH_LAWS = ("causality", "split", "boundaries")
+PATCH_LAWS = ("causality", "split", "boundaries", "elsewhere")
 FIRST = {name.split(" on ")[0]: name for name in reversed(MODELS)}
 CASES = [(name, law) for name in MODELS for law in (MODEL_LAWS if name in FIRST.values() else PATCH_LAWS)]
 
@@ -162,13 +165,13 @@ def block_forgotten_in_the_count(patch: pytest.MonkeyPatch) -> None:
 
 def ngrams_forget(patch: pytest.MonkeyPatch) -> None:
     hashes: Any = NgramEmbedding.hashes
-    wrong = lambda self, rows, starts, recent: hashes(self, rows, starts, torch.full_like(recent, PAD))  # noqa: E731
+    wrong = lambda self, ids, starts, recent: hashes(self, ids, starts, torch.full_like(recent, PAD))  # noqa: E731
     patch.setattr(NgramEmbedding, "hashes", wrong)
 
 
 def ngrams_cross_documents(patch: pytest.MonkeyPatch) -> None:
     hashes: Any = NgramEmbedding.hashes
-    wrong = lambda self, rows, starts, recent: hashes(self, rows, starts & False, recent)  # noqa: E731
+    wrong = lambda self, ids, starts, recent: hashes(self, ids, starts & False, recent)  # noqa: E731
     patch.setattr(NgramEmbedding, "hashes", wrong)
 
 
@@ -269,6 +272,41 @@ def shift_crosses_documents(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shifting, "shift", wrong)
 
 
+def ids_left_on_the_host(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(byte_transformer, "to_device", lambda x, where: x)
+
+
+def normed(patch: pytest.MonkeyPatch, also: Callable[[Tensor], Any]) -> None:
+    forward: Any = RMSNorm.forward
+
+    def wrong(self: RMSNorm, x: Tensor) -> Tensor:
+        found = forward(self, x)
+        other = also(found.detach())
+        return other if isinstance(other, Tensor) else found
+
+    patch.setattr(RMSNorm, "forward", wrong)
+
+
+def a_branch_on_the_device(patch: pytest.MonkeyPatch) -> None:
+    normed(patch, lambda x: bool(x.amax() > 1e9))
+
+
+def a_size_asked_of_the_device(patch: pytest.MonkeyPatch) -> None:
+    normed(patch, lambda x: int((x != 0).sum()))
+
+
+def a_mask_as_index_on_the_device(patch: pytest.MonkeyPatch) -> None:
+    normed(patch, lambda x: len(x[x > 1e9]))
+
+
+def fetched_in_every_layer(patch: pytest.MonkeyPatch) -> None:
+    normed(patch, lambda x: len(to_host(x)))
+
+
+def other_numbers_on_the_device(patch: pytest.MonkeyPatch) -> None:
+    normed(patch, lambda x: x * 1.001 if x.device.type != "cpu" else None)
+
+
 PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (window_ignored_with_a_cache, WINDOWED, "split"),
     (window_ignored_with_a_cache, SPACED, "split"),
@@ -297,6 +335,12 @@ PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (parameter_left_alone, WINDOWED, "initialise"),
     (weight_not_stored, SPACED, "saved"),
     (pieces_in_half, WINDOWED, "precision"),
+    (ids_left_on_the_host, WINDOWED, "elsewhere"),
+    (a_branch_on_the_device, SPACED, "elsewhere"),
+    (a_size_asked_of_the_device, MEGABYTE, "elsewhere"),
+    (a_mask_as_index_on_the_device, SPACED, "elsewhere"),
+    (fetched_in_every_layer, WINDOWED, "elsewhere"),
+    (other_numbers_on_the_device, SPACED, "elsewhere"),
 ]
 
 

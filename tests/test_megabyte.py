@@ -39,7 +39,7 @@ def whole(stack: Stack, x: Tensor) -> Tensor:
     """Causal blocks over `[batch, positions, dim]`, each row by itself."""
     batch, length, _ = x.shape
     starts = torch.zeros(batch, length, dtype=torch.bool)
-    view = stack.view(torch.full((batch,), length), starts, Where.zero(batch, x.device), None)
+    view = stack.view(torch.full((batch,), length), starts, Where.zero(batch), None)
     assert isinstance(view, View)
     return stack(x, view, None)[0]
 

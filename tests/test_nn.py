@@ -193,7 +193,7 @@ def embedding() -> NgramEmbedding:
 def test_the_hash_is_the_published_one() -> None:
     """Golden values of "ab" after BOS: 1, 101, 102 once specials come first, oldest id first; the second one wraps."""
     rows = Rows.of(torch.tensor([[BOS, *b"ab"]]))
-    found = embedding().hashes(rows, rows.starts(torch.tensor([0])), torch.full((1, 7), PAD))[0]
+    found = embedding().hashes(rows.ids, rows.starts(torch.tensor([0])), torch.full((1, 7), PAD))[0]
     assert found[2, :2].tolist() == [(101 + 102 * 1000000007) % TABLE, 1923]
     assert found.tolist() == hashed([BOS, *b"ab"])
 
@@ -202,13 +202,13 @@ def test_the_hash_is_the_published_one() -> None:
 def test_hashes_are_those_of_each_document_alone(documents: list[list[int]], data: st.DataObject) -> None:
     """Over document starts, and over the edges of pieces with PADs in them."""
     layer, line = embedding(), [i for document in documents for i in document]
-    recent, position, found = layer.begin(1, torch.device("cpu")), 0, list[list[int]]()
+    recent, position, found = layer.begin(1), 0, list[list[int]]()
     while line:
         size, before, behind = data.draw(st.tuples(st.integers(1, 9), st.integers(0, 2), st.integers(0, 2)))
         piece, line = line[:size], line[size:]
         rows = Rows.of(torch.tensor([[PAD] * before + piece + [PAD] * behind], dtype=torch.long))
         starts = rows.starts(torch.tensor([position]))
-        found += layer.hashes(rows, starts, recent)[0, : len(piece)].tolist()
+        found += layer.hashes(rows.ids, starts, recent)[0, : len(piece)].tolist()
         _, recent = layer(rows, starts, recent)
         position += len(piece)
     assert found == [hashes for document in documents for hashes in hashed(document)]
@@ -219,7 +219,7 @@ def test_tables_do_not_share_rows() -> None:
     assert layer.ngram is not None
     assert layer.ngram.num_embeddings == FUNCTIONS * len(SIZES) * TABLE
     rows = Rows.of(torch.tensor([[BOS, *range(256)]]))
-    found = layer.hashes(rows, rows.starts(torch.tensor([0])), layer.begin(1, torch.device("cpu")))[0]
+    found = layer.hashes(rows.ids, rows.starts(torch.tensor([0])), layer.begin(1))[0]
     assert torch.equal(found // TABLE, torch.arange(6).expand(257, 6))
 
 

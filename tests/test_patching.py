@@ -124,7 +124,7 @@ def test_the_guard_counts_as_written_out(proposed: list[bool], longest: int | No
     guard = Guard(longest, singles)
     rows = Rows.of(torch.zeros(1, len(proposed), dtype=torch.long))
     nothing = torch.zeros(1, len(proposed), dtype=torch.bool)
-    found, _ = guard.apply(torch.tensor([proposed]), nothing, rows, guard.begin(1, torch.device("cpu")))
+    found, _ = guard.apply(torch.tensor([proposed]), nothing, rows, guard.begin(1))
     gap = run = 0
     for proposal, opened in zip(proposed, found[0].tolist(), strict=True):
         run = run + 1 if proposal else 0

@@ -18,7 +18,7 @@ HOST = torch.device("cpu")
 def to_device(x: Tensor, where: Tensor | torch.device) -> Tensor:
     """The same numbers where `where` is. From the host to a GPU they travel in order with its work, without a wait."""
     device = where if isinstance(where, torch.device) else where.device
-    if x.device == device or (x.device.type == device.type and device.index is None):
+    if x.device.type == device.type:  # a process has one device
         return x
     if device.type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory()  # from pageable memory a copy waits for all that is queued

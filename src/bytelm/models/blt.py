@@ -31,6 +31,7 @@ from bytelm.nn.pool import segment_max
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.base import Patcher, PatchState
 from bytelm.patching.layout import Layout, Rows, forced_openings, tail
+from bytelm.transfer import to_device
 from bytelm.units import VOCAB
 
 
@@ -169,7 +170,7 @@ class Encoder(nn.Module):
     def patches(self, states: list[Tensor], layout: Layout) -> Float[Tensor, "batch patches width"]:
         """The patches that close: queries max-pooled from their bytes, then carried through the cross-attentions."""
         batch, count = len(layout.counts), layout.patches
-        segment = layout.segment.flatten()
+        segment = to_device(layout.segment.flatten(), states[0])
         pooled = segment_max(states[0].flatten(0, 1), segment, batch * count + 1)[:-1]
         pooled = pooled.masked_fill(pooled == float("-inf"), 0.0)  # rows with fewer patches than the widest
         queries = self.split(pooled).unflatten(-1, (self.config.queries, -1))
@@ -200,6 +201,7 @@ class Decoder(nn.Module):
         caches: tuple[Cache, ...] | None,
     ) -> tuple[Float[Tensor, "batch new vocab"], tuple[Cache, ...]]:
         """`index` says which of the latents each byte reads."""
+        index = to_device(index, x)
         kept: list[Cache] = []
         for layer, read in enumerate(self.cross):
             x, cache = self.stack.layer(layer, read(x, latents, index), view, caches)
@@ -265,11 +267,11 @@ class BLT(ByteModel):
         """The state of rows that have read nothing yet."""
         config, device = self.config, self.device
         return BLTState(
-            patcher=self.patcher.begin(batch, device),
-            bytes=Where.zero(batch, device),
-            patches=Where.zero(batch, device),
-            recent=self.encoder.embed.begin(batch, device),
-            held=torch.zeros(batch, dtype=torch.long, device=device),
+            patcher=self.patcher.begin(batch),
+            bytes=Where.zero(batch),
+            patches=Where.zero(batch),
+            recent=self.encoder.embed.begin(batch),
+            held=torch.zeros(batch, dtype=torch.long),
             open=(torch.zeros(batch, 0, config.local_dim, device=device),) * len(self.encoder.crossed),
             latent=torch.zeros(batch, config.queries, config.local_dim, device=device),
             encoder=self.encoder.stack.begin(batch, device),
@@ -315,7 +317,7 @@ class BLT(ByteModel):
             recent=recent,
             held=layout.held,
             open=tuple(tail(h, ends, width) for h in held),
-            latent=latents[torch.arange(len(ids), device=ids.device), layout.counts],
+            latent=latents[torch.arange(len(ids), device=latents.device), to_device(layout.counts, latents)],
             encoder=encoder,
             latents=latent_caches,
             decoder=decoder,

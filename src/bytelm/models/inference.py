@@ -17,6 +17,7 @@ from bytelm.errors import UsageError
 from bytelm.models.base import ByteModel
 from bytelm.nn.state import put_rows
 from bytelm.patching.layout import Rows, at_end, since, tail
+from bytelm.transfer import to_device
 from bytelm.units import BOS, PAD
 
 Mode = Literal["basic", "sliding", "strided", "both"]
@@ -98,7 +99,7 @@ class Strided(ByteModel):
 
     def begin(self, batch: int) -> StridedState:
         """The state of rows that have read nothing yet."""
-        zero = torch.zeros(batch, dtype=torch.long, device=self.device)
+        zero = torch.zeros(batch, dtype=torch.long)
         return StridedState(zero, zero, self.model.begin(batch), self.model.begin(batch))
 
     def forward(
@@ -108,7 +109,7 @@ class Strided(ByteModel):
         boundaries: Bool[Tensor, "batch new"] | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], StridedState | None]:
         """See `ByteModel`."""
-        none = ids.new_zeros(len(ids))
+        none = torch.zeros(len(ids), dtype=torch.long)
         begun = state if state is not None else StridedState(none, none, None, None)
         rows, half = Rows.of(ids), self.patch // 2
         offset = since(rows.starts(begun.read), begun.offset)
@@ -116,7 +117,7 @@ class Strided(ByteModel):
         early, first = self.model(rows.ids, begun.first)
         late, second = self.model(later, begun.second)
         taken = (offset >= self.patch) & (offset % self.patch >= half)
-        logits = rows.restore(torch.where(taken[..., None], late, early))
+        logits = rows.restore(torch.where(to_device(taken, late)[..., None], late, early))
         if state is None:
             return logits, None
         after = at_end(offset, rows.lengths, state.offset)
@@ -182,8 +183,8 @@ class Sliding(ByteModel):
 
     def begin(self, batch: int) -> SlidingState:
         """The state of rows that have read nothing yet."""
-        zero = torch.zeros(batch, dtype=torch.long, device=self.device)
-        recent = torch.full((batch, self.context - self.stride), PAD, device=self.device)
+        zero = torch.zeros(batch, dtype=torch.long)
+        recent = torch.full((batch, self.context - self.stride), PAD)
         return SlidingState(zero, zero, recent, self.model.begin(batch))
 
     def forward(
@@ -205,7 +206,7 @@ class Sliding(ByteModel):
                 inner = self.restarted(inner, full & (window == index), line)
             here = window == index
             found, inner = self.model(rows.ids.masked_fill(~here, PAD), inner)
-            logits = found if logits is None else torch.where(here[..., None], found, logits)
+            logits = found if logits is None else torch.where(to_device(here, found)[..., None], found, logits)
         assert logits is not None and logits.shape[-1] == self.vocabulary
         if state is None:
             return rows.restore(logits), None

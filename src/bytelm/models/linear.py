@@ -20,6 +20,7 @@ from bytelm.nn.linear import LinearView, Sums
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows
+from bytelm.transfer import to_device
 from bytelm.units import VOCAB
 
 
@@ -91,7 +92,7 @@ class LinearTransformer(ByteModel):
         """The state of rows that have read nothing yet."""
         config = self.config
         nothing = Sums.zero(batch, config.heads, config.dim // config.heads, self.device)
-        return LinearState(Where.zero(batch, self.device), (nothing,) * config.layers)
+        return LinearState(Where.zero(batch), (nothing,) * config.layers)
 
     def forward(
         self,
@@ -101,8 +102,9 @@ class LinearTransformer(ByteModel):
     ) -> tuple[Float[Tensor, "batch new vocab"], LinearState | None]:
         """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
         rows, config = Rows.of(ids), self.config
-        where = state.where if state else Where.zero(len(ids), ids.device)
-        view = LinearView.of(rows.lengths, rows.starts(where.position), where, config.dim // config.heads, config.theta)
-        x, kept = self.stack(self.embedding(rows.ids), view, state.sums if state else None)
+        where = state.where if state else Where.zero(len(ids))
+        shape = (config.dim // config.heads, config.theta)
+        view = LinearView.of(rows.lengths, rows.starts(where.position), where, *shape, self.device)
+        x, kept = self.stack(self.embedding(to_device(rows.ids, self.device)), view, state.sums if state else None)
         logits = self.head(self.norm(x)).float()
         return rows.restore(logits), None if kept is None else LinearState(view.after, kept)

@@ -36,6 +36,7 @@ from bytelm.nn.norm import RMSNorm
 from bytelm.nn.patches import Grid, PatchView
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows, at_end, fronted, since
+from bytelm.transfer import to_device
 from bytelm.units import BOS, PAD, VOCAB
 
 PIECE = 1 << 23  # positions × width × layers of an inner stage that are computed at a time where memory is to be spared
@@ -258,13 +259,13 @@ class Megabyte(ByteModel):
 
     def begin(self, batch: int) -> MegabyteState:
         """The state of rows that have read nothing yet."""
-        zero = torch.zeros(batch, dtype=torch.long, device=self.device)
+        zero = torch.zeros(batch, dtype=torch.long)
         latents = tuple(torch.zeros(batch, dim, device=self.device) for dim in self.config.dims[:-1])
         return MegabyteState(
             read=zero,
             offset=zero,
             recent=tuple(embed.begin(batch, self.device) for embed in self.embed),
-            patches=Where.zero(batch, self.device),
+            patches=Where.zero(batch),
             latents=latents,
             caches=(
                 self.outer.stack.begin(batch, self.device),
@@ -296,8 +297,10 @@ class Megabyte(ByteModel):
             above, cache = state.latents[level][:, None], state.caches[level]
             if slots.shape[1]:
                 opens = offset.gather(1, slots)
-                x = torch.where((opens % self.config.unit(level - 1) == 0)[..., None], self.pads[level - 1].weight, x)
-                grid = self.grid(level, opens, counts)
+                x = torch.where(
+                    to_device(opens % self.config.unit(level - 1) == 0, x)[..., None], self.pads[level - 1].weight, x
+                )
+                grid = self.grid(level, opens, counts).carried(x.device)
                 x, after = self.inside(level, grid.spread(x, 0), grid, before, cache if keep else None)
                 cache = after or ()
                 above = torch.cat([above.to(x.dtype), grid.collect(x.flatten(1, 2))], 1)
@@ -305,9 +308,8 @@ class Megabyte(ByteModel):
         level = len(self.config.sizes)
         grid = self.grid(level, offset, rows.lengths)
         symbols = torch.where(offset % self.config.sizes[-1] == 0, BOS, rows.ids)
-        logits, cache = self.inside(
-            level, grid.spread(symbols, PAD), grid, above, state.caches[level] if keep else None
-        )
+        cells, grid = to_device(grid.spread(symbols, PAD), self.device), grid.carried(self.device)
+        logits, cache = self.inside(level, cells, grid, above, state.caches[level] if keep else None)
         logits = rows.restore(grid.collect(logits.flatten(1, 2)))
         if not keep:
             return logits, None
@@ -391,4 +393,4 @@ class Megabyte(ByteModel):
 
 def newest(known: Float[Tensor, "batch known dim"], counts: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
     """Each row's last output, after the one of before and `counts` more."""
-    return known[torch.arange(len(known), device=known.device), counts]
+    return known[torch.arange(len(known), device=known.device), to_device(counts, known)]

@@ -37,6 +37,7 @@ from bytelm.nn.norm import RMSNorm
 from bytelm.nn.rope import rotate, rotation
 from bytelm.nn.shift import EPS, ShiftCache, ShiftConfig, ShiftStack
 from bytelm.patching.layout import Rows, at_end, fronted, since, tail
+from bytelm.transfer import to_device
 from bytelm.units import BOS, PAD, VOCAB
 
 THETA = 10_000.0  # of both implementations, in which it is no option
@@ -194,9 +195,9 @@ class Level(nn.Module):
     ) -> Float[Tensor, "batch count dim"]:
         """Vectors of bytes or patches, and where they stand."""
         if self.position is not None:
-            return x + F.embedding(place - 1, self.position.weight)
+            return x + F.embedding(to_device(place - 1, x), self.position.weight)
         if self.turned:
-            return rotate(x[:, :, None], rotation(place - 1, x.shape[-1], THETA))[:, :, 0]
+            return rotate(x[:, :, None], rotation(to_device(place - 1, x), x.shape[-1], THETA))[:, :, 0]
         return x
 
     def forward(
@@ -211,16 +212,16 @@ class Level(nn.Module):
 
         Place 0 is a start token by itself. At least one row has a position.
         """
-        slots = torch.arange(x.shape[1], device=x.device)
+        slots = torch.arange(x.shape[1])
         real = slots < counts[:, None]
         opens = real & (place == 1)
         lengths = counts + opens.sum(1)
         width = int(lengths.max())
         at = torch.where(real, slots + opens.long().cumsum(1), width)
-        index = at[..., None].expand_as(x)
+        index = to_device(at, x)[..., None].expand_as(x)
         start = self.start().expand(len(x), width + 1, -1)
         line = start.scatter(1, index, x.to(start.dtype))[:, :width]
-        starts = torch.zeros(len(x), width + 1, dtype=torch.bool, device=x.device)
+        starts = torch.zeros(len(x), width + 1, dtype=torch.bool)
         starts = starts.scatter(1, torch.where(opens, at - 1, width), True)
         starts = starts.scatter(1, torch.where(real & (place == 0), at, width), True)[:, :width]
         line, where, after = self.stack.advance(line, lengths, starts, where, caches)
@@ -257,15 +258,13 @@ class Outer(Level):
         self, line: Int[Tensor, "batch slots"], slots: Int[Tensor, "batch count"]
     ) -> Float[Tensor, "batch count dim"]:
         """The patches that end at `slots` of `line`."""
-        rows = torch.arange(len(line), device=line.device)[:, None, None]
-        ids = line[rows, slots[..., None] + torch.arange(1 - self.unit, 1, device=line.device)]
-        return self.widen(self.byte(ids).flatten(2))
+        ids = line[torch.arange(len(line))[:, None, None], slots[..., None] + torch.arange(1 - self.unit, 1)]
+        return self.widen(self.byte(to_device(ids, self.byte.weight)).flatten(2))
 
     def alone(self, batch: int) -> Float[Tensor, "batch 1 places below"]:
         """What the stage inside is told after the start token alone, for so many rows."""
-        one = torch.ones(1, dtype=torch.long, device=self.pad.weight.device)
-        view = self.stack.view(one, one[None] > 0, Where.zero(1, one.device), None)
-        x, _ = self.stack(self.start(), view, None)
+        one = torch.tensor([1])
+        x, _ = self.stack(self.start(), self.stack.view(one, one[None] > 0, Where.zero(1), None), None)
         return self.shared(self.norm(x)).expand(batch, -1, -1, -1)
 
     def shared(self, x: Float[Tensor, "batch count dim"]) -> Float[Tensor, "batch count places below"]:
@@ -317,9 +316,9 @@ class MegabytePyTorch(ByteModel):
         """The state of rows that have read nothing yet."""
         parts = (*self.outer, self.inner)
         return MegabytePyTorchState(
-            offset=torch.zeros(batch, dtype=torch.long, device=self.device),
-            recent=torch.full((batch, self.patch - 1), PAD, device=self.device),
-            where=tuple(Where.zero(batch, self.device) for _ in parts),
+            offset=torch.zeros(batch, dtype=torch.long),
+            recent=torch.full((batch, self.patch - 1), PAD),
+            where=tuple(Where.zero(batch) for _ in parts),
             caches=tuple(part.stack.begin(batch, self.device) for part in parts),
             known=tuple(part.alone(batch).repeat(1, 2, 1, 1) for part in self.outer),
         )
@@ -355,13 +354,14 @@ class MegabytePyTorch(ByteModel):
                 x, where, cache = part(x, place, counts, where, cache if keep else None)
                 known = torch.cat([known, part.shared(x).to(known.dtype)], 1)
             above = Above(known, torch.where(part.place(offset) == 1, 0, 1 + ends.cumsum(1) - ends.long()))
-            newest = known[torch.arange(len(ids), device=ids.device), 1 + counts]
+            newest = known[torch.arange(len(ids), device=known.device), to_device(1 + counts, known)]
             wheres, caches = [*wheres, where], [*caches, cache]
             knowns.append(torch.stack([known[:, 0], newest], 1))
         assert above is not None
-        x, place = self.inner.byte(rows.ids), self.inner.place(offset)
-        told = above.told(torch.arange(ids.shape[1], device=ids.device).expand_as(place), place)
-        x = torch.where(offset[..., None] > 0, self.inner.placed(x, place) + told, x)  # BOS's row is the start token
+        x, place = self.inner.byte(to_device(rows.ids, self.device)), self.inner.place(offset)
+        told = above.told(torch.arange(ids.shape[1]).expand_as(place), place)
+        placed = self.inner.placed(x, place) + told
+        x = torch.where(to_device(offset > 0, x)[..., None], placed, x)  # BOS's row is the start token
         place = torch.where(offset > 0, place, 0)
         x, where, cache = self.inner(x, place, rows.lengths, state.where[-1], state.caches[-1] if keep else None)
         logits = rows.restore(self.head(x).float())
@@ -396,5 +396,5 @@ class Above:
         self, slots: Int[Tensor, "batch count"], place: Int[Tensor, "batch count"]
     ) -> Float[Tensor, "batch count dim"]:
         """What the positions that end at new bytes `slots`, at `place` behind their start tokens, are told."""
-        rows = torch.arange(len(slots), device=slots.device)[:, None]
-        return self.known[rows, self.output.gather(1, slots), place - 1]
+        index = torch.arange(len(slots))[:, None], self.output.gather(1, slots), place - 1
+        return self.known[tuple(to_device(x, self.known) for x in index)]

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bytelm.models.base import ByteModel
 from bytelm.patching.layout import Rows
+from bytelm.transfer import to_device
 from bytelm.units import BOS
 
 PIECE = 1 << 16  # targets that are scored at a time
@@ -35,8 +36,8 @@ def score(
         counted = ids != BOS
     counted = (counted & rows.real)[:, 1:]
     logits, _ = model(ids[:, :-1], None, None if boundaries is None else boundaries[:, :-1])
-    nats = nats_of(logits, targets)
-    return (nats * counted).sum(), (model.bytes_in(targets) * counted).sum()
+    nats = nats_of(logits, to_device(targets, logits))
+    return (nats * to_device(counted, nats)).sum(), (model.bytes_in(targets) * counted).sum()
 
 
 def nats_of(logits: Float[Tensor, "batch new vocab"], targets: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new"]:

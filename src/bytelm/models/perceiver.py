@@ -29,6 +29,7 @@ from bytelm.nn.initialise import initialise
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows, since
+from bytelm.transfer import to_device
 from bytelm.units import VOCAB
 
 
@@ -107,7 +108,7 @@ class PerceiverAR(ByteModel):
 
     def begin(self, batch: int) -> PerceiverState:
         """The state of rows that have read nothing yet."""
-        nowhere = Where.zero(batch, self.device)
+        nowhere = Where.zero(batch)
         caches = (stack.begin(batch, self.device) for stack in (self.cross, self.latents))
         return PerceiverState(nowhere, nowhere, *caches)
 
@@ -119,14 +120,14 @@ class PerceiverAR(ByteModel):
     ) -> tuple[Float[Tensor, "batch new vocab"], PerceiverState | None]:
         """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
         rows = Rows.of(ids)
-        nowhere = Where.zero(len(ids), ids.device)
+        nowhere = Where.zero(len(ids))
         begun = state or PerceiverState(nowhere, nowhere, (), ())
         starts = rows.starts(begun.inputs.position)
         place = since(starts, begun.inputs.position - begun.inputs.start - 1)
         opens = starts | ((place % self.config.latents == 0) & rows.real)
 
         wide = self.cross.view(rows.lengths, starts, begun.inputs, state.cross if state else None)
-        x, cross = self.cross(self.embedding(rows.ids), wide, state.cross if state else None)
+        x, cross = self.cross(self.embedding(to_device(rows.ids, self.device)), wide, state.cross if state else None)
         inside = self.latents.view(rows.lengths, opens, begun.block, state.latents if state else None)
         x, latents = self.latents(x, inside, state.latents if state else None)
         logits = rows.restore(self.head(self.norm(x)).float())

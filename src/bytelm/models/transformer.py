@@ -22,6 +22,7 @@ from bytelm.nn.initialise import initialise
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows
+from bytelm.transfer import to_device
 from bytelm.units import VOCAB
 
 NEWLINE = ord("\n")
@@ -95,9 +96,6 @@ class ByteTransformer(ByteModel):
         self._tokens: Bpe | None = None
         if config.vocabulary > VOCAB:
             self.register_buffer("merges", torch.empty(config.vocabulary - VOCAB, 2, dtype=torch.long))
-            # In no checkpoint, so that it must be there when the model is made on the meta device.
-            sizes = torch.empty(config.vocabulary, dtype=torch.long, device="cpu")
-            self.register_buffer("sizes", sizes, persistent=False)
             self.take_tokens(Bpe.empty(config.vocabulary))
             self.register_load_state_dict_post_hook(lambda model, _: model.take_tokens(model.read_tokens()))
 
@@ -109,7 +107,6 @@ class ByteTransformer(ByteModel):
         """Read these tokens from now on; there are as many ids as the configuration says."""
         with torch.no_grad():
             self.get_buffer("merges").copy_(torch.from_numpy(tokens.merges))
-            self.get_buffer("sizes").copy_(torch.from_numpy(tokens.sizes))
         self._tokens = tokens
 
     def read_tokens(self) -> Bpe:
@@ -128,7 +125,7 @@ class ByteTransformer(ByteModel):
 
     def bytes_in(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """See `ByteModel`."""
-        return super().bytes_in(ids) if self._tokens is None else self.get_buffer("sizes")[ids]
+        return super().bytes_in(ids) if self._tokens is None else torch.from_numpy(self._tokens.sizes)[ids]
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`; there are no patches here."""
@@ -140,7 +137,7 @@ class ByteTransformer(ByteModel):
 
     def begin(self, batch: int) -> TransformerState:
         """The state of rows that have read nothing yet."""
-        return TransformerState(Where.zero(batch, self.device), self.stack.begin(batch, self.device))
+        return TransformerState(Where.zero(batch), self.stack.begin(batch, self.device))
 
     def forward(
         self,
@@ -150,12 +147,12 @@ class ByteTransformer(ByteModel):
     ) -> tuple[Float[Tensor, "batch new vocab"], TransformerState | None]:
         """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
         rows = Rows.of(ids)
-        begun = state or TransformerState(Where.zero(len(ids), ids.device), ())
+        begun = state or TransformerState(Where.zero(len(ids)), ())
         starts = rows.starts(begun.where.position)
         if self.config.reset_newline:
             starts = starts | (rows.ids == NEWLINE)
         caches = state.caches if state else None
         view = self.stack.view(rows.lengths, starts, begun.where, caches)
-        x, kept = self.stack(self.embedding(rows.ids), view, caches)
+        x, kept = self.stack(self.embedding(to_device(rows.ids, self.device)), view, caches)
         logits = self.head(self.norm(x)).float()
         return rows.restore(logits), None if kept is None else TransformerState(view.after, kept)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from bytelm.nn import fused
 from bytelm.nn.rope import Rotation, rotate, rotation
 from bytelm.patching.layout import at_end, tail
+from bytelm.transfer import HOST, to_device
 
 BLOCK = 64  # queries that attend together when a windowed call is long
 PRODUCTS = 1024  # slots up to which bf16 on the CPU trains faster with plain products than with the fused kernel
@@ -44,9 +45,9 @@ class Where:
     start: Int[Tensor, " batch"]
 
     @classmethod
-    def zero(cls, batch: int, device: torch.device) -> Where:
+    def zero(cls, batch: int) -> Where:
         """Rows that have read nothing."""
-        zero = torch.zeros(batch, dtype=torch.long, device=device)
+        zero = torch.zeros(batch, dtype=torch.long)
         return cls(zero, zero)
 
     def read(
@@ -56,7 +57,7 @@ class Where:
 
         Returns where each stands, where its document started, and where the rows stand after them.
         """
-        positions = self.position[:, None] + torch.arange(starts.shape[1], device=starts.device)
+        positions = self.position[:, None] + torch.arange(starts.shape[1])
         start = torch.where(starts, positions, -1).cummax(1).values
         start = torch.maximum(start, self.start[:, None])
         return positions, start, Where(self.position + lengths, at_end(start, lengths, self.start))
@@ -116,7 +117,10 @@ class Mask:
 
 @dataclass(frozen=True)
 class View:
-    """What each new position sees when all stand in one line: the slots from `first` to its own."""
+    """What each new position sees when all stand in one line: the slots from `first` to its own.
+
+    All but the rotation is on the host (`bytelm.transfer`); what attention looks into is made where it computes.
+    """
 
     starts: Bool[Tensor, "batch new"]
     """Where a document starts."""
@@ -132,6 +136,8 @@ class View:
     keep: int
     """Slots to keep for the next call."""
     after: Where
+    device: torch.device
+    """Where attention is computed."""
 
     @classmethod
     def of(
@@ -143,11 +149,11 @@ class View:
         window: int | None,
         head_dim: int,
         theta: float,
+        device: torch.device = HOST,
     ) -> View:
         """Derive the view. `starts` marks the new positions at which a document starts."""
         new = starts.shape[1]
-        device = starts.device
-        slots = cached + torch.arange(new, device=device)
+        slots = cached + torch.arange(new)
         before = where.position[:, None] - cached  # the position of slot 0
         positions, start, after = where.read(lengths, starts)
         longest = int(after.position.max()) if len(lengths) else 0
@@ -156,28 +162,35 @@ class View:
         return cls(
             starts=starts,
             first=torch.maximum(slots - width + 1, start - before).clamp(min=0).int(),
-            rotation=rotation(positions, head_dim, theta),
+            rotation=rotation(to_device(positions, device), head_dim, theta),
             lengths=lengths,
             cached=cached,
             block=block,
             reach=-(-width // block) * block if block else 0,
             keep=min(longest, cached + new, width),
             after=after,
+            device=device,
         )
+
+    @cached_property
+    def opens(self) -> Bool[Tensor, "batch new"]:
+        """Where a document starts, as layers that do not mix over it need it."""
+        return to_device(self.starts, self.device)
 
     @cached_property
     def mask(self) -> Mask:
         """The same as a mask: `[batch, 1, new, slots]`, or `[batch · blocks, 1, block, reach + block]` if blocked."""
-        new, device = self.first.shape[1], self.first.device
+        new, device = self.first.shape[1], self.device
         if not self.block:
             # From the first slot on, nothing cached: plain causal attention needs no mask.
             if self.cached == 0 and not bool(self.first.any()):
                 return Mask(None, new, device)
+            first = to_device(self.first, device)
             slots = torch.arange(self.cached + new, device=device)
             last = slots[self.cached :, None]
-            return Mask(((slots >= self.first[..., None]) & (slots <= last))[:, None], new, device)
+            return Mask(((slots >= first[..., None]) & (slots <= last))[:, None], new, device)
         blocks = -(-new // self.block)
-        first = F.pad(self.first, (0, blocks * self.block - new)).unflatten(1, (blocks, self.block))
+        first = F.pad(to_device(self.first, device), (0, blocks * self.block - new)).unflatten(1, (blocks, self.block))
         slots = torch.arange(self.reach + self.block, device=device)
         last = self.reach + torch.arange(self.block, device=device)[:, None]
         # A block's own slot 0 is that many slots before or after slot 0 of the line.

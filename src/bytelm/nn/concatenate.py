@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bytelm.errors import UsageError
 from bytelm.patching.layout import tail
+from bytelm.transfer import to_device
 from bytelm.units import VOCAB
 
 
@@ -87,7 +88,9 @@ class PatchEmbedding(nn.Module):
 
         Raises UsageError for a document longer than E_pos.
         """
-        x = self.byte(ids) + self.position(self.index(offset))
+        first = bool((offset.gather(1, slots) < self.size - 1).any())  # whether the first patch of a document is here
+        index, ids, offset, slots = (to_device(x, self.byte.weight) for x in (self.index(offset), ids, offset, slots))
+        x = self.byte(ids) + self.position(index)
         inputs: list[Tensor] = []
         for layer, width, before in zip(self.convolutions, self.filters, recent.inputs, strict=True):
             x, line = layer(x, offset, before)
@@ -97,7 +100,7 @@ class PatchEmbedding(nn.Module):
         places = torch.arange(self.size, device=ids.device)
         patches = line[rows, slots[..., None] + places]
         here = offset.gather(1, slots)
-        if bool((here < self.size - 1).any()):  # the first patch of a document
+        if first:
             inside: Bool[Tensor, "batch patches size"] = self.size - 1 - places <= here[..., None]
             pad = F.pad(self.pad.weight, (0, 0, 0, 1))
             patches = torch.where(inside[..., None], patches, pad.to(patches.dtype))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from bytelm.nn import fused
 from bytelm.patching.layout import Rows, tail
+from bytelm.transfer import to_device
 from bytelm.units import PAD, VOCAB
 
 # One prime per hash function, as published with the model.
@@ -47,16 +48,16 @@ class NgramEmbedding(nn.Module):
         self.dropout = 0.0
         """Chance of each byte to go without its n-grams in training, so that nothing is learnt by heart alone."""
 
-    def begin(self, batch: int, device: torch.device) -> Int[Tensor, "batch reach"]:
+    def begin(self, batch: int) -> Int[Tensor, "batch reach"]:
         """The ids before the first: none."""
-        return torch.full((batch, self.reach), PAD, device=device)
+        return torch.full((batch, self.reach), PAD)
 
     def hashes(
-        self, rows: Rows, starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
+        self, ids: Int[Tensor, "batch new"], starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
     ) -> Int[Tensor, "batch new tables"]:
-        """The table row of every n-gram that ends at each new id."""
-        new = rows.ids.shape[1]
-        ids = torch.cat([recent, rows.ids], 1)
+        """The table row of every n-gram that ends at each new id, computed where the ids are."""
+        new = ids.shape[1]
+        ids = torch.cat([recent, ids], 1)
         ago = torch.arange(self.reach + 1, device=ids.device)
         back = torch.arange(new, device=ids.device)[:, None] + self.reach - ago
         window = ids[:, back]  # [batch, new, reach + 1], newest first
@@ -78,16 +79,18 @@ class NgramEmbedding(nn.Module):
     def forward(
         self, rows: Rows, starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
     ) -> tuple[Float[Tensor, "batch new dim"], Int[Tensor, "batch reach"]]:
-        """The embeddings of the new ids, and the ids that the next n-grams may still reach."""
-        x = self.byte(rows.ids)
+        """The embeddings of the new ids, and the ids that the next n-grams may still reach, which stay on the host."""
+        device = self.byte.weight.device
+        ids = to_device(rows.ids, device)
+        x = self.byte(ids)
         if self.ngram is None:
             return x, recent
-        found = self.looked_up(self.hashes(rows, starts, recent).flatten(0, 1)).view(x.shape)
+        hashes = self.hashes(ids, to_device(starts, device), to_device(recent, device))
+        found = self.looked_up(hashes.flatten(0, 1)).view(x.shape)
         if self.training and self.dropout:
             found = found * F.dropout(x.new_ones(*x.shape[:-1], 1), self.dropout)
         x = x + found
-        ids = torch.cat([recent, rows.ids], 1)
-        return x, self.forget(ids, starts, rows)
+        return x, self.forget(torch.cat([recent, rows.ids], 1), starts, rows)
 
     def looked_up(self, index: Int[Tensor, "bytes tables"]) -> Float[Tensor, "bytes dim"]:
         """The sum of each byte's rows."""

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from bytelm.nn.attention import Where
 from bytelm.nn.rope import Rotation, rotate, rotation
+from bytelm.transfer import HOST, to_device
 
 CHUNK = 64  # positions that are multiplied with each other
 LEAST = 1e-6  # what a denominator is at the least
@@ -72,12 +73,13 @@ class LinearView:
         where: Where,
         head_dim: int,
         theta: float,
+        device: torch.device = HOST,
     ) -> LinearView:
         """Derive the view. `starts` marks the new positions at which a document starts."""
         positions, _, after = where.read(lengths, starts)
-        turn = rotation(positions, head_dim, theta)
+        turn = rotation(to_device(positions, device), head_dim, theta)
         still = torch.ones_like(turn[0]), torch.zeros_like(turn[1])
-        return cls(starts.long().cumsum(1), lengths, still, turn, after)
+        return cls(to_device(starts.long().cumsum(1), device), to_device(lengths, device), still, turn, after)
 
     def attend(
         self,

@@ -16,6 +16,7 @@ A call that touches one patch alone has one short line instead, from its first p
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 from bytelm.nn import fused
 from bytelm.nn.attention import Cache, Mask, mix
 from bytelm.nn.rope import Rotation, rotate, rotation
+from bytelm.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,15 @@ class Grid:
         follows = linked.new_zeros(batch, patches + 1).scatter(1, torch.where(real, line, patches), linked)
         return cls(size, patches, width, cell, begin, fresh, filled, last, follows[:, :patches])
 
+    def carried(self, device: torch.device) -> Grid:
+        """The same on a device; what decides there was decided on the host."""
+        if device.type == "cpu":
+            return self
+        names = ("cell", "begin", "fresh", "filled", "last", "linked")
+        grid = dataclasses.replace(self, **{name: to_device(getattr(self, name), device) for name in names})
+        grid.__dict__["plain"] = self.plain
+        return grid
+
     @cached_property
     def plain(self) -> bool:
         """Whether the new slots are the first cells, in order: then nothing has to be moved."""
@@ -91,7 +102,8 @@ class Grid:
             cells = F.pad(values, (0, 0) * (values.ndim - 2) + (0, spare), value=empty)
             return cells.unflatten(1, (self.patches, self.width))
         shape = (values.shape[0], self.patches * self.width + 1, *values.shape[2:])
-        index = self.cell.reshape(self.cell.shape + (1,) * (values.ndim - 2)).expand_as(values)
+        cell = to_device(self.cell, values)
+        index = cell.reshape(cell.shape + (1,) * (values.ndim - 2)).expand_as(values)
         cells = torch.full(shape, empty, dtype=values.dtype, device=values.device).scatter(1, index, values)
         return cells[:, :-1].unflatten(1, (self.patches, self.width))
 
@@ -99,7 +111,7 @@ class Grid:
         """What stands in the cells of positions; at slots that hold none, anything."""
         if self.plain:
             return cells[:, : self.cell.shape[1]]
-        index = self.cell.clamp(max=cells.shape[1] - 1)
+        index = to_device(self.cell, cells).clamp(max=cells.shape[1] - 1)
         return cells[torch.arange(len(cells), device=cells.device)[:, None], index]
 
     def lines(self, first: int, stop: int) -> Grid:
@@ -143,9 +155,9 @@ class PatchView:
         size, device = grid.size, grid.filled.device
         slots = torch.arange(size, device=device)
         # Lines that begin at place 0 share one row of angles.
-        places = slots[None] if grid.patches > 1 else grid.begin[:, None] + slots.new_tensor(range(grid.width))
+        places = slots[None] if grid.patches > 1 else grid.begin[:, None] + torch.arange(grid.width, device=device)
         angles = rotation(places, head_dim, theta)
-        turn = rotation(torch.tensor([[-size]], device=device), head_dim, theta)
+        turn = rotation(torch.full((1, 1), -size, device=device), head_dim, theta)
         first = None if grid.patches == 1 and cached else slots.new_zeros(1, grid.width, dtype=torch.int32)
         if first is not None and grid.patches > 1 and reach:
             first = torch.where(grid.linked.flatten()[:, None], first, reach)

@@ -79,7 +79,7 @@ def shift(
     """Half of each vector from the position before, nothing where a document starts; and the newest such half."""
     own, other = x.chunk(2, -1)
     ago = torch.cat([before[:, None].to(x.dtype), other[:, :-1]], 1)
-    ago = ago.masked_fill(view.starts[..., None], 0.0)
+    ago = ago.masked_fill(view.opens[..., None], 0.0)
     return torch.cat([own, ago], -1), at_end(other, view.lengths, before.to(x.dtype))
 
 

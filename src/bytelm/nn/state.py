@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bytelm.transfer import to_device
+
 
 def map_state(function: Callable[..., Tensor], *states: Any) -> Any:
     """Apply `function` to corresponding tensors of states of one type, and rebuild that type from the results."""
@@ -31,7 +33,7 @@ def map_state(function: Callable[..., Tensor], *states: Any) -> Any:
 
 def take_rows(state: Any, rows: Tensor) -> Any:
     """The state of the given rows (int64 indices, any order, repeats allowed)."""
-    return map_state(lambda tensor: tensor[rows], state)
+    return map_state(lambda tensor: tensor[to_device(rows, tensor)], state)
 
 
 def join_rows(states: Sequence[Any]) -> Any:
@@ -44,7 +46,7 @@ def put_rows(state: Any, rows: Tensor, new: Any) -> Any:
 
     def put(old: Tensor, fresh: Tensor) -> Tensor:
         old, fresh = align_right((old.to(fresh.dtype), fresh))  # a state that has read nothing is float32
-        return old.index_copy(0, rows, fresh)
+        return old.index_copy(0, to_device(rows, old), fresh)
 
     return map_state(put, state, new)
 

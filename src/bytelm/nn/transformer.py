@@ -16,6 +16,7 @@ from bytelm.nn import fused
 from bytelm.nn.attention import Attention, Cache, Memory, Sight, View, Where, pairs
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.state import put_rows, take_rows
+from bytelm.transfer import HOST, to_device
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,13 @@ class Stack(nn.Module):
         """What each of the new positions sees; the first `lengths` of each row are real."""
         config = self.config
         cached = caches[0].keys.shape[1] if caches else 0
-        return View.of(lengths, starts, where, cached, config.window, config.head_dim, config.theta)
+        shape = (config.window, config.head_dim, config.theta)
+        return View.of(lengths, starts, where, cached, *shape, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next((p.device for p in self.parameters()), HOST)
 
     def layer(
         self, index: int, x: Tensor, view: Sight[Memory], caches: tuple[Memory, ...] | None
@@ -199,8 +206,9 @@ class Stack(nn.Module):
             return x, view.after, caches
         some = take_rows(caches, rows)
         view = self.view(counts[rows], starts[rows], take_rows(where, rows), some)
-        mixed, some = self(x[rows], view, some)
-        spread = mixed.new_zeros(len(counts), *mixed.shape[1:]).index_copy(0, rows, mixed)
+        among = to_device(rows, x)
+        mixed, some = self(x.index_select(0, among), view, some)
+        spread = mixed.new_zeros(len(counts), *mixed.shape[1:]).index_copy(0, among, mixed)
         after = put_rows(where, rows, view.after)
         return spread, after, None if caches is None else put_rows(caches, rows, some)
 
@@ -211,8 +219,8 @@ class Stack(nn.Module):
 
         Each row starts as a document does, so that attention over runs of slots never looks past it.
         """
-        slots = torch.arange(x.shape[1], device=x.device)
+        slots = torch.arange(x.shape[1])
         real = slots < counts[:, None]
-        line = self.view(counts.sum()[None], (starts | (slots == 0))[real][None], Where.zero(1, x.device), None)
+        line = self.view(counts.sum()[None], (starts | (slots == 0))[real][None], Where.zero(1), None)
         mixed, _ = self(x[real][None], line, None)
         return mixed.new_zeros(x.shape).index_put((real,), mixed[0])

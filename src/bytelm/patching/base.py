@@ -28,11 +28,12 @@ class Patcher(nn.Module, abc.ABC):
     """Says, after each byte, whether the NEXT byte opens a patch. n bytes in, n decisions out.
 
     A decision depends on the bytes read so far and on nothing else; feeding the bytes in any pieces gives the same
-    decisions as feeding them whole. PADs are positions that do not exist, and open nothing.
+    decisions as feeding them whole. PADs are positions that do not exist, and open nothing. Ids, decisions and memory
+    are on the host (`bytelm.transfer`); a scorer computes where its weights are.
     """
 
     @abc.abstractmethod
-    def memory(self, batch: int, device: torch.device) -> Any:
+    def memory(self, batch: int) -> Any:
         """What the scheme remembers of rows that have read nothing."""
 
     @abc.abstractmethod
@@ -41,17 +42,16 @@ class Patcher(nn.Module, abc.ABC):
     ) -> tuple[Bool[Tensor, "batch new"], Any]:
         """The scheme's decisions, those that are `forced` among them, and its memory after the rows' real ids."""
 
-    def begin(self, batch: int, device: torch.device | None = None) -> PatchState:
+    def begin(self, batch: int) -> PatchState:
         """The state of `batch` rows that have read nothing yet."""
-        device = device or torch.device("cpu")
-        return PatchState(torch.zeros(batch, dtype=torch.long, device=device), self.memory(batch, device))
+        return PatchState(torch.zeros(batch, dtype=torch.long), self.memory(batch))
 
     @torch.no_grad()
     def extend(
         self, ids: Int[Tensor, "batch new"], state: PatchState | None = None
     ) -> tuple[Bool[Tensor, "batch new"], PatchState]:
         """Read `ids` after what `state` has read. Returns the decisions and the state to continue from."""
-        state = state or self.begin(len(ids), ids.device)
+        state = state or self.begin(len(ids))
         rows = Rows.of(ids)
         forced = forced_openings(rows.ids, rows.starts(state.position))
         opens, memory = self.propose(rows, forced, state.memory)
@@ -84,9 +84,9 @@ class Guard:
             if value is not None and value < 1:
                 raise ConfigError(f'patching.{name} = {value}: must be at least 1, or "none" for no bound')
 
-    def begin(self, batch: int, device: torch.device) -> GuardState:
+    def begin(self, batch: int) -> GuardState:
         """The state of rows that have read nothing."""
-        zero = torch.zeros(batch, dtype=torch.long, device=device)
+        zero = torch.zeros(batch, dtype=torch.long)
         return GuardState(zero, zero)
 
     def apply(

@@ -32,7 +32,7 @@ class Scorer(Protocol):
         ...
 
     def entropies(self, ids: Int[Tensor, "batch new"], state: Any) -> tuple[Float[Tensor, "batch new"], Any]:
-        """Entropy in nats of the prediction of the id after each id, float32, and the state to continue from."""
+        """Entropy in nats of the prediction after each id, float32, on the host; and the state to continue from."""
         ...
 
 
@@ -105,10 +105,10 @@ class Entropy(Patcher):
         self.guard = config.guard()
         self.scorer = scorer
 
-    def memory(self, batch: int, device: torch.device) -> EntropyMemory:
+    def memory(self, batch: int) -> EntropyMemory:
         """No entropy seen: the first id of a document opens a patch anyway."""
-        zero = torch.zeros(batch, device=device)
-        return EntropyMemory(zero, self.scorer.begin(batch), self.guard.begin(batch, device))
+        zero = torch.zeros(batch)
+        return EntropyMemory(zero, self.scorer.begin(batch), self.guard.begin(batch))
 
     def propose(
         self, rows: Rows, forced: Bool[Tensor, "batch new"], memory: EntropyMemory

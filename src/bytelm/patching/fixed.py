@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -46,9 +45,9 @@ class Fixed(Patcher):
         self.config = config
         self.guard = config.guard()
 
-    def memory(self, batch: int, device: torch.device) -> GuardState:
+    def memory(self, batch: int) -> GuardState:
         """Bytes in the patch so far."""
-        return self.guard.begin(batch, device)
+        return self.guard.begin(batch)
 
     def propose(
         self, rows: Rows, forced: Bool[Tensor, "batch new"], memory: GuardState

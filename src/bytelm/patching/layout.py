@@ -1,4 +1,4 @@
-"""Rows of ids, and everything that follows from where patches open, derived once.
+"""Rows of ids, and everything that follows from where patches open, derived once, on the host (`bytelm.transfer`).
 
 ids         BOS  T   h   e  ' '  c   a   t      one row; PAD stands for positions that do not exist
 opens        1   0   0   0   1   0   0   0      "the NEXT byte opens a patch", one decision after each byte
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from bytelm.transfer import to_device, to_host
 from bytelm.units import BOS, EOS, PAD
 
 
@@ -29,10 +30,11 @@ class Rows:
 
     @classmethod
     def of(cls, ids: Int[Tensor, "batch new"]) -> Rows:
-        """Rows of ids that may hold PADs anywhere."""
+        """Rows of ids that may hold PADs anywhere. Ids on a device are fetched, which waits for it."""
+        ids = to_host(ids)
         real = ids != PAD
         lengths = real.sum(1)
-        slots = torch.arange(ids.shape[1], device=ids.device)
+        slots = torch.arange(ids.shape[1])
         packed = slots < lengths[:, None]
         if torch.equal(real, packed):
             return cls(ids, real, lengths, None)
@@ -41,13 +43,15 @@ class Rows:
 
     def align(self, values: Bool[Tensor, "batch new"]) -> Bool[Tensor, "batch new"]:
         """Values given in the caller's layout, in this one."""
+        values = to_host(values)
         return values if self.order is None else values.gather(1, self.order)
 
     def restore(self, values: Tensor) -> Tensor:
         """Values `[batch, new, ...]` of this layout, in the caller's."""
         if self.order is None:
             return values
-        index = self.order.reshape(self.order.shape + (1,) * (values.ndim - 2)).expand_as(values)
+        order = to_device(self.order, values)
+        index = order.reshape(order.shape + (1,) * (values.ndim - 2)).expand_as(values)
         return torch.empty_like(values).scatter(1, index, values)
 
     def starts(self, position: Int[Tensor, " batch"]) -> Bool[Tensor, "batch new"]:
@@ -68,7 +72,7 @@ def forced_openings(ids: Int[Tensor, "batch new"], starts: Bool[Tensor, "batch n
 
 def since(marks: Bool[Tensor, "batch new"], carry: Int[Tensor, " batch"]) -> Int[Tensor, "batch new"]:
     """How many slots ago the last mark was (0 at a mark). `carry` is that figure for the slot before the first."""
-    slots = torch.arange(marks.shape[1], device=marks.device)
+    slots = torch.arange(marks.shape[1])
     last = torch.where(marks, slots, -1).cummax(1).values
     return torch.where(last >= 0, slots - last, slots + 1 + carry[:, None])
 
@@ -77,9 +81,9 @@ def fronted(marks: Bool[Tensor, "batch new"]) -> tuple[Int[Tensor, "batch most"]
     """The slots that are marked, moved to the front, and how many of them each row has; behind those stands slot 0."""
     counts = marks.sum(1)
     most = int(counts.max())
-    slots = torch.zeros(len(marks), most + 1, dtype=torch.long, device=marks.device)
+    slots = torch.zeros(len(marks), most + 1, dtype=torch.long)
     index = torch.where(marks, marks.long().cumsum(1) - 1, most)
-    arange = torch.arange(marks.shape[1], device=marks.device).expand_as(index)
+    arange = torch.arange(marks.shape[1]).expand_as(index)
     return slots.scatter(1, index, arange)[:, :most], counts
 
 
@@ -87,6 +91,7 @@ def at_end(values: Tensor, lengths: Int[Tensor, " batch"], before: Tensor) -> Te
     """Each row's value `[batch, ...]` at its last real slot; rows without a new id keep the value from before."""
     if not values.shape[1]:
         return before
+    lengths = to_device(lengths, values)
     rows = torch.arange(len(lengths), device=lengths.device)
     last = values[rows, (lengths - 1).clamp(min=0)]
     return torch.where((lengths > 0).reshape((-1,) + (1,) * (last.ndim - 1)), last, before)
@@ -97,6 +102,7 @@ def tail(values: Tensor, ends: Int[Tensor, " batch"], size: int) -> Tensor:
 
     Slots before the first repeat it: whoever reads them knows from its counts that they do not exist.
     """
+    ends = to_device(ends, values)
     index = (ends[:, None] - size + torch.arange(size, device=ends.device)).clamp(min=0)
     rows = torch.arange(len(ends), device=ends.device)[:, None]
     return values[rows, index]
@@ -140,16 +146,16 @@ class Layout:
         before = closed.new_zeros(batch, slots_held)
         patch = torch.cat([before, closed - opens.long()], 1)
         document = torch.cat([before, starts.long().cumsum(1)], 1)
-        arange = torch.arange(slots_held, device=held.device)
+        arange = torch.arange(slots_held)
         real = torch.cat([arange >= slots_held - held[:, None], rows.real], 1)
         whole = real & (patch < counts[:, None])
-        row = torch.arange(batch, device=held.device)[:, None]
+        row = torch.arange(batch)[:, None]
         segment = torch.where(whole, row * patches + patch, batch * patches)
         # A document that starts while a patch is open leaves the bytes before it behind: nobody will ever read them.
         newest = document.new_zeros(batch * patches + 1)
         newest = newest.scatter_reduce(0, segment.flatten(), document.flatten(), "amax")
         segment = torch.where(document == newest[segment], segment, batch * patches)
-        first = torch.zeros(batch * patches + 1, dtype=torch.bool, device=held.device)
+        first = torch.zeros(batch * patches + 1, dtype=torch.bool)
         first[segment[:, slots_held:][starts]] = True
         ago = since(opens, held)
         return cls(counts, patches, segment, closed, first[:-1].view(batch, patches), at_end(ago, rows.lengths, held))

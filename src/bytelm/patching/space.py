@@ -63,17 +63,15 @@ def spacelike_table() -> Bool[Tensor, " vocab"]:
 class Space(Patcher):
     """The byte after a space-like byte opens a patch, unless the one before that was space-like too."""
 
-    table: Tensor
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.guard = config.guard()
-        self.register_buffer("table", spacelike_table(), persistent=False)
+        self.table = spacelike_table()  # no buffer: it is looked up on the host, wherever a model goes
 
-    def memory(self, batch: int, device: torch.device) -> SpaceMemory:
+    def memory(self, batch: int) -> SpaceMemory:
         """Nothing read counts as space-like, as a BOS does."""
-        return SpaceMemory(torch.ones(batch, dtype=torch.bool, device=device), self.guard.begin(batch, device))
+        return SpaceMemory(torch.ones(batch, dtype=torch.bool), self.guard.begin(batch))
 
     def propose(
         self, rows: Rows, forced: Bool[Tensor, "batch new"], memory: SpaceMemory

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,9 +69,13 @@ class NgramScorer(nn.Module):
         self.config = config
         self.register_buffer("tables", torch.full((config.order, config.rows), UNSEEN))
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> NgramScorer:
+        """Tables are looked up on the host, in float32, wherever and in whatever dtype a model computes."""
+        return super()._apply(fn, recurse) if self.tables.is_meta else self
+
     def begin(self, batch: int) -> NgramState:
         """The state of rows that have read nothing yet."""
-        return NgramState(torch.full((batch, self.config.order), PAD, device=self.tables.device))
+        return NgramState(torch.full((batch, self.config.order), PAD))
 
     @torch.no_grad()
     def entropies(
@@ -81,7 +86,7 @@ class NgramScorer(nn.Module):
         line = torch.cat([state.recent, rows.ids], 1)
         order = self.config.order
         contexts = self.clear(line.unfold(1, order, 1)[:, 1:].flip(-1))
-        entropy = torch.full(ids.shape, math.log(BYTES), device=ids.device)
+        entropy = torch.full(ids.shape, math.log(BYTES))
         for length, table in enumerate(self.tables, 1):
             found = table[keys(contexts[..., :length], self.config.rows)]
             entropy = torch.where(found == UNSEEN, entropy, found)

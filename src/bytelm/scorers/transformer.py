@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bytelm.models import transformer
 from bytelm.models.transformer import TransformerState
+from bytelm.transfer import to_host
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class TransformerScorer(nn.Module):
         self, ids: Int[Tensor, "batch new"], state: TransformerState
     ) -> tuple[Float[Tensor, "batch new"], TransformerState]:
         """See `patching.entropy.Scorer`."""
-        with torch.autocast(ids.device.type, enabled=False):
+        with torch.autocast(self.model.device.type, enabled=False):
             logits, after = self.model(ids, state)
             logprobs = F.log_softmax(logits, -1)
         assert after is not None
-        return -(logprobs.exp() * logprobs).sum(-1), after
+        return to_host(-(logprobs.exp() * logprobs).sum(-1)), after

@@ -45,7 +45,7 @@ def documents(rng: random.Random, count: int) -> list[list[int]]:
 def wanted(model: ByteModel, lines: Sequence[Sequence[int]]) -> list[Tensor]:
     """What the model says after each id of each document."""
     with torch.no_grad():
-        return [model(torch.tensor([ids], device=model.device))[0][0] for ids in lines]
+        return [model(torch.tensor([ids]))[0][0] for ids in lines]
 
 
 def read(decoder: Decoder, lines: Sequence[Sequence[int]], pieces: Callable[[], int]) -> list[Tensor]:

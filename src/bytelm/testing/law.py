@@ -8,6 +8,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from bytelm.nn.state import map_state
+from bytelm.transfer import to_host
 
 EXAMPLES = 4  # rows that each law is tried on unless told otherwise; the first of them is long
 
@@ -41,6 +42,7 @@ def agree(
     """
     if not len(wanted):
         return 0.0
+    found, wanted = to_host(found), to_host(wanted)
     gaps = (found.double() - wanted.double()).abs().nan_to_num(nan=float("inf")).reshape(len(wanted), -1).amax(1)
     worst = float(gaps.max())
     if worst > bound:

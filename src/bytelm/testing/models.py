@@ -13,6 +13,7 @@
     precision    pieces lose no more to rounding than the whole, in float32 and bfloat16
     initialise   a seed sets every trainable parameter, and nothing else
     saved        weights that were stored give the same logits to the last bit
+    elsewhere    on a device, the same; sizes and branches are decided on the host
     compiled     compiled is eager (minutes: not in `check_model`)
 
 Differences are taken in float64, where rounding leaves 1e-14 and an error leaves much more than the bound.
@@ -23,7 +24,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from bytelm.models.objective import score
 from bytelm.nn.state import join_rows, map_state, take_rows
 from bytelm.nn.transformer import Block
 from bytelm.patching.layout import forced_openings
+from bytelm.testing.elsewhere import elsewhere
 from bytelm.testing.exact import exact
 from bytelm.testing.examples import LONG, PIECES, SHORT, marks, moments, padded, pieces, row, rows, whole_document
 from bytelm.testing.law import EXAMPLES, LawError, agree, agree_states, subject
@@ -72,9 +74,9 @@ def causality(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> floa
     """Changing the id at t, or everything from t on, leaves the logits before t as they were."""
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
-        for ids in on(model, rows(rng, examples)):
+        for ids in rows(rng, examples):
             times = moments(rng, len(ids))
-            other = row(rng, len(ids)).to(model.device)
+            other = row(rng, len(ids))
             one = [torch.cat([ids[:t], other[:1], ids[t + 1 :]]) for t in times]
             rest = [torch.cat([ids[:t], other[t:]]) for t in times]
             logits, _ = precise(torch.stack([ids, *one, *rest]))
@@ -97,7 +99,7 @@ def gradient(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float
         for module in precise.modules():
             if isinstance(module, nn.Embedding):
                 module.register_forward_hook(keep)
-        for ids in on(model, rows(rng, examples)):
+        for ids in rows(rng, examples):
             embedded.clear()
             logits = read(precise, ids)
             for t in moments(rng, len(ids)):
@@ -116,8 +118,8 @@ def split(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """Reading a row through a state, in any pieces, single ids and empty pieces among them, is reading it whole."""
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
-        for index, ids in enumerate(on(model, rows(rng, examples))):
-            given = marks(rng, len(ids)).to(model.device) if index % 2 else None
+        for index, ids in enumerate(rows(rng, examples)):
+            given = marks(rng, len(ids)) if index % 2 else None
             wanted = read(precise, ids, given)
             ways = [[slice(0, len(ids))], list(pieces(rng, len(ids)))]
             if len(ids) <= SHORT:
@@ -132,12 +134,12 @@ def split(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 def state(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """A state that was continued from is as it was to the last bit, and continuing again gives the same logits."""
     rng, worst = random.Random(seed), 0.0
-    for ids in on(model, rows(rng, examples)):
+    for ids in rows(rng, examples):
         t = rng.randrange(len(ids))
         _, middle = model(ids[None, :t], model.begin(1))
         before = map_state(torch.clone, middle)
         first, _ = model(ids[None, t:], middle)
-        model(row(rng, len(ids)).to(model.device)[None], middle)
+        model(row(rng, len(ids))[None], middle)
         again, _ = model(ids[None, t:], middle)
         worst = max(worst, agree("state", model, again[0], first[0], f"what follows {t} in a row of {len(ids)}"))
         agree_states("state", model, middle, before, f"the state after {t} ids")
@@ -149,10 +151,10 @@ def rows_alone(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> flo
     """A row of a ragged batch, padded before, behind or within, read whole or in pieces, is the row alone."""
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
-        lines = on(model, rows(rng, examples + 1))
+        lines = rows(rng, examples + 1)
         rng.shuffle(lines)
-        batch, real = (x.to(model.device) for x in padded(rng, lines))
-        for recorded in (None, [marks(rng, len(ids)).to(model.device) for ids in lines]):
+        batch, real = padded(rng, lines)
+        for recorded in (None, [marks(rng, len(ids)) for ids in lines]):
             alone = torch.cat([read(precise, *one) for one in zip(lines, recorded or [None] * len(lines), strict=True)])
             given = None if recorded is None else torch.zeros_like(real).masked_scatter(real, torch.cat(recorded))
             whole, _ = precise(batch, None, given)
@@ -171,17 +173,17 @@ def joined(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """Rows that read some pieces together with ever other rows, and PADs where others read, are the rows alone."""
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
-        lines = on(model, rows(rng, examples))
+        lines = rows(rng, examples)
         states, done = [precise.begin(1) for _ in lines], [0] * len(lines)
         found: list[list[Tensor]] = [[] for _ in lines]
         while any(read < len(ids) for read, ids in zip(done, lines, strict=True)):
             group = rng.sample(range(len(lines)), rng.randint(1, len(lines)))
             parts = [lines[r][done[r] : done[r] + rng.choice(PIECES)] for r in group]
-            batch, real = (x.to(model.device) for x in padded(rng, parts))
+            batch, real = padded(rng, parts)
             logits, together = precise(batch, join_rows([states[r] for r in group]))
             for index, r in enumerate(group):
                 found[r].append(logits[index][real[index]])
-                states[r] = take_rows(together, torch.tensor([index], device=model.device))
+                states[r] = take_rows(together, torch.tensor([index]))
                 done[r] += len(parts[index])
         for ids, logits in zip(lines, found, strict=True):
             where = f"a row of {len(ids)} that joined others"
@@ -195,7 +197,7 @@ def documents(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> floa
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
         lengths = [LONG // 2, *(rng.randint(0, SHORT) for _ in range(examples))]
-        lines = on(model, [whole_document(rng, length) for length in lengths])
+        lines = [whole_document(rng, length) for length in lengths]
         rng.shuffle(lines)
         packed = torch.cat(lines)
         alone = torch.cat([read(precise, ids) for ids in lines])
@@ -211,9 +213,9 @@ def boundaries(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> flo
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
         patcher = getattr(precise, "patcher", None)
-        for ids in on(model, rows(rng, examples)):
+        for ids in rows(rng, examples):
             wanted = read(precise, ids)
-            given = marks(rng, len(ids)).to(model.device) if patcher is None else patcher.extend(ids[None])[0][0]
+            given = marks(rng, len(ids)) if patcher is None else patcher.extend(ids[None])[0][0]
             for cuts in (None, pieces(rng, len(ids))):
                 where = f"a row of {len(ids)} with its boundaries given"
                 worst = max(worst, agree("boundaries", model, read(precise, ids, given, cuts), wanted, where, BOUND))
@@ -225,8 +227,8 @@ def sums(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """A batch, padded anywhere, scores the sum of its rows' scores; all bytes but a row's first id count."""
     rng = random.Random(seed)
     with exact(model) as precise:
-        lines = on(model, rows(rng, examples))
-        nats, count = score(precise, padded(rng, lines)[0].to(model.device))
+        lines = rows(rng, examples)
+        nats, count = score(precise, padded(rng, lines)[0])
         alone = [score(precise, ids[None]) for ids in lines]
         wanted = sum(int((ids[1:] < BYTES).sum()) for ids in lines)
         counts = torch.stack([count, torch.stack([own for _, own in alone]).sum()])
@@ -241,9 +243,9 @@ def precision(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> floa
     The distance is the root mean square over all logits. Returns the worst ratio of the two distances.
     """
     rng, worst = random.Random(seed), 0.0
-    lines = on(model, rows(rng, examples))
-    batch, real = (x.to(model.device) for x in padded(rng, lines))
-    given = torch.stack([marks(rng, batch.shape[1]) for _ in lines]).to(model.device)
+    lines = rows(rng, examples)
+    batch, real = padded(rng, lines)
+    given = torch.stack([marks(rng, batch.shape[1]) for _ in lines])
     cuts = list(pieces(rng, batch.shape[1]))
     with exact(model) as precise:
         wanted = precise(batch, None, given)[0][real]
@@ -293,7 +295,7 @@ def saved(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
         tensor.fill_(math.nan if tensor.is_floating_point() else 0)
     other.load_state_dict(safetensors.load(stored))
     rng, worst = random.Random(seed), 0.0
-    for ids in on(model, rows(rng, examples)):
+    for ids in rows(rng, examples):
         worst = max(worst, agree("saved", model, read(other, ids), read(model, ids), f"a row of {len(ids)}"))
     return worst
 
@@ -307,7 +309,7 @@ def compiled(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float
     for module in fast.modules():
         if isinstance(module, Block):
             module.compile(dynamic=True)
-    for ids in on(model, rows(random.Random(seed), examples)):
+    for ids in rows(random.Random(seed), examples):
         with exact(model) as precise:
             wanted = read(precise, ids)
         eager, found = (float((read(m, ids) - wanted).detach().square().mean().sqrt()) for m in (model, fast))
@@ -316,11 +318,6 @@ def compiled(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float
             raise LawError("compiled", subject(model), f"a row of {len(ids)}", ratio, 2)
         worst = max(worst, ratio)
     return worst
-
-
-def on(model: ByteModel, lines: Sequence[Tensor]) -> list[Tensor]:
-    """Rows where the model is."""
-    return [ids.to(model.device) for ids in lines]
 
 
 @torch.no_grad()
@@ -334,9 +331,9 @@ def cost(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     lines = rows(rng, examples)
     if not hasattr(model, "patcher"):
         lines = [whole_document(rng, len(ids)) for ids in lines]
-    for ids in on(model, lines):
-        given = marks(rng, len(ids)).to(model.device)
-        start = torch.arange(len(ids), device=model.device) == 0
+    for ids in lines:
+        given = marks(rng, len(ids))
+        start = torch.arange(len(ids)) == 0
         opens = given | forced_openings(ids[None], start[None] | (ids == BOS))[0]
         # Fused attention is not counted on every device; written out as products it is.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -361,4 +358,5 @@ MODEL_LAWS: dict[str, Callable[[ByteModel, int, int], float]] = {
     "cost": cost,
     "initialise": initialise,
     "saved": saved,
+    "elsewhere": elsewhere,
 }

@@ -88,14 +88,14 @@ class ScriptedScorer(nn.Module):
 
     def __init__(self, script: dict[int, float], otherwise: float = 0.0) -> None:
         super().__init__()
-        self.register_buffer("table", torch.tensor([script.get(index, otherwise) for index in range(VOCAB)]))
+        self.table = torch.tensor([script.get(index, otherwise) for index in range(VOCAB)])
 
     def begin(self, batch: int) -> None:
         """There is nothing to remember."""
 
     def entropies(self, ids: Int[Tensor, "batch new"], state: None) -> tuple[Float[Tensor, "batch new"], None]:
         """See `Scorer`; a script has no context to reset."""
-        return self.get_buffer("table")[ids], None
+        return self.table[ids], None
 
 
 class UniformModel(ByteModel):

@@ -223,7 +223,7 @@ def cut_group(patcher: Patcher, group: list[NDArray[np.uint8]]) -> Iterator[NDAr
     """Documents side by side, a chunk at a time."""
     device = device_of(patcher)
     rows = [list(chunks(document)) for document in group]
-    state = patcher.begin(len(group), device)
+    state = patcher.begin(len(group))
     found: list[torch.Tensor] = []
     for column in itertools.zip_longest(*rows, fillvalue=torch.zeros(0, dtype=torch.long)):
         StopRequest.check()
