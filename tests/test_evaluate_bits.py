@@ -26,6 +26,7 @@ from bytelm.models.objective import score
 from bytelm.patching import entropy, fixed
 from bytelm.patching.base import Patcher
 from bytelm.scorers import ngram
+from bytelm.testing.pretend import moved, pretend
 from bytelm.units import BOS, BYTES, PAD, VOCAB
 
 
@@ -188,6 +189,27 @@ def test_the_batch_does_not_matter(name: str, documents: list[bytes], cut: tuple
     single = list(measure(model, named, context=cut[0], stride=cut[1], batch=1))
     for a, b in zip(single, measure(model, named, context=cut[0], stride=cut[1], batch=7), strict=True):
         assert (a.bytes, a.nats) == (b.bytes, pytest.approx(b.nats, rel=1e-5))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_in_bfloat16_bits_are_others_and_close(name: str) -> None:
+    """Rounding is seen, so that products were rounded, and small."""
+    documents = [("", bytes(range(256)) * 2), ("", b"the quick fox " * 20)]
+    exact, low = (
+        Meter.of(measure(REAL[name], documents, context=100, precision=p)).bits_per_byte
+        for p in ("float32", "bfloat16")
+    )
+    assert exact != low == pytest.approx(exact, abs=0.02)
+
+
+def test_on_a_device_a_group_of_windows_is_one_wait() -> None:
+    documents = [("", b"the quick fox " * 20), ("", bytes(300))]
+    model = REAL["transformer"]
+    with pretend() as seen:
+        found = [d.nats for d in measure(moved(model), documents, context=50, batch=4)]
+    windows = 2 * -(-(300 - 50) // 25)
+    assert sum(seen.fetches.values()) <= -(-windows // 4) + 1
+    assert found == pytest.approx([d.nats for d in measure(model, documents, context=50, batch=4)], rel=1e-5)
 
 
 @pytest.mark.fault("M4")

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,7 +34,10 @@ from bytelm.errors import UsageError
 from bytelm.evaluate.stream import Document, chunks, decisions, patcher_of
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import nats_of
+from bytelm.transfer import to_device, to_host
 from bytelm.units import PAD, UNWRITTEN
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,19 @@ def measure(
     batch: int = 8,
     period: int = 1,
     progress: Callable[[int], None] | None = None,
+    precision: Precision = "float32",
 ) -> Iterator[DocumentBits]:
     """The bits of each (name, document), in order, in windows of `context` ids as drawn above.
 
     `stride` is context // 2 unless given. `batch` windows, of one document or several, go through the model together;
     no more of a document is held than they need. With a `period` above 1 the nats of each place in it are summed too:
     of each plane, where ids are bytes that stand for planes in turn. `progress` is told how many more bytes are scored.
+    `precision`: of matrix products; "bfloat16" is much faster on a GPU, and its error is in docs/evaluating.md.
 
     Raises UsageError unless 1 <= stride <= context and batch >= 1.
     """
-    return _measure(model, documents, _Windows.checked(model, context, stride, batch), period, progress)
+    windows = _Windows.checked(model, context, stride, batch, precision)
+    return _measure(model, documents, windows, period, progress)
 
 
 def _measure(
@@ -137,20 +144,18 @@ def continuations(
 
     stream, nats, likeliest, read = all_windows(), 0.0, True, 0
     while group := list(islice(stream, batch)):
-        scored = iter(windows.read([window for window in group if window is not None]))
+        scored = iter(windows.judge([window for window in group if window is not None]))
         for window in group:
             if window is None:
                 yield nats, likeliest
                 after.popleft()
                 nats, likeliest, read = 0.0, True, 0
                 continue
-            logits, targets = next(scored)
+            found, best = next(scored)
             counted = slice(max(0, after[0] - read), None)
-            read += len(targets)
-            with torch.inference_mode():
-                nats += float(nats_of(logits[None], targets[None])[0, counted].double().sum())
-            written = logits.index_fill(-1, torch.tensor(UNWRITTEN, device=logits.device), float("-inf"))
-            likeliest &= bool((written.argmax(-1) == targets)[counted].all())
+            read += len(found)
+            nats += float(found[counted].double().sum())
+            likeliest &= bool(best[counted].all())
 
 
 @torch.inference_mode()
@@ -166,12 +171,13 @@ def logprobs(model: ByteModel, prefix: bytes, continuation: bytes) -> NDArray[np
     logits, state = None, model.begin(1)
     position = -1 - len(prefix)  # of the chunk's first id, counted from the first byte of the continuation
     for ids in chunks(prefix + continuation):
-        ids = ids[None].to(model.device)
+        ids = ids[None]
         targets = ids[:, max(0, -position) :]
         # The first id of a chunk was predicted at the end of the chunk before.
         ahead, state = model(ids, state)
         predicted = ahead[:, :-1] if logits is None else torch.cat([logits, ahead[:, :-1]], 1)
-        nats.append(nats_of(predicted[:, predicted.shape[1] - targets.shape[1] :], targets)[0].cpu())
+        predicted = predicted[:, predicted.shape[1] - targets.shape[1] :]
+        nats.append(to_host(nats_of(predicted, to_device(targets, predicted))[0]))
         logits, position = ahead[:, -1:], position + ids.shape[1]
     return -torch.cat(nats).double().numpy()
 
@@ -217,9 +223,12 @@ class _Windows:
     context: int
     stride: int
     batch: int
+    precision: Precision = "float32"
 
     @classmethod
-    def checked(cls, model: ByteModel, context: int, stride: int | None, batch: int) -> _Windows:
+    def checked(
+        cls, model: ByteModel, context: int, stride: int | None, batch: int, precision: Precision = "float32"
+    ) -> _Windows:
         """Windows as the user wants them, if they can be had."""
         if context < 1 or batch < 1:
             raise UsageError(f"context = {context} and batch = {batch}: each must be at least 1")
@@ -227,7 +236,7 @@ class _Windows:
             stride = max(1, context // 2)
         if not 1 <= stride <= context:
             raise UsageError(f"stride = {stride}: must be from 1 to the context, {context}, or bytes are left out")
-        return cls(model, context, stride, batch)
+        return cls(model, context, stride, batch, precision)
 
     def of(self, document: Document) -> Iterator[_Window]:
         """The windows of a document; none if it is empty."""
@@ -245,23 +254,36 @@ class _Windows:
             yield _Window(ids, opens, seen)
 
     @torch.inference_mode()
-    def read(self, group: list[_Window]) -> list[tuple[Float[Tensor, "scored vocab"], Int[Tensor, " scored"]]]:
-        """What each window predicts of the ids that it scores, and those ids; all read in one pass."""
-        if not group:
-            return []
-        device = self.model.device
-        ids = pad_sequence([window.ids for window in group], batch_first=True, padding_value=PAD).to(device)
+    def read(self, group: list[_Window]) -> tuple[Float[Tensor, "scored vocab"], list[Int[Tensor, " _"]]]:
+        """What is predicted of the ids that windows score, one window's after another's; and the ids of each.
+
+        All are read in one pass. Logits are where the model is, ids on the host.
+        """
+        ids = pad_sequence([window.ids for window in group], batch_first=True, padding_value=PAD)
         cut = [window.opens for window in group if window.opens is not None]
-        boundaries = pad_sequence(cut, batch_first=True)[:, :-1].to(device) if cut else None
-        logits, _ = self.model(ids[:, :-1], None, boundaries)
-        scored = [slice(window.seen, len(window.ids) - 1) for window in group]
-        return [(logits[row, which], ids[row, 1:][which]) for row, which in enumerate(scored)]
+        boundaries = pad_sequence(cut, batch_first=True)[:, :-1] if cut else None
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits, _ = self.model(ids[:, :-1], None, boundaries)
+        width = logits.shape[1]
+        places = [row * width + torch.arange(w.seen, len(w.ids) - 1) for row, w in enumerate(group)]
+        targets = [window.ids[window.seen + 1 :] for window in group]
+        return logits.flatten(0, 1).index_select(0, to_device(torch.cat(places), logits)), targets
 
     @torch.inference_mode()
     def score(self, group: list[_Window]) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
         """The nats of what each window scores, and the bytes that each of these ids is."""
-        found: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
-        for logits, ids in self.read(group):
-            nats = nats_of(logits[None], ids[None])[0]
-            found.append((nats.cpu().double().numpy(), self.model.bytes_in(ids).cpu().numpy()))
-        return found
+        logits, targets = self.read(group)
+        nats = nats_of(logits[None], to_device(torch.cat(targets), logits)[None])[0]
+        each = to_host(nats).double().split([len(ids) for ids in targets])
+        return [(own.numpy(), self.model.bytes_in(ids).numpy()) for own, ids in zip(each, targets, strict=True)]
+
+    @torch.inference_mode()
+    def judge(self, group: list[_Window]) -> list[tuple[Float[Tensor, " scored"], Bool[Tensor, " scored"]]]:
+        """The nats of what each window scores, and whether each of these ids is the likeliest that is written."""
+        if not group:
+            return []
+        logits, targets = self.read(group)
+        sizes, wanted = [len(ids) for ids in targets], to_device(torch.cat(targets), logits)
+        nats = to_host(nats_of(logits[None], wanted[None])[0]).split(sizes)
+        written = logits.index_fill(-1, to_device(torch.tensor(UNWRITTEN), logits), float("-inf"))
+        return list(zip(nats, to_host(written.argmax(-1) == wanted).split(sizes), strict=True))

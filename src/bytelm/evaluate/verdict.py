@@ -11,7 +11,7 @@ import numpy as np
 
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import DataError
-from bytelm.evaluate.bits import DocumentBits, measure
+from bytelm.evaluate.bits import DocumentBits, Precision, measure
 from bytelm.evaluate.compressors import compressed, compressed_each
 from bytelm.evaluate.meter import Meter, interval
 from bytelm.models.base import ByteModel
@@ -61,16 +61,19 @@ def judge(
     stride: int | None = None,
     progress: Callable[[int], None] | None = None,
     modality: Modality | None = None,
+    precision: Precision = "float32",
 ) -> Verdict:
     """Measure documents given as (name, bytes); those of one name are one file. Raises DataError if there are none.
 
     With a `modality` the formats made for it are among the compressors, and each plane is measured too.
+    `precision`: see `measure`.
     """
     documents = list(documents)
     planes, formats = (modality.planes, modality.compressors()) if modality is not None else ((), {})
     planes = () if model.tokens is not None else planes  # a token may lie in several
     period = max(1, len(planes))
-    found = list(measure(model, documents, context=context, stride=stride, period=period, progress=progress))
+    how: dict[str, Any] = {"context": context, "stride": stride, "period": period, "precision": precision}
+    found = list(measure(model, documents, progress=progress, **how))
     whole = Meter.of(found)
     if not whole.bytes:
         raise DataError(f"{len(documents)} documents have 0 bytes together: there is nothing to measure")

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 ASKS = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_consecutive"}
+COPIES = {"_to_copy", "to"}  # the second where no gradients are kept
 MAKES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach"}  # without a kernel
 HERE, AWAY = torch.device("cpu"), torch.device("meta")
 
@@ -81,20 +82,17 @@ class Pretend(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See `TorchDispatchMode`."""
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         far = any(isinstance(x, Far) for x in tensors)
-        target = kwargs.get("device")
-        to = None if target is None else torch.device(target)
-        if far and name == "_to_copy" and to == HERE:
+        to = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.device)), None)
+        if far and name in COPIES and to == HERE:
             self.seen.fetches[place()] += 1
             return func(*tree_map(near, args), **tree_map(near, kwargs))
         if far:
             self.check(name, args, tensors)
-        if to == AWAY:
-            kwargs["device"] = HERE
-            self.seen.uploads += name == "_to_copy" and not far
+        self.seen.uploads += name in COPIES and to == AWAY and not far
         out = func(*tree_map(near, args), **tree_map(near, kwargs))
         if not far and to != AWAY:
             return out
@@ -109,7 +107,7 @@ class Pretend(TorchDispatchMode):
     def check(name: str, args: Any, tensors: list[Tensor]) -> None:
         """Raises PlacementError for what would break on a device, or wait for it."""
         mixed = [x for x in tensors if not isinstance(x, Far) and x.ndim]
-        if mixed and name not in ("_to_copy", "copy_"):
+        if mixed and name not in (*COPIES, "copy_"):
             shapes = [tuple(x.shape) for x in mixed]
             raise PlacementError(f"{place()}: {name} of a tensor on the device with {shapes} of the host")
         if name in ASKS:
@@ -120,8 +118,10 @@ class Pretend(TorchDispatchMode):
 
 
 def near(x: Any) -> Any:
-    """What stands on the host for a tensor of the pretend device; anything else as it is."""
-    return x.here if isinstance(x, Far) else x
+    """What stands on the host for a tensor of the pretend device, or for the device; anything else as it is."""
+    if isinstance(x, Far):
+        return x.here
+    return HERE if x == AWAY and isinstance(x, torch.device) else x
 
 
 def place() -> str:
