@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import Parameter
 
@@ -16,10 +16,15 @@ from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import UsageError
 
+if TYPE_CHECKING:
+    from bytelm.evaluate.verdict import Verdict
+
 Weights = Annotated[
     Literal["bf16", "int8"] | None,
     Parameter(help="Round linear layers: generate reads large models faster so, and eval says what it costs."),
 ]
+
+Precision = Literal["float32", "bfloat16"]
 
 
 def evaluate(
@@ -29,7 +34,7 @@ def evaluate(
     stride: int | None = None,
     inference: Literal["basic", "sliding", "strided", "both"] | None = None,
     weights: Weights = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     tasks: str | None = None,
     include_path: Path | None = None,
     quiet: Quiet = False,
@@ -65,6 +70,25 @@ def evaluate(
         return ask(run, paths, tasks, include_path, context, stride, json, **alone)
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")
+    verdict = measured(run, paths, context, stride, inference, weights, precision, quiet or json)
+    if json:
+        print_json(verdict.mapping())
+    else:
+        print_verdict(verdict)
+    return 0
+
+
+def measured(
+    run: Path,
+    paths: Sequence[str],
+    context: int | None,
+    stride: int | None,
+    inference: Literal["basic", "sliding", "strided", "both"] | None,
+    weights: Weights,
+    precision: Precision,
+    quiet: bool,
+) -> Verdict:
+    """The bits per byte of files, or of the run's own test documents."""
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpus import Corpus
     from bytelm.data.selection import spread
@@ -80,13 +104,7 @@ def evaluate(
         if stride is not None:
             raise UsageError(f"--inference {inference} has a stride of its own: leave out --stride {stride}")
         model, stride = for_measuring(model, inference, window)
-    progress = counter("measuring", total, quiet or json)
-    verdict = judge(model, found, window, stride, progress, loaded.modality, precision)
-    if json:
-        print_json(verdict.mapping())
-    else:
-        print_verdict(verdict)
-    return 0
+    return judge(model, found, window, stride, counter("measuring", total, quiet), loaded.modality, precision)
 
 
 def ask(
