@@ -209,7 +209,7 @@ def test_hashes_are_those_of_each_document_alone(documents: list[list[int]], dat
         rows = Rows.of(torch.tensor([[PAD] * before + piece + [PAD] * behind], dtype=torch.long))
         starts = rows.starts(torch.tensor([position]))
         found += layer.hashes(rows.ids, starts, recent)[0, : len(piece)].tolist()
-        _, recent = layer(rows, starts, recent)
+        recent = layer.reached(rows, starts, recent)
         position += len(piece)
     assert found == [hashes for document in documents for hashes in hashed(document)]
 

@@ -22,7 +22,7 @@ def to_device(x: Tensor, where: Tensor | torch.device) -> Tensor:
         return x
     if device.type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory()  # from pageable memory a copy waits for all that is queued
-    return x.to(device, non_blocking=True)
+    return x.to(device, non_blocking=device.type == "cuda")
 
 
 def to_host(x: Tensor) -> Tensor:

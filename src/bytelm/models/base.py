@@ -58,7 +58,18 @@ class ByteModel(nn.Module, abc.ABC):
         may be continued from more than once. `boundaries[:, t]` says that the byte after `ids[:, t]` opens a patch,
         where that was decided and recorded before; without it the model's patcher decides. The patcher does not read
         what it is not asked about: a row that was given boundaries is given them to its end.
+
+        Ids, boundaries and the whole numbers of a state are on the host, logits where the weights are: what is given on
+        a device is fetched, which waits for it once (`bytelm.transfer`). A model that makes plans also takes the one
+        that it made of the same ids, state and boundaries, as `plan`.
         """
+
+    def plan(self, ids: Int[Tensor, "batch new"], state: Any = None, boundaries: Any = None) -> Any:
+        """All that `forward` derives on the host before it computes: made a step ahead, it costs a GPU no time.
+
+        None for a model that makes no plans, which is the default.
+        """
+        return None
 
     @abc.abstractmethod
     def flops(self, ids: int, patches: int) -> int:

@@ -120,6 +120,25 @@ class Config:
         return BLT(self, patcher)
 
 
+TRAVEL = ("segment", "closed")
+"""What of a layout is looked into where the model computes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from ids on the host; ids, starts and recent ids also where the model computes."""
+
+    rows: Rows
+    ids: Int[Tensor, "batch new"]
+    starts: Bool[Tensor, "batch new"]
+    recent: Int[Tensor, "batch reach"]
+    patcher: PatchState
+    view: View
+    layout: Layout
+    reached: Int[Tensor, "batch reach"]
+    """The ids that n-grams reach afterwards."""
+
+
 @dataclass(frozen=True)
 class BLTState:
     """All that a row has to remember: nothing of it grows with the bytes read but the latent caches."""
@@ -170,7 +189,7 @@ class Encoder(nn.Module):
     def patches(self, states: list[Tensor], layout: Layout) -> Float[Tensor, "batch patches width"]:
         """The patches that close: queries max-pooled from their bytes, then carried through the cross-attentions."""
         batch, count = len(layout.counts), layout.patches
-        segment = to_device(layout.segment.flatten(), states[0])
+        segment = layout.segment.flatten()
         pooled = segment_max(states[0].flatten(0, 1), segment, batch * count + 1)[:-1]
         pooled = pooled.masked_fill(pooled == float("-inf"), 0.0)  # rows with fewer patches than the widest
         queries = self.split(pooled).unflatten(-1, (self.config.queries, -1))
@@ -201,7 +220,6 @@ class Decoder(nn.Module):
         caches: tuple[Cache, ...] | None,
     ) -> tuple[Float[Tensor, "batch new vocab"], tuple[Cache, ...]]:
         """`index` says which of the latents each byte reads."""
-        index = to_device(index, x)
         kept: list[Cache] = []
         for layer, read in enumerate(self.cross):
             x, cache = self.stack.layer(layer, read(x, latents, index), view, caches)
@@ -284,25 +302,19 @@ class BLT(ByteModel):
         ids: Int[Tensor, "batch new"],
         state: BLTState | None = None,
         boundaries: Bool[Tensor, "batch new"] | None = None,
+        plan: Plan | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], BLTState | None]:
         """See `ByteModel`."""
+        plan = plan or self.plan(ids, state, boundaries)
         keep = state is not None
         state = state if state is not None else self.begin(len(ids))
-        rows = Rows.of(ids)
-        starts = rows.starts(state.bytes.position)
-        patcher = state.patcher
-        if boundaries is None:
-            opens, patcher = self.patcher.extend(rows.ids, patcher)
-        else:
-            opens = (rows.align(boundaries) | forced_openings(rows.ids, starts)) & rows.real
+        rows, view, layout = plan.rows, plan.view, plan.layout
 
-        x, recent = self.encoder.embed(rows, starts, state.recent)
+        x = self.encoder.embed(plan.ids, plan.starts, plan.recent)
         # Both local models have the same width and window, and stand at the same bytes: they share one view.
-        view = self.encoder.stack.view(rows.lengths, starts, state.bytes, state.encoder if keep else None)
         states, encoder = self.encoder(x, view, state.encoder if keep else None)
         x = states[-1]
         held = [torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state.open, states, strict=True)]
-        layout = Layout.of(opens, starts, rows, state.held, state.open[0].shape[1])
         latents, patches, latent_caches = self.think(held, layout, state, keep)
         logits, decoder = self.decoder(x, latents, layout.closed, view, state.decoder if keep else None)
         if not keep:
@@ -311,10 +323,10 @@ class BLT(ByteModel):
         width = int(layout.held.max()) if len(layout.held) else 0
         ends = state.open[0].shape[1] + rows.lengths
         after = BLTState(
-            patcher=patcher,
+            patcher=plan.patcher,
             bytes=view.after,
             patches=patches,
-            recent=recent,
+            recent=plan.reached,
             held=layout.held,
             open=tuple(tail(h, ends, width) for h in held),
             latent=latents[torch.arange(len(ids), device=latents.device), to_device(layout.counts, latents)],
@@ -323,6 +335,33 @@ class BLT(ByteModel):
             decoder=decoder,
         )
         return rows.restore(logits), after
+
+    def plan(
+        self,
+        ids: Int[Tensor, "batch new"],
+        state: BLTState | None = None,
+        boundaries: Bool[Tensor, "batch new"] | None = None,
+    ) -> Plan:
+        """See `ByteModel`."""
+        caches = state.encoder if state is not None else None
+        state = state if state is not None else self.begin(len(ids))
+        rows = Rows.of(ids)
+        starts = rows.starts(state.bytes.position)
+        patcher = state.patcher
+        if boundaries is None:
+            opens, patcher = self.patcher.extend(rows.ids, patcher)
+        else:
+            opens = (rows.align(boundaries) | forced_openings(rows.ids, starts)) & rows.real
+        layout = Layout.of(opens, starts, rows, state.held, state.open[0].shape[1])
+        there = (to_device(x, self.device) for x in (rows.ids, starts, state.recent))
+        return Plan(
+            rows,
+            *there,
+            patcher=patcher,
+            view=self.encoder.stack.view(rows.lengths, starts, state.bytes, caches),
+            layout=replace(layout, **{name: to_device(getattr(layout, name), self.device) for name in TRAVEL}),
+            reached=self.encoder.embed.reached(rows, starts, state.recent),
+        )
 
     def think(
         self, held: list[Tensor], layout: Layout, state: BLTState, keep: bool

@@ -6,7 +6,7 @@ Its attention is `nn.linear`: two sums of fixed size stand for the whole documen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -54,6 +54,10 @@ class Config:
         return LinearTransformer(self)
 
 
+Plan = tuple[Rows, Int[Tensor, "batch new"], LinearView]
+"""Rows on the host, their ids where the model computes, and what each position sees."""
+
+
 @dataclass(frozen=True)
 class LinearState:
     """Where each row stands, and the sums of its layers."""
@@ -94,17 +98,23 @@ class LinearTransformer(ByteModel):
         nothing = Sums.zero(batch, config.heads, config.dim // config.heads, self.device)
         return LinearState(Where.zero(batch), (nothing,) * config.layers)
 
+    def plan(self, ids: Int[Tensor, "batch new"], state: LinearState | None = None, boundaries: Any = None) -> Plan:
+        """See `ByteModel`."""
+        rows, config = Rows.of(ids), self.config
+        where = state.where if state else Where.zero(len(ids))
+        shape = (config.dim // config.heads, config.theta)
+        view = LinearView.of(rows.lengths, rows.starts(where.position), where, *shape, self.device)
+        return rows, to_device(rows.ids, self.device), view
+
     def forward(
         self,
         ids: Int[Tensor, "batch new"],
         state: LinearState | None = None,
         boundaries: Bool[Tensor, "batch new"] | None = None,
+        plan: Plan | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], LinearState | None]:
         """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
-        rows, config = Rows.of(ids), self.config
-        where = state.where if state else Where.zero(len(ids))
-        shape = (config.dim // config.heads, config.theta)
-        view = LinearView.of(rows.lengths, rows.starts(where.position), where, *shape, self.device)
-        x, kept = self.stack(self.embedding(to_device(rows.ids, self.device)), view, state.sums if state else None)
+        rows, ids, view = plan or self.plan(ids, state)
+        x, kept = self.stack(self.embedding(ids), view, state.sums if state else None)
         logits = self.head(self.norm(x)).float()
         return rows.restore(logits), None if kept is None else LinearState(view.after, kept)

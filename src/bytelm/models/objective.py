@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -27,6 +30,33 @@ def score(
     The first id of a row has nothing before it and is never counted. Without `counted`, every byte and every EOS
     counts: what a model has to learn. PADs may stand anywhere, and count nowhere.
     """
+    return scored(model, prepare(model, ids, counted, boundaries))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Ids to be scored, with all that follows from them on the host: the rest is for the device."""
+
+    ids: Int[Tensor, "batch new"]
+    """What the model reads."""
+    boundaries: Bool[Tensor, "batch new"] | None
+    plan: Any
+    """The model's own: see `ByteModel.plan`."""
+    targets: Int[Tensor, "batch new"]
+    """What follows each id, where the model computes."""
+    counted: Bool[Tensor, "batch new"]
+    """Which of them count, likewise."""
+    bytes: Int[Tensor, ""]
+    """The bytes that those stand for."""
+
+
+def prepare(
+    model: ByteModel,
+    ids: Int[Tensor, "batch new"],
+    counted: Bool[Tensor, "batch new"] | None = None,
+    boundaries: Bool[Tensor, "batch new"] | None = None,
+) -> Prepared:
+    """All of `score` that needs no device. What travels to one is on its way."""
     rows = Rows.of(ids)
     ids = rows.ids
     counted = None if counted is None else rows.align(counted)
@@ -35,9 +65,17 @@ def score(
     if counted is None:
         counted = ids != BOS
     counted = (counted & rows.real)[:, 1:]
-    logits, _ = model(ids[:, :-1], None, None if boundaries is None else boundaries[:, :-1])
-    nats = nats_of(logits, to_device(targets, logits))
-    return (nats * to_device(counted, nats)).sum(), (model.bytes_in(targets) * counted).sum()
+    ids, boundaries = ids[:, :-1], None if boundaries is None else boundaries[:, :-1]
+    bytes = (model.bytes_in(targets) * counted).sum()
+    plan = model.plan(ids, None, boundaries)
+    return Prepared(ids, boundaries, plan, to_device(targets, model.device), to_device(counted, model.device), bytes)
+
+
+def scored(model: ByteModel, prepared: Prepared) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """The rest of `score`."""
+    planned = {} if prepared.plan is None else {"plan": prepared.plan}
+    logits, _ = model(prepared.ids, None, prepared.boundaries, **planned)
+    return (nats_of(logits, prepared.targets) * prepared.counted).sum(), prepared.bytes
 
 
 def nats_of(logits: Float[Tensor, "batch new vocab"], targets: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new"]:

@@ -17,14 +17,14 @@ outputs are the latents. Norms, rotary positions and feed-forward layers are the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytelm.errors import ConfigError
 from bytelm.models.base import ByteModel, Stage
-from bytelm.nn.attention import Cache, Where
+from bytelm.nn.attention import Cache, View, Where
 from bytelm.nn.initialise import initialise
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.transformer import Stack, StackConfig
@@ -72,6 +72,10 @@ class Config:
         return PerceiverAR(self)
 
 
+Plan = tuple[Rows, Int[Tensor, "batch new"], View, View]
+"""Rows on the host, their ids where the model computes, and what inputs and latents see."""
+
+
 @dataclass(frozen=True)
 class PerceiverState:
     """Where each row stands in its document and in its block, keys and values of all inputs, and those of the block."""
@@ -117,8 +121,19 @@ class PerceiverAR(ByteModel):
         ids: Int[Tensor, "batch new"],
         state: PerceiverState | None = None,
         boundaries: Bool[Tensor, "batch new"] | None = None,
+        plan: Plan | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], PerceiverState | None]:
         """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
+        rows, ids, wide, inside = plan or self.plan(ids, state)
+        x, cross = self.cross(self.embedding(ids), wide, state.cross if state else None)
+        x, latents = self.latents(x, inside, state.latents if state else None)
+        logits = rows.restore(self.head(self.norm(x)).float())
+        if cross is None or latents is None:
+            return logits, None
+        return logits, PerceiverState(wide.after, inside.after, cross, latents)
+
+    def plan(self, ids: Int[Tensor, "batch new"], state: PerceiverState | None = None, boundaries: Any = None) -> Plan:
+        """See `ByteModel`."""
         rows = Rows.of(ids)
         nowhere = Where.zero(len(ids))
         begun = state or PerceiverState(nowhere, nowhere, (), ())
@@ -127,10 +142,5 @@ class PerceiverAR(ByteModel):
         opens = starts | ((place % self.config.latents == 0) & rows.real)
 
         wide = self.cross.view(rows.lengths, starts, begun.inputs, state.cross if state else None)
-        x, cross = self.cross(self.embedding(to_device(rows.ids, self.device)), wide, state.cross if state else None)
         inside = self.latents.view(rows.lengths, opens, begun.block, state.latents if state else None)
-        x, latents = self.latents(x, inside, state.latents if state else None)
-        logits = rows.restore(self.head(self.norm(x)).float())
-        if cross is None or latents is None:
-            return logits, None
-        return logits, PerceiverState(wide.after, inside.after, cross, latents)
+        return rows, to_device(rows.ids, self.device), wide, inside

@@ -7,7 +7,7 @@ keeps the merges that make tokens of bytes (`data.bpe`) among its weights: a che
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bytelm.data.bpe import Bpe
 from bytelm.errors import ConfigError
 from bytelm.models.base import ByteModel, Stage
-from bytelm.nn.attention import Cache, Where
+from bytelm.nn.attention import Cache, View, Where
 from bytelm.nn.initialise import initialise
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.transformer import Stack, StackConfig
@@ -73,6 +73,10 @@ class Config:
     def build(self) -> ByteTransformer:
         """The model of this configuration, its parameters not yet initialised."""
         return ByteTransformer(self)
+
+
+Plan = tuple[Rows, Int[Tensor, "batch new"], View]
+"""Rows on the host, their ids where the model computes, and what each position sees."""
 
 
 @dataclass(frozen=True)
@@ -139,20 +143,27 @@ class ByteTransformer(ByteModel):
         """The state of rows that have read nothing yet."""
         return TransformerState(Where.zero(batch), self.stack.begin(batch, self.device))
 
-    def forward(
-        self,
-        ids: Int[Tensor, "batch new"],
-        state: TransformerState | None = None,
-        boundaries: Bool[Tensor, "batch new"] | None = None,
-    ) -> tuple[Float[Tensor, "batch new vocab"], TransformerState | None]:
-        """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
+    def plan(
+        self, ids: Int[Tensor, "batch new"], state: TransformerState | None = None, boundaries: Any = None
+    ) -> Plan:
+        """See `ByteModel`."""
         rows = Rows.of(ids)
         begun = state or TransformerState(Where.zero(len(ids)), ())
         starts = rows.starts(begun.where.position)
         if self.config.reset_newline:
             starts = starts | (rows.ids == NEWLINE)
-        caches = state.caches if state else None
-        view = self.stack.view(rows.lengths, starts, begun.where, caches)
-        x, kept = self.stack(self.embedding(to_device(rows.ids, self.device)), view, caches)
+        view = self.stack.view(rows.lengths, starts, begun.where, state.caches if state else None)
+        return rows, to_device(rows.ids, self.device), view
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch new"],
+        state: TransformerState | None = None,
+        boundaries: Bool[Tensor, "batch new"] | None = None,
+        plan: Plan | None = None,
+    ) -> tuple[Float[Tensor, "batch new vocab"], TransformerState | None]:
+        """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
+        rows, ids, view = plan or self.plan(ids, state)
+        x, kept = self.stack(self.embedding(ids), view, state.caches if state else None)
         logits = self.head(self.norm(x)).float()
         return rows.restore(logits), None if kept is None else TransformerState(view.after, kept)

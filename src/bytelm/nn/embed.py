@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from bytelm.nn import fused
 from bytelm.patching.layout import Rows, tail
-from bytelm.transfer import to_device
 from bytelm.units import PAD, VOCAB
 
 # One prime per hash function, as published with the model.
@@ -77,20 +76,16 @@ class NgramEmbedding(nn.Module):
         return torch.stack(found, -1)
 
     def forward(
-        self, rows: Rows, starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
-    ) -> tuple[Float[Tensor, "batch new dim"], Int[Tensor, "batch reach"]]:
-        """The embeddings of the new ids, and the ids that the next n-grams may still reach, which stay on the host."""
-        device = self.byte.weight.device
-        ids = to_device(rows.ids, device)
+        self, ids: Int[Tensor, "batch new"], starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
+    ) -> Float[Tensor, "batch new dim"]:
+        """The embeddings of new ids, all where the tables are. `starts`: where a document starts."""
         x = self.byte(ids)
         if self.ngram is None:
-            return x, recent
-        hashes = self.hashes(ids, to_device(starts, device), to_device(recent, device))
-        found = self.looked_up(hashes.flatten(0, 1)).view(x.shape)
+            return x
+        found = self.looked_up(self.hashes(ids, starts, recent).flatten(0, 1)).view(x.shape)
         if self.training and self.dropout:
             found = found * F.dropout(x.new_ones(*x.shape[:-1], 1), self.dropout)
-        x = x + found
-        return x, self.forget(torch.cat([recent, rows.ids], 1), starts, rows)
+        return x + found
 
     def looked_up(self, index: Int[Tensor, "bytes tables"]) -> Float[Tensor, "bytes dim"]:
         """The sum of each byte's rows."""
@@ -99,8 +94,13 @@ class NgramEmbedding(nn.Module):
             return fused.bags(self.ngram.weight, index)
         return F.embedding_bag(index, self.ngram.weight, mode="sum", sparse=self.sparse)
 
-    def forget(self, ids: Tensor, starts: Tensor, rows: Rows) -> Tensor:
-        """The newest ids, those of an earlier document replaced by PAD so that no later n-gram reaches them."""
+    def reached(
+        self, rows: Rows, starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
+    ) -> Int[Tensor, "batch reach"]:
+        """The ids that n-grams may still reach after new ones, on the host: PAD for those of an earlier document."""
+        if not self.reach:
+            return recent
+        ids = torch.cat([recent, rows.ids], 1)
         document = torch.cat([starts.new_zeros(starts.shape[0], self.reach), starts], 1).long().cumsum(1)
         ends = self.reach + rows.lengths
         newest = tail(document, ends, 1)
