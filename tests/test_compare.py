@@ -31,7 +31,21 @@ from bytelm.cli.comparing import BUDGETS
 from bytelm.compare import held_out, results, run, worker
 from bytelm.compare.entrants import DEFAULT, ODD, ODDNESS, WIDTHS, entrant, entrants, nearest, usual
 from bytelm.compare.page import charts, show_power
-from bytelm.compare.plan import EPOCHS, OFF, RATIO, STEP, WINDOW, Budget, built, check_memory, planned, window_of
+from bytelm.compare.plan import (
+    EPOCHS,
+    LARGE_STEP,
+    OFF,
+    RATIO,
+    STEP,
+    STEPS,
+    WINDOW,
+    Budget,
+    built,
+    check_memory,
+    planned,
+    step_of,
+    window_of,
+)
 from bytelm.data.corpus import Corpus, iterate_documents
 from bytelm.errors import ConfigError, DataError, ResourceError, UsageError
 from bytelm.evaluate.bits import DocumentBits
@@ -657,3 +671,26 @@ def test_a_worker_looks_often_enough_for_a_curve(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     assert worker.work(tmp_path, "byte-window", 3, tmp_path, True) == 128 + signal.SIGTERM
     assert (seen[0].valid_minutes, seen[0].minutes, seen[0].seed) == (20 / worker.LOOKS, 20.0, 3)
+
+
+def test_steps_grow_where_there_are_many_of_them() -> None:
+    """From 4096 bytes, which all that is published was trained with, to 64 KiB."""
+    assert [step_of(n) for n in (0, 1.2e7, STEPS * 2 * STEP, 2e8, 1e12)] == [
+        STEP,
+        STEP,
+        2 * STEP,
+        LARGE_STEP,
+        LARGE_STEP,
+    ]
+    assert all(n / step_of(n) >= STEPS for n in (1.7e7, 5e7, 1e9))
+
+
+def test_wide_models_have_heads_of_64() -> None:
+    shapes = {width: entrant("byte").tables(width, 0)["model"] for width in (128, 480, 512, 1008, 1024)}
+    assert {width: width // shape["heads"] for width, shape in shapes.items()} == {
+        128: 32,
+        480: 32,
+        512: 64,
+        1008: 48,
+        1024: 64,
+    }

@@ -26,6 +26,7 @@ from bytelm.find import unknown
 from bytelm.units import VOCAB
 
 HEADS = (32, 48, 16)  # widths of a head, the first that divides the width; kernels want multiples of 16
+WIDE, WIDE_HEADS = 512, (64, *HEADS)  # from this width on: what kernels of GPUs are made for
 WIDTHS = range(32, 4097, 16)
 ODD = (0, -1, 1, -2, 2)  # layers more or less than usual
 ODDNESS = 0.02  # what the square of one layer more or less weighs, as the logarithm of a cost missed
@@ -55,7 +56,7 @@ def usual(width: int) -> int:
 
 def heads(width: int) -> int:
     """Heads of a width."""
-    return width // next(head for head in HEADS if width % head == 0)
+    return width // next(head for head in (WIDE_HEADS if width >= WIDE else HEADS) if width % head == 0)
 
 
 def transformer(width: int, odd: int, **more: Any) -> Table:

@@ -34,7 +34,8 @@ Match = Literal["flops", "time", "bytes"]
 RATIO = 30  # bytes that a parameter learns from: between what suits models with and without large tables (docs/log.md)
 EPOCHS = 4  # times that a byte is read at the most: more teach little (Muennighoff et al. 2023, arXiv 2305.16264)
 WINDOW = 1024  # bytes that are read in a row
-STEP = 4096  # bytes of a step
+STEP, LARGE_STEP = 4096, 65536  # bytes of a step, and of one where there are many
+STEPS = 2048  # that a training has, before they are made larger
 LONGEST = 4  # steps that one document may be as long as to be read in a row, where all have one size
 SAMPLE = 1 << 20  # bytes on which the size of patches is counted
 OFF = 1.5  # by how much a model may miss its cost before it counts as one that cannot be had
@@ -134,7 +135,7 @@ def planned(
     goal, bytes = budget.goal(corpus.bytes("train"))
     window = window_of(modality)
     ids = max(1, round(window / mean)) if entrant.tokens else window
-    rows = max(1, round(STEP / window))
+    rows = max(1, round(step_of(bytes) / window))
 
     def tables(width: int, odd: int) -> dict[str, Any]:
         found = entrant.tables(width, odd)
@@ -166,6 +167,17 @@ def limits(budget: Budget, bytes: float, step: int) -> dict[str, Any]:
     """When a training ends, and how long it warms up; `step`: bytes of one."""
     warmup = {"warmup": max(1, min(100, round(bytes / step) // 20))}
     return warmup | ({"minutes": budget.amount / 60} if budget.match == "time" else {"bytes": max(step, round(bytes))})
+
+
+def step_of(bytes: float) -> int:
+    """Bytes of a step of a training on so many: of STEP, doubled as long as STEPS of them remain.
+
+    Small steps learn more from few bytes; of long trainings they would leave a GPU waiting for the next launch.
+    """
+    found = STEP
+    while found < LARGE_STEP and bytes >= STEPS * 2 * found:
+        found *= 2
+    return found
 
 
 def window_of(modality: Mapping[str, Any] | None) -> int:
