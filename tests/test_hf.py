@@ -27,7 +27,9 @@ from bytelm.models import transformer
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
 from bytelm.testing import UniformModel, tiny_models
+from bytelm.testing.pretend import AWAY, moved, pretend
 from bytelm.train.run import train
+from bytelm.transfer import to_host
 from bytelm.units import BOS, EOS, PAD, RESERVED, VOCAB
 
 with warnings.catch_warnings():
@@ -139,6 +141,26 @@ def test_the_loss_is_what_bytelm_trains_on(side: str) -> None:
     fewer = torch.where(torch.arange(ids.shape[1]) < ids.shape[1] - 1, -100, ids)
     last = hf(ids[:, :-1], mask[:, :-1]).logits[:, -1].log_softmax(-1)[:, 65]
     torch.testing.assert_close(hf(ids, mask, labels=fewer).loss, -last.mean())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SOME)
+def test_on_a_device_logits_and_loss_are_the_same(name: str) -> None:
+    """Ids, mask and labels come from there, as a trainer moves them."""
+    model = wrapped(name).eval()
+    batch = TOKENIZER(TEXTS, return_tensors="pt", padding=True)
+    batch["labels"] = batch["input_ids"]
+    wanted = model(**batch)
+    cached = model(**{key: x for key, x in batch.items() if key != "labels"}, use_cache=True)
+    with pretend():
+        far, there = moved(model), {key: x.to(AWAY) for key, x in batch.items()}
+        found = far(**there)
+        assert found.logits.device == AWAY
+        assert float(to_host(found.loss)) == pytest.approx(float(wanted.loss), rel=1e-5)
+        del there["labels"]
+        logits = to_host(far(**there, use_cache=True).logits)
+    real = batch["attention_mask"] == 1
+    torch.testing.assert_close(logits[real], cached.logits[real], rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_without_bos_learns_nothing_from_the_pads_before_it() -> None:

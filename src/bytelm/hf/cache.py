@@ -20,6 +20,7 @@ from bytelm.errors import UsageError
 from bytelm.hf.reader import Reader, readable
 from bytelm.models.base import ByteModel
 from bytelm.nn.state import take_rows
+from bytelm.transfer import to_device
 from bytelm.units import PAD
 
 # Room is made for at least so many ids, and at the most for so many beyond those that are there: memory that is not
@@ -100,7 +101,7 @@ class ByteCache(Cache):
         if self.newest is None:
             before = self.ids()
             self.newest = over_pads(model(before)[0], before)[:, -1]
-        return torch.where(leading, self.newest[:, None].to(logits), logits)
+        return torch.where(to_device(leading, logits), self.newest[:, None].to(logits), logits)
 
     def ids(self) -> Tensor:
         """All that was read, `[batch, length]`."""
@@ -120,7 +121,7 @@ class ByteCache(Cache):
         if self.reader and fits and (seen or self.reader.same(closely=call is not None or new > 1)):
             return self.reader
         self.reader = None
-        if readable(model) and ids.device.type == "cpu":
+        if readable(model):
             room = min(max(2 * max(self.expected, length), LEAST), length + SPARE)
             self.reader = Reader(model, rows, length, room)
             self.reader.agrees = not self.length
@@ -176,6 +177,5 @@ def over_pads(logits: Tensor, ids: Tensor) -> Tensor:
     real = ids != PAD
     if bool(real.all()):
         return logits
-    slots = torch.arange(ids.shape[1], device=ids.device)
-    newest = torch.where(real, slots, -1).cummax(1).values
-    return logits.take_along_dim(newest.clamp(min=0)[..., None], 1)
+    newest = torch.where(real, torch.arange(ids.shape[1]), -1).cummax(1).values
+    return logits.take_along_dim(to_device(newest.clamp(min=0), logits)[..., None], 1)

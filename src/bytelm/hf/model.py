@@ -23,6 +23,7 @@ from bytelm.hf.cache import ByteCache, generating, over_pads
 from bytelm.hf.configuration import BytelmConfig
 from bytelm.hf.loop import quick_criteria, quick_output, quick_processors
 from bytelm.lm import LM
+from bytelm.transfer import to_device, to_host
 from bytelm.units import BOS, PAD, VOCAB
 
 IGNORED = -100  # a label that is not learnt, everywhere in transformers
@@ -186,9 +187,6 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
                 past_key_values.crop(new - 1)
             new = 1
         ids = input_ids if new is None else input_ids[:, -new:]
-        decoded = isinstance(past_key_values, ByteCache) and past_key_values.reader is not None
-        if not decoded:  # a decoder is on the CPU, as ids are
-            ids = ids.to(self.model.device)
         given = {name: kwargs[name] for name in ("use_cache", "logits_to_keep") if name in kwargs}
         return {"input_ids": ids, "attention_mask": attention_mask, "past_key_values": past_key_values, **given}
 
@@ -214,8 +212,9 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         `use_cache` is set or one is given; without gradients and in `eval`, logits that are asked for with it come from
         a decoder, in float32. Raises UsageError for another cache, and for a mask of another shape.
         """
-        ids = input_ids
+        ids = to_host(input_ids)  # a model plans on the host, so that ids on a GPU are fetched once
         if attention_mask is not None:
+            attention_mask = to_host(attention_mask)
             if attention_mask.ndim != 2:
                 raise UsageError(
                     f"attention_mask has {attention_mask.ndim} axes: give [batch, read + new]; "
@@ -238,7 +237,8 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             logits = certain_of_bos(logits, twice)
         loss = None
         if labels is not None:
-            loss = ForCausalLMLoss(logits.contiguous(), learnt(labels, ids != PAD), VOCAB, **kwargs)
+            wanted = to_device(learnt(to_host(labels), ids != PAD), logits)
+            loss = ForCausalLMLoss(logits.contiguous(), wanted, VOCAB, **kwargs)
         found = CausalLMOutputWithPast(loss, logits[:, -logits_to_keep:], cache)
         return found if (self.config.return_dict if return_dict is None else return_dict) else found.to_tuple()
 
@@ -285,4 +285,5 @@ def certain_of_bos(logits: Tensor, which: Tensor) -> Tensor:
     """
     only = torch.full_like(logits[0, 0], torch.finfo(logits.dtype).min)
     only[BOS] = 0.0
+    which = to_device(which, logits)
     return torch.cat([torch.where(which[..., None], only, logits[:, :-1]), logits[:, -1:]], 1)
