@@ -1,4 +1,4 @@
-"""What a step needs that follows from its data alone: windows, and how much there is in them. All of it on the host."""
+"""What a step needs that follows from its data alone: windows, how much there is in them, and the model's plans."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bytelm.data.sampler import Batch, Sampler
 from bytelm.models.base import ByteModel
+from bytelm.models.objective import Prepared, prepare
 from bytelm.train import lengths
 from bytelm.units import BOS, BYTES, PAD
 
@@ -21,8 +22,8 @@ Opens = Bool[Tensor, "batch ids"]
 class Drawn:
     """The windows of a step, and counts over all of them."""
 
-    batches: list[tuple[Ids, Opens | None]]
-    """The ids of each micro-batch, and where patches open if that is recorded."""
+    batches: list[Prepared]
+    """Micro-batches: on the host, and on their way to the model's device."""
     bytes: int
     symbols: int
     """The ids that are scored."""
@@ -33,7 +34,7 @@ class Drawn:
 
 
 def draw(model: ByteModel, sampler: Sampler, step: int, accumulate: int) -> Drawn:
-    """The windows of a step of so many micro-batches."""
+    """The windows of a step of so many micro-batches; counted and planned on the host."""
     batches = [to_tensors(sampler.batch(step * accumulate + i)) for i in range(accumulate)]
     bytes = sum(int(model.bytes_in(ids[:, 1:]).sum()) for ids, _ in batches)
     symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
@@ -41,7 +42,8 @@ def draw(model: ByteModel, sampler: Sampler, step: int, accumulate: int) -> Draw
         patches = sum(int((model.bytes_in(ids[:, 1:]) > 0).sum()) for ids, _ in batches)
     else:
         patches = sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
-    return Drawn(batches, bytes, symbols, patches, lengths.of_step(model, batches))
+    prepared = [prepare(model, ids, boundaries=opens) for ids, opens in batches]
+    return Drawn(prepared, bytes, symbols, patches, lengths.of_step(model, batches))
 
 
 def to_tensors(batch: Batch) -> tuple[Ids, Opens | None]:

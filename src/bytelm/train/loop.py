@@ -30,7 +30,7 @@ from bytelm.checkpoint import store
 from bytelm.data.sampler import Sampler
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.models.base import ByteModel
-from bytelm.models.objective import score
+from bytelm.models.objective import prepare, scored
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.shift import ShiftBlock
 from bytelm.nn.transformer import Block
@@ -174,9 +174,9 @@ class Trainer:
         if config.dropout:  # what is left out follows from the step, and from whose rows they are
             torch.manual_seed((config.seed << 32) + (self.team.rank << 26) + progress.step)
         found: list[Tensor] = []
-        for ids, boundaries in drawn.batches:
+        for batch in drawn.batches:
             with self.autocast():
-                summed, _ = score(self.model, ids, boundaries=boundaries)
+                summed, _ = scored(self.model, batch)
             (summed / max(1, symbols)).backward()
             found.append(summed.detach())
         self.optimizer.share(self.team)
@@ -268,7 +268,7 @@ class Trainer:
             for step in range(self.valid.windows):
                 ids, boundaries = to_tensors(self.valid.batch(step))
                 with torch.no_grad(), self.autocast():
-                    summed, count = score(self.model, ids, boundaries=boundaries)
+                    summed, count = scored(self.model, prepare(self.model, ids, boundaries=boundaries))
                 found.append(summed)
                 bytes += int(count)
                 if bytes >= self.config.valid_bytes or stop.received is not None:
