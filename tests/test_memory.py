@@ -87,10 +87,12 @@ def test_the_memory_of_a_step_is_what_was_said(preset: str, sets: list[str], tmp
     assert 0.97 < predict(model, config, PATCH).peak / held(model, config, tmp_path) < 1.25
 
 
-def test_recomputing_a_stage_spares_memory_and_changes_no_gradient(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputing_a_stage_spares_memory_and_changes_no_gradient(tmp_path: Path, dropout: float) -> None:
     found: list[tuple[int, torch.Tensor]] = []
     for recompute in ("false", "global", "local", "true"):
-        model, config = made("blt-tiny", f"train.recompute={recompute}", "train.window=512", "train.batch=2")
+        sets = f"train.recompute={recompute}", f"train.dropout={dropout}", "train.window=512", "train.batch=2"
+        model, config = made("blt-tiny", *sets)
         bytes = held(model, config, tmp_path)
         spared = {stage.name: stage.stack.recompute for stage in model.stages(1, 1)}
         assert spared == {"local": recompute in ("true", "local"), "global": recompute in ("true", "global")}

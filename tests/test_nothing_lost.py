@@ -98,12 +98,12 @@ def test_a_bad_slope_of_a_table_touches_nothing_and_the_next_step_is_that_of_a_r
     seen: dict[str, list[Any]] = {"hurt": [], "left out": []}
     norm, step = Optimizer.norm, loop.Trainer.step
 
-    def poisoned(self: Optimizer) -> float:
+    def poisoned(self: Optimizer) -> Tensor:
         if trainer.run.name == "hurt" and trainer.progress.step == 2:
             gradients = [p.grad for p in self.parameters if p.grad is not None and p.grad.is_sparse]
             gradients[0]._values()[0, 0] = float("inf")
         found = norm(self)
-        return float("nan") if trainer.run.name == "left out" and trainer.progress.step == 2 else found
+        return found * float("nan") if trainer.run.name == "left out" and trainer.progress.step == 2 else found
 
     def watched(self: loop.Trainer) -> None:
         nonlocal trainer
@@ -130,10 +130,10 @@ def test_a_bad_slope_of_a_table_touches_nothing_and_the_next_step_is_that_of_a_r
 def test_ten_in_a_row_save_the_run_and_end_with_6(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    exact, run = objective.score, tmp_path / "run"
+    exact, run = objective.scored, tmp_path / "run"
 
-    def poisoned(model: Any, ids: Tensor, boundaries: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        nats, count = exact(model, ids, boundaries=boundaries)
+    def poisoned(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
+        nats, count = exact(model, prepared)
         return (nats * float("nan") if torch.is_grad_enabled() else nats), count
 
     words = ["train", str(corpus), "--preset", "byte-tiny", "--run", str(run), "--quiet", "--steps"]
@@ -141,7 +141,7 @@ def test_ten_in_a_row_save_the_run_and_end_with_6(
     assert cli([*words, "2", *sets]) == 0
     before = held(run)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "score", poisoned)
+        patch.setattr(loop, "scored", poisoned)
         assert cli([*words, "50", *sets]) == 6
     line = capfd.readouterr().err.strip()
     assert "training: 10 steps in a row were not finite, up to step 12" in line and "\n" not in line
@@ -152,11 +152,11 @@ def test_ten_in_a_row_save_the_run_and_end_with_6(
 
 def spiked(patch: pytest.MonkeyPatch, at: set[int], run: str, seen: list[tuple[int, dict[str, Tensor]]]) -> None:
     """The loss of these steps (counted from 1) of a run of this name is four times what it is."""
-    exact, step = objective.score, loop.Trainer.step
+    exact, step = objective.scored, loop.Trainer.step
     due = 0
 
-    def larger(model: Any, ids: Tensor, boundaries: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        nats, count = exact(model, ids, boundaries=boundaries)
+    def larger(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
+        nats, count = exact(model, prepared)
         return nats * (4 if torch.is_grad_enabled() and due in at else 1), count
 
     def watched(self: loop.Trainer) -> None:
@@ -165,7 +165,7 @@ def spiked(patch: pytest.MonkeyPatch, at: set[int], run: str, seen: list[tuple[i
         step(self)
         seen.append((self.progress.step, now(self)))
 
-    patch.setattr(loop, "score", larger)
+    patch.setattr(loop, "scored", larger)
     patch.setattr(loop.Trainer, "step", watched)
 
 
@@ -267,7 +267,7 @@ STAGES: dict[str, tuple[Any, str, signal.Signals]] = {
     "the scorer's steps": (loop.Trainer, "step", signal.SIGUSR1),
     "calibrating": (prepare, "calibrate", signal.SIGTERM),
     "cutting patches": (prepare, "cut_group", signal.SIGINT),
-    "the last look": (loop, "score", signal.SIGTERM),
+    "the last look": (loop, "scored", signal.SIGTERM),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -17,9 +18,11 @@ from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.transformer import Block
 from bytelm.patching import fixed
 from bytelm.patching.layout import Rows
-from bytelm.train import optimise
+from bytelm.testing.pretend import moved, near, pretend
+from bytelm.train import loop, optimise
 from bytelm.train.config import TrainConfig
 from bytelm.train.optimise import Optimizer, RowAdam
+from bytelm.transfer import to_device, to_host
 from bytelm.units import BOS
 from processors import PROCESSORS, used
 
@@ -108,6 +111,49 @@ def test_all_gradients_are_clipped_together_and_tables_learn_at_their_own_rate(k
         assert torch.equal(moved == 0, slopes[name] == 0), name
     optimizer.zero_grad()
     assert all(p.grad is None for p in model.parameters())
+
+
+def learnt(sittings: list[str], kept: bool = True) -> dict[str, Tensor]:
+    """What tables of n-grams learn in three steps a sitting, each on a device or not, with clipping that is at work.
+
+    Micro-batches come twice a step and read some rows again and again, others now and then.
+    """
+    random = torch.Generator().manual_seed(0)
+    embed, moments = NgramEmbedding(32, (3, 5), 1, 40), dict[str, Tensor]()
+    assert embed.ngram is not None
+    nn.init.normal_(embed.ngram.weight, generator=random)
+    nn.init.normal_(embed.byte.weight, generator=random)
+    for place in sittings:
+        with pretend() if place == "device" else nullcontext() as seen:
+            there = moved(embed) if place == "device" else embed
+            optimizer = Optimizer(there, CONFIG)
+            assert (optimizer.bags is not None) == (place == "device")
+            weight = there.get_submodule("ngram").get_parameter("weight")
+            own = {key: loop.place(value, weight, key) for key, value in moments.items() if kept}
+            optimizer.moments(weight).update(own)
+            for _ in range(3):
+                for _ in range(2):
+                    rows = torch.randint(0, 40, (2, 30), generator=random) // torch.tensor([[1], [5]])
+                    slope = torch.randn(30, 32, generator=random)
+                    index = rows.T + torch.tensor([0, 40])
+                    found = there.looked_up(to_device(index, weight)) + there.byte(to_device(rows[0], weight))
+                    found.backward(to_device(slope, weight))
+                norm = optimizer.norm()
+                assert float(to_host(norm)) > 10 * CONFIG.clip
+                optimizer.step(0.01)
+                optimizer.zero_grad()
+            assert seen is None or sum(seen.fetches.values()) == 3  # those of this test
+            moments = {key: near(torch.as_tensor(value)).clone() for key, value in optimizer.moments(weight).items()}
+            embed.load_state_dict({name: near(value) for name, value in there.state_dict().items()})
+    return {**embed.state_dict(), "second": moments["exp_avg_sq"]}
+
+
+@pytest.mark.parametrize("sittings", [["device"], ["device", "device"], ["cpu", "device"], ["device", "cpu"]])
+def test_tables_learn_on_a_device_what_they_do_on_a_cpu_and_go_on_there(kernels: bool, sittings: list[str]) -> None:
+    found, wanted = learnt(sittings), learnt(["cpu"] * len(sittings))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
+    assert not torch.allclose(learnt(["cpu", "cpu"], kept=False)["second"], learnt(["cpu", "cpu"])["second"])
 
 
 def test_another_rate_for_tables_changes_nothing_else() -> None:

@@ -104,7 +104,7 @@ def test_the_first_step_has_the_loss_of_the_start(
 
     def watched(trainer: loop.Trainer) -> None:
         if not seen:
-            ids, boundaries = loop.to_tensors(trainer.sampler.batch(0), torch.device("cpu"))
+            ids, boundaries = loop.to_tensors(trainer.sampler.batch(0))
             old = load(start).model
             with torch.no_grad():
                 nats, _ = score(old, ids, boundaries=boundaries)

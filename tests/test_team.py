@@ -100,6 +100,47 @@ def test_one_process_two_and_one_again_learn_as_one_does(notes: Path, tmp_path: 
     assert 6 in common and all(told[step] == pytest.approx(own[step], abs=1e-5) for step in common)
 
 
+TABLES = """
+from contextlib import nullcontext
+import torch
+from bytelm.nn.embed import NgramEmbedding
+from bytelm.testing.pretend import moved, near, pretend
+from bytelm.train.config import TrainConfig
+from bytelm.train.optimise import Optimizer
+from bytelm.train.team import joined
+from bytelm.transfer import to_device, to_host
+
+torch.manual_seed(0)
+embed = NgramEmbedding(8, (3, 5), 1, 9)
+index, slopes = torch.randint(0, 9, (7, 2)) + torch.tensor([0, 9]), torch.randn(7, 8)
+share = {0: slice(0, 5), 1: slice(5, 7)}
+with pretend():
+    tables = []
+    for world in (1, 2):
+        far = moved(embed)
+        optimizer = Optimizer(far, TrainConfig(steps=1))
+        weight = far.get_submodule("ngram").get_parameter("weight")
+        with joined(0.5) if world == 2 else nullcontext() as team:
+            part = share[team.rank] if team else slice(None)
+            far.looked_up(to_device(index[part], weight)).backward(to_device(slopes[part], weight))
+            if team:
+                optimizer.share(team)
+                assert [len(x) for x in (*optimizer.bags.kept[0].index, *optimizer.bags.kept[0].slopes)] == [7, 7]
+        norm = optimizer.norm()
+        optimizer.step(0.01)
+        tables.append((float(to_host(norm)), near(weight.detach())))
+(norm, alone), (other, shared) = tables
+assert abs(norm - other) < 1e-6 * norm, (norm, other)
+torch.testing.assert_close(alone, shared, rtol=1e-6, atol=1e-6)
+"""
+
+
+def test_what_each_process_read_of_a_table_on_a_device_moves_that_of_all() -> None:
+    """One of them reads more than the other."""
+    for code, error in end(begin([sys.executable, "-c", TABLES], 2)):
+        assert code == 0, error
+
+
 @pytest.mark.fault("T8")
 @pytest.mark.parametrize(
     ("lost", "how"),

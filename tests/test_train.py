@@ -133,11 +133,11 @@ def test_what_is_not_finite_never_reaches_the_weights(
 ) -> None:
     """A loss that is not finite at step 2, a gradient that is not at step 3: both are skipped, and told."""
     calls = 0
-    exact = objective.score
+    exact = objective.scored
 
-    def poisoned(model: Any, ids: Tensor, boundaries: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def poisoned(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
         nonlocal calls
-        nats, count = exact(model, ids, boundaries=boundaries)
+        nats, count = exact(model, prepared)
         if torch.is_grad_enabled():
             calls += 1
             if calls == 2:
@@ -154,7 +154,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
         step(trainer)
         seen.append({k: v.clone() for k, v in trainer.model.state_dict().items()})
 
-    monkeypatch.setattr(loop, "score", poisoned)
+    monkeypatch.setattr(loop, "scored", poisoned)
     monkeypatch.setattr(loop.Trainer, "step", watched)
     train([corpus], nano("patching.name=space", steps=5), tmp_path / "run", quiet=True)
     assert equal(seen[0], seen[1]) and equal(seen[1], seen[2])
@@ -168,13 +168,13 @@ def test_what_is_not_finite_never_reaches_the_weights(
 def test_a_run_that_stays_not_finite_ends_and_keeps_its_weights(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = objective.score
+    exact = objective.scored
 
-    def poisoned(model: Any, ids: Tensor, boundaries: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        nats, count = exact(model, ids, boundaries=boundaries)
+    def poisoned(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
+        nats, count = exact(model, prepared)
         return nats * float("inf"), count
 
-    monkeypatch.setattr(loop, "score", poisoned)
+    monkeypatch.setattr(loop, "scored", poisoned)
     with pytest.raises(TrainingError, match=r"10 steps in a row.*learning_rate"):
         train([corpus], nano("patching.name=space", steps=50), tmp_path / "run", quiet=True)
     assert all(bool(t.isfinite().all()) for t in weights(tmp_path / "run").values())

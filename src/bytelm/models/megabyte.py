@@ -363,7 +363,8 @@ class Megabyte(ByteModel):
             if caches is not None:
                 out, caches = self.piece(*part, caches)
             elif torch.is_grad_enabled():
-                out, ends = checkpoint(self.piece_after, *part, ends, use_reentrant=False)
+                draws = inner.stack.draws
+                out, ends = checkpoint(self.piece_after, *part, ends, use_reentrant=False, preserve_rng_state=draws)
             else:
                 out, ends = self.piece_after(*part, ends)
             found.append(out)

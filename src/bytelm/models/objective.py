@@ -86,7 +86,7 @@ def nats_of(logits: Float[Tensor, "batch new vocab"], targets: Int[Tensor, "batc
     found: list[Tensor] = []
     for part, wanted in zip(logits.flatten(0, 1).split(PIECE), targets.flatten().split(PIECE), strict=True):
         if targets.numel() > PIECE and torch.is_grad_enabled():
-            found.append(checkpoint(_nats, part, wanted, use_reentrant=False))
+            found.append(checkpoint(_nats, part, wanted, use_reentrant=False, preserve_rng_state=False))
         else:
             found.append(_nats(part, wanted))
     return torch.cat(found).view(targets.shape)

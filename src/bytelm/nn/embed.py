@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.nn import fused
+from bytelm.nn.rows import Slopes, bags
 from bytelm.patching.layout import Rows, tail
 from bytelm.units import PAD, VOCAB
 
@@ -44,6 +45,8 @@ class NgramEmbedding(nn.Module):
         self.ngram = nn.Embedding(functions * len(sizes) * rows, dim) if sizes else None
         self.sparse = False
         """Whether the gradient of the tables holds only the rows that were looked up, for optimizers that take such."""
+        self.kept: Slopes | None = None
+        """Where the slopes of the tables go, for an optimizer that takes them from there; a gradient else."""
         self.dropout = 0.0
         """Chance of each byte to go without its n-grams in training, so that nothing is learnt by heart alone."""
 
@@ -90,6 +93,8 @@ class NgramEmbedding(nn.Module):
     def looked_up(self, index: Int[Tensor, "bytes tables"]) -> Float[Tensor, "bytes dim"]:
         """The sum of each byte's rows."""
         assert self.ngram is not None
+        if self.kept is not None:
+            return bags(self.ngram.weight, index, self.kept)
         if self.sparse and fused.bags_fit(self.ngram.weight):
             return fused.bags(self.ngram.weight, index)
         return F.embedding_bag(index, self.ngram.weight, mode="sum", sparse=self.sparse)

@@ -164,13 +164,19 @@ class Stack(nn.Module):
         """Where the parameters live."""
         return next((p.device for p in self.parameters()), HOST)
 
+    @property
+    def draws(self) -> bool:
+        """Whether the blocks draw random numbers, which are to be the same where they are computed again."""
+        return any(block.dropout for block in self.blocks)
+
     def layer(
         self, index: int, x: Tensor, view: Sight[Memory], caches: tuple[Memory, ...] | None
     ) -> tuple[Tensor, Memory | None]:
         """One block over the new positions, and its cache to continue from."""
         block = self.blocks[index]
         if caches is None and self.recompute and torch.is_grad_enabled():
-            return checkpoint(lambda h: block(h, view, None)[0], x, use_reentrant=False), None
+            draws = self.draws
+            return checkpoint(lambda h: block(h, view, None)[0], x, use_reentrant=False, preserve_rng_state=draws), None
         return block(x, view, caches[index] if caches else None)
 
     def forward(

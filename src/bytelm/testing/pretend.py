@@ -121,7 +121,7 @@ def near(x: Any) -> Any:
     """What stands on the host for a tensor of the pretend device, or for the device; anything else as it is."""
     if isinstance(x, Far):
         return x.here
-    return HERE if x == AWAY and isinstance(x, torch.device) else x
+    return HERE if isinstance(x, torch.device) and x == AWAY else x
 
 
 def place() -> str:

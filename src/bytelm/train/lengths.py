@@ -15,7 +15,7 @@ LONGEST = 32  # bytes: what is longer is counted here too
 def of_step(
     model: ByteModel, batches: list[tuple[Int[Tensor, "batch ids"], Bool[Tensor, "batch ids"] | None]]
 ) -> Int[Tensor, " lengths"]:
-    """How many patches (tokens, of a model of these) have 1, 2, … LONGEST bytes in windows of a step, which are read.
+    """How many patches (tokens, of a model of these) have 1, 2, … LONGEST bytes in windows of a step, on the host.
 
     None at all for models that read bytes one by one or count their patches, as MEGABYTE does.
     """
@@ -40,4 +40,4 @@ def between(ids: Int[Tensor, "batch ids"], opens: Bool[Tensor, "batch ids"]) -> 
 
 def counted(sizes: Int[Tensor, " patches"]) -> Int[Tensor, " lengths"]:
     """How many of the sizes are 1, 2, … LONGEST; those of 0 are no patches."""
-    return torch.bincount(sizes.cpu().clamp(max=LONGEST), minlength=LONGEST + 1)[1:]
+    return torch.bincount(sizes.clamp(max=LONGEST), minlength=LONGEST + 1)[1:]

@@ -1,7 +1,9 @@
 """The training loop: windows in, checkpoints out. One loop for every architecture, the scorer included.
 
-    batch(step) → score → (nats, bytes) → backward → clip → finite? a spike? → AdamW → journal
+    draw(step) → score → nats → backward → clip → nats, norm → finite? a spike? → AdamW → journal
     now and then valid, sample, save
+
+On a device a step is drawn while the one before it runs, and waited for once: for its nats and its norm together.
 
 Nothing but `Progress`, `Spikes` and the optimizer's moments is carried from step to step, and every checkpoint has
 them; a window is a pure function of (seed, step), so a run that was stopped goes on as if it had not been.
@@ -11,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
+import operator
 import shutil
 import time
 from collections.abc import Callable
@@ -23,22 +27,25 @@ import torch
 from torch import Tensor
 
 from bytelm.checkpoint import store
-from bytelm.data.sampler import Batch, Sampler
+from bytelm.data.sampler import Sampler
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.models.base import ByteModel
-from bytelm.models.objective import score
+from bytelm.models.objective import prepare, scored
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.shift import ShiftBlock
 from bytelm.nn.transformer import Block
 from bytelm.train import lengths
+from bytelm.train.ahead import Ahead
 from bytelm.train.config import TrainConfig
+from bytelm.train.draw import Drawn, draw, to_tensors
 from bytelm.train.journal import Journal
 from bytelm.train.memory import give_back_large_blocks, highest, keep_large_blocks, predict, recomputes
 from bytelm.train.optimise import Optimizer, learning_rate
 from bytelm.train.spikes import Spikes
 from bytelm.train.stop import StopRequest
 from bytelm.train.team import ALONE, Team
-from bytelm.units import BOS, BYTES, PAD, bits_per_byte, show_bytes, show_seconds
+from bytelm.transfer import to_host
+from bytelm.units import bits_per_byte, show_bytes, show_seconds
 
 PATIENCE = 10  # steps in a row that may be skipped for a loss or gradient that is not finite
 
@@ -93,6 +100,8 @@ class Trainer:
         self.valid, self.recipe, self.sample = valid, recipe, sample
         self.precision = precision(config, model.device)
         self.optimizer = Optimizer(model, config)
+        # On a CPU a thread would take from the step what it saves.
+        self.ahead = None if model.device.type == "cpu" else Ahead(self.draw, model.device)
         self.progress = Progress()
         self.spikes = Spikes()
         self.unfit = 0  # steps in a row that were not finite
@@ -124,7 +133,7 @@ class Trainer:
         valid_due += 60 * self.config.valid_minutes
         save_due += 60 * self.config.save_minutes
         self.tally = Tally(since=time.monotonic())
-        with StopRequest() as stop:
+        with StopRequest() as stop, self.ahead or contextlib.nullcontext():
             while self.used() < 1 and self.team.agreed(stop.received) is None:
                 self.step()
                 now = time.monotonic()
@@ -160,20 +169,19 @@ class Trainer:
         """Sum nats over the micro-batches and go down their mean, or leave the weights alone: see `refusal`."""
         config, progress = self.config, self.progress
         began = time.monotonic()
-        first = progress.step * config.accumulate
-        batches = [to_tensors(self.sampler.batch(first + i), self.model.device) for i in range(config.accumulate)]
-        bytes, symbols, patches = map(int, self.team.total(*self.counted(batches)))
-        nats = 0.0
+        drawn = self.ahead.take(progress.step) if self.ahead else self.draw(progress.step)
+        bytes, symbols, patches = map(int, self.team.total(drawn.bytes, drawn.symbols, drawn.patches))
         if config.dropout:  # what is left out follows from the step, and from whose rows they are
             torch.manual_seed((config.seed << 32) + (self.team.rank << 26) + progress.step)
-        for ids, boundaries in batches:
+        found: list[Tensor] = []
+        for batch in drawn.batches:
             with self.autocast():
-                summed, _ = score(self.model, ids, boundaries=boundaries)
+                summed, _ = scored(self.model, batch)
             (summed / max(1, symbols)).backward()
-            nats += float(summed.detach())
-        (nats,) = self.team.total(nats)
-        self.team.add_gradients(self.optimizer.parameters)
-        norm = self.optimizer.norm()
+            found.append(summed.detach())
+        self.optimizer.share(self.team)
+        *parts, norm = numbers([*found, self.optimizer.norm()])  # the one wait
+        (nats,) = self.team.total(added(parts))
         rate = learning_rate(config, progress.step, self.used())
         refusal = self.refusal(nats, bytes, norm)
         if refusal is None:
@@ -183,17 +191,12 @@ class Trainer:
         self.progress = Progress(
             progress.step + 1, progress.bytes + bytes, seconds, progress.skipped + (refusal is not None)
         )
-        self.tally.lengths += lengths.of_step(self.model, batches)
+        self.tally.lengths += drawn.lengths
         self.account(refusal, nats, bytes, patches, rate, norm)
 
-    def counted(self, batches: list[tuple[Tensor, Tensor | None]]) -> tuple[int, int, int]:
-        """The bytes of micro-batches, the ids that are scored, and the patches or tokens."""
-        model = self.model
-        bytes = sum(int(model.bytes_in(ids[:, 1:]).sum()) for ids, _ in batches)
-        symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
-        if model.tokens is not None:
-            return bytes, symbols, sum(int((model.bytes_in(ids[:, 1:]) > 0).sum()) for ids, _ in batches)
-        return bytes, symbols, sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
+    def draw(self, step: int) -> Drawn:
+        """What a step needs that follows from its data alone: nothing of it changes with what was learnt."""
+        return draw(self.model, self.sampler, step, self.config.accumulate)
 
     def refusal(self, nats: float, bytes: int, norm: float) -> str | None:
         """Why a step is not to touch the weights, if it is not: what is not finite, or a spike among recent steps."""
@@ -261,14 +264,16 @@ class Trainer:
         progress, began = dataclasses.asdict(self.progress), time.monotonic()
         self.model.eval()
         if self.valid is not None:
-            nats, bytes = 0.0, 0
+            found, bytes = list[Tensor](), 0
             for step in range(self.valid.windows):
-                ids, boundaries = to_tensors(self.valid.batch(step), self.model.device)
+                ids, boundaries = to_tensors(self.valid.batch(step))
                 with torch.no_grad(), self.autocast():
-                    summed, count = score(self.model, ids, boundaries=boundaries)
-                nats, bytes = nats + float(summed), bytes + int(count)
+                    summed, count = scored(self.model, prepare(self.model, ids, boundaries=boundaries))
+                found.append(summed)
+                bytes += int(count)
                 if bytes >= self.config.valid_bytes or stop.received is not None:
                     break
+            nats = added(numbers(found))
             if stop.received is None:
                 bpb = bits_per_byte(nats, bytes)
                 self.journal.write("valid", **progress, bits_per_byte=bpb)
@@ -357,17 +362,25 @@ def place(value: Tensor, parameter: Tensor, key: str) -> Tensor | int:
     return value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
 
 
-def to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """A batch as tensors: ids, and recorded boundaries if there are any."""
-    ids = torch.from_numpy(batch.ids).to(device)
-    return ids, None if batch.boundaries is None else torch.from_numpy(batch.boundaries).to(device)
+def numbers(found: list[Tensor]) -> list[float]:
+    """Numbers that were computed on a device, all fetched at once."""
+    return to_host(torch.stack(found)).tolist()
+
+
+def added(values: list[float]) -> float:
+    """Their sum, one after the other: Python's own `sum` rounds in another way from 3.12 on."""
+    return functools.reduce(operator.add, values, 0.0)
 
 
 def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
     """The dtype of matrix products: bfloat16 by itself only where the machine has it in hardware."""
     if config.precision == "auto":
         on_cpu = device.type == "cpu"
-        return torch.bfloat16 if (fast_on_cpu() if on_cpu else torch.cuda.is_bf16_supported()) else torch.float32
+        return (
+            torch.bfloat16
+            if (fast_on_cpu() if on_cpu else torch.cuda.is_bf16_supported(including_emulation=False))
+            else torch.float32
+        )
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 

@@ -71,12 +71,12 @@ def recomputes(config: TrainConfig, stage: str) -> bool:
 
 
 def highest(device: torch.device) -> int:
-    """Bytes of memory taken at the most since this process began: tensors on a GPU, all there is on a CPU.
+    """Bytes of memory taken at the most since this process began: what torch keeps of a GPU, all there is on a CPU.
 
     0 where the system does not tell.
     """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     try:
         import resource  # not on Windows
     except ImportError:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from bytelm.native.training import Rows, call, functions
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.fused import VECTOR
+from bytelm.nn.rows import Slopes, numbered, summed
 from bytelm.train.config import TrainConfig
+from bytelm.train.team import Team
 
 
 class RowAdam(torch.optim.SparseAdam):
@@ -21,6 +23,9 @@ class RowAdam(torch.optim.SparseAdam):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move the rows that have a gradient, which must be coalesced."""
         pairs = [(p, group) for group in self.param_groups for p in group["params"]]
+        for state in (self.state[p] for p, _ in pairs if self.state[p]):
+            if "exp_avg" not in state:  # taken up from a device: see `BagAdam`
+                state["exp_avg"] = torch.zeros_like(state["exp_avg_sq"])
         if functions() is None or any(p.device.type != "cpu" or p.shape[1] % VECTOR for p, _ in pairs):
             super().step()
             return
@@ -39,6 +44,53 @@ class RowAdam(torch.optim.SparseAdam):
             call("bytelm_adam_rows", Rows(*slopes.shape, *addresses, rate, beta1, beta2, group["eps"]))
 
 
+class BagAdam(torch.optim.Optimizer):
+    """The same as `RowAdam` without momentum, for slopes that stay with their bags (`nn.rows`): nothing waits.
+
+    Every bag of a row computes the row's new numbers, which are the same, and writes them.
+    """
+
+    def __init__(self, tables: list[NgramEmbedding], lr: float, beta2: float, times: float) -> None:
+        weights = [table.ngram.weight for table in tables if table.ngram is not None]
+        super().__init__([{"params": weights, "times": times}], {"lr": lr, "beta2": beta2, "eps": 1e-8})
+        self.kept = [Slopes() for _ in weights]
+        self._numbers: list[Tensor] = []
+        for table, kept in zip(tables, self.kept, strict=True):
+            table.kept = kept
+
+    def norms(self) -> list[Tensor]:
+        """The norm of the slopes of each table's rows."""
+        self._numbers = [numbered(torch.cat(kept.index)) for kept in self.kept]
+        pairs = zip(self.kept, self._numbers, strict=True)
+        return [torch.linalg.vector_norm(summed(kept.slopes, number)) for kept, of in pairs for number in of]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move the rows that were read since the last step, whose `norms` were asked for."""
+        (group,) = self.param_groups
+        beta2, eps = group["beta2"], group["eps"]
+        for parameter, kept, numbers in zip(group["params"], self.kept, self._numbers, strict=True):
+            state = self.state[parameter]
+            if not state:
+                state.update(step=0, exp_avg_sq=torch.zeros_like(parameter))
+            state.pop(
+                "exp_avg", None
+            )  # taken up from a CPU, where SparseAdam keeps it; without momentum it is not read
+            state["step"] += 1
+            rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"])
+            for rows, number in zip(torch.cat(kept.index).T, numbers, strict=True):
+                slope = summed(kept.slopes, number)[number]
+                second = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
+                state["exp_avg_sq"].index_copy_(0, rows, second)
+                parameter.index_copy_(0, rows, parameter[rows].addcdiv_(slope, second.sqrt_().add_(eps), value=-rate))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the slopes."""
+        for kept in self.kept:
+            kept.forget()
+        self._numbers = []
+
+
 class Optimizer:
     """AdamW (Loshchilov and Hutter, 2019). Norms and embedding tables are not decayed.
 
@@ -51,11 +103,9 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.clip = config.clip
         own = {id(p): p for p in model.parameters() if p.requires_grad}
-        tables: list[Tensor] = []
-        for module in model.modules():
-            if isinstance(module, NgramEmbedding) and module.ngram is not None:
-                module.sparse = True
-                tables.append(own.pop(id(module.ngram.weight)))
+        device = next(iter(own.values())).device.type
+        found = [m for m in model.modules() if isinstance(m, NgramEmbedding) and m.ngram is not None]
+        tables = [own.pop(id(m.ngram.weight)) for m in found if m.ngram is not None]
         embeddings = [
             own.pop(id(m.weight)) for m in model.modules() if isinstance(m, nn.Embedding) and id(m.weight) in own
         ]
@@ -66,27 +116,41 @@ class Optimizer:
             {"params": others, "weight_decay": 0.0, "times": 1.0},
             {"params": embeddings, "weight_decay": 0.0, "times": config.embedding_rate},
         ]
+        fused = device in ("cpu", "cuda")
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
+            torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=fused)
         ]
-        if tables:
+        self.bags: BagAdam | None = None
+        if tables and device == "cpu":
+            for module in found:
+                module.sparse = True
             group = {"params": tables, "times": config.embedding_rate}
             self.parts.append(RowAdam([group], lr=config.learning_rate, betas=(0.0, config.beta2)))
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
+        """All that have a gradient of their own."""
+        if tables and device != "cpu":
+            self.bags = BagAdam(found, config.learning_rate, config.beta2, config.embedding_rate)
+            self.parts.append(self.bags)
 
-    def norm(self) -> float:
-        """The norm of all gradients together, which are scaled down to `clip` where it is larger."""
+    def share(self, team: Team) -> None:
+        """Make the gradients the sums of those of all processes of a team."""
+        team.add_gradients(self.parameters)
+        for kept in self.bags.kept if self.bags else ():
+            kept.index, kept.slopes = ([team.everyones(x) for x in some] for some in (kept.index, kept.slopes))
+
+    def norm(self) -> Tensor:
+        """The norm of all gradients together, which are scaled down to `clip` where it is larger; not waited for."""
         dense: list[Tensor] = []
         for parameter in self.parameters:
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = each_once(parameter.grad)
             if parameter.grad is not None:
                 dense.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
-        norm = torch.nn.utils.get_total_norm(dense)
+        norm = torch.nn.utils.get_total_norm([*dense, *(self.bags.norms() if self.bags else ())])
         factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in dense:
-            gradient.mul_(factor)
-        return float(norm)
+        slopes = [part for kept in self.bags.kept for part in kept.slopes] if self.bags else []
+        torch._foreach_mul_([*dense, *slopes], factor)  # pyright: ignore[reportPrivateImportUsage]
+        return norm
 
     def step(self, rate: float) -> None:
         """Go down the gradients, at a learning rate."""

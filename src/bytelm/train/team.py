@@ -106,6 +106,18 @@ class Team:
         for gradient, summed in zip(dense, flat.split([g.numel() for g in dense]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
+    def everyones(self, mine: Tensor) -> Tensor:
+        """The rows of a tensor of every process, those of one behind those of the other."""
+        if self.world == 1:
+            return mine
+        counts = [int(count) for count in self.total(*(len(mine) * (rank == self.rank) for rank in range(self.world)))]
+        padded = mine.new_zeros(max(counts), *mine.shape[1:])
+        padded[: len(mine)] = mine
+        found = [torch.empty_like(padded) for _ in counts]
+        with self._answering():
+            dist.all_gather(found, padded)
+        return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+
     def _reduced(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         if self.world == 1:
             return list(values)
@@ -116,8 +128,14 @@ class Team:
 
     def _sum(self, tensor: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
         """Reduce a tensor in place. Raises TrainingError, which names the processes that do not answer."""
-        try:
+        with self._answering():
             dist.all_reduce(tensor, how)
+
+    @contextlib.contextmanager
+    def _answering(self) -> Generator[None]:
+        """Name the processes that do not answer, in a TrainingError, where a collective fails."""
+        try:
+            yield
         except RuntimeError as error:
             raise TrainingError(
                 f"{self._missing()} of {self.world} processes no longer answers: the same command goes on from the "

@@ -1,0 +1,80 @@
+"""Sums of a table's rows, and their slopes, on devices: no size of anything here has to be asked of one.
+
+A bag sums a row of each of several tables, which stand in one, one below the other:
+
+    index   [bags, tables]   the row that each bag reads of each table
+    slopes  [bags, dim]      of each bag, and so of each row that it read
+
+The slope of a row is the sum of those of the bags that read it. How many rows were read, only the device knows. So
+autograd gives no gradient of the table: it leaves slopes with their bags, and whoever moves the rows adds them up.
+"""
+
+# torch declares `backward` of any number of slopes; each here takes the one that it has.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+@dataclass
+class Slopes:
+    """The slopes of a table since they were last forgotten: of all bags, in the order in which they came."""
+
+    index: list[Int[Tensor, "bags tables"]] = field(default_factory=list)
+    slopes: list[Float[Tensor, "bags dim"]] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.index, self.slopes = [], []
+
+
+class _Bags(Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor, kept: Slopes) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.kept = kept
+        return F.embedding_bag(index, table, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[None, ...]:
+        ctx.kept.index.append(ctx.saved_tensors[0])
+        ctx.kept.slopes.append(d_out.contiguous())
+        return None, None, None
+
+
+def bags(
+    table: Float[Tensor, "rows dim"], index: Int[Tensor, "bags tables"], kept: Slopes
+) -> Float[Tensor, "bags dim"]:
+    """The sum of each bag's rows. Its slopes go to `kept`: the table has no gradient of its own."""
+    return _Bags.apply(table, index, kept)
+
+
+def numbered(index: Int[Tensor, "bags tables"]) -> Int[Tensor, "tables bags"]:
+    """The number, from 0 on, of the row that each bag read of a table, among all that were read of that table."""
+    ordered, order = index.T.contiguous().sort(stable=True)
+    number = F.pad(ordered.diff() != 0, (1, 0)).cumsum(1)
+    return torch.empty_like(order).scatter_(1, order, number)
+
+
+def summed(slopes: list[Float[Tensor, "some dim"]], number: Int[Tensor, " bags"]) -> Float[Tensor, "bags dim"]:
+    """The slope of each row that was read of a table, by its number; behind the last there are zeros.
+
+    Equal rows are always added in the same order, as `index_add_` on a GPU is not: processes that share a training
+    would go down different gradients.
+    """
+    add, count = torch.ops.aten.embedding_dense_backward, len(number)
+    parts = number.split([len(part) for part in slopes])
+    return functools.reduce(
+        torch.add, [add(part, of, count, -1, False) for part, of in zip(slopes, parts, strict=True)]
+    )

@@ -1,0 +1,51 @@
+"""What a step needs that follows from its data alone: windows, how much there is in them, and the model's plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from bytelm.data.sampler import Batch, Sampler
+from bytelm.models.base import ByteModel
+from bytelm.models.objective import Prepared, prepare
+from bytelm.train import lengths
+from bytelm.units import BOS, BYTES, PAD
+
+Ids = Int[Tensor, "batch ids"]
+Opens = Bool[Tensor, "batch ids"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The windows of a step, and counts over all of them."""
+
+    batches: list[Prepared]
+    """Micro-batches: on the host, and on their way to the model's device."""
+    bytes: int
+    symbols: int
+    """The ids that are scored."""
+    patches: int
+    """The patches or tokens."""
+    lengths: Int[Tensor, " lengths"]
+    """See `lengths.of_step`."""
+
+
+def draw(model: ByteModel, sampler: Sampler, step: int, accumulate: int) -> Drawn:
+    """The windows of a step of so many micro-batches; counted and planned on the host."""
+    batches = [to_tensors(sampler.batch(step * accumulate + i)) for i in range(accumulate)]
+    bytes = sum(int(model.bytes_in(ids[:, 1:]).sum()) for ids, _ in batches)
+    symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
+    if model.tokens is not None:
+        patches = sum(int((model.bytes_in(ids[:, 1:]) > 0).sum()) for ids, _ in batches)
+    else:
+        patches = sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
+    prepared = [prepare(model, ids, boundaries=opens) for ids, opens in batches]
+    return Drawn(prepared, bytes, symbols, patches, lengths.of_step(model, batches))
+
+
+def to_tensors(batch: Batch) -> tuple[Ids, Opens | None]:
+    """A batch as tensors of the host: ids, and recorded boundaries if there are any."""
+    return torch.from_numpy(batch.ids), None if batch.boundaries is None else torch.from_numpy(batch.boundaries)
