@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, paths_of, print_json, print_table
+from bytelm.cli.common import Device, Json, Quiet, paths_of, print_json, print_table
 from bytelm.cli.training import name_of
 from bytelm.compare.entrants import DEFAULT
 from bytelm.errors import TrainingError, UsageError
@@ -31,6 +31,7 @@ def compare(
     dry_run: Annotated[
         bool, Parameter(negative="", help="Size the models and say what they will take; no more.")
     ] = False,
+    device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
@@ -69,7 +70,7 @@ def compare(
     if "-" in sources:
         raise UsageError("standard input cannot be read once for each model: name a file")
     table, amount = modality and modality_table(modality), BUDGETS[match] if budget is None else budget
-    asked = Asked(sources, models, match, amount, seeds, held_out or (), table or None)
+    asked = Asked(sources, models, match, amount, seeds, held_out or (), table or None, device)
     home = run or Path("runs") / f"compare-{name_of(sources[0])}"
     outcome = run_all(asked, home, quiet=quiet or json, dry=dry_run)
     if not dry_run:

@@ -7,6 +7,9 @@ that it leaves behind save and end at their next step.
 
 The first one leads: it prepares, holds the run's lock, tells, looks and saves. The others read what it wrote and take
 steps. A process that trains alone is a team of one, to which every sum is its own.
+
+Each has a device of its own (`bytelm.device`). Gradients are summed where they are, by NCCL on GPUs; the few numbers
+that the host decides by go from host to host, over Gloo, and wait for no device.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch import Tensor
 
 from bytelm.errors import ConfigError, TrainingError
 from bytelm.train.stop import StopRequest
+from bytelm.transfer import HOST
 
 T = TypeVar("T")
 PREPARED = "prepared"  # a key of the store that all processes share
@@ -97,8 +101,7 @@ class Team:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-                self._sum(parameter.grad)
+                parameter.grad = self._gathered(parameter.grad)
             else:
                 dense.append(parameter.grad)
         flat = torch.cat([gradient.reshape(-1) for gradient in dense])
@@ -109,15 +112,40 @@ class Team:
     def _reduced(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         if self.world == 1:
             return list(values)
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        tensor = torch.tensor(values, dtype=torch.float64)
         self._sum(tensor, how)
         return tensor.tolist()
 
+    def _gathered(self, gradient: Tensor) -> Tensor:
+        """The sum of all processes' sparse gradients of a table: NCCL has none, so that they are brought together.
+
+        Each has other rows, and another number of them: they travel padded to the most, and are cut again.
+        """
+        gradient = gradient.coalesce()
+        rows, slopes = gradient._indices()[0], gradient._values()
+        counts = [int(count) for count in self.total(*(len(rows) * (r == self.rank) for r in range(self.world)))]
+        rows, slopes = (torch.cat(self._everyones(x, counts)) for x in (rows, slopes))
+        return torch.sparse_coo_tensor(rows[None], slopes, gradient.shape, check_invariants=False).coalesce()
+
+    def _everyones(self, mine: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """A tensor of every process, of which process r has counts[r] rows."""
+        padded = mine.new_zeros(max(counts), *mine.shape[1:])
+        padded[: len(mine)] = mine
+        found = [torch.empty_like(padded) for _ in counts]
+        with self._answering():
+            dist.all_gather(found, padded)
+        return [part[:count] for part, count in zip(found, counts, strict=True)]
+
     def _sum(self, tensor: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
         """Reduce a tensor in place. Raises TrainingError, which names the processes that do not answer."""
-        try:
+        with self._answering():
             dist.all_reduce(tensor, how)
+
+    @contextlib.contextmanager
+    def _answering(self) -> Generator[None]:
+        """Name the processes that do not answer, in a TrainingError, where a collective fails."""
+        try:
+            yield
         except RuntimeError as error:
             raise TrainingError(
                 f"{self._missing()} of {self.world} processes no longer answers: the same command goes on from the "
@@ -144,15 +172,20 @@ ALONE = Team()
 
 
 @contextlib.contextmanager
-def joined(timeout_minutes: float) -> Generator[Team]:
-    """The team that torchrun made this process part of, or a team of one; `timeout_minutes`: to wait for the others."""
+def joined(timeout_minutes: float, device: torch.device = HOST) -> Generator[Team]:
+    """The team that torchrun made this process part of, or a team of one; `timeout_minutes`: to wait for the others.
+
+    `device` is where this process computes: of several on GPUs each has one of its own, which is its current one.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Team()
         return
     rank = int(os.environ.get("RANK", "0"))
     timeout = timedelta(minutes=timeout_minutes if math.isfinite(timeout_minutes) else 1e6)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+    # By itself NCCL ends a process that waits for a lost one; so it ends the waiting, and Gloo names the lost one.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         yield Team(rank, world, dist.distributed_c10d._get_default_store(), launcher)
