@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Generator
+from typing import Any
 
 import torch
 
@@ -87,7 +88,8 @@ def fitting(device: torch.device, what: str, way_out: Callable[[], str]) -> Gene
 @contextlib.contextmanager
 def full_float32() -> Generator[None]:
     """Have products in float32 keep all of its bits, whatever was allowed to this process beforehand (TF32)."""
-    cuda, cpu = torch.backends.cuda.matmul, vars(torch.backends.mkldnn)["matmul"]
+    backends: Any = torch.backends  # whose types lack some of what is there
+    cuda, cpu = backends.cuda.matmul, backends.mkldnn.matmul
     before = cuda.fp32_precision, cpu.fp32_precision
     if all(precision in IEEE for precision in before):
         yield

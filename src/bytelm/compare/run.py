@@ -174,8 +174,8 @@ def slug(name: str, seed: int | None = None) -> str:
 def run_all(asked: Asked, home: Path, *, quiet: bool = False, dry: bool = False) -> Outcome:
     """Train and measure all that is not yet; `dry` only plans. A signal ends it early, and loses nothing.
 
-    Raises DataError, UsageError, ConfigError, ResourceError and MissingExtraError before anything is trained; what fails
-    later is told, and does not keep others from their results.
+    Raises DataError, UsageError, ConfigError, ResourceError and MissingExtraError before anything is trained; what
+    fails later is told, and does not keep others from their results.
     """
     resolve(asked.device)
     try:
