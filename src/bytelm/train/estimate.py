@@ -151,9 +151,9 @@ def knob(config: RunConfig, free: int) -> str:
 
 
 def lighter(config: RunConfig) -> str:
-    """A change of a configuration whose step did not fit, by which it takes three quarters of that at the most."""
-    peak = predict(config.recipe.sketch(), config.train, usual_mean(config.recipe)).peak + BESIDE
-    return knob(config, peak * 3 // 4)
+    """A change of a configuration whose step did not fit, by which activations take three quarters at the most."""
+    found = predict(config.recipe.sketch(), config.train, usual_mean(config.recipe))
+    return knob(config, found.peak - found.activations // 4 + BESIDE)
 
 
 def smaller(train: TrainConfig) -> Iterator[TrainConfig]:

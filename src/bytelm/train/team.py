@@ -101,7 +101,9 @@ class Team:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if parameter.grad.is_sparse:
-                parameter.grad = self._gathered(parameter.grad)
+                gradient = parameter.grad.coalesce()  # NCCL sums no sparse tensors: their rows are brought together
+                rows, slopes = (self.everyones(x) for x in (gradient._indices()[0], gradient._values()))
+                parameter.grad = torch.sparse_coo_tensor(rows[None], slopes, gradient.shape).coalesce()
             else:
                 dense.append(parameter.grad)
         flat = torch.cat([gradient.reshape(-1) for gradient in dense])
@@ -109,32 +111,24 @@ class Team:
         for gradient, summed in zip(dense, flat.split([g.numel() for g in dense]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
+    def everyones(self, mine: Tensor) -> Tensor:
+        """The rows of a tensor of every process, those of one behind those of the other."""
+        if self.world == 1:
+            return mine
+        counts = [int(count) for count in self.total(*(len(mine) * (rank == self.rank) for rank in range(self.world)))]
+        padded = mine.new_zeros(max(counts), *mine.shape[1:])
+        padded[: len(mine)] = mine
+        found = [torch.empty_like(padded) for _ in counts]
+        with self._answering():
+            dist.all_gather(found, padded)
+        return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+
     def _reduced(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         if self.world == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
         self._sum(tensor, how)
         return tensor.tolist()
-
-    def _gathered(self, gradient: Tensor) -> Tensor:
-        """The sum of all processes' sparse gradients of a table: NCCL has none, so that they are brought together.
-
-        Each has other rows, and another number of them: they travel padded to the most, and are cut again.
-        """
-        gradient = gradient.coalesce()
-        rows, slopes = gradient._indices()[0], gradient._values()
-        counts = [int(count) for count in self.total(*(len(rows) * (r == self.rank) for r in range(self.world)))]
-        rows, slopes = (torch.cat(self._everyones(x, counts)) for x in (rows, slopes))
-        return torch.sparse_coo_tensor(rows[None], slopes, gradient.shape, check_invariants=False).coalesce()
-
-    def _everyones(self, mine: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """A tensor of every process, of which process r has counts[r] rows."""
-        padded = mine.new_zeros(max(counts), *mine.shape[1:])
-        padded[: len(mine)] = mine
-        found = [torch.empty_like(padded) for _ in counts]
-        with self._answering():
-            dist.all_gather(found, padded)
-        return [part[:count] for part, count in zip(found, counts, strict=True)]
 
     def _sum(self, tensor: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
         """Reduce a tensor in place. Raises TrainingError, which names the processes that do not answer."""
