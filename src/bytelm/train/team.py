@@ -103,7 +103,8 @@ class Team:
             if parameter.grad.is_sparse:
                 gradient = parameter.grad.coalesce()  # NCCL sums no sparse tensors: their rows are brought together
                 rows, slopes = (self.everyones(x) for x in (gradient._indices()[0], gradient._values()))
-                parameter.grad = torch.sparse_coo_tensor(rows[None], slopes, gradient.shape).coalesce()
+                found = torch.sparse_coo_tensor(rows[None], slopes, gradient.shape, check_invariants=False)
+                parameter.grad = found.coalesce()
             else:
                 dense.append(parameter.grad)
         flat = torch.cat([gradient.reshape(-1) for gradient in dense])
