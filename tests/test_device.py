@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,12 +25,15 @@ from bytelm.decoding.plain import PlainDecoder
 from bytelm.errors import ConfigError, ResourceError, UsageError
 from bytelm.evaluate import stream
 from bytelm.evaluate.bits import measure
+from bytelm.evaluate.calibrate import calibrate
 from bytelm.generate import session
 from bytelm.models.base import ByteModel
 from bytelm.models.transformer import ByteTransformer
 from bytelm.patching.base import Patcher
+from bytelm.patching.entropy import Entropy
 from bytelm.scorers.transformer import TransformerScorer
 from bytelm.testing import UniformModel
+from bytelm.testing.pretend import moved, pretend
 from bytelm.train import prepare
 from bytelm.train.loop import Trainer
 from bytelm.train.run import train
@@ -246,6 +250,24 @@ class FarModel(UniformModel):
     @property
     def device(self) -> torch.device:
         return META
+
+
+def test_patches_are_cut_and_calibrated_on_a_device_as_on_the_cpu(run: Path, text: Path) -> None:
+    """Documents side by side: one wait a call, of the scorer's entropies."""
+    model = assemble.load(run).model
+    data = np.frombuffer(text.read_bytes(), np.uint8)
+    documents = [data[:9000], data[9000:9100], data[20000:20003]]
+    here = stream.patcher_of(model)
+    assert isinstance(here, Entropy)
+    wanted = [opens.tolist() for opens in prepare.cut(here, iter(documents))]
+    cuts = calibrate(here.config, here.scorer, documents)
+    with pretend() as seen:
+        far = stream.patcher_of(moved(model))
+        assert isinstance(far, Entropy) and stream.device_of(far).type == "meta"
+        assert [opens.tolist() for opens in prepare.cut(far, iter(documents))] == wanted
+        assert sum(seen.fetches.values()) == 2  # chunks of the longest
+        assert calibrate(here.config, far.scorer, documents).threshold == pytest.approx(cuts.threshold, abs=1e-5)
+    assert sum(map(sum, wanted)) > 100
 
 
 # --- memory ---
