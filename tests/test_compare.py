@@ -522,12 +522,12 @@ def test_a_worker_that_dies_without_a_word_is_told(
     copied: Path, data: str, code: str, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def dying(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        assert command[-5] == "space"
+        assert (command[-5], command[-2]) == ("space", "cpu")
         return subprocess.Popen([sys.executable, "-c", code], **options)
 
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(Popen=dying, TimeoutExpired=subprocess.TimeoutExpired))
     (copied / "space-0" / "result.json").unlink()
-    assert cli(words(data, copied, ",".join(MODELS), "--json")) == 0
+    assert cli(words(data, copied, ",".join(MODELS), "--json", "--device", "cpu")) == 0
     again = json.loads(capfd.readouterr().out)
     assert {model["model"] for model in again["models"]} == set(MODELS[:2])
     reason = again["failed"]["space, seed 0"]
@@ -672,6 +672,7 @@ def test_a_worker_looks_often_enough_for_a_curve(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     assert worker.work(tmp_path, "byte-window", 3, tmp_path, "cpu", True) == 128 + signal.SIGTERM
     assert (seen[0].valid_minutes, seen[0].minutes, seen[0].seed) == (20 / worker.LOOKS, 20.0, 3)
+    assert seen[0].device == "cpu"
 
 
 def test_steps_grow_where_there_are_many_of_them() -> None:
