@@ -101,6 +101,39 @@ def test_one_process_two_and_one_again_learn_as_one_does(notes: Path, tmp_path: 
     assert 6 in common and all(told[step] == pytest.approx(own[step], abs=1e-5) for step in common)
 
 
+@pytest.mark.fault("T8")
+@pytest.mark.parametrize(
+    ("lost", "how"),
+    [
+        pytest.param(1, signal.SIGKILL, id="the second is killed"),
+        pytest.param(0, signal.SIGSTOP, id="the first hangs"),
+        pytest.param(0, signal.SIGKILL, id="the first is killed", marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGSTOP, id="the second hangs", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_is_lost_is_named_and_the_same_command_goes_on(
+    notes: Path, tmp_path: Path, lost: int, how: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    words = command(notes, run, 100_000, "train.save_minutes=1e-9", "train.timeout_minutes=0.1")
+    processes = begin(words, 2)
+    deadline = time.monotonic() + 120
+    while len(store.checkpoints(run)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[lost].send_signal(how)
+    other = processes[1 - lost]
+    error = other.communicate(timeout=120)[1]
+    assert other.returncode == 6, error
+    assert f"bytelm: training: process {lost} of 2 processes no longer answers" in error.splitlines()[-1]
+    processes[lost].kill()
+    processes[lost].communicate()
+    step = store.read_state(store.newest_good(run)[0])["step"]
+    assert step >= 1
+    for code, told in end(begin(command(notes, run, step + 2), 2)):
+        assert code == 0, told
+    assert store.read_state(store.newest(run))["step"] == step + 2
+
+
 ADDED = """
 import torch
 from bytelm.train.team import joined
@@ -147,39 +180,6 @@ def test_a_team_on_gpus_adds_gradients_there_and_the_few_numbers_of_the_host_on_
     assert asked == [backends] and len(added) == 3
     assert all(tensor.device.type == "cpu" for tensor in added)
     assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "2"  # a process that waits for a lost one is not ended
-
-
-@pytest.mark.fault("T8")
-@pytest.mark.parametrize(
-    ("lost", "how"),
-    [
-        pytest.param(1, signal.SIGKILL, id="the second is killed"),
-        pytest.param(0, signal.SIGSTOP, id="the first hangs"),
-        pytest.param(0, signal.SIGKILL, id="the first is killed", marks=pytest.mark.slow),
-        pytest.param(1, signal.SIGSTOP, id="the second hangs", marks=pytest.mark.slow),
-    ],
-)
-def test_a_process_that_is_lost_is_named_and_the_same_command_goes_on(
-    notes: Path, tmp_path: Path, lost: int, how: signal.Signals
-) -> None:
-    run = tmp_path / "run"
-    words = command(notes, run, 100_000, "train.save_minutes=1e-9", "train.timeout_minutes=0.1")
-    processes = begin(words, 2)
-    deadline = time.monotonic() + 120
-    while len(store.checkpoints(run)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    processes[lost].send_signal(how)
-    other = processes[1 - lost]
-    error = other.communicate(timeout=120)[1]
-    assert other.returncode == 6, error
-    assert f"bytelm: training: process {lost} of 2 processes no longer answers" in error.splitlines()[-1]
-    processes[lost].kill()
-    processes[lost].communicate()
-    step = store.read_state(store.newest_good(run)[0])["step"]
-    assert step >= 1
-    for code, told in end(begin(command(notes, run, step + 2), 2)):
-        assert code == 0, told
-    assert store.read_state(store.newest(run))["step"] == step + 2
 
 
 @pytest.mark.fault("T3")

@@ -6,7 +6,6 @@ A process, so that its peak of memory is that of this model, and so that whateve
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -27,19 +26,12 @@ from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
 from bytelm.generate.session import generate
 from bytelm.models.base import ByteModel
+from bytelm.train.memory import highest
 from bytelm.train.run import train
 
 PLAN, HELD_OUT, RESULT, FAILED = "plan.json", "held-out.bin", "result.json", "failed.txt"
 LOOKS = 12  # at held-out bytes while a model learns, for the curves
 PROMPT, WRITTEN, TIMES = 256, 256, 3  # bytes read and written to time generation, and how often
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at the most: on the GPU where it works on one."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else found * 1024
 
 
 def patch_size(model: ByteModel, stretches: list[tuple[int, bytes]]) -> float | None:
@@ -73,7 +65,7 @@ def work(home: Path, name: str, seed: int, run: Path, device: str, quiet: bool) 
     if result.signal is not None or result.progress is None:
         return 128 + (result.signal or 0)
     where = use(device)
-    memory, progress = peak_memory(where), result.progress
+    memory, progress = highest(where), result.progress
     model = load(run, where).model
     documents = ((str(number), data) for number, data in stretches)
     found = list(measure(model, documents, context=config.train.window))
