@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bytelm.checkpoint import store
 from bytelm.checkpoint.lock import exclusive
-from bytelm.checkpoint.tensors import DTYPES
+from bytelm.checkpoint.tensors import DTYPES, widened
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"]
@@ -121,7 +121,7 @@ def test_widened_tensors_are_the_same_numbers(tmp_path: Path) -> None:
     tensors = {"half": bits.view(torch.float16), "brain": bits.view(torch.bfloat16), "int": bits}
     tensors |= {"single": torch.rand(3), "double": torch.rand(3).double(), "empty": torch.zeros(2, 0).half()}
     path = store.save(tmp_path, 0, {"model": tensors}, {})
-    plain, wide = store.read_tensors(path, "model"), store.read_tensors(path, "model", widen=True)
+    plain, wide = store.read_tensors(path, "model"), store.read_tensors(path, "model", widened)
     for name, tensor in tensors.items():
         assert plain[name].dtype == tensor.dtype
         assert wide[name].dtype == (torch.float32 if tensor.dtype.itemsize == 2 and name != "int" else tensor.dtype)
@@ -139,7 +139,7 @@ def test_a_file_that_changes_after_it_was_checked_is_not_used(tmp_path: Path, ch
     new = {"a byte": data[:-1] + b"\1", "cut short": data[:-1], "another": (other / file.name).read_bytes()}
     file.write_bytes(new[change])
     with pytest.raises(CheckpointError, match=r"model\.safetensors is (damaged|cut short)"):
-        store.read_tensors(path, "model", widen=True)
+        store.read_tensors(path, "model", widened)
 
 
 @pytest.mark.fault("K3")

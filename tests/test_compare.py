@@ -51,6 +51,7 @@ from bytelm.errors import ConfigError, DataError, ResourceError, UsageError
 from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.costs import costs
 from bytelm.evaluate.meter import interval
+from bytelm.machine import Memory
 from bytelm.report.charts import log_ticks
 from bytelm.train.config import RunConfig
 from bytelm.train.settings import modality_table
@@ -470,7 +471,7 @@ def test_a_run_stopped_while_it_was_measured_is_measured_and_not_trained_again(c
     run = copied / "bpe-300-0"
     first = json.loads((run / "result.json").read_bytes())
     (run / "result.json").unlink()
-    assert worker.main([str(copied), "bpe:300", "0", str(run), "1"]) == 0
+    assert worker.main([str(copied), "bpe:300", "0", str(run), "cpu", "1"]) == 0
     again = json.loads((run / "result.json").read_bytes())
     for a, b in zip(again["documents"], first["documents"], strict=True):
         assert a[:2] == b[:2] and a[2] == pytest.approx(b[2], rel=1e-5)
@@ -521,12 +522,12 @@ def test_a_worker_that_dies_without_a_word_is_told(
     copied: Path, data: str, code: str, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def dying(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        assert command[-4] == "space"
+        assert (command[-5], command[-2]) == ("space", "cpu")
         return subprocess.Popen([sys.executable, "-c", code], **options)
 
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(Popen=dying, TimeoutExpired=subprocess.TimeoutExpired))
     (copied / "space-0" / "result.json").unlink()
-    assert cli(words(data, copied, ",".join(MODELS), "--json")) == 0
+    assert cli(words(data, copied, ",".join(MODELS), "--json", "--device", "cpu")) == 0
     again = json.loads(capfd.readouterr().out)
     assert {model["model"] for model in again["models"]} == set(MODELS[:2])
     reason = again["failed"]["space, seed 0"]
@@ -576,7 +577,7 @@ def test_bad_input_is_one_line_before_anything_is_trained(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(run, "trained", None)
     if "a step takes" in said:
-        monkeypatch.setattr(run, "free_memory", lambda: 1)
+        monkeypatch.setattr(run, "memory", lambda _: Memory(1, 1))
     if "tokenizers" in said:
         monkeypatch.setitem(sys.modules, "tokenizers", None)
     few = write_data(tmp_path / "few.jsonl", 9000) if "too few" in said else ""
@@ -669,8 +670,9 @@ def test_a_worker_looks_often_enough_for_a_curve(monkeypatch: pytest.MonkeyPatch
     model = sized("byte-window", Budget("time", 1200.0, rate=1e9))
     plan = {"models": {"byte-window": model.mapping()}, "paths": [], "held_out": [], "speeds": {"byte-window": 5.0}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    assert worker.work(tmp_path, "byte-window", 3, tmp_path, True) == 128 + signal.SIGTERM
+    assert worker.work(tmp_path, "byte-window", 3, tmp_path, "cpu", True) == 128 + signal.SIGTERM
     assert (seen[0].valid_minutes, seen[0].minutes, seen[0].seed) == (20 / worker.LOOKS, 20.0, 3)
+    assert seen[0].device == "cpu"
 
 
 def test_steps_grow_where_there_are_many_of_them() -> None:

@@ -212,12 +212,12 @@ def test_what_cannot_be_made_to_fit_and_a_full_disk_have_other_ways_out(
 ) -> None:
     config = configure(sets=TINY, steps=1)
     with pytest.raises(ResourceError, match=r"take a smaller --preset .*--force"):
-        estimate.check(estimate.Needs(1 << 40, 0, 1 << 28, 0, 0, 1), config, tmp_path)
+        estimate.check(estimate.Needs(1 << 40, 0, 1 << 28, 1, 0, 0, 1), config, tmp_path)
     with pytest.raises(ResourceError, match=r"2 kB of disk \(1 kB of data, 1 kB of checkpoints\) and 1.5 kB are free"):
-        estimate.check(estimate.Needs(0, 0, 1, 1000, 1000, 1500), config, tmp_path)
-    estimate.check(estimate.Needs(1, 1, 1, 700, 700, 1500), config, tmp_path)
+        estimate.check(estimate.Needs(0, 0, 1, 1, 1000, 1000, 1500), config, tmp_path)
+    estimate.check(estimate.Needs(1, 1, 1, 1, 700, 700, 1500), config, tmp_path)
     with pytest.raises(ResourceError, match=r"counting n-grams takes 2 B of memory and 1 B .*patching\.name=space"):
-        estimate.check(estimate.Needs(1, 2, 1, 0, 0, 1), config, tmp_path)
+        estimate.check(estimate.Needs(1, 2, 9, 1, 0, 0, 1), config, tmp_path)
     monkeypatch.setattr(machine, "disk", lambda path: 1)
     words = ["train", str(text), "--run", str(tmp_path / "run"), "--steps", "1", *SMALL]
     assert "1 B are free" in printed(capfd, *words, code=5)
@@ -234,12 +234,12 @@ def test_recomputation_and_shorter_windows_are_tried_last() -> None:
 def test_presets_have_a_time_on_this_machine(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(estimate, "multiplied", lambda: 1e11)
+    monkeypatch.setattr(estimate, "multiplied", lambda _: 1e11)
     rows = {row["preset"]: row for row in json.loads(printed(capfd, "presets", "--json"))}
     row = rows["byte-tiny"]
     assert row["seconds_per_megabyte"] == pytest.approx(1e6 * 3 * row["flops_per_byte"] / (0.5 * 1e11))
     monkeypatch.undo()
-    assert 1e8 < estimate.multiplied() < 1e16
+    assert 1e8 < estimate.multiplied(torch.device("cpu")) < 1e16
 
 
 # --- how it prints ---

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import to_mapping
 from bytelm.decoding import open_decoder, why_plain
-from bytelm.errors import UsageError
+from bytelm.errors import ResourceError, UsageError
 from bytelm.evaluate.stream import patcher_of
 from bytelm.lm import LM
 from bytelm.models.base import ByteModel
@@ -572,5 +572,5 @@ def test_memory_that_does_not_suffice_is_one_line(monkeypatch: pytest.MonkeyPatc
     most = 100
     assert reader.opened(MODELS[BLT].model, 2, 40, 1 << 20).capacity <= 100
     most = 20
-    with pytest.raises(UsageError, match="no memory for 2 rows of 40 ids"):
+    with pytest.raises(ResourceError, match="no memory for 2 rows of 40 ids"):
         reader.opened(MODELS[BLT].model, 2, 40, 1 << 20)

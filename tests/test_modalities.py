@@ -704,7 +704,7 @@ def test_windows_of_images_start_where_images_do(tmp_path: Path) -> None:
     config = configure(None, None, ["patching.name=fixed", "train.window=97"], modality="image:8:raster", steps=1)
     tmp_path.joinpath("run").mkdir()
     prepared = prepare(
-        [source], config, tmp_path / "run", Journal(tmp_path / "metrics.jsonl", True), lambda: torch.device("cpu")
+        [source], config, tmp_path / "run", Journal(tmp_path / "metrics.jsonl", True), torch.device("cpu")
     )
     assert prepared.valid is not None
     for sampler in (prepared.sampler, prepared.valid):

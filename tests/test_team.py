@@ -19,6 +19,7 @@ import torch
 from bytelm.checkpoint import store
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.errors import ConfigError
+from bytelm.train import team
 from bytelm.train.run import train
 from bytelm.train.settings import configure
 from bytelm.train.team import Team
@@ -172,6 +173,54 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_goes_on(
     for code, told in end(begin(command(notes, run, step + 2), 2)):
         assert code == 0, told
     assert store.read_state(store.newest(run))["step"] == step + 2
+
+
+ADDED = """
+import torch
+from bytelm.train.team import joined
+
+ROWS = [[2, 0, 2], [3]]  # that each process looked up, one of them twice
+
+def table(rows):
+    ids, slopes = torch.tensor([rows]), torch.arange(1.0, 1 + len(rows))[:, None].expand(-1, 2)
+    return torch.sparse_coo_tensor(ids, slopes.clone(), (5, 2), check_invariants=True)
+
+with joined(1.0) as team:
+    sparse, dense = torch.nn.Parameter(torch.zeros(5, 2)), torch.nn.Parameter(torch.zeros(3))
+    sparse.grad, dense.grad = table(ROWS[team.rank]), torch.full((3,), 1.0 + team.rank)
+    team.add_gradients([sparse, dense])
+    assert torch.equal(dense.grad, torch.full((3,), 3.0))
+    assert sparse.grad.is_coalesced() and sparse.grad._indices().tolist() == [[0, 2, 3]]
+    assert torch.equal(sparse.grad.to_dense(), sum(table(rows).to_dense() for rows in ROWS))
+    assert team.everyones(torch.full((2 * team.rank, 1), 7)).tolist() == [[7], [7]]
+"""
+
+
+def test_sparse_gradients_are_brought_together_and_added() -> None:
+    """NCCL adds none: their rows, of which every process has another number, travel padded."""
+    for code, error in end(begin([sys.executable, "-c", ADDED], 2)):
+        assert code == 0 and not error, error
+
+
+@pytest.mark.parametrize(("where", "backends"), [("cpu", "gloo"), ("cuda:1", "cpu:gloo,cuda:nccl")])
+def test_a_team_on_gpus_adds_gradients_there_and_the_few_numbers_of_the_host_on_the_host(
+    where: str, backends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    added: list[torch.Tensor] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "")  # so that it is put back
+    monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING")
+    monkeypatch.setattr(team.dist, "init_process_group", lambda backend, **_: asked.append(backend))
+    monkeypatch.setattr(team.dist.distributed_c10d, "_get_default_store", lambda: None)
+    monkeypatch.setattr(team.dist, "all_reduce", lambda tensor, how: added.append(tensor))
+    monkeypatch.setattr(team.dist, "get_backend", lambda: backends)
+    monkeypatch.setattr(team.dist, "destroy_process_group", lambda: None)
+    with team.joined(1.0, torch.device(where)) as found:
+        assert found.total(1.0, 2.0) == [1.0, 2.0] and found.longest(3.0) == 3.0 and found.agreed(None) is None
+    assert asked == [backends] and len(added) == 3
+    assert all(tensor.device.type == "cpu" for tensor in added)
+    assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "2"  # a process that waits for a lost one is not ended
 
 
 @pytest.mark.fault("T3")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bytelm.checkpoint import assemble, pretrained
@@ -16,6 +17,7 @@ from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.compress.stream import compress, decompress
 from bytelm.data.modalities.base import Modality
 from bytelm.decoding import Weights
+from bytelm.device import resolve
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import logprobs, measure
 from bytelm.evaluate.meter import Meter
@@ -25,6 +27,8 @@ from bytelm.generate.session import generate, stream
 from bytelm.models.base import ByteModel
 from bytelm.models.inference import Mode, for_generating
 from bytelm.units import LN2
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Options(TypedDict, total=False):
@@ -126,7 +130,7 @@ class LM:
         return logprobs(self.model, prefix, continuation)
 
     def compress(self, data: bytes) -> bytes:
-        """`data` in about as many bits as `bits` says. Raises UsageError for a model of tokens."""
+        """`data` in about as many bits as `bits` says. Raises UsageError for a model of tokens, or on a GPU."""
         return compress(self.model, data, self.context)
 
     def decompress(self, packed: bytes) -> bytes:
@@ -139,12 +143,17 @@ class LM:
         return [data[a:b] for a, b in pairwise([*np.flatnonzero(opens).tolist(), len(data)])]
 
 
-def load(path: str | Path) -> LM:
+def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LM:
     """The trained model of a run directory, of one checkpoint in it, or of a folder that `save_pretrained` wrote.
 
-    Raises CheckpointError.
+    It is on the CPU unless `device` says "auto" (the GPU where there is one), "cuda", "cuda:1" or "mps": there it
+    compresses, and writes the same bytes in any company; and a library takes no GPU unasked, as in `transformers`.
+    With `dtype` its weights are torch.bfloat16, say; its scorer's are float32 always.
+    Raises CheckpointError, UsageError for a device that is not there, and ResourceError where it has no room.
     """
-    loaded = assemble.load(path)
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype}: weights can be {', '.join(map(str, DTYPES))}")
+    loaded = assemble.load(path, resolve(device), dtype)
     state, run = loaded.state, loaded.checkpoint.parent.parent
     measured = [line for line in read_metrics(run / METRICS) if line.get("kind") == "valid"] if "step" in state else []
     bits = [line["bits_per_byte"] for line in measured if line["step"] <= state["step"]]

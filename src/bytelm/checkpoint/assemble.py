@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from bytelm.checkpoint import pretrained, store
+from bytelm.checkpoint.tensors import Keep, as_it_is, widened
 from bytelm.config import Chosen, build
 from bytelm.data.modalities.base import Modality
+from bytelm.device import fitting
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.models.base import ByteModel
 from bytelm.patching import entropy
 from bytelm.patching.base import Patcher
+from bytelm.transfer import HOST
 
+PATCHER = "patcher."  # what names of a patcher and its scorer begin with
 MOST_LAYERS = 4096  # of a model, its scorer's among them; more would be built, one by one, before anything is compared
 
 
@@ -100,15 +104,16 @@ class Loaded:
     modality: Modality | None
 
 
-def load(path: str | Path) -> Loaded:
+def load(path: str | Path, device: torch.device = HOST, dtype: torch.dtype | None = None) -> Loaded:
     """The newest checkpoint of a run directory, one checkpoint's directory, or a folder of `save_pretrained`.
 
-    Raises CheckpointError.
+    Its weights are on `device`, those of the model itself in `dtype` where one is given: see `restore`.
+    Raises CheckpointError, and ResourceError where the device has no room.
     """
     checkpoint, state = trained(path)
     recipe = build(Recipe, state["recipe"], str(checkpoint / said_in(checkpoint)))
     model = recipe.blank()
-    restore(model, checkpoint)
+    restore(model, checkpoint, device, dtype)
     return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
 
 
@@ -133,18 +138,32 @@ def said_in(checkpoint: Path) -> str:
     return pretrained.CONFIG if pretrained.found(checkpoint) else store.STATE
 
 
-def restore(model: ByteModel, checkpoint: Path) -> None:
+def restore(model: ByteModel, checkpoint: Path, device: torch.device = HOST, dtype: torch.dtype | None = None) -> None:
     """Make the weights there those of a `blank` model, after comparing names, shapes and types: none lies there twice.
 
-    Weights stored in 16 bits become the float32 that the model computes in.
+    Weights stored in 16 bits become the float32 that the model computes in, or `dtype`; a patcher and its scorer stay
+    in float32. Each goes to `device` before the next one is read. Raises CheckpointError and ResourceError.
     """
-    tensors = weights_of(checkpoint, widen=True)
-    store.check_keys(model.state_dict(), tensors, str(checkpoint))
-    model.load_state_dict(tensors, assign=True)
+
+    def wanted(name: str, tensor: Tensor) -> torch.dtype:
+        own = tensor.dtype != torch.float32 or name.startswith(PATCHER)
+        return tensor.dtype if own else dtype or torch.float32
+
+    def keep(name: str, tensor: Tensor) -> Tensor:
+        tensor = widened(name, tensor)
+        # A scorer says itself, when it is moved, what of it stays on the host.
+        return tensor.to(HOST if name.startswith(PATCHER) else device, wanted(name, tensor))
+
+    with fitting(device, f"the model of {checkpoint}", lambda: "load it in torch.bfloat16, or on the CPU"):
+        tensors = weights_of(checkpoint, keep)
+        like = {name: tensor.to(wanted(name, tensor)) for name, tensor in model.state_dict().items()}
+        store.check_keys(like, tensors, str(checkpoint))
+        model.load_state_dict(tensors, assign=True)
+        model.to(device)
 
 
-def weights_of(checkpoint: Path, widen: bool = False) -> dict[str, Tensor]:
+def weights_of(checkpoint: Path, keep: Keep = as_it_is) -> dict[str, Tensor]:
     """The weights at a place that `trained` found; those of `save_pretrained` are in float32 always."""
     if pretrained.found(checkpoint):
-        return pretrained.read_tensors(checkpoint)
-    return store.read_tensors(checkpoint, "model", widen)
+        return pretrained.read_tensors(checkpoint, keep)
+    return store.read_tensors(checkpoint, "model", keep)

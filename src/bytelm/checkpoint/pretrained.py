@@ -21,6 +21,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from bytelm.checkpoint.tensors import Keep, as_it_is
 from bytelm.data.files import write_whole
 from bytelm.errors import CheckpointError, ResourceError, UsageError
 from bytelm.models.base import ByteModel
@@ -145,8 +146,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The weights by the model's own names, in float32 whatever they were saved in.
+def read_tensors(path: Path, keep: Keep = as_it_is) -> dict[str, Tensor]:
+    """The weights by the model's own names, in float32 whatever they were saved in, or what is to `keep` of each.
 
     Raises CheckpointError where a file is missing or damaged.
     """
@@ -160,7 +161,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path / file} cannot be read ({error!r}): copy or download it again") from error
     # A name that is not under the prefix stays as it is: comparing with the model's own names shows it.
     named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
+    return {name: keep(name, t.float() if t.is_floating_point() else t) for name, t in named.items()}
 
 
 def _files(path: Path) -> list[str]:

@@ -32,7 +32,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from bytelm.checkpoint.tensors import header, pieces, read
+from bytelm.checkpoint.tensors import Keep, as_it_is, header, pieces, read
 from bytelm.data.files import sync_folder
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.units import show_bytes
@@ -205,10 +205,10 @@ def verify(path: Path) -> None:
             _check(path / name, stream, entry)
 
 
-def read_tensors(path: Path, group: str, widen: bool = False) -> dict[str, Tensor]:
-    """The tensors of one group, on the CPU, each in memory of its own, and nothing beside them.
+def read_tensors(path: Path, group: str, keep: Keep = as_it_is) -> dict[str, Tensor]:
+    """The tensors of one group, on the CPU, each in memory of its own, or what is to `keep` of each; nothing beside.
 
-    With `widen`, floats of 16 bits become float32, which loses nothing. Raises CheckpointError if the file differs
+    Raises CheckpointError if the file differs
     from the manifest or is not a safetensors file. What is returned are the very bytes that were checked.
     """
     name = f"{group}.safetensors"
@@ -216,7 +216,7 @@ def read_tensors(path: Path, group: str, widen: bool = False) -> dict[str, Tenso
     with _open(path / name) as stream:
         _check_size(path / name, stream, entry)
         try:
-            tensors, digest = read(stream, entry.size, widen)
+            tensors, digest = read(stream, entry.size, keep)
         except (ValueError, RuntimeError, OverflowError) as error:  # RuntimeError: a shape that torch refuses
             stream.seek(0)
             _check(path / name, stream, entry)  # of a file that was damaged, this says so

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 from typing import Any
 
@@ -71,11 +71,24 @@ def pieces(head: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memor
         yield flat.view(torch.uint8).numpy().data
 
 
-def read(stream: BufferedReader, size: int, widen: bool) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file of `size` bytes and the file's sha256, in one pass over it.
+Keep = Callable[[str, Tensor], Tensor]
+"""What to hold of a tensor, by its name, before the next one is read."""
 
-    With `widen`, floats of 16 bits become float32 as they come, which loses nothing. Raises ValueError for bytes that
-    are no such file; whoever calls compares the checksum before using anything.
+
+def as_it_is(name: str, tensor: Tensor) -> Tensor:
+    """The tensor."""
+    return tensor
+
+
+def widened(name: str, tensor: Tensor) -> Tensor:
+    """Floats of 16 bits as float32, which loses nothing."""
+    return tensor.float() if tensor.dtype in NARROW else tensor
+
+
+def read(stream: BufferedReader, size: int, keep: Keep) -> tuple[dict[str, Tensor], str]:
+    """What is to `keep` of the tensors of a file of `size` bytes, and the file's sha256, in one pass over it.
+
+    Raises ValueError for bytes that are no such file; whoever calls compares the checksum before using anything.
     """
     digest = hashlib.sha256()
 
@@ -96,7 +109,7 @@ def read(stream: BufferedReader, size: int, widen: bool) -> tuple[dict[str, Tens
         if data.nbytes and stream.readinto(data) != data.nbytes:
             raise ValueError("it ends early")
         digest.update(data)
-        found[name] = tensor.float() if widen and dtype in NARROW else tensor
+        found[name] = keep(name, tensor)
     return found, digest.hexdigest()
 
 

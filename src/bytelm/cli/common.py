@@ -18,6 +18,7 @@ Sets = Annotated[
     Parameter(name="--set", negative="", help="One setting, as in train.learning_rate=1e-3. May be repeated."),
 ]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+Device = Annotated[str, Parameter(help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
 Quiet = Annotated[bool, Parameter(negative="", help="Print nothing but results and errors.")]
 Strict = Annotated[bool, Parameter(negative="", help="A file that would be skipped is an error.")]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, paths_of, print_json, print_table
+from bytelm.cli.common import Device, Json, Quiet, paths_of, print_json, print_table
 from bytelm.cli.training import name_of
 from bytelm.compare.entrants import DEFAULT
 from bytelm.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
-    from bytelm.compare.run import Outcome
+    from bytelm.compare.run import Asked, Outcome
 
 BUDGETS = {"flops": 1e13, "time": 300.0, "bytes": 4e6}
 
@@ -31,6 +31,7 @@ def compare(
     dry_run: Annotated[
         bool, Parameter(negative="", help="Size the models and say what they will take; no more.")
     ] = False,
+    device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
@@ -62,18 +63,23 @@ def compare(
         raise UsageError("nothing to compare on: name files or folders, as in `bytelm compare ~/notes`")
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: give at least 1")
-    from bytelm.compare.run import Asked, expected, run_all
+    from bytelm.compare.run import Asked, run_all
     from bytelm.train.settings import modality_table
 
     sources = paths_of(paths)
     if "-" in sources:
         raise UsageError("standard input cannot be read once for each model: name a file")
     table, amount = modality and modality_table(modality), BUDGETS[match] if budget is None else budget
-    asked = Asked(sources, models, match, amount, seeds, held_out or (), table or None)
+    asked = Asked(sources, models, match, amount, seeds, held_out or (), table or None, device)
     home = run or Path("runs") / f"compare-{name_of(sources[0])}"
     outcome = run_all(asked, home, quiet=quiet or json, dry=dry_run)
-    if not dry_run:
-        return close(outcome, home, json)
+    return foretell(outcome, asked, json) if dry_run else close(outcome, home, json)
+
+
+def foretell(outcome: Outcome, asked: Asked, json: bool) -> int:
+    """Say what the models will take."""
+    from bytelm.compare.run import expected
+
     if json:
         print_json(outcome.plan)
     else:

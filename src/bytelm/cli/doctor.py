@@ -6,13 +6,18 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bytelm import machine
 from bytelm.cli.common import Json, print_json
 from bytelm.units import show_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 LITTLE_MEMORY, LITTLE_DISK = 2 << 30, 2 << 30  # bytes: less may not do for blt-tiny
 FOR_USERS = {"bpe", "data", "eval", "hf", "logs", "media"}  # the extras that add something to the tool itself
@@ -20,12 +25,14 @@ Line = tuple[str, str, str]  # what, what there is, and what to do about it wher
 
 
 def doctor(*, json: Json = False) -> int:
-    """Look at this machine: torch, cores, kernels, memory, disk, GPU, extras, and what to install or free.
+    """Look at this machine: torch, cores, kernels, memory, disk, GPUs, extras, and what to install or free.
 
     Example: bytelm doctor
     """
-    lines = [*software(), *hardware(), *variables()]
+    lines = [*software(), *hardware(), *gpus(), *variables()]
     missing = {extra: packages for extra, packages in extras().items() if extra in FOR_USERS}
+    if not installed("bytelm"):
+        lines.append(("extras", "not told by a source tree that is not installed", "pip install -e . in it"))
     if json:
         found = {what: {"found": there, "advice": advice} for what, there, advice in lines}
         print_json({**found, "extras": {extra: not packages for extra, packages in missing.items()}})
@@ -59,9 +66,7 @@ def software() -> Iterator[Line]:
 
 
 def hardware() -> Iterator[Line]:
-    """Processor, memory, disk, GPU."""
-    import torch
-
+    """Processor, memory, disk."""
     from bytelm.train.loop import fast_on_cpu
 
     sets = ", ".join(machine.instruction_sets()) or "instruction sets not told"
@@ -72,12 +77,51 @@ def hardware() -> Iterator[Line]:
     yield "memory", f"{show_bytes(memory.free)} free of {show_bytes(memory.total)}", little
     free = machine.disk(Path.cwd())
     yield "disk", f"{show_bytes(free)} free here", "free some, or name a --run elsewhere" if free < LITTLE_DISK else ""
-    if torch.cuda.is_available():
-        sizes = torch.cuda.mem_get_info()
-        yield "GPU", f"{torch.cuda.get_device_name()}, {show_bytes(sizes[0])} free of {show_bytes(sizes[1])}", ""
-    else:
+
+
+def gpus() -> Iterator[Line]:
+    """A line for each GPU that --device can name, and one for what they have in common."""
+    import torch
+
+    from bytelm.device import memory, there
+
+    cards = [torch.device(name) for name in there() if name != "cpu"]
+    for card in cards:
+        cuda, size = card.type == "cuda", memory(card)
+        told = told_of(card) if cuda else "Apple's, only where --device mps names it"
+        yield str(card), f"{told}, {show_bytes(size.free)} free of {show_bytes(size.total)}", ""
+    if not torch.cuda.is_available():
         idle = shutil.which("nvidia-smi") is not None
         yield "GPU", "none that torch can use", "there is one: install torch's CUDA build" if idle else ""
+        return
+    triton = version("triton") if installed("triton") else "not installed"
+    precise = torch.backends.cuda.matmul.fp32_precision != "tf32"
+    float32 = "in float32" if precise else "in TF32, but for scorers"
+    yield "CUDA", f"{torch.version.cuda}, driver {driver()}, Triton {triton}; float32 is multiplied {float32}", ""
+
+
+def told_of(card: torch.device) -> str:
+    """A GPU's name, compute capability, and whether it multiplies bfloat16 itself."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(card)
+    with torch.cuda.device(card):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    bfloat16 = "bfloat16" if fast else "no bfloat16: float32 is used"
+    return f"{torch.cuda.get_device_name(card)}, capability {major}.{minor}, {bfloat16}"
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver, as its own tool says it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "not told"
+    asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return "not told"
+    return found[0] if found else "not told"
 
 
 def variables() -> Iterator[Line]:
@@ -87,9 +131,9 @@ def variables() -> Iterator[Line]:
 
 
 def extras() -> dict[str, list[str]]:
-    """Each extra, and the packages that it still wants."""
+    """Each extra, and the packages that it still wants; none where bytelm runs from a source tree."""
     found: dict[str, list[str]] = {}
-    for requirement in requires("bytelm") or []:
+    for requirement in (requires("bytelm") or []) if installed("bytelm") else []:
         package = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
         if package and extra:

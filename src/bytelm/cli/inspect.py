@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, Stream, counter, is_stdin, print_json, print_table, text_of
+from bytelm.cli.common import Device, Json, Quiet, Stream, counter, is_stdin, print_json, print_table, text_of
 from bytelm.errors import UsageError
 from bytelm.units import show_seconds
 
@@ -25,6 +25,7 @@ def patches(
     *,
     html: Annotated[Path | None, Parameter(help="Write the picture into this file.")] = None,
     hex: Annotated[bool, Parameter(negative="", help="The text is given as hex digits.")] = False,
+    device: Device = "auto",
     json: Json = False,
 ) -> int:
     """Cut a text into patches and show it in colours, with the entropy under it.
@@ -39,12 +40,13 @@ def patches(
     text
         Text, @file, or - for standard input.
     """
+    from bytelm.device import use
     from bytelm.report.gather import view_of
     from bytelm.report.page import write
     from bytelm.report.patches import html as page
     from bytelm.report.patches import plain, summary, terminal
 
-    view = view_of(source, text_of(text, hex))
+    view = view_of(source, text_of(text, hex), use(device))
     if html is not None:
         write(html, page(view, f"Patches of {source}"))
     if json:
@@ -61,16 +63,17 @@ def patches(
     return 0
 
 
-def presets(*, json: Json = False) -> int:
+def presets(*, device: Device = "auto", json: Json = False) -> int:
     """The presets: what each is made of, its true parameter counts, and what training takes here.
 
     Example: bytelm presets
     """
     from bytelm.config import preset_names
+    from bytelm.device import use
     from bytelm.train.estimate import TRAINING, multiplied
     from bytelm.train.settings import describe
 
-    rate = multiplied()
+    rate = multiplied(use(device))
     rows = [describe(name) for name in preset_names()]
     for row in rows:
         row["seconds_per_megabyte"] = 1e6 * TRAINING * row["flops_per_byte"] / (SHARE * rate)
@@ -89,7 +92,7 @@ def presets(*, json: Json = False) -> int:
     return 0
 
 
-def report(run: Path, /, *, out: Stream | None = None, quiet: Quiet = False) -> int:
+def report(run: Path, /, *, out: Stream | None = None, device: Device = "auto", quiet: Quiet = False) -> int:
     """Write the report of a run, finished or not, as one self-contained HTML page.
 
     Example: bytelm report runs/demo
@@ -99,12 +102,13 @@ def report(run: Path, /, *, out: Stream | None = None, quiet: Quiet = False) -> 
     out
         Where, or - for standard output; RUN/report.html unless given.
     """
+    from bytelm.device import use
     from bytelm.report.gather import gather
     from bytelm.report.page import render, write
 
     if not run.is_dir():
         raise UsageError(f"no run at {run}: name a directory that `bytelm train` wrote")
-    path, page = out or run / "report.html", render(gather(run, partial(counter, quiet=quiet)))
+    path, page = out or run / "report.html", render(gather(run, partial(counter, quiet=quiet), use(device)))
     if is_stdin(out):
         sys.stdout.write(page)
         return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, counter, lone, paths_of, print_json, print_table, print_verdict
+from bytelm.cli.common import Device, Json, Quiet, counter, lone, paths_of, print_json, print_table, print_verdict
 from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import UsageError
@@ -37,6 +37,7 @@ def evaluate(
     precision: Precision = "float32",
     tasks: str | None = None,
     include_path: Path | None = None,
+    device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
@@ -67,10 +68,10 @@ def evaluate(
     """
     if tasks is not None:
         alone = {"weights": weights, "inference": inference, "precision": None if precision == "float32" else precision}
-        return ask(run, paths, tasks, include_path, context, stride, json, **alone)
+        return ask(run, paths, tasks, include_path, context, stride, device, json, **alone)
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")
-    verdict = measured(run, paths, context, stride, inference, weights, precision, quiet or json)
+    verdict = measured(run, paths, context, stride, inference, weights, precision, device, quiet or json)
     if json:
         print_json(verdict.mapping())
     else:
@@ -86,6 +87,7 @@ def measured(
     inference: Literal["basic", "sliding", "strided", "both"] | None,
     weights: Weights,
     precision: Precision,
+    device: str,
     quiet: bool,
 ) -> Verdict:
     """The bits per byte of files, or of the run's own test documents."""
@@ -93,10 +95,11 @@ def measured(
     from bytelm.data.corpus import Corpus
     from bytelm.data.selection import spread
     from bytelm.decoding import rounded
+    from bytelm.device import use
     from bytelm.evaluate.verdict import judge
     from bytelm.models.inference import for_measuring
 
-    loaded = load(run)
+    loaded = load(run, use(device))
     found = documents_of(paths_of(paths), loaded.modality) if paths else spread(Corpus.open(run / "data"), "test")
     window, total = context or loaded.state["context"], sum(len(data) for _, data in found)
     model = rounded(loaded.model, weights) if weights else loaded.model
@@ -114,6 +117,7 @@ def ask(
     include: Path | None,
     context: int | None,
     stride: int | None,
+    device: str,
     json: bool,
     **alone: str | None,
 ) -> int:
@@ -123,10 +127,11 @@ def ask(
     for option, given in alone.items():
         if given is not None:
             raise UsageError(f"--{option} is for measuring files: leave it out beside --tasks {tasks}")
+    from bytelm.device import use
     from bytelm.harness import run_tasks
     from bytelm.lm import load
 
-    found = run_tasks(load(run), tasks.split(","), include, context=context, stride=stride)
+    found = run_tasks(load(run, use(device)), tasks.split(","), include, context=context, stride=stride)
     if json:
         print_json(found)
         return 0
@@ -189,6 +194,7 @@ def generate(
     hex: Annotated[bool, Parameter(negative="", help="The prompt is given as hex digits.")] = False,
     inference: Literal["basic", "sliding", "strided", "both"] = "basic",
     weights: Weights = None,
+    device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
@@ -210,10 +216,11 @@ def generate(
     inference
         sliding never reads more than the training's window; strided reads from two offsets; both does both.
     """
+    from bytelm.device import use
     from bytelm.generate.stop import unescape
     from bytelm.lm import Options, load
 
-    drawing, lm = drawing or Drawing(), load(run).reading(inference)
+    drawing, lm = drawing or Drawing(), load(run, use(device)).reading(inference)
     if out is not None:
         check_file(out, lm.modality, for_text=bool(drawing.stop or drawing.utf8))
     task = task_of(lm.modality, prompt, hex, keep, drawing.max_bytes)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from bytelm.cli.common import (
+    Device,
     Json,
     Quiet,
     Sets,
@@ -29,6 +30,7 @@ from bytelm.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from bytelm.train.config import RunConfig
+    from bytelm.train.run import Result
 
 HELD_OUT = 1 << 18  # bytes that the closing measurement of a training takes at the most
 EXAMPLE = "def parse_header(line):\n"
@@ -55,6 +57,8 @@ class Asked:
     """Stop after so many minutes of training."""
     bytes: int | None = None
     """Stop after so many bytes."""
+    device: str | None = None
+    """Where to train: auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
     strict: Strict = False
 
     def configure(self, sources: Sequence[str], run: Path) -> RunConfig:
@@ -65,7 +69,7 @@ class Asked:
         return configure(
             self.preset,
             self.config,
-            [*(self.set or []), *(["data.strict=true"] if self.strict else [])],
+            [*(self.set or []), *(["data.strict=true"] if self.strict else []), *self.placed()],
             modality=self.modality,
             packed=pack_of(sources, run),
             start=self.start,
@@ -75,6 +79,10 @@ class Asked:
             bytes=self.bytes,
             environment=os.environ,
         )
+
+    def placed(self) -> list[str]:
+        """The device as a setting, where one was named."""
+        return [] if self.device is None else [f"train.device={self.device}"]
 
 
 def train(
@@ -133,23 +141,24 @@ def train(
     with StopRequest():
         changes, loggers = allow_change or (), names_in(log)
         result = fit(sources, settings, run, quiet=quiet, log=loggers, allow_change=changes, force=force)
-        return finish(run, result.progress.step if result.progress else None, result.signal, quiet, json)
+        return finish(run, result, settings.train.device, quiet, json)
 
 
-def finish(run: Path, step: int | None, signal: int | None, quiet: bool, json: bool) -> int:
+def finish(run: Path, result: Result, device: str, quiet: bool, json: bool) -> int:
     """The end of a training as an exit code: 0 when it is measured, 128 and the signal where one ended it early."""
     from bytelm.train.stop import Interrupted
     from bytelm.train.team import leads
 
+    signal = result.signal
     if not leads():  # of several processes the first one measures and tells
         return 0 if signal is None else 128 + signal
     if signal is None:
         try:
-            close(run, quiet, json)
+            close(run, device, quiet, json)
             return 0
         except Interrupted as stopped:
             signal = stopped.signal
-    saved = "what was prepared" if step is None else f"step {step}"
+    saved = "what was prepared" if result.progress is None else f"step {result.progress.step}"
     print(f"saved {saved} in {run}; the same command goes on from there", file=sys.stderr)
     return 128 + signal
 
@@ -178,11 +187,12 @@ def name_of(path: str) -> str:
     return stem or "run"
 
 
-def close(run: Path, quiet: bool, json: bool) -> None:
+def close(run: Path, device: str, quiet: bool, json: bool) -> None:
     """Measure a finished run on its held-out bytes, write its report, and say what to do next. Raises Interrupted."""
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpus import Corpus, Split
     from bytelm.data.selection import spread
+    from bytelm.device import use
     from bytelm.evaluate.verdict import judge
     from bytelm.report.gather import gather, keep_verdict
     from bytelm.report.page import render, write
@@ -199,7 +209,8 @@ def close(run: Path, quiet: bool, json: bool) -> None:
 
         return listening
 
-    loaded = load(run)
+    where = use(device)
+    loaded = load(run, where)
     corpus = Corpus.open(run / "data")
     splits: tuple[Split, ...] = ("test", "valid")
     split: Split | None = next((s for s in splits if corpus.bytes(s)), None)
@@ -210,7 +221,7 @@ def close(run: Path, quiet: bool, json: bool) -> None:
         context = loaded.state["context"]
         verdict = judge(loaded.model, documents, context, progress=progress, modality=loaded.modality)
         keep_verdict(run, verdict)
-    write(run / "report.html", render(gather(run, told)))
+    write(run / "report.html", render(gather(run, told, where)))
     if json:
         step = {key: loaded.state[key] for key in ("step", "bytes", "seconds", "skipped")}
         print_json({"run": str(run), **step, "held_out": verdict.mapping() if verdict else None})
@@ -226,7 +237,9 @@ def close(run: Path, quiet: bool, json: bool) -> None:
             print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
 
 
-def calibrate(run: Path, size: float, /, *, rule: str | None = None, json: Json = False) -> int:
+def calibrate(
+    run: Path, size: float, /, *, rule: str | None = None, device: Device = "auto", json: Json = False
+) -> int:
     """Find the thresholds at which a run's scorer cuts patches of a wanted mean size, and what that gives by file type.
 
     Example: bytelm calibrate runs/demo 6 --rule both
@@ -240,9 +253,10 @@ def calibrate(run: Path, size: float, /, *, rule: str | None = None, json: Json 
     rule
         threshold, rise or both; the run's own unless given.
     """
+    from bytelm.device import use
     from bytelm.evaluate.recalibrate import recalibrate
 
-    found = recalibrate(run, size, rule)
+    found = recalibrate(run, size, rule, use(device))
     if json:
         print_json(found.mapping())
         return 0
@@ -258,6 +272,7 @@ def demo(
     *,
     run: Path = Path("runs/demo"),
     minutes: Annotated[float, Parameter(help="Minutes of training of the model itself.")] = 3.0,
+    device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
@@ -269,19 +284,21 @@ def demo(
         Where everything is kept; the same command goes on with what is there.
     """
     import bytelm
+    from bytelm.device import use
     from bytelm.train.run import train as fit
     from bytelm.train.settings import configure
     from bytelm.train.stop import StopRequest
 
     with StopRequest():
-        result = fit(standard_library(), configure("demo", minutes=minutes), run, quiet=quiet)
-        if code := finish(run, result.progress.step if result.progress else None, result.signal, quiet, json):
+        settings = configure("demo", sets=[f"train.device={device}"], minutes=minutes)
+        result = fit(standard_library(), settings, run, quiet=quiet)
+        if code := finish(run, result, device, quiet, json):
             return code
     if not quiet and not json:
         print(f"\n{EXAMPLE}", end="", flush=True)
         from bytelm.cli.measure import show_bytes_as_text
 
-        show_bytes_as_text(bytelm.load(run).stream(EXAMPLE.encode(), max_bytes=300, temperature=0.5))
+        show_bytes_as_text(bytelm.load(run, use(device)).stream(EXAMPLE.encode(), max_bytes=300, temperature=0.5))
         print(f"\n\nopen {run / 'report.html'} to see the loss, the patches and more")
     return 0
 

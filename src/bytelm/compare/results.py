@@ -74,8 +74,8 @@ def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
 def machine(results: Iterable[Result]) -> dict[str, Any]:
     """Where it was done."""
     threads = sorted({result["threads"] for result in results})
-    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
-    return {"device": kind, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
+    kinds = sorted({result.get("device", processor()) for result in results})
+    return {"device": ", ".join(kinds), "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
 
 
 def model_of(

@@ -33,8 +33,9 @@ from bytelm.data.corpus import INDEX, Corpus, iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.data.modalities.base import Modality
 from bytelm.data.sources import expanded, fingerprint
+from bytelm.device import AUTO, memory, resolve
 from bytelm.errors import ConfigError, DataError, ResourceError
-from bytelm.train.estimate import TRAINING, bytes_per_second, free_memory
+from bytelm.train.estimate import TRAINING, bytes_per_second
 from bytelm.train.journal import Journal
 from bytelm.train.prepare import pack_data
 from bytelm.train.stop import StopRequest
@@ -47,7 +48,7 @@ LEAST = 1 << 16  # bytes to learn from, below which nothing can be compared
 
 @dataclass(frozen=True)
 class Asked:
-    """What is compared. All but `models` and `seeds` are the same for the life of a comparison."""
+    """What is compared. All but `models`, `seeds` and `device` are the same for the life of a comparison."""
 
     paths: Sequence[str]
     models: str
@@ -56,6 +57,7 @@ class Asked:
     seeds: int = 1
     held_out: Sequence[str] = ()
     modality: Mapping[str, Any] | None = None
+    device: str = AUTO
 
     @property
     def excluded(self) -> list[Path]:
@@ -139,18 +141,18 @@ def plan_for(
         budget = Budget(budget.match, budget.amount, plan["rate"])
     mean, tokens = mean_of(one, corpus)
     found = planned(one, budget, corpus, mean, asked.modality)
-    check_memory(found, free_memory())
+    check_memory(found, memory(resolve(asked.device)).free)
     if tokens is not None:
         np.save(home / f"{slug(one.name)}.merges.npy", tokens.merges, allow_pickle=False)
     plan["models"][one.name] = found.mapping()
-    plan["speeds"][one.name] = bytes_per_second(found.run(0), found.mean)
+    plan["speeds"][one.name] = bytes_per_second(found.run(0, device=asked.device), found.mean)
 
 
 def rate_of(corpus: Corpus, asked: Asked) -> float:
     """Operations a second that this machine trains a windowed byte Transformer with."""
     (byte,) = entrants("byte-window")
     found = planned(byte, Budget("bytes", PROBED), corpus, 1.0, asked.modality)
-    return TRAINING * found.costs.executed * bytes_per_second(found.run(0), found.mean)
+    return TRAINING * found.costs.executed * bytes_per_second(found.run(0, device=asked.device), found.mean)
 
 
 def keep_held_out(asked: Asked, home: Path, corpus: Corpus, modality: Modality | None) -> None:
@@ -172,9 +174,10 @@ def slug(name: str, seed: int | None = None) -> str:
 def run_all(asked: Asked, home: Path, *, quiet: bool = False, dry: bool = False) -> Outcome:
     """Train and measure all that is not yet; `dry` only plans. A signal ends it early, and loses nothing.
 
-    Raises DataError, ConfigError, ResourceError and MissingExtraError before anything is trained; what fails later is
-    told, and does not keep others from their results.
+    Raises DataError, UsageError, ConfigError, ResourceError and MissingExtraError before anything is trained; what
+    fails later is told, and does not keep others from their results.
     """
+    resolve(asked.device)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -189,14 +192,16 @@ def run_all(asked: Asked, home: Path, *, quiet: bool = False, dry: bool = False)
                 run = home / slug(name, seed)
                 if not (dry or outcome.signal is not None or (run / RESULT).exists()):
                     journal.say(f"{name}, seed {seed}:")
-                    outcome.signal = trained(home, name, seed, run, corpus, quiet, outcome)
+                    outcome.signal = trained(asked, home, name, seed, run, corpus, quiet, outcome)
         for seed in range(asked.seeds):
             found = [home / slug(name, seed) / RESULT for name in names]
             outcome.results += [json.loads(path.read_bytes()) for path in found if path.exists()]
     return outcome
 
 
-def trained(home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: bool, outcome: Outcome) -> int | None:
+def trained(
+    asked: Asked, home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: bool, outcome: Outcome
+) -> int | None:
     """One run in a process of its own; returns the signal that ended it, None if it came to an end of some kind."""
     run.mkdir(exist_ok=True)
     if not (run / "data").exists():
@@ -204,7 +209,8 @@ def trained(home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: 
     merges = home / f"{slug(name)}.merges.npy"
     if merges.exists():
         shutil.copyfile(merges, run / "merges.npy")
-    command = [sys.executable, "-m", "bytelm.compare.worker", str(home), name, str(seed), str(run), str(int(quiet))]
+    given = (str(home), name, str(seed), str(run), asked.device, str(int(quiet)))
+    command = [sys.executable, "-m", "bytelm.compare.worker", *given]
     (run / FAILED).unlink(missing_ok=True)
     with StopRequest() as stop:
         # In a group of its own, so that Ctrl-C reaches this process alone, which passes it on once.

@@ -6,7 +6,6 @@ A process, so that its peak of memory is that of this model, and so that whateve
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,25 +20,18 @@ from bytelm.compare.held_out import kept
 from bytelm.compare.plan import Planned
 from bytelm.data.files import write_whole
 from bytelm.data.sources import expanded
+from bytelm.device import called, use
 from bytelm.errors import BytelmError, UsageError
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
 from bytelm.generate.session import generate
 from bytelm.models.base import ByteModel
-from bytelm.train.estimate import device
+from bytelm.train.memory import highest
 from bytelm.train.run import train
 
 PLAN, HELD_OUT, RESULT, FAILED = "plan.json", "held-out.bin", "result.json", "failed.txt"
 LOOKS = 12  # at held-out bytes while a model learns, for the curves
 PROMPT, WRITTEN, TIMES = 256, 256, 3  # bytes read and written to time generation, and how often
-
-
-def peak_memory() -> int:
-    """Bytes that this process has held at the most: on the GPU where it works on one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else found * 1024
 
 
 def patch_size(model: ByteModel, stretches: list[tuple[int, bytes]]) -> float | None:
@@ -61,19 +53,20 @@ def writing_speed(model: ByteModel, prompt: bytes) -> float:
     return WRITTEN / float(np.median(seconds[1:]))  # the first one packs the weights
 
 
-def work(home: Path, name: str, seed: int, run: Path, quiet: bool) -> int:
+def work(home: Path, name: str, seed: int, run: Path, device: str, quiet: bool) -> int:
     """Train and measure one run of the comparison in `home`, and write its result; 128 and a signal if stopped."""
     plan = json.loads((home / PLAN).read_text(encoding="utf-8"))
     planned = Planned.of(plan["models"][name])
     stretches = kept(home / HELD_OUT)
     minutes = planned.config["train"].get("minutes") or (planned.bytes or 0) / plan["speeds"][name] / 60
-    config = planned.run(seed, valid_minutes=max(minutes / LOOKS, 1e-3))
+    config = planned.run(seed, device=device, valid_minutes=max(minutes / LOOKS, 1e-3))
     held_out = [Path(file) for path in plan["held_out"] for file in expanded(path)]
     result = train(plan["paths"], config, run, quiet=quiet, exclude=(home, *held_out))
     if result.signal is not None or result.progress is None:
         return 128 + (result.signal or 0)
-    memory, progress = peak_memory(), result.progress
-    model = load(run).model.to(device())
+    where = use(device)
+    memory, progress = highest(where), result.progress
+    model = load(run, where).model
     documents = ((str(number), data) for number, data in stretches)
     found = list(measure(model, documents, context=config.train.window))
     lines = [line for line in read_metrics(run / METRICS) if line["kind"] == "valid"]
@@ -92,17 +85,18 @@ def work(home: Path, name: str, seed: int, run: Path, quiet: bool) -> int:
         "curve": list(looks.values()),
         "documents": [[d.name, d.bytes, d.nats] for d in found],
         "threads": torch.get_num_threads(),
+        "device": called(where),
     }
     write_whole(run / RESULT, json.dumps(written).encode())
     return 0
 
 
 def main(arguments: list[str]) -> int:
-    """`HOME NAME SEED RUN QUIET`; why it failed stands in RUN/failed.txt, and its kind is the exit code."""
-    home, name, seed, run, quiet = arguments
+    """`HOME NAME SEED RUN DEVICE QUIET`; why it failed stands in RUN/failed.txt, and its kind is the exit code."""
+    home, name, seed, run, device, quiet = arguments
     failed = Path(run) / FAILED
     try:
-        return work(Path(home), name, int(seed), Path(run), quiet == "1")
+        return work(Path(home), name, int(seed), Path(run), device, quiet == "1")
     except BytelmError as error:
         failed.write_text(f"{error}\n", encoding="utf-8")
         return error.exit_code

@@ -42,7 +42,7 @@ Progress = Callable[[int], None] | None
 def compress(model: ByteModel, data: bytes, context: int, progress: Progress = None) -> bytes:
     """A header and the bits that `model` needs for `data`, read `context` bytes at a time.
 
-    Raises UsageError for a model of tokens, or a context below 2.
+    Raises UsageError for a model of tokens or on another device than the CPU, or a context below 2.
     """
     if not 2 <= context < LONGEST:
         raise UsageError(f"context {context}: must be from 2 to {LONGEST - 1}")
@@ -118,6 +118,8 @@ def walk(
     """
     if model.tokens is not None:
         raise UsageError("this model reads tokens: compress with a model of bytes")
+    if model.device.type != "cpu":  # where sums of one program differ from run to run, and what it writes is lost
+        raise UsageError(f'the model is on {model.device}, which rounds otherwise each time: load it with device="cpu"')
     each, half = -(-len(data) // lanes), context // 2
     starts = np.arange(lanes) * each
     sizes = np.clip(len(data) - starts, 0, each)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from bytelm.device import fitting
 from bytelm.errors import UsageError
 from bytelm.evaluate.stream import Document, chunks, decisions, patcher_of
 from bytelm.models.base import ByteModel
@@ -257,12 +258,16 @@ class _Windows:
     def read(self, group: list[_Window]) -> tuple[Float[Tensor, "scored vocab"], list[Int[Tensor, " _"]]]:
         """What is predicted of the ids that windows score, one window's after another's; and the ids of each.
 
-        All are read in one pass. Logits are where the model is, ids on the host.
+        All are read in one pass. Logits are where the model is, ids on the host. Raises ResourceError where there is no
+        room for so many.
         """
         ids = pad_sequence([window.ids for window in group], batch_first=True, padding_value=PAD)
         cut = [window.opens for window in group if window.opens is not None]
         boundaries = pad_sequence(cut, batch_first=True)[:, :-1] if cut else None
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        low, device = self.precision == "bfloat16", self.model.device
+        what, way_out = f"{len(group)} windows of {self.context} ids", f"take a context of {max(1, self.context // 2)}"
+        fits = fitting(device, what, lambda: f"{way_out}, or --device cpu")
+        with torch.autocast(device.type, torch.bfloat16, enabled=low), fits:
             logits, _ = self.model(ids[:, :-1], None, boundaries)
         width = logits.shape[1]
         places = [row * width + torch.arange(w.seen, len(w.ids) - 1) for row, w in enumerate(group)]

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bytelm.checkpoint.assemble import load
 from bytelm.data.corpus import Corpus, Split
 from bytelm.data.selection import spread
@@ -15,6 +17,7 @@ from bytelm.evaluate.calibrate import calibrate
 from bytelm.evaluate.patches import lengths_by_kind, mean_size
 from bytelm.evaluate.stream import patcher_of
 from bytelm.patching.entropy import Entropy
+from bytelm.transfer import HOST
 
 SAMPLE = 1 << 20  # training bytes that the thresholds are found on
 CHECKED = 1 << 19  # held-out bytes that the sizes are reported on
@@ -36,10 +39,10 @@ class Calibration:
         return asdict(self)
 
 
-def recalibrate(run: str | Path, size: float, rule: str | None = None) -> Calibration:
+def recalibrate(run: str | Path, size: float, rule: str | None = None, device: torch.device = HOST) -> Calibration:
     """Find the thresholds for a mean patch of `size` bytes. Raises UsageError for a run without a scorer."""
     run = Path(run)
-    patcher = patcher_of(load(run).model)
+    patcher = patcher_of(load(run, device).model)
     if not isinstance(patcher, Entropy):
         raise UsageError(f"{run} has no scorer whose thresholds could be found: it was not trained on entropy patches")
     corpus = Corpus.open(run / "data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from bytelm.data.bpe import Bpe
 from bytelm.models.base import ByteModel
-from bytelm.patching.base import Patcher
+from bytelm.patching.base import Patcher, PatchState
 from bytelm.patching.entropy import Scorer
+from bytelm.transfer import to_host
 from bytelm.units import BOS
 
 Document = bytes | NDArray[np.uint8] | Iterable[bytes | NDArray[np.uint8]]
@@ -65,19 +67,31 @@ def decisions(
 ) -> Iterator[tuple[Int[Tensor, " new"], Bool[Tensor, " new"] | None]]:
     """The chunks of a document, and for each id whether the next one opens a patch; None without a patcher."""
     state = None
-    device = device_of(patcher)
     for ids in chunks(document, tokens):
         if patcher is None:
             yield ids, None
         else:
-            opens, state = patcher.extend(ids[None].to(device), state)
-            yield ids, opens[0].cpu()
+            opens, state = extended(patcher, ids[None], state)
+            yield ids, opens[0]
+
+
+def extended(
+    patcher: Patcher, ids: Int[Tensor, "batch new"], state: PatchState | None
+) -> tuple[Bool[Tensor, "batch new"], PatchState]:
+    """`patcher.extend`; in two halves, and halves of these, where a device's memory does not hold it whole."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return patcher.extend(ids, state)
+    if ids.shape[1] == 1:
+        return patcher.extend(ids, state)
+    first, second = ids.tensor_split(2, 1)
+    before, state = extended(patcher, first, state)
+    after, state = extended(patcher, second, state)
+    return torch.cat([before, after], 1), state
 
 
 def entropies(scorer: Scorer, document: Document) -> Iterator[Float[Tensor, " new"]]:
     """After each id of a document's chunks, the entropy of the scorer's prediction of the next one: nats, float32."""
     state = scorer.begin(1)
-    device = device_of(scorer)
     for ids in chunks(document):
-        entropy, state = scorer.entropies(ids[None].to(device), state)
-        yield entropy[0].cpu()
+        entropy, state = scorer.entropies(ids[None], state)
+        yield to_host(entropy[0])

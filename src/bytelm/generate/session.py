@@ -17,7 +17,8 @@ import torch
 
 from bytelm.data.bpe import Bpe
 from bytelm.decoding import Decoder, Weights, open_decoder
-from bytelm.errors import UsageError
+from bytelm.device import fitting
+from bytelm.errors import ResourceError, UsageError
 from bytelm.generate import stop as stopping
 from bytelm.generate.sampling import DEFAULT, Ints, Reals, Sampling, row_key, written
 from bytelm.generate.speculate import Speculation, threads
@@ -367,17 +368,22 @@ def _run(model: ByteModel, prompts: Sequence[bytes], options: Request, weights: 
             row = waiting.pop()
             own = (prompts[row], options.max_bytes, options.sampling, options.seed, row)
             of[session.join(Request(*own, options.stop, options.utf8, options.eos))] = row
-        yield from (Piece(of[piece.row], piece.data, piece.reason) for piece in session.step())
+        what = f"{len(session.rows)} rows of up to {session.decoder.capacity} ids"
+        with fitting(
+            model.device, what, lambda: "give fewer prompts, shorter ones or fewer bytes, or take --device cpu"
+        ):
+            found = session.step()
+        yield from (Piece(of[piece.row], piece.data, piece.reason) for piece in found)
 
 
 def _opened(model: ByteModel, rows: int, capacity: int, weights: Weights | None) -> Decoder:
-    """A decoder of so many rows, or of fewer if the memory does not suffice. Raises UsageError if not for one."""
+    """A decoder of so many rows, or of fewer if the memory does not suffice. Raises ResourceError if not for one."""
     while True:
         try:
             return open_decoder(model, rows=rows, capacity=capacity, weights=weights)
-        except MemoryError:
+        except (MemoryError, torch.OutOfMemoryError):
             if rows == 1:
-                raise UsageError(
+                raise ResourceError(
                     f"no memory for a row of {capacity} ids: give a shorter prompt or fewer bytes"
                 ) from None
             rows //= 2

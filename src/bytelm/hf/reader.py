@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bytelm.decoding import open_decoder, why_plain
 from bytelm.decoding.base import CHUNK, Decoder, Ints, Reals
-from bytelm.errors import UsageError
+from bytelm.errors import ResourceError
 from bytelm.generate.speculate import threads
 from bytelm.models.base import ByteModel
 from bytelm.native.kernels import checksum
@@ -56,7 +56,7 @@ class Reader:
     """A model's decoder, and the rows of it that hold the rows of a batch."""
 
     def __init__(self, model: ByteModel, rows: int, needed: int, room: int) -> None:
-        """Room for `needed` ids a row, and for as many as `room` if there is memory. Raises UsageError without any."""
+        """Room for `needed` ids a row, as many as `room` if there is memory. Raises ResourceError without any."""
         self.model, self.decoder = model, opened(model, rows, needed, room)
         self.slots: Ints = np.arange(rows)
         self.reach: Ints = np.zeros(rows, np.int64)
@@ -202,14 +202,14 @@ def document(ids: NDArray[np.int64]) -> Ints:
 
 
 def opened(model: ByteModel, rows: int, needed: int, room: int) -> Decoder:
-    """A decoder with room for more ids than are needed, as far as the memory allows. Raises UsageError."""
+    """A decoder with room for more ids than are needed, as far as the memory allows. Raises ResourceError."""
     capacity = max(needed, room)
     while True:
         try:
             return open_decoder(model, rows=rows, capacity=capacity)
-        except MemoryError:
+        except (MemoryError, torch.OutOfMemoryError):
             if capacity == needed:
-                raise UsageError(
+                raise ResourceError(
                     f"no memory for {rows} rows of {needed} ids: give fewer rows, or shorter ones"
                 ) from None
             capacity = max(needed, capacity // 2)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bytelm.checkpoint.assemble import Loaded, load
@@ -33,6 +34,7 @@ from bytelm.report.media import Completion, Media
 from bytelm.report.page import Files, FileType, HeldOut, ReportData, Sample
 from bytelm.report.patches import PatchView
 from bytelm.report.recorded import Metrics, last_sitting, of_kind
+from bytelm.transfer import HOST
 from bytelm.units import show_bytes, show_count, show_seconds
 
 VERDICT = "held_out.json"
@@ -49,13 +51,13 @@ def keep_verdict(run: Path, verdict: Verdict) -> None:
     write_whole(run / VERDICT, (json.dumps(verdict.mapping(), indent=1) + "\n").encode())
 
 
-def gather(run: str | Path, watch: Watch | None = None) -> ReportData:
+def gather(run: str | Path, watch: Watch | None = None, device: torch.device = HOST) -> ReportData:
     """Everything for the report of a run, finished or not. Raises CheckpointError for a run without a checkpoint.
 
     Pictures and sound take a while to sample; `watch` makes what is told of the progress.
     """
     run = Path(run)
-    loaded = load(run)
+    loaded = load(run, device)
     modality = loaded.modality
     corpus = Corpus.open(run / "data")
     split: Split = next(s for s in ("test", "valid", "train") if corpus.bytes(s))
@@ -101,14 +103,14 @@ def view(model: ByteModel, data: bytes) -> PatchView:
     return PatchView(data, [bool(o) for o in found.opens], entropies, threshold)
 
 
-def view_of(source: str, data: bytes) -> PatchView:
+def view_of(source: str, data: bytes, device: torch.device = HOST) -> PatchView:
     """How a run cuts `data`, or a scheme that needs no scorer: its name, and a size for fixed, as in fixed:8.
 
     Raises UsageError for a scheme that asks a scorer, CheckpointError for what is neither.
     """
     name, _, size = source.partition(":")
     if Path(source).is_dir() or name not in names("patching"):
-        return view(load(source).model, data)
+        return view(load(source, device).model, data)
     config = find("patching", name).Config
     if config.scored:
         raise UsageError(f"patches by {name} need a scorer: name a run that has one, or one of fixed, space")

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bytelm.device import full_float32
 from bytelm.models import transformer
 from bytelm.models.transformer import TransformerState
 from bytelm.transfer import to_host
@@ -46,7 +47,7 @@ class Config:
 
 
 class TransformerScorer(nn.Module):
-    """The entropy of a byte Transformer's prediction over all ids, always in float32."""
+    """The entropy of a byte Transformer's prediction over all ids, always in float32, without TF32."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class TransformerScorer(nn.Module):
         self, ids: Int[Tensor, "batch new"], state: TransformerState
     ) -> tuple[Float[Tensor, "batch new"], TransformerState]:
         """See `patching.entropy.Scorer`."""
-        with torch.autocast(self.model.device.type, enabled=False):
+        with torch.autocast(self.model.device.type, enabled=False), full_float32():
             logits, after = self.model(ids, state)
             logprobs = F.log_softmax(logits, -1)
         assert after is not None

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import Chosen
 from bytelm.data.options import DataConfig
+from bytelm.device import AUTO
 from bytelm.errors import ConfigError
 
 
@@ -22,6 +23,7 @@ class TrainConfig:
     multiplies it in hardware. `recompute`: the stages that keep their layers' inputs alone for the way back, and
     compute the rest again: all, those over bytes ("local"), or the one over patches ("global"). `spikes`: whether to
     "skip" a step whose loss or gradient is far above those of the steps before (`train.spikes`), or to "keep" it.
+    `device`: where to train, and the scorer before it, as `bytelm.device` names it.
     `timeout_minutes`: how long processes that share a training wait for each other (`train.team`).
     """
 
@@ -42,6 +44,7 @@ class TrainConfig:
     clip: float = 1.0
     spikes: Literal["skip", "keep"] = "skip"
     seed: int = 0
+    device: str = AUTO
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: Literal[False, True, "local", "global"] = False
     compile: bool = False
@@ -98,6 +101,8 @@ class RunConfig:
         recipe = self.recipe  # which refuses impossible combinations
         if not self.train.limited:
             raise ConfigError("the training has no end: set steps, minutes or bytes")
+        if self.scorer_train.device != AUTO:
+            raise ConfigError("scorer_train.device: the scorer is trained where the model is; set train.device")
         if recipe.scored and not self.scorer_train.limited:
             raise ConfigError("scorer_train has no end: set scorer_train.steps, minutes or bytes")
 

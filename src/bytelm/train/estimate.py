@@ -17,6 +17,7 @@ from bytelm.data.corpus import INDEX
 from bytelm.data.pack import bytes_needed
 from bytelm.data.packed import pack_of
 from bytelm.data.sources import STDIN
+from bytelm.device import fitting, memory, resolve
 from bytelm.errors import ResourceError
 from bytelm.evaluate.costs import counted, usual_mean
 from bytelm.models.base import ByteModel
@@ -34,6 +35,7 @@ TRAINING = 3  # forward passes that a step costs: the way back is two
 BESIDE = 1 << 30  # bytes for Python, torch and what the C library holds for later: 0.4 to 1 GB were seen
 STORED = 12  # bytes of a checkpoint for each parameter: itself and two moments, in float32
 PROBED = 1 << 38  # operations of a probe at the most, so that a large model is timed on a row of its batch
+PROBED_ON_DEVICE = 1 << 44  # and on a GPU: a second of a small one, a tenth of that on a large one
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Needs:
     counting: int
     """For counting the n-grams of a scorer beforehand; 0 where none is counted."""
     free_memory: int
+    """Of the device that trains."""
+    free_host: int
+    """Of main memory, where n-grams are counted."""
     data: int | None
     """The packed corpus; None where it comes from standard input or from elsewhere and has no size yet."""
     checkpoints: int
@@ -86,16 +91,6 @@ class Estimate:
         return self.flops_per_byte * self.bytes
 
 
-def device() -> torch.device:
-    """Where to train: the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free, or can be made so: on the GPU where there is one."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else machine.memory().free
-
-
 def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Sequence[Path] = ()) -> Needs:
     """What must be there, from shapes and sizes alone. Raises DataError for paths that are not there."""
     model = config.recipe.sketch()
@@ -106,7 +101,8 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
     return Needs(
         predict(model, config.train, mean).peak + BESIDE,
         scorer.counting(min(COUNTED, size or 0)) + BESIDE if isinstance(scorer, ngram.Config) else 0,
-        free_memory(),
+        memory(resolve(config.train.device)).free,
+        machine.memory().free,
         None if size is None else size + size // 8,  # a bit a byte says whether it opens a patch
         max(0, (KEEP + 1) * stored - sum(file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors"))),
         machine.disk(run),
@@ -129,9 +125,9 @@ def check(needed: Needs, config: RunConfig, run: Path) -> None:
             f"a step takes {show_bytes(needed.memory)} of memory and {show_bytes(needed.free_memory)} are free: "
             f"{knob(config, needed.free_memory)}, or try it all the same with --force"
         )
-    if needed.counting > needed.free_memory:
+    if needed.counting > needed.free_host:
         raise ResourceError(
-            f"counting n-grams takes {show_bytes(needed.counting)} of memory and {show_bytes(needed.free_memory)} are "
+            f"counting n-grams takes {show_bytes(needed.counting)} of memory and {show_bytes(needed.free_host)} are "
             "free: take --set patching.name=space or a scorer of fewer rows, or try it all the same with --force"
         )
     if needed.disk > needed.free_disk:
@@ -152,6 +148,12 @@ def knob(config: RunConfig, free: int) -> str:
             sets = " ".join(f"--set train.{n}={str(getattr(changed, n)).lower()}" for n in names)
             return f"{sets} takes {show_bytes(peak)}"
     return "take a smaller --preset (bytelm presets has what each takes)"
+
+
+def lighter(config: RunConfig) -> str:
+    """A change of a configuration whose step did not fit, by which activations take three quarters at the most."""
+    found = predict(config.recipe.sketch(), config.train, usual_mean(config.recipe))
+    return knob(config, found.peak - found.activations // 4 + BESIDE)
 
 
 def smaller(train: TrainConfig) -> Iterator[TrainConfig]:
@@ -183,7 +185,7 @@ def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estim
         model=type(config.model).__module__.rpartition(".")[2],
         parameters=cost.parameters,
         tables=cost.tables,
-        precision=str(precision(train, device())).removeprefix("torch."),
+        precision=str(precision(train, resolve(train.device))).removeprefix("torch."),
         flops_per_byte=TRAINING * cost.executed,
         step_bytes=step,
         bytes_per_second=speed,
@@ -200,7 +202,7 @@ def scorer_seconds(config: RunConfig) -> float:
         return 0.0
     train = config.scorer_train
     scorer.model.initialise(0)
-    speed = timed(scorer.model, train, None)
+    speed = timed(scorer.model.to(resolve(config.train.device)), train, None)
     step = train.window * train.batch * train.accumulate
     limits = [train.steps and train.steps * step / speed, train.minutes and 60 * train.minutes]
     limits.append(train.bytes and train.bytes / speed)
@@ -211,29 +213,35 @@ def bytes_per_second(config: RunConfig, mean: float) -> float:
     """Bytes a second that a model learns from on this machine, its patches or tokens `mean` bytes long."""
     model = config.recipe.draft().assemble()
     model.initialise(0)
-    return timed(model, config.train, mean) * (mean if model.tokens else 1.0)
+    device = resolve(config.train.device)
+    with fitting(device, "a step", lambda: lighter(config)):
+        return timed(model.to(device), config.train, mean) * (mean if model.tokens else 1.0)
 
 
-def multiplied() -> float:
-    """Operations a second of large matrix products here, in the precision that training takes by itself."""
-    dtype = precision(TrainConfig(), device())
-    a = torch.ones(1024, 1024, device=device(), dtype=dtype)
+def multiplied(device: torch.device) -> float:
+    """Operations a second of large matrix products on a device, in the precision that training takes by itself."""
+    # Products that fill a GPU, many of them queued before one is waited for; of numbers, as it multiplies ones faster.
+    side, queued = (1024, 1) if device.type == "cpu" else (8192, 8)
+    a = torch.randn(side, side, device=device, dtype=precision(TrainConfig(), device))
     seconds: list[float] = []
     for _ in range(8):
         began = time.perf_counter()
-        _ = float((a @ a)[0, 0])
+        _ = float([a @ a for _ in range(queued)][-1][0, 0])
         seconds.append(time.perf_counter() - began)
-    return 2 * 1024**3 / min(seconds)
+    return queued * 2 * side**3 / min(seconds)
 
 
 def timed(model: ByteModel, train: TrainConfig, mean: float | None) -> float:
     """Ids a second that a model learns from, by a few steps on bytes that mean nothing; `mean`: of a patch."""
-    model.to(device()).train()
+    model.train()
     row = TRAINING * model.flops(train.window, round(train.window / (mean or 1.0)))
-    shape = (max(1, min(train.batch, PROBED // max(1, row))), train.window)
+    shape = (
+        max(1, min(train.batch, (PROBED if model.device.type == "cpu" else PROBED_ON_DEVICE) // max(1, row))),
+        train.window,
+    )
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, BYTES, shape, generator=generator).to(model.device)
-    opens = None if mean is None else (torch.rand(shape, generator=generator) < 1 / mean).to(model.device)
+    ids = torch.randint(0, BYTES, shape, generator=generator)
+    opens = None if mean is None else torch.rand(shape, generator=generator) < 1 / mean
     low = precision(train, model.device) == torch.bfloat16
     seconds: list[float] = []
     for _ in range(PROBES):

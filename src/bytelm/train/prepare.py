@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,9 +36,10 @@ from bytelm.data.sampler import Sampler
 from bytelm.data.selection import spread
 from bytelm.data.sources import fingerprint
 from bytelm.data.tokens import Source, encoded
+from bytelm.device import fitting
 from bytelm.errors import DataError
 from bytelm.evaluate.calibrate import calibrate
-from bytelm.evaluate.stream import chunks, device_of, patcher_of
+from bytelm.evaluate.stream import chunks, device_of, extended, patcher_of
 from bytelm.models.base import ByteModel
 from bytelm.models.transformer import ByteTransformer
 from bytelm.patching import entropy
@@ -57,6 +58,7 @@ MERGES = "merges.npy"
 SAMPLE = 1 << 20  # bytes that thresholds are calibrated on
 COUNTED = 1 << 25  # bytes that an n-gram scorer counts at the most
 AREA = 1 << 16  # ids, padding included, that are cut at once
+AREA_ON_DEVICE = 1 << 18  # and on a GPU, where so many take longer than launching what works on them
 
 
 def pack_data(
@@ -110,7 +112,7 @@ def told(corpus: Corpus) -> str:
 
 
 def prepare_scorer(
-    config: RunConfig, corpus: Corpus, run: Path, journal: Journal, team: Team
+    config: RunConfig, corpus: Corpus, run: Path, journal: Journal, device: torch.device, team: Team
 ) -> TransformerScorer | NgramScorer:
     """The scorer, counted or trained on the training documents. Raises Interrupted where a signal ends its training."""
     assert config.scorer is not None
@@ -127,12 +129,17 @@ def prepare_scorer(
         store.save(home, 1, {"model": scorer.state_dict()}, {})
         return scorer
     scorer.model.initialise(config.train.seed)
+    scorer.to(device)
     train = config.scorer_train
     aligned = is_aligned(config)
     sampler = Sampler(corpus, "train", train.window, train.batch, train.seed, aligned=aligned)
     own = Journal(home / METRICS, journal.quiet, journal.stream, prefix="scorer: ", mute=journal.mute)
     valid = held_out(corpus, train.window, None, aligned)
-    outcome = Trainer(scorer.model, train, sampler, home, own, valid=valid, team=team.alone()).fit()
+    trainer = Trainer(scorer.model, train, sampler, home, own, valid=valid, team=team.alone())
+    with fitting(
+        device, "a step of the scorer", lambda: f"--set scorer_train.batch={max(1, train.batch // 2)} halves it"
+    ):
+        outcome = trainer.fit()
     if outcome.signal is not None:
         raise Interrupted(outcome.signal)
     return scorer
@@ -209,10 +216,11 @@ def fingerprint_of(patcher: Patcher, recipe: Recipe, corpus: Corpus) -> str:
 
 def cut(patcher: Patcher, documents: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.bool_]]:
     """For each document, whether the byte after each of its bytes opens a patch. Short neighbours go side by side."""
+    area = AREA if device_of(patcher).type == "cpu" else AREA_ON_DEVICE
     group: list[NDArray[np.uint8]] = []
     for document in itertools.chain(documents, [None]):
         longest = max((len(d) for d in [*group, *([] if document is None else [document])]), default=0)
-        if group and (document is None or (len(group) + 1) * (longest + 1) > AREA):
+        if group and (document is None or (len(group) + 1) * (longest + 1) > area):
             yield from cut_group(patcher, group)
             group = []
         if document is not None:
@@ -221,15 +229,14 @@ def cut(patcher: Patcher, documents: Iterator[NDArray[np.uint8]]) -> Iterator[ND
 
 def cut_group(patcher: Patcher, group: list[NDArray[np.uint8]]) -> Iterator[NDArray[np.bool_]]:
     """Documents side by side, a chunk at a time."""
-    device = device_of(patcher)
     rows = [list(chunks(document)) for document in group]
     state = patcher.begin(len(group))
     found: list[torch.Tensor] = []
     for column in itertools.zip_longest(*rows, fillvalue=torch.zeros(0, dtype=torch.long)):
         StopRequest.check()
-        ids = nn.utils.rnn.pad_sequence(list(column), batch_first=True, padding_value=PAD).to(device)
-        opens, state = patcher.extend(ids, state)
-        found.append(opens.cpu())
+        ids = nn.utils.rnn.pad_sequence(list(column), batch_first=True, padding_value=PAD)
+        opens, state = extended(patcher, ids, state)
+        found.append(opens)
     opens = torch.cat(found, 1).numpy()
     for row, document in zip(opens, group, strict=True):
         yield row[1 : len(document) + 1]
@@ -288,7 +295,7 @@ def prepare(
     config: RunConfig,
     run: Path,
     journal: Journal,
-    device: Callable[[], torch.device],
+    device: torch.device,
     exclude: Sequence[Path] = (),
     team: Team = ALONE,
 ) -> Prepared:
@@ -297,11 +304,12 @@ def prepare(
         corpus = pack_data(paths, config, run, journal, exclude)
     scored = config.recipe.scored and config.start is None
     with journal.phase("scorer") if scored else nullcontext():
-        scorer = prepare_scorer(config, corpus, run, journal, team) if scored else None
+        scorer = prepare_scorer(config, corpus, run, journal, device, team) if scored else None
     with journal.phase("calibrating") if scored else nullcontext():
         recipe = prepare_recipe(config, scorer, corpus, run, journal)
     model = begun(config, recipe, run, journal)
-    model.to(device())
+    with fitting(device, "the model", lambda: "take a smaller --preset, or --device cpu"):
+        model.to(device)
     patcher = patcher_of(model)
     if scorer is not None and isinstance(patcher, entropy.Entropy) and isinstance(patcher.scorer, nn.Module):
         patcher.scorer.load_state_dict(scorer.state_dict())

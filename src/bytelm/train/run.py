@@ -17,13 +17,14 @@ from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
 from bytelm.data.corpus import Corpus, iterate_documents
 from bytelm.data.files import write_whole
+from bytelm.device import fitting, use
 from bytelm.errors import ConfigError, ResourceError
 from bytelm.find import unknown
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
 from bytelm.models.base import ByteModel
 from bytelm.train.config import RunConfig
-from bytelm.train.estimate import check, device, needs
+from bytelm.train.estimate import check, lighter, needs
 from bytelm.train.journal import Journal
 from bytelm.train.loggers import Loggers
 from bytelm.train.loop import Progress, Trainer
@@ -32,8 +33,11 @@ from bytelm.train.stop import Interrupted, StopRequest
 from bytelm.train.team import Team, joined
 from bytelm.units import show_count
 
-# What may change between two sittings of one run: how long it goes on, and how often it tells and saves.
-FREE = {"steps", "minutes", "bytes", "valid_minutes", "valid_bytes", "save_minutes", "sample_bytes", "timeout_minutes"}
+# What may change between two sittings of one run: how long it goes on, where, and how often it tells and saves.
+FREE = {
+    *("steps", "minutes", "bytes", "device", "timeout_minutes"),
+    *("valid_minutes", "valid_bytes", "save_minutes", "sample_bytes"),
+}
 PROMPT = 48  # bytes of a held-out document that samples go on from
 
 
@@ -62,27 +66,34 @@ def train(
     `log` names loggers that are told of the training too (`train.loggers`). With `force` it is tried even where memory
     or disk will not do. `allow_change` are settings of [train], as in "train.learning_rate", that may be others than
     those the run was begun with.
-    Raises DataError, ConfigError, CheckpointError, ResourceError or TrainingError; a signal is no error.
+    Raises DataError, ConfigError, CheckpointError, ResourceError or TrainingError; a signal is no error. And UsageError
+    for a device that is not there.
     """
-    run = Path(run)
+    run, device = Path(run), use(config.train.device)
     if not force:
         check(needs(paths, config, run, exclude), config, run)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"cannot make {run} ({error.strerror}): choose another place with --run") from error
-    with StopRequest(), joined(config.train.timeout_minutes) as team:
+    with StopRequest(), joined(config.train.timeout_minutes, device) as team:
         journal = Journal(run / METRICS, quiet, mute=not team.leads)
         if not team.leads:
-            return sitting(paths, config, run, journal, exclude, team)
+            return sitting(paths, config, run, journal, device, exclude, team)
         with exclusive(run):
             keep_config(config, run, allow_change, journal)
             with closing(Loggers(log, run, to_mapping(config), journal.lines, journal.say)) as journal.loggers:
-                return sitting(paths, config, run, journal, exclude, team)
+                return sitting(paths, config, run, journal, device, exclude, team)
 
 
 def sitting(
-    paths: Sequence[str | Path], config: RunConfig, run: Path, journal: Journal, exclude: Sequence[Path], team: Team
+    paths: Sequence[str | Path],
+    config: RunConfig,
+    run: Path,
+    journal: Journal,
+    device: torch.device,
+    exclude: Sequence[Path],
+    team: Team,
 ) -> Result:
     """Prepare and fit, in a directory that is ours."""
     try:
@@ -105,7 +116,8 @@ def sitting(
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
     begun = {"step": 0, "bytes": 0, "seconds": 0.0, "paths": [str(path) for path in paths]}
     journal.write("sitting", **begun, device=str(model.device), **versions())
-    outcome = trainer.fit()
+    with fitting(device, "a step", lambda: lighter(config)):
+        outcome = trainer.fit()
     return Result(run, outcome.progress, outcome.signal)
 
 

@@ -7,6 +7,9 @@ that it leaves behind save and end at their next step.
 
 The first one leads: it prepares, holds the run's lock, tells, looks and saves. The others read what it wrote and take
 steps. A process that trains alone is a team of one, to which every sum is its own.
+
+Each has a device of its own (`bytelm.device`). Gradients are summed where they are, by NCCL on GPUs; the few numbers
+that the host decides by go from host to host, over Gloo, and wait for no device.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch import Tensor
 
 from bytelm.errors import ConfigError, TrainingError
 from bytelm.train.stop import StopRequest
+from bytelm.transfer import HOST
 
 T = TypeVar("T")
 PREPARED = "prepared"  # a key of the store that all processes share
@@ -97,8 +101,10 @@ class Team:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-                self._sum(parameter.grad)
+                gradient = parameter.grad.coalesce()  # NCCL sums no sparse tensors: their rows are brought together
+                rows, slopes = (self.everyones(x) for x in (gradient._indices()[0], gradient._values()))
+                found = torch.sparse_coo_tensor(rows[None], slopes, gradient.shape, check_invariants=False)
+                parameter.grad = found.coalesce()
             else:
                 dense.append(parameter.grad)
         flat = torch.cat([gradient.reshape(-1) for gradient in dense])
@@ -121,8 +127,7 @@ class Team:
     def _reduced(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         if self.world == 1:
             return list(values)
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        tensor = torch.tensor(values, dtype=torch.float64)
         self._sum(tensor, how)
         return tensor.tolist()
 
@@ -162,15 +167,20 @@ ALONE = Team()
 
 
 @contextlib.contextmanager
-def joined(timeout_minutes: float) -> Generator[Team]:
-    """The team that torchrun made this process part of, or a team of one; `timeout_minutes`: to wait for the others."""
+def joined(timeout_minutes: float, device: torch.device = HOST) -> Generator[Team]:
+    """The team that torchrun made this process part of, or a team of one; `timeout_minutes`: to wait for the others.
+
+    `device` is where this process computes: of several on GPUs each has one of its own, which is its current one.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Team()
         return
     rank = int(os.environ.get("RANK", "0"))
     timeout = timedelta(minutes=timeout_minutes if math.isfinite(timeout_minutes) else 1e6)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+    # By itself NCCL ends a process that waits for a lost one; so it ends the waiting, and Gloo names the lost one.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         yield Team(rank, world, dist.distributed_c10d._get_default_store(), launcher)
