@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.data.sampler import Batch, Sampler
 from bytelm.models.base import ByteModel
+from bytelm.models.objective import prepare, scored
+from bytelm.nn import attention, fused
+from bytelm.nn.embed import NgramEmbedding
+from bytelm.nn.rows import Slopes
 from bytelm.patching import fixed
 from bytelm.train.config import TrainConfig
+from bytelm.train.draw import to_tensors
 from bytelm.train.journal import Journal
 from bytelm.train.loop import Trainer
-from bytelm.train.memory import predict
+from bytelm.train.memory import BUFFERS, kept, predict
+from bytelm.train.optimise import BagAdam
 from bytelm.train.settings import configure
 from bytelm.units import BOS
 
 PATCH = 5
+THREE = ["model.sizes=[8,8]", "model.dims=[128,64,64]", "model.layers=[1,1,1]", "model.heads=[2,2,2]"]
 
 
 class Windows(Sampler):
@@ -54,13 +63,14 @@ def held(model: ByteModel, config: TrainConfig, run: Path) -> int:
     staying = [*model.parameters(), *(m for own in moments for m in own if isinstance(m, torch.Tensor))]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         trainer.step()
+    return most(seen) + sum(x.nbytes for x in staying)
+
+
+def most(seen: profile) -> int:
+    """Bytes that were given out and not taken back yet, at the most."""
     assert seen.profiler is not None
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most + sum(x.nbytes for x in staying)
+    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda event: event.start_ns())))
 
 
 @pytest.mark.usefixtures("own_training_kernels")
@@ -100,6 +110,91 @@ def test_recomputing_a_stage_spares_memory_and_changes_no_gradient(tmp_path: Pat
     whole, outer, inner, all = (bytes for bytes, _ in found)
     assert all < inner < outer < whole
     assert all_equal(weights for _, weights in found)
+
+
+class Norm(torch.autograd.Function):
+    """What a GPU keeps of a norm: its input, and a number a line."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        factor = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(x, weight, factor)
+        return x * factor * weight
+
+
+@pytest.fixture
+def torchs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers keep what torch's kernels on a GPU do."""
+    monkeypatch.setattr(fused, "ready", lambda: False)
+    monkeypatch.setattr(attention, "PRODUCTS", 0)
+    monkeypatch.setattr(F, "rms_norm", lambda x, _, weight, eps: Norm.apply(x, weight, eps))
+
+
+class Documents(Windows):
+    """Several documents a window."""
+
+    def batch(self, step: int) -> Batch:
+        found = super().batch(step)
+        found.ids[:, 100::150] = BOS
+        return found
+
+
+@pytest.mark.usefixtures("torchs_kernels")
+@pytest.mark.parametrize(
+    ("preset", "sets"),
+    [
+        ("demo", []),
+        ("blt-tiny", ["model.window=512", "model.queries=1"]),
+        ("byte-tiny", []),
+        ("byte-window-tiny", []),
+        ("megabyte-tiny", []),
+        ("megabyte-tiny", THREE),
+        ("perceiver-tiny", []),
+    ],
+)
+def test_what_torchs_kernels_keep_of_a_forward_pass_is_what_was_said(preset: str, sets: list[str]) -> None:
+    model, config = made(preset, *sets, "train.window=1024", "train.batch=2")
+    for module in model.train().modules():
+        if isinstance(module, NgramEmbedding) and module.ngram is not None:
+            module.kept = Slopes()
+    ids, opens = to_tensors(Documents(config, hasattr(model, "patcher")).batch(0))
+    prepared = prepare(model, ids, boundaries=opens)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    shapes = {shape for p in model.parameters() for shape in (p.shape, p.shape[::-1])}
+    held: dict[int, torch.Tensor] = {}
+
+    def hold(x: torch.Tensor) -> torch.Tensor:
+        place = x.untyped_storage().data_ptr()
+        cast = x.dtype == torch.bfloat16 and x.shape in shapes  # of weights, as autocast made it
+        if place not in weights and not cast:
+            held[place] = x
+        return x
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(hold, lambda x: x):
+        loss, _ = scored(model, prepared)
+    taken = sum(x.untyped_storage().nbytes() for x in held.values())
+    assert loss.requires_grad and 0.95 < kept(model, config, PATCH, torch.device("cuda")) / taken < 1.1
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_tables_move_in_as_many_buffers_as_was_said(accumulate: int) -> None:
+    torch.manual_seed(0)
+    bags, dim = 500, 64
+    embed = NgramEmbedding(dim, (3, 4), 1, 300)
+    optimizer = BagAdam([embed], 0.01, 0.99, 1.0)
+
+    def step() -> int:
+        for _ in range(accumulate):
+            embed.looked_up(torch.randint(0, 600, (bags, 2))).sum().backward()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            optimizer.norms()
+            optimizer.step()
+        optimizer.zero_grad()
+        return most(seen)
+
+    step()
+    numbers = 8 * 8 * bags * accumulate  # a few whole ones for each row that is read
+    assert 0.7 < step() / (BUFFERS * accumulate * 4 * bags * dim + numbers) < 1.0
 
 
 def all_equal(tensors: Any) -> bool:

@@ -27,6 +27,10 @@ class Stage:
     """Bytes that are kept at each position until its gradient is taken, besides those of the stack itself."""
     piece: int | None = None
     """Positions that are recomputed together, all layers at once; None where layers are, one by one."""
+    plain: int = 0
+    """Bytes more beside the stack where torch's kernels compute instead of ours."""
+    apart: int | None = None
+    """Positions that attend among themselves alone, as those of one patch do; None where all of a row may."""
 
 
 class ByteModel(nn.Module, abc.ABC):

@@ -269,11 +269,12 @@ class BLT(ByteModel):
         tables = 8 * len(config.ngram_sizes) * config.ngram_functions
         pooled = len(self.encoder.cross) * 6 * dim + 4 * dim + tables
         read = config.decoder_layers * (10 * dim + 4 * k * config.cross_heads) + 6 * dim
+        copied = 4 * k * dim + 10 * k * config.cross_heads  # of queries or keys, and of values, for each byte
         parts = config.decoder_layers * 10 * k * dim + len(self.encoder.cross) * 10 * k * dim
         return [
-            Stage("local", self.encoder.stack, ids, beside=pooled),
+            Stage("local", self.encoder.stack, ids, beside=pooled, plain=len(self.encoder.cross) * copied),
             Stage("global", self.latent, patches, beside=parts),
-            Stage("local", self.decoder.stack, ids, beside=read),
+            Stage("local", self.decoder.stack, ids, beside=read, plain=config.decoder_layers * copied),
         ]
 
     @property

@@ -249,7 +249,8 @@ class Megabyte(ByteModel):
         for level, part in enumerate([self.outer, *self.inner]):
             dim, name = config.dims[level], "local" if level else "global"
             piece = PIECE // (dim * max(1, config.layers[level])) if level else None
-            found.append(Stage(name, part.stack, -(-ids // config.unit(level)), 12 * dim, piece))
+            apart = config.sizes[level - 1] if level else None
+            found.append(Stage(name, part.stack, -(-ids // config.unit(level)), 12 * dim, piece, apart=apart))
         return found
 
     @property

@@ -75,6 +75,5 @@ def summed(slopes: list[Float[Tensor, "some dim"]], number: Int[Tensor, " bags"]
     """
     add, count = torch.ops.aten.embedding_dense_backward, len(number)
     parts = number.split([len(part) for part in slopes])
-    return functools.reduce(
-        torch.add, [add(part, of, count, -1, False) for part, of in zip(slopes, parts, strict=True)]
-    )
+    found = (add(part, of, count, -1, False) for part, of in zip(slopes, parts, strict=True))
+    return functools.reduce(Tensor.add_, found)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bytelm.nn import fused
-from bytelm.nn.attention import Attention, Cache, Memory, Sight, View, Where, pairs
+from bytelm.nn.attention import BLOCK, Attention, Cache, Memory, Sight, View, Where, pairs
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.state import put_rows, take_rows
 from bytelm.transfer import HOST, to_device
@@ -83,6 +83,15 @@ class StackConfig:
         """
         layer = 24 * self.dim + 6 * self.hidden()
         return 4 * self.dim * self.layers + layer if recompute else layer * self.layers
+
+    def plain(self, new: int) -> int:
+        """Bytes more of one layer where torch's kernels compute instead, for a position that attends among `new`.
+
+        The gate once more, and the mask in bfloat16; in blocks also the keys and values that each copies.
+        """
+        seen = pairs(new, self.window) // max(1, new)
+        copies = 4 * self.dim * (seen // BLOCK - 2) if self.window is not None and new > BLOCK else 0
+        return 2 * self.hidden() + 2 * seen + copies
 
 
 class FeedForward(nn.Module):

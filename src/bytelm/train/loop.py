@@ -304,8 +304,9 @@ class Trainer:
         path = store.save(self.run, self.progress.step, {"model": self.model.state_dict(), "optimizer": moments}, state)
         self.journal.write("phase", **progress, name="saving", took=time.monotonic() - began)
         low = self.precision == torch.bfloat16
-        predicted = predict(self.model, self.config, self.mean_patch).peak if low else None
-        memory = {"peak": highest(self.model.device), "before": self.before, "predicted": predicted}
+        device = self.model.device
+        predicted = predict(self.model, self.config, self.mean_patch, device).peak if low else None
+        memory = {"peak": highest(device), "before": self.before, "predicted": predicted}
         self.journal.write("memory", **progress, **memory)
         size, free = sum(file.stat().st_size for file in path.iterdir()), shutil.disk_usage(path).free
         if free < 2 * size and not self.warned:

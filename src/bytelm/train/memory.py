@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-from bytelm.models.base import ByteModel
+from bytelm.models.base import ByteModel, Stage
 from bytelm.models.objective import PIECE
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.train.config import TrainConfig
+from bytelm.transfer import HOST
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the numbers of these settings in glibc's malloc.h
 LARGE = 1 << 20  # bytes
 ANY = (1 << 31) - 1  # bytes: the settings are 32-bit integers
+BUFFERS = 5  # of as many numbers as the slopes of tables are, in `optimise.BagAdam`
 
 
 @dataclass(frozen=True)
@@ -35,34 +37,61 @@ class Memory:
         return self.parameters + max(self.activations, self.gradients)
 
 
-def predict(model: ByteModel, config: TrainConfig, mean_patch: float) -> Memory:
+def predict(model: ByteModel, config: TrainConfig, mean_patch: float, device: torch.device = HOST) -> Memory:
     """The memory of one step in bfloat16, float32 weights, on windows in patches of so many bytes on average.
 
     The model may be on the meta device. What is not in it: Python and torch themselves (about 0.3 GiB), libraries of
     products that keep buffers of their own, and the pages that a C library holds for later.
     """
-    tables = {id(m.ngram.weight) for m in model.modules() if isinstance(m, NgramEmbedding) and m.ngram is not None}
+    found = [m for m in model.modules() if isinstance(m, NgramEmbedding) and m.ngram is not None]
+    tables = {id(m.ngram.weight) for m in found if m.ngram is not None}
     own = [p for p in model.parameters() if p.requires_grad]
     sparse = sum(p.numel() for p in own if id(p) in tables)
     dense = sum(p.numel() for p in own) - sparse
     frozen = sum(4 * p.numel() for p in model.parameters() if not p.requires_grad)
-    ids = config.window * config.batch
-    kept, widest = 0, 0
+    stages = model.stages(config.window, round(config.window / mean_patch))
+    widest = max((widest_layer(stage, config, device) for stage in stages), default=0)
+    logits = 4 * model.vocabulary * (config.window * config.batch + min(config.window * config.batch, PIECE))
+    activations = kept(model, config, mean_patch, device) + widest + logits
+    if device.type == "cpu":
+        return Memory(dense * (4 + 8 + 2) + sparse * (4 + 8) + frozen, activations, 4 * dense)
+    # Slopes of what bytes read of tables stay until all micro-batches are done; then buffers of that size come and go.
+    slopes = 4 * config.window * config.batch * sum(m.byte.weight.shape[1] for m in found)
+    memory = dense * (4 + 8 + 2) + sparse * (4 + 4) + frozen
+    gradients = 4 * dense + config.accumulate * (1 + BUFFERS) * slopes
+    return Memory(memory, activations + (config.accumulate - 1) * slopes, gradients)
+
+
+def kept(model: ByteModel, config: TrainConfig, mean_patch: float, device: torch.device) -> int:
+    """Bytes that a forward pass keeps for the way back: of layers, of what is beside them, and logits in float32."""
+    found = 4 * model.vocabulary * config.window * config.batch
     for stage in model.stages(config.window, round(config.window / mean_patch)):
         positions, shape = stage.positions * config.batch, stage.stack.config
-        layer = 8 * (shape.dim + shape.hidden())  # slopes of what a layer kept
-        if not recomputes(config, stage.name):
-            kept += positions * (shape.kept(recompute=False) + stage.beside)
-            widest = max(widest, positions * layer)
-        elif stage.piece is None:
-            kept += positions * (shape.kept(recompute=True) + stage.beside)
-            widest = max(widest, positions * 2 * layer)
-        else:
-            kept += positions * stage.beside
-            widest = max(widest, min(positions, stage.piece) * (shape.kept(recompute=False) + stage.beside + layer))
-    # In float32: logits and their slopes; and of those that are scored at a time, their logarithms.
-    logits = model.vocabulary * (8 * ids + 4 * min(ids, PIECE))
-    return Memory(dense * (4 + 8 + 2) + sparse * (4 + 8) + frozen, kept + widest + logits, 4 * dense)
+        beside, more = stage.beside, 0
+        if plain(device):
+            beside, more = beside + stage.plain, shape.plain(stage.apart or stage.positions)
+        again = recomputes(config, stage.name)
+        layers = 0 if again and stage.piece is not None else shape.kept(again) + more * (1 if again else shape.layers)
+        found += positions * (layers + beside)
+    return found
+
+
+def widest_layer(stage: Stage, config: TrainConfig, device: torch.device) -> int:
+    """Bytes of slopes of what a layer kept; where it was kept of a piece alone, that of all its layers too."""
+    positions, shape = stage.positions * config.batch, stage.stack.config
+    more = shape.plain(stage.apart or stage.positions) if plain(device) else 0
+    layer = 8 * (shape.dim + shape.hidden()) + more
+    if not recomputes(config, stage.name):
+        return positions * layer
+    if stage.piece is None:
+        return positions * 2 * layer
+    held = shape.kept(recompute=False) + shape.layers * more + stage.beside
+    return min(positions, stage.piece) * (held + layer)
+
+
+def plain(device: torch.device) -> bool:
+    """Whether torch's own kernels compute there, and not ours (`nn.fused`)."""
+    return device.type != "cpu"
 
 
 def recomputes(config: TrainConfig, stage: str) -> bool:
