@@ -96,12 +96,12 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
     model = config.recipe.sketch()
     stored = sum(STORED * p.numel() if p.requires_grad else 4 * p.numel() for p in model.parameters())
     size = to_be_packed(paths, run, exclude)
-    mean = usual_mean(config.recipe)
+    mean, device = usual_mean(config.recipe), resolve(config.train.device)
     scorer = config.scorer if config.recipe.scored and config.start is None and size != 0 else None
     return Needs(
-        predict(model, config.train, mean).peak + BESIDE,
+        predict(model, config.train, mean, device).peak + BESIDE,
         scorer.counting(min(COUNTED, size or 0)) + BESIDE if isinstance(scorer, ngram.Config) else 0,
-        memory(resolve(config.train.device)).free,
+        memory(device).free,
         machine.memory().free,
         None if size is None else size + size // 8,  # a bit a byte says whether it opens a patch
         max(0, (KEEP + 1) * stored - sum(file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors"))),
@@ -140,9 +140,9 @@ def check(needed: Needs, config: RunConfig, run: Path) -> None:
 
 def knob(config: RunConfig, free: int) -> str:
     """The smallest change of a configuration with which a step fits into memory, as it is typed."""
-    model, mean = config.recipe.sketch(), usual_mean(config.recipe)
+    model, mean, device = config.recipe.sketch(), usual_mean(config.recipe), resolve(config.train.device)
     for changed in smaller(config.train):
-        peak = predict(model, changed, mean).peak + BESIDE
+        peak = predict(model, changed, mean, device).peak + BESIDE
         if peak <= free:
             names = [n for n in ("window", "batch", "recompute") if getattr(changed, n) != getattr(config.train, n)]
             sets = " ".join(f"--set train.{n}={str(getattr(changed, n)).lower()}" for n in names)
@@ -152,7 +152,8 @@ def knob(config: RunConfig, free: int) -> str:
 
 def lighter(config: RunConfig) -> str:
     """A change of a configuration whose step did not fit, by which activations take three quarters at the most."""
-    found = predict(config.recipe.sketch(), config.train, usual_mean(config.recipe))
+    device = resolve(config.train.device)
+    found = predict(config.recipe.sketch(), config.train, usual_mean(config.recipe), device)
     return knob(config, found.peak - found.activations // 4 + BESIDE)
 
 
