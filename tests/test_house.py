@@ -35,6 +35,7 @@ SURFACE = Path(__file__).with_name("surface.txt")
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 FILE_LINES, FUNCTION_LINES = 400, 60
 DISTRIBUTIONS = {"PIL": "pillow"}  # packages that are imported by another name than they are installed by
+WITH_TORCH = {"triton"}  # packages that torch brings along where it is built for a GPU
 
 
 def read(path: Path | str) -> str:
@@ -212,7 +213,9 @@ def test_every_direct_dependency_is_pinned_within_its_range() -> None:
 @pytest.mark.fault("P3")
 def test_every_third_party_import_is_a_declared_dependency() -> None:
     """And what is declared for users is imported: no dependency is carried for nothing."""
-    used = {dotted.partition(".")[0] for _, dotted in imported()} - set(sys.stdlib_module_names) - {"bytelm"}
+    used = (
+        {dotted.partition(".")[0] for _, dotted in imported()} - set(sys.stdlib_module_names) - {"bytelm"} - WITH_TORCH
+    )
     core = {r.name for r in requirements()}
     extras = {
         r.name

@@ -27,7 +27,7 @@ from bytelm.nn.cross import BytesFromPatches, PatchesFromBytes
 from bytelm.nn.embed import PRIMES, NgramEmbedding
 from bytelm.nn.initialise import initialise
 from bytelm.nn.norm import RMSNorm
-from bytelm.nn.pool import segment_max
+from bytelm.nn.pool import run_maxima
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.base import Patcher, PatchState
 from bytelm.patching.layout import Layout, Rows, forced_openings, tail
@@ -190,8 +190,7 @@ class Encoder(nn.Module):
         """The patches that close: queries max-pooled from their bytes, then carried through the cross-attentions."""
         batch, count = len(layout.counts), layout.patches
         segment = layout.segment.flatten()
-        pooled = segment_max(states[0].flatten(0, 1), segment, batch * count + 1)[:-1]
-        pooled = pooled.masked_fill(pooled == float("-inf"), 0.0)  # rows with fewer patches than the widest
+        pooled = run_maxima(states[0].flatten(0, 1), segment, batch * count)
         queries = self.split(pooled).unflatten(-1, (self.config.queries, -1))
         for layer, bytes in zip(self.cross, states, strict=True):
             queries = layer(queries, bytes.flatten(0, 1), segment)

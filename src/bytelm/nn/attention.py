@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.nn import fused
-from bytelm.nn.rope import Rotation, rotate, rotation
+from bytelm.nn.rope import Rotation, rotate_two, rotation
 from bytelm.patching.layout import at_end, tail
 from bytelm.transfer import HOST, to_device
 
@@ -260,7 +260,6 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "rows new dim"], view: Sight[Memory], cache: Memory | None
     ) -> tuple[Float[Tensor, "rows new dim"], Memory | None]:
         """The attention's output, and the cache to continue from (None if none was given)."""
-        query, keys, values = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        query, keys = rotate(query, view.rotation), rotate(keys, view.rotation)
+        query, keys, values = rotate_two(self.qkv(x).unflatten(-1, (3, self.heads, -1)), view.rotation)
         mixed, cache = view.attend(query, keys, values, cache)
         return self.out(mixed.flatten(2)), cache

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.nn import fused
-from bytelm.nn.rows import Slopes, bags
+from bytelm.nn.rows import Slopes, bags, sum_rows
 from bytelm.patching.layout import Rows, tail
 from bytelm.units import PAD, VOCAB
 
@@ -58,6 +58,9 @@ class NgramEmbedding(nn.Module):
         self, ids: Int[Tensor, "batch new"], starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
     ) -> Int[Tensor, "batch new tables"]:
         """The table row of every n-gram that ends at each new id, computed where the ids are."""
+        if device := fused.kernels(ids):
+            shape = (self.rows, PRIMES[: self.functions], self.sizes)
+            return device.hashes(ids, starts, recent, *shape, OFFSET=PUBLISHED_OFFSET, PAD=PAD, VOCAB=VOCAB)
         new = ids.shape[1]
         ids = torch.cat([recent, ids], 1)
         ago = torch.arange(self.reach + 1, device=ids.device)
@@ -95,6 +98,8 @@ class NgramEmbedding(nn.Module):
         assert self.ngram is not None
         if self.kept is not None:
             return bags(self.ngram.weight, index, self.kept)
+        if not torch.is_grad_enabled():
+            return sum_rows(self.ngram.weight, index)
         if self.sparse and fused.bags_fit(self.ngram.weight):
             return fused.bags(self.ngram.weight, index)
         return F.embedding_bag(index, self.ngram.weight, mode="sum", sparse=self.sparse)

@@ -1,7 +1,8 @@
-"""What stands between matrix products, as one pass over memory each where a CPU trains in bfloat16.
+"""What stands between matrix products, as one pass over memory each where a CPU trains in bfloat16, or a GPU computes.
 
-Every function here has the same definition in plain torch where it is called: norm.py, rope.py, transformer.py,
-attention.py and cross.py ask `fits` and go their own way where it says no: in float32, on a GPU, without a compiler.
+Every function has the same definition in plain torch where it is called: norm.py, rope.py, transformer.py, pool.py,
+embed.py, attention.py, cross.py. They ask here first, `fits` for a CPU and `kernels` for a GPU, and go their own way
+where the answer is no: on a CPU in float32, on a GPU in float64, without a compiler.
 """
 
 # torch declares `backward` of any number of slopes; each here takes the one that it has.
@@ -9,6 +10,10 @@ attention.py and cross.py ask `fits` and go their own way where it says no: in f
 
 from __future__ import annotations
 
+import functools
+import warnings
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,7 +25,39 @@ from torch.nn import functional as F
 
 from bytelm.native.training import LINES, Attend, Crossed, Turn, call, functions, multiplies_bfloat16, strides
 
-VECTOR = 16  # numbers, of which widths are multiples
+VECTOR = 16  # numbers, of which widths are multiples on a CPU
+KINDS = (torch.float32, torch.bfloat16, torch.int64)  # that a GPU's kernels read
+
+
+@functools.cache
+def triton_kernels() -> ModuleType | None:
+    """`device_kernels`; None without Triton, on a GPU that is older than bfloat16, or where Triton fails."""
+    if find_spec("triton") is None or torch.cuda.get_device_capability() < (8, 0):
+        return None
+    from bytelm.nn import device_kernels
+
+    try:
+        device_kernels.swiglu(torch.ones(1, 2, device="cuda"))
+    except Exception as error:  # whatever Triton, and the compilers that it calls, may raise
+        told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        warnings.warn(
+            f"Triton cannot compile for this GPU, plain torch is slower: {told}", RuntimeWarning, stacklevel=2
+        )
+        return None
+    return device_kernels
+
+
+def kernels(x: Tensor) -> ModuleType | None:
+    """`device_kernels` where `x` is on the GPU and of a kind that they work on; None elsewhere."""
+    if x.device.type != "cuda" or x.dtype not in KINDS or x.numel() == 0 or torch.compiler.is_compiling():
+        return None
+    return triton_kernels() if x.device.index == torch.cuda.current_device() else None
+
+
+def rounds(x: Tensor) -> bool:
+    """Whether products are in bfloat16 at present where `x` is."""
+    device = x.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
 
 
 def ready() -> bool:
@@ -29,16 +66,15 @@ def ready() -> bool:
 
 
 def fits(x: Tensor) -> bool:
-    """Whether a tensor of this kind can be worked on."""
+    """Whether a tensor of this kind can be worked on by a CPU's."""
     halves = x.dtype == torch.bfloat16 and x.device.type == "cpu"
     return halves and x.shape[-1] % VECTOR == 0 and x.numel() > 0 and ready()
 
 
 def norm_fits(x: Tensor) -> bool:
     """Whether a norm of `x` can be, and is about to be rounded to bfloat16 anyhow."""
-    rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     known = x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu" and x.shape[-1] % VECTOR == 0
-    return rounded and known and x.numel() > 0 and ready()
+    return known and rounds(x) and x.numel() > 0 and ready()
 
 
 def attends(x: Tensor, head_dim: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -21,4 +22,6 @@ class RMSNorm(nn.RMSNorm):
         """Under autocast some inputs are bf16; the norm is not, though its result may be: a product reads it next."""
         if fused.norm_fits(x):
             return fused.rms_norm(x, self.weight, self.least)
+        if (device := fused.kernels(x)) and fused.rounds(x):
+            return device.rms_norm(x, self.weight, self.least, torch.bfloat16)
         return super().forward(x.to(self.weight.dtype))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bytelm.nn import fused
+
 
 def segment_max(
     values: Float[Tensor, "slots ..."], segment: Int[Tensor, " slots"], segments: int
@@ -13,6 +15,19 @@ def segment_max(
     index = segment.reshape((-1,) + (1,) * (values.ndim - 1)).expand_as(values)
     empty = values.new_full((segments, *values.shape[1:]), float("-inf"))
     return empty.scatter_reduce(0, index, values, "amax")
+
+
+def run_maxima(
+    values: Float[Tensor, "slots dim"], segment: Int[Tensor, " slots"], runs: int
+) -> Float[Tensor, "runs dim"]:
+    """The largest value of each run of slots, 0 where it has none.
+
+    The slots of a run stand together; those that are of none, wherever they stand, have the number `runs`.
+    """
+    if runs and (device := fused.kernels(values)):
+        return device.run_maxima(values, segment, runs)
+    highest = segment_max(values, segment, runs + 1)[:-1]
+    return highest.masked_fill(highest == float("-inf"), 0.0)
 
 
 def segment_sum(

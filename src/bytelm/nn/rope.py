@@ -21,7 +21,17 @@ def rotation(positions: Int[Tensor, "batch new"], head_dim: int, theta: float) -
 def rotate(x: Float[Tensor, "batch new heads head_dim"], by: Rotation) -> Float[Tensor, "batch new heads head_dim"]:
     """Turn each pair (x[2i], x[2i+1]) by its angle, in float32; the result has the dtype of `x`."""
     cos, sin = by
+    if device := fused.kernels(x):
+        return device.rotate(x, cos, sin)
     if fused.fits(x):
         return fused.rotate(x, cos, sin)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+
+
+def rotate_two(qkv: Float[Tensor, "batch new 3 heads head_dim"], by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, turned, and values: each `[batch, new, heads, head_dim]`."""
+    if device := fused.kernels(qkv):
+        return device.rotate_two(qkv, *by)
+    query, keys, values = qkv.unbind(2)
+    return rotate(query, by), rotate(keys, by), values

@@ -25,6 +25,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bytelm.nn import fused
+
 
 @dataclass
 class Slopes:
@@ -38,12 +40,19 @@ class Slopes:
         self.index, self.slopes = [], []
 
 
+def sum_rows(table: Float[Tensor, "rows dim"], index: Int[Tensor, "bags tables"]) -> Float[Tensor, "bags dim"]:
+    """The sum of each bag's rows, for no gradient."""
+    if device := fused.kernels(table):
+        return device.sum_rows(table, index)
+    return F.embedding_bag(index, table, mode="sum")
+
+
 class _Bags(Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, kept: Slopes) -> Tensor:
         ctx.save_for_backward(index)
         ctx.kept = kept
-        return F.embedding_bag(index, table, mode="sum")
+        return sum_rows(table, index)
 
     @staticmethod
     @once_differentiable

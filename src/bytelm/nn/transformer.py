@@ -107,6 +107,8 @@ class FeedForward(nn.Module):
         wide = self.gate_up(x)
         if fused.fits(wide) and wide.shape[-1] % (2 * fused.VECTOR) == 0:
             return self.down(fused.swiglu(wide))
+        if device := fused.kernels(wide):
+            return self.down(device.swiglu(wide))
         gate, up = wide.chunk(2, -1)
         return self.down(F.silu(gate) * up)
 

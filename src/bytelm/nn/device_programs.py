@@ -1,0 +1,230 @@
+"""What a GPU runs between matrix products, in Triton: each program reads its tile once, and writes its result once.
+
+Sums and products are in float32 whatever is read and written, offsets are in 64 bits (tables of n-grams hold more than
+2³¹ numbers), and nothing is added by atomics: equal inputs give equal bits. `device_kernels` starts them.
+"""
+
+# Triton has no types of its own, its functions are Python in name only, and it is not there on a CPU.
+# pyright: basic, reportMissingImports=false
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+# Triton compiles anew for whole numbers that are 1 or multiples of 16, and for addresses that are. These change from
+# step to step, and would gain nothing.
+COUNTS = ["lines", "tokens", "places", "slots", "runs", "bytes", "new", "bags"]
+EDGES = ["first", "last"]
+kernel = triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=EDGES)
+
+
+@kernel
+@no_type_check
+def norm(x, weight, y, factors, lines, eps, WIDTH: tl.constexpr, LINES: tl.constexpr, COLUMNS: tl.constexpr):
+    """y = x · factors · weight `[lines, WIDTH]`; factors = 1 / rms(x) `[lines]`."""
+    line = tl.program_id(0).to(tl.int64) * LINES + tl.arange(0, LINES)
+    column = tl.arange(0, COLUMNS)
+    here = (line < lines)[:, None] & (column < WIDTH)
+    at = line[:, None] * WIDTH + column
+    numbers = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+    factor = tl.rsqrt(tl.sum(numbers * numbers, 1) / WIDTH + eps)
+    gain = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    tl.store(factors + line, factor, mask=line < lines)
+    tl.store(y + at, (numbers * factor[:, None] * gain).to(y.dtype.element_ty), mask=here)
+
+
+@kernel
+@no_type_check
+def norm_back(
+    x, weight, factors, d_y, d_x, d_weight, lines, WIDTH: tl.constexpr, LINES: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """`d_x`, and a part of the sum for `d_weight` `[programs, WIDTH]` each: lines are dealt out to programs in turn."""
+    program = tl.program_id(0)
+    column = tl.arange(0, COLUMNS)
+    gain = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    added = tl.zeros((LINES, COLUMNS), tl.float32)
+    first = program.to(tl.int64) * LINES
+    while first < lines:
+        line = first + tl.arange(0, LINES)
+        here = (line < lines)[:, None] & (column < WIDTH)
+        at = line[:, None] * WIDTH + column
+        factor = tl.load(factors + line, mask=line < lines, other=0.0)[:, None]
+        unit = tl.load(x + at, mask=here, other=0.0).to(tl.float32) * factor
+        slope = tl.load(d_y + at, mask=here, other=0.0).to(tl.float32)
+        added += slope * unit
+        slope *= gain
+        along = tl.sum(slope * unit, 1)[:, None] / WIDTH
+        tl.store(d_x + at, ((slope - unit * along) * factor).to(d_x.dtype.element_ty), mask=here)
+        first += tl.num_programs(0) * LINES
+    tl.store(d_weight + program * WIDTH + column, tl.sum(added, 0), mask=column < WIDTH)
+
+
+@kernel
+@no_type_check
+def swiglu(x, y, lines, WIDTH: tl.constexpr, LINES: tl.constexpr, COLUMNS: tl.constexpr, ACROSS: tl.constexpr):
+    """y `[lines, WIDTH]` = silu(gate) · up, of x `[lines, 2 WIDTH]`."""
+    program = tl.program_id(0)
+    line = (program // ACROSS).to(tl.int64) * LINES + tl.arange(0, LINES)
+    column = program % ACROSS * COLUMNS + tl.arange(0, COLUMNS)
+    here = (line < lines)[:, None] & (column < WIDTH)
+    at = line[:, None] * (2 * WIDTH) + column
+    gate = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+    up = tl.load(x + at + WIDTH, mask=here, other=0.0).to(tl.float32)
+    tl.store(y + line[:, None] * WIDTH + column, (gate * tl.sigmoid(gate) * up).to(y.dtype.element_ty), mask=here)
+
+
+@kernel
+@no_type_check
+def swiglu_back(
+    x, d_y, d_x, lines, WIDTH: tl.constexpr, LINES: tl.constexpr, COLUMNS: tl.constexpr, ACROSS: tl.constexpr
+):
+    """`d_x` `[lines, 2 WIDTH]`."""
+    program = tl.program_id(0)
+    line = (program // ACROSS).to(tl.int64) * LINES + tl.arange(0, LINES)
+    column = program % ACROSS * COLUMNS + tl.arange(0, COLUMNS)
+    here = (line < lines)[:, None] & (column < WIDTH)
+    at = line[:, None] * (2 * WIDTH) + column
+    gate = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+    up = tl.load(x + at + WIDTH, mask=here, other=0.0).to(tl.float32)
+    slope = tl.load(d_y + line[:, None] * WIDTH + column, mask=here, other=0.0).to(tl.float32)
+    open = tl.sigmoid(gate)
+    d_gate = slope * up * open * (1 + gate * (1 - open))
+    tl.store(d_x + at, d_gate.to(d_x.dtype.element_ty), mask=here)
+    tl.store(d_x + at + WIDTH, (slope * gate * open).to(d_x.dtype.element_ty), mask=here)
+
+
+@kernel
+@no_type_check
+def read(x, row, place, number, row_step, place_step, head_step, here, HEAD: tl.constexpr):
+    """A tile of `[rows, places, heads, HEAD]` at any strides, heads in one line."""
+    at = (row * row_step + place * place_step)[:, None] + (number // HEAD).to(tl.int64) * head_step + number % HEAD
+    return tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+
+
+@kernel
+@no_type_check
+def turn(
+    x0, x1, x2, cosines, sines, y, tokens, places,
+    row0, place0, head0, row1, place1, head1, row2, place2, head2, angle_row, angle_place,
+    SIGN: tl.constexpr, PARTS: tl.constexpr, HEAD: tl.constexpr,
+    WIDTH: tl.constexpr, LINES: tl.constexpr, COLUMNS: tl.constexpr, ACROSS: tl.constexpr,
+):  # fmt: skip
+    """y `[rows, places, PARTS, heads, HEAD]`: x0 and x1, their pairs turned by SIGN times the angles, and x2."""
+    program, part = tl.program_id(0), tl.program_id(1)
+    token = (program // ACROSS).to(tl.int64) * LINES + tl.arange(0, LINES)
+    row, place = token // places, token % places
+    number = program % ACROSS * COLUMNS + tl.arange(0, COLUMNS)
+    here = (token < tokens)[:, None] & (number < WIDTH)
+    if part == 0:
+        numbers = read(x0, row, place, number, row0, place0, head0, here, HEAD)
+    elif part == 1:
+        numbers = read(x1, row, place, number, row1, place1, head1, here, HEAD)
+    else:
+        numbers = read(x2, row, place, number, row2, place2, head2, here, HEAD)
+    pair = program % ACROSS * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
+    at = (row * angle_row + place * angle_place)[:, None] + pair % (HEAD // 2)
+    turned = (token < tokens)[:, None] & (pair < WIDTH // 2) & (part < 2)  # the third part is only copied
+    cosine = tl.load(cosines + at, mask=turned, other=1.0)
+    sine = tl.load(sines + at, mask=turned, other=0.0) * SIGN
+    even, odd = tl.split(tl.reshape(numbers, (LINES, COLUMNS // 2, 2)))
+    numbers = tl.reshape(tl.join(even * cosine - odd * sine, even * sine + odd * cosine), (LINES, COLUMNS))
+    at = (token * PARTS + part)[:, None] * WIDTH + number
+    tl.store(y + at, numbers.to(y.dtype.element_ty), mask=here)
+
+
+@kernel
+@no_type_check
+def edges(segment, first, last, slots, BLOCK: tl.constexpr):
+    """The first slot of each run, and the slot behind its last."""
+    slot = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    own = tl.load(segment + slot, mask=slot < slots, other=0)
+    before = tl.load(segment + slot - 1, mask=(slot > 0) & (slot < slots), other=-1)
+    after = tl.load(segment + slot + 1, mask=slot + 1 < slots, other=-1)
+    tl.store(first + own, slot.to(tl.int32), mask=(slot < slots) & (own != before))
+    tl.store(last + own, slot.to(tl.int32) + 1, mask=(slot < slots) & (own != after))
+
+
+@kernel
+@no_type_check
+def maxima(values, first, last, y, best, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    """y `[runs, WIDTH]`, and the slot of each maximum, -1 where a run has none."""
+    run = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    here = column < WIDTH
+    slot, end = tl.load(first + run), tl.load(last + run)
+    highest = tl.full((COLUMNS,), float("-inf"), tl.float32)
+    chosen = tl.full((COLUMNS,), -1, tl.int32)
+    while slot < end:
+        found = tl.load(values + slot.to(tl.int64) * WIDTH + column, mask=here, other=0.0).to(tl.float32)
+        better = (found > highest) | (found != found)  # what is not a number stays so
+        highest = tl.where(better, found, highest)
+        chosen = tl.where(better, slot, chosen)
+        slot += 1
+    highest = tl.where(chosen < 0, 0.0, highest)
+    tl.store(y + run * WIDTH + column, highest.to(y.dtype.element_ty), mask=here)
+    tl.store(best + run * WIDTH + column, chosen, mask=here)
+
+
+@kernel
+@no_type_check
+def maxima_back(
+    d_y, best, segment, d_values, slots, runs,
+    WIDTH: tl.constexpr, LINES: tl.constexpr, COLUMNS: tl.constexpr, ACROSS: tl.constexpr,
+):  # fmt: skip
+    """`d_values` `[slots, WIDTH]`: each slot looks whether it was the maximum of its run."""
+    program = tl.program_id(0)
+    slot = (program // ACROSS).to(tl.int64) * LINES + tl.arange(0, LINES)
+    column = program % ACROSS * COLUMNS + tl.arange(0, COLUMNS)
+    own = tl.load(segment + slot, mask=slot < slots, other=runs)
+    at = own[:, None] * WIDTH + column
+    chosen = tl.load(best + at, mask=(own < runs)[:, None] & (column < WIDTH), other=-1)
+    slope = tl.load(d_y + at, mask=chosen == slot[:, None], other=0.0)
+    tl.store(d_values + slot[:, None] * WIDTH + column, slope, mask=(slot < slots)[:, None] & (column < WIDTH))
+
+
+@kernel
+@no_type_check
+def hashes(
+    ids, starts, recent, index, bytes, new, reach, rows, PRIMES: tl.constexpr, SIZES: tl.constexpr,
+    LONGEST: tl.constexpr, OFFSET: tl.constexpr, PAD: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """index `[bytes, tables]`: the table row of every n-gram that ends at each byte."""
+    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = byte < bytes
+    row, place = byte // new, byte % new
+    for function in tl.static_range(len(PRIMES)):
+        hashed = tl.zeros((BLOCK,), tl.int64)
+        inside = here  # of the document of the byte
+        for ago in tl.static_range(LONGEST):
+            read = tl.load(ids + byte - ago, mask=inside & (place >= ago), other=PAD)
+            read = tl.load(recent + row * reach + (reach + place - ago), mask=inside & (place < ago), other=read)
+            # The newest id has the highest power: each older one moves all that came before it up by one.
+            hashed = hashed * PRIMES[function] + (read + OFFSET) % VOCAB
+            for size in tl.static_range(len(SIZES)):
+                if SIZES[size] == ago + 1:
+                    table = function * len(SIZES) + size
+                    found = hashed % rows
+                    found = tl.where(found < 0, found + rows, found) + table * rows
+                    tl.store(index + byte * (len(PRIMES) * len(SIZES)) + table, found, mask=here)
+            inside = inside & (tl.load(starts + byte - ago, mask=here & (place >= ago), other=0) == 0)
+
+
+@kernel
+@no_type_check
+def sum_rows(
+    table, index, y, bags, TABLES: tl.constexpr,
+    WIDTH: tl.constexpr, LINES: tl.constexpr, COLUMNS: tl.constexpr, ACROSS: tl.constexpr,
+):  # fmt: skip
+    """y `[bags, WIDTH]`: the sum of TABLES rows each."""
+    program = tl.program_id(0)
+    bag = (program // ACROSS).to(tl.int64) * LINES + tl.arange(0, LINES)
+    column = program % ACROSS * COLUMNS + tl.arange(0, COLUMNS)
+    here = (bag < bags)[:, None] & (column < WIDTH)
+    total = tl.zeros((LINES, COLUMNS), tl.float32)
+    for each in range(TABLES):
+        row = tl.load(index + bag * TABLES + each, mask=bag < bags, other=0)
+        total += tl.load(table + row[:, None] * WIDTH + column, mask=here, other=0.0).to(tl.float32)
+    tl.store(y + bag[:, None] * WIDTH + column, total.to(y.dtype.element_ty), mask=here)
