@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bytelm.nn import fused
+from bytelm.nn import fused, runs
 from bytelm.nn.rope import Rotation, rotate_two, rotation
 from bytelm.patching.layout import at_end, tail
 from bytelm.transfer import HOST, to_device
@@ -138,6 +138,8 @@ class View:
     after: Where
     device: torch.device
     """Where attention is computed."""
+    runs: runs.Runs | None
+    """The same without a mask, where there is a kernel for it."""
 
     @classmethod
     def of(
@@ -159,9 +161,10 @@ class View:
         longest = int(after.position.max()) if len(lengths) else 0
         block = BLOCK if window is not None and new > BLOCK else 0
         width = window or new + cached
+        opens = (start - before).clamp(min=0)
         return cls(
             starts=starts,
-            first=torch.maximum(slots - width + 1, start - before).clamp(min=0).int(),
+            first=torch.maximum(slots - width + 1, opens).int(),
             rotation=rotation(to_device(positions, device), head_dim, theta),
             lengths=lengths,
             cached=cached,
@@ -170,6 +173,7 @@ class View:
             keep=min(longest, cached + new, width),
             after=after,
             device=device,
+            runs=runs.causal(opens, cached, window, device),
         )
 
     @cached_property
@@ -215,6 +219,9 @@ class View:
         values: Float[Tensor, "batch slots #heads head_dim"],
     ) -> Float[Tensor, "batch new heads head_dim"]:
         """Attention of the new queries over cached and new slots; a long windowed call goes in blocks of queries."""
+        if self.runs is not None and self.runs.fits(query):
+            mixed = self.runs.attend(query.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1))
+            return mixed.unflatten(0, query.shape[:2])
         if fused.fits(query):
             return fused.attention(query, keys, values, self.first)
         if not self.block:

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bytelm.nn import fused
+from bytelm.nn import fused, runs
 from bytelm.nn.attention import BLOCK, Attention, Cache, Memory, Sight, View, Where, pairs
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.state import put_rows, take_rows
 from bytelm.transfer import HOST, to_device
+
+LINE = 256  # positions: where attention goes by runs, packed lines are filled up to a multiple, so that shapes repeat
 
 
 @dataclass(frozen=True)
@@ -214,8 +216,10 @@ class Stack(nn.Module):
         Returns the outputs (zeros in rows without), where the rows stand, and the caches. At least one row has some.
         Without caches nobody goes on from there, and where the rows stand need not be known.
         """
+        if caches is None and runs.attends(x, self.config.head_dim):
+            return self.packed(x, counts, starts, LINE), where, None
         if caches is None and len(counts) > 1 and fused.attends(x, self.config.head_dim):
-            return self.packed(x, counts, starts), where, None
+            return self.packed(x, counts, starts, 1), where, None
         rows = counts.nonzero()[:, 0]
         if len(rows) == len(counts):
             view = self.view(counts, starts, where, caches)
@@ -230,14 +234,24 @@ class Stack(nn.Module):
         return spread, after, None if caches is None else put_rows(caches, rows, some)
 
     def packed(
-        self, x: Float[Tensor, "batch new dim"], counts: Int[Tensor, " batch"], starts: Bool[Tensor, "batch new"]
+        self,
+        x: Float[Tensor, "batch new dim"],
+        counts: Int[Tensor, " batch"],
+        starts: Bool[Tensor, "batch new"],
+        multiple: int,
     ) -> Float[Tensor, "batch new dim"]:
         """All blocks over the first `counts` positions of rows that nothing came before, in one line without padding.
 
-        Each row starts as a document does, so that attention over runs of slots never looks past it.
+        Each row starts as a document does, so that attention over runs of slots never looks past it. The line is filled
+        up to a `multiple` of positions with copies of the first, which stand behind all others and are not read.
         """
         slots = torch.arange(x.shape[1])
-        real = slots < counts[:, None]
-        line = self.view(counts.sum()[None], (starts | (slots == 0))[real][None], Where.zero(1), None)
-        mixed, _ = self(x[real][None], line, None)
-        return mixed.new_zeros(x.shape).index_put((real,), mixed[0])
+        index = (slots < counts[:, None]).flatten().nonzero()[:, 0]
+        length = len(index)
+        spare = -length % multiple
+        opens = F.pad((starts | (slots == 0)).flatten()[index], (0, spare))[None]
+        view = self.view(torch.tensor([length + spare]), opens, Where.zero(1), None)
+        among = to_device(F.pad(index, (0, spare)), x)
+        lines = x.flatten(0, 1)
+        mixed, _ = self(lines.index_select(0, among)[None], view, None)
+        return mixed.new_zeros(lines.shape).index_copy(0, among[:length], mixed[0, :length]).view(x.shape)
