@@ -263,8 +263,8 @@ class Outer(Level):
 
     def alone(self, batch: int) -> Float[Tensor, "batch 1 places below"]:
         """What the stage inside is told after the start token alone, for so many rows."""
-        one = torch.tensor([1])
-        x, _ = self.stack(self.start(), self.stack.view(one, one[None] > 0, Where.zero(1), None), None)
+        view = self.stack.view(torch.tensor([1]), torch.tensor([[True]]), Where.zero(1), None)
+        x, _ = self.stack(self.start(), view, None)
         return self.shared(self.norm(x)).expand(batch, -1, -1, -1)
 
     def shared(self, x: Float[Tensor, "batch count dim"]) -> Float[Tensor, "batch count places below"]:
@@ -363,7 +363,7 @@ class MegabytePyTorch(ByteModel):
         told = above.told(torch.arange(ids.shape[1]).expand_as(place), place)
         placed = self.inner.placed(x, place) + told
         x = torch.where(to_device(offset > 0, x)[..., None], placed, x)  # BOS's row is the start token
-        place = torch.where(offset > 0, place, 0)
+        place = place.masked_fill(offset == 0, 0)
         x, where, cache = self.inner(x, place, rows.lengths, state.where[-1], state.caches[-1] if keep else None)
         logits = rows.restore(self.head(x).float())
         if not keep:
@@ -374,10 +374,8 @@ class MegabytePyTorch(ByteModel):
 
     def check(self, offset: Int[Tensor, "batch new"]) -> None:
         """Raises UsageError for a document longer than the global stage's learned positions."""
-        if self.config.patches is None:
-            return
-        longest, limit = int(offset.max()), self.config.patches * self.patch
-        if longest > limit:
+        limit = math.inf if self.config.patches is None else self.config.patches * self.patch
+        if (longest := int(offset.max())) > limit:
             raise UsageError(
                 f"a document of {longest} bytes is longer than the {limit} for which there are learned positions "
                 f"(model.patches = {self.config.patches}, of {self.patch} bytes each): read it in shorter windows"
@@ -397,5 +395,5 @@ class Above:
         self, slots: Int[Tensor, "batch count"], place: Int[Tensor, "batch count"]
     ) -> Float[Tensor, "batch count dim"]:
         """What the positions that end at new bytes `slots`, at `place` behind their start tokens, are told."""
-        index = torch.arange(len(slots))[:, None], self.output.gather(1, slots), place - 1
-        return self.known[tuple(to_device(x, self.known) for x in index)]
+        rows, output = torch.arange(len(slots))[:, None], self.output.gather(1, slots)
+        return self.known[tuple(to_device(x, self.known) for x in (rows, output, place - 1))]
