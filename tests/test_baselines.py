@@ -59,6 +59,28 @@ def test_both_forms_of_linear_attention_are_the_papers(length: int) -> None:
         torch.testing.assert_close(ours[0, :, head], one, rtol=0, atol=1e-6)  # turned in float32, as all rotations
 
 
+@pytest.mark.parametrize("chunks", [1, 5, attention.STRETCH, 2 * attention.STRETCH + 3])
+def test_sums_before_each_chunk_are_those_of_the_recurrence(chunks: int) -> None:
+    """Slopes too; where a document ends, nothing goes on."""
+    torch.manual_seed(0)
+    added = torch.randn(2, chunks, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    totals = torch.rand(2, chunks, 3, 4, dtype=torch.float64)
+    first = Sums(torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.rand(2, 3, 4, dtype=torch.float64))
+    goes_on = (torch.rand(2, chunks) < 0.8).double()
+    found, amounts, after = LinearView.running(added, totals, goes_on, first)
+    s, z, wanted = first.products, first.keys, [first.products]
+    for chunk in range(chunks):
+        assert torch.allclose(amounts[:, chunk], z, rtol=1e-12)
+        s = s * goes_on[:, chunk, None, None, None] + added[:, chunk]
+        z = z * goes_on[:, chunk, None, None] + totals[:, chunk]
+        wanted.append(s)
+    assert torch.allclose(found, torch.stack(wanted[:-1], 1), rtol=1e-12)
+    assert torch.allclose(after.products, s, rtol=1e-12) and torch.allclose(after.keys, z, rtol=1e-12)
+    slope = torch.randn_like(s)
+    (ours,), (theirs,) = (torch.autograd.grad(x, added, slope) for x in (after.products, s))
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+
+
 def test_a_linear_state_does_not_grow() -> None:
     config = linear.Config(layers=1, dim=16, heads=2)
     model = config.build()

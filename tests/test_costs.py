@@ -277,7 +277,8 @@ def test_figures_say_what_the_papers_say(drawn: list[Figure], convention: str) -
     ours, plain, flat = (line(length, name, convention) for name in ("MEGABYTE", "Transformer", "linear"))
     assert len({point.x for points in length.lines.values() for point in points}) == len(ours) == 10
     assert all(a < b < c for a, b, c in zip(ours, flat, plain, strict=True))
-    assert max(flat) < 1.001 * min(flat) and plain[-1] > 20 * plain[0] and 2 * ours[0] < ours[-1] < 4 * ours[0]
+    # Flat but for the first chunks, whose sums are added up in smaller products.
+    assert max(flat) < 1.002 * min(flat) and plain[-1] > 20 * plain[0] and 2 * ours[0] < ours[-1] < 4 * ours[0]
 
 
 def test_the_figure_of_patches(drawn: list[Figure]) -> None:

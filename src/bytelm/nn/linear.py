@@ -25,14 +25,17 @@ from bytelm.nn.rope import Rotation, rotate, rotation
 from bytelm.transfer import HOST, to_device
 
 CHUNK = 64  # positions that are multiplied with each other
+STRETCH = 64  # chunks whose sums are added up in one product
 LEAST = 1e-6  # what a denominator is at the least
 
 
 def flops(dim: int, heads: int, new: int) -> int:
     """Operations of the matrix products of one layer's attention over `new` positions read at once."""
     width = min(CHUNK, new)
-    cells = -(-new // width) * width if new else 0
-    return 2 * cells * dim * (3 * width + 2 * dim // heads)
+    chunks = -(-new // width) if new else 0
+    stretches = [STRETCH] * (chunks // STRETCH) + [chunks % STRETCH] * (chunks % STRETCH > 0)
+    sums = sum((stretch + 1) ** 2 for stretch in stretches) * (dim // heads + 1)
+    return 2 * dim * (chunks * width * (3 * width + 2 * dim // heads) + sums)
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,29 @@ class LinearView:
 
     @staticmethod
     def running(products: Tensor, totals: Tensor, goes_on: Tensor, sums: Sums) -> tuple[Tensor, Tensor, Sums]:
-        """S and z before each chunk `[batch, chunks, ...]`, and after the last: the recurrence, chunk by chunk."""
-        s, z = [sums.products.to(products.dtype)], [sums.keys.to(totals.dtype)]
-        for chunk in range(products.shape[1]):
-            keep = goes_on[:, chunk, None, None]
-            s.append(s[-1] * keep[..., None] + products[:, chunk])
-            z.append(z[-1] * keep + totals[:, chunk])
-        return torch.stack(s[:-1], 1), torch.stack(z[:-1], 1), Sums(s[-1], z[-1])
+        """S and z before each chunk `[batch, chunks, ...]`, and after the last."""
+        s, z = sums.products.to(products.dtype), sums.keys.to(totals.dtype)
+        before: list[tuple[Tensor, Tensor]] = []
+        for part, total, on in zip(*(x.split(STRETCH, 1) for x in (products, totals, goes_on)), strict=True):
+            weights = reach(on)
+            all_s, all_z = recur(weights, s, part), recur(weights, z, total)
+            before.append((all_s[:, :-1], all_z[:, :-1]))
+            s, z = all_s[:, -1], all_z[:, -1]
+        s_before, z_before = (torch.cat(x, 1) for x in zip(*before, strict=True))
+        return s_before, z_before, Sums(s, z)
+
+
+def reach(goes_on: Float[Tensor, "batch chunks"]) -> Float[Tensor, "batch later earlier"]:
+    """1 where what came before a chunk, or what it adds, goes on to a later one; 0 where a chunk between does not."""
+    resets = F.pad(1 - goes_on, (1, 0)).cumsum(1)
+    return (resets[:, :, None] == resets[:, None]).to(goes_on.dtype).tril()
+
+
+def recur(
+    weights: Float[Tensor, "batch later earlier"], first: Float[Tensor, "batch ..."], added: Tensor
+) -> Float[Tensor, "batch later ..."]:
+    """The recurrence s[0] = first, s[i + 1] = goes_on[i] · s[i] + added[i], in one product of what goes on where.
+
+    As a loop it would be thousands of launches on a device, and its backward pass quadratic.
+    """
+    return torch.einsum("bij,bj...->bi...", weights, torch.cat([first[:, None], added], 1))
