@@ -151,15 +151,15 @@ class LinearView:
         return s_before, z_before, Sums(s, z)
 
 
-def reach(goes_on: Float[Tensor, "batch chunks"]) -> Float[Tensor, "batch chunks+1 chunks+1"]:
+def reach(goes_on: Float[Tensor, "batch chunks"]) -> Float[Tensor, "batch later earlier"]:
     """1 where what came before a chunk, or what it adds, goes on to a later one; 0 where a chunk between does not."""
     resets = F.pad(1 - goes_on, (1, 0)).cumsum(1)
     return (resets[:, :, None] == resets[:, None]).to(goes_on.dtype).tril()
 
 
 def recur(
-    weights: Float[Tensor, "batch chunks+1 chunks+1"], first: Float[Tensor, "batch ..."], added: Tensor
-) -> Float[Tensor, "batch chunks+1 ..."]:
+    weights: Float[Tensor, "batch later earlier"], first: Float[Tensor, "batch ..."], added: Tensor
+) -> Float[Tensor, "batch later ..."]:
     """The recurrence s[0] = first, s[i + 1] = goes_on[i] · s[i] + added[i], in one product of what goes on where.
 
     As a loop it would be thousands of launches on a device, and its backward pass quadratic.
