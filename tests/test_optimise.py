@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -127,7 +131,7 @@ def learnt(sittings: list[str], kept: bool = True) -> dict[str, Tensor]:
         with pretend() if place == "device" else nullcontext() as seen:
             there = moved(embed) if place == "device" else embed
             optimizer = Optimizer(there, CONFIG)
-            assert (optimizer.bags is not None) == (place == "device")
+            assert bool(optimizer.kept) == (place == "device")
             weight = there.get_submodule("ngram").get_parameter("weight")
             own = {key: loop.place(value, weight, key) for key, value in moments.items() if kept}
             optimizer.moments(weight).update(own)
@@ -154,6 +158,35 @@ def test_tables_learn_on_a_device_what_they_do_on_a_cpu_and_go_on_there(kernels:
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
     assert not torch.allclose(learnt(["cpu", "cpu"], kept=False)["second"], learnt(["cpu", "cpu"])["second"])
+
+
+IN_TRITON = """
+import torch
+from bytelm.nn import rows
+
+torch.manual_seed(0)
+index = torch.randint(0, 23, (70, 3)) // torch.tensor([1, 4, 30]) + torch.tensor([0, 23, 46])  # of the last table one
+found = []
+for kernels in (False, True):
+    rows.fits = lambda slopes: kernels
+    torch.manual_seed(1)
+    table, second = torch.randn(69, 40), torch.zeros(69, 40)
+    for _ in range(3):
+        slopes = rows.Slopes([index[:50], index[50:]], [torch.randn(50, 40), torch.randn(20, 40)])
+        found.append(slopes.norm())
+        slopes.move(table, second, 0.01, 0.999, 1e-8)
+    found += [table, second]
+for plain, fast in zip(found[:5], found[5:], strict=True):
+    torch.testing.assert_close(fast, plain, rtol=1e-6, atol=1e-6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton here")
+def test_rows_move_in_triton_as_they_do_without() -> None:
+    """In its interpreter: rows that one bag reads, or some, or all, of micro-batches, in a width of no power of two."""
+    there = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", IN_TRITON], env=there, check=True, timeout=300)
 
 
 def test_another_rate_for_tables_changes_nothing_else() -> None:

@@ -17,7 +17,7 @@ from bytelm.train.loop import Trainer
 from test_memory import Windows, made
 
 HERE = torch.device("cpu")
-SETS = ["train.precision=float32", "train.window=200", "train.batch=3", "train.accumulate=2", "train.clip=0.01"]
+SETS = ["train.precision=float32", "train.window=80", "train.batch=2", "train.accumulate=2", "train.clip=0.01"]
 
 
 def names() -> set[str]:
@@ -45,7 +45,7 @@ def test_what_the_next_step_needs_is_made_by_a_thread_that_is_gone_at_the_end() 
     assert not any("ahead" in name for name in names())
 
 
-@pytest.mark.parametrize("preset", ["blt-tiny", "byte-window-tiny", "megabyte-tiny", "bpe-tiny", "linear-tiny"])
+@pytest.mark.parametrize("preset", ["blt-tiny", "byte-tiny", "megabyte-tiny", "bpe-tiny"])
 def test_a_step_waits_once_and_learns_what_it_does_on_a_cpu(preset: str, tmp_path: Path) -> None:
     """Gradients that are clipped, of micro-batches whose n-grams come again and again."""
     model, config = made(preset, *SETS)
@@ -67,18 +67,18 @@ def test_a_step_waits_once_and_learns_what_it_does_on_a_cpu(preset: str, tmp_pat
         far = Watched(moved(model).train(), config, windows, tmp_path, journal)
         assert isinstance(next(far.model.parameters()), Far) and far.ahead is not None
         with far.ahead:
-            for step in range(3):
+            for step in range(2):
                 seen.fetches.clear()
                 far.step()
                 assert sum(seen.fetches.values()) == 1, (step, seen.fetches)
     here = Watched(model.train(), config, windows, tmp_path, journal)
     assert here.ahead is None
-    for _ in range(3):
+    for _ in range(2):
         here.step()
-    for (nats, norm), (wanted, length) in zip(norms[:3], norms[3:], strict=True):
+    for (nats, norm), (wanted, length) in zip(norms[:2], norms[2:], strict=True):
         assert nats == pytest.approx(wanted, rel=1e-5) and norm == pytest.approx(length, rel=1e-3)
         assert norm > config.clip
-    assert here.progress.bytes == far.progress.bytes > 0 and here.progress.step == far.progress.step == 3
+    assert here.progress.bytes == far.progress.bytes > 0 and here.progress.step == far.progress.step == 2
     learnt = dict(model.named_parameters())
     for name, parameter in far.model.named_parameters():
         torch.testing.assert_close(near(parameter.detach()), learnt[name].detach(), rtol=1e-3, atol=1e-5, msg=name)

@@ -126,7 +126,7 @@ with pretend():
             far.looked_up(to_device(index[part], weight)).backward(to_device(slopes[part], weight))
             if team:
                 optimizer.share(team)
-                assert [len(x) for x in (*optimizer.bags.kept[0].index, *optimizer.bags.kept[0].slopes)] == [7, 7]
+                assert [len(x) for x in (*optimizer.kept[0].index, *optimizer.kept[0].slopes)] == [7, 7]
         norm = optimizer.norm()
         optimizer.step(0.01)
         tables.append((float(to_host(norm)), near(weight.detach())))

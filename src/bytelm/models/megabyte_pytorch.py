@@ -308,9 +308,8 @@ class MegabytePyTorch(ByteModel):
             beside = 12 * config.dims[level]
             if isinstance(part, Outer):
                 beside += 6 * part.unit * config.dims[-1] + 8 * config.dims[level] + 2 * part.parts.out_features
-            positions = sum(config.positions_of(level, ids))
-            apart = config.places(level) if level else None
-            found.append(Stage("local" if level else "global", part.stack, positions, beside, apart=apart))
+            name, positions = "local" if level else "global", sum(config.positions_of(level, ids))
+            found.append(Stage(name, part.stack, positions, beside, apart=config.places(level)))
         return found
 
     def begin(self, batch: int) -> MegabytePyTorchState:

@@ -27,17 +27,7 @@ from torch.nn import functional as F
 
 from bytelm.nn import fused
 
-
-@dataclass
-class Slopes:
-    """The slopes of a table since they were last forgotten: of all bags, in the order in which they came."""
-
-    index: list[Int[Tensor, "bags tables"]] = field(default_factory=list)
-    slopes: list[Float[Tensor, "bags dim"]] = field(default_factory=list)
-
-    def forget(self) -> None:
-        """Begin anew."""
-        self.index, self.slopes = [], []
+WIDEST = 2048  # numbers of a row that a kernel holds
 
 
 def sum_rows(table: Float[Tensor, "rows dim"], index: Int[Tensor, "bags tables"]) -> Float[Tensor, "bags dim"]:
@@ -86,3 +76,57 @@ def summed(slopes: list[Float[Tensor, "some dim"]], number: Int[Tensor, " bags"]
     parts = number.split([len(part) for part in slopes])
     found = (add(part, of, count, -1, False) for part, of in zip(slopes, parts, strict=True))
     return functools.reduce(Tensor.add_, found)
+
+
+@dataclass
+class Slopes:
+    """The slopes of a table since they were last forgotten: of all bags, in the order in which they came."""
+
+    index: list[Int[Tensor, "bags tables"]] = field(default_factory=list)
+    slopes: list[Float[Tensor, "bags dim"]] = field(default_factory=list)
+    order: tuple[Tensor, Tensor] | None = None
+    """How rows and bags go together, which `norm` finds out."""
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.index, self.slopes, self.order = [], [], None
+
+    @torch.no_grad()
+    def norm(self) -> Float[Tensor, ""]:
+        """That of the slopes of all rows."""
+        index = torch.cat(self.index)
+        if fits(self.slopes[0]):
+            from bytelm.nn import row_kernels
+
+            rows, order = index.T.contiguous().sort(stable=True)  # tables have no rows in common: one line of all
+            places = self.order = rows.flatten(), order.flatten()
+            self.slopes = [torch.cat(self.slopes)] if len(self.slopes) > 1 else self.slopes
+            return row_kernels.norm(*places, self.slopes[0])
+        numbers = numbered(index)
+        self.order = index, numbers
+        return torch.stack([torch.linalg.vector_norm(summed(self.slopes, number)) for number in numbers]).norm()
+
+    @torch.no_grad()
+    def move(self, table: Tensor, second: Tensor, rate: float, beta2: float, eps: float) -> None:
+        """Move the rows that were read, whose `norm` was asked for, as Adam does without momentum.
+
+        second = beta2 · second + (1 - beta2) · slope²; row -= rate · slope / (√second + eps). Here every bag of a row
+        computes the row's new numbers, which are the same, and writes them.
+        """
+        assert self.order is not None
+        if fits(self.slopes[0]):
+            from bytelm.nn import row_kernels
+
+            row_kernels.move(*self.order, self.slopes[0], table, second, rate, beta2, eps)
+            return
+        index, numbers = self.order
+        for rows, number in zip(index.T, numbers, strict=True):
+            slope = summed(self.slopes, number)[number]
+            square = second[rows].mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
+            second.index_copy_(0, rows, square)
+            table.index_copy_(0, rows, table[rows].addcdiv_(slope, square.sqrt_().add_(eps), value=-rate))
+
+
+def fits(slopes: Tensor) -> bool:
+    """Whether there is a kernel for such slopes."""
+    return slopes.dtype == torch.float32 and slopes.shape[1] <= WIDEST and fused.kernels(slopes) is not None

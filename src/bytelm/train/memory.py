@@ -11,6 +11,7 @@ import torch
 
 from bytelm.models.base import ByteModel, Stage
 from bytelm.models.objective import PIECE
+from bytelm.nn import fused, runs
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.train.config import TrainConfig
 from bytelm.transfer import HOST
@@ -90,8 +91,8 @@ def widest_layer(stage: Stage, config: TrainConfig, device: torch.device) -> int
 
 
 def plain(device: torch.device) -> bool:
-    """Whether torch's own kernels compute there, and not ours (`nn.fused`)."""
-    return device.type != "cpu"
+    """Whether torch's own kernels compute there: not on a CPU, nor on a GPU with Triton and attention by runs."""
+    return device.type != "cpu" and not (runs.present(device.type) and fused.triton_kernels())
 
 
 def recomputes(config: TrainConfig, stage: str) -> bool:

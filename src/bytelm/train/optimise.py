@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bytelm.native.training import Rows, call, functions
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.fused import VECTOR
-from bytelm.nn.rows import Slopes, numbered, summed
+from bytelm.nn.rows import Slopes
 from bytelm.train.config import TrainConfig
 from bytelm.train.team import Team
 
@@ -45,50 +45,33 @@ class RowAdam(torch.optim.SparseAdam):
 
 
 class BagAdam(torch.optim.Optimizer):
-    """The same as `RowAdam` without momentum, for slopes that stay with their bags (`nn.rows`): nothing waits.
-
-    Every bag of a row computes the row's new numbers, which are the same, and writes them.
-    """
+    """The same as `RowAdam` without momentum, for slopes that stay with their bags (`nn.rows`): nothing waits."""
 
     def __init__(self, tables: list[NgramEmbedding], lr: float, beta2: float, times: float) -> None:
         weights = [table.ngram.weight for table in tables if table.ngram is not None]
         super().__init__([{"params": weights, "times": times}], {"lr": lr, "beta2": beta2, "eps": 1e-8})
         self.kept = [Slopes() for _ in weights]
-        self._numbers: list[Tensor] = []
         for table, kept in zip(tables, self.kept, strict=True):
             table.kept = kept
 
-    def norms(self) -> list[Tensor]:
-        """The norm of the slopes of each table's rows."""
-        self._numbers = [numbered(torch.cat(kept.index)) for kept in self.kept]
-        pairs = zip(self.kept, self._numbers, strict=True)
-        return [torch.linalg.vector_norm(summed(kept.slopes, number)) for kept, of in pairs for number in of]
-
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move the rows that were read since the last step, whose `norms` were asked for."""
+        """Move the rows that were read since the last step, whose norm was asked for."""
         (group,) = self.param_groups
         beta2, eps = group["beta2"], group["eps"]
-        for parameter, kept, numbers in zip(group["params"], self.kept, self._numbers, strict=True):
+        for parameter, kept in zip(group["params"], self.kept, strict=True):
             state = self.state[parameter]
             if not state:
                 state.update(step=0, exp_avg_sq=torch.zeros_like(parameter))
-            state.pop(
-                "exp_avg", None
-            )  # taken up from a CPU, where SparseAdam keeps it; without momentum it is not read
+            state.pop("exp_avg", None)  # taken up from a CPU, where SparseAdam keeps what is not read
             state["step"] += 1
             rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"])
-            for rows, number in zip(torch.cat(kept.index).T, numbers, strict=True):
-                slope = summed(kept.slopes, number)[number]
-                second = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
-                state["exp_avg_sq"].index_copy_(0, rows, second)
-                parameter.index_copy_(0, rows, parameter[rows].addcdiv_(slope, second.sqrt_().add_(eps), value=-rate))
+            kept.move(parameter, state["exp_avg_sq"], rate, beta2, eps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the slopes."""
         for kept in self.kept:
             kept.forget()
-        self._numbers = []
 
 
 class Optimizer:
@@ -120,7 +103,8 @@ class Optimizer:
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=fused)
         ]
-        self.bags: BagAdam | None = None
+        self.kept: list[Slopes] = []
+        """Slopes of tables that have none."""
         if tables and device == "cpu":
             for module in found:
                 module.sparse = True
@@ -129,13 +113,14 @@ class Optimizer:
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
         """All that have a gradient of their own."""
         if tables and device != "cpu":
-            self.bags = BagAdam(found, config.learning_rate, config.beta2, config.embedding_rate)
-            self.parts.append(self.bags)
+            bags = BagAdam(found, config.learning_rate, config.beta2, config.embedding_rate)
+            self.parts.append(bags)
+            self.kept = bags.kept
 
     def share(self, team: Team) -> None:
         """Make the gradients the sums of those of all processes of a team."""
         team.add_gradients(self.parameters)
-        for kept in self.bags.kept if self.bags else ():
+        for kept in self.kept:
             kept.index, kept.slopes = ([team.everyones(x) for x in some] for some in (kept.index, kept.slopes))
 
     def norm(self) -> Tensor:
@@ -146,9 +131,9 @@ class Optimizer:
                 parameter.grad = each_once(parameter.grad)
             if parameter.grad is not None:
                 dense.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
-        norm = torch.nn.utils.get_total_norm([*dense, *(self.bags.norms() if self.bags else ())])
+        norm = torch.nn.utils.get_total_norm([*dense, *(kept.norm() for kept in self.kept)])
         factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        slopes = [part for kept in self.bags.kept for part in kept.slopes] if self.bags else []
+        slopes = [part for kept in self.kept for part in kept.slopes]
         torch._foreach_mul_([*dense, *slopes], factor)  # pyright: ignore[reportPrivateImportUsage]
         return norm
 

@@ -1,0 +1,104 @@
+"""The rows of a table that were read, in Triton: their slopes summed, and moved, in one pass each.
+
+    rows    3 3 3 7 9 9 ...     in order, as sorting gave them
+    order   b b b b b b ...     the bag that read each
+
+One program is one place of `rows`. Where the row before is the same it has nothing to do; the first of a row sums the
+slopes of all its bags, in the same order always. Everything else is as `nn.rows` defines it, without a buffer.
+
+Imported where there is Triton only.
+"""
+
+# Triton has no types of its own, its functions are Python in name only, and it is not there on a CPU.
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BAGS = 8  # whose slopes are read at once; most rows have one, those of frequent n-grams thousands
+
+# Triton compiles anew for whole numbers that are 1, or multiples of 16; counts change from step to step.
+kernel = triton.jit(do_not_specialize=["places"])
+
+
+@kernel
+@no_type_check
+def _first(rows, place):
+    """The row of a place, and whether it is the first of its kind."""
+    row = tl.load(rows + place)
+    before = tl.load(rows + place - 1, mask=place > 0, other=-1)
+    return row, row != before
+
+
+@kernel
+@no_type_check
+def _sum(rows, order, slopes, place, row, places, DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr):
+    """The slopes of all bags that read a row, whose first place this is."""
+    column = tl.arange(0, COLUMNS)
+    total = tl.zeros((BAGS, COLUMNS), tl.float32)
+    more = True
+    while more:
+        here = place + tl.arange(0, BAGS)
+        own = tl.load(rows + here, mask=here < places, other=-1) == row
+        bag = tl.load(order + here, mask=own, other=0)
+        total += tl.load(slopes + bag[:, None] * DIM + column, mask=own[:, None] & (column < DIM), other=0.0)
+        place += BAGS
+        more = tl.sum(own.to(tl.int32)) == BAGS
+    return tl.sum(total, 0)
+
+
+@kernel
+@no_type_check
+def _squares(rows, order, slopes, out, places, DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64)
+    row, first = _first(rows, place)
+    found = 0.0
+    if first:
+        slope = _sum(rows, order, slopes, place, row, places, DIM, COLUMNS, BAGS)
+        found = tl.sum(slope * slope)
+    tl.store(out + place, found)
+
+
+@kernel
+@no_type_check
+def _move(
+    rows, order, slopes, table, second, places, rate, beta2, rest, eps,
+    DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr,
+):  # fmt: skip
+    place = tl.program_id(0).to(tl.int64)
+    row, first = _first(rows, place)
+    if first:
+        slope = _sum(rows, order, slopes, place, row, places, DIM, COLUMNS, BAGS)
+        column = tl.arange(0, COLUMNS)
+        at, there = row * DIM + column, column < DIM
+        square = beta2 * tl.load(second + at, mask=there, other=0.0) + rest * slope * slope
+        tl.store(second + at, square, mask=there)
+        own = tl.load(table + at, mask=there, other=0.0)
+        tl.store(table + at, own - rate * slope / (tl.sqrt(square) + eps), mask=there)
+
+
+def _shape(slopes: Tensor) -> dict[str, int]:
+    dim = slopes.shape[1]
+    columns = triton.next_power_of_2(dim)
+    return {"DIM": dim, "COLUMNS": columns, "BAGS": BAGS, "num_warps": 4 if columns <= 512 else 8}
+
+
+def norm(rows: Tensor, order: Tensor, slopes: Tensor) -> Tensor:
+    """The norm of the slopes of all rows. `rows`, `order`: `[places]`; `slopes`: `[bags, dim]`, float32."""
+    squares = torch.empty(len(rows), device=slopes.device)
+    _squares[(len(rows),)](rows, order, slopes, squares, len(rows), **_shape(slopes))
+    return squares.sum().sqrt()
+
+
+def move(
+    rows: Tensor, order: Tensor, slopes: Tensor, table: Tensor, second: Tensor, rate: float, beta2: float, eps: float
+) -> None:
+    """Go down those slopes: the rows of `table` and of its second moment, both `[rows, dim]`, are written to."""
+    numbers = len(rows), rate, beta2, 1 - beta2, eps  # in float32 the kernel would find another rest
+    _move[(len(rows),)](rows, order, slopes, table, second, *numbers, **_shape(slopes))
