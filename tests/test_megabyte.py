@@ -22,6 +22,7 @@ from bytelm.nn.attention import View, Where
 from bytelm.nn.transformer import Stack
 from bytelm.testing import models as laws
 from bytelm.testing.exact import exact
+from bytelm.testing.pretend import moved, pretend
 from bytelm.train.settings import describe
 from bytelm.units import BOS, BYTES, EOS
 
@@ -298,6 +299,24 @@ def test_memory_grows_with_the_patches_when_it_is_spared(monkeypatch: pytest.Mon
     spared = [kept_for_backward(patches, True) / patches for patches in (32, 64)]
     plain = [kept_for_backward(patches, False) / patches for patches in (32, 64)]
     assert spared[1] < 1.1 * spared[0] and spared[1] < plain[1] / 8
+
+
+def test_a_device_reads_larger_pieces_where_no_gradients_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = made(SMALL), list[int]()
+    piece = Megabyte.piece
+
+    def seen(self: Megabyte, inner: Any, cells: Tensor, *rest: Any) -> Any:
+        sizes.append(cells.shape[1])
+        return piece(self, inner, cells, *rest)
+
+    monkeypatch.setattr(Megabyte, "piece", seen)
+    monkeypatch.setattr(megabyte, "PIECE", 1)
+    with torch.no_grad(), pretend():
+        moved(model)(torch.zeros(1, 16, dtype=torch.long))
+    assert sizes == [4]
+    with torch.no_grad():
+        model(torch.zeros(1, 16, dtype=torch.long))
+    assert sizes == [4, 1, 1, 1, 1]
 
 
 def test_the_patches_that_are_shown_are_those_that_are_counted() -> None:

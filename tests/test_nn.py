@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.nn import attention
-from bytelm.nn.attention import View, Where
+from bytelm.nn.attention import Mask, View, Where
 from bytelm.nn.cross import BytesFromPatches, CrossAttention, PatchesFromBytes
 from bytelm.nn.embed import PRIMES, NgramEmbedding
 from bytelm.nn.initialise import initialise
@@ -86,6 +86,23 @@ def test_attention_is_a_softmax_over_what_the_mask_shows(
     plain = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask[:, None])
     assert distance(view.over(q, k, v), wanted) <= 2 * distance(plain.transpose(1, 2), wanted)
     assert distance(view.over(query, keys, values), wanted) < 1e-14
+
+
+@pytest.mark.parametrize("slots", [8, 32, 33])
+def test_short_lines_are_plain_products_on_a_gpu(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        assert (attention.few("cuda"), attention.few("cpu")) == (32, 0)
+    assert attention.few("cpu") == attention.PRODUCTS
+    monkeypatch.setattr(attention, "few", lambda device: 32)
+    asked: list[int] = []
+    plain = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *x, **how: asked.append(1) or plain(*x, **how))
+    query, keys, values = (random(3, slots, HEADS, HEAD_DIM, seed=s) for s in range(3))
+    none = Mask(None, slots, torch.device("cpu"))
+    wanted = attention.mix(query, keys, values, none)
+    found = attention.mix(*(x.bfloat16() for x in (query, keys, values)), none)
+    assert len(asked) == (1 if slots <= 32 else 2)
+    assert distance(found, wanted) < 0.02
 
 
 def test_a_view_keeps_what_the_next_call_can_see() -> None:

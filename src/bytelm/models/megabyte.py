@@ -40,6 +40,7 @@ from bytelm.transfer import to_device
 from bytelm.units import BOS, PAD, VOCAB
 
 PIECE = 1 << 23  # positions × width × layers of an inner stage that are computed at a time where memory is to be spared
+WIDE = 1 << 28  # the same on a device where no gradients are kept: smaller pieces would leave most of it idle
 
 
 @dataclass(frozen=True)
@@ -353,7 +354,8 @@ class Megabyte(ByteModel):
         above = above[torch.arange(len(above), device=above.device)[:, None], lines.clamp(max=above.shape[1] - 1)]
         config = inner.stack.config
         spared = not torch.is_grad_enabled() or inner.stack.recompute
-        step = max(1, PIECE // (len(cells) * grid.size * config.dim * max(1, config.layers)))
+        piece = WIDE if above.device.type != "cpu" and not torch.is_grad_enabled() else PIECE
+        step = max(1, piece // (len(cells) * grid.size * config.dim * max(1, config.layers)))
         if not spared or grid.patches <= step:
             return self.piece(inner, cells, grid, above, caches)
         found: list[Tensor] = []

@@ -27,6 +27,7 @@ from bytelm.transfer import HOST, to_device
 
 BLOCK = 64  # queries that attend together when a windowed call is long
 PRODUCTS = 1024  # slots up to which bf16 on the CPU trains faster with plain products than with the fused kernel
+SHORT = 32  # the same on a GPU, whose kernel keeps slopes in float32 for 128 queries of each line, however short it is
 
 
 def pairs(new: int, window: int | None) -> int:
@@ -241,13 +242,22 @@ class View:
         return mixed.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :new]
 
 
+def few(device: str) -> int:
+    """Slots up to which attention in bf16 is plain products.
+
+    The fused kernel's backward pass is five times slower than these on a CPU (docs/log.md). That of a GPU is made for
+    long lines, and fails where its slopes of short ones are 2^31 numbers or more.
+    """
+    if device == "cuda":
+        return SHORT
+    return PRODUCTS if device == "cpu" and torch.is_grad_enabled() else 0
+
+
 def mix(query: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
     """Scaled dot-product attention proper, all `[batch, positions, heads, head_dim]`; keys may have one head."""
     keys, values = (x.expand(-1, -1, query.shape[2], -1) for x in (keys, values))
     q, k, v = query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
-    bf16_on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
-    if bf16_on_cpu and torch.is_grad_enabled() and k.shape[2] <= PRODUCTS:
-        # The fused kernel's backward pass is five times slower than this in bf16 on a CPU (docs/log.md).
+    if q.dtype == torch.bfloat16 and k.shape[2] <= few(q.device.type):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask.bias
         return (scores.softmax(-1) @ v).transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.seen, is_causal=mask.seen is None)
