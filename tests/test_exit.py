@@ -113,6 +113,14 @@ tokens = encoded(corpus, Bpe.learn([b"line 1\\nline 2\\n"], 262))
 samplers = [Sampler(source, "train", 16, 2, 0) for source in (corpus, tokens)]
 batches = [sampler.batch(0) for sampler in samplers]
 """,
+    "a step that is drawn ahead": PACKED
+    + """
+import torch
+from bytelm.data.sampler import Sampler
+from bytelm.train.ahead import Ahead
+ahead = Ahead(Sampler(corpus, "train", 1 << 14, 8, 0).batch, torch.device("cpu"))
+ahead.take(0), ahead.take(1)
+""",
     "figures for tensorboard": """
 from bytelm.train.loggers import TensorBoard
 logger = TensorBoard(Path(), {})

@@ -34,7 +34,10 @@ class Drawn:
 
 
 def draw(model: ByteModel, sampler: Sampler, step: int, accumulate: int) -> Drawn:
-    """The windows of a step of so many micro-batches; counted and planned on the host."""
+    """The windows of a step of so many micro-batches; counted and planned on the host.
+
+    Not under autocast: its end forgets the weights that it has cast, in all threads, and a step may be using them.
+    """
     batches = [to_tensors(sampler.batch(step * accumulate + i)) for i in range(accumulate)]
     bytes = sum(int(model.bytes_in(ids[:, 1:]).sum()) for ids, _ in batches)
     symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
