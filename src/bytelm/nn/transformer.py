@@ -96,6 +96,16 @@ class StackConfig:
         return 2 * self.hidden() + 2 * seen + copies
 
 
+def swiglu(gate_up: Float[Tensor, "... twice"]) -> Float[Tensor, "... hidden"]:
+    """silu(gate) · up of the two halves of the last axis."""
+    if fused.fits(gate_up) and gate_up.shape[-1] % (2 * fused.VECTOR) == 0:
+        return fused.swiglu(gate_up)
+    if device := fused.kernels(gate_up):
+        return device.swiglu(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
 class FeedForward(nn.Module):
     """SwiGLU: down(silu(gate x) * up x)."""
 
@@ -106,13 +116,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """One token-wise layer."""
-        wide = self.gate_up(x)
-        if fused.fits(wide) and wide.shape[-1] % (2 * fused.VECTOR) == 0:
-            return self.down(fused.swiglu(wide))
-        if device := fused.kernels(wide):
-            return self.down(device.swiglu(wide))
-        gate, up = wide.chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x)))
 
 
 class Block(nn.Module):
