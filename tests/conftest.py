@@ -26,6 +26,10 @@ from faults import Table
 # xdist would fight over the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Likewise: without a GPU, Triton's programs are interpreted.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # Before bytelm is imported: every annotated function checks the shapes and types of its arguments and its result.
 # The numeric tower: where a float is wanted an int will do, as type checkers have it and beartype by default has not.
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
