@@ -9,6 +9,8 @@ module and once around it; so does this one, which returns 2x + attention.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -38,6 +40,13 @@ class CrossAttention(nn.Module):
         key, value = self.key_value(self.key_norm(keys)).chunk(2, -1)
         return query, key.unflatten(-1, split), value.unflatten(-1, split)
 
+    @staticmethod
+    def fast(query: Tensor) -> Callable[..., Tensor] | None:
+        """Attention between bytes and the patch each goes with as one pass, where there is a kernel for it."""
+        if device := fused.kernels(query):
+            return device.cross
+        return fused.cross if fused.fits(query) else None
+
 
 def flops(dim: int, queries: int, keys: int) -> int:
     """Operations of the matrix products of one cross-attention; its scores are no matrix products, but bytes × k."""
@@ -56,8 +65,8 @@ class PatchesFromBytes(CrossAttention):
         """`segment` says which patch each byte belongs to; the patch after the last is for bytes of none."""
         patches = len(queries)
         query, key, value = self.project(queries, bytes)
-        if fused.fits(query):
-            return 2 * queries + self.out(fused.cross(query, key, value, segment).flatten(2))
+        if fast := self.fast(query):
+            return 2 * queries + self.out(fast(query, key, value, segment).flatten(2))
         own = torch.cat([query, query.new_zeros((1, *query.shape[1:]))]).index_select(0, segment)
         scores = (own * key[:, None]).sum(-1).float() * self.scale  # [slots, k, heads]
         highest = segment_max(scores.detach(), segment, patches + 1)
@@ -81,8 +90,8 @@ class BytesFromPatches(CrossAttention):
         query, key, value = self.project(queries, patches)
         row = torch.arange(len(index), device=index.device)[:, None]
         flat = (row * patches.shape[1] + index).flatten()
-        if fused.fits(query):
-            mixed = fused.cross(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), flat)
+        if fast := self.fast(query):
+            mixed = fast(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), flat)
             return 2 * queries + self.out(mixed.view(queries.shape))
         shape = (*index.shape, *key.shape[2:])  # [batch, new, k, heads, head_dim]
         key = key.flatten(0, 1).index_select(0, flat).view(shape)

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from bytelm.nn import device_programs as programs
 
 TILE = 2048  # numbers that a program works on at once
+BYTES = 16  # that a program of cross-attention works on at once
 PROGRAMS = 512  # that share the lines of a norm's backward pass, on every device: the sums are the same on all
 
 
@@ -161,16 +162,22 @@ def rotate_two(qkv: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, Ten
 # --- maxima of runs ---------------------------------------------------------------------------------------------------
 
 
+def run_edges(segment: Tensor, runs: int) -> tuple[Tensor, ...]:
+    """The first slot of each run and the slot behind its last `[runs + 1]`, both 0 where it has none."""
+    edges, slots = torch.zeros(2, runs + 1, dtype=torch.int32, device=segment.device), len(segment)
+    launch(programs.edges, (triton.cdiv(slots, 1024),), segment, *edges.unbind(), slots, BLOCK=1024)
+    return edges.unbind()
+
+
 class _RunMaxima(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, segment: Tensor, runs: int) -> Tensor:
         values, segment = values.contiguous(), segment.contiguous()
-        slots, width = values.shape
-        edges = torch.zeros(2, runs + 1, dtype=torch.int32, device=values.device)
-        launch(programs.edges, (triton.cdiv(slots, 1024),), segment, edges[0], edges[1], slots, BLOCK=1024)
-        y, best = values.new_empty(runs, width), edges.new_empty(runs, width)
+        width = values.shape[1]
+        first, last = run_edges(segment, runs)
+        y, best = values.new_empty(runs, width), first.new_empty(runs, width)
         columns = min(triton.next_power_of_2(width), 512)
-        operands = (values, edges[0], edges[1], y, best)
+        operands = (values, first, last, y, best)
         launch(programs.maxima, (runs, triton.cdiv(width, columns)), *operands, WIDTH=width, COLUMNS=columns)
         ctx.save_for_backward(segment, best)
         return y
@@ -192,6 +199,58 @@ def run_maxima(values: Tensor, segment: Tensor, runs: int) -> Tensor:
     The slots of a run stand together; those that belong to none have the number `runs`.
     """
     return _RunMaxima.apply(values, segment, runs)
+
+
+# --- cross-attention --------------------------------------------------------------------------------------------------
+
+
+class _Cross(Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys: Tensor, values: Tensor, segment: Tensor) -> Tensor:
+        operands = [x.contiguous() for x in (query, keys, values)]
+        parts, slots = (query, len(keys)) if query.ndim == 4 else (keys, len(query))
+        runs, parts, heads, dim = parts.shape
+        columns = triton.next_power_of_2(dim)
+        shape = {"PARTS": parts, "HEADS": heads, "HEAD": dim, "COLUMNS": columns}
+        ctx.of_runs = {**shape, "BLOCK": 8, "num_warps": max(1, columns // 64)}  # a patch has few bytes
+        ctx.of_bytes = {**shape, "BLOCK": BYTES}
+        ctx.scale, segment = dim**-0.5, segment.contiguous()
+        ends = run_edges(segment, runs)
+        y, lse = torch.empty_like(operands[0]), query.new_empty(query.shape[:-1], dtype=torch.float32)
+        if query.ndim == 4:
+            of_run = (*operands, *ends, y, lse, ctx.scale)
+            launch(programs.attend_run, (runs * parts, heads), *of_run, **ctx.of_runs)
+        else:
+            of_byte = (*operands, segment, y, lse, slots, ctx.scale)
+            launch(programs.attend_parts, (triton.cdiv(slots, BYTES), heads), *of_byte, **ctx.of_bytes)
+        ctx.save_for_backward(*operands, segment, y, lse, *ends)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        query, keys, values, segment, y, lse, *ends = ctx.saved_tensors
+        d_y, runs, slots = d_y.contiguous(), len(ends[0]) - 1, len(segment)
+        known = (query, keys, values, d_y, lse, (y.float() * d_y.float()).sum(-1))
+        d_query, d_keys, d_values = (torch.empty_like(x) for x in (query, keys, values))
+        asking, asked = (d_query, d_query), (d_keys, d_values)
+        parts, bytes = (asking, asked) if query.ndim == 4 else (asked, asking)
+        grid = (runs * ctx.of_runs["PARTS"], ctx.of_runs["HEADS"])
+        more = (*ends, *parts, ctx.scale)
+        launch(programs.slopes_of_parts, grid, *known, *more, ASKS=query.ndim == 4, **ctx.of_runs)
+        grid = (triton.cdiv(slots, BYTES), ctx.of_runs["HEADS"])
+        more = (segment, *bytes, slots, runs, ctx.scale)
+        launch(programs.slopes_of_bytes, grid, *known, *more, ASKS=query.ndim == 3, **ctx.of_bytes)
+        return d_query, d_keys, d_values, None
+
+
+def cross(query: Tensor, keys: Tensor, values: Tensor, segment: Tensor) -> Tensor:
+    """Attention between bytes `[bytes, heads, head_dim]` and the run each goes with `[runs, parts, heads, head_dim]`.
+
+    See `fused.cross`: whichever the query is of, keys and values are of the other. Bytes of no run have the number
+    `runs`, and do not ask.
+    """
+    return _Cross.apply(query, keys, values, segment)
 
 
 # --- n-grams ----------------------------------------------------------------------------------------------------------

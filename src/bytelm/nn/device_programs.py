@@ -228,3 +228,149 @@ def sum_rows(
         row = tl.load(index + bag * TABLES + each, mask=bag < bags, other=0)
         total += tl.load(table + row[:, None] * WIDTH + column, mask=here, other=0.0).to(tl.float32)
     tl.store(y + bag[:, None] * WIDTH + column, total.to(y.dtype.element_ty), mask=here)
+
+
+@kernel
+@no_type_check
+def attend_run(
+    query, keys, values, first, last, y, lse, scale,
+    PARTS: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """y `[runs, PARTS, HEADS, HEAD]`: each part of a run attends the run's bytes. lse: log of the sum of exponents."""
+    part, head, column = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, COLUMNS)
+    wide = column < HEAD
+    byte, end = tl.load(first + part // PARTS), tl.load(last + part // PARTS)
+    at = (part * HEADS + head) * HEAD + column
+    asked = tl.load(query + at, mask=wide, other=0.0).to(tl.float32) * scale
+    highest, total, mixed = -float("inf"), 0.0, tl.zeros((COLUMNS,), tl.float32)
+    while byte < end:
+        own = byte + tl.arange(0, BLOCK)
+        there = (own.to(tl.int64)[:, None] * HEADS + head) * HEAD + column
+        here = (own < end)[:, None] & wide
+        scores = tl.sum(tl.load(keys + there, mask=here, other=0.0).to(tl.float32) * asked, 1)
+        scores = tl.where(own < end, scores, -float("inf"))
+        above = tl.maximum(highest, tl.max(scores, 0))
+        weights, before = tl.exp(scores - above), tl.exp(highest - above)
+        mixed = mixed * before + tl.sum(
+            tl.load(values + there, mask=here, other=0.0).to(tl.float32) * weights[:, None], 0
+        )
+        total = total * before + tl.sum(weights, 0)
+        highest = above
+        byte += BLOCK
+    total = tl.where(total > 0.0, total, 1.0)  # a run without bytes
+    tl.store(y + at, (mixed / total).to(y.dtype.element_ty), mask=wide)
+    tl.store(lse + part * HEADS + head, highest + tl.log(total))
+
+
+@kernel
+@no_type_check
+def attend_parts(
+    query, keys, values, segment, y, lse, slots, scale,
+    PARTS: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """y `[slots, HEADS, HEAD]`: each byte attends the parts of its own run. lse: log of the sum of exponents."""
+    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    head, column = tl.program_id(1), tl.arange(0, COLUMNS)
+    real = byte < slots
+    here = real[:, None] & (column < HEAD)
+    own = tl.load(segment + byte, mask=real, other=0).to(tl.int64)
+    at = (byte[:, None] * HEADS + head) * HEAD + column
+    asked = tl.load(query + at, mask=here, other=0.0).to(tl.float32) * scale
+    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total, mixed = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK, COLUMNS), tl.float32)
+    for part in tl.static_range(PARTS):
+        there = ((own * PARTS + part)[:, None] * HEADS + head) * HEAD + column
+        scores = tl.sum(tl.load(keys + there, mask=here, other=0.0).to(tl.float32) * asked, 1)
+        above = tl.maximum(highest, scores)
+        weights, before = tl.exp(scores - above), tl.exp(highest - above)
+        mixed = (
+            mixed * before[:, None] + tl.load(values + there, mask=here, other=0.0).to(tl.float32) * weights[:, None]
+        )
+        total = total * before + weights
+        highest = above
+    tl.store(y + at, (mixed / total[:, None]).to(y.dtype.element_ty), mask=here)
+    tl.store(lse + byte * HEADS + head, highest + tl.log(total), mask=real)
+
+
+@kernel
+@no_type_check
+def slopes_of_parts(
+    query, keys, values, d_y, lse, along, first, last, d_one, d_two, scale, ASKS: tl.constexpr,
+    PARTS: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Slopes of the parts of runs: of queries if parts ask (`d_one`), else of keys and values; over the run's bytes.
+
+    along: the sum of y · d_y of each query.
+    """
+    part, head, column = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, COLUMNS)
+    wide = column < HEAD
+    byte, end = tl.load(first + part // PARTS), tl.load(last + part // PARTS)
+    at, line = (part * HEADS + head) * HEAD + column, part * HEADS + head
+    one, two = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
+    while byte < end:
+        own = (byte + tl.arange(0, BLOCK)).to(tl.int64)
+        real = own < end
+        lines = own * HEADS + head
+        there, here = lines[:, None] * HEAD + column, real[:, None] & wide
+        if ASKS:
+            asked = tl.load(query + at, mask=wide, other=0.0).to(tl.float32)[None, :]
+            slope = tl.load(d_y + at, mask=wide, other=0.0).to(tl.float32)[None, :]
+            key = tl.load(keys + there, mask=here, other=0.0).to(tl.float32)
+            value = tl.load(values + there, mask=here, other=0.0).to(tl.float32)
+            level, mean = tl.load(lse + line), tl.load(along + line)
+        else:
+            asked = tl.load(query + there, mask=here, other=0.0).to(tl.float32)
+            slope = tl.load(d_y + there, mask=here, other=0.0).to(tl.float32)
+            key = tl.load(keys + at, mask=wide, other=0.0).to(tl.float32)[None, :]
+            value = tl.load(values + at, mask=wide, other=0.0).to(tl.float32)[None, :]
+            level = tl.load(lse + lines, mask=real, other=0.0)
+            mean = tl.load(along + lines, mask=real, other=0.0)
+        weights = tl.where(real, tl.exp(tl.sum(asked * key, 1) * scale - level), 0.0)
+        scores = weights * (tl.sum(slope * value, 1) - mean) * scale
+        if ASKS:
+            one += tl.sum(scores[:, None] * key, 0)
+        else:
+            one += tl.sum(scores[:, None] * asked, 0)
+            two += tl.sum(weights[:, None] * slope, 0)
+        byte += BLOCK
+    tl.store(d_one + at, one.to(d_one.dtype.element_ty), mask=wide)
+    if not ASKS:
+        tl.store(d_two + at, two.to(d_two.dtype.element_ty), mask=wide)
+
+
+@kernel
+@no_type_check
+def slopes_of_bytes(
+    query, keys, values, d_y, lse, along, segment, d_one, d_two, slots, runs, scale, ASKS: tl.constexpr,
+    PARTS: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Slopes of bytes: of queries if bytes ask (`d_one`), else of keys and values; over the parts of their own run."""
+    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    head, column = tl.program_id(1), tl.arange(0, COLUMNS)
+    own = tl.load(segment + byte, mask=byte < slots, other=runs).to(tl.int64)
+    real = own < runs  # others are of no run, and are neither seen nor see
+    wide = (column < HEAD)[None, :]
+    lines = byte * HEADS + head
+    at, here = lines[:, None] * HEAD + column, real[:, None] & wide
+    one, two = tl.zeros((BLOCK, COLUMNS), tl.float32), tl.zeros((BLOCK, COLUMNS), tl.float32)
+    for part in tl.static_range(PARTS):
+        others = (own * PARTS + part) * HEADS + head
+        there = others[:, None] * HEAD + column
+        asks, asked_from, seen = (at, lines, there) if ASKS else (there, others, at)
+        asked = tl.load(query + asks, mask=here, other=0.0).to(tl.float32)
+        slope = tl.load(d_y + asks, mask=here, other=0.0).to(tl.float32)
+        key = tl.load(keys + seen, mask=here, other=0.0).to(tl.float32)
+        value = tl.load(values + seen, mask=here, other=0.0).to(tl.float32)
+        level = tl.load(lse + asked_from, mask=real, other=0.0)
+        mean = tl.load(along + asked_from, mask=real, other=0.0)
+        weights = tl.where(real, tl.exp(tl.sum(asked * key, 1) * scale - level), 0.0)
+        scores = weights * (tl.sum(slope * value, 1) - mean) * scale
+        if ASKS:
+            one += scores[:, None] * key
+        else:
+            one += scores[:, None] * asked
+            two += weights[:, None] * slope
+    inside = (byte < slots)[:, None] & wide
+    tl.store(d_one + at, one.to(d_one.dtype.element_ty), mask=inside)
+    if not ASKS:
+        tl.store(d_two + at, two.to(d_two.dtype.element_ty), mask=inside)
