@@ -86,11 +86,11 @@ def begun(prompts: Sequence[bytes]) -> Tensor:
     return torch.tensor([[BOS, *prompt] for prompt in prompts])
 
 
-def again(newest: Callable[[Tensor], Tensor]) -> Writer:
+def again(model: nn.Module, newest: Callable[[Tensor], Tensor]) -> Writer:
     """Each byte from the whole prefix, read once more; `newest` gives the logits after it."""
 
     def write(prompts: Sequence[bytes], count: int) -> Iterator[None]:
-        ids = begun(prompts)
+        ids = begun(prompts).to(next(model.parameters()).device)
         for _ in range(count):
             with torch.inference_mode():
                 ids = torch.cat([ids, newest(ids).argmax(-1, keepdim=True)], 1)
@@ -125,10 +125,10 @@ def transformers_blt(config: Any, patch: int) -> tuple[nn.Module, Writer]:
 
     def newest(ids: Tensor) -> Tensor:
         bounds = torch.tensor([0, *range(1, ids.shape[1] + 1, patch), ids.shape[1] + 1])
-        lengths = bounds.diff().expand(len(ids), -1)
+        lengths = bounds.diff().expand(len(ids), -1).to(ids.device)
         return model(input_ids=ids, patch_lengths=lengths, use_cache=False, logits_to_keep=1).logits[:, -1]
 
-    return model, again(newest)
+    return model, again(model, newest)
 
 
 def megabyte_pytorch(config: Any) -> tuple[nn.Module, Writer]:
@@ -147,4 +147,4 @@ def megabyte_pytorch(config: Any) -> tuple[nn.Module, Writer]:
     def newest(ids: Tensor) -> Tensor:
         return model(ids)[:, -1]
 
-    return model.eval(), again(newest)
+    return model.eval(), again(model, newest)

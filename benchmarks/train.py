@@ -65,15 +65,15 @@ LIKE = {"transformers": "blt", "megabyte-pytorch": "megabyte", "plain": "transfo
 
 
 class Windows:
-    """Random bytes in the place of a sampler: BOS, then one sequence, patches of 5 bytes recorded."""
+    """Random bytes in the place of a sampler: BOS, then a sequence in each row, patches of 5 bytes recorded."""
 
-    def __init__(self, sequence: int, patched: bool) -> None:
-        self.sequence, self.patched = sequence, patched
+    def __init__(self, sequence: int, patched: bool, rows: int = 1) -> None:
+        self.sequence, self.patched, self.rows = sequence, patched, rows
 
     def batch(self, step: int) -> Batch:
-        ids = torch.randint(32, 127, (1, self.sequence + 1), generator=torch.Generator().manual_seed(step))
+        ids = torch.randint(32, 127, (self.rows, self.sequence + 1), generator=torch.Generator().manual_seed(step))
         ids[:, 0] = BOS
-        boundaries = torch.arange(self.sequence + 1)[None] % PATCH == 0
+        boundaries = torch.arange(self.sequence + 1).expand(self.rows, -1) % PATCH == 0
         return Batch(ids.numpy(), boundaries.numpy() if self.patched else None)
 
 
@@ -94,19 +94,21 @@ def peer(system: str, model: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]
 
     def logits(ids: Tensor) -> Tensor:
         count = ids.shape[1]
-        lengths = torch.tensor([0, *range(1, count + 1, PATCH), count + 1]).diff()[None]  # of one more than there are
+        lengths = torch.tensor([0, *range(1, count + 1, PATCH), count + 1]).diff()  # of one more than there are
+        lengths = lengths.expand(len(ids), -1).to(ids.device)
         return net(input_ids=ids, patch_lengths=lengths, use_cache=False).logits
 
     return net, logits
 
 
-def peer_step(net: nn.Module, logits: Callable[[Tensor], Tensor], sequence: int) -> Callable[[], None]:
+def peer_step(net: nn.Module, logits: Callable[[Tensor], Tensor], sequence: int, rows: int = 1) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(net.train().parameters(), fused=True)
-    windows, count = Windows(sequence, False), iter(range(1 << 40))
+    windows, count = Windows(sequence, False, rows), iter(range(1 << 40))
+    device = next(net.parameters()).device
 
     def step() -> None:
-        ids = torch.from_numpy(windows.batch(next(count)).ids)
-        with torch.autocast("cpu", torch.bfloat16):
+        ids = torch.from_numpy(windows.batch(next(count)).ids).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             found = logits(ids[:, :-1])
         F.cross_entropy(found.float().flatten(0, 1), ids[:, 1:].flatten()).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -32,7 +32,6 @@ sys.path.append(str(BENCHMARKS))  # where programs find each other when they are
 ablations, scaling = program("ablations"), program("scaling")
 generate, headline, identity = program("generate"), program("headline"), program("identity")
 papers, train, converted = program("papers"), program("train"), program("converted")
-gpu = program("gpu")
 
 TINY = ablations.Shape((16, 8), (2, 1), (1, 2), patch=8, reach=2, window=32, batch=2)
 PICTURES = ablations.Shape(
@@ -288,19 +287,3 @@ def test_generation_under_transformers(capsys: pytest.CaptureFixture[str]) -> No
     assert "threads; 9 bytes after 12" in capsys.readouterr().out
     cells = {name: beside.Cell("x", name, None, [1.0], [1.0], name.encode()) for name in row["ms_a_byte"]}
     assert not beside.row_of(cells, "x")["same_bytes"]
-
-
-def test_the_program_for_a_gpu_is_rehearsed_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every part of every stage but the comparison, which is `compare` itself; and two of them as processes."""
-    for stage, (_, parts) in gpu.STAGES.items():
-        for part in parts if stage != "compare" else ():
-            assert gpu.main([stage, "--part", part, "--pretend"]) == 0
-            found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-            assert found and not any("failed" in line for line in found), (stage, part, found)
-            assert all(stage == "kernels" or part.startswith("peer") for line in found if "left out" in line)
-    out = ["--pretend", "--out", str(tmp_path)]
-    assert gpu.main(["env", "steps", "--only", "", "--only", "blt 10M", *out]) == 0
-    assert gpu.main(["laws", "--seconds", "2", *out]) == 1, "what takes too long is stopped, and said"
-    kept = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in kept[:3]] == ["env", "steps", "laws"]
-    assert kept[1]["MB/s"] > 0 and "stopped after" in kept[-1]["failed"]

@@ -1,0 +1,33 @@
+"""The shapes of `steps.py` by `roofline.py`, at the rates that were found, beside what was measured: no GPU needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from roofline import COPY, PRODUCT, floor_of
+
+from stages.bench import Bench, Found, Measurement, known_rates
+from stages.steps import SHAPES, Shape
+
+SECONDS, EACH = 120, 60
+COLUMNS = ("ms", "products_ms", "gb", "tflop", "launches", "mb_per_s", "measured_ms", "times")
+
+
+def counted(bench: Bench, name: str, shape: Shape) -> Found:
+    floor = floor_of(bench.size(shape, shape.small()), *(known_rates(bench) or (COPY, PRODUCT)))
+    measured = bench.found("steps").get(name, {}).get("ms")
+    ms = 1e3 * floor.seconds
+    return {"ms": ms, "products_ms": 1e3 * floor.operations / floor.product, "gb": floor.bytes / 1e9} | {
+        "tflop": floor.operations / 1e12,
+        "launches": floor.launches,
+        "mb_per_s": shape.rows * shape.window / floor.seconds / 1e6,
+        "measured_ms": measured,
+        "times": measured and measured / ms,
+        "longest": [[op, round(1e3 * took, 3)] for op, took in floor.longest[:8]],
+    }
+
+
+def measurements(bench: Bench) -> Iterator[Measurement]:
+    for name, shape in bench.size(SHAPES, dict(list(SHAPES.items())[:4])).items():
+        yield name, partial(counted, bench, name, shape)

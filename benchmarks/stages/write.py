@@ -1,0 +1,127 @@
+"""How fast models write, in bfloat16, random weights: MEGABYTE's headline pair, BLT-1B, and transformers' BLT.
+
+Rows read random bytes up to a context, then write: a stretch of 16 bytes to warm up, then three whose median is taken.
+ms is for a byte in every row; share: the time in which what a step has to read (weights, keys and values) is read at
+the speed of a copy, to the time that the step took. transformers' BLT reads its prefix again for each byte (see
+`generate.py`), ours of the same shape stands beside it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from generate import PATCH, SIZES, random_prompts, recipe
+from headline import PAIR
+from peers import transformers_blt
+
+from bytelm.checkpoint.assemble import Recipe
+from bytelm.config import build, preset
+from bytelm.decoding import Decoder, open_decoder
+from bytelm.units import BOS
+from stages.bench import Bench, Found, Measurement, peak, profiled, random_model, rates, waited
+from stages.steps import SMALL
+
+SECONDS, EACH = 180, 60
+COLUMNS = ("rows", "context", "ms", "bytes_per_s", "launches", "waits", "mb", "share", "gib", "decoder")
+STRETCH, STRETCHES = 16, 3  # two patches of 8; three and a byte of 5
+
+FIXED: dict[str, Any] = {"patching": {"name": "fixed", "size": PATCH}}
+# A scorer that is asked about every byte, and patches that are equally long all the same.
+SCORED: dict[str, Any] = {"patching": {"name": "entropy", "threshold": 100.0, "max_length": PATCH}}
+BLT_1B = preset("blt-1b")
+
+
+def tables(bench: Bench, model: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    small = {"scorer": {"name": "transformer", "layers": 1, "dim": 16, "heads": 2, "window": 16}}
+    return {**more, "model": model} | bench.size(
+        {}, {"model": SMALL[model["name"]]} | (small if "scorer" in more else {})
+    )
+
+
+def read_to(decoder: Decoder, context: int) -> None:
+    """Rows that have read BOS and random bytes, so many ids in all."""
+    prompts = np.array([[BOS, *prompt] for prompt in random_prompts(decoder.rows, context - 1)])
+    for start in range(0, context, decoder.chunk):
+        part = prompts[:, start : start + decoder.chunk]
+        decoder.read(np.repeat(np.arange(decoder.rows), part.shape[1]), part.flatten())
+
+
+def stretch(decoder: Decoder) -> float:
+    """Seconds a byte in each row, each the likeliest after the one before."""
+    rows = np.arange(decoder.rows)
+    ids = np.full(decoder.rows, ord(" "))
+    began = time.perf_counter()
+    for _ in range(STRETCH):
+        ids = decoder.read(rows, ids)[:, :256].argmax(1)
+    return (time.perf_counter() - began) / STRETCH
+
+
+def ours(bench: Bench, mapping: dict[str, Any], rows: int, context: int) -> Found:
+    context = bench.size(context, 70)
+    model = random_model(bench, build(Recipe, mapping, "benchmark"), bench.size(torch.bfloat16, torch.float32))
+    decoder = open_decoder(model.eval().requires_grad_(False), rows=rows, capacity=context + 8 * STRETCH)
+    began = time.perf_counter()
+    read_to(decoder, context)
+    reading = time.perf_counter() - began
+    stretch(decoder)
+    took = statistics.median(stretch(decoder) for _ in range(bench.size(STRETCHES, 1)))
+    seen = {**profiled(bench, partial(stretch, decoder)), **waited(bench, partial(stretch, decoder))}
+    moved, (copy, _) = decoder.traffic(context), rates(bench)
+    each = {key: seen[key] / STRETCH for key in ("launches", "waits", "syncs", "kernels_ms")}
+    return (
+        {"rows": rows, "context": context, "ms": 1e3 * took, "bytes_per_s": rows / took, "mb": moved / 1e6}
+        | each
+        | {
+            "share": moved / copy / took,
+            "prompt_bytes_per_s": rows * context / reading,
+            "gib": peak(bench),
+            "decoder": type(decoder).__name__,
+            "where": seen["where"],
+            "top": seen["top"],
+        }
+    )
+
+
+def theirs(bench: Bench, rows: int, context: int) -> Found:
+    """transformers' BLT, its patches given, logits of the last place alone; in float32 under autocast."""
+    shapes = bench.size(SIZES["100M"], {"blt": {k: v for k, v in SMALL["blt"].items() if k != "name"}})
+    try:
+        net, write = transformers_blt(recipe(shapes, "blt").model, PATCH)
+    except ImportError as error:
+        return {"skipped": str(error)}
+    net.to(bench.device)
+    context = bench.size(context, 20)
+    with torch.autocast(bench.device.type, torch.bfloat16):
+        steps = write(random_prompts(rows, context), 5)
+        next(steps)
+        took: list[float] = []
+        for _ in range(4):
+            began = time.perf_counter()
+            next(steps)
+            bench.wait()
+            took.append(time.perf_counter() - began)
+    ms = 1e3 * statistics.median(took)
+    return {"rows": rows, "context": context, "ms": ms, "bytes_per_s": 1e3 * rows / ms, "gib": peak(bench)}
+
+
+def measurements(bench: Bench) -> Iterator[Measurement]:
+    def case(name: str, mapping: dict[str, Any], rows: int, context: int) -> Measurement:
+        return f"{name}, {rows} x {context}", partial(ours, bench, mapping, rows, context)
+
+    pair = {name: tables(bench, model, {}) for name, model in PAIR.items()}
+    for rows, context in bench.size([(1, 1024), (32, 1024), (1, 8192), (1, 4096), (32, 8192)], [(2, 1024)]):
+        for name, mapping in pair.items():
+            yield case(name, mapping, rows, context)
+    scored = SCORED | {"scorer": BLT_1B["scorer"]}
+    for name, more in (("BLT-1B", FIXED), ("BLT-1B with its scorer", scored)):
+        for rows in bench.size((1, 8, 32), (2,)):
+            yield case(name, tables(bench, BLT_1B["model"], more), rows, 1024)
+    for rows in bench.size((1, 8), (2,)):
+        yield case("BLT 100M", tables(bench, {"name": "blt", **SIZES["100M"]["blt"]}, FIXED), rows, 1024)
+        yield f"transformers: BLT 100M, {rows} x 1024", partial(theirs, bench, rows, 1024)
