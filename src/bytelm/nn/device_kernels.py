@@ -21,7 +21,6 @@ from torch.autograd.function import once_differentiable
 from bytelm.nn import device_programs as programs
 
 TILE = 2048  # numbers that a program works on at once
-BYTES = 16  # that a program of cross-attention works on at once
 PROGRAMS = 512  # that share the lines of a norm's backward pass, on every device: the sums are the same on all
 
 
@@ -213,7 +212,7 @@ class _Cross(Function):
         columns = triton.next_power_of_2(dim)
         shape = {"PARTS": parts, "HEADS": heads, "HEAD": dim, "COLUMNS": columns}
         ctx.of_runs = {**shape, "BLOCK": 8, "num_warps": max(1, columns // 64)}  # a patch has few bytes
-        ctx.of_bytes = {**shape, "BLOCK": BYTES}
+        ctx.of_bytes = {**shape, "BLOCK": max(1, TILE // 2 // columns)}
         ctx.scale, segment = dim**-0.5, segment.contiguous()
         ends = run_edges(segment, runs)
         y, lse = torch.empty_like(operands[0]), query.new_empty(query.shape[:-1], dtype=torch.float32)
@@ -222,7 +221,7 @@ class _Cross(Function):
             launch(programs.attend_run, (runs * parts, heads), *of_run, **ctx.of_runs)
         else:
             of_byte = (*operands, segment, y, lse, slots, ctx.scale)
-            launch(programs.attend_parts, (triton.cdiv(slots, BYTES), heads), *of_byte, **ctx.of_bytes)
+            launch(programs.attend_parts, (triton.cdiv(slots, ctx.of_bytes["BLOCK"]), heads), *of_byte, **ctx.of_bytes)
         ctx.save_for_backward(*operands, segment, y, lse, *ends)
         return y
 
@@ -238,7 +237,7 @@ class _Cross(Function):
         grid = (runs * ctx.of_runs["PARTS"], ctx.of_runs["HEADS"])
         more = (*ends, *parts, ctx.scale)
         launch(programs.slopes_of_parts, grid, *known, *more, ASKS=query.ndim == 4, **ctx.of_runs)
-        grid = (triton.cdiv(slots, BYTES), ctx.of_runs["HEADS"])
+        grid = (triton.cdiv(slots, ctx.of_bytes["BLOCK"]), ctx.of_bytes["HEADS"])
         more = (segment, *bytes, slots, runs, ctx.scale)
         launch(programs.slopes_of_bytes, grid, *known, *more, ASKS=query.ndim == 3, **ctx.of_bytes)
         return d_query, d_keys, d_values, None
