@@ -89,7 +89,7 @@ class Part:
 class Graph:
     """A recorded function: what it reads stands where it stood."""
 
-    graph: torch.cuda.CUDAGraph
+    graph: Any
     plan: Tensor
     activations: tuple[Tensor, ...]
     out: Tensor
