@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bytelm import decoding
-from bytelm.decoding import blt, device, open_decoder
+from bytelm.decoding import blt, device, graphs, open_decoder, rings, tensors
 from bytelm.errors import UsageError
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
@@ -42,6 +42,13 @@ def _on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("name", "law"), CASES, ids=map(" · ".join, CASES))
 def test_laws(name: str, law: str) -> None:
     DECODER_LAWS[law](MODELS[name], list(MODELS).index(name), 3)
+
+
+@pytest.mark.parametrize("law", DECODER_LAWS)
+@pytest.mark.parametrize("name", [WINDOWED, "transformer (full)", BLT])
+def test_attention_of_one_position_by_products(name: str, law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rings, "SHORT", 0)
+    DECODER_LAWS[law](MODELS[name], 0, 3)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -73,7 +80,7 @@ def test_a_step_waits_once_and_once_more_for_a_scorer(name: str) -> None:
 
 
 def test_bf16_weights_and_caches_stay_so() -> None:
-    model = MODELS[WINDOWED]
+    model: Any = MODELS[WINDOWED]
     decoder: Any = open_decoder(model.bfloat16(), rows=2, capacity=30)
     try:
         layers = decoder.layers
@@ -139,14 +146,14 @@ class Stream:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    init = device.Recorder.__init__
+def played(monkeypatch: pytest.MonkeyPatch) -> None:
+    init = graphs.Recorder.__init__
 
-    def records(self: device.Recorder, where: torch.device) -> None:
+    def records(self: graphs.Recorder, where: torch.device) -> None:
         init(self, where)
         self.records, self.stream, self.pool = True, Stream(), None  # pyright: ignore[reportAttributeAccessIssue]
 
-    monkeypatch.setattr(device.Recorder, "__init__", records)
+    monkeypatch.setattr(graphs.Recorder, "__init__", records)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Played)
@@ -155,7 +162,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Played, "played", 0)
 
 
-@pytest.mark.usefixtures("graphs")
+@pytest.mark.usefixtures("played")
 @pytest.mark.parametrize("law", ["forward", "company", "again"])
 @pytest.mark.parametrize("name", SOME)
 def test_laws_with_graphs(name: str, law: str) -> None:
@@ -172,28 +179,26 @@ def caught(law: str, name: str) -> None:
             DECODER_LAWS[law](MODELS[name], seed, 4)
 
 
-def test_a_number_that_a_graph_keeps(graphs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device.Graph, "replay", lambda self, plan, activations: (self.graph.replay(), self.out)[1])
+def test_a_number_that_a_graph_keeps(played: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs.Graph, "replay", lambda self, plan, activations: (self.graph.replay(), self.out)[1])
     caught("forward", BLT)
 
 
 def test_what_fills_up_written_into_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    init = device.Layers.__init__
+    init = rings.Layers.__init__
 
     def no_spare(self: Any, *args: Any, **options: Any) -> None:
         init(self, *args, **options)
         self.rows = 0
 
-    monkeypatch.setattr(device.Layers, "__init__", no_spare)
+    monkeypatch.setattr(rings.Layers, "__init__", no_spare)
     caught("company", WINDOWED)
 
 
 def test_rings_without_room_for_what_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = device.Device.layers
-    monkeypatch.setattr(
-        device.Device, "layers", lambda self, stack, rows, seen: layers(self, stack, rows, seen - device.CHUNK)
-    )
-    monkeypatch.setattr(device, "CHUNK", 64)
+    monkeypatch.setattr(device.Device, "layers", lambda self, stack, rows, seen: layers(self, stack, rows, seen - 64))
+    monkeypatch.setattr(tensors, "CHUNK", 64)
     monkeypatch.setattr(device.Device, "chunk", 64)
     caught("forward", WINDOWED)
 
@@ -209,6 +214,6 @@ def test_a_patcher_that_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lines_of_masks_of_another_patch(monkeypatch: pytest.MonkeyPatch) -> None:
-    filled = device.filled
+    filled = graphs.filled
     monkeypatch.setattr(device, "filled", lambda index: filled(index)[::-1].copy())
     caught("company", COUNTED)
