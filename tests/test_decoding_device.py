@@ -19,6 +19,7 @@ from bytelm.decoding import blt, device, graphs, open_decoder, rings, tensors
 from bytelm.errors import UsageError
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
+from bytelm.models.transformer import ByteTransformer
 from bytelm.native import library
 from bytelm.testing import DECODER_LAWS, LawError, decoders, tiny_models
 from bytelm.testing.pretend import moved, pretend
@@ -90,6 +91,11 @@ def test_bf16_weights_and_caches_stay_so() -> None:
         assert (decoder.chunk, decoder.repeats, decoder.team) == (whole.chunk, False, None)
     finally:
         model.float()
+
+
+def test_a_device_without_float64_is_read_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ByteTransformer, "device", property(lambda self: torch.device("mps")))
+    assert decoding.why_plain(MODELS[WINDOWED]) == "the model is on mps, which has no float64 for angles"
 
 
 def test_int8_is_refused() -> None:

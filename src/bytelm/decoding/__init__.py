@@ -6,7 +6,8 @@
         undo(rows, lengths) back to where a row had read less
 
 A model's forward pass is its definition. The decoders of this floor compute the same from the same weights, with
-kernels of our own that read each weight once; a law holds them to it, in float64 (`testing.decoders`, ADR 0006).
+kernels of our own that read each weight once, or with tensors on a device; a law holds them to it, in float64
+(`testing.decoders`, ADR 0006 and 0013).
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def why_plain(model: ByteModel) -> str:
         return f"the kernels do not know {type(model).__name__}"
     if isinstance(model, BLT) and not known(model.patcher):
         return f"the kernels do not know the patching of {type(model.patcher).__name__}, or its scorer"
+    if model.device.type == "mps":
+        return "the model is on mps, which has no float64 for angles"
     return changed(model) or reason("kernels")
 
 

@@ -47,9 +47,9 @@ class BLTDecoder(Decoder):
 
     def after(self, new: New) -> Any:
         """See `Decoder`."""
+        # On a device the encoder is under way while a scorer is waited for.
+        x = self.encoder.run(self.embedded(new), new.row, new.position, np.zeros_like(new.row))
         self.patches.decide(new)
-        x = self.embedded(new)
-        x = self.encoder.run(x, new.row, new.position, np.zeros_like(new.row))
         closed = self.patches.closed[new.row, new.position]
         before = np.maximum(new.position - 1, 0)
         whole = (closed > self.patches.closed[new.row, before]) | (new.position == 0)

@@ -25,7 +25,6 @@ from bytelm.models.megabyte import Inner
 from bytelm.nn.concatenate import PatchEmbedding
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.embed import NgramEmbedding
-from bytelm.nn.norm import EPS
 from bytelm.units import PAD, VOCAB
 
 
@@ -66,11 +65,11 @@ class Pool:
             if queries is None:
                 pooled = bytes.masked_fill(beyond[..., None], float("-inf")).amax(1)
                 queries = self.device.linear(self.split, pooled).unflatten(-1, (self.queries, -1))
-            query = cross.query(self.device.normed(queries, cross.query_norm, EPS)).unflatten(-1, heads)
-            pair = cross.key_value(self.device.normed(bytes, cross.key_norm, EPS)).unflatten(-1, (2, *heads))
+            query = cross.query(self.device.ready(queries, cross.query_norm)).unflatten(-1, heads)
+            pair = cross.key_value(self.device.ready(bytes, cross.key_norm)).unflatten(-1, (2, *heads))
             keys, values = pair.permute(2, 0, 3, 1, 4)
             mixed = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=bias)
-            queries = 2 * queries + cross.out(mixed.transpose(1, 2).flatten(2))
+            queries = torch.add(cross.out(mixed.transpose(1, 2).flatten(2)), queries, alpha=2)
         assert queries is not None
         return queries.flatten(1)
 

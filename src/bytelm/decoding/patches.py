@@ -9,6 +9,7 @@ import torch
 
 from bytelm.decoding.base import Backend, New, Reals
 from bytelm.decoding.transformer import TransformerDecoder
+from bytelm.device import full_float32
 from bytelm.models.transformer import ByteTransformer
 from bytelm.native import kernels as native
 from bytelm.native.kernels import Kernels, address, tokens
@@ -51,7 +52,8 @@ class TransformerEntropies:
 
     def entropies(self, new: New, history: native.History) -> Reals:
         """See `Uncertainty`."""
-        return self.kernels.entropies(self.decoder.after(new))
+        with full_float32():
+            return self.kernels.entropies(self.decoder.after(new))
 
     @property
     def row_bytes(self) -> int:

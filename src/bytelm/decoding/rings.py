@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from bytelm.decoding.base import Ints
 from bytelm.decoding.graphs import Part, bucket, filled
 from bytelm.decoding.tensors import Matrix, Tensors
+from bytelm.nn import fused
 from bytelm.nn.cross import CrossAttention
-from bytelm.nn.norm import EPS
 from bytelm.nn.transformer import Block, Stack
 
 TOGETHER = 4096  # positions of rows with several new ones that are computed at once
@@ -56,6 +56,14 @@ def turns(position: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Tensor:
 def turned(x: Tensor, turn: Tensor) -> Tensor:
     """Vectors `[n, 2, heads, head_dim]` whose pairs are turned by their angles."""
     return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2)
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up of the two halves."""
+    if device := fused.kernels(gate_up):
+        return device.swiglu(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
 
 
 def attended(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
@@ -212,7 +220,7 @@ class Layers:
         for index, block in enumerate(self.blocks):
             if parts is not None:
                 x = self._crossed(self.cross[index], x, parts[:, index])
-            qkv = block.qkv(self.device.normed(x, block.attention_norm, EPS)).unflatten(-1, (3, heads, -1))
+            qkv = block.qkv(self.device.ready(x, block.attention_norm)).unflatten(-1, (3, heads, -1))
             qkv[:, :2].copy_(turned(qkv[:, :2].to(dtype), turn))
             ring = self.rings[index]
             ring[into, :, :, slot] = qkv[:, 1:].transpose(1, 2)
@@ -220,8 +228,7 @@ class Layers:
             query = qkv[:, 0].unflatten(0, plan.shape[1:]).transpose(1, 2)
             mixed = attended(query, pair[:, :, 0], pair[:, :, 1], bias)
             x = x + block.out(mixed.transpose(1, 2).reshape(x.shape))
-            gate, up = block.gate_up(self.device.normed(x, block.feed_forward_norm, EPS)).chunk(2, -1)
-            x = x + block.down(F.silu(gate) * up)
+            x = x + block.down(gated(block.gate_up(self.device.ready(x, block.feed_forward_norm))))
             if index in self.kept_layers:
                 self.kept[self.kept_layers.index(index)].index_copy_(0, kept, x)
         return x
@@ -229,10 +236,10 @@ class Layers:
     def _crossed(self, cross: Cross, x: Tensor, parts: Tensor) -> Tensor:
         """Positions that query the parts `[n, parts, 2, dim]` of one patch each."""
         heads = (self.cross_heads, -1)
-        query = cross.query(self.device.normed(x, cross.query_norm, EPS)).unflatten(-1, heads)[:, :, None]
+        query = cross.query(self.device.ready(x, cross.query_norm)).unflatten(-1, heads)[:, :, None]
         keys, values = parts.unflatten(-1, heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, keys, values)
-        return 2 * x + cross.out(mixed.flatten(1))  # the published models add the residual twice
+        return torch.add(cross.out(mixed.flatten(1)), x, alpha=2)  # the published models add the residual twice
 
     def hold(self, x: Tensor, row: Ints, patch: Ints) -> None:
         """Patches `[n, parts · dim]`, as the cross-attentions read them from now on."""
@@ -243,6 +250,6 @@ class Layers:
 
     def _hold(self, plan: Tensor, x: Tensor) -> Tensor:
         lines = x.unflatten(-1, (self.parts, -1))
-        found = [c.key_value(self.device.normed(lines, c.key_norm, EPS)).unflatten(-1, (2, -1)) for c in self.cross]
+        found = [c.key_value(self.device.ready(lines, c.key_norm)).unflatten(-1, (2, -1)) for c in self.cross]
         self.held.index_copy_(0, plan[0], torch.stack(found, 1))
         return plan

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from bytelm.decoding.base import Ints, Reals, fetched
 from bytelm.decoding.graphs import Recorder
 from bytelm.native.kernels import Kernels
+from bytelm.nn import fused
+from bytelm.nn.norm import EPS
 
 CHUNK = 256  # ids of one row that are read at once at the most
 
@@ -97,9 +99,16 @@ class Tensors:
             return matrix(x).to(self.dtype)
         return F.linear(self.normed(x, norm, eps), matrix.weight.to(self.dtype))
 
-    def normed(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """See `Backend`."""
-        return F.rms_norm(x, weight.shape, weight, eps)
+    def normed(self, x: Tensor, weight: Tensor, eps: float, kind: torch.dtype | None = None) -> Tensor:
+        """See `Backend`; rounded to `kind` for a product to read."""
+        kind = kind or self.dtype
+        if device := fused.kernels(x):
+            return device.rms_norm(x, weight, eps, kind)
+        return F.rms_norm(x, weight.shape, weight, eps).to(kind)
+
+    def ready(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Lines after RMSNorm, in the precision of weights."""
+        return self.normed(x, weight, EPS, self.stored)
 
     def instead(self, x: Tensor, where: NDArray[np.bool_], line: Tensor) -> Tensor:
         """See `Backend`."""
