@@ -13,8 +13,10 @@ import torch
 
 from bytelm import decoding, models
 from bytelm.decoding import base, blt, megabyte, open_decoder, patches, rounding, transformer
+from bytelm.decoding.host import Host
 from bytelm.decoding.megabyte import Stage
 from bytelm.decoding.plain import PlainDecoder
+from bytelm.decoding.stacks import Layers
 from bytelm.errors import UsageError
 from bytelm.models.base import ByteModel
 from bytelm.models.inference import sliding, strided
@@ -274,7 +276,7 @@ def test_products_that_a_batch_rounds_otherwise(monkeypatch: pytest.MonkeyPatch)
 
 @needs_kernels
 def test_rings_without_room_for_what_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformer, "CHUNK", 0)
+    monkeypatch.setattr(Host, "layers", lambda self, stack, rows, seen: Layers(self, stack, rows, seen - base.CHUNK))
     caught("again", WINDOWED)
 
 
@@ -287,8 +289,7 @@ def test_a_draft_that_is_left_standing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_kernels
 def test_a_patcher_that_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Kernels.open
-    monkeypatch.setattr(blt.Kernels, "open", lambda exact=False, *_, **__: opened(exact, "int8"))
+    monkeypatch.setattr(Host, "precise", lambda self: Host.open(self.exact, "int8"))
     caught("rounding", BLT)
 
 

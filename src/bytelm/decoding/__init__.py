@@ -6,7 +6,8 @@
         undo(rows, lengths) back to where a row had read less
 
 A model's forward pass is its definition. The decoders of this floor compute the same from the same weights, with
-kernels of our own that read each weight once; a law holds them to it, in float64 (`testing.decoders`, ADR 0006).
+kernels of our own that read each weight once, or with tensors on a device; a law holds them to it, in float64
+(`testing.decoders`, ADR 0006 and 0013).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import nn
 
 from bytelm.decoding.base import Decoder
 from bytelm.decoding.blt import BLTDecoder
+from bytelm.decoding.device import Device
+from bytelm.decoding.host import Host
 from bytelm.decoding.megabyte import MegabyteDecoder
 from bytelm.decoding.patches import known
 from bytelm.decoding.plain import PlainDecoder
@@ -29,7 +32,7 @@ from bytelm.models.blt import BLT
 from bytelm.models.megabyte import Megabyte
 from bytelm.models.perceiver import PerceiverAR
 from bytelm.models.transformer import ByteTransformer
-from bytelm.native.kernels import KINDS, Kernels
+from bytelm.native.kernels import KINDS
 from bytelm.native.library import reason
 
 Weights = Literal["bf16", "int8"]
@@ -53,7 +56,15 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, weights: Weights
     rounding = weights or ("bf16" if parameter.dtype == torch.bfloat16 else None)
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     size = {"bf16": 2, "int8": 1}.get(str(rounding), parameter.element_size())
-    kernels = Kernels.open(parameter.dtype == torch.float64, rounding, streamed=linear * size > STREAMED)
+    if remote(model):
+        if weights == "int8":
+            where = model.device.type
+            raise UsageError(
+                f'weights = "int8" on {where}: the products are for CPUs; take "bf16", or the device "cpu"'
+            )
+        kernels = Device.open(model.device, parameter.dtype == torch.float64, rounding)
+    else:
+        kernels = Host.open(parameter.dtype == torch.float64, rounding, streamed=linear * size > STREAMED)
     if isinstance(model, BLT):
         return BLTDecoder(model, kernels, rows, capacity)
     if isinstance(model, Megabyte):
@@ -70,9 +81,14 @@ def why_plain(model: ByteModel) -> str:
         return f"the kernels do not know {type(model).__name__}"
     if isinstance(model, BLT) and not known(model.patcher):
         return f"the kernels do not know the patching of {type(model.patcher).__name__}, or its scorer"
-    if model.device.type != "cpu":
-        return f"the model is on {model.device.type}, and the kernels are for CPUs"
+    if model.device.type == "mps":
+        return "the model is on mps, which has no float64 for angles"
     return changed(model) or reason("kernels")
+
+
+def remote(model: ByteModel) -> bool:
+    """Whether a model is computed where numbers of the host have to be sent."""
+    return model.device.type != "cpu"
 
 
 def changed(model: ByteModel) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bytelm.data.bpe import Bpe
 from bytelm.errors import UsageError
-from bytelm.native.kernels import Team
+from bytelm.native.kernels import Kernels, Team
+from bytelm.transfer import to_host
 from bytelm.units import VOCAB
 
 CHUNK = 64  # ids of one row that are read at once at the most: what rings hold beyond their window
@@ -34,6 +36,95 @@ class New:
         return New(self.row[which], self.position[which], self.ids[which])
 
 
+@runtime_checkable
+class Backend(Protocol):
+    """What computes for a decoder, and where activations stay between its parts: arrays here, tensors on a device.
+
+    Whole numbers come in as arrays of the host. What `table`, `matrix` and `vector` give is for the others to read.
+    """
+
+    @property
+    def chunk(self) -> int:
+        """Ids of one row that may be read at once; caches of a window hold so many positions beyond it."""
+        ...
+
+    @property
+    def repeats(self) -> bool:
+        """See `Decoder.repeats`."""
+        ...
+
+    @property
+    def team(self) -> Team | None:
+        """See `Decoder.team`."""
+        ...
+
+    @property
+    def host(self) -> Kernels:
+        """The kernels that decide where patches open, and look up n-grams."""
+        ...
+
+    def precise(self) -> Backend:
+        """The same without rounded weights."""
+        ...
+
+    def vector(self, weight: Tensor) -> Any:
+        """A norm's weight, or a few rows of a table, as numbers to compute with."""
+        ...
+
+    def table(self, weight: Tensor) -> Any:
+        """A weight that rows are taken from, as it is."""
+        ...
+
+    def matrix(self, weight: Tensor, *, whole: bool = False) -> Any:
+        """The weight `[out, in]` of a linear layer, rounded unless it is to stay `whole`; has `bytes`."""
+        ...
+
+    def embed(self, table: Any, ids: Ints) -> Any:
+        """Rows of a table `[n, dim]`."""
+        ...
+
+    def linear(self, matrix: Any, x: Any, norm: Any = None, eps: float = 0.0) -> Any:
+        """`[n, out]` from `[n, in]`, RMS-normed before if there is a weight for it, as before logits."""
+        ...
+
+    def normed(self, x: Any, weight: Any, eps: float) -> Any:
+        """Lines `[n, dim]` after RMSNorm."""
+        ...
+
+    def instead(self, x: Any, where: NDArray[np.bool_], line: Any) -> Any:
+        """Lines `[n, dim]`, some of them replaced by one."""
+        ...
+
+    def entropies(self, logits: Any) -> Reals:
+        """The entropy in nats of each row of logits, on the host."""
+        ...
+
+    def layers(self, *args: Any, **options: Any) -> Any:
+        """A stack over rows, see `stacks.Layers`."""
+        ...
+
+    def pooling(self, model: Any, kept: list[Any], slots: int) -> Any:
+        """Patches from bytes, see `blt.Pool`."""
+        ...
+
+    def hashed(self, embed: Any, ids: Ints) -> Any:
+        """Hashed n-grams of the ids that rows have read, see `blt.Hashed`."""
+        ...
+
+    def patches(self, embed: Any) -> Any:
+        """Patches from ids, see `megabyte.Embedding`."""
+        ...
+
+    def stage(self, inner: Any, rows: int) -> Any:
+        """A stack inside patches, see `megabyte.Stage`."""
+        ...
+
+
+def fetched(x: NDArray[Any] | Tensor) -> Reals:
+    """Activations on the host: from a device the one wait of a step."""
+    return x if isinstance(x, np.ndarray) else to_host(x).numpy()
+
+
 class Decoder(abc.ABC):
     """A model that generates in a fixed number of rows, each one document: BOS at position 0, then its bytes.
 
@@ -52,8 +143,10 @@ class Decoder(abc.ABC):
     tokens: Bpe | None = None
     """What ids are of a model of tokens."""
 
-    def __init__(self, rows: int, capacity: int) -> None:
+    def __init__(self, rows: int, capacity: int, backend: Backend | None = None) -> None:
         self.rows, self.capacity = rows, capacity
+        if backend:
+            self.team, self.chunk, self.repeats = backend.team, backend.chunk, backend.repeats
         self.lengths: Ints = np.zeros(rows, np.int64)
         """Ids that each row has read."""
         self.ids: Ints = np.zeros((rows, capacity), np.int64)
@@ -63,7 +156,7 @@ class Decoder(abc.ABC):
 
         Raises UsageError for more ids than a row has room for.
         """
-        return self.after(self.placed(rows, ids))
+        return fetched(self.after(self.placed(rows, ids)))
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
         """What `read` would give if no patch were closed by these ids. Go back with `undo` before reading on."""
@@ -99,8 +192,8 @@ class Decoder(abc.ABC):
         return VOCAB if self.tokens is None else self.tokens.vocabulary
 
     @abc.abstractmethod
-    def after(self, new: New) -> Reals:
-        """The logits after new ids; see `read`."""
+    def after(self, new: New) -> Any:
+        """The logits after new ids, where they were computed; see `read`."""
 
     @property
     @abc.abstractmethod

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor, nn
 
-from bytelm.decoding.base import CHUNK, Decoder, Ints, New, Reals
+from bytelm.decoding.base import Backend, Decoder, Ints, New, Reals, fetched
 from bytelm.decoding.patches import Patches
-from bytelm.decoding.stacks import Layers
 from bytelm.models.blt import BLT
 from bytelm.native import kernels as native
 from bytelm.native.kernels import Kernels, address, array_of, tokens
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.embed import PRIMES, PUBLISHED_OFFSET, NgramEmbedding, wrap
 from bytelm.nn.norm import EPS
-from bytelm.units import VOCAB
+from bytelm.units import PAD, VOCAB
 
 
 class BLTDecoder(Decoder):
@@ -22,32 +23,33 @@ class BLTDecoder(Decoder):
 
     drafts = True
 
-    def __init__(self, model: BLT, kernels: Kernels, rows: int, capacity: int) -> None:
-        super().__init__(rows, capacity)
-        config, self.kernels, self.team = model.config, kernels, kernels.team
+    def __init__(self, model: BLT, kernels: Backend, rows: int, capacity: int) -> None:
+        super().__init__(rows, capacity, kernels)
+        config, self.kernels = model.config, kernels
         self.window = config.window
         # A boundary is decided in float32 whatever the weights are, or it would not be the one that was trained with.
-        precise = Kernels.open(kernels.exact, team=kernels.team)
-        self.patches = Patches(model.patcher, precise, self.ids)  # pyright: ignore[reportArgumentType]
-        held = min(capacity, (self.patches.longest or capacity) + CHUNK)
-        local = min(capacity, config.window + CHUNK)
+        self.patches = Patches(model.patcher, kernels.precise(), self.ids)  # pyright: ignore[reportArgumentType]
+        held = min(capacity, (self.patches.longest or capacity) + self.chunk)
+        local = min(capacity, config.window + self.chunk)
         encoder, decoder = model.encoder, model.decoder
         self.byte = kernels.table(encoder.embed.byte.weight)
-        self.ngrams = hashed(kernels, encoder.embed)
-        self.encoder = Layers(kernels, encoder.stack, rows, local, kept=encoder.crossed, kept_slots=held)
-        self.pool = Pool(kernels, model, self.encoder.kept, held)
+        self.ngrams = kernels.hashed(encoder.embed, self.ids) if encoder.embed.ngram else None
+        self.encoder = kernels.layers(encoder.stack, rows, local, kept=encoder.crossed, kept_slots=held)
+        self.pool = kernels.pooling(model, self.encoder.kept, held)
         self.widen = kernels.matrix(model.widen.weight) if isinstance(model.widen, nn.Linear) else None
-        self.latents = Layers(kernels, model.latent, rows, capacity)
+        self.latents = kernels.layers(model.latent, rows, capacity)
         self.split = kernels.matrix(decoder.split.weight)
         cross = [layer for layer in decoder.cross if isinstance(layer, CrossAttention)]
-        self.decoder = Layers(kernels, decoder.stack, rows, local, cross=cross, parts=config.queries, patches=CHUNK + 2)
+        self.decoder = kernels.layers(
+            decoder.stack, rows, local, cross=cross, parts=config.queries, patches=self.chunk + 2
+        )
         self.norm, self.head = kernels.vector(decoder.norm.weight), kernels.matrix(decoder.head.weight)
 
-    def after(self, new: New) -> Reals:
+    def after(self, new: New) -> Any:
         """See `Decoder`."""
+        # On a device the encoder is under way while a scorer is waited for.
+        x = self.encoder.run(self.embedded(new), new.row, new.position, np.zeros_like(new.row))
         self.patches.decide(new)
-        x = self.embedded(new)
-        self.encoder.read(x, new)
         closed = self.patches.closed[new.row, new.position]
         before = np.maximum(new.position - 1, 0)
         whole = (closed > self.patches.closed[new.row, before]) | (new.position == 0)
@@ -64,19 +66,17 @@ class BLTDecoder(Decoder):
         x = self.pool.patches(row, first, last)
         if self.widen:
             x = self.kernels.linear(self.widen, x)
-        self.latents.run(x, row, patch, np.zeros_like(row))
-        self.kernels.parts(self.decoder.stack, self.kernels.linear(self.split, x), row, patch)
+        x = self.latents.run(x, row, patch, np.zeros_like(row))
+        self.decoder.hold(self.kernels.linear(self.split, x), row, patch)
 
-    def embedded(self, new: New) -> Reals:
+    def embedded(self, new: New) -> Any:
         """Bytes and their n-grams."""
         x = self.kernels.embed(self.byte, new.ids)
-        if self.ngrams:
-            self.kernels.ngrams(self.ngrams, self.patches.history, tokens(new.row, new.position), x)
-        return x
+        return self.ngrams.added(x, new) if self.ngrams else x
 
-    def bytes(self, x: Reals, new: New, closed: Ints) -> Reals:
+    def bytes(self, x: Any, new: New, closed: Ints) -> Any:
         """The local decoder, each byte reading the newest patch that is whole."""
-        self.decoder.read(x, new, patch=closed - 1)
+        x = self.decoder.run(x, new.row, new.position, np.zeros_like(new.row), closed - 1)
         return self.kernels.linear(self.head, x, self.norm, EPS)
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
@@ -84,8 +84,8 @@ class BLTDecoder(Decoder):
         new = self.placed(rows, ids)
         self.patches.stay(new)
         x = self.embedded(new)
-        self.encoder.read(x, new)
-        return self.bytes(x, new, self.patches.closed[new.row, new.position])
+        x = self.encoder.run(x, new.row, new.position, np.zeros_like(new.row))
+        return fetched(self.bytes(x, new, self.patches.closed[new.row, new.position]))
 
     @property
     def row_bytes(self) -> int:
@@ -139,15 +139,26 @@ class Pool:
         return self.kernels.pool(self.pool, row, first, last)
 
 
-def hashed(kernels: Kernels, embed: NgramEmbedding) -> native.Ngrams | None:
-    """The n-gram tables of a model; None where it has none."""
-    if embed.ngram is None:
-        return None
+class Hashed:
+    """`NgramEmbedding`: tables that hashes of the last ids look into."""
+
+    def __init__(self, kernels: Kernels, embed: NgramEmbedding, ids: Ints) -> None:
+        assert embed.ngram is not None
+        self.kernels, self.ids = kernels, ids
+        self.history = native.History(address(ids), ids.shape[1], PAD)
+        sizes, powers = np.array(embed.sizes, np.int64), hash_powers(embed)
+        shape = (len(sizes), embed.functions, embed.reach + 1, embed.rows, PUBLISHED_OFFSET, VOCAB)
+        table = kernels.table(embed.ngram.weight)
+        self.tables = native.Ngrams(table, address(sizes), address(powers), *shape)
+        self.tables.held = (table, sizes, powers)
+
+    def added(self, x: Reals, new: New) -> Reals:
+        """Bytes `[n, dim]` and the n-grams that end there, in place."""
+        self.kernels.ngrams(self.tables, self.history, tokens(new.row, new.position), x)
+        return x
+
+
+def hash_powers(embed: NgramEmbedding) -> Ints:
+    """prime^k of each hash function `[functions, k]`, in wrapping 64-bit arithmetic."""
     longest = embed.reach + 1
-    sizes = np.array(embed.sizes, np.int64)
-    powers = np.array([[wrap(prime**k) for k in range(longest)] for prime in PRIMES[: embed.functions]], np.int64)
-    shape = (len(sizes), embed.functions, longest, embed.rows, PUBLISHED_OFFSET, VOCAB)
-    table = kernels.table(embed.ngram.weight)
-    found = native.Ngrams(table, address(sizes), address(powers), *shape)
-    found.held = (table, sizes, powers)
-    return found
+    return np.array([[wrap(prime**k) for k in range(longest)] for prime in PRIMES[: embed.functions]], np.int64)

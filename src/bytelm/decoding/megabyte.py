@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
 
-from bytelm.decoding.base import CHUNK, Decoder, Ints, New, Reals
-from bytelm.decoding.stacks import Layers
+from bytelm.decoding.base import Backend, Decoder, Ints, New, Reals, fetched
 from bytelm.models.megabyte import Config, Inner, Megabyte
-from bytelm.native.kernels import Kernels
 from bytelm.nn.concatenate import CausalConvolution, PatchEmbedding
 from bytelm.nn.norm import EPS
 from bytelm.units import BOS
@@ -18,7 +18,7 @@ from bytelm.units import BOS
 class Embedding:
     """`nn.concatenate.PatchEmbedding`: patches from the ids that lie in them, read again from where they stand."""
 
-    def __init__(self, kernels: Kernels, embed: PatchEmbedding) -> None:
+    def __init__(self, kernels: Any, embed: PatchEmbedding) -> None:
         self.kernels, self.embed = kernels, embed
         self.byte, self.position = kernels.table(embed.byte.weight), kernels.table(embed.position.weight)
         self.pad = kernels.vector(embed.pad.weight)
@@ -28,7 +28,7 @@ class Embedding:
         self.weight_bytes = (self.widen.bytes if self.widen else 0) + sum(w.bytes for _, w in self.filters)
         self.reach = sum(size - 1 for size, _ in self.filters)
 
-    def patches(self, ids: Ints, row: Ints, last: Ints) -> Reals:
+    def patches(self, ids: Ints, row: Ints, last: Ints) -> Any:
         """The patches `[n, dim]` that end at positions `last` of rows."""
         size, width = self.embed.size, self.embed.size + self.reach
         offset = last[:, None] - width + 1 + np.arange(width)
@@ -54,16 +54,16 @@ class Embedding:
 class Stage:
     """An inner stage: its stack, and what each of its newest patches is predicted from, place by place."""
 
-    def __init__(self, kernels: Kernels, inner: Inner, rows: int) -> None:
+    def __init__(self, kernels: Any, inner: Inner, rows: int) -> None:
         self.kernels, self.inner, self.size, self.part = kernels, inner, inner.size, inner.part
-        self.layers = Layers(kernels, inner.stack, rows, inner.size + inner.reach + CHUNK)
+        self.layers = kernels.layers(inner.stack, rows, inner.size + inner.reach + kernels.chunk)
         self.narrow = kernels.matrix(inner.narrow.weight) if isinstance(inner.narrow, nn.Linear) else None
         self.condition = kernels.matrix(inner.condition.weight)
         self.norm = kernels.vector(inner.norm.weight)
-        self.patches = CHUNK + 2
+        self.patches = kernels.chunk + 2
         self.given = kernels.zeros(rows, self.patches, inner.size, inner.stack.config.dim)
 
-    def open(self, row: Ints, patch: Ints, above: Reals) -> None:
+    def open(self, row: Ints, patch: Ints, above: Any) -> None:
         """The outputs `[n, above]` of the stage above for patches of this one."""
         parts = self.kernels.linear(self.narrow, above) if self.narrow else above
         parts = parts.reshape(len(row) * self.size, self.part)
@@ -74,12 +74,16 @@ class Stage:
         """Patches that have only the outputs for the patch before to go by."""
         self.given[row, patch % self.patches] = self.given[row, (patch - 1) % self.patches]
 
-    def read(self, x: Reals, row: Ints, position: Ints) -> None:
+    def read(self, x: Any, row: Ints, position: Ints) -> Any:
         """The stack over positions `x` [n, dim] of this stage, in place."""
         patch, place = position // self.size, position % self.size
-        x += self.given[row, patch % self.patches, place]
+        x += self.given_at(row, patch, place)
         start = patch * self.size
-        self.layers.run(x, row, position, np.where(start > 0, start - self.inner.reach, 0))
+        return self.layers.run(x, row, position, np.where(start > 0, start - self.inner.reach, 0))
+
+    def given_at(self, row: Ints, patch: Ints, place: Ints) -> Any:
+        """What places in patches are predicted from `[n, dim]`."""
+        return self.given[row, patch % self.patches, place]
 
     @property
     def row_bytes(self) -> int:
@@ -100,20 +104,20 @@ class MegabyteDecoder(Decoder):
 
     drafts = True
 
-    def __init__(self, model: Megabyte, kernels: Kernels, rows: int, capacity: int) -> None:
-        super().__init__(rows, capacity)
+    def __init__(self, model: Megabyte, kernels: Backend, rows: int, capacity: int) -> None:
+        super().__init__(rows, capacity, kernels)
         config: Config = model.config
-        self.kernels, self.team = kernels, kernels.team
+        self.kernels = kernels
         self.units = [config.unit(level) for level in range(len(config.dims))]
-        self.embed = [Embedding(kernels, embed) for embed in model.embed]
-        self.outer = Layers(kernels, model.outer.stack, rows, -(-capacity // self.units[0]))
+        self.embed = [kernels.patches(embed) for embed in model.embed]
+        self.outer = kernels.layers(model.outer.stack, rows, -(-capacity // self.units[0]))
         self.norm = kernels.vector(model.outer.norm.weight)
-        self.stages = [Stage(kernels, inner, rows) for inner in model.inner]
+        self.stages = [kernels.stage(inner, rows) for inner in model.inner]
         self.pads = [kernels.vector(pad.weight) for pad in model.pads]
         self.byte = kernels.table(model.byte.weight)
         self.head = kernels.matrix(model.byte.weight, whole=True)  # a table is not rounded
 
-    def after(self, new: New) -> Reals:
+    def after(self, new: New) -> Any:
         """See `Decoder`."""
         for level, unit in enumerate(self.units[:-1]):
             opens = new.position % unit == 0
@@ -126,19 +130,19 @@ class MegabyteDecoder(Decoder):
         x = self.embed[level].patches(self.ids, new.row, new.position)
         position = new.position // self.units[level]
         if level:
-            x = np.where((new.position % self.units[level - 1] == 0)[:, None], self.pads[level - 1], x)
-            self.stages[level - 1].read(x, new.row, position)
+            x = self.kernels.instead(x, new.position % self.units[level - 1] == 0, self.pads[level - 1])
+            x = self.stages[level - 1].read(x, new.row, position)
             norm = self.stages[level - 1].norm
         else:
-            self.outer.run(x, new.row, position, np.zeros_like(position))
+            x = self.outer.run(x, new.row, position, np.zeros_like(position))
             norm = self.norm
         self.stages[level].open(new.row, position, self.kernels.normed(x, norm, EPS))
 
-    def bytes(self, new: New) -> Reals:
+    def bytes(self, new: New) -> Any:
         """The last stage, whose positions are ids."""
         last = self.stages[-1]
         x = self.kernels.embed(self.byte, np.where(new.position % last.size == 0, BOS, new.ids))
-        last.read(x, new.row, new.position)
+        x = last.read(x, new.row, new.position)
         return self.kernels.linear(self.head, x, last.norm, EPS)
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
@@ -148,7 +152,7 @@ class MegabyteDecoder(Decoder):
         opens = new.position % last.size == 0
         if opens.any():
             last.stale(new.row[opens], new.position[opens] // last.size)
-        return self.bytes(new)
+        return fetched(self.bytes(new))
 
     @property
     def row_bytes(self) -> int:

@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from bytelm.decoding.base import New, Reals
+from bytelm.decoding.base import Backend, New, Reals
 from bytelm.decoding.transformer import TransformerDecoder
+from bytelm.device import full_float32
 from bytelm.models.transformer import ByteTransformer
 from bytelm.native import kernels as native
 from bytelm.native.kernels import Kernels, address, tokens
@@ -19,6 +20,7 @@ from bytelm.patching.space import Space
 from bytelm.scorers import ngram
 from bytelm.scorers.ngram import NgramScorer
 from bytelm.scorers.transformer import TransformerScorer
+from bytelm.transfer import to_host
 from bytelm.units import BYTES, EOS, PAD
 
 RULES = {"threshold": 2, "rise": 3, "both": 4}
@@ -45,12 +47,13 @@ class Uncertainty(Protocol):
 class TransformerEntropies:
     """A byte Transformer's: it runs once a byte, in float32 whatever the model's weights are."""
 
-    def __init__(self, model: ByteTransformer, kernels: Kernels, rows: int, capacity: int) -> None:
+    def __init__(self, model: ByteTransformer, kernels: Backend, rows: int, capacity: int) -> None:
         self.kernels, self.decoder = kernels, TransformerDecoder(model, kernels, rows, capacity)
 
     def entropies(self, new: New, history: native.History) -> Reals:
         """See `Uncertainty`."""
-        return self.kernels.entropies(self.decoder.after(new))
+        with full_float32():
+            return self.kernels.entropies(self.decoder.after(new))
 
     @property
     def row_bytes(self) -> int:
@@ -68,7 +71,10 @@ class NgramEntropies:
     row_bytes = 0
 
     def __init__(self, scorer: NgramScorer, kernels: Kernels) -> None:
-        self.kernels, self.tables = kernels, np.ascontiguousarray(scorer.tables.detach().to(torch.float32).numpy())
+        self.kernels, self.tables = (
+            kernels,
+            np.ascontiguousarray(to_host(scorer.tables.detach()).to(torch.float32).numpy()),
+        )
         config = scorer.config
         newline = ngram.NEWLINE if config.reset_newline else -1
         shape = (config.order, config.rows, ngram.MULTIPLIER, BYTES, newline, PAD)
@@ -92,9 +98,9 @@ def known(patcher: Patcher) -> bool:
 class Patches:
     """What a patcher decides about rows, by position. `ids` are those that the rows have read, `[rows, capacity]`."""
 
-    def __init__(self, patcher: Fixed | Space | Entropy, kernels: Kernels, ids: np.ndarray) -> None:
+    def __init__(self, patcher: Fixed | Space | Entropy, kernels: Backend, ids: np.ndarray) -> None:
         rows, capacity = ids.shape
-        self.kernels = kernels
+        self.kernels = kernels.host
         self.history = native.History(address(ids), capacity, PAD)
         self.closed, self.first, gap, run = (np.zeros(ids.shape, np.int64) for _ in range(4))
         """How many patches are whole once this id is read; where the patch of the next id begins."""
@@ -102,11 +108,11 @@ class Patches:
         scheme, threshold, rise = 0, 0.0, 0.0
         spacelike = entropy = None
         if isinstance(patcher, Space):
-            scheme, spacelike = 1, np.ascontiguousarray(patcher.table.numpy().astype(np.uint8))
+            scheme, spacelike = 1, np.ascontiguousarray(to_host(patcher.table).numpy().astype(np.uint8))
         if isinstance(patcher, Entropy):
             config = patcher.config
             scheme, threshold, rise = RULES[config.rule], config.threshold or 0.0, config.rise or 0.0
-            entropy = kernels.zeros(rows, capacity)
+            entropy = self.kernels.zeros(rows, capacity)
             self.scorer = self.uncertainty(patcher.scorer, kernels, rows, capacity)
         guard = patcher.guard
         self.longest = guard.max_length
@@ -116,10 +122,10 @@ class Patches:
         self.rule = native.Rule(scheme, threshold, rise, *bounds, address(spacelike), *map(address, by_position))
 
     @staticmethod
-    def uncertainty(scorer: object, kernels: Kernels, rows: int, capacity: int) -> Uncertainty:
+    def uncertainty(scorer: object, kernels: Backend, rows: int, capacity: int) -> Uncertainty:
         """A scorer over rows."""
         if isinstance(scorer, NgramScorer):
-            return NgramEntropies(scorer, kernels)
+            return NgramEntropies(scorer, kernels.host)
         assert isinstance(scorer, TransformerScorer)
         return TransformerEntropies(scorer.model, kernels, rows, capacity)
 

@@ -1,4 +1,4 @@
-"""Any model in rows, by its own forward pass: on GPUs, for models of other kinds, and without a C++ compiler."""
+"""Any model in rows, by its own forward pass: for models of other kinds, and without a C++ compiler."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.decoding.base import Ints, New, Reals
+from bytelm.decoding.base import Ints, Reals
 from bytelm.native import kernels as native
 from bytelm.native.kernels import SIZES, Kernels, address, array_of, tokens
 from bytelm.nn.cross import CrossAttention
@@ -108,13 +108,14 @@ class Layers:
         self.weight_bytes += found.bytes
         return found
 
-    def run(self, x: Reals, row: Ints, position: Ints, start: Ints, patch: Ints | None = None) -> None:
+    def run(self, x: Reals, row: Ints, position: Ints, start: Ints, patch: Ints | None = None) -> Reals:
         """All blocks over new positions `x` [n, dim], in place. `start`: the first position that each of them sees."""
         self.kernels.run(self.stack, tokens(row, position, start, patch), x)
+        return x
 
-    def read(self, x: Reals, new: New, start: Ints | None = None, patch: Ints | None = None) -> None:
-        """The same where positions are those of ids; by default all from the first on is seen."""
-        self.run(x, new.row, new.position, np.zeros_like(new.row) if start is None else start, patch)
+    def hold(self, x: Reals, row: Ints, patch: Ints) -> None:
+        """Patches `[n, parts · dim]`, as the cross-attentions read them from now on."""
+        self.kernels.parts(self.stack, x, row, patch)
 
     @property
     def row_bytes(self) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from bytelm.decoding.base import CHUNK, Decoder, New, Reals
-from bytelm.decoding.stacks import Layers
+from bytelm.decoding.base import Backend, Decoder, New
 from bytelm.models.perceiver import PerceiverAR
 from bytelm.models.transformer import NEWLINE, ByteTransformer
-from bytelm.native.kernels import Kernels
 from bytelm.nn.norm import EPS
 
 RUN = 1 << 40  # more than any position
@@ -17,20 +17,21 @@ RUN = 1 << 40  # more than any position
 class TransformerDecoder(Decoder):
     """`models.transformer` in rows."""
 
-    def __init__(self, model: ByteTransformer, kernels: Kernels, rows: int, capacity: int) -> None:
-        super().__init__(rows, capacity)
-        config, self.kernels, self.team = model.config, kernels, kernels.team
+    def __init__(self, model: ByteTransformer, kernels: Backend, rows: int, capacity: int) -> None:
+        super().__init__(rows, capacity, kernels)
+        config, self.kernels = model.config, kernels
         self.tokens = model.tokens
         self.window = config.window
         self.table = kernels.table(model.embedding.weight)
-        self.layers = Layers(kernels, model.stack, rows, min(capacity, (config.window or capacity) + CHUNK))
+        self.layers = kernels.layers(model.stack, rows, min(capacity, (config.window or capacity) + self.chunk))
         self.norm, self.head = kernels.vector(model.norm.weight), kernels.matrix(model.head.weight)
         self.start = np.zeros((rows, capacity), np.int64) if config.reset_newline else None
 
-    def after(self, new: New) -> Reals:
+    def after(self, new: New) -> Any:
         """See `Decoder`."""
         x = self.kernels.embed(self.table, new.ids)
-        self.layers.read(x, new, None if self.start is None else self.lines(new, self.start))
+        start = np.zeros_like(new.row) if self.start is None else self.lines(new, self.start)
+        x = self.layers.run(x, new.row, new.position, start)
         return self.kernels.linear(self.head, x, self.norm, EPS)
 
     @staticmethod
@@ -59,20 +60,20 @@ class TransformerDecoder(Decoder):
 class PerceiverDecoder(Decoder):
     """`models.perceiver` in rows: the inputs of a document, and the latents of its newest block."""
 
-    def __init__(self, model: PerceiverAR, kernels: Kernels, rows: int, capacity: int) -> None:
-        super().__init__(rows, capacity)
-        self.kernels, self.team = kernels, kernels.team
+    def __init__(self, model: PerceiverAR, kernels: Backend, rows: int, capacity: int) -> None:
+        super().__init__(rows, capacity, kernels)
+        self.kernels = kernels
         self.block = model.config.latents
         self.table = kernels.table(model.embedding.weight)
-        self.cross = Layers(kernels, model.cross, rows, capacity)
-        self.latents = Layers(kernels, model.latents, rows, min(capacity, self.block + CHUNK))
+        self.cross = kernels.layers(model.cross, rows, capacity)
+        self.latents = kernels.layers(model.latents, rows, min(capacity, self.block + self.chunk))
         self.norm, self.head = kernels.vector(model.norm.weight), kernels.matrix(model.head.weight)
 
-    def after(self, new: New) -> Reals:
+    def after(self, new: New) -> Any:
         """See `Decoder`."""
         x = self.kernels.embed(self.table, new.ids)
-        self.cross.read(x, new)
-        self.latents.read(x, new, new.position - new.position % self.block)
+        x = self.cross.run(x, new.row, new.position, np.zeros_like(new.row))
+        x = self.latents.run(x, new.row, new.position, new.position - new.position % self.block)
         return self.kernels.linear(self.head, x, self.norm, EPS)
 
     @property

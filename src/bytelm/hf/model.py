@@ -17,11 +17,11 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bytelm.checkpoint import pretrained
-from bytelm.decoding import why_plain
 from bytelm.errors import CheckpointError, UsageError
 from bytelm.hf.cache import ByteCache, generating, over_pads
 from bytelm.hf.configuration import BytelmConfig
 from bytelm.hf.loop import quick_criteria, quick_output, quick_processors
+from bytelm.hf.reader import decodable
 from bytelm.lm import LM
 from bytelm.transfer import to_device, to_host
 from bytelm.units import BOS, PAD, VOCAB
@@ -136,7 +136,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
     @property
     def _is_stateful(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Refuses assisted generation: without a decoder, what candidates were read in vain would be read again."""
-        return bool(why_plain(self.model))
+        return not decodable(self.model)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -85,7 +85,7 @@ class Reader:
         """Whether the model is what it was when it was opened; `closely` compares all weights."""
         if self.count() != self.counted:
             return False
-        return not closely or (not why_plain(self.model) and content(self.model) == self.content)
+        return not closely or (decodable(self.model) and content(self.model) == self.content)
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -184,7 +184,12 @@ def readable(model: ByteModel) -> bool:
     """Whether a decoder may stand for the model's forward pass: no gradients, no dropout, and kernels that know it."""
     if differentiated(model.parameters()):
         return False
-    return not any(module.training for module in model.modules()) and not why_plain(model)
+    return not any(module.training for module in model.modules()) and decodable(model)
+
+
+def decodable(model: ByteModel) -> bool:
+    """Whether kernels read a model: transformers' loop on a GPU has logits there, and a decoder would fetch them."""
+    return model.device.type == "cpu" and not why_plain(model)
 
 
 def content(model: ByteModel) -> list[Any]:

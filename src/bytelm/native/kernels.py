@@ -177,6 +177,9 @@ class Team:
     threads: int
 
 
+K = TypeVar("K", bound="Kernels")
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The compiled functions, for numbers of one precision: float32, or float64 (`exact`)."""
@@ -191,8 +194,8 @@ class Kernels:
 
     @classmethod
     def open(
-        cls, exact: bool = False, weights: str | None = None, streamed: bool = False, team: Team | None = None
-    ) -> Kernels:
+        cls: type[K], exact: bool = False, weights: str | None = None, streamed: bool = False, team: Team | None = None
+    ) -> K:
         """The kernels of this machine; the team is all of torch's threads. Raises UsageError where there are none."""
         functions = library("kernels")
         if functions is None:
