@@ -73,6 +73,9 @@ def everything(lines: int, width: int, kind: torch.dtype) -> None:
     device_kernels.rotate(qkv[:, :, 0], angles, angles).sum().backward()
     slots = torch.arange(lines)
     device_kernels.run_maxima(x, slots // 3, lines // 3 + 1).sum().backward()
+    of_bytes, of_runs = qkv.detach()[0, :, 0], qkv.detach()[0, : lines // 3 + 1, :2].contiguous()
+    for query, keys in ((of_bytes, of_runs), (of_runs, of_bytes)):
+        device_kernels.cross(query.requires_grad_(), keys, keys, slots // 3).sum().backward()
     ids = slots[None]
     known = {"OFFSET": 4, "PAD": 258, "VOCAB": 260}
     index = device_kernels.hashes(ids, ids == 0, ids[:, :2], lines, (5915587277, 3), (3, 2), **known)

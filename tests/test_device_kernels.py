@@ -165,6 +165,31 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert found[0].isnan() and found[1] == 3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [6, 32, 100])
+@pytest.mark.parametrize("patches_ask", [True, False])
+def test_cross_attention(patches_ask: bool, dim: int, kind: torch.dtype, kernels: ModuleType) -> None:
+    """Some patches have no byte, one has many; bytes of none are not seen."""
+    torch.manual_seed(0)
+    segment = torch.tensor([0, 0, 2, 2, 2, 3, 5, 5, *[6] * 50, 8, 9])
+    segment = segment if patches_ask else segment.clamp(max=8)
+    own = segment == torch.arange(9)[:, None]
+
+    def run(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        if query.dtype != torch.float64:
+            return kernels.cross(query, keys, values, segment.to(query.device))
+        if patches_ask:
+            scores = torch.einsum("pkhd,shd->pkhs", query, keys) * dim**-0.5
+            weights = scores.masked_fill(~own[:, None, None], -torch.inf).softmax(-1).nan_to_num(0.0)
+            return torch.einsum("pkhs,shd->pkhd", weights, values)
+        weights = (torch.einsum("shd,skhd->shk", query, keys[segment]) * dim**-0.5).softmax(-1)
+        return torch.einsum("shk,skhd->shd", weights, values[segment])
+
+    patches, bytes = (9, 2, 3, dim), (len(segment), 3, dim)
+    query, others = (patches, bytes) if patches_ask else (bytes, patches)
+    compare(run, [torch.randn(shape).to(kind) for shape in (query, others, others)])
+
+
 @pytest.mark.parametrize(("sizes", "functions", "rows"), [((3, 4, 5, 6, 7, 8), 1, 8192), ((5, 2, 3), 11, 2**33 + 7)])
 def test_hashes(sizes: tuple[int, ...], functions: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal to the last bit, over starts of documents, before the first id, and past what 64 bits hold."""
@@ -206,7 +231,9 @@ MODELS: dict[str, Callable[[], ByteModel]] = {
     ),
 }
 OFTEN = {"norm", "norm_back", "swiglu", "swiglu_back", "turn"}
-PROGRAMS = {name: OFTEN for name in MODELS} | {"blt": OFTEN | {"edges", "maxima", "maxima_back", "hashes"}}
+CROSSED = {"attend_run", "attend_parts", "slopes_of_parts", "slopes_of_bytes"}
+PATCHED = OFTEN | CROSSED | {"edges", "maxima", "maxima_back", "hashes"}
+PROGRAMS = {name: OFTEN for name in MODELS} | {"blt": PATCHED}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -258,7 +285,7 @@ def test_compiled_ahead_nothing_spills(capability: int) -> None:
         check=True,
     )
     found = json.loads(run.stdout)
-    assert {program for program, *_ in found} == {*PROGRAMS["blt"], "sum_rows"}
+    assert {program for program, *_ in found} == PATCHED | {"sum_rows"}
     for program, constants, registers, spilled in found:
         assert spilled == 0 and registers * 32 * constants.get("num_warps", 4) <= 65536 // 3, (program, constants)
 

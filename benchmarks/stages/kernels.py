@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from bytelm.nn.attention import View, Where
 from bytelm.nn.cross import BytesFromPatches, PatchesFromBytes
 from bytelm.nn.norm import RMSNorm
-from bytelm.nn.pool import segment_max
+from bytelm.nn.pool import run_maxima
 from bytelm.nn.rope import rotate, rotation
-from bytelm.nn.transformer import FeedForward
+from bytelm.nn.transformer import swiglu
 from stages.bench import Bench, Found, Measurement, apart, profiled, rates, seconds
 
 SECONDS, EACH = 120, 40
@@ -96,16 +96,8 @@ def norm(bench: Bench, rows: int, dim: int) -> Pass:
     return Pass(RMSNorm(dim).to(bench.device), [normal(bench, rows, dim, half=False)])
 
 
-class Gate(FeedForward):
-    """SwiGLU without the products around it."""
-
-    def __init__(self) -> None:
-        super().__init__(1, 1)
-        self.gate_up, self.down = nn.Identity(), nn.Identity()
-
-
 def gate(bench: Bench, rows: int, hidden: int) -> Pass:
-    return Pass(Gate(), [normal(bench, rows, 2 * hidden)])
+    return Pass(swiglu, [normal(bench, rows, 2 * hidden)])
 
 
 def turn(bench: Bench, rows: int, new: int, heads: int, dim: int) -> Pass:
@@ -117,7 +109,7 @@ def maximum(bench: Bench, slots: int, patch: int, dim: int) -> Pass:
     """Of runs of `patch` slots."""
     segment = torch.arange(slots, device=bench.device) // patch
     count = -(-slots // patch)
-    return Pass(lambda x: segment_max(x, segment, count), [normal(bench, slots, dim)])
+    return Pass(lambda x: run_maxima(x, segment, count), [normal(bench, slots, dim)])
 
 
 def attention(bench: Bench, rows: int, new: int, heads: int, dim: int, window: int | None, documents: int) -> Pass:
