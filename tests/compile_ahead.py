@@ -73,6 +73,10 @@ def everything(lines: int, width: int, kind: torch.dtype) -> None:
     device_kernels.rotate(qkv[:, :, 0], angles, angles).sum().backward()
     slots = torch.arange(lines)
     device_kernels.run_maxima(x, slots // 3, lines // 3 + 1).sum().backward()
+    bytes = torch.randn(lines, heads, 2 * width // heads, dtype=kind).requires_grad_()
+    patches = torch.randn(lines // 3 + 1, 2, *bytes.shape[1:], dtype=kind).requires_grad_()
+    device_kernels.cross(patches, bytes, bytes, slots // 3).sum().backward()
+    device_kernels.cross(bytes, patches, patches, slots // 3).sum().backward()
     ids = slots[None]
     known = {"OFFSET": 4, "PAD": 258, "VOCAB": 260}
     index = device_kernels.hashes(ids, ids == 0, ids[:, :2], lines, (5915587277, 3), (3, 2), **known)

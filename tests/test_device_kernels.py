@@ -25,6 +25,7 @@ from bytelm.models import blt, linear, megabyte, transformer
 from bytelm.models.base import ByteModel
 from bytelm.models.objective import score
 from bytelm.nn import fused
+from bytelm.nn.cross import BytesFromPatches, PatchesFromBytes
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.pool import run_maxima
@@ -165,6 +166,49 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert found[0].isnan() and found[1] == 3
 
 
+def agree(layer: nn.Module, inputs: Sequence[Tensor], index: Tensor, kind: torch.dtype) -> None:
+    """The same of a layer between bytes and patches, its weights in the same numbers."""
+    exact = [x.double().requires_grad_() for x in inputs]
+    wanted = layer.double()(*exact, index)
+    slope = torch.randn(wanted.shape, dtype=torch.double)
+    wanted = [wanted, *torch.autograd.grad(wanted, exact, slope)]
+    ours = [x.to(DEVICE, kind).requires_grad_() for x in inputs]
+    layer = layer.to(DEVICE, kind)
+    with poisoned():
+        found = layer(*ours, index.to(DEVICE))
+        found = [found, *torch.autograd.grad(found, ours, slope.to(found))]
+    for one, other in zip(found, wanted, strict=True):
+        assert error(one, other) < (4 * CLOSE[kind] if kind == torch.bfloat16 else CLOSE[kind])  # weights are rounded
+
+
+CROSSED = [(1, 2, 8, 2), (1, 1, 24, 3), (4, 2, 16, 1), (3, 3, 64, 2)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("parts", "heads", "head_dim", "rows"), CROSSED)
+def test_patches_attend_their_bytes(parts: int, heads: int, head_dim: int, rows: int, kind: torch.dtype) -> None:
+    """Patches of 0, 1 and many bytes; bytes of none at the start, in between and at the end."""
+    torch.manual_seed(0)
+    sizes = torch.tensor([1, 0, 3, 8, 9, 30, 2])
+    none = len(sizes)
+    line = torch.repeat_interleave(torch.arange(none), sizes)
+    segment = torch.cat([torch.tensor([none]), line[:4], torch.tensor([none] * 3), line[4:], torch.tensor([none] * 5)])
+    dim = heads * head_dim
+    inputs = [3 * torch.randn(none, parts, dim), 3 * torch.randn(len(segment), dim)]
+    agree(PatchesFromBytes(dim, heads), inputs, segment, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("parts", "heads", "head_dim", "rows"), CROSSED)
+def test_bytes_attend_their_patch(parts: int, heads: int, head_dim: int, rows: int, kind: torch.dtype) -> None:
+    """Patches that no byte, one and many bytes read."""
+    torch.manual_seed(0)
+    index = (torch.rand(rows, 37) < 0.3).cumsum(1) * torch.tensor([2, 1, 0])[:rows, None]
+    dim = heads * head_dim
+    inputs = [3 * torch.randn(rows, 37, dim), 3 * torch.randn(rows, int(index.max()) + 2, parts, dim)]
+    agree(BytesFromPatches(dim, heads), inputs, index, kind)
+
+
 @pytest.mark.parametrize(("sizes", "functions", "rows"), [((3, 4, 5, 6, 7, 8), 1, 8192), ((5, 2, 3), 11, 2**33 + 7)])
 def test_hashes(sizes: tuple[int, ...], functions: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal to the last bit, over starts of documents, before the first id, and past what 64 bits hold."""
@@ -206,7 +250,8 @@ MODELS: dict[str, Callable[[], ByteModel]] = {
     ),
 }
 OFTEN = {"norm", "norm_back", "swiglu", "swiglu_back", "turn"}
-PROGRAMS = {name: OFTEN for name in MODELS} | {"blt": OFTEN | {"edges", "maxima", "maxima_back", "hashes"}}
+CROSS = {"attend_run", "attend_parts", "slopes_of_parts", "slopes_of_bytes"}
+PROGRAMS = {name: OFTEN for name in MODELS} | {"blt": OFTEN | {"edges", "maxima", "maxima_back", "hashes", *CROSS}}
 
 
 @pytest.mark.parametrize("name", MODELS)
