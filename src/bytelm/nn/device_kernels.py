@@ -202,6 +202,8 @@ def run_maxima(values: Tensor, segment: Tensor, runs: int) -> Tensor:
 
 # --- cross-attention --------------------------------------------------------------------------------------------------
 
+# Not by `nn.runs`: that kernel keeps slopes of 128 queries for each run, and a patch has about five bytes.
+
 
 class _Cross(Function):
     @staticmethod
