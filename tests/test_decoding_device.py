@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from bytelm import decoding
 from bytelm.decoding import blt, device, graphs, open_decoder, rings, tensors
+from bytelm.decoding.rings import Layers
 from bytelm.errors import UsageError
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
@@ -108,6 +111,22 @@ def test_rows_take_what_was_allocated_for_them(name: str) -> None:
     one, four = (open_decoder(MODELS[name], rows=rows, capacity=50) for rows in (1, 4))
     assert one.row_bytes == four.row_bytes > 0
     assert four.traffic(40) > one.traffic(40) > one.traffic(1) > 0
+
+
+def test_memory_is_free_when_a_decoder_is_gone() -> None:
+    """Not only when Python looks for cycles: there may be gigabytes of it."""
+    gc.disable()
+    try:
+        for name in SOME:
+            decoder = open_decoder(MODELS[name], rows=1, capacity=50)
+            decoder.read(np.zeros(1, np.int64), np.array([BOS]))
+            gone = weakref.ref(decoder)
+            rings = [weakref.ref(x) for x in gc.get_objects() if type(x) is Layers]
+            del decoder
+            assert gone() is None
+            assert [ring() for ring in rings] == [None] * len(rings)
+    finally:
+        gc.enable()
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------

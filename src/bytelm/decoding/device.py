@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from bytelm.decoding import blt, megabyte
 from bytelm.decoding.base import Ints, New
-from bytelm.decoding.graphs import Part, bucket, filled
-from bytelm.decoding.rings import LEAST, TOGETHER, Cross, Layers
+from bytelm.decoding.graphs import Graphs, bucket, filled
+from bytelm.decoding.rings import TOGETHER, Cross, Layers
 from bytelm.decoding.tensors import Tensors
 from bytelm.models.blt import BLT
 from bytelm.models.megabyte import Inner
@@ -26,6 +26,8 @@ from bytelm.nn.concatenate import PatchEmbedding
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.units import PAD, VOCAB
+
+LEAST = 16  # bytes that a patch is filled up to
 
 
 class Pool:
@@ -38,7 +40,7 @@ class Pool:
         modules = [layer for layer in model.encoder.cross if isinstance(layer, CrossAttention)]
         self.cross = [Cross.of(device, module) for module in modules]
         self.bytes = self.split.bytes + sum(cross.bytes for cross in self.cross)
-        self.pool = Part(self._pool, device.recorder)
+        self.graphs = Graphs(device.recorder)
 
     def patches(self, row: Ints, first: Ints, last: Ints) -> Tensor:
         """Patches `[n, queries · dim]` of the bytes at positions first..last."""
@@ -48,7 +50,7 @@ class Pool:
         for at in range(0, len(row), step):
             index = filled(np.arange(at, min(at + step, len(row))))
             plan = np.stack([row[index], first[index], last[index]])
-            found.append(self.pool(plan, shape=(longest,))[: min(step, len(row) - at)])
+            found.append(self.graphs(self._pool, plan, shape=(longest,))[: min(step, len(row) - at)])
         return torch.cat(found) if len(found) > 1 else found[0]
 
     def _pool(self, plan: Tensor, longest: int) -> Tensor:
@@ -100,7 +102,7 @@ class Embedding(megabyte.Embedding):
 
     def __init__(self, device: Tensors, embed: PatchEmbedding) -> None:
         super().__init__(device, embed)
-        self.device, self.part = device, Part(self._patches, device.recorder)
+        self.device, self.graphs = device, Graphs(device.recorder)
 
     def patches(self, ids: Ints, row: Ints, last: Ints) -> Tensor:
         """The patches `[n, dim]` that end at positions `last` of rows."""
@@ -108,7 +110,7 @@ class Embedding(megabyte.Embedding):
         offset = last[index, None] - (self.embed.size + self.reach) + 1 + np.arange(self.embed.size + self.reach)
         real = np.maximum(offset, 0)
         places = self.embed.index(torch.from_numpy(real)).numpy()
-        return self.part(np.stack([ids[row[index, None], real], places, offset]))[: len(row)]
+        return self.graphs(self._patches, np.stack([ids[row[index, None], real], places, offset]))[: len(row)]
 
     def _patches(self, plan: Tensor) -> Tensor:
         ids, places, offset = plan

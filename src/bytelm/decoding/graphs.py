@@ -20,30 +20,33 @@ from bytelm.transfer import to_device
 GRAPHED = 256  # positions of a shape above which launches cost less than arithmetic, and no graph is kept
 
 
-class Part:
-    """A function of a plan and of activations, without waits; on a CUDA device replayed as a graph for each shape.
+class Graphs:
+    """Those of one function of a plan and of activations, which waits for nothing: a graph for each shape.
 
     The first call of a shape computes, and the second records: shapes that are met once are not worth a graph.
     What the function writes lies in memory that stays, and is the same however often it is written.
     """
 
-    def __init__(self, function: Callable[..., Tensor], recorder: Recorder) -> None:
-        self.function, self.recorder = function, recorder
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
         self.met = set[Any]()
-        self.graphs: dict[Any, Graph] = {}
+        self.found: dict[Any, Graph] = {}
 
-    def __call__(self, plan: Ints, *activations: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-        """`plan` [numbers, ...] is copied; `shape`: numbers of the host that decide one."""
+    def __call__(
+        self, function: Callable[..., Tensor], plan: Ints, *activations: Tensor, shape: tuple[int, ...] = ()
+    ) -> Tensor:
+        """What the function gives. `plan` [numbers, ...] is copied; `shape`: numbers of the host that decide one.
+
+        The function is not kept: a method would keep its owner, and that the memory it writes to.
+        """
         key = plan.shape, shape
-        if not self.recorder.records or plan[0].size > GRAPHED:
-            return self.function(self.recorder.sent(plan), *activations, *shape)
-        if key in self.graphs:
-            return self.graphs[key].replay(plan, activations)
-        if key in self.met:
-            self.graphs[key] = self.recorder.record(self.function, plan, activations, shape)
-            return self.graphs[key].replay(plan, activations)
-        self.met.add(key)
-        return self.function(self.recorder.sent(plan), *activations, *shape)
+        if self.recorder.records and plan[0].size <= GRAPHED:
+            if key in self.met and key not in self.found:
+                self.found[key] = self.recorder.record(function, plan, activations, shape)
+            if key in self.found:
+                return self.found[key].replay(plan, activations)
+            self.met.add(key)
+        return function(self.recorder.sent(plan), *activations, *shape)
 
 
 @dataclass

@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bytelm.decoding.base import Ints
-from bytelm.decoding.graphs import Part, bucket, filled
+from bytelm.decoding.graphs import Graphs, bucket, filled
 from bytelm.decoding.tensors import Matrix, Tensors
 from bytelm.nn import fused
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.transformer import Block, Stack
 
 TOGETHER = 4096  # positions of rows with several new ones that are computed at once
-LEAST = 16  # positions seen: attention kernels like whole vectors of masks
+LEAST = 64  # positions seen: fewer are no faster, and would be shapes of their own
+ALIGNED = 8  # positions of a ring are a multiple: attention kernels like whole vectors of masks
 FEW, SHORT = 128, 256  # heads of all rows, and positions seen, up to which attention of one position is done otherwise
 
 
@@ -67,7 +68,7 @@ def gated(gate_up: Tensor) -> Tensor:
 
 
 def attended(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Attention `[rows, heads, new, head_dim]`, to what `bias` [rows, heads, new, spans] leaves."""
+    """Attention `[rows, heads, new, head_dim]`, to what `bias` [rows, heads or 1, new, spans] leaves."""
     rows, heads, new, size = query.shape
     if new > 1 or rows * heads > FEW or keys.shape[2] <= SHORT:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
@@ -143,7 +144,7 @@ class Layers:
     ) -> None:
         config = stack.config
         self.device, self.config, self.rows = device, config, rows
-        self.slots = -(-seen // LEAST) * LEAST
+        self.slots = -(-seen // ALIGNED) * ALIGNED
         frequencies = config.theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
         self.frequencies = device.recorder.sent(frequencies)
         self.blocks: list[Weights] = []
@@ -160,7 +161,7 @@ class Layers:
         self.parts, self.patches = parts, patches
         held = (whole * patches, len(cross), parts, 2, config.dim) if cross else (0,)
         self.held = device.zeros(*held, dtype=device.stored)
-        self.read, self.write = Part(self._read, device.recorder), Part(self._hold, device.recorder)
+        self.read, self.write = Graphs(device.recorder), Graphs(device.recorder)
         self.weight_bytes = sum(w.bytes for w in self.blocks) + sum(c.query.bytes + c.out.bytes for c in self.cross)
         self.cross_bytes = sum(c.key_value.bytes for c in self.cross)
         self.slot_bytes = config.layers * 2 * config.dim * device.stored.itemsize
@@ -199,10 +200,11 @@ class Layers:
             plan[5] = into * self.kept_slots + at % self.kept_slots
         if patch is not None:
             plan[6] = own * self.patches + patch[index] % self.patches
-        spans, top = (bucket(int(last.max()) + 1, LEAST) for last in (at[:, -1:] - since, at))
+        newest = int(at.max())
+        spans, top = bucket(int((at[:, -1:] - since).max()) + 1, LEAST), min(bucket(newest + 1, LEAST), self.slots)
         # Rings from the first row and slot on need no gathering.
-        plain = top <= spans and top <= self.slots and bool((own[:, 0] == np.arange(len(own))).all())
-        return self.read(plan, x, shape=(spans, plain))
+        plain = newest < top <= spans and bool((own[:, 0] == np.arange(len(own))).all())
+        return self.read(self._read, plan, x, shape=(top if plain else spans, plain))
 
     def _read(self, plan: Tensor, x: Tensor, spans: int, plain: bool) -> Tensor:
         """All blocks over a grid of positions, which see `spans` of their rows: the first of them, or the newest."""
@@ -214,7 +216,9 @@ class Layers:
         slots = seen.remainder(self.slots)
         hidden = (seen[:, None] < first[..., None]) | (seen[:, None] > position[..., None])
         bias = torch.zeros(hidden.shape, dtype=self.device.stored, device=plan.device)
-        bias = bias.masked_fill(hidden, float("-inf"))[:, None].expand(-1, heads, -1, -1).contiguous()
+        bias = bias.masked_fill(hidden, float("-inf"))[:, None]
+        if position.shape[1] == 1:  # once, and not in each layer
+            bias = bias.expand(-1, heads, -1, -1).contiguous()
         turn = turns(position.flatten(), self.frequencies, dtype)
         parts = self.held.index_select(0, plan[6].flatten()) if self.cross else None
         for index, block in enumerate(self.blocks):
@@ -246,7 +250,7 @@ class Layers:
         at = filled(row * self.patches + patch % self.patches)
         if len(at) > len(x):  # what fills up writes the last patch again
             x = x.index_select(0, self.device.recorder.sent(filled(np.arange(len(x)))))
-        self.write(at[None], x)
+        self.write(self._hold, at[None], x)
 
     def _hold(self, plan: Tensor, x: Tensor) -> Tensor:
         lines = x.unflatten(-1, (self.parts, -1))
