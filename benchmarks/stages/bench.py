@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from torch.profiler import ProfilerActivity
 
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.models.base import ByteModel
+from bytelm.nn import fused
+from bytelm.nn.runs import Runs
 
 T = TypeVar("T")
 Found = dict[str, Any]
@@ -106,6 +109,13 @@ def random_model(bench: Bench, recipe: Recipe, dtype: torch.dtype = torch.float3
     for parameter in model.parameters():
         parameter.fill_(1) if parameter.ndim == 1 else parameter.normal_(0, 0.02)
     return model
+
+
+@contextlib.contextmanager
+def plain_torch() -> Generator[None]:
+    """Without kernels of ours on a GPU, and without attention by runs."""
+    with mock.patch.object(fused, "kernels", lambda _: None), mock.patch.object(Runs, "fits", lambda *_: False):
+        yield
 
 
 # --- times ------------------------------------------------------------------------------------------------------------
