@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -97,6 +97,17 @@ def free() -> None:
 def peak(bench: Bench) -> float | None:
     """GiB that were reserved at the most since `free`."""
     return torch.cuda.max_memory_reserved(bench.device) / 2**30 if bench.cuda else None
+
+
+def in_turn(named: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
+    """The first of each kind (the name's first word), then the second of each: whatever time is left for."""
+    seen: Counter[str] = Counter()
+    places: list[tuple[int, tuple[str, T]]] = []
+    for pair in named:
+        kind = pair[0].split()[0]
+        places.append((seen[kind], pair))
+        seen[kind] += 1
+    return [pair for _, pair in sorted(places, key=lambda place: place[0])]
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ many back, masked pairs not among them.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from bytelm.nn.rows import Slopes
 from bytelm.nn.transformer import FeedForward
 from stages.bench import Bench, Found, Measurement, apart, plain_torch, profiled, rates, seconds
 
-SECONDS, EACH = 120, 40
+SECONDS, EACH = 70, 40
 COLUMNS = ("error", "there_us", "both_us", "times", "gb_per_s", "share", "tflop_per_s", "launches")
 CLOSE = 2e-2  # of bfloat16 results and slopes, as parts of their size
 POISON = 1 << 28  # numbers
@@ -115,6 +116,9 @@ class Gate(FeedForward):
     def __init__(self) -> None:
         super().__init__(1, 1)
         self.gate_up, self.down = nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return inspect.unwrap(FeedForward.forward)(self, x)  # checked shapes would have it keep the width
 
 
 def gate(bench: Bench, rows: int, hidden: int) -> Pass:

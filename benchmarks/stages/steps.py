@@ -27,7 +27,7 @@ from bytelm.train.loop import Trainer
 from bytelm.train.memory import predict
 from stages.bench import Bench, Found, Measurement, peak, plain_torch, profiled, random_model, rates, seconds, waited
 
-SECONDS, EACH = 240, 90
+SECONDS, EACH = 150, 90
 COLUMNS = (
     "rows",
     "window",
@@ -97,7 +97,7 @@ def trainer(bench: Bench, model: ByteModel, rows: int, window: int, compile: boo
     """A training of a model that is moved to the device, as `bytelm train` has it, on windows of random bytes."""
     size: Any = {"window": window, "batch": rows}
     config = TrainConfig(steps=1 << 40, precision="bfloat16", spikes="keep", compile=compile, **size)
-    windows: Any = Windows(window, hasattr(model, "patcher"), rows)
+    windows = Windows(window, hasattr(model, "patcher"), rows)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         journal = Journal(Path(folder) / "metrics.jsonl", quiet=True)
         found = Trainer(model.to(bench.device).train(), config, windows, Path(folder), journal)
