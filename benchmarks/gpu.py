@@ -140,9 +140,8 @@ def short(line: Found) -> str:
     return f"{line['name']} | {values}"[:SHOWN]
 
 
-def run(stage: str, options: argparse.Namespace, until: float) -> None:
+def run(stage: str, options: argparse.Namespace, end: float) -> None:
     """A stage, in as many processes as it takes."""
-    end = min(until, time.monotonic() + importlib.import_module(f"stages.{stage}").SECONDS)
     while (left := end - time.monotonic()) > 0:
         before = len(list(read(options.out, stage)))
         code = process(stage, options, left)
@@ -216,9 +215,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stage is left running
     until = time.monotonic() + options.seconds
-    for stage in options.stages:
+    for place, stage in enumerate(options.stages):
         began = time.monotonic()
-        run(stage, options, until)
+        mine, *others = (importlib.import_module(f"stages.{other}").SECONDS for other in options.stages[place:])
+        run(stage, options, began + (until - began) * mine / (mine + sum(others)))
         print(f"{stage}: {time.monotonic() - began:.0f} s", flush=True)
     lines = list(table(options.out, options.stages))
     (options.out / "table.txt").write_text("\n".join(lines) + "\n")

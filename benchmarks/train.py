@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.data.files import write_whole
-from bytelm.data.sampler import Batch
+from bytelm.data.sampler import Batch, Sampler
 from bytelm.models.base import ByteModel
 from bytelm.nn import transformer
 from bytelm.report.charts import Bar, bar_chart
@@ -64,7 +64,7 @@ LIKE = {"transformers": "blt", "megabyte-pytorch": "megabyte", "plain": "transfo
 # --- in the process of one system -------------------------------------------------------------------------------------
 
 
-class Windows:
+class Windows(Sampler):
     """Random bytes in the place of a sampler: BOS, then a sequence in each row, patches of 5 bytes recorded."""
 
     def __init__(self, sequence: int, patched: bool, rows: int = 1) -> None:
@@ -79,7 +79,7 @@ class Windows:
 
 def own_step(model: ByteModel, sequence: int, folder: Path) -> Callable[[], None]:
     config = TrainConfig(steps=1 << 40, window=sequence, batch=1, precision="bfloat16")
-    windows: Any = Windows(sequence, hasattr(model, "patcher"))
+    windows = Windows(sequence, hasattr(model, "patcher"))
     return Trainer(model.train(), config, windows, folder, Journal(folder / "metrics.jsonl", quiet=True)).step
 
 

@@ -3,7 +3,7 @@
 A stage is a module with
 
     measurements(bench)   names and what to call for each; the dictionary that comes back is written down at once
-    SECONDS               that the stage may take
+    SECONDS               its share of the time of all stages
     EACH                  that one measurement may take before it is given up
     COLUMNS               of what was found, those that the table shows; none: all, as text
 """

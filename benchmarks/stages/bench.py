@@ -13,11 +13,12 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from torch.profiler import ProfilerActivity
 
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.models.base import ByteModel
+from bytelm.nn import fused
+from bytelm.nn.runs import Runs
 
 T = TypeVar("T")
 Found = dict[str, Any]
@@ -96,6 +99,17 @@ def peak(bench: Bench) -> float | None:
     return torch.cuda.max_memory_reserved(bench.device) / 2**30 if bench.cuda else None
 
 
+def in_turn(named: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
+    """The first of each kind (the name's first word), then the second of each: whatever time is left for."""
+    seen: Counter[str] = Counter()
+    places: list[tuple[int, tuple[str, T]]] = []
+    for pair in named:
+        kind = pair[0].split()[0]
+        places.append((seen[kind], pair))
+        seen[kind] += 1
+    return [pair for _, pair in sorted(places, key=lambda place: place[0])]
+
+
 @torch.no_grad()
 def random_model(bench: Bench, recipe: Recipe, dtype: torch.dtype = torch.float32) -> ByteModel:
     """A model with random weights that lie where they are read, its patcher's in float32: nothing of it is learnt."""
@@ -106,6 +120,13 @@ def random_model(bench: Bench, recipe: Recipe, dtype: torch.dtype = torch.float3
     for parameter in model.parameters():
         parameter.fill_(1) if parameter.ndim == 1 else parameter.normal_(0, 0.02)
     return model
+
+
+@contextlib.contextmanager
+def plain_torch() -> Generator[None]:
+    """Without kernels of ours on a GPU, and without attention by runs."""
+    with mock.patch.object(fused, "kernels", lambda _: None), mock.patch.object(Runs, "fits", lambda *_: False):
+        yield
 
 
 # --- times ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bytelm.testing import DECODER_LAWS, MODEL_LAWS, PATCHER_LAWS, tiny_models, tiny_patchers
-from stages.bench import Bench, Found, Measurement
+from stages.bench import Bench, Found, Measurement, in_turn
 
 SECONDS, EACH = 240, 60
 COLUMNS = ("laws", "forward", "split", "rows", "company", "precision")
@@ -36,9 +36,9 @@ def check(bench: Bench, laws: Mapping[str, Callable[[Any, int, int], float]], pa
 
 
 def measurements(bench: Bench) -> Iterator[Measurement]:
-    for name, patcher in bench.size(list(tiny_patchers()), list(tiny_patchers())[:2]):
+    for name, patcher in in_turn(tiny_patchers())[: bench.size(None, 2)]:
         yield f"patcher: {name}", partial(check, bench, PATCHER_LAWS, patcher)
-    kinds = bench.size(list(tiny_models()), list(tiny_models())[10:12])
+    kinds = in_turn(tiny_models())[: bench.size(None, 2)]
     for name, model in kinds:
         yield f"decoder: {name}", partial(check, bench, DECODER_LAWS, model.eval())
     for name, model in kinds:

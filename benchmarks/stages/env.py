@@ -15,7 +15,7 @@ import torch
 from bytelm import machine
 from stages.bench import Bench, Found, Measurement
 
-SECONDS, EACH = 60, 40
+SECONDS, EACH = 20, 40
 COLUMNS = ()
 PACKAGES = ("triton", "numpy", "transformers", "tokenizers", "cyclopts", "beartype", "MEGABYTE-pytorch", "einops")
 

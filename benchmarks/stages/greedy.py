@@ -18,7 +18,7 @@ from bytelm.models.base import ByteModel
 from stages.bench import Bench, Found, Measurement
 from stages.steps import Shape
 
-SECONDS, EACH = 120, 60
+SECONDS, EACH = 40, 60
 COLUMNS = ("bytes", "same", "in_company", "decoder")
 BYTES = 256
 MODELS = ("blt", "megabyte", "transformer")

@@ -2,9 +2,10 @@
 
 Each pass is what the modules of `bytelm.nn` compute under bfloat16 autocast on this device, by whichever kernel they
 choose; the truth is the same module in float64. Errors are taken on odd shapes, results being written where NaNs lay
-before. gb_per_s: inputs, results and their slopes, read or written once each, whatever is done really; share: of the
-speed of a copy. Attention, which is bound by products, has tflop_per_s instead: 4 operations a pair of positions and
-channel there, 2.5 times as many back, masked pairs not among them.
+before. times: plain torch's time, all kernels of ours and attention by runs left out, to theirs. gb_per_s: inputs,
+results and their slopes, read or written once each, whatever is done really; share: of the speed of a copy. Attention,
+which is bound by products, has tflop_per_s instead: 4 operations a pair of positions and channel there, 2.5 times as
+many back, masked pairs not among them.
 """
 
 from __future__ import annotations
@@ -20,23 +21,26 @@ from torch import Tensor, nn
 
 from bytelm.nn.attention import View, Where
 from bytelm.nn.cross import BytesFromPatches, PatchesFromBytes
+from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.pool import run_maxima
-from bytelm.nn.rope import rotate, rotation
+from bytelm.nn.rope import rotate_two, rotation
+from bytelm.nn.rows import Slopes
 from bytelm.nn.transformer import swiglu
-from stages.bench import Bench, Found, Measurement, apart, profiled, rates, seconds
+from stages.bench import Bench, Found, Measurement, apart, plain_torch, profiled, rates, seconds
 
-SECONDS, EACH = 120, 40
-COLUMNS = ("error", "there_us", "both_us", "gb_per_s", "share", "tflop_per_s", "launches")
+SECONDS, EACH = 70, 40
+COLUMNS = ("error", "there_us", "both_us", "times", "gb_per_s", "share", "tflop_per_s", "launches")
 CLOSE = 2e-2  # of bfloat16 results and slopes, as parts of their size
 POISON = 1 << 28  # numbers
+Run = Callable[..., Tensor | Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class Pass:
     """A function of floating-point inputs, and of weights, which are moved with it."""
 
-    run: Callable[..., Tensor]
+    run: Run
     inputs: Sequence[Tensor]
     operations: float = 0.0
     """Of the way there; 0 where memory is the limit."""
@@ -47,14 +51,16 @@ def poison(bench: Bench) -> None:
     torch.full((bench.size(POISON, 1 << 10),), float("nan"), device=bench.device)
 
 
-def both(run: Callable[..., Tensor], inputs: Sequence[Tensor], slope: Tensor | None) -> list[Tensor]:
-    """What comes out, its slope, by default random numbers of 16 bits, and the slopes of all inputs and weights."""
+def both(run: Run, inputs: Sequence[Tensor], slopes: Sequence[Tensor] | None = None) -> tuple[list[Tensor], ...]:
+    """What comes out, its slopes, by default random numbers of 16 bits, and the slopes of all inputs and weights."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     weights = list(run.parameters()) if isinstance(run, nn.Module) else []
     found = run(*inputs)
-    slope = torch.randn_like(found).bfloat16() if slope is None else slope
-    slope = slope.to(found.dtype)
-    return [found.detach(), slope, *torch.autograd.grad(found, [*inputs, *weights], slope)]
+    found = [found] if isinstance(found, Tensor) else list(found)
+    slopes = [torch.randn_like(x).bfloat16() for x in found] if slopes is None else slopes
+    slopes = [slope.to(x.dtype) for slope, x in zip(slopes, found, strict=True)]
+    back = torch.autograd.grad(found, [*inputs, *weights], slopes)
+    return [x.detach() for x in found], slopes, list(back)
 
 
 def error(bench: Bench, make: Callable[..., Pass], **shape: Any) -> float:
@@ -62,28 +68,35 @@ def error(bench: Bench, make: Callable[..., Pass], **shape: Any) -> float:
     torch.manual_seed(0)
     one = make(bench, **shape)
     exact = copy.deepcopy(one.run).double() if isinstance(one.run, nn.Module) else one.run
-    wanted = both(exact, [x.double() for x in one.inputs], None)
+    wanted, slopes, back = both(exact, [x.double() for x in one.inputs])
     poison(bench)
     with torch.autocast(bench.device.type, torch.bfloat16):
-        found = both(one.run, one.inputs, wanted[1])
-    return max(apart(a, b) for a, b in zip(found, wanted, strict=True))
+        found, _, own = both(one.run, one.inputs, slopes)
+    return max(apart(a, b) for a, b in zip([*found, *own], [*wanted, *back], strict=True))
 
 
 def measured(bench: Bench, make: Callable[..., Pass], small: dict[str, Any], large: dict[str, Any]) -> Found:
     found: Found = {"error": error(bench, make, **small)}
     one = make(bench, **bench.size(large, small))
-    copy_rate, _ = rates(bench)
     with torch.autocast(bench.device.type, torch.bfloat16):
-        moved = sum(x.nbytes for x in (*one.inputs, *one.inputs, *both(one.run, one.inputs, None)))
+        results, slopes, back = both(one.run, one.inputs)
+        moved = sum(x.nbytes for x in (*one.inputs, *one.inputs, *results, *slopes, *back))
+        del results, back
         with torch.no_grad():
             there = seconds(bench, lambda: one.run(*one.inputs))
-        took = seconds(bench, lambda: both(one.run, one.inputs, None))
-        found |= profiled(bench, lambda: both(one.run, one.inputs, None))
-    found |= {"there_us": 1e6 * there, "both_us": 1e6 * took}
+        took = seconds(bench, lambda: both(one.run, one.inputs, slopes))
+        found |= profiled(bench, lambda: both(one.run, one.inputs, slopes))
+        with plain_torch():
+            plain = seconds(bench, lambda: both(one.run, one.inputs, slopes))
+    found |= {"there_us": 1e6 * there, "both_us": 1e6 * took, "plain_us": 1e6 * plain, "times": plain / took}
     if one.operations:
         found["tflop_per_s"] = 3.5 * one.operations / took / 1e12
     else:
-        found |= {"gb_per_s": moved / took / 1e9, "share": moved / took / copy_rate}
+        found |= {"gb_per_s": moved / took / 1e9, "share": moved / took / rates(bench)[0]}
+    return judged(found)
+
+
+def judged(found: Found) -> Found:
     return {"failed": f"off by {found['error']:.3g}, bound {CLOSE}", **found} if found["error"] > CLOSE else found
 
 
@@ -101,14 +114,15 @@ def gate(bench: Bench, rows: int, hidden: int) -> Pass:
 
 
 def turn(bench: Bench, rows: int, new: int, heads: int, dim: int) -> Pass:
+    """Queries and keys, of queries, keys and values in one."""
     positions = torch.arange(new, device=bench.device).expand(rows, -1)
-    return Pass(partial(rotate, by=rotation(positions, dim, 1e4)), [normal(bench, rows, new, heads, dim)])
+    return Pass(partial(rotate_two, by=rotation(positions, dim, 1e4)), [normal(bench, rows, new, 3, heads, dim)])
 
 
 def maximum(bench: Bench, slots: int, patch: int, dim: int) -> Pass:
-    """Of runs of `patch` slots."""
-    segment = torch.arange(slots, device=bench.device) // patch
-    count = -(-slots // patch)
+    """Of runs of `patch` slots; the last slots are of none."""
+    count = slots // patch
+    segment = (torch.arange(slots, device=bench.device) // patch).clamp(max=count)
     return Pass(lambda x: run_maxima(x, segment, count), [normal(bench, slots, dim)])
 
 
@@ -158,7 +172,7 @@ PASSES: dict[str, tuple[Callable[..., Pass], dict[str, Any], dict[str, Any]]] = 
         {"rows": 3, "new": 133, "heads": 8, "dim": 64},
         {"rows": 16, "new": 8192, "heads": 8, "dim": 64},
     ),
-    "segment maximum": (
+    "run maxima": (
         maximum,
         {"slots": 1037, "patch": 5, "dim": 512},
         {"slots": 131072, "patch": 5, "dim": 512},
@@ -191,6 +205,74 @@ PASSES: dict[str, tuple[Callable[..., Pass], dict[str, Any], dict[str, Any]]] = 
 }
 
 
+DIM, SIZES = 512, (3, 4, 5, 6, 7, 8)  # of n-gram tables
+
+
+def lookups(bench: Bench) -> Found:
+    """The n-grams of all bytes hashed, and their rows summed, beside the CPU's; what is read is counted."""
+    rows, new, table = bench.size((16, 8192, 500_002), (2, 300, 101))
+    module = NgramEmbedding(DIM, SIZES, 1, table)
+    there = copy.deepcopy(module).to(bench.device)
+    ids = torch.randint(0, 256, (rows, new), generator=torch.Generator().manual_seed(0))
+    given = ids, torch.rand(rows, new, generator=torch.Generator().manual_seed(1)) < 0.01, module.begin(rows)
+    own = [x.to(bench.device) for x in given]
+    with torch.no_grad():
+        poison(bench)
+        gap = apart(there(*own)[:2], module(*(x[:2] for x in given)))
+        took = seconds(bench, lambda: there(*own))
+        with plain_torch():
+            plain = seconds(bench, lambda: there(*own))
+        seen = profiled(bench, lambda: there(*own))
+    moved = 4 * ids.numel() * DIM * (len(SIZES) + 1)
+    return judged(
+        {"error": gap, "there_us": 1e6 * took, "plain_us": 1e6 * plain, "times": plain / took, **seen}
+        | {
+            "gb_per_s": moved / took / 1e9,
+            "share": moved / took / rates(bench)[0],
+        }
+    )
+
+
+def moves(bench: Bench) -> Found:
+    """Rows of tables moved by the slopes of the bags that read them, some often, beside plain torch in float64."""
+    bags, count, dim = bench.size((131_072, 500_002, 512), (300, 101, 16))
+    generator = torch.Generator().manual_seed(0)
+    often = torch.rand(bags, 6, generator=generator) ** 3 * count
+    index = (often.long() + count * torch.arange(6)).to(bench.device)
+    slopes = torch.randn(bags, dim, generator=generator).to(bench.device)
+    table, second = torch.zeros(6 * count, dim, device=bench.device), torch.zeros(6 * count, dim, device=bench.device)
+
+    def move(table: Tensor, second: Tensor, index: Tensor, slopes: Tensor) -> Tensor:
+        kept = Slopes([index], [slopes])
+        norm = kept.norm()
+        kept.move(table, second, 1e-3, 0.95, 1e-8)
+        return norm
+
+    part = index[:2000], slopes[:2000]
+    with plain_torch():
+        one, two = (x.clone().double() for x in (table, second))
+        truth = move(one, two, part[0], part[1].double())
+    poison(bench)
+    norm = move(table, second, *part)
+    read = part[0].unique()
+    gap = max(apart(norm, truth), apart(table[read], one[read]), apart(second[read], two[read]))
+    del one, two
+    took = seconds(bench, lambda: move(table, second, index, slopes))
+    with plain_torch():
+        plain = seconds(bench, lambda: move(table, second, index, slopes))
+    moved = 4 * dim * (2 * 6 * bags + 4 * len(index.unique()))  # slopes twice; rows and their moments there and back
+    seen = profiled(bench, lambda: move(table, second, index, slopes))
+    return judged(
+        {"error": gap, "both_us": 1e6 * took, "plain_us": 1e6 * plain, "times": plain / took, **seen}
+        | {
+            "gb_per_s": moved / took / 1e9,
+            "share": moved / took / rates(bench)[0],
+        }
+    )
+
+
 def measurements(bench: Bench) -> Iterator[Measurement]:
     for name, (make, small, large) in PASSES.items():
         yield name, partial(measured, bench, make, small, large)
+    yield "n-grams looked up", partial(lookups, bench)
+    yield "rows of tables moved", partial(moves, bench)

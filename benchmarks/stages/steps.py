@@ -25,9 +25,9 @@ from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
 from bytelm.train.loop import Trainer
 from bytelm.train.memory import predict
-from stages.bench import Bench, Found, Measurement, peak, profiled, random_model, rates, seconds, waited
+from stages.bench import Bench, Found, Measurement, peak, plain_torch, profiled, random_model, rates, seconds, waited
 
-SECONDS, EACH = 240, 90
+SECONDS, EACH = 150, 90
 COLUMNS = (
     "rows",
     "window",
@@ -81,7 +81,7 @@ SHAPES = {
     "byte-window-tiny": published("byte-window-tiny", 16, 8192),
     "perceiver-tiny": published("perceiver-tiny", 4, 4096),
 }
-COMPILED = ("BLT 100M", "byte Transformer 127M")
+VARIED = ("BLT 100M", "MEGABYTE 100M")  # also compiled, and without kernels of ours
 SMALL: dict[str, dict[str, Any]] = {
     "blt": {"name": "blt", "local_dim": 32, "local_heads": 2, "cross_heads": 2, "decoder_layers": 1, "ngram_rows": 64}
     | {"global_dim": 64, "global_heads": 2, "global_layers": 1, "window": 16},
@@ -97,7 +97,7 @@ def trainer(bench: Bench, model: ByteModel, rows: int, window: int, compile: boo
     """A training of a model that is moved to the device, as `bytelm train` has it, on windows of random bytes."""
     size: Any = {"window": window, "batch": rows}
     config = TrainConfig(steps=1 << 40, precision="bfloat16", spikes="keep", compile=compile, **size)
-    windows: Any = Windows(window, hasattr(model, "patcher"), rows)
+    windows = Windows(window, hasattr(model, "patcher"), rows)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         journal = Journal(Path(folder) / "metrics.jsonl", quiet=True)
         found = Trainer(model.to(bench.device).train(), config, windows, Path(folder), journal)
@@ -129,8 +129,14 @@ def step(bench: Bench, shape: Shape, compile: bool = False) -> Found:
     )
 
 
+def plain(bench: Bench, shape: Shape) -> Found:
+    with plain_torch():
+        return step(bench, shape)
+
+
 def measurements(bench: Bench) -> Iterator[Measurement]:
     for name, shape in bench.size(SHAPES, {shape.model["name"]: shape for shape in SHAPES.values()}).items():
         yield name, partial(step, bench, shape)
-    for name in bench.size(COMPILED, ()):
+    for name in bench.size(VARIED, ()):
+        yield f"{name}, plain torch", partial(plain, bench, SHAPES[name])
         yield f"{name}, compiled", partial(step, bench, SHAPES[name], compile=True)

@@ -17,7 +17,7 @@ from stages.bench import Bench, Found, Measurement
 from stages.steps import COLUMNS as STEP_COLUMNS
 from stages.steps import Shape, step
 
-SECONDS, EACH = 120, 40
+SECONDS, EACH = 40, 40
 COLUMNS = ("right", *STEP_COLUMNS[:8])
 ROWS, DIM, READ = 6 * 500_002, 768, 4 * 8192 * 6
 

@@ -17,10 +17,10 @@ from bytelm.decoding import open_decoder
 from bytelm.models.base import ByteModel
 from bytelm.testing import tiny_models
 from bytelm.units import BOS
-from stages.bench import Bench, Found, Measurement, profiled, waited
+from stages.bench import Bench, Found, Measurement, in_turn, profiled, waited
 from stages.steps import trainer
 
-SECONDS, EACH = 150, 30
+SECONDS, EACH = 80, 30
 COLUMNS = ("waits", "syncs", "pageable", "launches")
 WRITTEN = 20
 
@@ -53,6 +53,6 @@ def writing(bench: Bench, model: ByteModel) -> Found:
 
 
 def measurements(bench: Bench) -> Iterator[Measurement]:
-    for name, model in bench.size(list(tiny_models()), list(tiny_models())[::11]):
+    for name, model in in_turn(tiny_models())[: bench.size(None, 3)]:
         yield f"step: {name}", partial(training, bench, model)
         yield f"byte: {name}", partial(writing, bench, model)
