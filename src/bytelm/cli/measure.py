@@ -60,7 +60,7 @@ def evaluate(
         Instead of a stride: basic (windows side by side), sliding (half a window further each), strided (each window
         twice, from two offsets half a patch apart), both (four times the cost of basic).
     precision
-        Of matrix products: bfloat16 is faster where a processor or GPU multiplies it, and off by about 0.001.
+        Of matrix products: bfloat16 is faster where a processor or GPU multiplies it, and off by about 0.0001.
     tasks
         Instead of files: tasks of the lm-evaluation-harness, with commas between.
     include_path
