@@ -5,9 +5,9 @@
 
 The model is on torch's meta device and plans on the host, so that each operator is seen with its shapes. One takes as
 long as its inputs and results take through memory (of tables that are looked up, what is read), or its products, or
-LEAST, whichever is longest. Linear layers and attention are in bfloat16, as under autocast. What is counted is the
-definition in plain torch: kernels that take several operators in one go leave less. The optimizer's 28 bytes a
-parameter, and 12 of clipping, are added; drawing and waiting are not.
+LEAST, whichever is longest. Linear layers and attention are in bfloat16, as under autocast. Each shape is counted in
+plain torch, and with the kernels that a GPU has: one pass each (`passes.py`). The optimizer's 28 bytes a parameter, and
+12 of clipping, are added; drawing and waiting are not.
 """
 
 from __future__ import annotations
@@ -170,8 +170,9 @@ def counting(copy: float = COPY, product: float = PRODUCT) -> Generator[Floor]:
         yield floor
 
 
-def floor_of(shape: Any, copy: float = COPY, product: float = PRODUCT) -> Floor:
-    """The floor of one training step of a shape of `stages.steps`."""
+def floor_of(shape: Any, copy: float = COPY, product: float = PRODUCT, *, kernels: bool = False) -> Floor:
+    """The floor of one training step of a shape of `stages.steps`, in plain torch or with the kernels of a GPU."""
+    from passes import fused_passes
     from train import Windows
 
     from bytelm.models.objective import score
@@ -183,7 +184,7 @@ def floor_of(shape: Any, copy: float = COPY, product: float = PRODUCT) -> Floor:
         module.sparse = True
     batch = Windows(shape.window, hasattr(model, "patcher"), shape.rows).batch(0)
     opens = None if batch.boundaries is None else torch.from_numpy(batch.boundaries)
-    with counting(copy, product) as floor:
+    with counting(copy, product) as floor, fused_passes(floor) if kernels else contextlib.nullcontext():
         nats, _ = score(model, torch.from_numpy(batch.ids), boundaries=opens)
         (nats / 100).backward()
     sparse = sum(module.ngram.weight.numel() for module in tables if module.ngram is not None)
@@ -202,14 +203,14 @@ def main(arguments: Sequence[str] | None = None, shapes: dict[str, Any] | None =
     options = parser.parse_args(arguments)
     print(f"{'one step':<24}{'ms':>9}{'products':>10}{'GB':>8}{'TFLOP':>8}{'launches':>10}{'MB/s':>8}   longest, ms")
     for name, shape in (shapes or SHAPES).items():
-        if options.only in (None, name):
-            floor = floor_of(shape, options.copy, options.product)
+        for kernels in (False, True) if options.only in (None, name) else ():
+            floor = floor_of(shape, options.copy, options.product, kernels=kernels)
             longest = ", ".join(f"{op} {1e3 * took:.1f}" for op, took in floor.longest[:5])
-            figures = (
-                f"{1e3 * floor.seconds:>9.1f}{1e3 * floor.operations / floor.product:>10.1f}{floor.bytes / 1e9:>8.1f}"
-            )
+            products = 1e3 * floor.operations / floor.product
+            figures = f"{1e3 * floor.seconds:>9.1f}{products:>10.1f}{floor.bytes / 1e9:>8.1f}"
             speed = shape.rows * shape.window / floor.seconds / 1e6
-            print(f"{name:<24}{figures}{floor.operations / 1e12:>8.2f}{floor.launches:>10}{speed:>8.2f}   {longest}")
+            what = "  ... with kernels" if kernels else name
+            print(f"{what:<24}{figures}{floor.operations / 1e12:>8.2f}{floor.launches:>10}{speed:>8.2f}   {longest}")
     return 0
 
 
