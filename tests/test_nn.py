@@ -126,6 +126,17 @@ def test_rotation_turns_a_score_by_the_distance_alone(position: int, shift: int)
     assert abs(float(scored(shift) - scored(0))) < 1e-5
 
 
+def test_rows_that_stand_alike_share_their_angles() -> None:
+    """And rows that do not turn by their own."""
+    starts, lengths = torch.zeros(3, 4, dtype=torch.bool), torch.tensor([4, 4, 4])
+    for positions, rows in (([5, 5, 5], 1), ([5, 5, 6], 3)):
+        where = Where(torch.tensor(positions), torch.zeros(3, dtype=torch.long))
+        angles = View.of(lengths, starts, where, 0, None, HEAD_DIM, 1e4).rotation
+        wanted = rotation(torch.tensor(positions)[:, None] + torch.arange(4), HEAD_DIM, 1e4)
+        for found, exact in zip(angles, wanted, strict=True):
+            assert len(found) == rows and torch.equal(found.expand_as(exact), exact)
+
+
 # --- cross-attention and pooling --------------------------------------------------------------------------------------
 
 

@@ -163,10 +163,11 @@ class View:
         block = BLOCK if window is not None and new > BLOCK else 0
         width = window or new + cached
         opens = (start - before).clamp(min=0)
+        alike = bool((where.position == where.position[:1]).all())  # then one row of angles is that of all
         return cls(
             starts=starts,
             first=torch.maximum(slots - width + 1, opens).int(),
-            rotation=rotation(to_device(positions, device), head_dim, theta),
+            rotation=rotation(to_device(positions[:1] if alike else positions, device), head_dim, theta),
             lengths=lengths,
             cached=cached,
             block=block,
