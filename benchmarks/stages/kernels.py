@@ -23,6 +23,7 @@ from bytelm.nn.attention import View, Where
 from bytelm.nn.cross import BytesFromPatches, PatchesFromBytes
 from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.norm import RMSNorm
+from bytelm.nn.patches import Grid, PatchView
 from bytelm.nn.pool import run_maxima
 from bytelm.nn.rope import rotate_two, rotation
 from bytelm.nn.rows import Slopes
@@ -137,6 +138,15 @@ def attention(bench: Bench, rows: int, new: int, heads: int, dim: int, window: i
     return Pass(lambda q, k, v: view.attend(q, k, v, None)[0], inputs, 4 * pairs * heads * dim)
 
 
+def places(bench: Bench, lines: int, size: int, heads: int, dim: int) -> Pass:
+    """The places of so many patches, each patch by itself."""
+    place = torch.arange(lines * size)[None] % size
+    grid = Grid.of(place, place < 0, torch.tensor([lines * size]), size).carried(bench.device)
+    view = PatchView.of(grid, 0, False, dim, 1e4)
+    inputs = [normal(bench, lines, size, heads, dim) for _ in range(3)]
+    return Pass(lambda q, k, v: view.attend(q, k, v, None)[0], inputs)
+
+
 def gathering(bench: Bench, slots: int, patch: int, dim: int, heads: int, k: int) -> Pass:
     """The whole module, products among it: bytes and patches in, patches out."""
     segment = torch.arange(slots, device=bench.device) // patch
@@ -191,6 +201,11 @@ PASSES: dict[str, tuple[Callable[..., Pass], dict[str, Any], dict[str, Any]]] = 
         attention,
         {"rows": 2, "new": 333, "heads": 4, "dim": 64, "window": 100, "documents": 2},
         {"rows": 16, "new": 8192, "heads": 8, "dim": 64, "window": 512, "documents": 4},
+    ),
+    "attention, places of patches": (
+        places,
+        {"lines": 133, "size": 8, "heads": 3, "dim": 64},
+        {"lines": 16384, "size": 8, "heads": 8, "dim": 64},
     ),
     "patches from bytes": (
         gathering,
