@@ -298,3 +298,15 @@ def test_a_scale_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     quantised = kernels.quantised
     monkeypatch.setattr(rounding, "quantised", lambda w: (quantised(w)[0], quantised(w)[1] * 128 / 127))
     caught("rounding", WINDOWED)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_model_in_bfloat16_is_so_beside_a_scorer_in_float32(remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is how it is loaded: boundaries are decided in float32."""
+    monkeypatch.setattr(decoding, "remote", lambda model: remote)
+    name = next(name for name in MODELS if "of a Transformer" in name)
+    model = copy.deepcopy(MODELS[name])
+    wanted = open_decoder(model, rows=2, capacity=300, weights="bf16").row_bytes
+    assert wanted < open_decoder(model, rows=2, capacity=300).row_bytes
+    model.bfloat16().patcher.float()  # pyright: ignore[reportCallIssue]
+    assert open_decoder(model, rows=2, capacity=300).row_bytes == wanted

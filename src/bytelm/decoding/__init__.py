@@ -52,7 +52,8 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, weights: Weights
         raise UsageError(f"a decoder of {rows} rows of {capacity} ids: give at least 1 of each")
     if why_plain(model):
         return PlainDecoder(rounded(model, weights) if weights else model, rows, capacity)
-    parameter = next(model.parameters())
+    # Its own: a scorer stays in float32 where the rest of a model is in bfloat16.
+    parameter = next(p for name, p in model.named_parameters() if not name.startswith("patcher."))
     rounding = weights or ("bf16" if parameter.dtype == torch.bfloat16 else None)
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     size = {"bf16": 2, "int8": 1}.get(str(rounding), parameter.element_size())
