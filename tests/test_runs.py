@@ -250,3 +250,15 @@ def test_a_step_by_runs_launches_a_fifth_fewer_kernels(calls: list[Call], monkey
     assert len(calls) == 32 and by_runs <= 4100
     masked(monkeypatch)
     assert by_runs < 0.82 * launches()
+
+
+def test_a_step_copies_its_plan_in_few_pieces(calls: list[Call]) -> None:
+    """However deep a model is: what layers share travels once."""
+    counts: dict[str, int] = {}
+    for name in ("transformer (windowed)", "megabyte (two stages)", next(iter(MODELS))):
+        batch, _ = padded(random.Random(0), [line[:150] for line in rows(random.Random(1), 3)])
+        given = torch.arange(batch.shape[1]).expand(len(batch), -1) % 4 == 0
+        with pretend() as seen:
+            score(moved(MODELS[name]), batch, boundaries=given)
+        counts[name.split()[0]] = seen.uploads
+    assert counts["transformer"] <= 6 and counts["blt"] <= 16 and counts["megabyte"] <= 20, counts
