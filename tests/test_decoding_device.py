@@ -195,6 +195,20 @@ def test_laws_with_graphs(name: str, law: str) -> None:
     assert Played.played > 20
 
 
+def test_without_graphs_bytes_are_the_same_and_it_is_said(played: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a device does not let them be recorded."""
+
+    @contextlib.contextmanager
+    def refused(graph: Played, pool: object, stream: object) -> Generator[None]:
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    with pytest.warns(RuntimeWarning, match="no CUDA graph could be recorded.*: operation not permitted.*ing$"):
+        DECODER_LAWS["forward"](MODELS[WINDOWED], 0, 2)
+    assert Played.played == 0
+
+
 # --- bugs -------------------------------------------------------------------------------------------------------------
 
 

@@ -252,6 +252,22 @@ def test_a_step_by_runs_launches_a_fifth_fewer_kernels(calls: list[Call], monkey
     assert by_runs < 0.82 * launches()
 
 
+def test_a_kernel_that_does_not_answer_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where another torch calls its arguments otherwise."""
+    ones, arange = torch.ones, torch.arange
+    monkeypatch.setattr(torch, "ones", lambda *shape, **_: ones(*shape))
+    monkeypatch.setattr(torch, "arange", lambda count, **_: arange(count))
+    monkeypatch.setattr(runs, "kernel", lambda *_: None)
+    assert runs.answers()
+
+    def refuses(*_: Any) -> None:
+        raise TypeError("unexpected keyword argument 'window_size'")
+
+    monkeypatch.setattr(runs, "kernel", refuses)
+    with pytest.warns(RuntimeWarning, match="attention by runs fails here, masks are slower: unexpected keyword"):
+        assert not runs.answers()
+
+
 def test_a_step_copies_its_plan_in_few_pieces(calls: list[Call]) -> None:
     """However deep a model is: what layers share travels once."""
     counts: dict[str, int] = {}

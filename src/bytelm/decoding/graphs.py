@@ -5,6 +5,7 @@ Graphs have fixed shapes: what is planned is filled up to powers of two, so that
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,9 @@ class Graphs:
         key = plan.shape, shape
         if self.recorder.records and plan[0].size <= GRAPHED:
             if key in self.met and key not in self.found:
-                self.found[key] = self.recorder.record(function, plan, activations, shape)
+                graph = self.recorder.tried(function, plan, activations, shape)
+                if graph is not None:
+                    self.found[key] = graph
             if key in self.found:
                 return self.found[key].replay(plan, activations)
             self.met.add(key)
@@ -79,6 +82,20 @@ class Recorder:
     def sent(self, numbers: NDArray[Any]) -> Tensor:
         """Numbers of the host, on the device."""
         return to_device(torch.from_numpy(np.ascontiguousarray(numbers)), self.device)
+
+    def tried(
+        self, function: Callable[..., Tensor], plan: Ints, activations: Sequence[Tensor], shape: tuple[int, ...]
+    ) -> Graph | None:
+        """A graph; None where the device, or a library, does not let one be recorded: then none is tried any more."""
+        try:
+            return self.record(function, plan, activations, shape)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.records = False
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"no CUDA graph could be recorded, bytes take longer: {told}", RuntimeWarning, stacklevel=2)
+            return None
 
     def record(
         self, function: Callable[..., Tensor], plan: Ints, activations: Sequence[Tensor], shape: tuple[int, ...]

@@ -12,6 +12,7 @@ GPUs have for numbers of 16 bits. Elsewhere `nn.attention` goes by masks, which 
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,19 @@ def present(device: str) -> bool:
     """Whether devices of this type have the kernel: those of CUDA do, from compute capability 8.0 on."""
     if device != "cuda" or torch.version.cuda is None or not torch.backends.cuda.is_flash_attention_available():
         return False
-    return torch.cuda.get_device_capability() >= (8, 0)
+    return torch.cuda.get_device_capability() >= (8, 0) and answers()
+
+
+def answers() -> bool:
+    """Whether the kernel takes a call; it is warned where it does not, as another version of torch may not."""
+    one, ends = torch.ones(1, 1, 8, dtype=KINDS[0], device="cuda"), torch.arange(2, dtype=torch.int32, device="cuda")
+    try:
+        kernel(one, one, one, Runs(ends, ends, 1, 1, 1))
+    except Exception as error:  # whatever another version of torch may raise
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"attention by runs fails here, masks are slower: {told}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 def known(dtype: torch.dtype, head_dim: int) -> bool:
