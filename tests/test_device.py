@@ -29,6 +29,7 @@ from bytelm.evaluate.calibrate import calibrate
 from bytelm.generate import session
 from bytelm.models.base import ByteModel
 from bytelm.models.transformer import ByteTransformer
+from bytelm.nn import fused, runs
 from bytelm.patching.base import Patcher
 from bytelm.patching.entropy import Entropy
 from bytelm.scorers.transformer import TransformerScorer
@@ -438,11 +439,14 @@ def test_the_doctor_says_of_each_gpu_what_it_can(
     monkeypatch.setattr(doctor.shutil, "which", lambda tool: "/planted/nvidia-smi")
     answer = subprocess.CompletedProcess([], 0, stdout="580.65.06\n580.65.06\n")
     monkeypatch.setattr(doctor.subprocess, "run", lambda command, **_: answer)
+    monkeypatch.setattr(runs, "present", lambda device: True)
+    monkeypatch.setattr(fused, "triton_kernels", lambda: None)
     assert cli(["doctor", "--json"]) == 0
     told = {what: line["found"] for what, line in json.loads(capfd.readouterr().out).items() if "found" in line}
     size = "64.4 GB free of 85.9 GB"
     assert told["cuda:0"] == f"Planted 0, capability 7.5, no bfloat16: float32 is used, {size}"
     assert told["cuda:1"] == f"Planted 1, capability 8.5, bfloat16, {size}"
+    assert told["GPU kernels"] == "attention by runs, plain torch"
     assert "driver 580.65.06, Triton " in told["CUDA"] and told["CUDA"].endswith("float32 is multiplied in float32")
 
 

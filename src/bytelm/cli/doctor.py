@@ -98,6 +98,17 @@ def gpus() -> Iterator[Line]:
     precise = torch.backends.cuda.matmul.fp32_precision != "tf32"
     float32 = "in float32" if precise else "in TF32, but for scorers"
     yield "CUDA", f"{torch.version.cuda}, driver {driver()}, Triton {triton}; float32 is multiplied {float32}", ""
+    yield "GPU kernels", *gpu_kernels()
+
+
+def gpu_kernels() -> tuple[str, str]:
+    """What computes between matrix products on a GPU, and what would make it faster."""
+    from bytelm.nn import fused, runs
+
+    attention = "attention by runs" if runs.present("cuda") else "attention by masks"
+    if fused.triton_kernels() is None:
+        return f"{attention}, plain torch", "install triton, and a C compiler for it" if not installed("triton") else ""
+    return f"{attention}, Triton kernels", ""
 
 
 def told_of(card: torch.device) -> str:
