@@ -102,8 +102,10 @@ class Attention(torch.autograd.Function):
     """Attention in one pass: its results' shapes, and the operations of the pairs that it multiplies."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, floor: Floor) -> Tensor:
-        pairs = query.shape[-2] * keys.shape[-2] * (0.5 if mask is None else 1.0)
+    def forward(
+        ctx: Any, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, floor: Floor
+    ) -> Tensor:
+        pairs = query.shape[-2] * keys.shape[-2] * (0.5 if causal else 1.0)
         ctx.operations = 4.0 * query.shape[:-2].numel() * pairs * query.shape[-1]
         ctx.bytes = sum(map(size, (query, keys, values, query))) + (0 if mask is None else size(mask))
         ctx.floor = floor
@@ -114,7 +116,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:
         ctx.floor.add("attention, back", 2 * ctx.bytes, 2.5 * ctx.operations, 2)
-        return (*map(torch.empty_like, ctx.saved_tensors), None, None)
+        return (*map(torch.empty_like, ctx.saved_tensors), None, None, None)
 
 
 class Norm(torch.autograd.Function):
@@ -153,7 +155,8 @@ class Autocast(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and args[0].device.type == "meta":
             query, keys, values = (x.to(torch.bfloat16) for x in args[:3])
             keys, values = (x.expand(*query.shape[:-2], *x.shape[-2:]) for x in (keys, values))
-            return Attention.apply(query, keys, values, kwargs.get("attn_mask"), self.floor)
+            mask, causal = kwargs.get("attn_mask"), kwargs.get("is_causal", False)
+            return Attention.apply(query, keys, values, mask, causal, self.floor)
         return func(*args, **kwargs)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # where programs find each other when they are run
@@ -200,6 +201,17 @@ def test_what_is_looked_up_is_read_and_what_is_expanded_lies_there_once() -> Non
         narrow.expand(4, 100).exp()
     assert floor.bytes - 2 * 5 * 8 * 4 - 5 * 8 == 4 * 4 + 4 * 100 * 4
     assert floor.launches == 2
+
+
+@pytest.mark.parametrize(("masked", "share"), [(False, 0.5), (True, 1.0)])
+def test_attention_is_two_products_there_and_five_back(masked: bool, share: float) -> None:
+    with torch.device("meta"):
+        query, keys, values = (torch.randn(2, 4, 100, 8, requires_grad=True) for _ in range(3))
+        mask = torch.ones(2, 1, 100, 100, dtype=torch.bool) if masked else None
+    with roofline.counting(copy=1.0, product=1e30) as floor:
+        F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=not masked).sum().backward()
+    assert floor.operations == 3.5 * share * 4 * 2 * 4 * 100 * 100 * 8
+    assert floor.by["attention"] == 4 * 2 * (2 * 4 * 100 * 8) + masked * 2 * 100 * 100
 
 
 @pytest.mark.parametrize("name", ["blt", "megabyte", "transformer", "linear", "perceiver"])
