@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 COPY, PRODUCT, LEAST = 3.0e12, 6e14, 2.5e-6  # bytes and operations a second, seconds of the shortest kernel
 MAKES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh"}
+VIEWS = {"_unsafe_view"}  # whose schemas do not say so
 LOOKUPS = {"embedding", "index", "index_select", "gather", "_embedding_bag"}
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}
 
@@ -84,7 +85,7 @@ class Counting(TorchDispatchMode):
         results = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
         name = func.overloadpacket.__name__
         views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-        if views or name in MAKES or not any(x.device.type == "meta" for x in results):
+        if views or name in MAKES | VIEWS or not any(x.device.type == "meta" for x in results):
             return found
         inputs = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor) and x.device.type == "meta"]
         made = sum(map(size, results))

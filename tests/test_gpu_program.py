@@ -57,7 +57,7 @@ def test_what_was_measured_is_shown_and_not_measured_again(tmp_path: Path, capsy
 
 
 PROGRAM = """
-import os, sys, time, types
+import os, pathlib, subprocess, sys, time, types
 sys.path.append({benchmarks!r})
 import gpu
 
@@ -65,9 +65,14 @@ def measurements(bench):
     yield "fine", lambda: {{"x": 1}}
     yield "raises", lambda: {{}}["none"]
     yield "dies", lambda: os.kill(os.getpid(), 11)
-    yield "hangs", lambda: time.sleep(60)
+    yield "hangs", hang
     yield "breaks", broken
     yield "after", lambda: {{"x": 2}}
+
+def hang():
+    child = subprocess.Popen(["sleep", "90"])
+    pathlib.Path({child!r}).write_text(str(child.pid))
+    time.sleep(90)
 
 def broken():
     if os.environ.get("CUDA_LAUNCH_BLOCKING"):
@@ -88,7 +93,7 @@ sys.exit(gpu.main())
 def program(tmp_path: Path) -> list[str]:
     """gpu.py with a stage in which everything goes wrong."""
     path = tmp_path / "program.py"
-    path.write_text(PROGRAM.format(benchmarks=str(BENCHMARKS)))
+    path.write_text(PROGRAM.format(benchmarks=str(BENCHMARKS), child=str(tmp_path / "child")))
     return [sys.executable, str(path), "fake", "--pretend", "--out", str(tmp_path)]
 
 
@@ -109,17 +114,19 @@ def test_a_measurement_that_fails_takes_no_other_with_it(tmp_path: Path, program
 
 
 def test_what_was_measured_before_time_was_over_is_kept(tmp_path: Path, program: list[str]) -> None:
-    hang = [*program, "--only", "fine", "--only", "hangs", "--seconds", "14"]
+    hang = [*program, "--only", "fine", "--only", "hangs", "--seconds", "20"]
     path = tmp_path / "program.py"
     path.write_text(
         path.read_text().replace(
             "fake.EACH, fake.COLUMNS = measurements, 200, 2", "fake.EACH, fake.COLUMNS = measurements, 200, 100"
         )
     )
-    subprocess.run(hang, capture_output=True, check=False, timeout=100)
+    subprocess.run(hang, capture_output=True, check=False, timeout=80)
     found = lines(tmp_path, "fake")
     assert found["fine"]["x"] == 1
     assert found["hangs"]["failed"] == "killed: fake had no time left"
+    left = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    assert not left.exists() or left.read_text().split()[2] == "Z", "what a stage started ends with it"
 
 
 def test_nothing_runs_without_a_gpu_or_a_rehearsal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,11 +190,12 @@ def test_a_row_reads_to_where_it_shall_write(tmp_path: Path) -> None:
 
 def test_a_linear_layer_is_three_products() -> None:
     with torch.device("meta"):
-        layer, x = nn.Linear(32, 16, bias=False), torch.randn(64, 32, requires_grad=True)
+        layer, x = nn.Linear(32, 16, bias=False), torch.randn(4, 16, 32, requires_grad=True)
     with roofline.counting(copy=1.0, product=1e30) as floor:
         y = layer(x)
         (mm,) = (seconds for name, seconds in floor.by.items() if name == "mm")
         assert mm == 2 * (64 * 32 + 32 * 16 + 64 * 16)
+        assert floor.launches == 3, "both are cast to 16 bits; views cost nothing"
         y.sum().backward()
     assert floor.operations == 3 * 2 * 64 * 32 * 16
 
