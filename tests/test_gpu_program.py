@@ -232,10 +232,20 @@ def test_operations_of_a_step_are_those_that_the_model_needs(name: str) -> None:
     assert floor.seconds >= max(floor.bytes, floor.operations)
 
 
+@pytest.mark.parametrize("name", ["blt", "transformer"])
+def test_kernels_move_less_and_multiply_what_is_seen(name: str) -> None:
+    shape = steps.Shape(steps.SMALL[name], 4, 320)  # 256 patches of 5: a packed line without filling
+    plain, floor = (roofline.floor_of(shape, kernels=kernels) for kernels in (False, True))
+    assert floor.bytes < 0.8 * plain.bytes and floor.launches < 0.8 * plain.launches
+    assert floor.operations <= plain.operations
+    wanted = 4 * needed(shape.recipe().blank(), 320)
+    assert wanted * 0.99 < floor.operations < wanted * 3.5 / 3
+
+
 def test_the_roofline_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     shapes = {"small": steps.Shape(steps.SMALL["transformer"], 2, 64)}
     assert roofline.main(["--only", "small"], shapes) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["one", "small"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["one", "small", "..."]
 
 
 # --- what is taken along ----------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""The shapes of `steps.py` by `roofline.py`, at the rates that were found, beside what was measured: no GPU needed."""
+"""The shapes of `steps.py` by `roofline.py`, at the rates that were found, beside what was measured: no GPU needed.
+
+ms is with the kernels of a GPU, plain_ms without; times: what was measured to ms.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,20 @@ from stages.bench import Bench, Found, Measurement, known_rates
 from stages.steps import SHAPES, Shape
 
 SECONDS, EACH = 120, 60
-COLUMNS = ("ms", "products_ms", "gb", "tflop", "launches", "mb_per_s", "measured_ms", "times")
+COLUMNS = ("ms", "plain_ms", "products_ms", "gb", "tflop", "launches", "mb_per_s", "measured_ms", "times")
 
 
 def counted(bench: Bench, name: str, shape: Shape) -> Found:
-    floor = floor_of(bench.size(shape, shape.small()), *(known_rates(bench) or (COPY, PRODUCT)))
+    shape, rates = bench.size(shape, shape.small()), known_rates(bench) or (COPY, PRODUCT)
+    plain, floor = (floor_of(shape, *rates, kernels=kernels) for kernels in (False, True))
     measured = bench.found("steps").get(name, {}).get("ms")
     ms = 1e3 * floor.seconds
-    return {"ms": ms, "products_ms": 1e3 * floor.operations / floor.product, "gb": floor.bytes / 1e9} | {
+    return {
+        "ms": ms,
+        "plain_ms": 1e3 * plain.seconds,
+        "products_ms": 1e3 * floor.operations / floor.product,
+        "gb": floor.bytes / 1e9,
+    } | {
         "tflop": floor.operations / 1e12,
         "launches": floor.launches,
         "mb_per_s": shape.rows * shape.window / floor.seconds / 1e6,
