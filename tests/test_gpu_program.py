@@ -237,7 +237,7 @@ def test_kernels_move_less_and_multiply_what_is_seen(name: str) -> None:
     shape = steps.Shape(steps.SMALL[name], 4, 320)  # 256 patches of 5: a packed line without filling
     plain, floor = (roofline.floor_of(shape, kernels=kernels) for kernels in (False, True))
     assert floor.bytes < 0.8 * plain.bytes and floor.launches < 0.8 * plain.launches
-    assert floor.operations <= plain.operations
+    assert floor.operations < 1.01 * plain.operations
     wanted = 4 * needed(shape.recipe().blank(), 320)
     assert wanted * 0.99 < floor.operations < wanted * 3.5 / 3
 
