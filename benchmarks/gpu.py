@@ -213,13 +213,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (cuda or options.pretend or set(options.stages) <= set(FREE)):
         print("gpu.py: no GPU here: --pretend tries every stage on the CPU", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stage is left running
-    until = time.monotonic() + options.seconds
-    for place, stage in enumerate(options.stages):
-        began = time.monotonic()
-        mine, *others = (importlib.import_module(f"stages.{other}").SECONDS for other in options.stages[place:])
-        run(stage, options, began + (until - began) * mine / (mine + sum(others)))
-        print(f"{stage}: {time.monotonic() - began:.0f} s", flush=True)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stage is left running
+    try:
+        until = time.monotonic() + options.seconds
+        for place, stage in enumerate(options.stages):
+            began = time.monotonic()
+            mine, *others = (importlib.import_module(f"stages.{other}").SECONDS for other in options.stages[place:])
+            run(stage, options, began + (until - began) * mine / (mine + sum(others)))
+            print(f"{stage}: {time.monotonic() - began:.0f} s", flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     lines = list(table(options.out, options.stages))
     (options.out / "table.txt").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -80,6 +80,8 @@ def fitting(device: torch.device, what: str, way_out: Callable[[], str]) -> Gene
     """Have a device that runs out of memory raise a ResourceError: what did not fit, and the knob to turn."""
     try:
         yield
+    except GeneratorExit:  # looked for by no name that may be gone at exit
+        raise
     except torch.OutOfMemoryError as error:
         held = f"{device}'s {show_bytes(memory(device).total)} of memory"
         raise ResourceError(f"{what} did not fit into {held}: {way_out()}") from error
