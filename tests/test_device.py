@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ from small import BLT, TRAINED
 
 TINY = [*BLT, "scorer.name=transformer", *TRAINED]
 META = torch.device("meta")  # a device without memory, for what is to be put elsewhere
+NVIDIA = "nvidia-smi"
 ELSEWHERE = {"doctor", "data", "compress", "decompress", "costs", "convert", "export"}  # verbs that take no device
 
 
@@ -436,9 +438,14 @@ def test_the_doctor_says_of_each_gpu_what_it_can(
         def __exit__(self, *_: Any) -> None: ...
 
     monkeypatch.setattr(torch.cuda, "device", Current)
-    monkeypatch.setattr(doctor.shutil, "which", lambda tool: "/planted/nvidia-smi")
-    answer = subprocess.CompletedProcess([], 0, stdout="580.65.06\n580.65.06\n")
-    monkeypatch.setattr(doctor.subprocess, "run", lambda command, **_: answer)
+    which = shutil.which
+    monkeypatch.setattr(doctor.shutil, "which", lambda tool: which(tool) if tool != NVIDIA else f"/planted/{tool}")
+    answer, theirs = subprocess.CompletedProcess([], 0, stdout="580.65.06\n580.65.06\n"), subprocess.run
+
+    def run(command: list[str], **more: Any) -> Any:  # a compiler may be asked for kernels meanwhile
+        return answer if command[0] == f"/planted/{NVIDIA}" else theirs(command, **more)
+
+    monkeypatch.setattr(doctor.subprocess, "run", run)
     monkeypatch.setattr(runs, "present", lambda device: True)
     monkeypatch.setattr(fused, "triton_kernels", lambda: None)
     assert cli(["doctor", "--json"]) == 0
