@@ -453,7 +453,7 @@ def test_the_doctor_says_of_each_gpu_what_it_can(
     size = "64.4 GB free of 85.9 GB"
     assert told["cuda:0"] == f"Planted 0, capability 7.5, no bfloat16: float32 is used, {size}"
     assert told["cuda:1"] == f"Planted 1, capability 8.5, bfloat16, {size}"
-    assert told["GPU kernels"] == "attention by runs, plain torch"
+    assert told["GPU kernels"] == "variable-length attention, plain torch"
     assert "driver 580.65.06, Triton " in told["CUDA"] and told["CUDA"].endswith("float32 is multiplied in float32")
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bytelm.nn import attention
+from bytelm.nn import attention, rope
 from bytelm.nn.attention import Mask, View, Where
 from bytelm.nn.cross import BytesFromPatches, CrossAttention, PatchesFromBytes
 from bytelm.nn.embed import PRIMES, NgramEmbedding
@@ -23,6 +23,8 @@ from bytelm.nn.pool import segment_max, segment_sum
 from bytelm.nn.rope import rotate, rotation
 from bytelm.nn.state import join_rows, put_rows, take_rows
 from bytelm.patching.layout import Rows
+from bytelm.testing.pretend import AWAY, pretend
+from bytelm.transfer import to_device, to_host
 from bytelm.units import BOS, PAD
 
 
@@ -124,6 +126,16 @@ def test_rotation_turns_a_score_by_the_distance_alone(position: int, shift: int)
         return (q * k).sum()
 
     assert abs(float(scored(shift) - scored(0))) < 1e-5
+
+
+def test_angles_are_exact_where_a_device_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made on the host, and travel."""
+    monkeypatch.setattr(rope, "WITHOUT_FLOAT64", AWAY.type)
+    positions = torch.tensor([[0, 3, 10_000_000]])
+    with pretend() as seen:
+        found = [to_host(x) for x in rotation(to_device(positions, AWAY), HEAD_DIM, 1e4)]
+    assert all(torch.equal(x, y) for x, y in zip(found, rotation(positions, HEAD_DIM, 1e4), strict=True))
+    assert not {"cos", "sin", "mul"} & set(seen.launches)
 
 
 def test_rows_that_stand_alike_share_their_angles() -> None:

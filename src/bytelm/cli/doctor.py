@@ -105,7 +105,7 @@ def gpu_kernels() -> tuple[str, str]:
     """What computes between matrix products on a GPU, and what would make it faster."""
     from bytelm.nn import fused, runs
 
-    attention = "attention by runs" if runs.present("cuda") else "attention by masks"
+    attention = "variable-length attention" if runs.present("cuda") else "masked attention"
     if fused.triton_kernels() is None:
         return f"{attention}, plain torch", "install triton, and a C compiler for it" if not installed("triton") else ""
     return f"{attention}, Triton kernels", ""

@@ -94,7 +94,7 @@ class Recorder:
         except RuntimeError as error:
             self.records = False
             told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"no CUDA graph could be recorded, bytes take longer: {told}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"CUDA graph capture failed, generation is slower: {told}", RuntimeWarning, stacklevel=2)
             return None
 
     def record(

@@ -70,7 +70,7 @@ def measure(
     `stride` is context // 2 unless given. `batch` windows, of one document or several, go through the model together;
     no more of a document is held than they need. With a `period` above 1 the nats of each place in it are summed too:
     of each plane, where ids are bytes that stand for planes in turn. `progress` is told how many more bytes are scored.
-    `precision`: of matrix products; "bfloat16" is much faster on a GPU, and its error is in docs/evaluating.md.
+    `precision`: of matrix products; "bfloat16" is what GPUs multiply fastest, and its error is in docs/evaluating.md.
 
     Raises UsageError unless 1 <= stride <= context and batch >= 1.
     """

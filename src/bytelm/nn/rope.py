@@ -7,15 +7,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bytelm.nn import fused
+from bytelm.transfer import to_device, to_host
 
+WITHOUT_FLOAT64 = "mps"  # devices of this type: angles are made on the host
 Rotation = tuple[Tensor, Tensor]
 
 
 def rotation(positions: Int[Tensor, "batch new"], head_dim: int, theta: float) -> Rotation:
     """Cosines and sines, each `[batch, new, 1, head_dim / 2]`. Angles in float64: positions may run into millions."""
+    device = positions.device
+    if device.type == WITHOUT_FLOAT64:
+        positions = to_host(positions)
     frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64) / head_dim)
     angles = positions[..., None, None].double() * frequencies
-    return angles.cos().float(), angles.sin().float()
+    return to_device(angles.cos().float(), device), to_device(angles.sin().float(), device)
 
 
 def rotate(x: Float[Tensor, "batch new heads head_dim"], by: Rotation) -> Float[Tensor, "batch new heads head_dim"]:

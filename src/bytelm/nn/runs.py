@@ -43,7 +43,9 @@ def answers() -> bool:
         kernel(one, one, one, Runs(ends, ends, 1, 1, 1))
     except Exception as error:  # whatever another version of torch may raise
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"attention by runs fails here, masks are slower: {told}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"variable-length attention fails here, masked attention is slower: {told}", RuntimeWarning, stacklevel=2
+        )
         return False
     return True
 

@@ -376,12 +376,8 @@ def added(values: list[float]) -> float:
 def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
     """The dtype of matrix products: bfloat16 by itself only where the machine has it in hardware."""
     if config.precision == "auto":
-        on_cpu = device.type == "cpu"
-        return (
-            torch.bfloat16
-            if (fast_on_cpu() if on_cpu else torch.cuda.is_bf16_supported(including_emulation=False))
-            else torch.float32
-        )
+        fast = fast_on_cpu() if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 
