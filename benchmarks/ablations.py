@@ -39,8 +39,8 @@ from bytelm.errors import BytelmError, DataError, UsageError
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.verdict import by_plane
-from bytelm.models.base import ByteModel
-from bytelm.models.inference import strided
+from bytelm.evaluate.windowing import strided
+from bytelm.interfaces.model import ByteModel
 from bytelm.report.charts import Bar, bar_chart, line_chart
 from bytelm.train.config import RunConfig
 from bytelm.train.run import train

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from peers import parameters
 
-from bytelm.exchange.convert import convert, convert_megabyte
+from bytelm.exchange.convert import convert
 from bytelm.lm import load
 from bytelm.units import show_count
 
@@ -111,7 +111,7 @@ def converted(system: str, folder: Path, run: Path) -> Write:
     if system == "transformers":
         convert(folder, "hf", run, {})
     else:
-        convert_megabyte(folder, run, {"heads": 8, "dim_head": 64, "max_seq_len": [1024, 4]})
+        convert(folder, "megabyte", run, {"heads": 8, "dim_head": 64, "max_seq_len": [1024, 4]})
     model = load(run)
 
     def write(prompt: bytes, count: int) -> Iterator[int]:

@@ -55,7 +55,7 @@ from bytelm.decoding import Weights, open_decoder
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import Request, Session, pieces
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.report.charts import Bar, bar_chart
 
 BYTES = 80  # after the first: whole patches of 5, of 8 and of 4 x 4, wherever they begin

@@ -36,7 +36,7 @@ from bytelm.config import build, preset
 from bytelm.decoding import Decoder, open_decoder
 from bytelm.decoding.stacks import Layers
 from bytelm.generate.sampling import Sampling
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.units import BOS
 
 LIMIT = 8192  # ids of a document

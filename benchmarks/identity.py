@@ -43,7 +43,7 @@ from bytelm.decoding.plain import PlainDecoder
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import Request, Session
 from bytelm.generate.speculate import Speculation
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.nn.transformer import Block
 from bytelm.units import BOS, BYTES
 

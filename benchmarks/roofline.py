@@ -179,8 +179,8 @@ def floor_of(shape: Any, copy: float = COPY, product: float = PRODUCT, *, kernel
     from passes import fused_passes
     from train import Windows
 
-    from bytelm.models.objective import score
-    from bytelm.nn.embed import NgramEmbedding
+    from bytelm.interfaces.objective import score
+    from bytelm.models.blt.embed import NgramEmbedding
 
     model = shape.recipe().blank().train()
     tables = [module for module in model.modules() if isinstance(module, NgramEmbedding) and module.ngram is not None]

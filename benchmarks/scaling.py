@@ -43,7 +43,7 @@ def step(model_config: dict[str, Any], length: int, repeats: int) -> dict[str, A
 
     from bytelm.checkpoint.assemble import Recipe
     from bytelm.config import build
-    from bytelm.models.objective import score
+    from bytelm.interfaces.objective import score
     from bytelm.nn.transformer import Stack
     from bytelm.train.loop import fast_on_cpu
     from bytelm.train.memory import give_back_large_blocks

@@ -45,7 +45,7 @@ from torch.nn import functional as F
 
 from bytelm.data.files import write_whole
 from bytelm.data.sampler import Batch, Sampler
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.nn import transformer
 from bytelm.report.charts import Bar, bar_chart
 from bytelm.train.config import TrainConfig

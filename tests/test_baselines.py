@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bytelm.models import linear, perceiver
-from bytelm.nn import linear as attention
+from bytelm.models.linear import attention
+from bytelm.models.linear import model as linear
+from bytelm.models.linear.attention import LinearView, Sums
+from bytelm.models.perceiver import model as perceiver
 from bytelm.nn.attention import Where
-from bytelm.nn.linear import LinearView, Sums
 from bytelm.units import BOS
 
 # --- linear attention -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import to_mapping
-from bytelm.models import megabyte
+from bytelm.models.megabyte import model as megabyte
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

@@ -32,10 +32,10 @@ from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.verdict import judge
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import Session, generate, stream
+from bytelm.interfaces.objective import score
 from bytelm.lm import LM
-from bytelm.models import transformer
-from bytelm.models.objective import score
-from bytelm.models.transformer import ByteTransformer
+from bytelm.models.transformer import model as transformer
+from bytelm.models.transformer.model import ByteTransformer
 from bytelm.train import loop
 from bytelm.train.config import RunConfig
 from bytelm.train.run import train

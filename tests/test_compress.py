@@ -22,7 +22,7 @@ from bytelm.compress.coder import TOTAL, Decoder, Encoder, frequencies
 from bytelm.compress.stream import HEADER, LANES, WORTH, compress, decompress
 from bytelm.errors import DataError, UsageError
 from bytelm.evaluate.bits import measure
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.testing import UniformModel, tiny_models
 from bytelm.units import LN2
 from small import BLT, TRAINED

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bytelm import config
 from bytelm.config import Chosen, assignments, build, dump_toml, load_toml, merge, preset, preset_names, to_mapping
 from bytelm.errors import ConfigError
-from bytelm.find import GROUND, find, names
+from bytelm.find import PARTS, SHARED, find, names
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def test_a_field_that_toml_cannot_hold_is_refused() -> None:
         build(Odd, {"pair": [1]}, "x.toml")
 
 
-@pytest.mark.parametrize(("floor", "name"), [(floor, name) for floor in GROUND for name in names(floor)])
+@pytest.mark.parametrize(("floor", "name"), [(floor, name) for floor in (*PARTS, *SHARED) for name in names(floor)])
 def test_every_real_component_is_read_back_from_what_it_writes(
     floor: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,20 +24,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from bytelm import decoding
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.cli import run as cli
+from bytelm.compare.figures import MEANS, Figure, figures
 from bytelm.decoding import open_decoder
-from bytelm.decoding.blt import BLTDecoder
-from bytelm.errors import UsageError
-from bytelm.evaluate.costs import MEANS, Figure, costs, counted, figures
-from bytelm.models import blt, linear, megabyte, megabyte_pytorch, perceiver, transformer
-from bytelm.models.base import ByteModel
-from bytelm.models.blt import BLT
-from bytelm.models.megabyte import Megabyte
-from bytelm.models.megabyte_pytorch import MegabytePyTorch
+from bytelm.evaluate.costs import costs, counted
+from bytelm.interfaces.model import ByteModel
+from bytelm.models.blt import model as blt
+from bytelm.models.blt.decoder import BLTDecoder
+from bytelm.models.blt.model import BLT
+from bytelm.models.linear import model as linear
+from bytelm.models.megabyte import model as megabyte
+from bytelm.models.megabyte.model import Megabyte
+from bytelm.models.megabyte_pytorch import model as megabyte_pytorch
+from bytelm.models.megabyte_pytorch.model import MegabytePyTorch
+from bytelm.models.ngram import entropy_model as ngram
+from bytelm.models.perceiver import model as perceiver
+from bytelm.models.transformer import model as transformer
+from bytelm.models.transformer.entropy_model import Config as ScorerConfig
 from bytelm.nn.cross import CrossAttention
 from bytelm.patching import entropy, fixed
 from bytelm.report.charts import line_chart
-from bytelm.scorers import ngram
-from bytelm.scorers.transformer import Config as ScorerConfig
 from bytelm.testing import UniformModel, tiny_models
 from bytelm.testing.examples import document
 from bytelm.testing.tiny import initialised
@@ -249,9 +254,17 @@ def test_tokens_share_what_they_cost_among_their_bytes() -> None:
     assert costs(Recipe(transformer.Config()), 40) == costs(Recipe(transformer.Config()), 40, 4.0)
 
 
-def test_other_architectures_are_refused() -> None:
-    with pytest.raises(UsageError, match="UniformModel"):
-        counted(UniformModel(), 64)
+def test_an_architecture_without_formulas_costs_what_it_multiplies() -> None:
+    class Twice(UniformModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 16)
+
+        def flops(self, ids: int, patches: int) -> int:
+            return 2 * ids * 8 * 16
+
+    found = counted(Twice(), 64)
+    assert (found.paper, found.executed, found.read) == (256, 256, 2 * 8 * 16)
 
 
 # --- figures and verb -------------------------------------------------------------------------------------------------

@@ -12,15 +12,21 @@ import pytest
 import torch
 
 from bytelm import decoding, models
-from bytelm.decoding import base, blt, megabyte, open_decoder, patches, rounding, transformer
+from bytelm.decoding import open_decoder, rounding
 from bytelm.decoding.host import Host
-from bytelm.decoding.megabyte import Stage
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.decoding.stacks import Layers
 from bytelm.errors import UsageError
-from bytelm.models.base import ByteModel
-from bytelm.models.inference import sliding, strided
-from bytelm.models.transformer import ByteTransformer
+from bytelm.evaluate.windowing import sliding, strided
+from bytelm.interfaces import decoder as base
+from bytelm.interfaces.model import ByteModel
+from bytelm.models.blt import boundaries as patches
+from bytelm.models.blt import host_decoder as blt
+from bytelm.models.megabyte import decoder as megabyte_decoder
+from bytelm.models.megabyte import host_decoder as megabyte
+from bytelm.models.megabyte.host_decoder import Stage
+from bytelm.models.transformer import decoder as transformer
+from bytelm.models.transformer.model import ByteTransformer
 from bytelm.native import kernels, library
 from bytelm.native.kernels import Kernels
 from bytelm.testing import DECODER_LAWS, LawError, ScriptedScorer, UniformModel, decoders, tiny_models
@@ -58,9 +64,9 @@ def test_feed_forward_layers_of_any_width(config: str) -> None:
     patcher = MODELS[BLT].patcher
     assert isinstance(patcher, torch.nn.Module)
     if config == "transformer":
-        model = replace(models.transformer.Config.tiny()["windowed"], ffn_dim=37).build()
+        model = replace(models.transformer.model.Config.tiny()["windowed"], ffn_dim=37).build()
     else:
-        model = replace(models.blt.Config.tiny()["last layer crossed"], ffn_dims=(37, 21, 50)).build(patcher)
+        model = replace(models.blt.model.Config.tiny()["last layer crossed"], ffn_dims=(37, 21, 50)).build(patcher)
     model.initialise(0)
     assert not decoding.why_plain(model)
     for law in DECODER_LAWS.values():
@@ -151,8 +157,8 @@ def test_what_a_decoder_has_no_room_for_is_refused() -> None:
 
 
 def test_an_unknown_scorer_is_read_plainly() -> None:
-    from bytelm.models.blt import BLT as Model
-    from bytelm.models.blt import Config
+    from bytelm.models.blt.model import BLT as Model
+    from bytelm.models.blt.model import Config
     from bytelm.patching import entropy
 
     patcher = entropy.Config(threshold=1.0).build(ScriptedScorer({32: 2.0}))
@@ -257,7 +263,7 @@ class TestForward:
         caught("forward", LINKED)
 
     def test_pads_of_another_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(megabyte, "BOS", 0)
+        monkeypatch.setattr(megabyte_decoder, "BOS", 0)
         caught("forward", THREE)
 
 

@@ -17,12 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bytelm import decoding
-from bytelm.decoding import blt, device, graphs, open_decoder, rings, tensors
+from bytelm.decoding import device, graphs, open_decoder, rings, tensors
 from bytelm.decoding.rings import Layers
 from bytelm.errors import UsageError
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
-from bytelm.models.transformer import ByteTransformer
+from bytelm.models.blt import device_decoder as blt
+from bytelm.models.transformer.model import ByteTransformer
 from bytelm.native import library
 from bytelm.testing import DECODER_LAWS, LawError, decoders, tiny_models
 from bytelm.testing.pretend import moved, pretend
@@ -254,5 +255,5 @@ def test_a_patcher_that_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lines_of_masks_of_another_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     filled = graphs.filled
-    monkeypatch.setattr(device, "filled", lambda index: filled(index)[::-1].copy())
+    monkeypatch.setattr(blt, "filled", lambda index: filled(index)[::-1].copy())
     caught("company", COUNTED)

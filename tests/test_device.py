@@ -28,12 +28,12 @@ from bytelm.evaluate import stream
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.calibrate import calibrate
 from bytelm.generate import session
-from bytelm.models.base import ByteModel
-from bytelm.models.transformer import ByteTransformer
+from bytelm.interfaces.model import ByteModel
+from bytelm.models.transformer.entropy_model import TransformerScorer
+from bytelm.models.transformer.model import ByteTransformer
 from bytelm.nn import fused, runs
 from bytelm.patching.base import Patcher
 from bytelm.patching.entropy import Entropy
-from bytelm.scorers.transformer import TransformerScorer
 from bytelm.testing import UniformModel
 from bytelm.testing.pretend import moved, pretend
 from bytelm.train import prepare
@@ -408,7 +408,7 @@ def test_entropies_are_computed_in_float32_whatever_was_allowed(asked: dict[str,
 
 
 def bytelm_scorer() -> Any:
-    from bytelm.scorers import transformer
+    from bytelm.models.transformer import entropy_model as transformer
 
     return transformer.Config(layers=1, dim=16, heads=2, window=16)
 

@@ -20,12 +20,13 @@ from bytelm.errors import UsageError
 from bytelm.evaluate import stream
 from bytelm.evaluate.bits import DocumentBits, logprobs, measure, nats_of_document
 from bytelm.evaluate.meter import Meter
-from bytelm.models import blt, transformer
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import score
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import score
+from bytelm.models.blt import model as blt
+from bytelm.models.ngram import entropy_model as ngram
+from bytelm.models.transformer import model as transformer
 from bytelm.patching import entropy, fixed
 from bytelm.patching.base import Patcher
-from bytelm.scorers import ngram
 from bytelm.testing.pretend import moved, pretend
 from bytelm.units import BOS, BYTES, PAD, VOCAB
 

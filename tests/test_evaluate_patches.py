@@ -18,11 +18,12 @@ from bytelm.evaluate import calibrate as calibration
 from bytelm.evaluate import stream
 from bytelm.evaluate.calibrate import calibrate
 from bytelm.evaluate.patches import lengths_by_kind, mean_size, opens_of, patch_lengths, patch_view, realised
-from bytelm.models import blt
-from bytelm.models import transformer as byte_transformer
+from bytelm.models.blt import model as blt
+from bytelm.models.ngram import entropy_model as ngram
+from bytelm.models.transformer import entropy_model as transformer
+from bytelm.models.transformer import model as byte_transformer
 from bytelm.patching import entropy, fixed, space
 from bytelm.patching.base import Patcher
-from bytelm.scorers import ngram, transformer
 from bytelm.units import BOS
 
 WORDS = ("the", "of", "and", "to", "in", "patch", "byte", "model", "entropy", "a", "cat", "language", "raw", "length")

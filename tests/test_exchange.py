@@ -24,12 +24,13 @@ from bytelm.cli import run as cli
 from bytelm.config import to_mapping
 from bytelm.data.modalities import image
 from bytelm.errors import CheckpointError, ConfigError, MissingExtraError, UsageError
-from bytelm.exchange import hf, names
 from bytelm.exchange.check import check
-from bytelm.exchange.convert import convert, export, sketch
-from bytelm.models import blt
+from bytelm.exchange.convert import convert, export
+from bytelm.models.blt import model as blt
+from bytelm.models.blt import names
+from bytelm.models.blt.formats import hf
+from bytelm.models.transformer import entropy_model as transformer
 from bytelm.patching import entropy, space
-from bytelm.scorers import transformer
 from bytelm.units import PAD
 from published import SHAPES, TEXTS, Pair, edit, ids, logits, pair, save, transformers
 
@@ -424,8 +425,8 @@ def test_the_published_sizes_have_these_names_and_shapes(tmp_path: Path, size: s
     config.save_pretrained(tmp_path)
     with torch.device("meta"):
         wanted = transformers.BltForCausalLM(config).state_dict()
-    recipe, context, layer = hf.recipe(tmp_path)
-    likes = sketch(recipe)
+    recipe, context, layer = hf.described(tmp_path)
+    likes = recipe.blank().state_dict()
     found: dict[str, Tensor] = {}
     for match in names.matches(likes, recipe.model, "hf", layer):
         found |= match.split(likes[match.ours])
@@ -475,8 +476,8 @@ def test_weights_lie_in_memory_once(one: Pair, tmp_path: Path) -> None:
     config = blt.Config(local_dim=128, global_dim=1024, global_layers=1, decoder_layers=1, ngram_rows=22_000, queries=4)
     recipe = Recipe(config, entropy.Config(1.0, max_length=None, max_singles=None), transformer.Config())
     (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / hf.CONFIG).write_text(json.dumps(hf.config(recipe, 64)))
-    likes, weights = sketch(recipe), dict[str, Tensor]()
+    (tmp_path / "hf" / hf.CONFIG).write_text(json.dumps(hf.config_of(recipe, 64)))
+    likes, weights = recipe.blank().state_dict(), dict[str, Tensor]()
     for match in names.matches(likes, config, "hf"):
         weights |= {name: torch.ones(like.shape) for name, like in match.split(likes[match.ours]).items()}
     size = sum(tensor.nbytes for tensor in weights.values())
@@ -565,7 +566,7 @@ def test_check_compares_the_logits_of_source_and_run(
 
 def test_the_widths_of_an_untouched_configuration_of_transformers(tmp_path: Path) -> None:
     transformers.BltConfig().save_pretrained(tmp_path)
-    recipe, _, _ = hf.recipe(tmp_path)
+    recipe, _, _ = hf.described(tmp_path)
     assert recipe.model.ffn_dims == (2730, 5632, 2816) and recipe.scorer.shape().stack().hidden() == 2048
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bytelm.models import blt, megabyte, transformer
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import score
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import score
+from bytelm.models.blt import model as blt
+from bytelm.models.megabyte import model as megabyte
+from bytelm.models.transformer import model as transformer
 from bytelm.nn import fused
 from bytelm.nn.attention import View, Where
 from bytelm.nn.rope import rotation

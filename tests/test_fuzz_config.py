@@ -18,7 +18,7 @@ from bytelm.testing.tiny import shapes
 from bytelm.train.config import DataConfig, RunConfig, TrainConfig
 from bytelm.train.run import train
 
-FLOORS = {"model": "models", "patching": "patching", "scorer": "scorers"}
+FLOORS = {"model": "models", "patching": "patching", "scorer": "entropy_models"}
 # floor: (name, Config, a small shape of it) of each file
 SMALL = {
     floor: [

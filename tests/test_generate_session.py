@@ -23,7 +23,7 @@ from bytelm.generate.session import Generation, Piece, Request, Session, generat
 from bytelm.generate.speculate import Speculation, threads
 from bytelm.generate.stop import release
 from bytelm.generate.utf8 import decode
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.testing import tiny_models
 from bytelm.units import BOS, BYTES, EOS, PAD, RESERVED, VOCAB
 

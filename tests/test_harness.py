@@ -22,9 +22,9 @@ from bytelm.evaluate.bits import measure, nats_of_document
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.stream import patcher_of
 from bytelm.generate.sampling import Sampling
+from bytelm.interfaces.model import ByteModel
 from bytelm.lm import LM
-from bytelm.models import transformer
-from bytelm.models.base import ByteModel
+from bytelm.models.transformer import model as transformer
 from bytelm.testing import UniformModel, tiny_models
 from bytelm.units import BYTES, LN2, PAD
 

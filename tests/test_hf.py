@@ -22,10 +22,10 @@ from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import to_mapping
 from bytelm.errors import CheckpointError, ConfigError, UsageError
 from bytelm.evaluate.stream import patcher_of
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import score
 from bytelm.lm import LM
-from bytelm.models import transformer
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import score
+from bytelm.models.transformer import model as transformer
 from bytelm.testing import UniformModel, tiny_models
 from bytelm.testing.pretend import AWAY, moved, pretend
 from bytelm.train.run import train

@@ -23,8 +23,8 @@ from bytelm.config import to_mapping
 from bytelm.decoding import open_decoder, why_plain
 from bytelm.errors import ResourceError, UsageError
 from bytelm.evaluate.stream import patcher_of
+from bytelm.interfaces.model import ByteModel
 from bytelm.lm import LM
-from bytelm.models.base import ByteModel
 from bytelm.testing import tiny_models
 from bytelm.testing.exact import exact
 from bytelm.units import BOS, BYTES, EOS, PAD, VOCAB

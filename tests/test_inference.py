@@ -15,9 +15,11 @@ import bytelm
 from bytelm.cli import run as cli
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import logprobs, nats_of_document
-from bytelm.models import blt, megabyte, transformer
-from bytelm.models.base import ByteModel
-from bytelm.models.inference import Sliding, Strided, sliding, strided
+from bytelm.evaluate.windowing import Sliding, Strided, sliding, strided
+from bytelm.interfaces.model import ByteModel
+from bytelm.models.blt import model as blt
+from bytelm.models.megabyte import model as megabyte
+from bytelm.models.transformer import model as transformer
 from bytelm.patching import fixed
 from bytelm.testing import MODEL_LAWS, UniformModel
 from bytelm.units import BOS, BYTES

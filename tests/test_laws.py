@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bytelm.models import objective
-from bytelm.models import transformer as byte_transformer
-from bytelm.models.blt import BLT
-from bytelm.models.megabyte import Megabyte
-from bytelm.models.objective import score
-from bytelm.models.transformer import ByteTransformer
+from bytelm.interfaces import objective
+from bytelm.interfaces.objective import score
+from bytelm.models.blt.embed import NgramEmbedding
+from bytelm.models.blt.model import BLT
+from bytelm.models.megabyte.embedding import PatchEmbedding
+from bytelm.models.megabyte.grid import Grid
+from bytelm.models.megabyte.model import Megabyte
+from bytelm.models.megabyte_pytorch import shift as shifting
+from bytelm.models.transformer import model as byte_transformer
+from bytelm.models.transformer.model import ByteTransformer
 from bytelm.nn import attention, transformer
-from bytelm.nn import shift as shifting
 from bytelm.nn.attention import View
-from bytelm.nn.concatenate import PatchEmbedding
-from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.norm import RMSNorm
-from bytelm.nn.patches import Grid
 from bytelm.patching.base import Guard
 from bytelm.patching.layout import Layout, Rows
 from bytelm.patching.space import Space

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from bytelm.config import nominal_size, preset, preset_names
 from bytelm.errors import ConfigError, UsageError
 from bytelm.evaluate.patches import patch_view
-from bytelm.models import megabyte
-from bytelm.models.megabyte import Config, Megabyte
-from bytelm.models.objective import score
+from bytelm.interfaces.objective import score
+from bytelm.models.megabyte import model as megabyte
+from bytelm.models.megabyte.model import Config, Megabyte
 from bytelm.nn.attention import View, Where
 from bytelm.nn.transformer import Stack
 from bytelm.testing import models as laws
@@ -50,7 +50,7 @@ class Paper:
 
     def __init__(self, model: Megabyte, text: bytes) -> None:
         self.model, self.x = model, torch.tensor(list(text))
-        self.patch = model.patch
+        self.patch = model.config.patch
         self.patches = len(text) // self.patch
 
     def embedded(self) -> Tensor:

@@ -22,11 +22,11 @@ from bytelm.checkpoint.assemble import Recipe
 from bytelm.cli import run as cli
 from bytelm.config import build, to_mapping
 from bytelm.errors import CheckpointError, ConfigError, UsageError
-from bytelm.exchange import megabyte as exchange
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import score
 from bytelm.lm import load
-from bytelm.models.base import ByteModel
-from bytelm.models.megabyte_pytorch import Config
-from bytelm.models.objective import score
+from bytelm.models.megabyte_pytorch import published as exchange
+from bytelm.models.megabyte_pytorch.model import Config
 from bytelm.units import BOS, BYTES, EOS, PAD, VOCAB
 
 with warnings.catch_warnings():

@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.data.sampler import Batch, Sampler
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import prepare, scored
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import prepare, scored
+from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.nn import attention, fused
-from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.rows import Slopes
 from bytelm.patching import fixed
 from bytelm.train.config import TrainConfig
@@ -56,7 +56,7 @@ def made(preset: str, *sets: str) -> tuple[ByteModel, TrainConfig]:
 
 def held(model: ByteModel, config: TrainConfig, run: Path) -> int:
     """Bytes at the peak of a second step: what stays between steps, and the most that was given out during it."""
-    windows = Windows(config, hasattr(model, "patcher"))
+    windows = Windows(config, model.patcher is not None)
     trainer = Trainer(model.train(), config, windows, run, Journal(run / "metrics.jsonl", quiet=True))
     trainer.step()
     moments = (trainer.optimizer.moments(p).values() for p in model.parameters() if p.requires_grad)
@@ -157,7 +157,7 @@ def test_what_torchs_kernels_keep_of_a_forward_pass_is_what_was_said(preset: str
     for module in model.train().modules():
         if isinstance(module, NgramEmbedding) and module.ngram is not None:
             module.kept = Slopes()
-    ids, opens = to_tensors(Documents(config, hasattr(model, "patcher")).batch(0))
+    ids, opens = to_tensors(Documents(config, model.patcher is not None).batch(0))
     prepared = prepare(model, ids, boundaries=opens)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     shapes = {shape for p in model.parameters() for shape in (p.shape, p.shape[::-1])}

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bytelm.models.blt.cross import BytesFromPatches, PatchesFromBytes
+from bytelm.models.blt.embed import PRIMES, NgramEmbedding
+from bytelm.models.blt.pool import segment_max, segment_sum
 from bytelm.nn import attention, rope
 from bytelm.nn.attention import Mask, View, Where
-from bytelm.nn.cross import BytesFromPatches, CrossAttention, PatchesFromBytes
-from bytelm.nn.embed import PRIMES, NgramEmbedding
+from bytelm.nn.cross import CrossAttention
 from bytelm.nn.initialise import initialise
-from bytelm.nn.pool import segment_max, segment_sum
 from bytelm.nn.rope import rotate, rotation
 from bytelm.nn.state import join_rows, put_rows, take_rows
 from bytelm.patching.layout import Rows

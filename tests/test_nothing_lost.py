@@ -31,9 +31,9 @@ from bytelm.data.files import write_whole
 from bytelm.data.sampler import Sampler
 from bytelm.errors import ResourceError
 from bytelm.find import names
-from bytelm.models import objective
-from bytelm.models.blt import BLT as BLT_MODEL
-from bytelm.nn.embed import NgramEmbedding
+from bytelm.interfaces import objective
+from bytelm.models.blt.embed import NgramEmbedding
+from bytelm.models.blt.model import BLT as BLT_MODEL
 from bytelm.train import loop, prepare
 from bytelm.train.config import RunConfig
 from bytelm.train.journal import Journal

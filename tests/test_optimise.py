@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bytelm.models import blt
-from bytelm.models.objective import score
+from bytelm.interfaces.model import LookupTable
+from bytelm.interfaces.objective import score
+from bytelm.models.blt import model as blt
+from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.nn import fused
-from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.transformer import Block
 from bytelm.patching import fixed
 from bytelm.patching.layout import Rows
+from bytelm.testing import UniformModel
 from bytelm.testing.pretend import moved, near, pretend
 from bytelm.train import loop, optimise
 from bytelm.train.config import TrainConfig
@@ -117,20 +119,32 @@ def test_all_gradients_are_clipped_together_and_tables_learn_at_their_own_rate(k
     assert all(p.grad is None for p in model.parameters())
 
 
+class OneTable(UniformModel):
+    """A model that is nothing but tables of n-grams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = NgramEmbedding(32, (3, 5), 1, 40)
+
+    def lookup_tables(self) -> list[LookupTable]:
+        return [self.embed]
+
+
 def learnt(sittings: list[str], kept: bool = True) -> dict[str, Tensor]:
     """What tables of n-grams learn in three steps a sitting, each on a device or not, with clipping that is at work.
 
     Micro-batches come twice a step and read some rows again and again, others now and then.
     """
     random = torch.Generator().manual_seed(0)
-    embed, moments = NgramEmbedding(32, (3, 5), 1, 40), dict[str, Tensor]()
+    model, moments = OneTable(), dict[str, Tensor]()
+    embed = model.embed
     assert embed.ngram is not None
     nn.init.normal_(embed.ngram.weight, generator=random)
     nn.init.normal_(embed.byte.weight, generator=random)
     for place in sittings:
         with pretend() if place == "device" else nullcontext() as seen:
-            there = moved(embed) if place == "device" else embed
-            optimizer = Optimizer(there, CONFIG)
+            where = moved(model) if place == "device" else model
+            there, optimizer = where.embed, Optimizer(where, CONFIG)
             assert bool(optimizer.kept) == (place == "device")
             weight = there.get_submodule("ngram").get_parameter("weight")
             own = {key: loop.place(value, weight, key) for key, value in moments.items() if kept}

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bytelm.models import blt
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import score
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import score
+from bytelm.models.blt import model as blt
 from bytelm.nn import runs
 from bytelm.nn.attention import View, Where
 from bytelm.nn.initialise import initialise

@@ -18,8 +18,8 @@ SHOWN = [  # on page, in what words
     ("reference/python.html", "what the model writes after a prompt"),
     ("notebooks/first_model.html", "Bits per byte while the model learns"),
     ("notebooks/look_inside.html", "Lengths of the patches of bisect.py"),
-    ("source/src/bytelm/models/blt.py.html", "newest"),
-    ("tour.html", "source/src/bytelm/models/blt.py.html"),
+    ("source/src/bytelm/models/blt/model.py.html", "newest"),
+    ("tour.html", "source/src/bytelm/models/blt/model.py.html"),
 ]
 
 

@@ -21,7 +21,7 @@ from bytelm.data.boundaries import Boundaries
 from bytelm.data.corpus import Corpus
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.evaluate.stream import patcher_of
-from bytelm.models.objective import score
+from bytelm.interfaces.objective import score
 from bytelm.train import loop
 from bytelm.train.config import RunConfig, TrainConfig
 from bytelm.train.prepare import fingerprint_of

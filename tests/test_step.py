@@ -49,7 +49,7 @@ def test_what_the_next_step_needs_is_made_by_a_thread_that_is_gone_at_the_end() 
 def test_a_step_waits_once_and_learns_what_it_does_on_a_cpu(preset: str, tmp_path: Path) -> None:
     """Gradients that are clipped, of micro-batches whose n-grams come again and again."""
     model, config = made(preset, *SETS)
-    windows = Windows(config, hasattr(model, "patcher"))
+    windows = Windows(config, model.patcher is not None)
     journal = Journal(tmp_path / "metrics.jsonl", quiet=True)
     norms: list[tuple[float, float]] = []
 

@@ -104,7 +104,7 @@ def test_one_process_two_and_one_again_learn_as_one_does(notes: Path, tmp_path: 
 TABLES = """
 from contextlib import nullcontext
 import torch
-from bytelm.nn.embed import NgramEmbedding
+from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.testing.pretend import moved, near, pretend
 from bytelm.train.config import TrainConfig
 from bytelm.train.optimise import Optimizer

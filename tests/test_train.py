@@ -20,7 +20,8 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.errors import ConfigError, DataError, TrainingError
-from bytelm.models import megabyte, objective
+from bytelm.interfaces import objective
+from bytelm.models.megabyte import model as megabyte
 from bytelm.train import loop
 from bytelm.train.config import RunConfig, TrainConfig
 from bytelm.train.optimise import learning_rate

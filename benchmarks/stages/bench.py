@@ -26,7 +26,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from bytelm.checkpoint.assemble import Recipe
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.nn import fused
 from bytelm.nn.runs import Runs
 
@@ -114,7 +114,7 @@ def in_turn(named: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
 def random_model(bench: Bench, recipe: Recipe, dtype: torch.dtype = torch.float32) -> ByteModel:
     """A model with random weights that lie where they are read, its patcher's in float32: nothing of it is learnt."""
     model = recipe.blank().to(dtype)
-    if hasattr(model, "patcher"):
+    if model.patcher is not None:
         model.patcher.float()
     model = model.to_empty(device=bench.device)
     for parameter in model.parameters():

@@ -14,7 +14,7 @@ import torch
 from identity import PROMPTS, alone, difference, written
 
 from bytelm.decoding import open_decoder
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from stages.bench import Bench, Found, Measurement
 from stages.steps import Shape
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bytelm.models.blt.cross import BytesFromPatches, PatchesFromBytes
+from bytelm.models.blt.embed import NgramEmbedding
+from bytelm.models.blt.pool import run_maxima
+from bytelm.models.megabyte.grid import Grid, PatchView
 from bytelm.nn.attention import View, Where
-from bytelm.nn.cross import BytesFromPatches, PatchesFromBytes
-from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.norm import RMSNorm
-from bytelm.nn.patches import Grid, PatchView
-from bytelm.nn.pool import run_maxima
 from bytelm.nn.rope import rotate_two, rotation
 from bytelm.nn.rows import Slopes
 from bytelm.nn.transformer import swiglu

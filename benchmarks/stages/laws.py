@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import score
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import score
 from bytelm.testing import tiny_models
 from bytelm.testing.exact import exact
 from bytelm.units import BOS, PAD
@@ -46,7 +46,7 @@ def slopes(model: ByteModel, ids: Tensor, opens: Tensor | None, half: bool = Fal
 
 def law(bench: Bench, model: ByteModel) -> Found:
     ids, model = ids_of(model), model.train()
-    patcher = getattr(model, "patcher", None)
+    patcher = model.patcher
     opens = None if patcher is None else patcher.extend(ids)[0]
     with exact(model) as precise:
         wanted, truth = slopes(precise, ids, None)

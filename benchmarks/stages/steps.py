@@ -20,7 +20,7 @@ from train import Windows, needed
 
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import build, preset
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
 from bytelm.train.loop import Trainer
@@ -97,7 +97,7 @@ def trainer(bench: Bench, model: ByteModel, rows: int, window: int, compile: boo
     """A training of a model that is moved to the device, as `bytelm train` has it, on windows of random bytes."""
     size: Any = {"window": window, "batch": rows}
     config = TrainConfig(steps=1 << 40, precision="bfloat16", spikes="keep", compile=compile, **size)
-    windows = Windows(window, hasattr(model, "patcher"), rows)
+    windows = Windows(window, model.patcher is not None, rows)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         journal = Journal(Path(folder) / "metrics.jsonl", quiet=True)
         found = Trainer(model.to(bench.device).train(), config, windows, Path(folder), journal)

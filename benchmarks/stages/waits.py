@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from bytelm.decoding import open_decoder
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.testing import tiny_models
 from bytelm.units import BOS
 from stages.bench import Bench, Found, Measurement, in_turn, profiled, waited

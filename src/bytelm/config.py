@@ -6,7 +6,7 @@
 
     @dataclass(frozen=True)
     class RunConfig:
-        model: Annotated[Any, Chosen("models")]   # [model] name = "blt", and the keys of bytelm.models.blt.Config
+        model: Annotated[Any, Chosen("models")]   # [model] name = "blt", and the keys of bytelm.models.blt.model.Config
         steps: int = 1000
 
 Two words are reserved. The key `name` stands in chosen tables only, where it selects the component. TOML has no null,
@@ -31,7 +31,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bytelm.errors import ConfigError
-from bytelm.find import find, names, unknown
+from bytelm.find import find, name_of, names, unknown
 
 T = TypeVar("T")
 MOST = 1 << 20  # bytes of a configuration file
@@ -41,9 +41,9 @@ _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a
 
 @dataclass(frozen=True)
 class Chosen:
-    """Marks a field whose table's `name` selects the module of `floor` whose Config the rest of the table builds."""
+    """Marks a field whose table's `name` selects the module of `kind` whose Config the rest of the table builds."""
 
-    floor: str
+    kind: str
 
 
 # --- mapping -> dataclasses -------------------------------------------------------------------------------------------
@@ -115,11 +115,11 @@ def _chosen(choice: Chosen, value: Any, key: str) -> Any:
     table = dict(value)
     name = table.pop("name", None)
     if name is None:
-        raise ConfigError(f"missing key {key}.name: known: {', '.join(names(choice.floor))}")
+        raise ConfigError(f"missing key {key}.name: known: {', '.join(names(choice.kind))}")
     if not isinstance(name, str):
         raise ConfigError(f"{key}.name must be a string, not {_show(name)}")
     try:
-        module = find(choice.floor, name)
+        module = find(choice.kind, name)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from None
     return _table(module.Config, table, key)
@@ -185,7 +185,7 @@ def _plain(kind: Any, value: Any) -> Any:
         return value
     if get_origin(_without_none(kind)) is not Annotated:
         return to_mapping(value)
-    return {"name": type(value).__module__.rpartition(".")[2], **to_mapping(value)}
+    return {"name": name_of(value), **to_mapping(value)}
 
 
 def dump_toml(mapping: Mapping[str, Any]) -> str:

@@ -1,38 +1,102 @@
 """Name → module, resolved when it is used: `find("patching", "space")` imports one file and nothing else.
 
-A new architecture or patching scheme is one new file in its folder; there is no register to keep.
+A patching scheme and a modality are one file in their folder. An architecture is one folder, `bytelm/models/NAME`, or
+a package of somebody else's that is installed under the entry point group `bytelm.models`; what it can do is found by
+file name. There is no registry to keep.
+
+    models/NAME/model.py          Config and the ByteModel that it builds                                    required
+                decoder.py        generation with cached state              else: by the forward pass
+                costs.py          FLOPs by its paper, bytes read per byte   else: counted from the model
+                sizes.py          candidates of `compare`, in every size    else: one size, that of its Config
+                entropy_model.py  what entropy patching asks                else: it cannot be asked
+                formats/NAME.py   published weights, in and out             else: none
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import pkgutil
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 from bytelm.errors import ConfigError
 
-# The folders that hold one thing a file, and the files in them that are shared ground rather than one of the things.
-GROUND = {
-    "data.modalities": {"base"},
-    "models": {"base", "inference", "objective"},
-    "patching": {"base", "layout"},
-    "scorers": set(),
-}
+GROUP = "bytelm.models"  # of entry points: NAME = a package whose files are as above
+# What a folder of one thing a file holds beside them.
+SHARED = {"data.modalities": {"base"}, "patching": {"base", "layout"}}
+# What is one part of an architecture.
+PARTS = {"models": "model", "entropy_models": "entropy_model"}
 
 
-def names(floor: str) -> list[str]:
-    """The names that `find(floor, name)` takes, sorted. No module of the floor's files is imported for it."""
-    package = importlib.import_module(f"bytelm.{floor}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in GROUND[floor])
+def names(kind: str) -> list[str]:
+    """The names that `find(kind, name)` takes, sorted. None of their modules is imported for it."""
+    if kind in PARTS:
+        return [name for name, package in sorted(architectures().items()) if has(package, PARTS[kind])]
+    package = importlib.import_module(f"bytelm.{kind}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in SHARED[kind])
 
 
-def find(floor: str, name: str) -> ModuleType:
-    """The module of one architecture or patching scheme. Raises ConfigError with the nearest spelling."""
-    known = names(floor)
+def find(kind: str, name: str) -> ModuleType:
+    """The module whose Config builds one architecture, entropy model, patching scheme or modality.
+
+    Raises ConfigError with the nearest spelling.
+    """
+    known = names(kind)
     if name not in known:
-        raise ConfigError(unknown(f"{floor} name", name, known))
-    return importlib.import_module(f"bytelm.{floor}.{name}")
+        raise ConfigError(unknown(f"{kind} name", name, known))
+    package = f"{architectures()[name]}.{PARTS[kind]}" if kind in PARTS else f"bytelm.{kind}.{name}"
+    return importlib.import_module(package)
+
+
+def part(name: str, which: str) -> ModuleType | None:
+    """A file of an architecture, such as `decoder`; None where it has none, or where there is no such architecture."""
+    package = architectures().get(name)
+    return importlib.import_module(f"{package}.{which}") if package and has(package, which) else None
+
+
+def part_of(value: Any, which: str) -> ModuleType | None:
+    """The same of the architecture to which a model or a Config belongs."""
+    return part(name_of(value), which)
+
+
+def name_of(value: Any) -> str:
+    """The name by which `find` finds the module of a component or of its Config: "blt", "space", "image"."""
+    module = type(value).__module__
+    for name, package in architectures().items():
+        if module.startswith(f"{package}."):
+            return name
+    return module.rpartition(".")[2]
+
+
+def formats() -> dict[str, str]:
+    """The layouts of published weights: the name of each, and the module that reads it."""
+    found: dict[str, str] = {}
+    for package in architectures().values():
+        if has(package, "formats"):
+            where = importlib.import_module(f"{package}.formats")
+            found |= {m.name: f"{where.__name__}.{m.name}" for m in pkgutil.iter_modules(where.__path__)}
+    return dict(sorted(found.items()))
+
+
+@functools.cache
+def architectures() -> dict[str, str]:
+    """Each architecture's package. One that comes with bytelm is not replaced by an installed one of the same name."""
+    here = importlib.import_module("bytelm.models")
+    own = {m.name: f"{here.__name__}.{m.name}" for m in pkgutil.iter_modules(here.__path__)}
+    return {point.name: point.value for point in entry_points(group=GROUP)} | own
+
+
+@functools.cache
+def has(package: str, which: str) -> bool:
+    """Whether a package has a module or package of this name."""
+    try:
+        return find_spec(f"{package}.{which}") is not None
+    except ModuleNotFoundError:  # an entry point whose package is gone
+        return False
 
 
 def unknown(what: str, value: str, known: list[str]) -> str:

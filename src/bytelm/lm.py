@@ -22,10 +22,10 @@ from bytelm.errors import UsageError
 from bytelm.evaluate.bits import logprobs, measure
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.patches import patch_view
+from bytelm.evaluate.windowing import Mode, for_generating
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate, stream
-from bytelm.models.base import ByteModel
-from bytelm.models.inference import Mode, for_generating
+from bytelm.interfaces.model import ByteModel
 from bytelm.units import LN2
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

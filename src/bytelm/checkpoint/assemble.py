@@ -15,7 +15,7 @@ from bytelm.config import Chosen, build
 from bytelm.data.modalities.base import Modality
 from bytelm.device import fitting
 from bytelm.errors import CheckpointError, ConfigError
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.patching import entropy
 from bytelm.patching.base import Patcher
 from bytelm.transfer import HOST
@@ -33,7 +33,7 @@ class Recipe:
 
     model: Annotated[Any, Chosen("models")]
     patching: Annotated[Any, Chosen("patching")] | None = None
-    scorer: Annotated[Any, Chosen("scorers")] | None = None
+    scorer: Annotated[Any, Chosen("entropy_models")] | None = None
     modality: Annotated[Any, Chosen("data.modalities")] | None = None
 
     def __post_init__(self) -> None:

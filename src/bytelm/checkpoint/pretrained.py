@@ -24,7 +24,7 @@ from torch import Tensor
 from bytelm.checkpoint.tensors import Keep, as_it_is
 from bytelm.data.files import write_whole
 from bytelm.errors import CheckpointError, ResourceError, UsageError
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.units import BOS, EOS, PAD, UNWRITTEN, VOCAB, show_bytes, show_count
 
 CONFIG = "config.json"

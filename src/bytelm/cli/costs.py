@@ -13,7 +13,8 @@ from bytelm.cli.common import Json, print_json, print_table
 from bytelm.units import show_bytes, show_count
 
 if TYPE_CHECKING:
-    from bytelm.evaluate.costs import Costs, Figure
+    from bytelm.compare.figures import Figure
+    from bytelm.evaluate.costs import Costs
 
 HEAD = ["preset", "parameters", "without tables", "scorer", "paper", "executed", "H-Net's", "read/byte"]
 WORDS = {
@@ -42,8 +43,8 @@ def costs(
     presets
         Names, as `bytelm presets` lists them.
     """
+    from bytelm.compare.figures import figures
     from bytelm.config import preset_names
-    from bytelm.evaluate.costs import figures
 
     counts = [_count(name) for name in presets or preset_names()]
     drawn = figures() if svg is not None or not presets else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -11,16 +11,13 @@ from bytelm.cli.common import Sets, print_table
 from bytelm.config import assignments
 from bytelm.errors import UsageError
 
-Theirs = Literal["hf", "meta"]
-Known = Literal["hf", "meta", "megabyte"]
-
 
 def convert(
     source: Path,
     run: Path,
     /,
     *,
-    layout: Annotated[Known, Parameter(name="--from")],
+    layout: Annotated[str, Parameter(name="--from")],
     set: Sets = None,
     check: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -51,10 +48,7 @@ def convert(
     from bytelm.units import show_bytes, show_count
 
     told = assignments(set or [], "--set")
-    if layout == "megabyte":
-        made = making.convert_megabyte(source, run, told, dry_run=dry_run)
-    else:
-        made = making.convert(source, layout, run, told, dry_run=dry_run)
+    made = making.convert(source, layout, run, told, dry_run=dry_run)
     if dry_run:
         print_table(["tensor", "dtype and shape", "becomes"], [(*row[:2], row[2] or "left out") for row in made.table])
         print(f"{show_count(made.parameters)} parameters, context {show_bytes(made.context)}")
@@ -65,12 +59,11 @@ def convert(
 
         found = compare(source, layout, run)
         print(f"logits:  the source's to {found.apart:.1e} (up to {found.largest:.3g}), at {found.bytes} bytes")
-    patches = "" if layout == "megabyte" else f' | bytelm patches {run} "..."'
-    print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE{patches}')
+    print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
     return 0
 
 
-def export(run: Path, folder: Path, /, *, layout: Annotated[Theirs, Parameter(name="--to")], set: Sets = None) -> int:
+def export(run: Path, folder: Path, /, *, layout: Annotated[str, Parameter(name="--to")], set: Sets = None) -> int:
     """Write a run's BLT in the layout of another project, with its entropy model.
 
     Example: bytelm export runs/notes notes-hf --to hf --set patching.max_length=none --set patching.max_singles=none
@@ -84,14 +77,16 @@ def export(run: Path, folder: Path, /, *, layout: Annotated[Theirs, Parameter(na
     layout
         hf: for Hugging Face's transformers. meta: for Meta's code.
     """
-    from bytelm.exchange.convert import MODALITY
     from bytelm.exchange.convert import export as write
+    from bytelm.exchange.format import MODALITY
     from bytelm.units import show_count
 
     written = write(run, layout, folder, assignments(set or [], "--set"))
     print(f"{show_count(written.parameters)} parameters: {folder}")
     if written.modality:
         print(f"note:    its bytes stand for {written.modality}: kept as {MODALITY} in config.json, for bytelm alone")
-    if layout == "hf":
-        print(f"note:    generate from one text at a time: padding is not masked there, see {folder / 'README.md'}")
+    if (folder / "README.md").exists():
+        print(
+            f"note:    read {folder / 'README.md'} first: generate from one text at a time, padding is not masked there"
+        )
     return 0

@@ -97,7 +97,7 @@ def measured(
     from bytelm.decoding import rounded
     from bytelm.device import use
     from bytelm.evaluate.verdict import judge
-    from bytelm.models.inference import for_measuring
+    from bytelm.evaluate.windowing import for_measuring
 
     loaded = load(run, use(device))
     found = documents_of(paths_of(paths), loaded.modality) if paths else spread(Corpus.open(run / "data"), "test")

@@ -122,7 +122,7 @@ def mean_of(entrant: Entrant, corpus: Corpus) -> tuple[float, Bpe | None]:
         config = built(tables, steps=1).patching
         assert config is not None
         return realised(config.build(), [("", data) for _, data in spread(corpus, "train", SAMPLE)])[""], None
-    return patching.get("mean_size") or float(tables["model"].get("sizes", [1])[0]), None
+    return patching.get("mean_size") or float(built(tables, steps=1).recipe.sketch().patch_size or 1), None
 
 
 def planned(

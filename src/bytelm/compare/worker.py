@@ -25,7 +25,7 @@ from bytelm.errors import BytelmError, UsageError
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
 from bytelm.generate.session import generate
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.train.memory import highest
 from bytelm.train.run import train
 

@@ -24,8 +24,8 @@ from bytelm.compress.coder import Decoder, Encoder, Frequencies, frequencies
 from bytelm.decoding import Decoder as Reader
 from bytelm.decoding import open_decoder, why_plain
 from bytelm.errors import DataError, UsageError
+from bytelm.interfaces.model import ByteModel
 from bytelm.machine import processor
-from bytelm.models.base import ByteModel
 from bytelm.native.library import library
 from bytelm.units import BOS, BYTES
 

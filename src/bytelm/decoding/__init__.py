@@ -17,21 +17,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bytelm.decoding.base import Decoder
-from bytelm.decoding.blt import BLTDecoder
 from bytelm.decoding.device import Device
 from bytelm.decoding.host import Host
-from bytelm.decoding.megabyte import MegabyteDecoder
-from bytelm.decoding.patches import known
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.decoding.rounding import rounded
-from bytelm.decoding.transformer import PerceiverDecoder, TransformerDecoder
 from bytelm.errors import UsageError
-from bytelm.models.base import ByteModel
-from bytelm.models.blt import BLT
-from bytelm.models.megabyte import Megabyte
-from bytelm.models.perceiver import PerceiverAR
-from bytelm.models.transformer import ByteTransformer
+from bytelm.find import part_of
+from bytelm.interfaces.decoder import Decoder
+from bytelm.interfaces.model import ByteModel
 from bytelm.native.kernels import KINDS
 from bytelm.native.library import reason
 
@@ -66,22 +59,18 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, weights: Weights
         kernels = Device.open(model.device, parameter.dtype == torch.float64, rounding)
     else:
         kernels = Host.open(parameter.dtype == torch.float64, rounding, streamed=linear * size > STREAMED)
-    if isinstance(model, BLT):
-        return BLTDecoder(model, kernels, rows, capacity)
-    if isinstance(model, Megabyte):
-        return MegabyteDecoder(model, kernels, rows, capacity)
-    if isinstance(model, PerceiverAR):
-        return PerceiverDecoder(model, kernels, rows, capacity)
-    assert isinstance(model, ByteTransformer)
-    return TransformerDecoder(model, kernels, rows, capacity)
+    decoder = part_of(model, "decoder")
+    assert decoder is not None  # `why_plain`
+    return decoder.build(model, kernels, rows, capacity)
 
 
 def why_plain(model: ByteModel) -> str:
     """Why a model is read by its own forward pass, in words; empty where the kernels read it."""
-    if type(model) not in (BLT, Megabyte, PerceiverAR, ByteTransformer):
+    decoder = part_of(model, "decoder")
+    if decoder is None:
         return f"the kernels do not know {type(model).__name__}"
-    if isinstance(model, BLT) and not known(model.patcher):
-        return f"the kernels do not know the patching of {type(model.patcher).__name__}, or its scorer"
+    if why := decoder.unsupported(model):
+        return why
     if model.device.type == "mps":
         return "the model is on mps, which has no float64 for angles"
     return changed(model) or reason("kernels")

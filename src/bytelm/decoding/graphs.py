@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bytelm.decoding.base import Ints
+from bytelm.interfaces.decoder import Ints
 from bytelm.transfer import to_device
 
 GRAPHED = 256  # positions of a shape above which launches cost less than arithmetic, and no graph is kept

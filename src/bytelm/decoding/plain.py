@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bytelm.decoding.base import Decoder, Ints, New, Reals
 from bytelm.errors import UsageError
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.decoder import Decoder, Ints, New, Reals
+from bytelm.interfaces.model import ByteModel
 from bytelm.nn.state import join_rows, map_state, take_rows
 from bytelm.units import PAD
 
@@ -111,5 +111,6 @@ class PlainDecoder(Decoder):
 
     def traffic(self, length: int) -> float:
         """See `Decoder`: all parameters, and the states as they are."""
-        weights = sum(p.nbytes for name, p in self.model.named_parameters() if "ngram" not in name)
+        tables = {id(table.weight) for table in self.model.lookup_tables()}
+        weights = sum(p.nbytes for p in self.model.parameters() if id(p) not in tables)
         return weights + self.rows * self.row_bytes

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bytelm.decoding.base import Ints
 from bytelm.decoding.graphs import Graphs, bucket, filled
 from bytelm.decoding.tensors import Matrix, Tensors
+from bytelm.interfaces.decoder import Ints
 from bytelm.nn import fused
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.transformer import Block, Stack

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.native.kernels import quantised
 
 
@@ -18,8 +18,7 @@ def rounded(model: ByteModel, weights: str) -> ByteModel:
     int8: a scale a row of the weight, its largest entry being 127 (symmetric, per output channel).
     """
     found = copy.deepcopy(model)
-    patcher = getattr(found, "patcher", None)
-    spared = set(patcher.modules()) if isinstance(patcher, nn.Module) else set[nn.Module]()
+    spared = set[nn.Module]() if found.patcher is None else set(found.patcher.modules())
     for module in found.modules():
         if isinstance(module, nn.Linear) and module not in spared:
             module.weight.copy_(restored(module.weight, weights))

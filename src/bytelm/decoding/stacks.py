@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.decoding.base import Ints, Reals
+from bytelm.interfaces.decoder import Ints, Reals
 from bytelm.native import kernels as native
 from bytelm.native.kernels import SIZES, Kernels, address, array_of, tokens
 from bytelm.nn.cross import CrossAttention

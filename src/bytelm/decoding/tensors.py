@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from bytelm.decoding.base import Ints, Reals, fetched
 from bytelm.decoding.graphs import Recorder
+from bytelm.interfaces.decoder import Ints, Reals, fetched
 from bytelm.native.kernels import Kernels
 from bytelm.nn import fused
 from bytelm.nn.norm import EPS

@@ -32,9 +32,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bytelm.device import fitting
 from bytelm.errors import UsageError
-from bytelm.evaluate.stream import Document, chunks, decisions, patcher_of
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import nats_of
+from bytelm.evaluate.stream import Document, chunks, decisions
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import nats_of
 from bytelm.transfer import to_device, to_host
 from bytelm.units import PAD, UNWRITTEN
 
@@ -243,7 +243,7 @@ class _Windows:
         """The windows of a document; none if it is empty."""
         ids, opens = torch.zeros(0, dtype=torch.long), None
         seen = 0
-        for new_ids, new_opens in decisions(patcher_of(self.model), document, self.model.tokens):
+        for new_ids, new_opens in decisions(self.model.patcher, document, self.model.tokens):
             ids = torch.cat([ids, new_ids])
             opens = new_opens if opens is None or new_opens is None else torch.cat([opens, new_opens])
             while len(ids) > self.context:

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from bytelm.errors import UsageError
-from bytelm.evaluate.stream import Document, decisions, entropies, patcher_of
-from bytelm.models.base import ByteModel
+from bytelm.evaluate.stream import Document, decisions, entropies
+from bytelm.interfaces.model import ByteModel
 from bytelm.patching import fixed
 from bytelm.patching.base import Patcher
 from bytelm.patching.entropy import Entropy
@@ -39,8 +39,8 @@ def patch_view(model: ByteModel, data: bytes) -> PatchView:
         opens = np.zeros(len(data), np.bool_)
         opens[np.cumsum(sizes) - sizes] = True
         return PatchView(opens, None)
-    patcher, size = patcher_of(model), getattr(model, "patch", None)
-    if patcher is None and isinstance(size, int):  # a model that counts its patches, from the start of each document
+    patcher, size = model.patcher, model.patch_size
+    if patcher is None and size is not None:  # a model that counts its patches, from the start of each document
         patcher = fixed.Config(size).build()
     if patcher is None:
         raise UsageError(f"a {type(model).__name__} reads bytes one by one: to see patches, take a model that has them")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bytelm.data.bpe import Bpe
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.patching.base import Patcher, PatchState
 from bytelm.patching.entropy import Scorer
 from bytelm.transfer import to_host
@@ -53,7 +53,7 @@ def chunks(document: Document, tokens: Bpe | None = None) -> Iterator[Int[Tensor
 
 def patcher_of(model: ByteModel) -> Patcher | None:
     """The patcher that a model was built with; None if it has no patches."""
-    return next((child for child in model.children() if isinstance(child, Patcher)), None)
+    return model.patcher
 
 
 def device_of(part: object) -> torch.device:

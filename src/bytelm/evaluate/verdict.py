@@ -14,7 +14,7 @@ from bytelm.errors import DataError
 from bytelm.evaluate.bits import DocumentBits, Precision, measure
 from bytelm.evaluate.compressors import compressed, compressed_each
 from bytelm.evaluate.meter import Meter, interval
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.units import LN2, bits_per_byte
 
 

@@ -163,6 +163,12 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def check_folder(source: Path) -> None:
+    """Raises CheckpointError for a source that is no folder."""
+    if not source.is_dir():
+        raise CheckpointError(f"{source} is not a folder: name the one that holds the weights and their config.json")
+
+
 def check(expected: Mapping[str, Tensor], found: Weights, where: Path) -> None:
     """Compare names and shapes with those `expected`, before anything is read; any float will do for a float.
 

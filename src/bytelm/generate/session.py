@@ -23,7 +23,7 @@ from bytelm.generate import stop as stopping
 from bytelm.generate.sampling import DEFAULT, Ints, Reals, Sampling, row_key, written
 from bytelm.generate.speculate import Speculation, threads
 from bytelm.generate.utf8 import Utf8State
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.units import BOS, EOS
 
 Reason = Literal["eos", "stop", "length"]

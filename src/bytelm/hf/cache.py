@@ -18,7 +18,7 @@ from transformers import Cache
 
 from bytelm.errors import UsageError
 from bytelm.hf.reader import Reader, readable
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.nn.state import take_rows
 from bytelm.transfer import to_device
 from bytelm.units import PAD

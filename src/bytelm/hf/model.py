@@ -85,7 +85,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
     def settle(self) -> None:
         """What loading leaves undone: a patcher is not trained, and has tables that no file holds."""
         fresh = self.config.built().patcher()
-        patcher = getattr(self.model, "patcher", None)
+        patcher = self.model.patcher
         if fresh is None or patcher is None:
             return
         patcher.requires_grad_(False)
@@ -95,7 +95,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """What `.to`, `.half` and their like do to every tensor: of the patcher they change the device alone."""
-        patcher = getattr(self.model, "patcher", None)
+        patcher = self.model.patcher
         before = patcher.state_dict() if patcher is not None else {}
         super()._apply(fn, recurse)
         for name, tensor in patcher.state_dict().items() if patcher is not None else ():

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bytelm.decoding import open_decoder, why_plain
-from bytelm.decoding.base import CHUNK, Decoder, Ints, Reals
 from bytelm.errors import ResourceError
 from bytelm.generate.speculate import threads
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.decoder import CHUNK, Decoder, Ints, Reals
+from bytelm.interfaces.model import ByteModel
 from bytelm.native.kernels import checksum
 from bytelm.units import BOS, PAD, VOCAB
 
@@ -194,9 +194,8 @@ def decodable(model: ByteModel) -> bool:
 
 def content(model: ByteModel) -> list[Any]:
     """What a decoder is made from: how the model is built, and its numbers."""
-    patcher = getattr(model, "patcher", None)
     tensors = [*model.parameters(), *model.buffers()]
-    return [getattr(model, "config", None), getattr(patcher, "config", None), *map(checksum, tensors)]
+    return [model.config, model.patcher and model.patcher.config, *map(checksum, tensors)]
 
 
 def document(ids: NDArray[np.int64]) -> Ints:

@@ -32,6 +32,9 @@ class Patcher(nn.Module, abc.ABC):
     are on the host (`bytelm.transfer`); a scorer computes where its weights are.
     """
 
+    config: Any = None
+    """What built it."""
+
     @abc.abstractmethod
     def memory(self, batch: int) -> Any:
         """What the scheme remembers of rows that have read nothing."""

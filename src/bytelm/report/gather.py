@@ -27,8 +27,8 @@ from bytelm.find import find, names
 from bytelm.generate.document import Task, completion, continuation
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate, pieces
+from bytelm.interfaces.model import ByteModel
 from bytelm.machine import processor
-from bytelm.models.base import ByteModel
 from bytelm.patching.entropy import Entropy
 from bytelm.report.media import Completion, Media
 from bytelm.report.page import Files, FileType, HeldOut, ReportData, Sample

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bytelm.decoding import Decoder, Weights, open_decoder, rounded
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.testing.exact import exact
 from bytelm.testing.examples import LONG, SHORT, document
 from bytelm.testing.law import EXAMPLES, agree

@@ -8,8 +8,8 @@ import random
 import torch
 from torch import Tensor
 
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import score
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import score
 from bytelm.nn.state import join_rows, take_rows
 from bytelm.testing.examples import marks, padded, rows
 from bytelm.testing.law import EXAMPLES, LawError, agree, subject

@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 
 
 @contextmanager

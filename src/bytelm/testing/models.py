@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import score
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import score
 from bytelm.nn.state import join_rows, map_state, take_rows
 from bytelm.nn.transformer import Block
 from bytelm.patching.layout import forced_openings
@@ -212,7 +212,7 @@ def boundaries(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> flo
     """The logits with boundaries recorded by the model's patcher are those without; one without looks at none."""
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
-        patcher = getattr(precise, "patcher", None)
+        patcher = precise.patcher
         for ids in rows(rng, examples):
             wanted = read(precise, ids)
             given = marks(rng, len(ids)) if patcher is None else patcher.extend(ids[None])[0][0]
@@ -329,7 +329,7 @@ def cost(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """
     rng, worst = random.Random(seed), 0.0
     lines = rows(rng, examples)
-    if not hasattr(model, "patcher"):
+    if model.patcher is None:
         lines = [whole_document(rng, len(ids)) for ids in lines]
     for ids in lines:
         given = marks(rng, len(ids))

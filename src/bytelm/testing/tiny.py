@@ -18,10 +18,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytelm.find import find, names
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.patching.base import Patcher
 from bytelm.patching.entropy import Scorer
-from bytelm.scorers import ngram, transformer
 from bytelm.testing.examples import document, row
 from bytelm.units import VOCAB
 
@@ -50,13 +49,14 @@ def tiny_patchers(seed: int = 0) -> Iterator[tuple[str, Patcher]]:
 
 def tiny_scorers(seed: int = 0) -> Iterator[tuple[str, Scorer]]:
     """Windowed Transformers with random weights, and a table counted from a few documents."""
+    transformer = find("entropy_models", "transformer")
     for kind, reset in (("a Transformer", False), ("a Transformer by lines", True)):
         shape = transformer.Config(layers=1, dim=16, heads=2, window=7, ffn_multiple=16, reset_newline=reset)
         scorer = shape.build()
         initialised(scorer.model, seed)
         yield kind, scorer
     rng = random.Random(seed)
-    counted = ngram.Config(order=2, rows=512, reset_newline=True).build()
+    counted = find("entropy_models", "ngram").Config(order=2, rows=512, reset_newline=True).build()
     counted.count([np.frombuffer(document(rng, 200), np.uint8) for _ in range(20)])
     yield "n-grams by lines", counted
 

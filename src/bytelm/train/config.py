@@ -90,7 +90,7 @@ class RunConfig:
 
     model: Annotated[Any, Chosen("models")]
     patching: Annotated[Any, Chosen("patching")] | None = None
-    scorer: Annotated[Any, Chosen("scorers")] | None = None
+    scorer: Annotated[Any, Chosen("entropy_models")] | None = None
     modality: Annotated[Any, Chosen("data.modalities")] | None = None
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from bytelm.data.sampler import Batch, Sampler
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import Prepared, prepare
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import Prepared, prepare
 from bytelm.train import lengths
 from bytelm.units import BOS, BYTES, PAD
 

@@ -20,10 +20,11 @@ from bytelm.data.sources import STDIN
 from bytelm.device import fitting, memory, resolve
 from bytelm.errors import ResourceError
 from bytelm.evaluate.costs import counted, usual_mean
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import score
-from bytelm.scorers import ngram
-from bytelm.scorers.transformer import TransformerScorer
+from bytelm.find import name_of
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import score
+from bytelm.models.ngram import entropy_model as ngram
+from bytelm.models.transformer.entropy_model import TransformerScorer
 from bytelm.train.config import RunConfig, TrainConfig
 from bytelm.train.loop import precision
 from bytelm.train.memory import predict
@@ -183,7 +184,7 @@ def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estim
     bytes = min(limit for limit in limits if limit is not None)
     return Estimate(
         needs=needed,
-        model=type(config.model).__module__.rpartition(".")[2],
+        model=name_of(config.model),
         parameters=cost.parameters,
         tables=cost.tables,
         precision=str(precision(train, resolve(train.device))).removeprefix("torch."),

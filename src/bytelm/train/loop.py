@@ -29,11 +29,8 @@ from torch import Tensor
 from bytelm.checkpoint import store
 from bytelm.data.sampler import Sampler
 from bytelm.errors import CheckpointError, TrainingError
-from bytelm.models.base import ByteModel
-from bytelm.models.objective import prepare, scored
-from bytelm.nn.embed import NgramEmbedding
-from bytelm.nn.shift import ShiftBlock
-from bytelm.nn.transformer import Block
+from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import prepare, scored
 from bytelm.train import lengths
 from bytelm.train.ahead import Ahead
 from bytelm.train.config import TrainConfig
@@ -113,11 +110,9 @@ class Trainer:
             (give_back_large_blocks if config.recompute else keep_large_blocks)()
         for stage in model.stages(1, 1):
             stage.stack.recompute = recomputes(config, stage.name)
-        for module in model.modules():
-            if isinstance(module, Block | ShiftBlock | NgramEmbedding):
-                module.dropout = config.dropout
-            if config.compile and isinstance(module, Block | ShiftBlock):
-                module.compile(dynamic=True)  # block by block: BLT reads patches between the blocks of its decoder
+        model.set_dropout(config.dropout)
+        for block in model.blocks() if config.compile else ():
+            block.compile(dynamic=True)  # one by one: BLT reads patches between the blocks of its decoder
 
     # --- one sitting --------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from bytelm.models.base import ByteModel, Stage
-from bytelm.models.objective import PIECE
+from bytelm.interfaces.model import ByteModel, Stage
+from bytelm.interfaces.objective import PIECE
 from bytelm.nn import fused, runs
-from bytelm.nn.embed import NgramEmbedding
 from bytelm.train.config import TrainConfig
 from bytelm.transfer import HOST
 
@@ -44,8 +43,7 @@ def predict(model: ByteModel, config: TrainConfig, mean_patch: float, device: to
     The model may be on the meta device. What is not in it: Python and torch themselves (about 0.3 GiB), libraries of
     products that keep buffers of their own, and the pages that a C library holds for later.
     """
-    found = [m for m in model.modules() if isinstance(m, NgramEmbedding) and m.ngram is not None]
-    tables = {id(m.ngram.weight) for m in found if m.ngram is not None}
+    tables = {id(table.weight): table.weight for table in model.lookup_tables()}
     own = [p for p in model.parameters() if p.requires_grad]
     sparse = sum(p.numel() for p in own if id(p) in tables)
     dense = sum(p.numel() for p in own) - sparse
@@ -57,7 +55,7 @@ def predict(model: ByteModel, config: TrainConfig, mean_patch: float, device: to
     if device.type == "cpu":
         return Memory(dense * (4 + 8 + 2) + sparse * (4 + 8) + frozen, activations, 4 * dense)
     # Slopes of what bytes read of tables stay until all micro-batches are done; then buffers of that size come and go.
-    slopes = 4 * config.window * config.batch * sum(m.byte.weight.shape[1] for m in found)
+    slopes = 4 * config.window * config.batch * sum(weight.shape[1] for weight in tables.values())
     memory = dense * (4 + 8 + 2) + sparse * (4 + 4) + frozen
     gradients = 4 * dense + config.accumulate * (1 + BUFFERS) * slopes
     return Memory(memory, activations + (config.accumulate - 1) * slopes, gradients)

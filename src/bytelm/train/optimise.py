@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bytelm.interfaces.model import ByteModel, LookupTable
 from bytelm.native.training import Rows, call, functions
-from bytelm.nn.embed import NgramEmbedding
 from bytelm.nn.fused import VECTOR
 from bytelm.nn.rows import Slopes
 from bytelm.train.config import TrainConfig
@@ -47,8 +47,8 @@ class RowAdam(torch.optim.SparseAdam):
 class BagAdam(torch.optim.Optimizer):
     """The same as `RowAdam` without momentum, for slopes that stay with their bags (`nn.rows`): nothing waits."""
 
-    def __init__(self, tables: list[NgramEmbedding], lr: float, beta2: float, times: float) -> None:
-        weights = [table.ngram.weight for table in tables if table.ngram is not None]
+    def __init__(self, tables: list[LookupTable], lr: float, beta2: float, times: float) -> None:
+        weights = [table.weight for table in tables]
         super().__init__([{"params": weights, "times": times}], {"lr": lr, "beta2": beta2, "eps": 1e-8})
         self.kept = [Slopes() for _ in weights]
         for table, kept in zip(tables, self.kept, strict=True):
@@ -83,12 +83,12 @@ class Optimizer:
     last slopes of a row that is read now and then are old ones, and it learns better without (docs/log.md).
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: ByteModel, config: TrainConfig) -> None:
         self.clip = config.clip
         own = {id(p): p for p in model.parameters() if p.requires_grad}
         device = next(iter(own.values())).device.type
-        found = [m for m in model.modules() if isinstance(m, NgramEmbedding) and m.ngram is not None]
-        tables = [own.pop(id(m.ngram.weight)) for m in found if m.ngram is not None]
+        found = model.lookup_tables()
+        tables = [own.pop(id(table.weight)) for table in found]
         embeddings = [
             own.pop(id(m.weight)) for m in model.modules() if isinstance(m, nn.Embedding) and id(m.weight) in own
         ]
@@ -106,8 +106,8 @@ class Optimizer:
         self.kept: list[Slopes] = []
         """Slopes of tables that have none."""
         if tables and device == "cpu":
-            for module in found:
-                module.sparse = True
+            for table in found:
+                table.sparse = True
             group = {"params": tables, "times": config.embedding_rate}
             self.parts.append(RowAdam([group], lr=config.learning_rate, betas=(0.0, config.beta2)))
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]

@@ -40,13 +40,13 @@ from bytelm.device import fitting
 from bytelm.errors import DataError
 from bytelm.evaluate.calibrate import calibrate
 from bytelm.evaluate.stream import chunks, device_of, extended, patcher_of
-from bytelm.models.base import ByteModel
-from bytelm.models.transformer import ByteTransformer
+from bytelm.interfaces.model import ByteModel
+from bytelm.models.ngram.entropy_model import NgramScorer
+from bytelm.models.transformer.entropy_model import TransformerScorer
+from bytelm.models.transformer.model import ByteTransformer
 from bytelm.patching import entropy
 from bytelm.patching.base import Patcher
 from bytelm.patching.entropy import Scorer
-from bytelm.scorers.ngram import NgramScorer
-from bytelm.scorers.transformer import TransformerScorer
 from bytelm.train.config import RunConfig
 from bytelm.train.journal import Journal
 from bytelm.train.loop import Trainer

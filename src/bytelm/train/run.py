@@ -22,7 +22,7 @@ from bytelm.errors import ConfigError, ResourceError
 from bytelm.find import unknown
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
-from bytelm.models.base import ByteModel
+from bytelm.interfaces.model import ByteModel
 from bytelm.train.config import RunConfig
 from bytelm.train.estimate import check, lighter, needs
 from bytelm.train.journal import Journal

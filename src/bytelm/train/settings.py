@@ -146,20 +146,14 @@ def one_document_a_window(config: RunConfig, asked: Mapping[str, Any]) -> RunCon
     return replace(config, train=replace(train, window=size + 1, batch=batch))
 
 
-def fixed_patches(model: Any) -> str:
-    """The patches that an architecture counts itself, where it has any."""
-    return "×".join(map(str, model.sizes)) if hasattr(model, "sizes") else "none"
-
-
 def describe(name: str) -> dict[str, Any]:
     """A preset in a line: its parts, and its true parameter counts, of the model itself built without memory."""
     config = build(RunConfig, merge({"train": {"minutes": DEFAULT_MINUTES}}, preset(name)), f"preset {name}")
     recipe = config.recipe
     model = recipe.sketch()
-    counts = {key: p.numel() for key, p in model.named_parameters()}
-    scorer = sum(count for key, count in counts.items() if key.startswith("patcher."))
-    tables = sum(count for key, count in counts.items() if "ngram" in key)
-    own = sum(counts.values()) - scorer
+    scorer = 0 if model.patcher is None else sum(p.numel() for p in model.patcher.parameters())
+    tables = sum(table.weight.numel() for table in model.lookup_tables())
+    own = sum(p.numel() for p in model.parameters()) - scorer
     parts = to_mapping(recipe)
     window = config.train.window
     mean = usual_mean(recipe)
@@ -168,7 +162,7 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "preset": name,
         "model": parts["model"]["name"],
-        "patching": parts["patching"]["name"] if recipe.model.patched else fixed_patches(recipe.model),
+        "patching": parts["patching"]["name"] if model.patcher else "×".join(map(str, model.patch_sizes)) or "none",
         "nominal": nominal_size(name) or "",
         "parameters": show_count(own),
         "n-gram tables": show_count(tables) if tables else "none",

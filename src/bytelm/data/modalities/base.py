@@ -14,6 +14,7 @@ from typing import Any
 
 from bytelm.config import to_mapping
 from bytelm.errors import DataError
+from bytelm.find import name_of
 
 
 class UnfitError(DataError):
@@ -91,4 +92,4 @@ class Modality(abc.ABC):
     @property
     def name(self) -> str:
         """As `--as` and `[modality] name` have it."""
-        return type(self.config).__module__.rpartition(".")[2]
+        return name_of(self.config)

@@ -1,0 +1,222 @@
+"""Other ways to read with a trained model: strided and sliding (MEGABYTE, section 2.3.3 and Table 9).
+
+Each is a model around a model: measuring and generation call it as they call any other, and the laws hold for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bytelm.data.bpe import Bpe
+from bytelm.errors import UsageError
+from bytelm.interfaces.model import ByteModel
+from bytelm.nn.state import put_rows
+from bytelm.patching.layout import Rows, at_end, since, tail
+from bytelm.transfer import to_device
+from bytelm.units import BOS, PAD
+
+Mode = Literal["basic", "sliding", "strided", "both"]
+
+
+def for_measuring(model: ByteModel, mode: Mode, context: int) -> tuple[ByteModel, int]:
+    """The model, and by how many ids each window of `context` goes further than the one before. Raises UsageError."""
+    stride = max(1, context // 2) if mode in ("sliding", "both") else context
+    return strided(model) if mode in ("strided", "both") else model, stride
+
+
+def for_generating(model: ByteModel, mode: Mode, context: int) -> ByteModel:
+    """The model as one stream; basic has no windows, and goes on beyond `context`. Raises UsageError."""
+    model = strided(model) if mode in ("strided", "both") else model
+    return sliding(model, context) if mode in ("sliding", "both") else model
+
+
+def strided(model: ByteModel) -> ByteModel:
+    """The model read with a stride of half a patch. Raises UsageError for a model without patches of one size."""
+    if model.patch_size is None:
+        raise UsageError(
+            f"strided inference reads patches of one size from two offsets, and {type(model).__name__} has none: "
+            "use basic or sliding"
+        )
+    return Strided(model, model.patch_size)
+
+
+def sliding(model: ByteModel, context: int) -> ByteModel:
+    """The model read in windows of `context` ids. Raises UsageError for one whose patches would be cut anew in each."""
+    if model.patcher is not None:
+        raise UsageError(
+            f"sliding inference starts afresh within a document, and {type(model).__name__} would cut it into other "
+            "patches there: use basic"
+        )
+    if context < 2:
+        raise UsageError(f"context = {context}: sliding inference needs windows of at least 2 ids")
+    return Sliding(model, context)
+
+
+@dataclass(frozen=True)
+class StridedState:
+    """Two readings of the same rows, the second one half a patch behind."""
+
+    read: Int[Tensor, " batch"]
+    offset: Int[Tensor, " batch"]
+    first: Any
+    second: Any
+
+
+class Strided(ByteModel):
+    """Late places of a patch are predicted worse than early ones; so each byte comes from where it stands early.
+
+        ids        0 1 2 3 | 4 5 6 7 | 8 9 . .       patch 4, offsets in the document
+        first      a a . . | a a . . | a a           from the document's start
+        second         0 1   2 3 | 4 5   6 7         two ids later: BOS, then as if the document began there
+        taken      a a a a   a a b b   a a b b       the first patch is the first reading's
+
+    It costs two passes.
+    """
+
+    def __init__(self, model: ByteModel, patch: int) -> None:
+        super().__init__()
+        self.model, self.patch = model, patch
+
+    def initialise(self, seed: int) -> None:
+        """Set every parameter of the model from `seed`."""
+        self.model.initialise(seed)
+
+    def flops(self, ids: int, patches: int) -> int:
+        """See `ByteModel`: both readings, the second of which lacks half a patch."""
+        rest = max(0, ids - self.patch // 2)
+        return self.model.flops(ids, patches) + (self.model.flops(rest, patches) if rest else 0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.model.device
+
+    def begin(self, batch: int) -> StridedState:
+        """The state of rows that have read nothing yet."""
+        zero = torch.zeros(batch, dtype=torch.long)
+        return StridedState(zero, zero, self.model.begin(batch), self.model.begin(batch))
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch new"],
+        state: StridedState | None = None,
+        boundaries: Bool[Tensor, "batch new"] | None = None,
+    ) -> tuple[Float[Tensor, "batch new vocab"], StridedState | None]:
+        """See `ByteModel`."""
+        none = torch.zeros(len(ids), dtype=torch.long)
+        begun = state if state is not None else StridedState(none, none, None, None)
+        rows, half = Rows.of(ids), self.patch // 2
+        offset = since(rows.starts(begun.read), begun.offset)
+        later = torch.where(offset == half, BOS, rows.ids).masked_fill((offset < half) | ~rows.real, PAD)
+        early, first = self.model(rows.ids, begun.first)
+        late, second = self.model(later, begun.second)
+        taken = (offset >= self.patch) & (offset % self.patch >= half)
+        logits = rows.restore(torch.where(to_device(taken, late)[..., None], late, early))
+        if state is None:
+            return logits, None
+        after = at_end(offset, rows.lengths, state.offset)
+        return logits, StridedState(state.read + rows.lengths, after, first, second)
+
+
+@dataclass(frozen=True)
+class SlidingState:
+    """What the present window of each row has read, and what the next one will begin with."""
+
+    read: Int[Tensor, " batch"]
+    offset: Int[Tensor, " batch"]
+    recent: Int[Tensor, "batch kept"]
+    inner: Any
+
+
+class Sliding(ByteModel):
+    """No id is predicted from more than `context` ids: when a window is full, the next begins with its newer half.
+
+        ids        0 1 2 3 4 5 6 7 8 9          context 4, offsets in the document
+        window 0   0 1 2 3
+        window 1       . . 4 5                  "." is read again
+        window 2           . . 6 7
+
+    So a model goes on for ever at the length it was trained for. It costs two passes.
+    """
+
+    def __init__(self, model: ByteModel, context: int) -> None:
+        super().__init__()
+        self.model, self.context = model, context
+        self.stride = context - context // 2
+
+    def initialise(self, seed: int) -> None:
+        """Set every parameter of the model from `seed`."""
+        self.model.initialise(seed)
+
+    def flops(self, ids: int, patches: int) -> int:
+        """See `ByteModel`: of one document, whose windows are read one after the other."""
+        kept = self.context - self.stride
+        found = self.model.flops(min(ids, self.context), patches)
+        for first in range(self.context, ids, self.stride):
+            found += self.model.flops(kept + min(self.stride, ids - first), patches)
+        return found
+
+    @property
+    def tokens(self) -> Bpe | None:
+        """See `ByteModel`."""
+        return self.model.tokens
+
+    @property
+    def vocabulary(self) -> int:
+        """See `ByteModel`."""
+        return self.model.vocabulary
+
+    def bytes_in(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """See `ByteModel`."""
+        return self.model.bytes_in(ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.model.device
+
+    def begin(self, batch: int) -> SlidingState:
+        """The state of rows that have read nothing yet."""
+        zero = torch.zeros(batch, dtype=torch.long)
+        recent = torch.full((batch, self.context - self.stride), PAD)
+        return SlidingState(zero, zero, recent, self.model.begin(batch))
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch new"],
+        state: SlidingState | None = None,
+        boundaries: Bool[Tensor, "batch new"] | None = None,
+    ) -> tuple[Float[Tensor, "batch new vocab"], SlidingState | None]:
+        """See `ByteModel`. Ids of one window are read together, those of other windows being PADs meanwhile."""
+        begun = state if state is not None else self.begin(len(ids))
+        rows = Rows.of(ids)
+        offset = since(rows.starts(begun.read), begun.offset)
+        full = (offset >= self.context) & ((offset - self.context) % self.stride == 0) & rows.real
+        window = full.long().cumsum(1)
+        line = torch.cat([begun.recent, rows.ids], 1)
+        inner, logits = begun.inner, None
+        for index in range(int(window.max()) + 1 if window.numel() else 1):
+            if index:
+                inner = self.restarted(inner, full & (window == index), line)
+            here = window == index
+            found, inner = self.model(rows.ids.masked_fill(~here, PAD), inner)
+            logits = found if logits is None else torch.where(to_device(here, found)[..., None], found, logits)
+        assert logits is not None and logits.shape[-1] == self.vocabulary
+        if state is None:
+            return rows.restore(logits), None
+        kept = self.context - self.stride
+        after = at_end(offset, rows.lengths, state.offset)
+        recent = tail(line, kept + rows.lengths, kept)
+        return rows.restore(logits), SlidingState(state.read + rows.lengths, after, recent, inner)
+
+    def restarted(self, inner: Any, opens: Bool[Tensor, "batch new"], line: Int[Tensor, "batch slots"]) -> Any:
+        """The state in which the rows that open a window at `opens` have read what it begins with, and no more."""
+        rows, slots = opens.nonzero(as_tuple=True)
+        kept = self.context - self.stride
+        _, fresh = self.model(tail(line[rows], slots + kept, kept), self.model.begin(len(rows)))
+        return put_rows(inner, rows, fresh)

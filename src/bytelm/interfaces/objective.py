@@ -1,0 +1,96 @@
+"""(model, ids) → (nats, bytes): a pair of sums, never a mean. Training and measuring both start here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from bytelm.interfaces.model import ByteModel
+from bytelm.patching.layout import Rows
+from bytelm.transfer import to_device
+from bytelm.units import BOS
+
+PIECE = 1 << 16  # targets that are scored at a time
+
+
+def score(
+    model: ByteModel,
+    ids: Int[Tensor, "batch new"],
+    counted: Bool[Tensor, "batch new"] | None = None,
+    boundaries: Bool[Tensor, "batch new"] | None = None,
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Summed nats of the counted ids given all before them in their row, and how many bytes those ids stand for.
+
+    The first id of a row has nothing before it and is never counted. Without `counted`, every byte and every EOS
+    counts: what a model has to learn. PADs may stand anywhere, and count nowhere.
+    """
+    return scored(model, prepare(model, ids, counted, boundaries))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Ids to be scored, with all that follows from them on the host: the rest is for the device."""
+
+    ids: Int[Tensor, "batch new"]
+    """What the model reads."""
+    boundaries: Bool[Tensor, "batch new"] | None
+    plan: Any
+    """The model's own: see `ByteModel.plan`."""
+    targets: Int[Tensor, "batch new"]
+    """What follows each id, where the model computes."""
+    counted: Bool[Tensor, "batch new"]
+    """Which of them count, likewise."""
+    bytes: Int[Tensor, ""]
+    """The bytes that those stand for."""
+
+
+def prepare(
+    model: ByteModel,
+    ids: Int[Tensor, "batch new"],
+    counted: Bool[Tensor, "batch new"] | None = None,
+    boundaries: Bool[Tensor, "batch new"] | None = None,
+) -> Prepared:
+    """All of `score` that needs no device. What travels to one is on its way."""
+    rows = Rows.of(ids)
+    ids = rows.ids
+    counted = None if counted is None else rows.align(counted)
+    boundaries = None if boundaries is None else rows.align(boundaries)
+    targets = ids[:, 1:]
+    if counted is None:
+        counted = ids != BOS
+    counted = (counted & rows.real)[:, 1:]
+    ids, boundaries = ids[:, :-1], None if boundaries is None else boundaries[:, :-1]
+    bytes = (model.bytes_in(targets) * counted).sum()
+    plan = model.plan(ids, None, boundaries)
+    return Prepared(ids, boundaries, plan, to_device(targets, model.device), to_device(counted, model.device), bytes)
+
+
+def scored(model: ByteModel, prepared: Prepared) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """The rest of `score`."""
+    planned = {} if prepared.plan is None else {"plan": prepared.plan}
+    logits, _ = model(prepared.ids, None, prepared.boundaries, **planned)
+    return (nats_of(logits, prepared.targets) * prepared.counted).sum(), prepared.bytes
+
+
+def nats_of(logits: Float[Tensor, "batch new vocab"], targets: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new"]:
+    """-log p of each target, in nats, float32.
+
+    Many targets are taken in pieces, each computed again for its gradient, so that nothing but the logits is kept.
+    """
+    found: list[Tensor] = []
+    for part, wanted in zip(logits.flatten(0, 1).split(PIECE), targets.flatten().split(PIECE), strict=True):
+        if targets.numel() > PIECE and torch.is_grad_enabled():
+            found.append(checkpoint(_nats, part, wanted, use_reentrant=False, preserve_rng_state=False))
+        else:
+            found.append(_nats(part, wanted))
+    return torch.cat(found).view(targets.shape)
+
+
+def _nats(logits: Float[Tensor, "new vocab"], targets: Int[Tensor, " new"]) -> Float[Tensor, " new"]:
+    return F.cross_entropy(logits.float(), targets, reduction="none")

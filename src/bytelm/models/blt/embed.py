@@ -1,0 +1,136 @@
+"""Byte embedding plus hashed n-gram embeddings (BLT paper, section 3.2.1, eqs. 2-5)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bytelm.nn import fused
+from bytelm.nn.rows import Slopes, bags, sum_rows
+from bytelm.patching.layout import Rows, tail
+from bytelm.units import PAD, VOCAB
+
+# One prime per hash function, as published with the model.
+PRIMES = (
+    1000000007,
+    5915587277,
+    1500450271,
+    3267000013,
+    5754853343,
+    4093082899,
+    9576890767,
+    3628273133,
+    2860486313,
+    5463458053,
+    3367900313,
+)
+PUBLISHED_OFFSET = 4  # the published hash runs over ids whose specials come first: theirs = (ours + 4) mod 260
+
+
+class NgramEmbedding(nn.Module):
+    """e_t = byte(x_t) + sum over functions and sizes n of table[hash(x_{t-n+1} .. x_t)].
+
+    hash = (sum over k of id_k · prime^k) mod rows, oldest id first, in wrapping 64-bit arithmetic. n-grams do not
+    reach over the start of a document: what is before it counts as id PAD.
+    """
+
+    def __init__(self, dim: int, sizes: tuple[int, ...], functions: int, rows: int) -> None:
+        super().__init__()
+        self.sizes, self.functions, self.rows = sizes, functions, rows
+        self.reach = max(sizes, default=1) - 1
+        self.byte = nn.Embedding(VOCAB, dim)
+        # All tables in one, function by function and size by size within: one gather looks all of them up.
+        self.ngram = nn.Embedding(functions * len(sizes) * rows, dim) if sizes else None
+        self.sparse = False
+        """Whether the gradient of the tables holds only the rows that were looked up, for optimizers that take such."""
+        self.kept: Slopes | None = None
+        """Where the slopes of the tables go, for an optimizer that takes them from there; a gradient else."""
+        self.dropout = 0.0
+        """Chance of each byte to go without its n-grams in training, so that nothing is learnt by heart alone."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The tables."""
+        assert self.ngram is not None
+        return self.ngram.weight
+
+    def begin(self, batch: int) -> Int[Tensor, "batch reach"]:
+        """The ids before the first: none."""
+        return torch.full((batch, self.reach), PAD)
+
+    def hashes(
+        self, ids: Int[Tensor, "batch new"], starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
+    ) -> Int[Tensor, "batch new tables"]:
+        """The table row of every n-gram that ends at each new id, computed where the ids are."""
+        if device := fused.kernels(ids):
+            shape = (self.rows, PRIMES[: self.functions], self.sizes)
+            return device.hashes(ids, starts, recent, *shape, OFFSET=PUBLISHED_OFFSET, PAD=PAD, VOCAB=VOCAB)
+        new = ids.shape[1]
+        ids = torch.cat([recent, ids], 1)
+        ago = torch.arange(self.reach + 1, device=ids.device)
+        back = torch.arange(new, device=ids.device)[:, None] + self.reach - ago
+        window = ids[:, back]  # [batch, new, reach + 1], newest first
+        # An id belongs to the document if no start lies after it and at or before the byte that is being embedded.
+        document = torch.cat([starts.new_zeros(starts.shape[0], self.reach), starts], 1).long().cumsum(1)
+        inside = document[:, back] == document[:, back[:, :1]]
+        published = (torch.where(inside, window, PAD) + PUBLISHED_OFFSET) % VOCAB
+        found: list[Tensor] = []
+        for prime in PRIMES[: self.functions]:
+            for size in self.sizes:
+                hashed = published[..., size - 1]
+                power = 1
+                for k in range(1, size):
+                    power = wrap(power * prime)
+                    hashed = hashed + published[..., size - 1 - k] * power
+                found.append(hashed % self.rows + len(found) * self.rows)
+        return torch.stack(found, -1)
+
+    def forward(
+        self, ids: Int[Tensor, "batch new"], starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
+    ) -> Float[Tensor, "batch new dim"]:
+        """The embeddings of new ids, all where the tables are. `starts`: where a document starts."""
+        x = self.byte(ids)
+        if self.ngram is None:
+            return x
+        found = self.looked_up(self.hashes(ids, starts, recent).flatten(0, 1)).view(x.shape)
+        if self.training and self.dropout:
+            found = found * F.dropout(x.new_ones(*x.shape[:-1], 1), self.dropout)
+        return x + found
+
+    def looked_up(self, index: Int[Tensor, "bytes tables"]) -> Float[Tensor, "bytes dim"]:
+        """The sum of each byte's rows."""
+        assert self.ngram is not None
+        if self.kept is not None:
+            return bags(self.ngram.weight, index, self.kept)
+        if not torch.is_grad_enabled():
+            return sum_rows(self.ngram.weight, index)
+        if self.sparse and fused.bags_fit(self.ngram.weight):
+            return fused.bags(self.ngram.weight, index)
+        return F.embedding_bag(index, self.ngram.weight, mode="sum", sparse=self.sparse)
+
+    def reached(
+        self, rows: Rows, starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
+    ) -> Int[Tensor, "batch reach"]:
+        """The ids that n-grams may still reach after new ones, on the host: PAD for those of an earlier document."""
+        if not self.reach:
+            return recent
+        ids = torch.cat([recent, rows.ids], 1)
+        document = torch.cat([starts.new_zeros(starts.shape[0], self.reach), starts], 1).long().cumsum(1)
+        ends = self.reach + rows.lengths
+        newest = tail(document, ends, 1)
+        return torch.where(tail(document, ends, self.reach) == newest, tail(ids, ends, self.reach), PAD)
+
+
+def wrap(value: int) -> int:
+    """A Python integer as 64-bit two's-complement arithmetic leaves it."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def hash_powers(embed: NgramEmbedding) -> NDArray[np.int64]:
+    """prime^k of each hash function `[functions, k]`, in wrapping 64-bit arithmetic."""
+    longest = embed.reach + 1
+    return np.array([[wrap(prime**k) for k in range(longest)] for prime in PRIMES[: embed.functions]], np.int64)

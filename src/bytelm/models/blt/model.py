@@ -1,0 +1,396 @@
+"""The Byte Latent Transformer (Pagnoni et al. 2024, arXiv 2412.09871): bytes → patches → latent Transformer → bytes.
+
+    bytes    BOS T h e _ c a t          byte and hashed n-gram embeddings, windowed local encoder        (3.2)
+    patches   |  \\_____/ \\___           whole patches query their own bytes                               (3.2.2)
+    latents   g0    g1                  causal Transformer over whole patches                            (3.1)
+    bytes     g0 g0g0g0g1 g1 ..         each byte reads the newest patch that is whole once it is read   (3.3)
+
+The byte at t sees the latent of the last patch that is known to be whole when byte t has been read: of its own
+patch only if byte t + 1 opens a new one. So a latent step happens when a patch closes, and at no other time, and
+reading a text in pieces is the same computation as reading it whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bytelm.errors import ConfigError
+from bytelm.interfaces.model import ByteModel, LookupTable, Stage
+from bytelm.models.blt.cross import BytesFromPatches, PatchesFromBytes
+from bytelm.models.blt.embed import PRIMES, NgramEmbedding
+from bytelm.models.blt.pool import run_maxima
+from bytelm.nn import cross
+from bytelm.nn.attention import Cache, View, Where
+from bytelm.nn.initialise import initialise
+from bytelm.nn.norm import RMSNorm
+from bytelm.nn.transformer import Stack, StackConfig
+from bytelm.patching.base import Patcher, PatchState
+from bytelm.patching.layout import Layout, Rows, forced_openings, tail
+from bytelm.transfer import to_device
+from bytelm.units import VOCAB
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a BLT. The defaults are those of `blt-tiny`.
+
+    `queries`: sub-vectors of a patch (the paper's k). `encoder_cross`: whether patches query the bytes after the
+    "last" encoder layer or after "all" of them. `window`: bytes that a byte sees in the local models, itself
+    included. `ngram_rows`: rows of one hash table; there is one for each of `ngram_functions` × `ngram_sizes`.
+    `ffn_dims`: widths of the feed-forward layers of encoder, latent Transformer and decoder; left out, 8/3 of the width
+    of each, rounded up to a multiple of `ffn_multiple`.
+    """
+
+    patched: ClassVar[bool] = True
+
+    local_dim: int = 128
+    local_heads: int = 4
+    window: int = 128
+    encoder_layers: int = 1
+    decoder_layers: int = 3
+    global_dim: int = 256
+    global_heads: int = 4
+    global_layers: int = 4
+    queries: int = 2
+    cross_heads: int = 4
+    encoder_cross: str = "last"
+    ngram_sizes: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
+    ngram_functions: int = 1
+    ngram_rows: int = 8192
+    theta: float = 500_000.0
+    ffn_multiple: int = 64
+    ffn_dims: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.ffn_dims) not in (0, 3):
+            raise ConfigError(f"model.ffn_dims = {list(self.ffn_dims)}: give encoder, latent and decoder one, or none")
+        local = [*self.encoder().problems("model.local"), *self.decoder().problems("model.local")]
+        problems = [*dict.fromkeys(local), *self.latent().problems("model.global")]
+        if self.cross_heads < 1 or self.local_dim % self.cross_heads:
+            problems.append(f"model.cross_heads = {self.cross_heads} does not divide local_dim = {self.local_dim}")
+        if self.encoder_cross not in ("last", "all"):
+            problems.append(f"model.encoder_cross = {self.encoder_cross!r}: known: last, all")
+        if not 1 <= self.ngram_functions <= len(PRIMES):
+            problems.append(f"model.ngram_functions = {self.ngram_functions}: from 1 to {len(PRIMES)}")
+        if any(size < 2 for size in self.ngram_sizes) or self.ngram_rows < 1:
+            problems.append("model.ngram_sizes must be at least 2 and model.ngram_rows at least 1")
+        for name in ("encoder_layers", "decoder_layers", "global_layers", "queries"):
+            if getattr(self, name) < 1:
+                problems.append(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    @classmethod
+    def tiny(cls) -> dict[str, Config]:
+        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        bytes = cls(local_dim=16, local_heads=2, cross_heads=2, window=6, decoder_layers=2, ngram_rows=101)
+        small = replace(bytes, global_dim=32, global_heads=2, global_layers=2, ffn_multiple=16)
+        return {
+            "last layer crossed": small,
+            "all layers crossed, widened": replace(
+                small, encoder_layers=2, encoder_cross="all", global_dim=48, ffn_dims=(24, 16, 56)
+            ),
+            "two hash functions": replace(small, ngram_functions=2, ngram_sizes=(2, 5), queries=1),
+            "no n-grams": replace(small, ngram_sizes=()),
+        }
+
+    def encoder(self) -> StackConfig:
+        """The shape of the local encoder over bytes."""
+        return self._stack(self.encoder_layers, self.local_dim, self.local_heads, self.window, 0)
+
+    def latent(self) -> StackConfig:
+        """The shape of the latent Transformer over patches."""
+        return self._stack(self.global_layers, self.global_dim, self.global_heads, None, 1)
+
+    def decoder(self) -> StackConfig:
+        """The shape of the local decoder over bytes."""
+        return self._stack(self.decoder_layers, self.local_dim, self.local_heads, self.window, 2)
+
+    def _stack(self, layers: int, dim: int, heads: int, window: int | None, part: int) -> StackConfig:
+        ffn_dim = self.ffn_dims[part] if self.ffn_dims else None
+        return StackConfig(layers, dim, heads, window, self.theta, self.ffn_multiple, ffn_dim=ffn_dim)
+
+    def build(self, patcher: Patcher) -> BLT:
+        """The model of this configuration, its parameters not yet initialised."""
+        return BLT(self, patcher)
+
+
+TRAVEL = ("segment", "closed")
+"""What of a layout is looked into where the model computes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from ids on the host; ids, starts and recent ids also where the model computes."""
+
+    rows: Rows
+    ids: Int[Tensor, "batch new"]
+    starts: Bool[Tensor, "batch new"]
+    recent: Int[Tensor, "batch reach"]
+    patcher: PatchState
+    view: View
+    layout: Layout
+    reached: Int[Tensor, "batch reach"]
+    """The ids that n-grams reach afterwards."""
+
+
+@dataclass(frozen=True)
+class BLTState:
+    """All that a row has to remember: nothing of it grows with the bytes read but the latent caches."""
+
+    patcher: PatchState
+    bytes: Where
+    patches: Where
+    recent: Int[Tensor, "batch reach"]
+    """The ids that n-grams still reach."""
+    held: Int[Tensor, " batch"]
+    """Bytes read of the patch that is open."""
+    open: tuple[Float[Tensor, "batch slots dim"], ...]
+    """Encoder outputs of those bytes, aligned on the right, for each layer that patches query."""
+    latent: Float[Tensor, "batch k dim"]
+    """The newest whole patch, as the decoder reads it."""
+    encoder: tuple[Cache, ...]
+    latents: tuple[Cache, ...]
+    decoder: tuple[Cache, ...]
+
+
+class Encoder(nn.Module):
+    """Bytes to byte states, and whole patches out of them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.local_dim
+        self.embed = NgramEmbedding(dim, config.ngram_sizes, config.ngram_functions, config.ngram_rows)
+        self.stack = Stack(config.encoder())
+        self.crossed = range(config.encoder_layers)[-1 if config.encoder_cross == "last" else 0 :]
+        self.split = nn.Linear(dim, dim * config.queries, bias=False)
+        self.cross = nn.ModuleList(PatchesFromBytes(dim, config.cross_heads) for _ in self.crossed)
+
+    def forward(
+        self, x: Tensor, view: View, caches: tuple[Cache, ...] | None
+    ) -> tuple[list[Tensor], tuple[Cache, ...]]:
+        """Byte states after each layer that patches query (the last layer's come last), and the caches."""
+        states: list[Tensor] = []
+        kept: list[Cache] = []
+        for index in range(self.config.encoder_layers):
+            x, cache = self.stack.layer(index, x, view, caches)
+            if index in self.crossed:
+                states.append(x)
+            if cache is not None:
+                kept.append(cache)
+        return states, tuple(kept)
+
+    def patches(self, states: list[Tensor], layout: Layout) -> Float[Tensor, "batch patches width"]:
+        """The patches that close: queries max-pooled from their bytes, then carried through the cross-attentions."""
+        batch, count = len(layout.counts), layout.patches
+        segment = layout.segment.flatten()
+        pooled = run_maxima(states[0].flatten(0, 1), segment, batch * count)
+        queries = self.split(pooled).unflatten(-1, (self.config.queries, -1))
+        for layer, bytes in zip(self.cross, states, strict=True):
+            queries = layer(queries, bytes.flatten(0, 1), segment)
+        return queries.flatten(1).unflatten(0, (batch, count))
+
+
+class Decoder(nn.Module):
+    """Byte states and latents to logits: before each block, every byte reads its patch."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.local_dim
+        self.split = nn.Linear(config.global_dim, dim * config.queries, bias=False)
+        self.cross = nn.ModuleList(BytesFromPatches(dim, config.cross_heads) for _ in range(config.decoder_layers))
+        self.stack = Stack(config.decoder())
+        self.norm = RMSNorm(dim)
+        self.head = nn.Linear(dim, VOCAB, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch new dim"],
+        latents: Float[Tensor, "batch patches k dim"],
+        index: Int[Tensor, "batch new"],
+        view: View,
+        caches: tuple[Cache, ...] | None,
+    ) -> tuple[Float[Tensor, "batch new vocab"], tuple[Cache, ...]]:
+        """`index` says which of the latents each byte reads."""
+        kept: list[Cache] = []
+        for layer, read in enumerate(self.cross):
+            x, cache = self.stack.layer(layer, read(x, latents, index), view, caches)
+            if cache is not None:
+                kept.append(cache)
+        return self.head(self.norm(x)).float(), tuple(kept)
+
+
+class BLT(ByteModel):
+    """Local encoder, latent Transformer over patches, local decoder, and the patcher that cuts."""
+
+    def __init__(self, config: Config, patcher: Patcher) -> None:
+        super().__init__()
+        self.config = config
+        self.patcher = patcher.requires_grad_(False)
+        self.encoder = Encoder(config)
+        width = config.queries * config.local_dim
+        same = width == config.global_dim
+        self.widen = nn.Identity() if same else nn.Linear(width, config.global_dim, bias=False)
+        self.latent = Stack(config.latent())
+        self.decoder = Decoder(config)
+
+    @property
+    def cutter(self) -> Patcher:
+        """The patcher, which is always there."""
+        assert self.patcher is not None
+        return self.patcher
+
+    def initialise(self, seed: int) -> None:
+        """Set every parameter of the model itself from `seed`; the patcher's are left as they are."""
+        config = self.config
+        initialise(self.encoder, config.encoder_layers, seed)
+        initialise(self.widen, 1, seed + 1)
+        initialise(self.latent, config.global_layers, seed + 2)
+        initialise(self.decoder, config.decoder_layers, seed + 3)
+
+    def flops(self, ids: int, patches: int) -> int:
+        """See `ByteModel`."""
+        config, k = self.config, self.config.queries
+        dim, width = config.local_dim, config.local_dim * config.queries
+        encoder = config.encoder().flops(ids) + 2 * patches * dim * width
+        encoder += len(self.encoder.cross) * cross.flops(dim, queries=patches * k, keys=ids)
+        widen = 2 * patches * width * config.global_dim if width != config.global_dim else 0
+        latent = config.latent().flops(patches) + 2 * patches * config.global_dim * width
+        decoder = config.decoder().flops(ids) + 2 * ids * dim * VOCAB
+        decoder += config.decoder_layers * cross.flops(dim, queries=ids, keys=(patches + 1) * k)
+        return encoder + widen + latent + decoder
+
+    def set_dropout(self, chance: float) -> None:
+        """See `ByteModel`; of n-grams too."""
+        super().set_dropout(chance)
+        self.encoder.embed.dropout = chance
+
+    def lookup_tables(self) -> list[LookupTable]:
+        """See `ByteModel`."""
+        return [] if self.encoder.embed.ngram is None else [self.encoder.embed]
+
+    def stages(self, ids: int, patches: int) -> list[Stage]:
+        """See `ByteModel`. Beside the stacks are the embeddings, the norms and the cross-attentions."""
+        config = self.config
+        dim, k = config.local_dim, config.queries
+        tables = 8 * len(config.ngram_sizes) * config.ngram_functions
+        pooled = len(self.encoder.cross) * 6 * dim + 4 * dim + tables
+        read = config.decoder_layers * (10 * dim + 4 * k * config.cross_heads) + 6 * dim
+        copied = 4 * k * dim + 10 * k * config.cross_heads  # of queries or keys, and of values, for each byte
+        parts = config.decoder_layers * 10 * k * dim + len(self.encoder.cross) * 10 * k * dim
+        return [
+            Stage("local", self.encoder.stack, ids, beside=pooled, plain=len(self.encoder.cross) * copied),
+            Stage("global", self.latent, patches, beside=parts),
+            Stage("local", self.decoder.stack, ids, beside=read, plain=config.decoder_layers * copied),
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.decoder.head.weight.device
+
+    def begin(self, batch: int) -> BLTState:
+        """The state of rows that have read nothing yet."""
+        config, device = self.config, self.device
+        return BLTState(
+            patcher=self.cutter.begin(batch),
+            bytes=Where.zero(batch),
+            patches=Where.zero(batch),
+            recent=self.encoder.embed.begin(batch),
+            held=torch.zeros(batch, dtype=torch.long),
+            open=(torch.zeros(batch, 0, config.local_dim, device=device),) * len(self.encoder.crossed),
+            latent=torch.zeros(batch, config.queries, config.local_dim, device=device),
+            encoder=self.encoder.stack.begin(batch, device),
+            latents=self.latent.begin(batch, device),
+            decoder=self.decoder.stack.begin(batch, device),
+        )
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch new"],
+        state: BLTState | None = None,
+        boundaries: Bool[Tensor, "batch new"] | None = None,
+        plan: Plan | None = None,
+    ) -> tuple[Float[Tensor, "batch new vocab"], BLTState | None]:
+        """See `ByteModel`."""
+        plan = plan or self.plan(ids, state, boundaries)
+        keep = state is not None
+        state = state if state is not None else self.begin(len(ids))
+        rows, view, layout = plan.rows, plan.view, plan.layout
+
+        x = self.encoder.embed(plan.ids, plan.starts, plan.recent)
+        # Both local models have the same width and window, and stand at the same bytes: they share one view.
+        states, encoder = self.encoder(x, view, state.encoder if keep else None)
+        x = states[-1]
+        held = [torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state.open, states, strict=True)]
+        latents, patches, latent_caches = self.think(held, layout, state, keep)
+        logits, decoder = self.decoder(x, latents, layout.closed, view, state.decoder if keep else None)
+        if not keep:
+            return rows.restore(logits), None
+
+        width = int(layout.held.max()) if len(layout.held) else 0
+        ends = state.open[0].shape[1] + rows.lengths
+        after = BLTState(
+            patcher=plan.patcher,
+            bytes=view.after,
+            patches=patches,
+            recent=plan.reached,
+            held=layout.held,
+            open=tuple(tail(h, ends, width) for h in held),
+            latent=latents[torch.arange(len(ids), device=latents.device), to_device(layout.counts, latents)],
+            encoder=encoder,
+            latents=latent_caches,
+            decoder=decoder,
+        )
+        return rows.restore(logits), after
+
+    def plan(
+        self,
+        ids: Int[Tensor, "batch new"],
+        state: BLTState | None = None,
+        boundaries: Bool[Tensor, "batch new"] | None = None,
+    ) -> Plan:
+        """See `ByteModel`."""
+        caches = state.encoder if state is not None else None
+        state = state if state is not None else self.begin(len(ids))
+        rows = Rows.of(ids)
+        starts = rows.starts(state.bytes.position)
+        patcher = state.patcher
+        if boundaries is None:
+            opens, patcher = self.cutter.extend(rows.ids, patcher)
+        else:
+            opens = (rows.align(boundaries) | forced_openings(rows.ids, starts)) & rows.real
+        layout = Layout.of(opens, starts, rows, state.held, state.open[0].shape[1])
+        there = (to_device(x, self.device) for x in (rows.ids, starts, state.recent))
+        return Plan(
+            rows,
+            *there,
+            patcher=patcher,
+            view=self.encoder.stack.view(rows.lengths, starts, state.bytes, caches),
+            layout=replace(layout, **{name: to_device(getattr(layout, name), self.device) for name in TRAVEL}),
+            reached=self.encoder.embed.reached(rows, starts, state.recent),
+        )
+
+    def think(
+        self, held: list[Tensor], layout: Layout, state: BLTState, keep: bool
+    ) -> tuple[Float[Tensor, "batch readable k dim"], Where, tuple[Cache, ...]]:
+        """One latent step for each patch that closes, in the rows where one does.
+
+        Returns what the decoder may read (the newest patch of before first, then those that closed), where each row
+        stands among its patches, and the latent caches.
+        """
+        newest = state.latent[:, None]
+        if not layout.patches:
+            return newest, state.patches, state.latents
+        patches = self.widen(self.encoder.patches(held, layout))
+        caches = state.latents if keep else None
+        latents, where, caches = self.latent.advance(patches, layout.counts, layout.first, state.patches, caches)
+        latents = self.decoder.split(latents).unflatten(-1, (self.config.queries, -1))
+        return torch.cat([newest.to(latents.dtype), latents], 1), where, caches or ()

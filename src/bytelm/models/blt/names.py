@@ -1,0 +1,120 @@
+"""What the parts of a BLT are called elsewhere, and how their tensors differ from ours.
+
+    ours                          Hugging Face                               Meta
+    encoder.embed.byte            model.local_encoder.embed_tokens           local_encoder.tok_embeddings
+    latent.blocks.0.attention.qkv model.global_transformer.layers.0          global_transformer.layers.0
+                                      .self_attn.{q,k,v}_proj                    .attention.{wq,wk,wv}
+
+Ours join along the first axis what they keep apart. Their ids are ours + 4 mod 260, so that rows of bytes and specials
+stand elsewhere. Rotary pairs are interleaved in all three, and nothing is permuted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bytelm.models.blt import model as blt
+from bytelm.models.blt.embed import PUBLISHED_OFFSET
+
+Dialect = Literal["hf", "meta"]
+SCORER = "entropy_model"
+"""What the names in the file of Meta's entropy model are put under here."""
+
+STACKS = {
+    "encoder.stack": {"hf": "model.local_encoder", "meta": "local_encoder"},
+    "latent": {"hf": "model.global_transformer", "meta": "global_transformer"},
+    "decoder.stack": {"hf": "model.local_decoder", "meta": "local_decoder"},
+    "patcher.scorer.model.stack": {"hf": "model.patcher", "meta": SCORER},
+}
+BLOCK = {
+    "attention_norm": {"hf": "input_layernorm", "meta": "attention_norm"},
+    "attention.qkv": {
+        "hf": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+        "meta": "attention.wq attention.wk attention.wv",
+    },
+    "attention.out": {"hf": "self_attn.o_proj", "meta": "attention.wo"},
+    "feed_forward_norm": {"hf": "post_attention_layernorm", "meta": "ffn_norm"},
+    "feed_forward.gate_up": {"hf": "mlp.gate_proj mlp.up_proj", "meta": "feed_forward.w1 feed_forward.w3"},
+    "feed_forward.down": {"hf": "mlp.down_proj", "meta": "feed_forward.w2"},
+}
+CROSS = {
+    "query_norm": {"hf": "q_norm", "meta": "cross_attn_norm_q"},
+    "key_norm": {"hf": "k_norm", "meta": "cross_attn_norm_kv"},
+    "query": {"hf": "q_proj", "meta": "wq"},
+    "key_value": {"hf": "k_proj v_proj", "meta": "wk wv"},
+    "out": {"hf": "o_proj", "meta": "wo"},
+}
+ALONE = {
+    "encoder.embed.byte": {"hf": "model.local_encoder.embed_tokens", "meta": "local_encoder.tok_embeddings"},
+    "encoder.embed.ngram": {"hf": "model.encoder_hash_tok_embedding", "meta": "encoder_hash_tok_embedding"},
+    "encoder.split": {
+        "hf": "model.local_encoder.patch_embedding_projection",
+        "meta": "local_encoder.patch_embedding_projection",
+    },
+    "widen": {
+        "hf": "model.global_transformer.token_embedding_projection",
+        "meta": "global_transformer.token_embedding_projection",
+    },
+    "decoder.split": {
+        "hf": "model.local_decoder.patch_embedding_projection",
+        "meta": "local_decoder.patch_embedding_projection",
+    },
+    "decoder.norm": {"hf": "model.local_decoder.norm", "meta": "local_decoder.norm"},
+    "decoder.head": {"hf": "lm_head", "meta": "local_decoder.output"},
+    "patcher.scorer.model.embedding": {"hf": "model.patcher.embed_tokens", "meta": f"{SCORER}.tok_embeddings"},
+    "patcher.scorer.model.norm": {"hf": "model.patcher.norm", "meta": f"{SCORER}.norm"},
+    "patcher.scorer.model.head": {"hf": "model.patcher.lm_head", "meta": f"{SCORER}.output"},
+}
+BY_ID = {"encoder.embed.byte", "decoder.head", "patcher.scorer.model.embedding", "patcher.scorer.model.head"}
+
+
+@dataclass(frozen=True)
+class Match:
+    """One of our tensors, and those that it is joined from."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    by_id: bool
+    """Whether its rows are ids."""
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Ours of theirs."""
+        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return joined.roll(-PUBLISHED_OFFSET, 0) if self.by_id else joined
+
+    def split(self, tensor: Tensor) -> dict[str, Tensor]:
+        """Theirs of ours."""
+        whole = tensor.roll(PUBLISHED_OFFSET, 0) if self.by_id else tensor
+        return dict(zip(self.theirs, whole.chunk(len(self.theirs)), strict=True))
+
+
+def matches(names: Mapping[str, Tensor], config: blt.Config, dialect: Dialect, layer: int = 0) -> list[Match]:
+    """A match for each of our `names`, of a BLT of this configuration.
+
+    `layer` is what they call the encoder's first cross-attention.
+    """
+    return [match(name, config, dialect, layer) for name in names]
+
+
+def match(name: str, config: blt.Config, dialect: Dialect, layer: int) -> Match:
+    """What one of our tensors is called elsewhere."""
+    part = name.removesuffix(".weight")
+    if found := re.fullmatch(r"(.+)\.blocks\.(\d+)\.(.+)", part):
+        stack, index, inner = found.groups()
+        words = [f"{STACKS[stack][dialect]}.layers.{index}.{word}" for word in BLOCK[inner][dialect].split()]
+    elif found := re.fullmatch(r"(encoder|decoder)\.cross\.(\d+)\.(.+)", part):
+        side, index, inner = found.groups()
+        at = int(index) + (layer if side == "encoder" else 0)
+        root = STACKS[f"{side}.stack"][dialect]
+        words = [f"{root}.cross_attn_layers.{at}.{word}" for word in CROSS[inner][dialect].split()]
+    else:
+        words = [ALONE[part][dialect]]
+        if part == "encoder.embed.ngram" and dialect == "meta":
+            words = [f"{words[0]}.{table}" for table in range(config.ngram_functions * len(config.ngram_sizes))]
+    return Match(name, tuple(f"{word}.weight" for word in words), part in BY_ID)

@@ -1,0 +1,144 @@
+"""Published BLTs, in whatever layout: their tensors matched with ours, read, joined and written.
+
+folder ─ options ─▶ Recipe ─ blank model ─▶ our names ─ names.Match ─▶ theirs ─ compared ─ read, joined ─▶ ours
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bytelm.checkpoint import store, tensors
+from bytelm.checkpoint.assemble import Recipe
+from bytelm.config import build, merge, to_mapping
+from bytelm.errors import ConfigError
+from bytelm.exchange import files
+from bytelm.exchange.files import Weights, json_in
+from bytelm.exchange.format import MODALITY, Reading
+from bytelm.find import name_of
+from bytelm.models.blt import model as blt
+from bytelm.models.blt import names
+from bytelm.models.blt.names import SCORER, Dialect, Match
+
+CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "consolidated.pth"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A folder of which nothing but names and shapes was read yet."""
+
+    recipe: Recipe
+    weights: Weights
+    matches: list[Match]
+    layer: int
+    """The encoder's layer whose cross-attention counts."""
+
+
+def reading(
+    source: Path,
+    layout: Dialect,
+    described: tuple[Recipe, int],
+    weights: Weights,
+    sets: Mapping[str, Any],
+    layer: int = 0,
+) -> Reading:
+    """What a folder holds: the recipe and context that it describes, under what is set. Raises as `Format.read`."""
+    recipe, context = described
+    modality = json_in(source / CONFIG).get(MODALITY) if (source / CONFIG).exists() else None
+    if modality is not None:  # of a run of ours that was exported
+        recipe = build(Recipe, {**to_mapping(recipe), "modality": modality}, f"{source / CONFIG}: {MODALITY}")
+    if sets:
+        recipe = build(Recipe, merge(to_mapping(recipe), sets), "--set")
+    if not isinstance(recipe.model, blt.Config):
+        raise ConfigError("--set model.name: what is converted is a BLT")
+    if recipe.scored and name_of(recipe.scorer) != "transformer":
+        raise ConfigError("--set scorer.name: the entropy model that is converted is a Transformer")
+    likes = recipe.blank().state_dict()
+    opened = Opened(recipe, weights, names.matches(likes, recipe.model, layout, layer), layer)
+    expected = dict[str, Tensor]()
+    for match in opened.matches:
+        expected |= match.split(likes[match.ours])
+    found = {name: weight for name, weight in weights.items() if name in expected or not idle(name, opened)}
+    files.check(expected, found, source)
+    return Reading(
+        source.resolve().name,
+        recipe,
+        context,
+        rows(opened),
+        lambda: {match.ours: joined(match, found, source) for match in opened.matches},
+    )
+
+
+def rows(opened: Opened) -> list[tuple[str, str, str]]:
+    """The table of a `Converted`."""
+    ours = {name: match.ours for match in opened.matches for name in match.theirs}
+    return [(name, store.kind(weight.like), ours.get(name, "")) for name, weight in sorted(opened.weights.items())]
+
+
+def idle(name: str, opened: Opened) -> bool:
+    """Whether a tensor that is not expected means nothing.
+
+    So it is with tables of angles, cross-attention that is overwritten by the next layer's, and the entropy model of
+    patches that ask none.
+    """
+    if found := re.match(r"model\.local_encoder\.cross_attn_layers\.(\d{1,4})\.", name):
+        return int(found[1]) < opened.layer
+    if name.startswith((f"{SCORER}.", "model.patcher.")) and not opened.recipe.scored:
+        return True
+    return name.endswith((".inv_freq", ".freqs_cis")) or name == "freqs_cis"
+
+
+def joined(match: Match, weights: Weights, source: Path) -> Tensor:
+    """One of our tensors; float64 becomes float32, which a model computes in.
+
+    Raises CheckpointError for a value that is no number.
+    """
+    parts = {name: weights[name].read() for name in match.theirs}
+    parts = {name: part.float() if part.dtype == torch.float64 else part for name, part in parts.items()}
+    store.check_keys(parts, parts, source)
+    return match.join(list(parts.values())).contiguous()
+
+
+# --- the other way ----------------------------------------------------------------------------------------------------
+
+
+def theirs(recipe: Recipe, layout: Dialect, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors by their names."""
+    found: dict[str, Tensor] = {}
+    for match in names.matches(ours, cast("blt.Config", recipe.model), layout, 0):
+        found |= match.split(ours[match.ours])
+    return found
+
+
+def write_folder(folder: Path, recipe: Recipe, texts: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """All files of a folder, aside first: it is there whole, or not at all.
+
+    `texts` are JSON files and others by their names; weights of an entropy model go into a file of their own.
+    """
+    if recipe.modality is not None:
+        texts[CONFIG][MODALITY] = to_mapping(recipe)["modality"]
+    own = {n.removeprefix(f"{SCORER}."): weights.pop(n) for n in [*weights] if n.startswith(f"{SCORER}.")}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.tmp-", dir=folder.parent) as name:
+        aside = Path(name) / folder.name
+        for place, text in texts.items():
+            (aside / place).parent.mkdir(parents=True, exist_ok=True)
+            content = text if isinstance(text, str) else json.dumps(text, indent=1) + "\n"
+            (aside / place).write_text(content, encoding="utf-8")
+        with (aside / WEIGHTS).open("xb") as file:
+            for piece in tensors.pieces(tensors.header(weights, {"format": "pt"}), weights):
+                file.write(piece)
+        if own:
+            torch.save({"model": {key: value.clone() for key, value in own.items()}}, aside / SCORER / PICKLED)
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(aside, folder)

@@ -1,0 +1,42 @@
+"""BLT in every size: see `interfaces.sizes`."""
+
+from __future__ import annotations
+
+from bytelm.interfaces.sizes import Family, Table, heads, usual
+
+
+def blt(width: int, odd: int, number: int) -> Table:
+    """BLT: a shallow encoder, a deeper decoder, and twice their width between them."""
+    local = {"local_dim": width, "local_heads": heads(width), "cross_heads": heads(width), "window": 128, "queries": 2}
+    latent = {"global_dim": 2 * width, "global_heads": heads(2 * width), "global_layers": usual(width)}
+    return {
+        "name": "blt",
+        "encoder_layers": 1,
+        "decoder_layers": usual(width) + odd - 1,
+        **local,
+        **latent,
+        "ngram_rows": 8192,
+    }
+
+
+def entropy_patches(size: int) -> Table:
+    """The other tables of BLT."""
+    patching = {"name": "entropy", "mean_size": float(size)}
+    return {"patching": patching, "scorer": {"name": "ngram"}, "train": {"embedding_rate": 3.0}}
+
+
+def space_patches(_: int) -> Table:
+    """The other tables of BLT on space patches."""
+    return {"patching": {"name": "space"}, "train": {"embedding_rate": 3.0}}
+
+
+def without_ngrams(width: int, odd: int, number: int) -> Table:
+    """BLT whose bytes are embedded alone."""
+    return {**blt(width, odd, number), "ngram_sizes": []}
+
+
+FAMILIES = {
+    "blt": Family(blt, rate=9e-3, number=5, least=2, tables=entropy_patches),
+    "blt-no-ngrams": Family(without_ngrams, rate=9e-3, number=5, least=2, tables=entropy_patches),
+    "space": Family(blt, rate=9e-3, tables=space_patches),
+}

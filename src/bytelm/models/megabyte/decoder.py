@@ -1,0 +1,94 @@
+"""MEGABYTE in rows: a global step when a patch opens, a step of each stage inside when one of its own does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bytelm.interfaces.decoder import Backend, Decoder, Ints, New, Reals, fetched
+from bytelm.models.megabyte import device_decoder, host_decoder
+from bytelm.models.megabyte.model import Config, Megabyte
+from bytelm.nn.norm import EPS
+from bytelm.units import BOS
+
+
+class MegabyteDecoder(Decoder):
+    """`models.megabyte` in rows. A position of a stage is the place in the document at which it opens."""
+
+    drafts = True
+
+    def __init__(self, model: Megabyte, kernels: Backend, rows: int, capacity: int) -> None:
+        super().__init__(rows, capacity, kernels)
+        config: Config = model.config
+        self.kernels = kernels
+        parts: Any = device_decoder if kernels.on_device else host_decoder
+        self.units = [config.unit(level) for level in range(len(config.dims))]
+        self.embed = [parts.Embedding(kernels, embed) for embed in model.embed]
+        self.outer = kernels.layers(model.outer.stack, rows, -(-capacity // self.units[0]))
+        self.norm = kernels.vector(model.outer.norm.weight)
+        self.stages = [parts.Stage(kernels, inner, rows) for inner in model.inner]
+        self.pads = [kernels.vector(pad.weight) for pad in model.pads]
+        self.byte = kernels.table(model.byte.weight)
+        self.head = kernels.matrix(model.byte.weight, whole=True)  # a table is not rounded
+
+    def after(self, new: New) -> Any:
+        """See `Decoder`."""
+        for level, unit in enumerate(self.units[:-1]):
+            opens = new.position % unit == 0
+            if opens.any():
+                self.open(level, new[opens])
+        return self.bytes(new)
+
+    def open(self, level: int, new: New) -> None:
+        """A step of a stage at each id that opens one of its positions: what the stage below goes by."""
+        x = self.embed[level].patches(self.ids, new.row, new.position)
+        position = new.position // self.units[level]
+        if level:
+            x = self.kernels.instead(x, new.position % self.units[level - 1] == 0, self.pads[level - 1])
+            x = self.stages[level - 1].read(x, new.row, position)
+            norm = self.stages[level - 1].norm
+        else:
+            x = self.outer.run(x, new.row, position, np.zeros_like(position))
+            norm = self.norm
+        self.stages[level].open(new.row, position, self.kernels.normed(x, norm, EPS))
+
+    def bytes(self, new: New) -> Any:
+        """The last stage, whose positions are ids."""
+        last = self.stages[-1]
+        x = self.kernels.embed(self.byte, np.where(new.position % last.size == 0, BOS, new.ids))
+        x = last.read(x, new.row, new.position)
+        return self.kernels.linear(self.head, x, last.norm, EPS)
+
+    def draft(self, rows: Ints, ids: Ints) -> Reals:
+        """See `Decoder`: the bytes' stage goes on, in a new patch from what it was given for the last; one id a row."""
+        new = self.placed(rows, ids)
+        last = self.stages[-1]
+        opens = new.position % last.size == 0
+        if opens.any():
+            last.stale(new.row[opens], new.position[opens] // last.size)
+        return fetched(self.bytes(new))
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Decoder`."""
+        return self.ids[0].nbytes + self.outer.row_bytes + sum(stage.row_bytes for stage in self.stages)
+
+    def traffic(self, length: int) -> float:
+        """See `Decoder`: the mean over the bytes of a patch."""
+        found = self.outer.weight_bytes + self.rows * self.outer.slot_bytes * length / self.units[0]
+        found = (found + self.embed[0].weight_bytes + self.stages[0].opening_bytes()) / self.units[0]
+        for level, stage in enumerate(self.stages, 1):
+            own = stage.layers.weight_bytes + self.rows * stage.cached()
+            if level < len(self.stages):
+                own += self.embed[level].weight_bytes + self.stages[level].opening_bytes()
+            found += own / self.units[level]
+        return found + self.head.bytes
+
+
+def unsupported(model: Megabyte) -> str:
+    """See `models.blt.decoder`."""
+    return ""
+
+
+build = MegabyteDecoder

@@ -1,0 +1,400 @@
+"""MEGABYTE (Yu et al. 2023, arXiv 2305.07185): fixed patches, a global Transformer over them, a local one inside each.
+
+    ids        BOS a b c | d e f g | h          patches of 4; BOS stands where the paper has its pads
+    global     pad BOS   | a b c d | e f g h    what a position has read: the ids up to where its patch opens  (1-3)
+               g0        | g1      | g2
+    local      ^ a b c   | ^ e f g | ^          "^" is the local pad; each cell adds its slice of g            (4-5)
+    logits     a b c d   | e f g h | i                                                                         (6)
+
+The id that ends a patch opens the next one: from there on the global model has read it, and the local one starts
+afresh. So the first byte of a patch is predicted from everything before it, as in the paper, and a global step
+happens once a patch, when it is known. Three and more stages are the same, one inside the other: the stage between
+reads the sub-patches of one patch, and the bytes are inside those.
+
+Attention, norms and feed-forward layers are the house's (rotary, RMSNorm, SwiGLU); docs/decisions/0005 says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from bytelm.errors import ConfigError
+from bytelm.interfaces.model import ByteModel, Stage
+from bytelm.models.megabyte.embedding import PatchEmbedding, Recent
+from bytelm.models.megabyte.grid import Grid, PatchView
+from bytelm.nn.attention import Cache, Where
+from bytelm.nn.initialise import fill, initialise
+from bytelm.nn.norm import RMSNorm
+from bytelm.nn.transformer import Stack, StackConfig
+from bytelm.patching.layout import Rows, at_end, fronted, since
+from bytelm.transfer import to_device
+from bytelm.units import BOS, PAD, VOCAB
+
+PIECE = 1 << 23  # positions × width × layers of an inner stage that are computed at a time where memory is to be spared
+WIDE = 1 << 28  # the same on a device where no gradients are kept: smaller pieces would leave most of it idle
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a MEGABYTE; tuples have one entry a stage, the global one first, and the defaults are two stages.
+
+    `sizes`: how many positions of the next stage a patch of each stage has (the paper's P; the last one counts bytes).
+    `reach`: cross-patch attention, the last keys and values of the patch before that inner stages see (the paper's r).
+    `filters`: causal convolutions over the global stage's byte vectors (the paper's 3, 5, 7). `positions`: rows of the
+    learned E_pos, one for each byte of the longest document; "none" for one a place in the patch and no limit.
+    """
+
+    patched: ClassVar[bool] = False  # patches follow from positions: there is no scheme to choose
+
+    sizes: tuple[int, ...] = (8,)
+    dims: tuple[int, ...] = (384, 192)
+    layers: tuple[int, ...] = (6, 3)
+    heads: tuple[int, ...] = (6, 3)
+    reach: int = 0
+    filters: tuple[int, ...] = ()
+    positions: int | None = None
+    theta: float = 10_000.0
+    ffn_multiple: int = 64
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if len({len(self.dims), len(self.layers), len(self.heads), len(self.sizes) + 1}) > 1 or not self.sizes:
+            problems.append(
+                f"model: {len(self.dims)} dims, {len(self.layers)} layers and {len(self.heads)} heads for "
+                f"{len(self.sizes)} sizes: give one of each a stage, and one size less"
+            )
+        for name, least in (("sizes", 2), ("dims", 1), ("heads", 1), ("layers", 0), ("filters", 1)):
+            if any(value < least for value in getattr(self, name)):
+                problems.append(f"model.{name} = {list(getattr(self, name))}: each must be at least {least}")
+        if self.positions is not None and self.positions < 1:
+            problems.append(f'model.positions = {self.positions}: must be at least 1, or "none"')
+        if not problems and not 0 <= self.reach <= min(self.sizes):
+            problems.append(f"model.reach = {self.reach}: must be from 0 to the smallest of sizes, {min(self.sizes)}")
+        if not problems:
+            stages = (f"model: stage {level} of" for level in range(len(self.dims)))
+            problems += [p for level, name in enumerate(stages) for p in self.stack(level).problems(name)]
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    @classmethod
+    def tiny(cls) -> dict[str, Config]:
+        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        two = cls(sizes=(4,), dims=(32, 16), layers=(2, 2), heads=(2, 2), ffn_multiple=16)
+        return {
+            "two stages": two,
+            "cross-patch attention, convolutions": replace(two, reach=3, filters=(3, 5, 7)),
+            "three stages": replace(two, sizes=(3, 4), dims=(24, 16, 16), layers=(1, 2, 1), heads=(2, 2, 2), reach=2),
+            "projected, learned positions": replace(two, sizes=(6,), dims=(32, 16), reach=6, positions=256),
+        }
+
+    def unit(self, level: int) -> int:
+        """Bytes that one position of a stage stands for."""
+        return math.prod(self.sizes[level:])
+
+    @property
+    def patch(self) -> int:
+        """Bytes in a patch of the global stage."""
+        return self.unit(0)
+
+    def stack(self, level: int) -> StackConfig:
+        """The shape of the Transformer of a stage."""
+        dim, heads = self.dims[level], self.heads[level]
+        return StackConfig(self.layers[level], dim, heads, None, self.theta, self.ffn_multiple)
+
+    def build(self) -> Megabyte:
+        """The model of this configuration, its parameters not yet initialised."""
+        return Megabyte(self)
+
+
+@dataclass(frozen=True)
+class MegabyteState:
+    """All that a row has to remember: only the global caches grow, by one position a patch."""
+
+    read: Int[Tensor, " batch"]
+    """Ids read."""
+    offset: Int[Tensor, " batch"]
+    """Where the newest of them stands in its document."""
+    recent: tuple[Recent, ...]
+    """What the next patches and sub-patches hold so far."""
+    patches: Where
+    latents: tuple[Float[Tensor, "batch _"], ...]
+    """The newest output of each stage but the last: what the open patch is predicted from."""
+    caches: tuple[tuple[Cache, ...], ...]
+
+
+class Inner(nn.Module):
+    """A stage inside the patches of the one above: each patch by itself, from its own output of the stage above."""
+
+    def __init__(self, config: Config, level: int) -> None:
+        super().__init__()
+        self.size, self.reach = config.sizes[level - 1], config.reach
+        above, dim = config.dims[level - 1], config.dims[level]
+        self.part = -(-above // self.size)  # the paper's D_G
+        whole = self.part * self.size == above
+        self.narrow = nn.Identity() if whole else nn.Linear(above, self.part * self.size, bias=False)
+        self.condition = nn.Linear(self.part, dim, bias=False)  # w_GL
+        self.stack = Stack(config.stack(level))
+        self.norm = RMSNorm(dim)
+
+    def initialise(self, seed: int) -> None:
+        """Set every parameter from `seed`, so that slices of the output above are as large as byte vectors are."""
+        config = self.stack.config
+        initialise(self, max(1, config.layers), seed)
+        generator = torch.Generator().manual_seed(seed)
+        fill(self.condition.weight, (self.part * config.dim) ** -0.5, generator)
+
+    def flops(self, positions: int) -> int:
+        """Operations of the matrix products for so many positions, the first of which opens a patch."""
+        lines = -(-positions // self.size)
+        width = self.size if lines > 1 else positions
+        slots = self.size + self.reach if lines > 1 else positions
+        config, cells = self.stack.config, lines * width
+        linear = 2 * cells * (4 * config.dim**2 + 3 * config.dim * config.hidden())
+        inside = config.layers * (linear + 4 * config.dim * cells * slots)
+        narrow = 2 * lines * self.narrow.weight.numel() if isinstance(self.narrow, nn.Linear) else 0
+        return inside + narrow + 2 * cells * self.part * config.dim
+
+    def begin(self, batch: int, device: torch.device) -> tuple[Cache, ...]:
+        """The caches of rows that have read nothing: room for what a place may see."""
+        config = self.stack.config
+        room = torch.zeros(batch, self.reach + self.size, config.heads, config.dim // config.heads, device=device)
+        return (Cache(room, room),) * config.layers
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch patches width dim"],
+        grid: Grid,
+        above: Float[Tensor, "batch patches above"],
+        caches: tuple[Cache, ...] | None,
+    ) -> tuple[Float[Tensor, "batch patches width dim"], tuple[Cache, ...] | None]:
+        """The stage over a grid of positions, `above` being what each of their patches is predicted from."""
+        parts = self.narrow(above).unflatten(-1, (self.size, self.part))
+        if grid.patches == 1:
+            rows = torch.arange(len(x), device=x.device)[:, None]
+            places = grid.begin[:, None] + torch.arange(grid.width, device=x.device)
+            parts = parts[rows, 0, places.clamp(max=self.size - 1)][:, None]
+        x = (x + self.condition(parts)).flatten(0, 1)
+        config = self.stack.config
+        view = PatchView.of(grid, self.reach, caches is not None, config.dim // config.heads, config.theta)
+        kept: list[Cache] = []
+        for index, block in enumerate(self.stack.blocks):  # not `stack(x)`: patches are recomputed, not single blocks
+            x, cache = block(x, view, caches[index] if caches is not None else None)
+            if cache is not None:
+                kept.append(cache)
+        return self.norm(x).unflatten(0, (-1, grid.patches)), None if caches is None else tuple(kept)
+
+
+class Global(nn.Module):
+    """The Transformer over patches."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.stack = Stack(config.stack(0))
+        self.norm = RMSNorm(config.dims[0])
+
+
+class Megabyte(ByteModel):
+    """Patch embeddings, a global Transformer, and stages inside its patches down to the bytes."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_sizes = config.sizes
+        levels = range(len(config.sizes))
+        self.embed = cast("Sequence[PatchEmbedding]", nn.ModuleList(self.embedding(level) for level in levels))
+        self.outer = Global(config)
+        self.inner = cast("Sequence[Inner]", nn.ModuleList(Inner(config, level + 1) for level in levels))
+        # The local pads of the stages between; that of the bytes is the row of BOS in their own table.
+        self.pads = cast("Sequence[nn.Embedding]", nn.ModuleList(nn.Embedding(1, dim) for dim in config.dims[1:-1]))
+        self.byte = nn.Embedding(VOCAB, config.dims[-1])  # E_local, which is the output matrix too
+
+    def embedding(self, level: int) -> PatchEmbedding:
+        """How patches of a stage, or sub-patches, are made of bytes; convolutions are the global stage's."""
+        config, unit = self.config, self.config.unit(level)
+        dim = config.dims[level]
+        filters = config.filters if level == 0 else ()
+        return PatchEmbedding(dim, unit, -(-dim // unit), filters, config.positions if level == 0 else None)
+
+    def initialise(self, seed: int) -> None:
+        """Set every parameter from `seed`."""
+        initialise(self.outer, max(1, self.config.layers[0]), seed)
+        initialise(self.byte, 1, seed + 1)
+        for index, part in enumerate((*self.embed, *self.pads)):
+            initialise(part, 1, seed + 2 + index)
+        for index, inner in enumerate(self.inner):
+            inner.initialise(seed + 100 + index)
+
+    def flops(self, ids: int, patches: int) -> int:
+        """See `ByteModel`: of one document. Its patches follow from its ids, so that `patches` are not looked at."""
+        config = self.config
+        counts = [-(-ids // config.unit(level)) for level in range(len(config.dims))]
+        found = config.stack(0).flops(counts[0])
+        found += sum(embed.flops(ids, count) for embed, count in zip(self.embed, counts, strict=False))
+        found += sum(inner.flops(count) for inner, count in zip(self.inner, counts[1:], strict=True))
+        size = config.sizes[-1]
+        cells = ids if ids <= size else -(-ids // size) * size
+        return found + 2 * cells * config.dims[-1] * VOCAB
+
+    def stages(self, ids: int, patches: int) -> list[Stage]:
+        """See `ByteModel`. Beside the stacks: byte vectors, patches made of them, slices of the stage above."""
+        config, found = self.config, list[Stage]()
+        for level, part in enumerate([self.outer, *self.inner]):
+            dim, name = config.dims[level], "local" if level else "global"
+            piece = PIECE // (dim * max(1, config.layers[level])) if level else None
+            apart = config.sizes[level - 1] if level else None
+            found.append(Stage(name, part.stack, -(-ids // config.unit(level)), 12 * dim, piece, apart=apart))
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.byte.weight.device
+
+    def begin(self, batch: int) -> MegabyteState:
+        """The state of rows that have read nothing yet."""
+        zero = torch.zeros(batch, dtype=torch.long)
+        latents = tuple(torch.zeros(batch, dim, device=self.device) for dim in self.config.dims[:-1])
+        return MegabyteState(
+            read=zero,
+            offset=zero,
+            recent=tuple(embed.begin(batch, self.device) for embed in self.embed),
+            patches=Where.zero(batch),
+            latents=latents,
+            caches=(
+                self.outer.stack.begin(batch, self.device),
+                *(inner.begin(batch, self.device) for inner in self.inner),
+            ),
+        )
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch new"],
+        state: MegabyteState | None = None,
+        boundaries: Bool[Tensor, "batch new"] | None = None,
+    ) -> tuple[Float[Tensor, "batch new vocab"], MegabyteState | None]:
+        """See `ByteModel`. Patches are counted from the start of each document: `boundaries` are not looked at."""
+        if not ids.shape[1]:
+            return self.byte.weight.new_zeros(*ids.shape, VOCAB), state
+        keep = state is not None
+        state = state if state is not None else self.begin(len(ids))
+        rows = Rows.of(ids)
+        offset = since(rows.starts(state.read), state.offset).masked_fill(~rows.real, 0)
+        slots, counts = self.openings(offset, rows, 0)
+        x, recent = self.embed[0](rows.ids, offset, slots, rows.lengths, state.recent[0])
+        above, where, outer = self.advance(x, counts, offset.gather(1, slots) == 0, state, keep)
+        recents, latents, caches = [recent], [newest(above, counts)], [outer]
+        for level in range(1, len(self.config.sizes)):
+            slots, counts = self.openings(offset, rows, level)
+            x, recent = self.embed[level](rows.ids, offset, slots, rows.lengths, state.recent[level])
+            before = above
+            above, cache = state.latents[level][:, None], state.caches[level]
+            if slots.shape[1]:
+                opens = offset.gather(1, slots)
+                x = torch.where(
+                    to_device(opens % self.config.unit(level - 1) == 0, x)[..., None], self.pads[level - 1].weight, x
+                )
+                grid = self.grid(level, opens, counts).carried(x.device)
+                x, after = self.inside(level, grid.spread(x, 0), grid, before, cache if keep else None)
+                cache = after or ()
+                above = torch.cat([above.to(x.dtype), grid.collect(x.flatten(1, 2))], 1)
+            recents, latents, caches = [*recents, recent], [*latents, newest(above, counts)], [*caches, cache]
+        level = len(self.config.sizes)
+        grid = self.grid(level, offset, rows.lengths)
+        symbols = torch.where(offset % self.config.sizes[-1] == 0, BOS, rows.ids)
+        cells, grid = to_device(grid.spread(symbols, PAD), self.device), grid.carried(self.device)
+        logits, cache = self.inside(level, cells, grid, above, state.caches[level] if keep else None)
+        logits = rows.restore(grid.collect(logits.flatten(1, 2)))
+        if not keep:
+            return logits, None
+        after = at_end(offset, rows.lengths, state.offset)
+        read = state.read + rows.lengths
+        return logits, MegabyteState(read, after, tuple(recents), where, tuple(latents), (*caches, cache or ()))
+
+    def openings(
+        self, offset: Int[Tensor, "batch new"], rows: Rows, level: int
+    ) -> tuple[Int[Tensor, "batch opened"], Int[Tensor, " batch"]]:
+        """The slots of the new ids at which a position of a stage opens, to the front, and how many each row has."""
+        return fronted((offset % self.config.unit(level) == 0) & rows.real)
+
+    def grid(self, level: int, offset: Int[Tensor, "batch new"], counts: Int[Tensor, " batch"]) -> Grid:
+        """Where new positions of an inner stage stand, from the offsets in the document at which they open."""
+        place = offset // self.config.unit(level) % self.config.sizes[level - 1]
+        return Grid.of(place, offset >= self.config.unit(level - 1), counts, self.config.sizes[level - 1])
+
+    def advance(
+        self, x: Tensor, counts: Tensor, starts: Tensor, state: MegabyteState, keep: bool
+    ) -> tuple[Float[Tensor, "batch known dim"], Where, tuple[Cache, ...]]:
+        """One global step for each patch that opens. Returns the newest output of before, then those of the steps."""
+        latent, caches = state.latents[0][:, None], state.caches[0]
+        if not x.shape[1]:
+            return latent, state.patches, caches
+        x, where, after = self.outer.stack.advance(x, counts, starts, state.patches, caches if keep else None)
+        x = self.outer.norm(x)
+        return torch.cat([latent.to(x.dtype), x], 1), where, after or ()
+
+    def inside(
+        self, level: int, cells: Tensor, grid: Grid, above: Tensor, caches: tuple[Cache, ...] | None
+    ) -> tuple[Tensor, tuple[Cache, ...] | None]:
+        """An inner stage over its grid: outputs `[batch, patches, width, ...]`, logits where they are bytes.
+
+        Where memory is to be spared it goes over some patches after others, and computes each again for its gradient:
+        then what is kept grows with the patches and not with their bytes.
+        """
+        inner = self.inner[level - 1]
+        lines = torch.arange(grid.patches, device=above.device) + grid.fresh.long()[:, None]
+        above = above[torch.arange(len(above), device=above.device)[:, None], lines.clamp(max=above.shape[1] - 1)]
+        config = inner.stack.config
+        spared = not torch.is_grad_enabled() or inner.stack.recompute
+        piece = WIDE if above.device.type != "cpu" and not torch.is_grad_enabled() else PIECE
+        step = max(1, piece // (len(cells) * grid.size * config.dim * max(1, config.layers)))
+        if not spared or grid.patches <= step:
+            return self.piece(inner, cells, grid, above, caches)
+        found: list[Tensor] = []
+        ends: tuple[Cache, ...] = ()
+        for first in range(0, grid.patches, step):
+            stop = min(first + step, grid.patches)
+            part = inner, cells[:, first:stop], grid.lines(first, stop), above[:, first:stop]
+            if caches is not None:
+                out, caches = self.piece(*part, caches)
+            elif torch.is_grad_enabled():
+                draws = inner.stack.draws
+                out, ends = checkpoint(self.piece_after, *part, ends, use_reentrant=False, preserve_rng_state=draws)
+            else:
+                out, ends = self.piece_after(*part, ends)
+            found.append(out)
+        return torch.cat(found, 1), caches
+
+    def piece_after(
+        self, inner: Inner, cells: Tensor, grid: Grid, above: Tensor, ends: tuple[Cache, ...]
+    ) -> tuple[Tensor, tuple[Cache, ...]]:
+        """Some patches after others without a state: of those before, no more is handed on than a patch sees."""
+        if not inner.reach:
+            return self.piece(inner, cells, grid, above, None)[0], ()
+        caches = inner.begin(len(cells), cells.device)
+        if ends:
+            caches = tuple(Cache(*(F.pad(x, (0, 0, 0, 0, grid.size, 0)) for x in (e.keys, e.values))) for e in ends)
+        out, after = self.piece(inner, cells, grid, above, caches)
+        return out, tuple(Cache(c.keys[:, -inner.reach :], c.values[:, -inner.reach :]) for c in after or ())
+
+    def piece(
+        self, inner: Inner, cells: Tensor, grid: Grid, above: Tensor, caches: tuple[Cache, ...] | None
+    ) -> tuple[Tensor, tuple[Cache, ...] | None]:
+        """Some patches of an inner stage; those of bytes come as ids, and become logits by the same table."""
+        if cells.is_floating_point():
+            return inner(cells, grid, above, caches)
+        x, caches = inner(F.embedding(cells, self.byte.weight), grid, above, caches)
+        return F.linear(x, self.byte.weight), caches
+
+
+def newest(known: Float[Tensor, "batch known dim"], counts: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+    """Each row's last output, after the one of before and `counts` more."""
+    return known[torch.arange(len(known), device=known.device), to_device(counts, known)]

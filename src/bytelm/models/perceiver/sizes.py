@@ -1,0 +1,14 @@
+"""PerceiverAR in every size: see `interfaces.sizes`."""
+
+from __future__ import annotations
+
+from bytelm.interfaces.sizes import Family, Table, heads, usual
+
+
+def perceiver(width: int, odd: int, number: int) -> Table:
+    """PerceiverAR."""
+    layers = usual(width) + odd - 1  # one more of them is the cross-attention
+    return {"name": "perceiver", "latents": number, "layers": layers, "dim": width, "heads": heads(width)}
+
+
+FAMILIES = {"perceiver": Family(perceiver, rate=8e-3, number=256)}

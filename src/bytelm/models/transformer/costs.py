@@ -1,0 +1,23 @@
+"""What a Transformer costs: see `interfaces.costs`."""
+
+from __future__ import annotations
+
+from bytelm.interfaces.costs import ArchitectureCosts, appendix_b, cached, output, weights
+from bytelm.models.transformer.model import ByteTransformer
+from bytelm.units import VOCAB
+
+
+class Costs(ArchitectureCosts):
+    """The Transformer's over bytes, or over tokens."""
+
+    model: ByteTransformer
+
+    def paper(self, context: int, mean: float) -> float:
+        """BLT's Appendix B."""
+        config = self.model.config
+        found = appendix_b(config.stack(), context) + output(config.dim, config.vocabulary)
+        return found / (mean if config.vocabulary > VOCAB else 1.0)
+
+    def read(self, length: int, mean: float) -> float:
+        """See `ArchitectureCosts`."""
+        return 2 * (weights(self.model) + cached(self.model.config.stack(), length))

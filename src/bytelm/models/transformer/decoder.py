@@ -1,0 +1,64 @@
+"""The byte Transformer in rows: embedding, stack, head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bytelm.interfaces.decoder import Backend, Decoder, New
+from bytelm.models.transformer.model import NEWLINE, ByteTransformer
+from bytelm.nn.norm import EPS
+
+RUN = 1 << 40  # more than any position
+
+
+class TransformerDecoder(Decoder):
+    """`models.transformer` in rows."""
+
+    def __init__(self, model: ByteTransformer, kernels: Backend, rows: int, capacity: int) -> None:
+        super().__init__(rows, capacity, kernels)
+        config, self.kernels = model.config, kernels
+        self.tokens = model.tokens
+        self.window = config.window
+        self.table = kernels.table(model.embedding.weight)
+        self.layers = kernels.layers(model.stack, rows, min(capacity, (config.window or capacity) + self.chunk))
+        self.norm, self.head = kernels.vector(model.norm.weight), kernels.matrix(model.head.weight)
+        self.start = np.zeros((rows, capacity), np.int64) if config.reset_newline else None
+
+    def after(self, new: New) -> Any:
+        """See `Decoder`."""
+        x = self.kernels.embed(self.table, new.ids)
+        start = np.zeros_like(new.row) if self.start is None else self.lines(new, self.start)
+        x = self.layers.run(x, new.row, new.position, start)
+        return self.kernels.linear(self.head, x, self.norm, EPS)
+
+    @staticmethod
+    def lines(new: New, start: np.ndarray) -> np.ndarray:
+        """The newest newline at or before each new position, written down by position."""
+        first = np.ones(len(new.row), bool)
+        first[1:] = new.row[1:] != new.row[:-1]
+        before = np.where(new.position > 0, start[new.row, new.position - 1], 0)
+        found = np.where(new.ids == NEWLINE, new.position, np.where(first, before, -1))
+        run = np.cumsum(first) * RUN
+        found = np.maximum.accumulate(found + run) - run
+        start[new.row, new.position] = found
+        return found
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Decoder`."""
+        return self.layers.row_bytes + (1 + (self.start is not None)) * self.ids[0].nbytes
+
+    def traffic(self, length: int) -> float:
+        """See `Decoder`."""
+        cached = min(length, self.window or length) * self.layers.slot_bytes
+        return self.layers.weight_bytes + self.head.bytes + self.rows * cached
+
+
+def unsupported(model: ByteTransformer) -> str:
+    """See `models.blt.decoder`."""
+    return ""
+
+
+build = TransformerDecoder

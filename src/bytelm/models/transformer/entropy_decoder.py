@@ -1,0 +1,33 @@
+"""A byte Transformer's entropies in rows: it runs once a byte, in float32 whatever the model's weights are."""
+
+from __future__ import annotations
+
+from bytelm.device import full_float32
+from bytelm.interfaces.decoder import Backend, New, Reals
+from bytelm.models.transformer.decoder import TransformerDecoder
+from bytelm.models.transformer.entropy_model import TransformerScorer
+from bytelm.native.kernels import History
+
+
+class TransformerEntropies:
+    """See `interfaces.decoder.EntropyDecoder`."""
+
+    def __init__(self, scorer: TransformerScorer, kernels: Backend, rows: int, capacity: int) -> None:
+        self.kernels, self.decoder = kernels, TransformerDecoder(scorer.model, kernels, rows, capacity)
+
+    def entropies(self, new: New, history: History) -> Reals:
+        """See `EntropyDecoder`."""
+        with full_float32():
+            return self.kernels.entropies(self.decoder.after(new))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of memory that one row takes."""
+        return self.decoder.row_bytes
+
+    def traffic(self, length: int) -> float:
+        """See `Decoder`."""
+        return self.decoder.traffic(length)
+
+
+build = TransformerEntropies

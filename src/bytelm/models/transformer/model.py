@@ -1,0 +1,169 @@
+"""The byte Transformer: one causal stack over bytes, with full or windowed attention, or over tokens.
+
+So there are three baselines in one file. The model of tokens has a row of its tables for each of `vocabulary` ids, and
+keeps the merges that make tokens of bytes (`data.bpe`) among its weights: a checkpoint needs nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bytelm.data.bpe import Bpe
+from bytelm.errors import ConfigError
+from bytelm.interfaces.model import ByteModel, Stage
+from bytelm.nn.attention import Cache, View, Where
+from bytelm.nn.initialise import initialise
+from bytelm.nn.norm import RMSNorm
+from bytelm.nn.transformer import Stack, StackConfig
+from bytelm.patching.layout import Rows
+from bytelm.transfer import to_device
+from bytelm.units import VOCAB
+
+NEWLINE = ord("\n")
+
+
+LARGEST = 1 << 20  # vocabulary: of a larger one the merges alone would fill memory
+
+
+@dataclass(frozen=True)
+class Config:
+    """`window`: bytes that a byte sees, itself included; left out, all before it. `theta`: rotary base.
+
+    `reset_newline`: each newline starts a fresh context, as a BOS does (for scorers). `vocabulary`: ids; what is above
+    those of bytes and specials are tokens, which are learnt from the training documents. `ffn_dim`: width of the
+    feed-forward layers; left out, 8/3 of `dim`, rounded up to a multiple of `ffn_multiple`.
+    """
+
+    patched: ClassVar[bool] = False
+
+    layers: int = 6
+    dim: int = 256
+    heads: int = 4
+    window: int | None = None
+    theta: float = 10_000.0
+    ffn_multiple: int = 64
+    reset_newline: bool = False
+    vocabulary: int = VOCAB
+    ffn_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = self.stack().problems("model")
+        if not VOCAB <= self.vocabulary <= LARGEST:
+            problems.append(f"model.vocabulary = {self.vocabulary}: from {VOCAB}, bytes and specials, to {LARGEST}")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    @classmethod
+    def tiny(cls) -> dict[str, Config]:
+        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        full = cls(layers=2, dim=16, heads=2, ffn_multiple=16)
+        return {"full": full, "windowed": replace(full, window=6, ffn_dim=56), "tokens": replace(full, vocabulary=300)}
+
+    def stack(self) -> StackConfig:
+        """The shape of the one stack."""
+        shape = (self.layers, self.dim, self.heads, self.window, self.theta, self.ffn_multiple)
+        return StackConfig(*shape, ffn_dim=self.ffn_dim)
+
+    def build(self) -> ByteTransformer:
+        """The model of this configuration, its parameters not yet initialised."""
+        return ByteTransformer(self)
+
+
+Plan = tuple[Rows, Int[Tensor, "batch new"], View]
+"""Rows on the host, their ids where the model computes, and what each position sees."""
+
+
+@dataclass(frozen=True)
+class TransformerState:
+    """Where each row stands, and the caches of its layers."""
+
+    where: Where
+    caches: tuple[Cache, ...]
+
+
+class ByteTransformer(ByteModel):
+    """Embedding, stack, norm, linear: every byte, or token, is a position."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.dim)
+        self.stack = Stack(config.stack())
+        self.norm = RMSNorm(config.dim)
+        self.head = nn.Linear(config.dim, config.vocabulary, bias=False)
+        self._tokens: Bpe | None = None
+        if config.vocabulary > VOCAB:
+            self.register_buffer("merges", torch.empty(config.vocabulary - VOCAB, 2, dtype=torch.long))
+            self.take_tokens(Bpe.empty(config.vocabulary))
+            self.register_load_state_dict_post_hook(lambda model, _: model.take_tokens(model.read_tokens()))
+
+    def initialise(self, seed: int) -> None:
+        """Set every parameter from `seed`."""
+        initialise(self, self.config.layers, seed)
+
+    def take_tokens(self, tokens: Bpe) -> None:
+        """Read these tokens from now on; there are as many ids as the configuration says."""
+        with torch.no_grad():
+            self.get_buffer("merges").copy_(torch.from_numpy(tokens.merges))
+        self._tokens = tokens
+
+    def read_tokens(self) -> Bpe:
+        """The tokens that the stored merges make."""
+        return Bpe(self.get_buffer("merges").cpu().numpy().astype(np.int64))
+
+    @property
+    def tokens(self) -> Bpe | None:
+        """See `ByteModel`."""
+        return self._tokens
+
+    @property
+    def vocabulary(self) -> int:
+        """See `ByteModel`."""
+        return self.config.vocabulary
+
+    def bytes_in(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """See `ByteModel`."""
+        return super().bytes_in(ids) if self._tokens is None else torch.from_numpy(self._tokens.sizes)[ids]
+
+    def flops(self, ids: int, patches: int) -> int:
+        """See `ByteModel`; there are no patches here."""
+        return self.config.stack().flops(ids) + 2 * ids * self.config.dim * self.config.vocabulary
+
+    def stages(self, ids: int, patches: int) -> list[Stage]:
+        """See `ByteModel`."""
+        return [Stage("local", self.stack, ids, beside=6 * self.config.dim)]
+
+    def begin(self, batch: int) -> TransformerState:
+        """The state of rows that have read nothing yet."""
+        return TransformerState(Where.zero(batch), self.stack.begin(batch, self.device))
+
+    def plan(
+        self, ids: Int[Tensor, "batch new"], state: TransformerState | None = None, boundaries: Any = None
+    ) -> Plan:
+        """See `ByteModel`."""
+        rows = Rows.of(ids)
+        begun = state or TransformerState(Where.zero(len(ids)), ())
+        starts = rows.starts(begun.where.position)
+        if self.config.reset_newline:
+            starts = starts | (rows.ids == NEWLINE)
+        view = self.stack.view(rows.lengths, starts, begun.where, state.caches if state else None)
+        return rows, to_device(rows.ids, self.device), view
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch new"],
+        state: TransformerState | None = None,
+        boundaries: Bool[Tensor, "batch new"] | None = None,
+        plan: Plan | None = None,
+    ) -> tuple[Float[Tensor, "batch new vocab"], TransformerState | None]:
+        """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
+        rows, ids, view = plan or self.plan(ids, state)
+        x, kept = self.stack(self.embedding(ids), view, state.caches if state else None)
+        logits = self.head(self.norm(x)).float()
+        return rows.restore(logits), None if kept is None else TransformerState(view.after, kept)
