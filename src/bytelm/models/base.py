@@ -41,6 +41,9 @@ class ByteModel(nn.Module, abc.ABC):
     logits at a PAD mean nothing. A row may be given nothing but PADs: its state stays as it is.
     """
 
+    patch_sizes: tuple[int, ...] = ()
+    """Of the patches that an architecture counts itself, those of the outermost stage first."""
+
     @abc.abstractmethod
     def initialise(self, seed: int) -> None:
         """Set every trainable parameter from `seed`."""
@@ -91,6 +94,10 @@ class ByteModel(nn.Module, abc.ABC):
     def tokens(self) -> Bpe | None:
         """What a model reads that does not read bytes: the ids of these tokens. None for every model of bytes."""
         return None
+
+    def take_tokens(self, tokens: Bpe) -> None:
+        """Read these tokens from now on. Only a model that has `tokens` can."""
+        raise NotImplementedError
 
     @property
     def vocabulary(self) -> int:

@@ -146,16 +146,12 @@ def one_document_a_window(config: RunConfig, asked: Mapping[str, Any]) -> RunCon
     return replace(config, train=replace(train, window=size + 1, batch=batch))
 
 
-def fixed_patches(model: Any) -> str:
-    """The patches that an architecture counts itself, where it has any."""
-    return "×".join(map(str, model.sizes)) if hasattr(model, "sizes") else "none"
-
-
 def describe(name: str) -> dict[str, Any]:
     """A preset in a line: its parts, and its true parameter counts, of the model itself built without memory."""
     config = build(RunConfig, merge({"train": {"minutes": DEFAULT_MINUTES}}, preset(name)), f"preset {name}")
     recipe = config.recipe
     model = recipe.sketch()
+    fixed = "×".join(map(str, model.patch_sizes))
     counts = {key: p.numel() for key, p in model.named_parameters()}
     scorer = sum(count for key, count in counts.items() if key.startswith("patcher."))
     tables = sum(count for key, count in counts.items() if "ngram" in key)
@@ -168,7 +164,7 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "preset": name,
         "model": parts["model"]["name"],
-        "patching": parts["patching"]["name"] if recipe.model.patched else fixed_patches(recipe.model),
+        "patching": parts["patching"]["name"] if recipe.model.patched else fixed or "none",
         "nominal": nominal_size(name) or "",
         "parameters": show_count(own),
         "n-gram tables": show_count(tables) if tables else "none",
