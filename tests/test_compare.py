@@ -471,7 +471,8 @@ def test_a_run_stopped_while_it_was_measured_is_measured_and_not_trained_again(c
     run = copied / "bpe-300-0"
     first = json.loads((run / "result.json").read_bytes())
     (run / "result.json").unlink()
-    assert worker.main([str(copied), "bpe:300", "0", str(run), "cpu", "1"]) == 0
+    job = {"home": str(copied), "name": "bpe:300", "seed": 0, "run": str(run), "device": "cpu", "quiet": True}
+    assert worker.main(json.dumps(job)) == 0
     again = json.loads((run / "result.json").read_bytes())
     for a, b in zip(again["documents"], first["documents"], strict=True):
         assert a[:2] == b[:2] and a[2] == pytest.approx(b[2], rel=1e-5)

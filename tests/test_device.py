@@ -36,10 +36,10 @@ from bytelm.patching.base import Patcher
 from bytelm.patching.entropy import Entropy
 from bytelm.testing import UniformModel
 from bytelm.testing.pretend import moved, pretend
-from bytelm.train import prepare
 from bytelm.train.loop import Trainer
 from bytelm.train.run import train
 from bytelm.train.settings import configure
+from bytelm.train.stages import boundaries
 from small import BLT, TRAINED
 
 TINY = [*BLT, "scorer.name=transformer", *TRAINED]
@@ -262,12 +262,12 @@ def test_patches_are_cut_and_calibrated_on_a_device_as_on_the_cpu(run: Path, tex
     documents = [data[:9000], data[9000:9100], data[20000:20003]]
     here = stream.patcher_of(model)
     assert isinstance(here, Entropy)
-    wanted = [opens.tolist() for opens in prepare.cut(here, iter(documents))]
+    wanted = [opens.tolist() for opens in boundaries.cut(here, iter(documents))]
     cuts = calibrate(here.config, here.scorer, documents)
     with pretend() as seen:
         far = stream.patcher_of(moved(model))
         assert isinstance(far, Entropy) and stream.device_of(far).type == "meta"
-        assert [opens.tolist() for opens in prepare.cut(far, iter(documents))] == wanted
+        assert [opens.tolist() for opens in boundaries.cut(far, iter(documents))] == wanted
         assert sum(seen.fetches.values()) == 2  # chunks of the longest
         assert calibrate(here.config, far.scorer, documents).threshold == pytest.approx(cuts.threshold, abs=1e-5)
     assert sum(map(sum, wanted)) > 100
@@ -284,7 +284,7 @@ def full(*_: Any, **__: Any) -> Any:
     ("where", "what", "knob"),
     [
         ("model", "a step", "--set train.batch=1 takes "),
-        ("scorer", "a step of the scorer", "--set scorer_train.batch=1"),
+        ("scorer", "a step of the entropy model", "--set scorer_train.batch=1"),
     ],
 )
 def test_a_step_that_does_not_fit_is_one_line_with_the_knob_to_turn(
@@ -366,12 +366,12 @@ def test_a_gpu_cuts_more_at_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     patcher = stream.patcher_of(assemble.load(run).model)
     assert patcher is not None
     groups: list[int] = []
-    monkeypatch.setattr(prepare, "cut_group", lambda patcher, group: groups.append(len(group)) or iter(group))
+    monkeypatch.setattr(boundaries, "cut_group", lambda patcher, group: groups.append(len(group)) or iter(group))
     documents = [torch.zeros(8191, dtype=torch.uint8).numpy()] * 40
     for where, expected in ((torch.device("cpu"), [8] * 5), (META, [32, 8])):
         groups.clear()
-        monkeypatch.setattr(prepare, "device_of", lambda _, where=where: where)
-        assert len(list(prepare.cut(patcher, iter(documents)))) == 40 and groups == expected
+        monkeypatch.setattr(boundaries, "device_of", lambda _, where=where: where)
+        assert len(list(boundaries.cut(patcher, iter(documents)))) == 40 and groups == expected
 
 
 # --- float32 ---

@@ -34,13 +34,14 @@ from bytelm.find import names
 from bytelm.interfaces import objective
 from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.models.blt.model import BLT as BLT_MODEL
-from bytelm.train import loop, prepare
+from bytelm.train import loop
 from bytelm.train.config import RunConfig
 from bytelm.train.journal import Journal
 from bytelm.train.optimise import Optimizer
 from bytelm.train.run import train
 from bytelm.train.settings import configure
 from bytelm.train.spikes import IN_A_ROW, RECENT, Spikes
+from bytelm.train.stages import boundaries, packing, thresholds
 from bytelm.train.stop import StopRequest
 from small import BLT, TRAINED
 
@@ -263,10 +264,10 @@ def command(corpus: Path, run: Path, steps: int, sets: list[str]) -> list[str]:
 
 WHOLE = configure("demo", sets=[*BLT, *TRAINED, "train.valid_bytes=1000000"], steps=3)
 STAGES: dict[str, tuple[Any, str, signal.Signals]] = {
-    "packing": (prepare, "pack_files", signal.SIGTERM),
-    "the scorer's steps": (loop.Trainer, "step", signal.SIGUSR1),
-    "calibrating": (prepare, "calibrate", signal.SIGTERM),
-    "cutting patches": (prepare, "cut_group", signal.SIGINT),
+    "packing": (packing, "pack_files", signal.SIGTERM),
+    "the entropy model's steps": (loop.Trainer, "step", signal.SIGUSR1),
+    "calibrating": (thresholds, "calibrate", signal.SIGTERM),
+    "computing patch boundaries": (boundaries, "cut_group", signal.SIGINT),
     "the last look": (loop, "scored", signal.SIGTERM),
 }
 

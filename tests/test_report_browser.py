@@ -128,7 +128,7 @@ def long() -> ReportData:
     metrics += [line("skipped", step, reason=f"a spike of {step} " * 3) for step in (5, 6, 7, 1500, 2999)]
     metrics += [line("resumed", step) for step in (1000, 1010, 2998)]
     metrics += [line("sample", step, prompt="x" * 300, text="y" * 900) for step in range(0, 3000, 900)]
-    names = ("packing", "scorer", "calibrating", "cutting patches", "tokens", "looks", "saving")
+    names = ("packing", "fitting entropy model", "computing patch boundaries", "encoding", "looks", "saving")
     metrics += [line("phase", 0, name=name, took=10.0**power) for power, name in enumerate(names)]
     metrics += [line("memory", 10, peak=123.4e9, before=0.7e9, predicted=98.7e9)]
     types = [FileType(f".{'suffix' * 6}{n}", 10**n, 1.0 + n / 4, 10**n // 5 + 1) for n in range(14)]

@@ -24,9 +24,9 @@ from bytelm.evaluate.stream import patcher_of
 from bytelm.interfaces.objective import score
 from bytelm.train import loop
 from bytelm.train.config import RunConfig, TrainConfig
-from bytelm.train.prepare import fingerprint_of
 from bytelm.train.run import train
 from bytelm.train.settings import configure
+from bytelm.train.stages.boundaries import fingerprint_of
 from bytelm.units import bits_per_byte
 from small import BLT, TRAINED
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -73,6 +74,21 @@ def memory(device: torch.device) -> Memory:
         return machine.memory()
     free, total = torch.cuda.mem_get_info(device)
     return Memory(total, free)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of memory taken at the most since this process began: what torch keeps of a GPU, all there is on a CPU.
+
+    0 where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 @contextlib.contextmanager

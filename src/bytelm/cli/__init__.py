@@ -15,6 +15,7 @@ from bytelm import __version__
 from bytelm.cli import comparing, compressing, costs, data, doctor, exchanging, inspect, measure, training
 from bytelm.cli.common import STDIN, refuse_stdin
 from bytelm.errors import BytelmError
+from bytelm.train.stop import Interrupted
 
 app = App(
     name="bytelm",
@@ -76,6 +77,8 @@ def run(tokens: Sequence[str]) -> int:
         if os.environ.get("BYTELM_DEBUG"):
             raise
         return fail(f"{error.code}: {error}", error.exit_code)
+    except Interrupted as stopped:
+        return fail(str(stopped), 128 + stopped.signal)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except BrokenPipeError:

@@ -73,7 +73,7 @@ def compare(
     asked = Asked(sources, models, match, amount, seeds, held_out or (), table or None, device)
     home = run or Path("runs") / f"compare-{name_of(sources[0])}"
     outcome = run_all(asked, home, quiet=quiet or json, dry=dry_run)
-    return foretell(outcome, asked, json) if dry_run else close(outcome, home, json)
+    return foretell(outcome, asked, json) if dry_run and outcome.signal is None else close(outcome, home, json)
 
 
 def foretell(outcome: Outcome, asked: Asked, json: bool) -> int:

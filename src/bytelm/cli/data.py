@@ -80,7 +80,10 @@ def pack(
         As `bytelm train` takes them.
     """
     from bytelm.data.convert import modality_called
-    from bytelm.data.pack import pack as write
+    from bytelm.train.journal import Journal
+    from bytelm.train.stages.base import run_stage
+    from bytelm.train.stages.packing import PackingStage
+    from bytelm.train.stop import StopRequest
 
     names = given(paths)
     options = options_of(set, strict)
@@ -88,13 +91,8 @@ def pack(
     if out.is_dir() and any(out.iterdir()) and not any(out.glob("shard-*.bin")):
         raise UsageError(f"{out} holds other files, and no packed corpus: name a new folder")
 
-    def progress(size: int) -> None:
-        print(f"\rpacking: {show_bytes(size)}  ", end="", file=sys.stderr, flush=True)
-
-    shown = not quiet and sys.stderr.isatty()
-    corpus = write(names, out, modality=chosen, progress=progress if shown else None, **dataclasses.asdict(options))
-    if shown:
-        print(file=sys.stderr)
+    with StopRequest():
+        corpus = run_stage(PackingStage(out, names, options, chosen, anew=True), Journal(None, quiet or json))
     if json:
         print_json({"pack": str(out), **packed_mapping(corpus)})
     elif not quiet:

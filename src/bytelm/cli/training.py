@@ -254,9 +254,11 @@ def calibrate(
         threshold, rise or both; the run's own unless given.
     """
     from bytelm.device import use
-    from bytelm.evaluate.recalibrate import recalibrate
+    from bytelm.train.recalibrate import recalibrate
+    from bytelm.train.stop import StopRequest
 
-    found = recalibrate(run, size, rule, use(device))
+    with StopRequest():
+        found = recalibrate(run, size, rule, use(device), quiet=json)
     if json:
         print_json(found.mapping())
         return 0

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from bytelm.compare.entrants import Entrant, nearest
 from bytelm.config import build
-from bytelm.data.bpe import LEARNT, Bpe
+from bytelm.data.bpe import Bpe
 from bytelm.data.corpus import Corpus
 from bytelm.data.selection import spread
 from bytelm.errors import ConfigError, ResourceError
@@ -110,19 +110,18 @@ class Budget:
         return float(found.parameters - found.tables) if self.match == "bytes" else found.executed
 
 
-def mean_of(entrant: Entrant, corpus: Corpus) -> tuple[float, Bpe | None]:
-    """Bytes of a patch or token in training documents, and the tokens themselves. Raises MissingExtraError."""
+def mean_of(entrant: Entrant, corpus: Corpus, tokens: Bpe | None) -> float:
+    """Bytes of a patch in training documents, or of one of `tokens`, where the entrant reads those."""
     tables = entrant.tables(64, 0)
     patching = tables.get("patching", {})
-    if entrant.tokens:
-        tokens = Bpe.learn((data.tobytes() for _, data in spread(corpus, "train", LEARNT)), entrant.number)
-        sample = [data.tobytes() for _, data in spread(corpus, "train", SAMPLE)]
-        return sum(map(len, sample)) / sum(len(tokens.encode(data)) for data in sample), tokens
+    sample = [data for _, data in spread(corpus, "train", SAMPLE)]
+    if tokens is not None:
+        return sum(map(len, sample)) / sum(len(tokens.encode(data.tobytes())) for data in sample)
     if patching and "mean_size" not in patching:
         config = built(tables, steps=1).patching
         assert config is not None
-        return realised(config.build(), [("", data) for _, data in spread(corpus, "train", SAMPLE)])[""], None
-    return patching.get("mean_size") or float(built(tables, steps=1).recipe.sketch().patch_size or 1), None
+        return realised(config.build(), [("", data) for data in sample])[""]
+    return patching.get("mean_size") or float(built(tables, steps=1).recipe.sketch().patch_size or 1)
 
 
 def planned(

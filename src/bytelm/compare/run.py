@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.compare import held_out
@@ -32,13 +30,16 @@ from bytelm.data.convert import read
 from bytelm.data.corpus import INDEX, Corpus, iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.data.modalities.base import Modality
+from bytelm.data.packed import pack_of
 from bytelm.data.sources import expanded, fingerprint
 from bytelm.device import AUTO, memory, resolve
 from bytelm.errors import ConfigError, DataError, ResourceError
 from bytelm.train.estimate import TRAINING, bytes_per_second
 from bytelm.train.journal import Journal
-from bytelm.train.prepare import pack_data
-from bytelm.train.stop import StopRequest
+from bytelm.train.stages.base import run_stage
+from bytelm.train.stages.packing import PackingStage
+from bytelm.train.stages.tokens import MERGES, TokenizerStage
+from bytelm.train.stop import Interrupted, StopRequest
 from bytelm.units import show_bytes, show_count, show_seconds
 
 CONFIG = "config.toml"  # of a run that was begun
@@ -89,16 +90,22 @@ def prepared(asked: Asked, home: Path, journal: Journal) -> tuple[Corpus, dict[s
     begun = (home / PLAN).exists() and any(home.glob(f"*/{CONFIG}"))  # until something was trained, nothing binds
     if not begun:
         unpack(home, asked)
-    corpus = pack_data(asked.paths, config, home, journal, asked.excluded)
+        for stale in home.glob(f"*.{MERGES}"):
+            stale.unlink()
+    modality = config.modality.build() if config.modality is not None else None
+    packing = PackingStage(
+        home / "data", asked.paths, config.data, modality, (home, *asked.excluded), pack_of(asked.paths, home)
+    )
+    corpus = run_stage(packing, journal)
     if corpus.bytes("train") < LEAST:
         raise DataError(
             f"{corpus.bytes('train'):,} bytes to learn from are too few to compare models: give {LEAST:,} or more"
         )
-    modality = config.modality.build() if config.modality is not None else None
     plan = plan_of(asked, home, begun)
     if not begun or not (home / HELD_OUT).exists():
         keep_held_out(asked, home, corpus, modality)
     for one in wanted:
+        StopRequest.check()
         if one.name not in plan["models"]:
             plan_for(one, budget, corpus, asked, plan, home, journal)
     write_whole(home / PLAN, json.dumps(plan, indent=1).encode())
@@ -139,11 +146,12 @@ def plan_for(
     if budget.match == "time":
         plan["rate"] = plan["rate"] or rate_of(corpus, asked)
         budget = Budget(budget.match, budget.amount, plan["rate"])
-    mean, tokens = mean_of(one, corpus)
+    tokens = None
+    if one.tokens:
+        tokens = run_stage(TokenizerStage(home / f"{slug(one.name)}.{MERGES}", one.number, corpus), journal)
+    mean = mean_of(one, corpus, tokens)
     found = planned(one, budget, corpus, mean, asked.modality)
     check_memory(found, memory(resolve(asked.device)).free)
-    if tokens is not None:
-        np.save(home / f"{slug(one.name)}.merges.npy", tokens.merges, allow_pickle=False)
     plan["models"][one.name] = found.mapping()
     plan["speeds"][one.name] = bytes_per_second(found.run(0, device=asked.device), found.mean)
 
@@ -183,8 +191,11 @@ def run_all(asked: Asked, home: Path, *, quiet: bool = False, dry: bool = False)
     except OSError as error:
         raise ResourceError(f"cannot make {home} ({error.strerror}): choose another place with --run") from error
     journal = Journal(home / METRICS, quiet)
-    with exclusive(home):
-        corpus, plan = prepared(asked, home, journal)
+    with StopRequest(), exclusive(home):
+        try:
+            corpus, plan = prepared(asked, home, journal)
+        except Interrupted as stopped:
+            return Outcome({}, signal=stopped.signal)
         outcome = Outcome(plan)
         names = [one.name for one in entrants(asked.models)]
         for seed in range(asked.seeds):
@@ -206,11 +217,11 @@ def trained(
     run.mkdir(exist_ok=True)
     if not (run / "data").exists():
         (run / "data").symlink_to(os.path.relpath(corpus.directory, run))
-    merges = home / f"{slug(name)}.merges.npy"
+    merges = home / f"{slug(name)}.{MERGES}"
     if merges.exists():
-        shutil.copyfile(merges, run / "merges.npy")
-    given = (str(home), name, str(seed), str(run), asked.device, str(int(quiet)))
-    command = [sys.executable, "-m", "bytelm.compare.worker", *given]
+        shutil.copyfile(merges, run / MERGES)
+    job = {"home": str(home), "name": name, "seed": seed, "run": str(run), "device": asked.device, "quiet": quiet}
+    command = [sys.executable, "-m", "bytelm.compare.worker", json.dumps(job)]
     (run / FAILED).unlink(missing_ok=True)
     with StopRequest() as stop:
         # In a group of its own, so that Ctrl-C reaches this process alone, which passes it on once.

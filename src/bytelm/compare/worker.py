@@ -20,13 +20,12 @@ from bytelm.compare.held_out import kept
 from bytelm.compare.plan import Planned
 from bytelm.data.files import write_whole
 from bytelm.data.sources import expanded
-from bytelm.device import called, use
+from bytelm.device import called, peak_memory, use
 from bytelm.errors import BytelmError, UsageError
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
 from bytelm.generate.session import generate
 from bytelm.interfaces.model import ByteModel
-from bytelm.train.memory import highest
 from bytelm.train.run import train
 
 PLAN, HELD_OUT, RESULT, FAILED = "plan.json", "held-out.bin", "result.json", "failed.txt"
@@ -65,7 +64,7 @@ def work(home: Path, name: str, seed: int, run: Path, device: str, quiet: bool) 
     if result.signal is not None or result.progress is None:
         return 128 + (result.signal or 0)
     where = use(device)
-    memory, progress = highest(where), result.progress
+    memory, progress = peak_memory(where), result.progress
     model = load(run, where).model
     documents = ((str(number), data) for number, data in stretches)
     found = list(measure(model, documents, context=config.train.window))
@@ -91,12 +90,13 @@ def work(home: Path, name: str, seed: int, run: Path, device: str, quiet: bool) 
     return 0
 
 
-def main(arguments: list[str]) -> int:
-    """`HOME NAME SEED RUN DEVICE QUIET`; why it failed stands in RUN/failed.txt, and its kind is the exit code."""
-    home, name, seed, run, device, quiet = arguments
-    failed = Path(run) / FAILED
+def main(job: str) -> int:
+    """Do the job: JSON of what `work` takes. Why it failed is in RUN/failed.txt, and its kind is the exit code."""
+    given = json.loads(job)
+    home, run = Path(given.pop("home")), Path(given.pop("run"))
+    failed = run / FAILED
     try:
-        return work(Path(home), name, int(seed), Path(run), device, quiet == "1")
+        return work(home=home, run=run, **given)
     except BytelmError as error:
         failed.write_text(f"{error}\n", encoding="utf-8")
         return error.exit_code
@@ -106,4 +106,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]))

@@ -188,3 +188,12 @@ def _mixed(number: int) -> int:
     number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     number = (number ^ (number >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
     return number ^ (number >> 31)
+
+
+def held_out(
+    source: Source, window: int, boundaries: Boundaries | None = None, aligned: bool = False
+) -> Sampler | None:
+    """Windows of the validation documents, the same at every validation pass; None where there are none."""
+    if not len(source.documents("valid")):
+        return None
+    return Sampler(source, "valid", window, batch=8, seed=0, boundaries=boundaries, aligned=aligned)

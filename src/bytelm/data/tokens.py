@@ -73,13 +73,19 @@ class TokenCorpus:
         return found
 
 
+def table_of(corpus: Corpus, tokens: Bpe) -> Path:
+    """The file that is written last: named by the bytes and the merges."""
+    name = sha256(corpus.fingerprint.encode() + tokens.merges.tobytes()).hexdigest()[:16]
+    return corpus.directory / f"tokens-{name}.npy"
+
+
 def encoded(corpus: Corpus, tokens: Bpe, progress: Callable[[int], None] | None = None) -> TokenCorpus:
     """The corpus in tokens: encoded now, or found encoded. `progress` is told the bytes encoded so far.
 
     Raises ResourceError where the files cannot be written, DataError where they are damaged.
     """
-    name = sha256(corpus.fingerprint.encode() + tokens.merges.tobytes()).hexdigest()[:16]
-    path, table = (corpus.directory / f"tokens-{name}{suffix}" for suffix in (".bin", ".npy"))
+    table = table_of(corpus, tokens)
+    path = table.with_suffix(".bin")
     kind = np.dtype(np.uint16 if tokens.vocabulary <= 1 << 16 else np.uint32)
     if not table.exists():
         try:

@@ -33,7 +33,7 @@ def calibrate(
     "both", the same number of each). The search goes down by quantiles to the first at which patches are short enough,
     then bisects, and judges each cut by what the patcher itself makes of the sample. It comes within 1% of the size,
     unless the bounds of the guard or equal entropies rule that out: then it comes near, and `realised` says how near.
-    `progress` is told how many more bytes the scorer has read.
+    `progress` is called with the bytes that the entropy model has read so far.
 
     Raises DataError if no document of the sample has 2 bytes, ConfigError for a size that `max_length` forbids.
     """
@@ -97,10 +97,12 @@ class _Sample:
             raise DataError("no document of the sample has 2 bytes: to calibrate on it, give it more")
         ids = [torch.cat(list(chunks(document))) for document in documents]
         values: list[Tensor] = []
+        read = 0
         for document in documents:
             values.append(torch.cat(list(entropies(scorer, document))))
+            read += len(document)
             if progress:
-                progress(len(document))
+                progress(read)
         batches = [
             (
                 pad_sequence(ids[rows], batch_first=True, padding_value=PAD),

@@ -138,6 +138,10 @@ class ByteModel(nn.Module, abc.ABC):
         """What a model reads that does not read bytes: the ids of these tokens. None for every model of bytes."""
         return None
 
+    def take_tokens(self, tokens: Bpe) -> None:
+        """Read these tokens from now on. Only a model that has `tokens` can."""
+        raise NotImplementedError
+
     @property
     def vocabulary(self) -> int:
         """Ids that the model knows, specials included: the width of its logits."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from bytelm.checkpoint.assemble import Loaded, load
+from bytelm.checkpoint.budget import Budget
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.config import load_toml
 from bytelm.data.corpus import SPLITS, Corpus, Split
@@ -67,7 +68,8 @@ def gather(run: str | Path, watch: Watch | None = None, device: torch.device = H
     kinds = lengths_by_kind(patcher, documents) if patcher is not None else {}
     lengths = sum(kinds.values(), Counter[int]())
     train = load_toml(run / "config.toml")["train"]
-    sample_bytes, used = train["sample_bytes"], used_of(train, loaded.state)
+    reached = (loaded.state[key] for key in ("step", "bytes", "seconds"))
+    sample_bytes, used = train["sample_bytes"], Budget.of(train).fraction(*reached)
     metrics = read_metrics(run / METRICS)
     readable = modality is None or modality.text
     shown = [data[:SHOWN].tobytes() for _, data in documents[:PROMPTS] if readable]
@@ -191,12 +193,6 @@ def patches_of(lengths: Counter[int] | None, bytes: int) -> int | None:
         return None
     counted = sum(size * count for size, count in lengths.items())
     return max(1, round(bytes * lengths.total() / counted))
-
-
-def used_of(train: Mapping[str, Any], state: Mapping[str, Any]) -> float:
-    """The fraction of its budget that a training has used up: the largest of those that are limited."""
-    reached = {"steps": state["step"], "bytes": state["bytes"], "minutes": state["seconds"] / 60}
-    return max(reached[limit] / train[limit] for limit in reached if train.get(limit, "none") != "none")
 
 
 def state_of(used: float) -> str:

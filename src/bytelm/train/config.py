@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from bytelm.checkpoint.assemble import Recipe
+from bytelm.checkpoint.budget import Budget
 from bytelm.config import Chosen
 from bytelm.data.options import DataConfig
 from bytelm.device import AUTO
@@ -76,9 +77,14 @@ class TrainConfig:
             raise ConfigError("; ".join(problems))
 
     @property
+    def budget(self) -> Budget:
+        """When it ends."""
+        return Budget(self.steps, self.bytes, self.minutes)
+
+    @property
     def limited(self) -> bool:
         """Whether the run would ever end."""
-        return any(limit is not None for limit in (self.steps, self.minutes, self.bytes))
+        return self.budget != Budget()
 
 
 @dataclass(frozen=True)

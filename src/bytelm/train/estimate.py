@@ -23,12 +23,10 @@ from bytelm.evaluate.costs import counted, usual_mean
 from bytelm.find import name_of
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
-from bytelm.models.ngram import entropy_model as ngram
-from bytelm.models.transformer.entropy_model import TransformerScorer
 from bytelm.train.config import RunConfig, TrainConfig
 from bytelm.train.loop import precision
 from bytelm.train.memory import predict
-from bytelm.train.prepare import COUNTED
+from bytelm.train.stages.entropy_model import COUNTED
 from bytelm.units import BYTES, show_bytes, show_count, show_seconds
 
 PROBES = 3  # steps by which a model's speed is measured
@@ -99,9 +97,10 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
     size = to_be_packed(paths, run, exclude)
     mean, device = usual_mean(config.recipe), resolve(config.train.device)
     scorer = config.scorer if config.recipe.scored and config.start is None and size != 0 else None
+    counting = 0 if scorer is None else scorer.counting(min(COUNTED, size or 0))
     return Needs(
         predict(model, config.train, mean, device).peak + BESIDE,
-        scorer.counting(min(COUNTED, size or 0)) + BESIDE if isinstance(scorer, ngram.Config) else 0,
+        counting and counting + BESIDE,
         memory(device).free,
         machine.memory().free,
         None if size is None else size + size // 8,  # a bit a byte says whether it opens a patch
@@ -179,9 +178,7 @@ def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estim
     speed = bytes_per_second(config, mean)
     per_id = mean if model.tokens is not None else 1.0
     step = round(train.window * train.batch * train.accumulate * per_id)
-    limits = [train.bytes, None if train.steps is None else train.steps * step]
-    limits.append(None if train.minutes is None else round(60 * train.minutes * speed))
-    bytes = min(limit for limit in limits if limit is not None)
+    bytes = round(train.budget.expected_bytes(step, speed))
     return Estimate(
         needs=needed,
         model=name_of(config.model),
@@ -198,17 +195,13 @@ def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estim
 
 
 def scorer_seconds(config: RunConfig) -> float:
-    """How long a scorer that is trained beforehand takes; 0 where it is only counted, or comes with another run."""
-    scorer = config.scorer.build() if config.scorer and config.recipe.scored and config.start is None else None
-    if not isinstance(scorer, TransformerScorer):
+    """How long an entropy model that is trained takes; 0 where it is only counted, or comes with another run."""
+    if not config.scorer or not config.recipe.scored or config.start is not None or config.scorer.counting(1):
         return 0.0
-    train = config.scorer_train
-    scorer.model.initialise(0)
-    speed = timed(scorer.model.to(resolve(config.train.device)), train, None)
-    step = train.window * train.batch * train.accumulate
-    limits = [train.steps and train.steps * step / speed, train.minutes and 60 * train.minutes]
-    limits.append(train.bytes and train.bytes / speed)
-    return min(limit for limit in limits if limit is not None)
+    model, train = config.scorer.build().weights, config.scorer_train
+    model.initialise(0)
+    speed = timed(model.to(resolve(config.train.device)), train, None)
+    return train.budget.expected_bytes(train.window * train.batch * train.accumulate, speed) / speed
 
 
 def bytes_per_second(config: RunConfig, mean: float) -> float:

@@ -28,9 +28,10 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, quiet: bool = False, stream: TextIO | None = None, prefix: str = "", mute: bool = False
+        self, path: Path | None, quiet: bool = False, stream: TextIO | None = None, prefix: str = "", mute: bool = False
     ) -> None:
         self.path = path
+        """None where nothing is kept: progress alone is shown."""
         self.quiet = quiet or mute
         self.mute = mute
         """Nothing is written either: another process of the team does it."""
@@ -42,21 +43,25 @@ class Journal:
         self.loggers: Loggers | None = None
         """Who else is told what `write` writes."""
 
+    def beside(self, path: Path, prefix: str) -> Journal:
+        """A journal of its own file for a part of the run, heard and shown where this one is."""
+        return Journal(path, self.quiet, self.stream, prefix, self.mute)
+
     @property
     def lines(self) -> list[dict[str, Any]]:
         """What was written in earlier sittings, of which a resumed run may write some again."""
-        return read_metrics(self.path)
+        return [] if self.path is None else read_metrics(self.path)
 
     def rewind(self, step: int) -> None:
         """Forget what was written of later steps, and a line that was cut short by a crash."""
-        if self.mute or not self.path.exists():
+        if self.mute or self.path is None or not self.path.exists():
             return
         kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one line. Raises ResourceError where the disk refuses."""
-        if self.mute:
+        if self.mute or self.path is None:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:

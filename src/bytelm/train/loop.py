@@ -28,6 +28,7 @@ from torch import Tensor
 
 from bytelm.checkpoint import store
 from bytelm.data.sampler import Sampler
+from bytelm.device import peak_memory
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import prepare, scored
@@ -36,7 +37,7 @@ from bytelm.train.ahead import Ahead
 from bytelm.train.config import TrainConfig
 from bytelm.train.draw import Drawn, draw, to_tensors
 from bytelm.train.journal import Journal
-from bytelm.train.memory import give_back_large_blocks, highest, keep_large_blocks, predict, recomputes
+from bytelm.train.memory import give_back_large_blocks, keep_large_blocks, predict, recomputes
 from bytelm.train.optimise import Optimizer, learning_rate
 from bytelm.train.spikes import Spikes
 from bytelm.train.stop import StopRequest
@@ -123,7 +124,7 @@ class Trainer:
         """
         self.resume()
         self.model.train()
-        self.before = highest(self.model.device)
+        self.before = peak_memory(self.model.device)
         valid_due = save_due = time.monotonic()
         valid_due += 60 * self.config.valid_minutes
         save_due += 60 * self.config.save_minutes
@@ -147,16 +148,8 @@ class Trainer:
             return Outcome(self.progress, self.team.agreed(stop.received))
 
     def used(self) -> float:
-        """The fraction of the budget that is used up: the largest of those that are limited."""
-        config, progress = self.config, self.progress
-        fractions = [0.0]
-        if config.steps is not None:
-            fractions.append(progress.step / config.steps)
-        if config.bytes is not None:
-            fractions.append(progress.bytes / config.bytes)
-        if config.minutes is not None:
-            fractions.append(progress.seconds / (60 * config.minutes))
-        return max(fractions)
+        """The fraction of the budget that is used up."""
+        return self.config.budget.fraction(self.progress.step, self.progress.bytes, self.progress.seconds)
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -301,7 +294,7 @@ class Trainer:
         low = self.precision == torch.bfloat16
         device = self.model.device
         predicted = predict(self.model, self.config, self.mean_patch, device).peak if low else None
-        memory = {"peak": highest(device), "before": self.before, "predicted": predicted}
+        memory = {"peak": peak_memory(device), "before": self.before, "predicted": predicted}
         self.journal.write("memory", **progress, **memory)
         size, free = sum(file.stat().st_size for file in path.iterdir()), shutil.disk_usage(path).free
         if free < 2 * size and not self.warned:
@@ -311,13 +304,13 @@ class Trainer:
             )
 
     def resume(self) -> None:
-        """Take up the newest sound checkpoint, if there is one, and say which were passed over."""
+        """Take up the newest sound checkpoint, if there is one, and say which are corrupt."""
         if not store.checkpoints(self.run):
             self.journal.rewind(0)
             return
-        path, passed_over = store.newest_good(self.run)
-        for reason in passed_over:
-            self.journal.say(f"passed over: {reason}")
+        path, corrupt = store.newest_good(self.run)
+        for reason in corrupt:
+            self.journal.say(f"skipping corrupt checkpoint: {reason}")
         weights = store.read_tensors(path, "model")
         store.check_keys(self.model.state_dict(), weights, str(path))
         if self.model.tokens is not None and not torch.equal(weights["merges"], self.model.get_buffer("merges").cpu()):
@@ -325,8 +318,8 @@ class Trainer:
         for name, tensor in self.model.state_dict().items():
             if name.startswith("patcher.") and not torch.equal(weights[name], tensor.cpu()):
                 raise CheckpointError(
-                    f"{path} was trained on patches of another scorer than that in {self.run}/scorer ({name} differs): "
-                    "put the scorer back, or start another run"
+                    f"{path} was trained on patches of another entropy model than that in {self.run}/scorer ({name} "
+                    "differs): put the entropy model back, or start another run"
                 )
         self.model.load_state_dict(weights)
         moments = store.read_tensors(path, "optimizer")

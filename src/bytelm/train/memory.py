@@ -98,21 +98,6 @@ def recomputes(config: TrainConfig, stage: str) -> bool:
     return config.recompute is True or config.recompute == stage
 
 
-def highest(device: torch.device) -> int:
-    """Bytes of memory taken at the most since this process began: what torch keeps of a GPU, all there is on a CPU.
-
-    0 where the system does not tell.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
-
-
 def give_back_large_blocks() -> None:
     """Have blocks of 1 MiB and more mapped one by one, where the C library is glibc; elsewhere do nothing.
 

@@ -15,7 +15,7 @@ from bytelm import __version__
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
-from bytelm.data.corpus import Corpus, iterate_documents
+from bytelm.data.corpus import iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.device import fitting, use
 from bytelm.errors import ConfigError, ResourceError
@@ -23,12 +23,12 @@ from bytelm.find import unknown
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
 from bytelm.interfaces.model import ByteModel
-from bytelm.train.config import RunConfig
+from bytelm.train.config import RunConfig, TrainConfig
 from bytelm.train.estimate import check, lighter, needs
 from bytelm.train.journal import Journal
 from bytelm.train.loggers import Loggers
 from bytelm.train.loop import Progress, Trainer
-from bytelm.train.prepare import modality_of, prepare
+from bytelm.train.prepare import Prepared, prepare
 from bytelm.train.stop import Interrupted, StopRequest
 from bytelm.train.team import Team, joined
 from bytelm.units import show_count
@@ -110,7 +110,7 @@ def sitting(
         journal,
         valid=prepared.valid,
         recipe=recipe,
-        sample=sampler_of_text(prepared.corpus, config),
+        sample=sampler_of_text(prepared, config.train),
         team=team,
     )
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
@@ -166,17 +166,18 @@ def compare(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
-def sampler_of_text(corpus: Corpus, config: RunConfig) -> Callable[[ByteModel], tuple[bytes, bytes]] | None:
+def sampler_of_text(prepared: Prepared, train: TrainConfig) -> Callable[[ByteModel], tuple[bytes, bytes]] | None:
     """A function that lets the model go on from the beginning of a held-out document; None where there is no text."""
-    modality = modality_of(config)
-    if not config.train.sample_bytes or (modality is not None and not modality.text):
+    corpus, modality = prepared.corpus, prepared.modality
+    if not train.sample_bytes or (modality is not None and not modality.text):
         return None
     split = "valid" if corpus.bytes("valid") else "train"
     _, document = next(iterate_documents(corpus, split))
     prompt = document[: min(PROMPT, max(1, len(document) // 2))].tobytes()
 
     def sample(model: ByteModel) -> tuple[bytes, bytes]:
-        limit = config.train.sample_bytes
-        return prompt, generate(model, [prompt], max_bytes=limit, sampling=Sampling(), seed=config.train.seed)[0].data
+        return prompt, generate(model, [prompt], max_bytes=train.sample_bytes, sampling=Sampling(), seed=train.seed)[
+            0
+        ].data
 
     return sample

@@ -73,6 +73,15 @@ class NgramScorer(nn.Module):
         """Tables are looked up on the host, in float32, wherever and in whatever dtype a model computes."""
         return super()._apply(fn, recurse) if self.tables.is_meta else self
 
+    @property
+    def weights(self) -> NgramScorer:
+        """What its checkpoints hold: all of it."""
+        return self
+
+    def fit(self, documents: Callable[[], Sequence[NDArray[np.uint8]]], train: Callable[..., None]) -> None:
+        """Count the documents; nothing is trained."""
+        self.count(documents())
+
     def begin(self, batch: int) -> NgramState:
         """The state of rows that have read nothing yet."""
         return NgramState(torch.full((batch, self.config.order), PAD))

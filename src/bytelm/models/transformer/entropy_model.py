@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from bytelm.device import full_float32
 from bytelm.models.transformer import model as transformer
-from bytelm.models.transformer.model import TransformerState
+from bytelm.models.transformer.model import ByteTransformer, TransformerState
 from bytelm.transfer import to_host
 
 
@@ -41,6 +42,10 @@ class Config:
         shape = (self.layers, self.dim, self.heads, self.window, self.theta, self.ffn_multiple, self.reset_newline)
         return transformer.Config(*shape, ffn_dim=self.ffn_dim)
 
+    def counting(self, bytes: int) -> int:
+        """The memory that counting so many bytes takes: nothing is counted."""
+        return 0
+
     def build(self) -> TransformerScorer:
         """The scorer of this configuration, its parameters not yet initialised."""
         return TransformerScorer(self)
@@ -53,6 +58,15 @@ class TransformerScorer(nn.Module):
         super().__init__()
         self.config = config
         self.model = config.shape().build()
+
+    @property
+    def weights(self) -> ByteTransformer:
+        """What its checkpoints hold: the model that is trained."""
+        return self.model
+
+    def fit(self, documents: object, train: Callable[[ByteTransformer], None]) -> None:
+        """Have the model trained; no documents are counted."""
+        train(self.model)
 
     def begin(self, batch: int) -> TransformerState:
         """The state of rows that have read nothing yet."""

@@ -1,0 +1,109 @@
+"""The model whose entropy decides where patches begin: fitted to the training documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bytelm.checkpoint import store
+from bytelm.data.corpus import Corpus
+from bytelm.data.sampler import Sampler, held_out
+from bytelm.data.selection import spread
+from bytelm.device import fitting
+from bytelm.interfaces.model import ByteModel
+from bytelm.patching.entropy import Scorer
+from bytelm.train.config import TrainConfig
+from bytelm.train.journal import Journal
+from bytelm.train.loop import Trainer
+from bytelm.train.stages.base import Count, Stage
+from bytelm.train.stop import Interrupted
+from bytelm.train.team import ALONE, Team
+from bytelm.transfer import HOST
+
+COUNTED = 1 << 25  # bytes that are counted at the most
+
+
+class EntropyModel(Scorer, Protocol):
+    """What a file of `scorers/` builds. It counts documents, or has a byte model of its own trained as any other."""
+
+    @property
+    def weights(self) -> nn.Module:
+        """What its checkpoints hold."""
+        ...
+
+    def fit(self, documents: Callable[[], Sequence[NDArray[np.uint8]]], train: Callable[[ByteModel], None]) -> None:
+        """Count the documents, or have a model trained."""
+        ...
+
+
+@dataclass
+class EntropyModelStage(Stage[EntropyModel]):
+    """The entropy model of `config`, in a run of its own. Where it is trained: by `train`, told of in `journal`."""
+
+    name = "fitting entropy model"
+    path: Path
+    config: Any
+    train: TrainConfig
+    seed: int
+    corpus: Corpus
+    journal: Journal
+    aligned: bool = False
+    device: torch.device = HOST
+    team: Team = ALONE
+
+    def done(self) -> bool:
+        """See `Stage`: whether the budget is used up. A checkpoint that says nothing of bytes is of counts."""
+        if not store.checkpoints(self.path):
+            return False
+        state = store.read_state(store.newest_good(self.path)[0])
+        try:
+            reached = (state[key] for key in ("step", "bytes", "seconds"))
+            return "bytes" not in state or self.train.budget.fraction(*reached) >= 1
+        except (KeyError, TypeError):
+            return False  # no checkpoint of ours, which the training will say
+
+    def load(self) -> EntropyModel:
+        """See `Stage`."""
+        model: EntropyModel = self.config.build()
+        path, _ = store.newest_good(self.path)
+        tensors = store.read_tensors(path, "model")
+        store.check_keys(model.weights.state_dict(), tensors, str(path))
+        model.weights.load_state_dict(tensors)
+        model.weights.to(self.device)
+        return model
+
+    def make(self, count: Count) -> EntropyModel:
+        """See `Stage`."""
+        self.path.mkdir(exist_ok=True)
+        model: EntropyModel = self.config.build()
+
+        def documents() -> list[NDArray[np.uint8]]:
+            found = [data for _, data in spread(self.corpus, "train", COUNTED)]
+            count(sum(map(len, found)))
+            return found
+
+        model.fit(documents, self.trained)
+        if not store.checkpoints(self.path):
+            store.save(self.path, 1, {"model": model.weights.state_dict()}, {})
+        return self.load()
+
+    def trained(self, model: ByteModel) -> None:
+        """Train a byte model from its beginning, or from its newest checkpoint. Raises Interrupted."""
+        train = self.train
+        model.initialise(self.seed)
+        model.to(self.device)
+        sampler = Sampler(self.corpus, "train", train.window, train.batch, train.seed, aligned=self.aligned)
+        valid = held_out(self.corpus, train.window, aligned=self.aligned)
+        trainer = Trainer(model, train, sampler, self.path, self.journal, valid=valid, team=self.team.alone())
+        half = f"--set scorer_train.batch={max(1, train.batch // 2)} halves it"
+        with fitting(self.device, "a step of the entropy model", lambda: half):
+            outcome = trainer.fit()
+        if outcome.signal is not None:
+            raise Interrupted(outcome.signal)

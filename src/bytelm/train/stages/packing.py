@@ -1,0 +1,76 @@
+"""Files → shards: the corpus of a run, of a comparison, or of `bytelm data pack`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bytelm.data import packed
+from bytelm.data.corpus import INDEX, SPLITS, Corpus, Index
+from bytelm.data.modalities.base import Modality
+from bytelm.data.options import DataConfig
+from bytelm.data.pack import pack as pack_files
+from bytelm.data.sources import fingerprint
+from bytelm.errors import DataError
+from bytelm.train.stages.base import Count, Stage
+from bytelm.units import show_bytes
+
+
+@dataclass
+class PackingStage(Stage[Corpus]):
+    """The corpus of `paths`; folders `exclude` are not read. Where `pack` is given, it is taken over.
+
+    It is found packed from the very same files, or refused; `anew` packs whatever is there, and leaves the summary to
+    the caller.
+    """
+
+    name = "packing"
+    path: Path
+    paths: Sequence[str | Path]
+    options: DataConfig
+    modality: Modality | None
+    exclude: Sequence[Path] = ()
+    pack: Path | None = None
+    anew: bool = False
+
+    def fingerprint(self) -> str | None:
+        """See `Stage`: of files, their names, sizes and times."""
+        if self.pack is not None:
+            return packed.fingerprint(Corpus.open(self.pack))
+        return fingerprint(self.paths, self.exclude)
+
+    def done(self) -> bool:
+        """See `Stage`."""
+        if self.anew or not (self.path / INDEX).exists():
+            return False
+        if Index.load(self.path).source_fingerprint != self.fingerprint():
+            raise DataError(
+                f"the data of {self.path.parent} has changed since it was packed: give the files as they were, or "
+                "start another run"
+            )
+        return True
+
+    def load(self) -> Corpus:
+        """See `Stage`."""
+        return Corpus.open(self.path)
+
+    def make(self, count: Count) -> Corpus:
+        """See `Stage`. Raises ConfigError where `pack` was packed in another way."""
+        if self.pack is not None:
+            packed.check_options(Corpus.open(self.pack), self.options, self.modality and self.modality.table)
+            return packed.take_over(self.pack, self.path)
+        options = asdict(self.options)
+        return pack_files(
+            self.paths, self.path, modality=self.modality, exclude=self.exclude, progress=count, **options
+        )
+
+    def summary(self, result: Corpus) -> list[str]:
+        """See `Stage`: the files, what was skipped and converted, and the splits."""
+        if self.anew:
+            return []
+        report = result.source_report
+        parts = [f"{report.files} files", *report.losses(), show_bytes(result.total)]
+        splits = [f"{show_bytes(result.bytes(split))} {split}" for split in SPLITS]
+        lines = [f"{', '.join(parts)}: {', '.join(splits)}", result.index.warning()]
+        return [f"data: {line}" for line in lines if line]

@@ -1,0 +1,54 @@
+"""The thresholds that give patches of the wanted mean size, found on training documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bytelm.checkpoint.assemble import Recipe
+from bytelm.config import build, dump_toml, load_toml, to_mapping
+from bytelm.data.corpus import Corpus
+from bytelm.data.files import write_whole
+from bytelm.data.selection import spread
+from bytelm.evaluate.calibrate import calibrate
+from bytelm.patching import entropy
+from bytelm.patching.entropy import Scorer
+from bytelm.train.stages.base import Count, Stage
+
+SAMPLE = 1 << 20  # bytes that thresholds are calibrated on
+
+
+@dataclass
+class ThresholdStage(Stage[Recipe]):
+    """The recipe with thresholds where it has none; a result that is not to be `kept` is made each time."""
+
+    name = "calibrating thresholds"
+    path: Path
+    recipe: Recipe
+    scorer: Scorer
+    corpus: Corpus
+    kept: bool = True
+
+    def done(self) -> bool:
+        """See `Stage`."""
+        return self.kept and super().done()
+
+    def load(self) -> Recipe:
+        """See `Stage`."""
+        return build(Recipe, load_toml(self.path), str(self.path))
+
+    def make(self, count: Count) -> Recipe:
+        """See `Stage`."""
+        recipe = self.recipe
+        if isinstance(recipe.patching, entropy.Config) and not recipe.patching.calibrated:
+            sample = [data for _, data in spread(self.corpus, "train", SAMPLE)]
+            self.total = sum(map(len, sample))
+            recipe = replace(recipe, patching=calibrate(recipe.patching, self.scorer, sample, count))
+        if self.kept:
+            keep_recipe(self.path, recipe)
+        return recipe
+
+
+def keep_recipe(path: Path, recipe: Recipe) -> None:
+    """Write down what the model is made of."""
+    write_whole(path, dump_toml(to_mapping(recipe)).encode())
