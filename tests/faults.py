@@ -1,7 +1,7 @@
 """The fault table: what may fail, the expected behaviour, and the tests that verify it.
 
-A test names the rows that it verifies: `@pytest.mark.fault("D1", "D2")`. `make faults` runs all of them, slow ones too,
-and writes docs/faults.md: each row, its tests and their outcomes. `tests/test_faults.py` checks the page against the marks.
+A test names the rows that it verifies: `@pytest.mark.fault("D1", "D2")`. `make faults` runs all of them, slow ones
+too, and writes docs/faults.md: each row, its tests and outcomes. `tests/test_faults.py` checks that page.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def page(results: dict[str, Counter[str]] | None) -> str:
     lines = [
         "# Fault table: failures and how they are handled",
         "",
-        "Every row has a fault, the expected behaviour and the tests that verify it (`tests/`). `make faults` runs all of",
-        "them, slow ones too, and writes this page; the outcomes are those of its last run.",
+        "Every row has a fault, the expected behaviour and the tests that verify it (`tests/`). `make faults` runs all",
+        "of them, slow ones too, and writes this page; the outcomes are those of its last run.",
     ]
     tests = marked()
     for letter, title in SECTIONS.items():

@@ -16,7 +16,7 @@ SHOWN = [  # on page, in what words
     ("reference/configuration.html", "embedding_rate"),
     ("reference/presets.html", "megabyte-image640-125m-83m"),
     ("reference/python.html", "what the model writes after a prompt"),
-    ("notebooks/first_model.html", "Bits per byte while the model learns"),
+    ("notebooks/first_model.html", "Learning curves: bits per byte"),
     ("notebooks/look_inside.html", "Lengths of the patches of bisect.py"),
     ("source/src/bytelm/models/blt.py.html", "newest"),
     ("tour.html", "source/src/bytelm/models/blt.py.html"),
