@@ -223,7 +223,7 @@ def test_the_verbs(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert lm.decompress(lm.compress(b"some bytes")) == b"some bytes"
     capfd.readouterr()
     for words, code, message in (
-        (["compress", str(run), str(file)], 2, "part.txt.blm is there already: name another file with --out"),
+        (["compress", str(run), str(file)], 2, "part.txt.blm already exists: name another file with --out"),
         (["decompress", str(run), str(file)], 2, "does not end in .blm: name the file to write with --out"),
         (["decompress", str(run), str(file), "-o", str(tmp_path / "x")], 3, "part.txt: it is not a file that `bytelm"),
         (["compress", str(run), str(tmp_path / "none")], 3, "none: No such file or directory"),

@@ -87,7 +87,7 @@ class HarnessLM(Harnessed):
         """What is written after each context, side by side. Of a context longer than the model's its end is read."""
         asked = Settings.of(settings)
         for one in asked.ignored - self.ignored:
-            log.warning("%s: bytelm has no such generation setting, and the task is run without it", one)
+            log.warning("%s: unsupported generation setting, ignored", one)
         self.ignored |= asked.ignored
         room = max(self.context // 2, self.context - asked.most)  # what is to be written leaves half to read
         prompts = [ending(encoded(context), room) for context in contexts]
@@ -144,19 +144,19 @@ def encoded(text: Any) -> bytes:
     """The bytes of a text as the harness made it. Raises DataError for what is no text, and for a lone surrogate."""
     if isinstance(text, (list, tuple, dict)):
         raise DataError(
-            f"a task gives {reprlib.repr(text)} for a text: the harness reads what a template renders as Python where "
-            'it looks so ("[1, 2]"): name the field instead, as in `doc_to_target: text`'
+            f"a task gives {reprlib.repr(text)} for a text: the harness evaluates the output of a template as "
+            'Python if it parses ("[1, 2]"): name the field instead, as in `doc_to_target: text`'
         )
     if not isinstance(text, str):
         raise DataError(
-            f"a task gives {reprlib.repr(text)} for a text: datasets takes a JSON column of nothing but numbers or "
-            "dates for one of numbers or times: keep it as Parquet, which says that it is text"
+            f"a task gives {reprlib.repr(text)} for a text: datasets reads a JSON column of nothing but numbers or "
+            "dates as numbers or times: store it as Parquet, which declares it as text"
         )
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         fault = text[error.start : error.end]
-        raise DataError(f"a task's text has {fault!r}, a lone surrogate, which no UTF-8 has: take it out") from None
+        raise DataError(f"a task's text has {fault!r}, a lone surrogate, which is not valid UTF-8: remove it") from None
 
 
 def ending(text: bytes, most: int) -> bytes:
@@ -199,7 +199,7 @@ def run_tasks(
         raise
     except Exception as error:  # of the harness, of datasets, of Jinja and whatever else a task may use
         raise DataError(
-            f"--tasks {','.join(names)} cannot be run: {reason(error)}: see its YAML and its data"
+            f"--tasks {','.join(names)} cannot be run: {reason(error)}: check its YAML and its data"
         ) from error
     finally:
         its_log.set_verbosity(loud)

@@ -91,7 +91,7 @@ class LM:
     def known_recipe(self) -> Mapping[str, Any]:
         """The recipe. Raises UsageError where there is none: the model was made by hand, or is read in another mode."""
         if self.recipe is None:
-            raise UsageError("nothing says how this model is built: take the LM that bytelm.load gives, as it gives it")
+            raise UsageError("this LM has no recipe: use the unmodified LM that bytelm.load returns")
         return self.recipe
 
     def save_pretrained(self, folder: str | Path) -> None:

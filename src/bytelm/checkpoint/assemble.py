@@ -40,7 +40,7 @@ class Recipe:
         if self.model.patched and self.patching is None:
             raise ConfigError("patching is missing: this model reads patches; name a scheme, as in patching.name=space")
         if self.scored and self.scorer is None:
-            raise ConfigError("scorer is missing: this patching asks one; name it, as in scorer.name=ngram")
+            raise ConfigError("the entropy model is missing: entropy patches need one; set scorer.name=ngram")
         if (count := layers(self.model) + layers(self.scorer)) > MOST_LAYERS:
             raise ConfigError(f"the model would have {count} layers, n-gram tables and filters: {MOST_LAYERS} at most")
 
@@ -127,7 +127,7 @@ def trained(path: str | Path) -> tuple[Path, dict[str, Any]]:
     checkpoint = path if (path / store.MANIFEST).exists() else store.newest(path)
     state = store.read_state(checkpoint)
     if not isinstance(state.get("recipe"), dict):
-        raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: this is not a checkpoint of a trained model")
+        raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: it is not a checkpoint of a trained model")
     if type(state.get("context")) is not int or not 1 <= state["context"] < 1 << 63:
         raise CheckpointError(f"{checkpoint / store.STATE} has no context in bytes: it was not written by bytelm")
     return checkpoint, state

@@ -51,7 +51,7 @@ tags:
 
 # A byte-level language model ({architecture})
 
-It reads and writes raw bytes: there is no vocabulary file, and any file is input.
+It models raw bytes: there is no vocabulary file, and any file is valid input.
 
 {table}
 
@@ -61,7 +61,7 @@ from transformers import pipeline
 pipeline("text-generation", "path/to/this/folder")("# Monday", max_new_tokens=80)
 ```
 
-`bytelm.load("path/to/this/folder")` reads it too, without transformers, and writes faster.
+`bytelm.load("path/to/this/folder")` loads it without transformers, and generates faster.
 """
 
 

@@ -98,7 +98,7 @@ def save(
     except OSError as error:
         raise ResourceError(
             f"cannot save step {step} to {final}: {error.strerror or error}; it needs {show_bytes(needed)}: make room "
-            f"or move the run to another disk (the checkpoints before it are intact)"
+            f"or move the run to another disk (earlier checkpoints are intact)"
         ) from error
     return final
 
@@ -170,7 +170,7 @@ def newest_good(run: Path) -> tuple[Path, list[str]]:
         else:
             return path, passed_over
     if passed_over:
-        raise CheckpointError(f"no checkpoint in {run} is sound, train it anew: {'; '.join(passed_over)}")
+        raise CheckpointError(f"no intact checkpoint in {run}: retrain ({'; '.join(passed_over)})")
     raise CheckpointError(f"no checkpoint in {run}: name the directory of a run that has saved one")
 
 
@@ -178,7 +178,7 @@ def newest(run: Path) -> Path:
     """The newest checkpoint; CheckpointError if it does not verify, rather than an older model unasked."""
     path, passed_over = newest_good(run)
     if passed_over:
-        raise CheckpointError(f"{passed_over[0]}; the newest sound one is {path}: name it instead, or resume the run")
+        raise CheckpointError(f"{passed_over[0]}; the latest intact one is {path}: name it instead, or resume the run")
     return path
 
 
@@ -199,7 +199,7 @@ def verify(path: Path) -> None:
     for name in sorted(files.keys() - found):
         raise CheckpointError(f"{path / name} is missing, though {MANIFEST} names it")
     for name in sorted(found - files.keys()):
-        raise CheckpointError(f"{path / name} is an extra file, which {MANIFEST} does not name: take it out")
+        raise CheckpointError(f"{path / name} is not listed in {MANIFEST}: remove it")
     for name, entry in files.items():
         with _open(path / name) as stream:
             _check(path / name, stream, entry)

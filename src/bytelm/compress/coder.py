@@ -78,7 +78,7 @@ class Decoder:
         self.range = part * int(frequency[symbol])
         while self.range < _SMALL:
             if self.read >= len(self.data) + 7:
-                raise DataError("it ends too early: get a whole copy")
+                raise DataError("it is truncated: get a complete copy")
             following = self.data[self.read] if self.read < len(self.data) else 0
             self.code, self.range, self.read = self.code << 8 | following, self.range << 8, self.read + 1
         return symbol

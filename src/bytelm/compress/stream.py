@@ -69,9 +69,9 @@ def decompress(model: ByteModel, packed: bytes, progress: Progress = None) -> by
     walk(model, array, context, lanes, decode, progress)
     data, (*_, machine, _, _, _, checksum) = array.tobytes(), HEADER.unpack(packed[: HEADER.size])
     if zlib.crc32(data) != checksum:
-        elsewhere = "another machine or version of bytelm wrote it, which rounds otherwise: decompress it there"
-        reason = "it is damaged: get a whole copy" if machine == surroundings(model) else elsewhere
-        raise DataError(f"what comes out is not what went in: {reason}")
+        elsewhere = "another machine or version of bytelm wrote it, and rounds differently: decompress it there"
+        reason = "it is damaged: get a complete copy" if machine == surroundings(model) else elsewhere
+        raise DataError(f"decompression does not restore the input: {reason}")
     return data
 
 
@@ -85,7 +85,7 @@ def opened(model: ByteModel, packed: bytes) -> tuple[int, int, int]:
     if whose != identity(model):
         raise DataError("another model wrote it: name the run that compressed it")
     if not (2 <= context < LONGEST and 1 <= lanes <= LANES and size <= MOST * len(packed)):
-        raise DataError("its header is damaged: get a whole copy")
+        raise DataError("its header is damaged: get a complete copy")
     return size, context, lanes
 
 
@@ -119,7 +119,9 @@ def walk(
     if model.tokens is not None:
         raise UsageError("this model reads tokens: compress with a model of bytes")
     if model.device.type != "cpu":  # where sums of one program differ from run to run, and what it writes is lost
-        raise UsageError(f'the model is on {model.device}, which rounds otherwise each time: load it with device="cpu"')
+        raise UsageError(
+            f'the model is on {model.device}, which is not bitwise reproducible: load it with device="cpu"'
+        )
     each, half = -(-len(data) // lanes), context // 2
     starts = np.arange(lanes) * each
     sizes = np.clip(len(data) - starts, 0, each)

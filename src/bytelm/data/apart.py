@@ -51,7 +51,8 @@ def texts(
         end = json.loads(process.read(process.size()))
     except (EOFError, ConnectionError) as error:
         raise DataError(
-            f"{name} cannot be read as a Parquet file (it ended its reader: {process.how_it_ended()}): get a whole copy"
+            f"{name} cannot be read as a Parquet file (it crashed the reader: {process.how_it_ended()}): "
+            "get a complete copy"
         ) from error
     process.since = time.monotonic()
     _idle.append(process)

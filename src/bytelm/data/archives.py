@@ -133,14 +133,16 @@ def _inside(name: str, member: str, report: SourceReport) -> str | None:
     """The name of a member behind that of its archive; None where it is hidden, or leads out (which is noted)."""
     parts = [part for part in member.split("/") if part not in ("", ".")]
     if ".." in parts:
-        report.skip(f"{name}/{member}", "a name that leads out of its archive")
+        report.skip(f"{name}/{member}", "a name that points outside its archive")
         return None
     return None if any(part.startswith(".") for part in parts) else "/".join([name, *parts])
 
 
 def _damaged(name: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{shown(name)} is damaged ({shown(reason)}): get a whole copy, or unpack what can be read of it")
+    return DataError(
+        f"{shown(name)} is damaged ({shown(reason)}): get a complete copy, or unpack what can be read of it"
+    )
 
 
 class _Tape:

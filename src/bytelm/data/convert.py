@@ -80,7 +80,7 @@ def _converted(
             if given:
                 report.empty += empty
             else:
-                report.skip(file.name, f"nothing in it as {modality.name}")
+                report.skip(file.name, f"no {modality.name} data in it")
         except GeneratorExit:  # left half read, perhaps as the interpreter ends and the names below are gone
             raise
         except UnfitError as error:
@@ -99,5 +99,5 @@ def _whole(file: Document) -> bytes:
     for piece in file.pieces:
         held += piece
         if len(held) > LARGEST:
-            raise UnfitError(f"more than {LARGEST >> 20} MiB: cut it into parts")
+            raise UnfitError(f"more than {LARGEST >> 20} MiB: split it")
     return bytes(held)

@@ -76,7 +76,7 @@ class Index:
             return None
         return (
             f"{-(-self.repeated // 1000):,} of {-(-self.looked // 1000):,} held-out kilobytes "
-            "stand word for word in the training data too"
+            "also occur verbatim in the training data (contamination)"
         )
 
     @classmethod

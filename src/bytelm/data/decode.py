@@ -105,7 +105,7 @@ def _decode(
                 raise _refused(error, suffix, name, max_window) from error
             chunk = decoder.unused_data if decoder.eof else b""
     if taken and not decoder.eof:
-        raise DataError(f"{name} ends in the middle of its compressed data: get a whole copy")
+        raise DataError(f"{name} is truncated (its compressed data is incomplete): get a complete copy")
 
 
 def _steps(decoder: _Decoder, chunk: bytes) -> Iterator[bytes]:
@@ -121,7 +121,7 @@ def _steps(decoder: _Decoder, chunk: bytes) -> Iterator[bytes]:
 def swells(name: str, made: str, of: str) -> DataError:
     """The error of a file that makes too much of itself."""
     return DataError(
-        f"{name} swells to more than {made} (limit: {RATIO} times {of}plus {SLACK}): "
+        f"{name} expands to more than {made} (limit: {RATIO} times {of}plus {SLACK}): "
         "decompress it yourself if it can be trusted"
     )
 

@@ -74,7 +74,7 @@ class Reader:
         for inner, read in members:
             kind = suffixes(inner)[0]
             if kind in ARCHIVES or (kind == ".parquet" and self.text_field is not None):
-                self.report.skip(inner, f"a {kind} file in an archive, which is not looked into")
+                self.report.skip(inner, f"a {kind} file in an archive, which is not opened")
             else:
                 yield from self._contents(read, inner, meter)
 
@@ -111,7 +111,7 @@ def _json_texts(
         bad += 1
         first_bad = first_bad or number
     report.bad += bad
-    what = f"lines have no string in data.text_field = {text_field!r} or are no JSON, the first is line {first_bad}"
+    what = f"lines have no string in data.text_field = {text_field!r} or are not JSON, the first is line {first_bad}"
     check_bad(name, bad, lines, what, max_bad)
 
 

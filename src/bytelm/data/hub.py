@@ -46,7 +46,7 @@ def texts(path: str, text_field: str | None, report: SourceReport, max_bad: floa
     Raises DataError for what cannot be loaded and too many bad rows, MissingExtraError without the library.
     """
     if text_field is None:
-        raise DataError(f"{path} gives text, and what is read with --as must be files: leave one of the two out")
+        raise DataError(f"{path} gives text, and --as needs files: leave one of the two out")
     datasets, asked = _library(path), _parsed(path)
     total = bad = 0
     try:
@@ -142,12 +142,12 @@ def _bytes(value: Any) -> bytes | None:
 
 
 def _no_field(path: str, text_field: str, features: list[str]) -> DataError:
-    return DataError(f"{path} has no {text_field!r}: say --set data.text_field=NAME; it has {', '.join(features[:20])}")
+    return DataError(f"{path} has no {text_field!r}: use --set data.text_field=NAME; it has {', '.join(features[:20])}")
 
 
 def _cannot(path: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return DataError(f"{shown(path)} cannot be loaded ({reason}): see to the name, the split and the network")
+    return DataError(f"{shown(path)} cannot be loaded ({reason}): check the name, the split and the network")
 
 
 def _library(path: str) -> Any:

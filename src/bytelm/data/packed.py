@@ -32,7 +32,9 @@ def pack_of(paths: Sequence[str | Path], run: Path) -> Path | None:
     """
     packs = [path for path in paths if is_pack(path)]
     if packs and len(paths) > 1:
-        raise DataError(f"{shown(str(packs[0]))} is a packed corpus, and is read alone: leave out the other paths")
+        raise DataError(
+            f"{shown(str(packs[0]))} is a packed corpus and cannot be combined with other paths: leave them out"
+        )
     if packs:
         return Path(packs[0])
     own = run / "data"
@@ -64,7 +66,7 @@ def take_over(pack: Path, directory: Path) -> Corpus:
         replace(corpus.index, source_fingerprint=fingerprint(corpus)).write(directory)
     except OSError as error:
         where = shown(str(directory))
-        raise ResourceError(f"cannot take the data over into {where} ({error.strerror}): free some space") from error
+        raise ResourceError(f"cannot link the data into {where} ({error.strerror}): free some space") from error
     return Corpus.open(directory)
 
 

@@ -26,11 +26,11 @@ _SHORT = {"BMP", "PPM"}  # whose marks are two letters, with which a text may be
 # Formats are added to Pillow by packages that someone installed for that: these do when they are imported.
 _PLUGINS = ("pillow_jxl", "pillow_heif.HeifImagePlugin")
 _WITH_PLUGIN = {
-    b"\xff\n": "JPEG XL picture, which Pillow reads with a plugin: pip install pillow-jxl-plugin",
-    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL picture, which Pillow reads with a plugin: pip install pillow-jxl-plugin",
+    b"\xff\n": "JPEG XL image, which Pillow reads with a plugin: pip install pillow-jxl-plugin",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL image, which Pillow reads with a plugin: pip install pillow-jxl-plugin",
     **dict.fromkeys(
         (b"ftypheic", b"ftypheix", b"ftypmif1"),
-        "HEIF picture, which Pillow reads with a plugin: pip install pillow-heif",
+        "HEIF image, which Pillow reads with a plugin: pip install pillow-heif",
     ),
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -94,7 +94,7 @@ def _opened(data: bytes, notes: Counter[str]) -> Image.Image:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedError(f"a damaged image: {reason}") from None
     upright = _eight_bits(upright)
-    for word, seen in (("of several frames, the first kept", several), ("of 16 bits, the high 8 kept", deep)):
+    for word, seen in (("of several frames, only the first used", several), ("of 16 bits, reduced to 8", deep)):
         if seen:
             notes[word] += 1
     return upright
@@ -138,7 +138,9 @@ def _unidentified(data: bytes) -> UnfitError:
     for name in _FORMATS:
         accepts = Image.OPEN[name][1] if name in Image.OPEN and name not in _SHORT else None
         if accepts is not None and accepts(data[:16]) is True:  # words, where it lacks a library
-            return DamagedError(f"a damaged image: it begins as {name}, and its header or a checksum is wrong")
+            return DamagedError(
+                f"a damaged image: it has the signature of {name}, and its header or a checksum is wrong"
+            )
     return UnfitError("not an image")
 
 
@@ -198,7 +200,7 @@ def _plain(picture: Image.Image, mode: str, notes: Counter[str]) -> Image.Image:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         if picture.getchannel("A").getextrema()[0] != 255:
-            notes["transparent, laid on white"] += 1
+            notes["transparent, composited on white"] += 1
             white = Image.new("RGBA", picture.size, "white")
             white.alpha_composite(picture)
             picture = white

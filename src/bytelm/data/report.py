@@ -40,18 +40,18 @@ class SourceReport:
         """What is not in the documents: how many files are left out, the first and why, and what was converted."""
         count = sum(self.reasons.values())
         told = [f"{count} skipped ({'the first ' if count > 1 else ''}{': '.join(self.skipped[0])})"] if count else []
-        told += [f"{self.empty} empty ones left out"] if self.empty else []
-        told += [f"{self.bad} damaged ones left out"] if self.bad else []
+        told += [f"{self.empty} empty skipped"] if self.empty else []
+        told += [f"{self.bad} damaged skipped"] if self.bad else []
         return told + [f"{documents} {how}" for how, documents in self.converted.items()]
 
     def nothing(self, paths: Sequence[str | Path]) -> DataError:
         """The error of `paths` in which there was not a byte."""
-        where = ", ".join(shown(str(path)) for path in paths) or "no paths at all"
+        where = ", ".join(shown(str(path)) for path in paths) or "no paths"
         skipped = "".join(f"; skipped {name}: {reason}" for name, reason in self.skipped[:3])
         left = sum(self.reasons.values()) - 3
         more = f" and {left} more" if left > 0 else ""
         return DataError(
-            f"no bytes found in {where}, looked at {self.files} files{skipped}{more}: name files that hold some"
+            f"no bytes found in {where}, checked {self.files} files{skipped}{more}: name files with content"
         )
 
 
@@ -63,7 +63,7 @@ class StrictReport(SourceReport):
         if reason != EXCLUDED:
             raise DataError(
                 f"{shown(name)} would be skipped ({reason}), and --strict allows no such file: "
-                "take it away, or leave --strict out"
+                "remove it, or leave --strict out"
             )
         super().skip(name, reason)
 

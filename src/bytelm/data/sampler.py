@@ -73,7 +73,7 @@ class Sampler:
             raise ValueError(f"no windows with window={window}, batch={batch}, rank={rank}, world={world}")
         table = source.documents(split)
         if len(table) == 0:
-            raise DataError(f"the {split} split of {source.directory} is empty: pack more data or a larger fraction")
+            raise DataError(f"the {split} split of {source.directory} is empty: pack more data, or a larger fraction")
         if boundaries is not None and boundaries.total != source.total:
             raise DataError(
                 f"{boundaries.total} bytes of boundaries do not fit {source.total} of data: record them again"

@@ -33,7 +33,7 @@ class Kind:
 
     def told_documents(self) -> str:
         """How many documents they are, as far as that is known without reading."""
-        return f"one a {self.record}" if self.record else f"{self.files - self.empty:,}"
+        return f"one per {self.record}" if self.record else f"{self.files - self.empty:,}"
 
 
 @dataclass

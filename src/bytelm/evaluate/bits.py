@@ -133,7 +133,9 @@ def continuations(
     join the end of the one and the beginning of the other.
     """
     if model.tokens is not None:
-        raise UsageError("this model reads tokens, so that parts of a text have no log-likelihood: measure whole ones")
+        raise UsageError(
+            "this model reads tokens, so that parts of a text have no log-likelihood: evaluate whole texts"
+        )
     windows = _Windows.checked(model, context, stride, batch)
     after: deque[int] = deque()
 
@@ -167,7 +169,7 @@ def logprobs(model: ByteModel, prefix: bytes, continuation: bytes) -> NDArray[np
     Raises UsageError for a model of tokens, to which a byte has no probability of its own.
     """
     if model.tokens is not None:
-        raise UsageError("this model reads tokens, so that single bytes have no log-probability: measure with bits")
+        raise UsageError("this model reads tokens, so that single bytes have no log-probability: use bits")
     nats = [torch.zeros(0)]
     logits, state = None, model.begin(1)
     position = -1 - len(prefix)  # of the chunk's first id, counted from the first byte of the continuation

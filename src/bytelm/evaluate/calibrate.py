@@ -40,7 +40,7 @@ def calibrate(
     if config.max_length is not None and config.mean_size > config.max_length:
         raise ConfigError(
             f"patching.mean_size = {config.mean_size}: no patch is longer than max_length = {config.max_length}; "
-            "lower the one or raise the other"
+            "lower mean_size or raise max_length"
         )
     documents = _Sample.of(scorer, sample, progress)
     count = len(documents.entropies)

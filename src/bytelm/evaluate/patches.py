@@ -43,7 +43,7 @@ def patch_view(model: ByteModel, data: bytes) -> PatchView:
     if patcher is None and isinstance(size, int):  # a model that counts its patches, from the start of each document
         patcher = fixed.Config(size).build()
     if patcher is None:
-        raise UsageError(f"a {type(model).__name__} reads bytes one by one: to see patches, take a model that has them")
+        raise UsageError(f"a {type(model).__name__} has no patches: use BLT, MEGABYTE or a token model")
     opens = np.concatenate([np.zeros(0, np.bool_), *opens_of(patcher, data)])
     if not isinstance(patcher, Entropy):
         return PatchView(opens, None)

@@ -76,7 +76,7 @@ def judge(
     found = list(measure(model, documents, progress=progress, **how))
     whole = Meter.of(found)
     if not whole.bytes:
-        raise DataError(f"{len(documents)} documents have 0 bytes together: there is nothing to measure")
+        raise DataError(f"{len(documents)} documents have 0 bytes together: there is nothing to evaluate")
     bounds, data = interval(found), [document for _, document in documents]
     return Verdict(
         bytes=whole.bytes,

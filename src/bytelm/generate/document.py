@@ -37,7 +37,7 @@ def completion(modality: Modality, document: bytes, keep: float = 0.5, max_bytes
     It gets as many bytes as it had, or `max_bytes` more than are given. Raises UsageError for a share outside [0, 1].
     """
     if not 0 <= keep <= 1:
-        raise UsageError(f"keep {keep} is not in [0, 1]: give the share of the file that is kept, such as 0.5")
+        raise UsageError(f"keep {keep} is not in [0, 1]: give the fraction of the file that is the prompt, such as 0.5")
     row = max(modality.row, modality.unit)
     given = document[: int(len(document) * keep) // row * row]
     return continuation(modality, given, max_bytes, len(document))

@@ -147,15 +147,15 @@ class Session:
     def join(self, request: Request) -> int:
         """A free row takes a request; its pieces bear the ticket. Raises UsageError where there is no room for it."""
         if not self.free:
-            raise UsageError(f"all {self.decoder.rows} rows are taken: wait until one has ended")
+            raise UsageError(f"all {self.decoder.rows} rows are in use: wait until a request has finished")
         if request.ids > self.decoder.capacity:
             raise UsageError(
                 f"a prompt of {len(request.prompt)} bytes and {request.max_bytes} more take {request.ids} ids, "
-                f"and a row holds {self.decoder.capacity}: shorten one of them"
+                f"and a sequence holds at most {self.decoder.capacity}: shorten one of them"
             )
         tokens = self.decoder.tokens
         if tokens is not None and request.utf8:
-            raise UsageError("utf8 chooses byte by byte, and this model writes tokens: leave utf8 out")
+            raise UsageError("utf8 constrains single bytes, and this model generates tokens: leave utf8 out")
         slot, ticket = self.free.pop(), self.tickets
         self.tickets += 1
         prompt = np.frombuffer(request.prompt, np.uint8) if tokens is None else tokens.encode(request.prompt)
@@ -172,7 +172,7 @@ class Session:
         for slot, row in self.rows.items():
             if row.ticket == ticket:
                 return self.clear(slot)
-        raise UsageError(f"no row has ticket {ticket}: it has ended")
+        raise UsageError(f"no request has ticket {ticket}: it has finished")
 
     def clear(self, slot: int) -> None:
         """Forget what a row did."""
@@ -368,7 +368,7 @@ def _run(model: ByteModel, prompts: Sequence[bytes], options: Request, weights: 
             row = waiting.pop()
             own = (prompts[row], options.max_bytes, options.sampling, options.seed, row)
             of[session.join(Request(*own, options.stop, options.utf8, options.eos))] = row
-        what = f"{len(session.rows)} rows of up to {session.decoder.capacity} ids"
+        what = f"{len(session.rows)} sequences of up to {session.decoder.capacity} ids"
         with fitting(
             model.device, what, lambda: "give fewer prompts, shorter ones or fewer bytes, or take --device cpu"
         ):
@@ -384,6 +384,6 @@ def _opened(model: ByteModel, rows: int, capacity: int, weights: Weights | None)
         except (MemoryError, torch.OutOfMemoryError):
             if rows == 1:
                 raise ResourceError(
-                    f"no memory for a row of {capacity} ids: give a shorter prompt or fewer bytes"
+                    f"no memory for a sequence of {capacity} ids: give a shorter prompt or fewer bytes"
                 ) from None
             rows //= 2

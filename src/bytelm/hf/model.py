@@ -181,7 +181,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         """
         new = next_sequence_length
         if not input_ids.shape[1]:
-            raise UsageError("a prompt of 0 ids: begin it with BOS, as the tokenizer does, or leave it out")
+            raise UsageError("a prompt of 0 ids: start it with BOS, as the tokenizer does, or leave it out")
         if new is not None and new < 1:
             if past_key_values is not None:
                 past_key_values.crop(new - 1)
@@ -218,7 +218,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             if attention_mask.ndim != 2:
                 raise UsageError(
                     f"attention_mask has {attention_mask.ndim} axes: give [batch, read + new]; "
-                    "documents in one row need no mask, a BOS parts them"
+                    "packed documents need no mask, BOS isolates them"
                 )
             ids = ids.masked_fill(attention_mask[:, -ids.shape[1] :] == 0, PAD)
         cache = past_key_values
@@ -231,7 +231,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             if labels is None and return_dict:  # in generation
                 return quick_output(logits, cache)
         else:
-            raise UsageError(f"a {type(cache).__name__} cannot hold what bytelm reads: leave past_key_values out")
+            raise UsageError(f"a {type(cache).__name__} is not a ByteCache: leave past_key_values out")
         twice = (ids[:, :-1] == BOS) & (ids[:, 1:] == BOS)
         if logits.shape[1] == ids.shape[1] and bool(twice.any()):
             logits = certain_of_bos(logits, twice)

@@ -215,6 +215,6 @@ def opened(model: ByteModel, rows: int, needed: int, room: int) -> Decoder:
         except (MemoryError, torch.OutOfMemoryError):
             if capacity == needed:
                 raise ResourceError(
-                    f"no memory for {rows} rows of {needed} ids: give fewer rows, or shorter ones"
+                    f"no memory for {rows} sequences of {needed} ids: give fewer or shorter ones"
                 ) from None
             capacity = max(needed, capacity // 2)

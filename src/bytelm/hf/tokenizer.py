@@ -68,12 +68,12 @@ class ByteTokenizer(PreTrainedTokenizer):
         try:
             return [NAMES[byte] for byte in text.encode(errors="surrogateescape")]
         except UnicodeEncodeError as error:
-            raise UsageError(f"{text[error.start : error.end]!r} is no text: pass bytes through from_bytes") from None
+            raise UsageError(f"{text[error.start : error.end]!r} is not text: pass bytes to from_bytes") from None
 
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         for token in map(str, new_tokens):
             if token not in VOCABULARY:
-                raise UsageError(f"{token!r} cannot be added: a model of bytes has {len(VOCABULARY)} ids, no more")
+                raise UsageError(f"{token!r} cannot be added: a byte-level model has exactly {len(VOCABULARY)} ids")
         return super()._add_tokens(new_tokens, special_tokens)
 
     def _convert_token_to_id(self, token: str) -> int | None:
@@ -100,7 +100,9 @@ def checked(ids: Iterable[int]) -> Iterator[int]:
     """The same ids. Raises UsageError for one that stands for nothing."""
     for symbol in ids:
         if not 0 <= symbol < len(VOCABULARY):
-            raise UsageError(f"{symbol} is no id (0 to {len(VOCABULARY) - 1}): leave out what is masked, then decode")
+            raise UsageError(
+                f"{symbol} is not an id (0 to {len(VOCABULARY) - 1}): remove masked positions, then decode"
+            )
         yield symbol
 
 

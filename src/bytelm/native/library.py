@@ -74,7 +74,7 @@ def compiled(name: str, command: str, processor: str = "native") -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     if sys.stderr.isatty():
-        print(f"compiling {name} for this machine, once: some ten seconds", file=sys.stderr)
+        print(f"compiling {name} for this machine (once, about ten seconds)", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / f"{name}.so"
         for extra in EXTRAS:

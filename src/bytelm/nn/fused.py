@@ -41,7 +41,7 @@ def triton_kernels() -> ModuleType | None:
     except Exception as error:  # whatever Triton, and the compilers that it calls, may raise
         told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         warnings.warn(
-            f"Triton cannot compile for this GPU, plain torch is slower: {told}", RuntimeWarning, stacklevel=2
+            f"Triton cannot compile for this GPU, using plain torch (slower): {told}", RuntimeWarning, stacklevel=2
         )
         return None
     return device_kernels

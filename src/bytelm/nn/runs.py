@@ -44,7 +44,9 @@ def answers() -> bool:
     except Exception as error:  # whatever another version of torch may raise
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
-            f"variable-length attention fails here, masked attention is slower: {told}", RuntimeWarning, stacklevel=2
+            f"variable-length attention fails here, using masked attention (slower): {told}",
+            RuntimeWarning,
+            stacklevel=2,
         )
         return False
     return True

@@ -56,7 +56,7 @@ class Config:
         if self.rule not in ("threshold", "rise", "both"):
             raise ConfigError(f"patching.rule = {self.rule!r}: known: threshold, rise, both")
         if not self.mean_size > 1:
-            raise ConfigError(f"patching.mean_size = {self.mean_size}: a mean patch is longer than 1 byte")
+            raise ConfigError(f"patching.mean_size = {self.mean_size}: must be above 1 byte")
         self.guard()
 
     @classmethod

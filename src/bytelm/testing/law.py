@@ -17,7 +17,9 @@ class LawError(AssertionError):
     """A model or patcher breaks a law: which one, whose, where, by how much, and how much was allowed."""
 
     def __init__(self, law: str, subject: str, where: str, difference: float, bound: float) -> None:
-        super().__init__(f"{subject} breaks the law of {law!r} at {where}: off by {difference:.3g}, bound {bound:.3g}")
+        super().__init__(
+            f"{subject} violates the invariant {law!r} at {where}: off by {difference:.3g}, bound {bound:.3g}"
+        )
         self.law, self.subject, self.where, self.difference, self.bound = law, subject, where, difference, bound
 
 

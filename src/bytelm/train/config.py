@@ -100,11 +100,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         recipe = self.recipe  # which refuses impossible combinations
         if not self.train.limited:
-            raise ConfigError("the training has no end: set steps, minutes or bytes")
+            raise ConfigError("no training budget: set steps, minutes or bytes")
         if self.scorer_train.device != AUTO:
-            raise ConfigError("scorer_train.device: the scorer is trained where the model is; set train.device")
+            raise ConfigError(
+                "scorer_train.device: the entropy model is trained on the model's device; set train.device"
+            )
         if recipe.scored and not self.scorer_train.limited:
-            raise ConfigError("scorer_train has no end: set scorer_train.steps, minutes or bytes")
+            raise ConfigError("scorer_train has no training budget: set scorer_train.steps, minutes or bytes")
 
     @property
     def recipe(self) -> Recipe:

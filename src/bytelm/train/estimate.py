@@ -123,18 +123,18 @@ def check(needed: Needs, config: RunConfig, run: Path) -> None:
     if needed.memory > needed.free_memory:
         raise ResourceError(
             f"a step takes {show_bytes(needed.memory)} of memory and {show_bytes(needed.free_memory)} are free: "
-            f"{knob(config, needed.free_memory)}, or try it all the same with --force"
+            f"{knob(config, needed.free_memory)}, or start anyway with --force"
         )
     if needed.counting > needed.free_host:
         raise ResourceError(
             f"counting n-grams takes {show_bytes(needed.counting)} of memory and {show_bytes(needed.free_host)} are "
-            "free: take --set patching.name=space or a scorer of fewer rows, or try it all the same with --force"
+            "free: take --set patching.name=space or fewer scorer.rows, or start anyway with --force"
         )
     if needed.disk > needed.free_disk:
         raise ResourceError(
             f"{run} will take {show_bytes(needed.disk)} of disk ({show_bytes(needed.data or 0)} of data, "
             f"{show_bytes(needed.checkpoints)} of checkpoints) and {show_bytes(needed.free_disk)} are free: "
-            "name another --run, give less data, or try it all the same with --force"
+            "name another --run, give less data, or start anyway with --force"
         )
 
 
@@ -147,7 +147,7 @@ def knob(config: RunConfig, free: int) -> str:
             names = [n for n in ("window", "batch", "recompute") if getattr(changed, n) != getattr(config.train, n)]
             sets = " ".join(f"--set train.{n}={str(getattr(changed, n)).lower()}" for n in names)
             return f"{sets} takes {show_bytes(peak)}"
-    return "take a smaller --preset (bytelm presets has what each takes)"
+    return "use a smaller --preset (bytelm presets lists their memory)"
 
 
 def lighter(config: RunConfig) -> str:
@@ -262,15 +262,15 @@ def lines(found: Estimate, run: Path) -> list[tuple[str, str]]:
     """An estimate for people: what, and how much of it."""
     needed = found.needs
     data = "unknown beforehand" if needed.data is None else show_bytes(needed.data)
-    tables = f" ({show_count(found.tables)} in tables)" if found.tables else ""
-    scorer = f", and {show_seconds(found.scorer_seconds)} before it for the scorer" if found.scorer_seconds else ""
+    tables = f" ({show_count(found.tables)} in n-gram tables)" if found.tables else ""
+    scorer = f", after {show_seconds(found.scorer_seconds)} for the entropy model" if found.scorer_seconds else ""
     return [
         ("model", f"{found.model}, {show_count(found.parameters)} parameters{tables}, {found.precision}"),
         ("memory", f"{show_bytes(max(needed.memory, needed.counting))} of {show_bytes(needed.free_memory)} free"),
-        ("speed", f"{show_bytes(found.bytes_per_second)}/s, measured now"),
-        ("steps", f"{found.steps:,} of {show_bytes(found.step_bytes)}: {show_bytes(found.bytes)} in all"),
-        ("FLOPs", f"{show_count(found.flops_per_byte)} a byte, {found.flops:.2e} in all"),
-        ("time", f"{show_seconds(found.seconds)}{scorer}; packing and cutting patches not counted"),
+        ("speed", f"{show_bytes(found.bytes_per_second)}/s, measured here"),
+        ("steps", f"{found.steps:,} of {show_bytes(found.step_bytes)}: {show_bytes(found.bytes)} total"),
+        ("FLOPs", f"{show_count(found.flops_per_byte)} per byte, {found.flops:.2e} total"),
+        ("time", f"{show_seconds(found.seconds)}{scorer}; without packing and computing patch boundaries"),
         ("disk", f"data {data}, checkpoints {show_bytes(needed.checkpoints)}, of {show_bytes(needed.free_disk)} free"),
         ("run", str(run)),
     ]

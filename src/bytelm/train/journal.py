@@ -63,7 +63,7 @@ class Journal:
                 file.write(json.dumps({"kind": kind, **fields}) + "\n")
         except OSError as error:
             raise ResourceError(
-                f"cannot write {shown(str(self.path))} ({error.strerror}): make room there; the same command goes on"
+                f"cannot write {shown(str(self.path))} ({error.strerror}): make room there, then run again to resume"
             ) from error
         if self.loggers is not None:
             self.loggers.write(kind, fields)

@@ -258,7 +258,7 @@ class Loggers:
     def fail(self, name: str, error: Exception) -> None:
         """Say that a logger failed."""
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        self.warn(f"{name} failed and is told no more ({reason}); metrics.jsonl has everything")
+        self.warn(f"{name} failed and is dropped ({reason}); metrics.jsonl is complete")
 
 
 def is_figure(key: str, value: Any) -> bool:

@@ -215,13 +215,13 @@ class Trainer:
         if refusal is not None:
             told = {**dataclasses.asdict(progress), "reason": refusal, "nats": repr(nats), "grad_norm": repr(norm)}
             self.journal.write("skipped", **told)
-            self.journal.say(f"step {progress.step} skipped: {refusal}; weights untouched")
+            self.journal.say(f"step {progress.step} skipped: {refusal}; weights unchanged")
             if self.unfit >= PATIENCE:
                 if self.team.leads:
                     self.save()
                 raise TrainingError(
-                    f"{self.unfit} steps in a row were not finite, up to step {progress.step}: "
-                    f"lower train.learning_rate = {self.config.learning_rate} and go on from {self.run}"
+                    f"{self.unfit} consecutive steps with a non-finite loss or gradient, up to step {progress.step}: "
+                    f"lower train.learning_rate = {self.config.learning_rate} and fine-tune from {self.run}"
                 )
             return
         tally.nats, tally.bytes, tally.patches = tally.nats + nats, tally.bytes + bytes, tally.patches + patches
@@ -246,12 +246,12 @@ class Trainer:
 
     def line(self, bpb: float, speed: float, mean_patch: float | None) -> str:
         """The progress line."""
-        patch = f" | patch {mean_patch:.2f}" if mean_patch else ""
+        patch = f" | mean patch {mean_patch:.2f} B" if mean_patch else ""
         used = self.used()
         left = self.progress.seconds * (1 - used) / used if used else 0.0
         return (
             f"step {self.progress.step} | {bpb:.3f} bits/byte | {show_bytes(speed)}/s{patch} "
-            f"| seen {show_bytes(self.progress.bytes)} | left {show_seconds(left)}"
+            f"| processed {show_bytes(self.progress.bytes)} | ETA {show_seconds(left)}"
         )
 
     # --- now and then -------------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class Trainer:
             if stop.received is None:
                 bpb = bits_per_byte(nats, bytes)
                 self.journal.write("valid", **progress, bits_per_byte=bpb)
-                self.journal.say(f"step {self.progress.step}: {bpb:.3f} bits/byte held out")
+                self.journal.say(f"step {self.progress.step}: validation {bpb:.3f} bits/byte")
         if self.sample is not None and stop.received is None:
             prompt, text = self.sample(self.model)
             shown = {"prompt": prompt.decode(errors="replace"), "text": text.decode(errors="replace")}
@@ -312,7 +312,7 @@ class Trainer:
         if free < 2 * size and not self.warned:
             self.warned = True
             self.journal.say(
-                f"the disk of {self.run} has {show_bytes(free)} left, a checkpoint takes {show_bytes(size)}"
+                f"the disk of {self.run} has {show_bytes(free)} free, a checkpoint takes {show_bytes(size)}"
             )
 
     def resume(self) -> None:
@@ -322,16 +322,18 @@ class Trainer:
             return
         path, passed_over = store.newest_good(self.run)
         for reason in passed_over:
-            self.journal.say(f"passed over: {reason}")
+            self.journal.say(f"skipping checkpoint: {reason}")
         weights = store.read_tensors(path, "model")
         store.check_keys(self.model.state_dict(), weights, str(path))
         if self.model.tokens is not None and not torch.equal(weights["merges"], self.model.get_buffer("merges").cpu()):
-            raise CheckpointError(f"{path} was trained with other tokens than {self.run}/merges.npy: start another run")
+            raise CheckpointError(
+                f"{path} was trained with another tokenizer than {self.run}/merges.npy: start another run"
+            )
         for name, tensor in self.model.state_dict().items():
             if name.startswith("patcher.") and not torch.equal(weights[name], tensor.cpu()):
                 raise CheckpointError(
-                    f"{path} was trained on patches of another scorer than that in {self.run}/scorer ({name} differs): "
-                    "put the scorer back, or start another run"
+                    f"{path} was trained with another entropy model than that in {self.run}/scorer ({name} differs): "
+                    "restore it, or start another run"
                 )
         self.model.load_state_dict(weights)
         moments = store.read_tensors(path, "optimizer")
@@ -348,7 +350,7 @@ class Trainer:
             raise CheckpointError(f"{path / store.STATE} was not written by this loop ({error!r})") from None
         self.journal.rewind(self.progress.step)
         self.journal.write("resumed", **dataclasses.asdict(self.progress))
-        self.journal.say(f"going on from step {self.progress.step} ({show_bytes(self.progress.bytes)} seen)")
+        self.journal.say(f"resuming from step {self.progress.step} ({show_bytes(self.progress.bytes)} processed)")
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Matrix products in bfloat16 where the run asks for it."""

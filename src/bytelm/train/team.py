@@ -143,8 +143,8 @@ class Team:
             yield
         except RuntimeError as error:
             raise TrainingError(
-                f"{self._missing()} of {self.world} processes no longer answers: the same command goes on from the "
-                "newest checkpoint"
+                f"{self._missing()} of {self.world} is unresponsive: run the same command again to resume from "
+                "the latest checkpoint"
             ) from error
 
     def _missing(self) -> str:

@@ -39,7 +39,7 @@ class Config:
     def __post_init__(self) -> None:
         if not _RATES[0] <= self.rate <= _RATES[1]:
             raise ConfigError(
-                f"modality.rate = {self.rate}: must be between {_RATES[0]} and {_RATES[1]} samples a second"
+                f"modality.rate = {self.rate}: must be between {_RATES[0]} and {_RATES[1]} samples per second"
             )
 
     @classmethod
@@ -52,7 +52,7 @@ class Config:
             elif rate := re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)(k?)", word):
                 found["rate"] = round(float(rate[1]) * (1000 if rate[2] else 1))
             else:
-                raise ConfigError(f"{word!r} is none of 16k, 44100 (any number of samples a second), 8bit, 16bit")
+                raise ConfigError(f"{word!r} is none of 16k, 44100 (any number of samples per second), 8bit, 16bit")
         return found
 
     def build(self) -> Audio:
@@ -82,7 +82,7 @@ class Audio(Modality):
             yield b""
             return
         if not _RATES[0] <= rate <= _RATES[1]:  # a file may claim any rate, and one far away takes long to resample
-            raise DamagedError(f"{rate} samples a second, not from {_RATES[0]} to {_RATES[1]}")
+            raise DamagedError(f"{rate} samples per second, not from {_RATES[0]} to {_RATES[1]}")
         if (np.abs(clip) > 1).any():
             notes["clipped"] += 1
             clip = clip.clip(-_LOUDEST, _LOUDEST)
@@ -158,6 +158,6 @@ def _is_finer(clip: NDArray[np.float32], bits: int) -> bool:
 
 def _s16le(data: bytes) -> NDArray[np.float32]:
     if len(data) % 2:
-        raise DamagedError("an odd number of bytes, which are no samples of 16 bits")
+        raise DamagedError("an odd number of bytes, not 16-bit samples")
     check_length(len(data) // 2)
     return from_pcm(data, 2)[:, None]
