@@ -513,7 +513,7 @@ def test_a_model_that_diverges_is_told_and_where_no_other_came_to_an_end_it_is_a
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("bytelm: ")]
     assert (
         len(lines) == 1
-        and "10 consecutive steps with a non-finite loss" in lines[0]
+        and "10 consecutive steps with a non-finite" in lines[0]
         and "no model finished" in lines[0]
     )
 

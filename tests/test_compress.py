@@ -249,7 +249,7 @@ def test_standard_input_to_standard_output_and_back(
     out, told = capfd.readouterr()
     assert out.encode() == data and "300 bytes" in told
     assert cli(["decompress", str(run), str(file), "--out", "-", "--json"]) == 2
-    assert "--json would be too: name a file with --out" in capfd.readouterr().err
+    assert "--json and the data cannot both go to standard output: name a file with --out" in capfd.readouterr().err
 
 
 def test_nothing_on_standard_input(run: Path) -> None:

@@ -15,7 +15,7 @@ SHOWN = [  # on page, in what words
     ("reference/cli.html", "bytelm train"),
     ("reference/configuration.html", "embedding_rate"),
     ("reference/presets.html", "megabyte-image640-125m-83m"),
-    ("reference/python.html", "what the model writes after a prompt"),
+    ("reference/python.html", "what the model generates after a prompt"),
     ("notebooks/first_model.html", "Learning curves: bits per byte"),
     ("notebooks/look_inside.html", "Lengths of the patches of bisect.py"),
     ("source/src/bytelm/models/blt.py.html", "newest"),

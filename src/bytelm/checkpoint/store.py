@@ -42,7 +42,7 @@ MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 KEEP = 2  # the fewest to keep: the newest may turn out damaged
 ROWS = 20  # of a table of differences
-PIECE = 1 << 20  # values that are looked at together
+PIECE = 1 << 20  # values that are checked together
 MOST_TEXT = 1 << 26  # bytes of a JSON file: a larger one is not ours, and would be read whole
 
 
@@ -62,8 +62,8 @@ def save(
 ) -> Path:
     """Write `run/checkpoints/step-<step>` with one file per group of `tensors`, and return its path.
 
-    Tensors may lie on any device, share memory and have any strides. `state` is plain JSON; `step` is added to it.
-    The `keep` newest checkpoints up to this step stay. Later ones are never touched: where resuming passed over a
+    Tensors may be on any device, share memory and have any strides. `state` is plain JSON; `step` is added to it.
+    The `keep` newest checkpoints up to this step stay. Later ones are never deleted: where resuming skipped a
     damaged one, the run will come by and replace it. `run` must exist, and only one job may save in it at a time
     (`checkpoint.lock`). Raises ResourceError where the disk refuses; the checkpoints there were are then as before.
     A state that is not plain JSON (NaN is not) is a ValueError or TypeError before the disk is touched.
@@ -104,7 +104,7 @@ def save(
 
 
 def _publish(aside: Path, final: Path) -> None:
-    """Move `aside/new` to `final`, then `aside/latest` beside it; at every instant the old or the new one is there."""
+    """Move `aside/new` to `final`, then `aside/latest` beside it; at every instant the old or the new one exists."""
     home = final.parent
     old = home / f"{final.name}.old"
     if final.exists():
@@ -194,7 +194,7 @@ def _step(path: Path) -> int:
 def verify(path: Path) -> None:
     """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the file and its fault."""
     files = _files(path)
-    # Desktops and network disks leave dot files wherever they look; nothing here reads one.
+    # Desktops and network disks create dot files anywhere; they are ignored.
     found = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {MANIFEST}
     for name in sorted(files.keys() - found):
         raise CheckpointError(f"{path / name} is missing, though {MANIFEST} names it")

@@ -44,7 +44,7 @@ class Encoder:
 
     def end(self) -> bytes:
         """All bytes, with the one by which the last symbol is known. They may be followed by nothing but zeros."""
-        self.low += _SMALL - 1  # the range is no smaller: some multiple of _SMALL lies in it
+        self.low += _SMALL - 1  # the range is no smaller: it contains a multiple of _SMALL
         self._carry()
         self.bytes.append(self.low >> _BYTE)
         return bytes(self.bytes)

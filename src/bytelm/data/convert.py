@@ -1,4 +1,4 @@
-"""Files through a modality: what is to be learnt from or measured, as documents of its bytes."""
+"""Files decoded by a modality: documents to train or evaluate on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bytelm.data.sources import Document, documents
 from bytelm.errors import ConfigError
 from bytelm.find import find, names, unknown
 
-LARGEST = 1 << 30  # bytes of a file, decompressed: a modality looks at files as a whole
+LARGEST = 1 << 30  # bytes of a file, decompressed: a modality decodes whole files
 
 
 def read(

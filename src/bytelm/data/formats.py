@@ -27,7 +27,7 @@ _TARBALLS = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz", ".tz
 Text = tuple[str, Iterator[bytes]]  # the name of what holds a document, and its pieces
 
 
-@functools.lru_cache(1)  # a file of a million JSON lines asks a million times
+@functools.lru_cache(1)  # called once per JSON line
 def suffixes(name: str) -> tuple[str, str]:
     """The kind of the content and the format of the compression: (".py", ".gz") of "x.py.gz"; "x.tgz" is "x.tar.gz"."""
     path = PurePath(name)

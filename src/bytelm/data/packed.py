@@ -21,7 +21,7 @@ _TAKEN = "packed:"  # how the fingerprint of sources begins that were a packed c
 
 
 def is_pack(path: str | Path) -> bool:
-    """Whether a packed corpus lies there."""
+    """Whether a folder is a packed corpus."""
     return (Path(path) / INDEX).is_file() and (Path(path) / TABLE).is_file()
 
 
@@ -53,7 +53,7 @@ def fingerprint(corpus: Corpus) -> str:
 def take_over(pack: Path, directory: Path) -> Corpus:
     """Have the corpus in `pack` in `directory` too, by links to its shards, or copies where there can be no links.
 
-    It stays there when the pack is removed or made anew. Raises DataError for a damaged one, ResourceError where
+    It stays there when the pack is removed or replaced. Raises DataError for a damaged one, ResourceError where
     `directory` cannot be written.
     """
     corpus = Corpus.open(pack)
@@ -81,7 +81,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def check_options(corpus: Corpus, options: DataConfig, modality: Mapping[str, Any] | None) -> None:
-    """Raise ConfigError where a training asks for other documents than those of a packed corpus."""
+    """Raise ConfigError where the settings conflict with those of a packed corpus."""
     index = corpus.index
     was = {"data": index.options and asdict(index.options), "modality": index.modality}
     asked = {"data": asdict(options), "modality": modality}

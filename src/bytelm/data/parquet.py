@@ -95,13 +95,13 @@ def _rows(source: Any, group: int, batch: int, skipped: int, text_field: str) ->
             continue
         values = column.dictionary
         for index in column.indices.to_pylist():
-            if index is not None and not 0 <= index < len(values):  # pyarrow does not look
+            if index is not None and not 0 <= index < len(values):  # pyarrow does not check
                 raise ValueError("a value that is not in its dictionary")
             yield None if index is None else values[index].as_buffer()
 
 
 def _check_column(pyarrow: Any, schema: Any, name: str, text_field: str) -> bool:
-    """Whether its values may be asked for as a dictionary. Raises DataError where they are no strings or bytes."""
+    """Whether its values can be read as a dictionary. Raises DataError where they are no strings or bytes."""
     types = pyarrow.types
     index = schema.get_field_index(text_field)
     if index < 0:

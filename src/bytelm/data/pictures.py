@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bytelm.data.modalities.base import DamagedError, UnfitError
 
-# Formats that begin with a mark of their own and that Pillow decodes itself: text is never taken for a picture, and no
+# Formats that begin with a mark of their own and that Pillow decodes itself: text is never taken for an image, and no
 # other program is started (for EPS that would be Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
 _SHORT = {"BMP", "PPM"}  # whose marks are two letters, with which a text may begin too
@@ -35,14 +35,14 @@ _WITH_PLUGIN = {
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
-_UPRIGHT = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # text that says how a picture is turned
+_UPRIGHT = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # text that says how an image is turned
 _NPY = b"\x93NUMPY"
 _GREYS = {"1", "L", "LA", "La"}
 _COLOURS = _GREYS | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX"}
 
 
 def pictures(data: bytes, notes: Counter[str]) -> Iterator[Image.Image]:
-    """The pictures in a file, 8 bits a channel, upright. Raises UnfitError before the first one."""
+    """The images in a file, 8 bits a channel, upright. Raises UnfitError before the first one."""
     if data.startswith(_NPY):
         yield from (Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels) for pixels in _arrays(data))
     else:
@@ -50,7 +50,7 @@ def pictures(data: bytes, notes: Counter[str]) -> Iterator[Image.Image]:
 
 
 def fitted(picture: Image.Image, size: tuple[int, int], grey: bool, notes: Counter[str]) -> NDArray[np.uint8]:
-    """The pixels of a picture brought to `size` (width, height), uint8 `[height, width, 3 or 1]`."""
+    """The pixels of an image brought to `size` (width, height), uint8 `[height, width, 3 or 1]`."""
     width, height = size
     picture = _plain(picture, "L" if grey else "RGB", notes)
     # The largest part of the wanted proportions, around the middle.
@@ -77,7 +77,7 @@ def saved(pixels: NDArray[np.uint8], form: str, **options: Any) -> bytes:
 
 
 def _opened(data: bytes, notes: Counter[str]) -> Image.Image:
-    """The picture in a file, of 8 bits and upright; its first frame where it has several."""
+    """The image in a file, of 8 bits and upright; its first frame where it has several."""
     try:
         try:
             upright, several, deep = _loaded(data)
@@ -101,7 +101,7 @@ def _opened(data: bytes, notes: Counter[str]) -> Image.Image:
 
 
 def _loaded(data: bytes) -> tuple[Image.Image, bool, bool]:
-    """The first picture in a file, upright; whether there are further ones; whether it has 16 bits a channel."""
+    """The first image in a file, upright; whether there are further ones; whether it has 16 bits a channel."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of whatever is odd in a file that can be read all the same
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -145,7 +145,7 @@ def _unidentified(data: bytes) -> UnfitError:
 
 
 def _without_text(data: bytes) -> bytes:
-    """A PNG without its chunks of text, but for those that are damaged or say how the picture is turned."""
+    """A PNG without its chunks of text, but for those that are damaged or say how the image is turned."""
     kept, at = [data[: len(_PNG)]], len(_PNG)
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4])  # size, kind, content, checksum
@@ -194,7 +194,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _plain(picture: Image.Image, mode: str, notes: Counter[str]) -> Image.Image:
-    """The picture in the mode, laid on white where it is transparent."""
+    """The image in the mode, laid on white where it is transparent."""
     if picture.mode not in (_GREYS if mode == "L" else _COLOURS):
         notes["converted to grey" if mode == "L" else "converted to RGB"] += 1
     if picture.has_transparency_data:

@@ -21,18 +21,18 @@ from bytelm.data.modalities.base import DamagedError, UnfitError
 from bytelm.errors import MissingExtraError
 
 _LONGEST = 1 << 28  # samples, of all channels together: 1 GiB while they are converted
-_PIECE = 1 << 18  # samples that are asked of soundfile at a time
+_PIECE = 1 << 18  # samples per read of soundfile
 _UNCOUNTED = 1 << 62  # frames, from which on libsndfile means that it does not know
 # Bytes. ffmpeg, sox, espeak-ng and others leave FFFFFFFF, 7FFFFFFF, 7FFFF000 or 2000000000, sometimes with the size of
 # the header added or taken off; files are read up to 1 GiB only, so that no true size is that large.
 _ENDLESS = 2_000_000_000
-_CHUNKS = 10_000  # looked at in a WAV file before its samples
+_CHUNKS = 10_000  # most chunks in a WAV file before its samples
 _LEAST = {"fmt ": 16, "ds64": 16}  # bytes of what is read of these chunks
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # format tags of WAV
 _GUID = bytes.fromhex("000000001000800000aa00389b71")  # follows a format tag where it is written as a GUID
 _RIFFS = (b"RIFF", b"RIFX", b"RF64")
-# How files of sound begin that soundfile is asked about. Of all others it would have to guess.
+# Signatures of the audio files that are passed to soundfile. Of others it would have to guess.
 _MARKS = (*_RIFFS, b"riff", b"fLaC", b"OggS", b"FORM", b".snd", b"caff", b"NIST_1A\n", b"ID3")
 _SPHERE = (b"sample_count", b"channel_count", b"sample_n_bytes")
 

@@ -25,7 +25,7 @@ from bytelm.patching.entropy import Entropy
 class PatchView:
     """The cuts of a document: `opens[i]` says that byte i opens a patch, `entropies[i]` is what was known before it.
 
-    `entropies` are those of the patcher's scorer, in nats; None for a scheme that asks no scorer.
+    `entropies` are those of the patcher's entropy model, in nats; None for a scheme without an entropy model.
     """
 
     opens: NDArray[np.bool_]

@@ -103,7 +103,7 @@ def _cache() -> Path:
 
 
 def _processor() -> str:
-    """What tells machines apart that share a home directory: kernels are compiled for the very processor."""
+    """Identifies a machine that shares its home directory: kernels are compiled for the processor model."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

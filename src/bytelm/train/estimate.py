@@ -1,4 +1,4 @@
-"""What a training will take, said before it takes it: memory, operations, time and disk."""
+"""Estimate of a training's cost: memory, FLOPs, time and disk."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from bytelm.train.prepare import COUNTED
 from bytelm.units import BYTES, show_bytes, show_count, show_seconds
 
 PROBES = 3  # steps by which a model's speed is measured
-TRAINING = 3  # forward passes that a step costs: the way back is two
-BESIDE = 1 << 30  # bytes for Python, torch and what the C library holds for later: 0.4 to 1 GB were seen
+TRAINING = 3  # cost of a step in forward passes: backward = 2x forward
+BESIDE = 1 << 30  # bytes for Python, torch and the C library's cache: 0.4 to 1 GB were measured
 STORED = 12  # bytes of a checkpoint for each parameter: itself and two moments, in float32
 PROBED = 1 << 38  # operations of a probe at the most, so that a large model is timed on a row of its batch
 PROBED_ON_DEVICE = 1 << 44  # and on a GPU: a second of a small one, a tenth of that on a large one
@@ -40,12 +40,12 @@ PROBED_ON_DEVICE = 1 << 44  # and on a GPU: a second of a small one, a tenth of 
 
 @dataclass(frozen=True)
 class Needs:
-    """What must be there before a training begins, in bytes."""
+    """Resources that a training needs, in bytes."""
 
     memory: int
     """For a step of training."""
     counting: int
-    """For counting the n-grams of a scorer beforehand; 0 where none is counted."""
+    """For training the n-gram entropy model; 0 without one."""
     free_memory: int
     """Of the device that trains."""
     free_host: int
@@ -57,13 +57,13 @@ class Needs:
 
     @property
     def disk(self) -> int:
-        """All that the run will write, as far as it is known."""
+        """Everything that the run will write, as far as known."""
         return (self.data or 0) + self.checkpoints
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training will take. Speed is measured by a few steps on this machine; the rest is counted."""
+    """The cost of a training. Speed is measured with a few steps on this machine; the rest is counted."""
 
     needs: Needs
     model: str
@@ -78,7 +78,7 @@ class Estimate:
     seconds: float
     """Of the training itself."""
     bytes: int
-    """That it learns from."""
+    """That it is trained on."""
 
     @property
     def steps(self) -> int:
@@ -92,7 +92,7 @@ class Estimate:
 
 
 def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Sequence[Path] = ()) -> Needs:
-    """What must be there, from shapes and sizes alone. Raises DataError for paths that are not there."""
+    """Needed resources, from shapes and sizes alone. Raises DataError for paths that are not there."""
     model = config.recipe.sketch()
     stored = sum(STORED * p.numel() if p.requires_grad else 4 * p.numel() for p in model.parameters())
     size = to_be_packed(paths, run, exclude)
@@ -103,14 +103,14 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
         scorer.counting(min(COUNTED, size or 0)) + BESIDE if isinstance(scorer, ngram.Config) else 0,
         memory(device).free,
         machine.memory().free,
-        None if size is None else size + size // 8,  # a bit a byte says whether it opens a patch
+        None if size is None else size + size // 8,  # one bit per byte for boundaries
         max(0, (KEEP + 1) * stored - sum(file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors"))),
         machine.disk(run),
     )
 
 
 def to_be_packed(paths: Sequence[str | Path], run: Path, exclude: Sequence[Path] = ()) -> int | None:
-    """The bytes that are still to be packed: none where that is done; None where nobody knows. Raises DataError."""
+    """The bytes still to be packed: 0 if done; None if unknown. Raises DataError."""
     if (run / "data" / INDEX).exists() or pack_of(paths, run) is not None:
         return 0
     if any(str(path) == STDIN or hub.is_dataset(str(path)) for path in paths):
@@ -119,7 +119,7 @@ def to_be_packed(paths: Sequence[str | Path], run: Path, exclude: Sequence[Path]
 
 
 def check(needed: Needs, config: RunConfig, run: Path) -> None:
-    """Raises ResourceError, which names the knob to turn, for a training that takes more than there is."""
+    """Raises ResourceError, which names the setting to change, for a training that exceeds memory or disk."""
     if needed.memory > needed.free_memory:
         raise ResourceError(
             f"a step takes {show_bytes(needed.memory)} of memory and {show_bytes(needed.free_memory)} are free: "
@@ -139,7 +139,7 @@ def check(needed: Needs, config: RunConfig, run: Path) -> None:
 
 
 def knob(config: RunConfig, free: int) -> str:
-    """The smallest change of a configuration with which a step fits into memory, as it is typed."""
+    """The smallest change of a configuration with which a step fits into memory, as command-line options."""
     model, mean, device = config.recipe.sketch(), usual_mean(config.recipe), resolve(config.train.device)
     for changed in smaller(config.train):
         peak = predict(model, changed, mean, device).peak + BESIDE
@@ -158,7 +158,7 @@ def lighter(config: RunConfig) -> str:
 
 
 def smaller(train: TrainConfig) -> Iterator[TrainConfig]:
-    """The same training with ever smaller steps: fewer rows, then layers computed again, then shorter windows."""
+    """The same training with ever cheaper steps: fewer rows, then activation checkpointing, then shorter windows."""
     rows = [max(1, train.batch >> halved) for halved in range(1, train.batch.bit_length())]
     yield from (replace(train, batch=batch) for batch in rows)
     yield replace(train, recompute=True)
@@ -170,7 +170,7 @@ def smaller(train: TrainConfig) -> Iterator[TrainConfig]:
 
 
 def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estimate:
-    """What a training will take, its speed measured by a few steps. Raises DataError."""
+    """The cost of a training, its speed measured with a few steps. Raises DataError."""
     model, train = config.recipe.sketch(), config.train
     mean = usual_mean(config.recipe)
     cost = counted(model, train.window, mean)
@@ -197,7 +197,7 @@ def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estim
 
 
 def scorer_seconds(config: RunConfig) -> float:
-    """How long a scorer that is trained beforehand takes; 0 where it is only counted, or comes with another run."""
+    """Training time of a neural entropy model; 0 for an n-gram table, or one of another run."""
     scorer = config.scorer.build() if config.scorer and config.recipe.scored and config.start is None else None
     if not isinstance(scorer, TransformerScorer):
         return 0.0
@@ -211,7 +211,7 @@ def scorer_seconds(config: RunConfig) -> float:
 
 
 def bytes_per_second(config: RunConfig, mean: float) -> float:
-    """Bytes a second that a model learns from on this machine, its patches or tokens `mean` bytes long."""
+    """Training throughput in bytes per second on this machine, patches or tokens `mean` bytes long."""
     model = config.recipe.draft().assemble()
     model.initialise(0)
     device = resolve(config.train.device)
@@ -220,7 +220,7 @@ def bytes_per_second(config: RunConfig, mean: float) -> float:
 
 
 def multiplied(device: torch.device) -> float:
-    """Operations a second of large matrix products on a device, in the precision that training takes by itself."""
+    """FLOPs per second of large matrix products on a device, in the default training precision."""
     # Products that fill a GPU, many of them queued before one is waited for; of numbers, as it multiplies ones faster.
     side, queued = (1024, 1) if device.type == "cpu" else (8192, 8)
     a = torch.randn(side, side, device=device, dtype=precision(TrainConfig(), device))
@@ -233,7 +233,7 @@ def multiplied(device: torch.device) -> float:
 
 
 def timed(model: ByteModel, train: TrainConfig, mean: float | None) -> float:
-    """Ids a second that a model learns from, by a few steps on bytes that mean nothing; `mean`: of a patch."""
+    """Training throughput in ids per second, from a few steps on random bytes; `mean`: of a patch."""
     model.train()
     row = TRAINING * model.flops(train.window, round(train.window / (mean or 1.0)))
     shape = (
@@ -254,12 +254,12 @@ def timed(model: ByteModel, train: TrainConfig, mean: float | None) -> float:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     if model.device.type == "cuda":
-        torch.cuda.empty_cache()  # for those who train next
+        torch.cuda.empty_cache()  # for the training that follows
     return ids.numel() / min(seconds)
 
 
 def lines(found: Estimate, run: Path) -> list[tuple[str, str]]:
-    """An estimate for people: what, and how much of it."""
+    """An estimate as (label, value) lines."""
     needed = found.needs
     data = "unknown beforehand" if needed.data is None else show_bytes(needed.data)
     tables = f" ({show_count(found.tables)} in n-gram tables)" if found.tables else ""
@@ -277,5 +277,5 @@ def lines(found: Estimate, run: Path) -> list[tuple[str, str]]:
 
 
 def mapping(found: Estimate) -> dict[str, Any]:
-    """An estimate for machines."""
+    """An estimate as plain JSON."""
     return {**asdict(found), "steps": found.steps, "flops": found.flops}

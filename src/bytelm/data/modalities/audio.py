@@ -97,7 +97,7 @@ class Audio(Modality):
         yield to_pcm(samples, self.unit)
 
     def decode(self, document: bytes) -> bytes:
-        """A WAV file. Half a sample at the end is left out."""
+        """A WAV file. Half a sample at the end is dropped."""
         file = io.BytesIO()
         with wave.open(file, "wb") as sound:
             sound.setnchannels(1)
@@ -141,11 +141,11 @@ def to_pcm(samples: NDArray[np.float32], width: int) -> bytes:
 
 
 def resampled(samples: NDArray[np.float32], old: int, new: int) -> NDArray[np.float32]:
-    """The same sound at another rate, without what lies above half the lower of the two. Raises DamagedError."""
+    """The same audio at another sample rate, without aliasing. Raises DamagedError."""
     up, down = new // math.gcd(old, new), old // math.gcd(old, new)
     steps = -(-(len(samples) + _GUARD) // down)  # so that a whole number of samples becomes a whole number
     check_length(steps * max(up, down))  # a file may claim any rate
-    spectrum = np.fft.rfft(samples, steps * down)  # which irfft cuts off, or goes on with zeros
+    spectrum = np.fft.rfft(samples, steps * down)  # which irfft truncates, or pads with zeros
     wanted = -(-len(samples) * up // down)
     return (np.fft.irfft(spectrum, steps * up)[:wanted] * (up / down)).astype(np.float32)
 
