@@ -1,7 +1,7 @@
-"""The fault table: what may go wrong, what is promised, and the tests that prove it.
+"""The fault table: what may fail, the expected behaviour, and the tests that verify it.
 
-A test says which rows it proves: `@pytest.mark.fault("D1", "D2")`. `make faults` runs all of them, slow ones too, and
-writes docs/faults.md: each row, its tests and how they ended. `tests/test_faults.py` holds the page to the marks.
+A test names the rows that it verifies: `@pytest.mark.fault("D1", "D2")`. `make faults` runs all of them, slow ones
+too, and writes docs/faults.md: each row, its tests and outcomes. `tests/test_faults.py` checks that page.
 """
 
 from __future__ import annotations
@@ -25,92 +25,93 @@ SECTIONS = {
     "P": "Process",
 }
 
-# row: (what goes wrong, what happens then)
+# row: (fault, expected behaviour)
+HEAD = "| row | fault | expected behaviour | verified by (tests) | outcomes (test cases) |"
 ROWS: dict[str, tuple[str, str]] = {
     "D1": (
         "an empty folder, or empty files alone",
-        "one line, exit 3; an empty file among others is counted and left out",
+        "one-line error, exit 3; an empty file among others is counted and skipped",
     ),
-    "D2": ("a file shorter than a window or a patch", "it is trained on, padded; real bytes alone are counted"),
+    "D2": ("a file shorter than a window or a patch", "trained on, padded; only real bytes are counted"),
     "D3": (
         "a file larger than memory (sparse, 200 GiB)",
-        "it is looked at and read in bounded memory; holes are zeros",
+        "scanned and read in bounded memory; holes are zeros",
     ),
-    "D4": ("bytes that are no text: NUL, CRLF, BOM, all 256", "what comes out is what went in, byte for byte"),
-    "D5": ("link loops, dangling links, pipes, sockets, devices", "skipped with a reason, never waited for"),
-    "D6": ("a file that may not be read", "skipped and named; with --strict an error; all of them, exit 3"),
+    "D4": ("bytes that are not text: NUL, CRLF, BOM, all 256", "preserved byte for byte"),
+    "D5": ("link loops, dangling links, pipes, sockets, devices", "skipped with a reason, without blocking"),
+    "D6": ("an unreadable file", "skipped and named; with --strict an error; if all are unreadable, exit 3"),
     "D7": (
-        "data that changes during a run",
-        "one line that names the change; never a crash, never other data unnoticed",
+        "data modified during a run",
+        "one-line error that names the change; no crash, no undetected change of data",
     ),
     "D8": (
-        "a file that swells (gzip, bz2, xz, zst, archives, parquet, pictures, sound)",
+        "a decompression bomb (gzip, bz2, xz, zst, archives, parquet, images, audio)",
         "refused, in bounded memory, exit 3",
     ),
-    "D9": ("a damaged picture, clip, line or row", "skipped and counted up to data.max_bad (0.1 %), then an error"),
-    "D10": ("names with line feeds, emoji, bytes that are no UTF-8", "read, and shown on one line"),
-    "D11": ("the same bytes in training and held-out data", "a warning that says how many"),
-    "D12": ("pickled data, remote code", "refused, always"),
-    "C1": ("an unknown key, a wrong type, a misspelt preset", "one line with the nearest name and the source of it"),
-    "C2": ("an impossible combination", "refused before data is read or a model built, all problems at once"),
+    "D9": ("a corrupt image, clip, line or row", "skipped and counted up to data.max_bad (0.1 %), then an error"),
+    "D10": ("names with line feeds, emoji, bytes that are not UTF-8", "read, and shown on one line"),
+    "D11": ("contamination: the same bytes in training and held-out data", "a warning with the number of bytes"),
+    "D12": ("pickled data, remote code", "always refused"),
+    "C1": ("an unknown key, a wrong type, a misspelt preset", "one-line error with the nearest name and the source"),
+    "C2": ("an invalid combination", "refused before data is read or a model built, all problems at once"),
     "C3": (
-        "a training that needs more memory or disk than there is",
-        "refused with the estimate and the knob; --force",
+        "a training that needs more memory or disk than available",
+        "refused with the estimate and the setting to change; --force overrides",
     ),
     "C4": (
-        "going on with another configuration",
-        "the differences; what is free changes, other settings of [train] with --allow-change",
+        "resuming with another configuration",
+        "the differences are listed; mutable settings change, others of [train] with --allow-change",
     ),
     "T1": (
-        "a loss or gradient that is not finite",
-        "weights, moments and data order untouched; ten in a row end the run",
+        "a non-finite loss or gradient",
+        "weights, moments and data order unchanged; ten consecutive ones end the run",
     ),
     "T2": (
-        "a spike of the loss or the gradient",
-        "the step is left out, told and counted, five in a row at most; can be switched off",
+        "a spike of the loss or the gradient norm",
+        "the step is skipped, logged and counted, at most five consecutive ones; can be disabled",
     ),
     "T3": (
         "SIGINT, SIGTERM or SIGUSR1 at any stage",
-        "what was done is kept, exit 128 and the signal; a second one leaves at once",
+        "progress is saved, exit 128 + the signal; a second signal exits at once",
     ),
     "T4": (
-        "kill -9 at any instant",
-        "the newest complete checkpoint loads; at most the time between two saves is lost",
+        "kill -9 at any time",
+        "the latest complete checkpoint loads; at most the time between two saves is lost",
     ),
-    "T5": ("power loss during a save", "files, then names, are on the disk before the old checkpoint goes"),
-    "T6": ("going on after a stop", "the same weights, moments and losses as without it, bit for bit"),
-    "T7": ("going on with another number of processes", "the same order of data; losses equal to rounding"),
-    "T8": ("a process of several dies or hangs", "the others end with its name; the same command goes on"),
-    "T9": ("a full disk", "the checkpoint before is intact, nothing half-written stays, one line, exit 5"),
-    "T10": ("a run that cannot be written, two jobs in one", "exit 5 and who holds it; a dead holder holds nothing"),
-    "T11": ("a clock that jumps, no terminal, closed output, LANG=C", "the training goes on"),
-    "T12": ("a logger that fails", "said once; the training goes on"),
-    "T13": ("a leak", "memory stays level over two thousand steps"),
+    "T5": ("power loss during a save", "files, then names, are on disk before the old checkpoint is deleted"),
+    "T6": ("resuming after an interruption", "weights, moments and losses bitwise identical to an uninterrupted run"),
+    "T7": ("resuming with another number of processes", "the same order of data; losses equal up to rounding"),
+    "T8": ("one of several processes dies or hangs", "the others exit and name it; run again to resume"),
+    "T9": ("a full disk", "the previous checkpoint is intact, no partial files remain, one-line error, exit 5"),
+    "T10": ("an unwritable run, two jobs in one run", "exit 5 and the lock's holder; a dead process holds no lock"),
+    "T11": ("a clock that jumps, no terminal, closed output, LANG=C", "training continues"),
+    "T12": ("an experiment tracker that fails", "reported once; training continues"),
+    "T13": ("a memory leak", "memory is constant over two thousand steps"),
     "K1": (
-        "a file truncated, flipped, missing, swapped or extra",
-        "named before a tensor is used; resuming falls back and says so",
+        "a file truncated, corrupt, missing, swapped or extra",
+        "named before a tensor is used; resuming falls back to an intact checkpoint and reports it",
     ),
-    "K2": ("weights of another shape, dtype or name", "a table of the differences"),
-    "K3": ("weights that are not finite", "refused, with a count of the values by name"),
+    "K2": ("weights of another shape, dtype or name", "a table of the mismatches"),
+    "K3": ("non-finite weights", "refused, with a count of the values by name"),
     "K4": ("an older or newer format", "older ones are read; newer ones are refused with the way out"),
-    "K5": ("a pickle from outside", "read with an allow-list, by convert alone; nothing in it is run"),
+    "K5": ("a pickle from outside", "read with an allow-list, by convert alone; nothing in it is executed"),
     "K6": ("a hostile safetensors file", "refused, in bounded memory"),
     "K7": ("a hostile configuration or state", "refused before anything is allocated"),
     "K8": (
-        "the scorer of the patches missing, or another",
-        "another is refused with the way out; a missing one is made again",
+        "the entropy model missing, or a different one",
+        "a different one is refused with the way out; a missing one is trained again",
     ),
-    "M1": ("a prediction that sees what it predicts", "a law holds every model and patcher: it never does"),
-    "M2": ("a decoder that differs from the model", "a law: equal in float64; the patcher in pieces equals the whole"),
-    "M3": ("a row that depends on its company", "a law: alone, in a batch, padded on either side"),
+    "M1": ("a prediction that depends on its target", "invariant: causality of every model and patcher"),
+    "M2": ("a decoder that differs from the model", "invariant: equal in float64; incremental patching equals full"),
+    "M3": ("a result that depends on the rest of the batch", "invariant: alone, in a batch, padded on either side"),
     "M4": (
         "probabilities or bits that do not add up",
-        "they do: 1, 8 bits for a uniform model, the chain rule, the harness",
+        "checked: sum of 1, 8 bits for a uniform model, the chain rule, the harness",
     ),
-    "M5": ("a compressed file that does not come back", "it does, in no more than its bits per byte and 64 bits"),
-    "P1": ("an import that does something", "no socket, file or process, no torch"),
-    "P2": ("a test or a command that calls home", "the whole suite passes with the network closed"),
-    "P3": ("dependencies that creep in", "a few core ones, pinned in the tested set, licences on a list"),
+    "M5": ("lossy compression", "files are restored exactly, in no more than their bits per byte and 64 bits"),
+    "P1": ("an import with side effects", "no socket, file or process, no torch"),
+    "P2": ("a test or a command that accesses the network", "the whole suite passes with the network disabled"),
+    "P3": ("dependency creep", "a few core ones, pinned in the tested set, licences on a list"),
     "P4": ("a broken wheel", "built and installed in a clean environment, where the command runs"),
 }
 
@@ -145,14 +146,14 @@ def _rows(node: ast.AST) -> Iterator[str]:
 def page(results: dict[str, Counter[str]] | None) -> str:
     """docs/faults.md; `results`: test → how often it passed, failed or was skipped."""
     lines = [
-        "# What may go wrong, and what happens then",
+        "# Fault table: failures and how they are handled",
         "",
-        "Every row is a promise with the tests that prove it (`tests/`). `make faults` runs all of them, slow ones",
-        "too, and writes this page; the figures are those of its last run.",
+        "Every row has a fault, the expected behaviour and the tests that verify it (`tests/`). `make faults` runs all",
+        "of them, slow ones too, and writes this page; the outcomes are those of its last run.",
     ]
     tests = marked()
     for letter, title in SECTIONS.items():
-        lines += ["", f"## {title}", "", "| | what goes wrong | what happens | proved by | |", "|---|---|---|---|---|"]
+        lines += ["", f"## {title}", "", HEAD, "|---|---|---|---|---|"]
         for row, (fault, behaviour) in ROWS.items():
             if row.startswith(letter):
                 shown = "<br>".join(f"`{test}`" for test in tests[row])

@@ -261,7 +261,7 @@ def test_damage_is_named_by_file_before_use_and_stepped_over(
         assert passed_over == [] and store.newest(tmp_path) == first
     else:
         assert len(passed_over) == 1 and "step-00000002/" in passed_over[0] and "\n" not in passed_over[0]
-        with pytest.raises(CheckpointError, match=rf"step-00000002/({blamed}).* the newest sound one is {first}"):
+        with pytest.raises(CheckpointError, match=rf"step-00000002/({blamed}).* the latest intact one is {first}"):
             store.newest(tmp_path)
 
 

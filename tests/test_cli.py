@@ -265,7 +265,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home: Path, tmp_path: Path) -
     step = int(re.findall(r"saved step (\d+)", err)[0])
     words[-1] = str(step + 2)
     again = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0 and f"going on from step {step}" in again.stderr
+    assert again.returncode == 0 and f"resuming from step {step}" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_the_verbs(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert lm.decompress(lm.compress(b"some bytes")) == b"some bytes"
     capfd.readouterr()
     for words, code, message in (
-        (["compress", str(run), str(file)], 2, "part.txt.blm is there already: name another file with --out"),
+        (["compress", str(run), str(file)], 2, "part.txt.blm already exists: name another file with --out"),
         (["decompress", str(run), str(file)], 2, "does not end in .blm: name the file to write with --out"),
         (["decompress", str(run), str(file), "-o", str(tmp_path / "x")], 3, "part.txt: it is not a file that `bytelm"),
         (["compress", str(run), str(tmp_path / "none")], 3, "none: No such file or directory"),
@@ -249,7 +249,7 @@ def test_standard_input_to_standard_output_and_back(
     out, told = capfd.readouterr()
     assert out.encode() == data and "300 bytes" in told
     assert cli(["decompress", str(run), str(file), "--out", "-", "--json"]) == 2
-    assert "--json would be too: name a file with --out" in capfd.readouterr().err
+    assert "--json and the data cannot both go to standard output: name a file with --out" in capfd.readouterr().err
 
 
 def test_nothing_on_standard_input(run: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_library_that_ends_its_process_is_one_line(
     with monkeypatch.context() as patched, pytest.raises(DataError) as caught:
         patched.syspath_prepend(tmp_path / "library")
         list(documents([path]))
-    said = f"{path} cannot be read as a Parquet file (it ended its reader: {ENDS[end]}): get a whole copy"
+    said = f"{path} cannot be read as a Parquet file (it crashed the reader: {ENDS[end]}): get a complete copy"
     assert str(caught.value) == said and capfd.readouterr() == ("", "")
     assert [b"".join(d.pieces) for d in documents([path])] == [b"one"]  # another process
 
@@ -75,7 +75,7 @@ def test_a_reader_that_ends_between_rows_is_one_line(tmp_path: Path, started: li
     found = documents([path])
     next(found)
     started[0].send_signal(signal.SIGSEGV)
-    with pytest.raises(DataError, match="it ended its reader: SIGSEGV"):
+    with pytest.raises(DataError, match="it crashed the reader: SIGSEGV"):
         list(found)
 
 

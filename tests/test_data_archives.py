@@ -135,10 +135,10 @@ def test_what_is_in_an_archive_is_read_as_in_a_folder(make: Callable[..., bytes]
     assert {name for name, _ in found} == {f"{path}/{name}" for name in ("a.jsonl", "b.ndjson.gz", "abs/c.txt.bz2")}
     assert report.empty == 3
     assert dict(report.skipped) == {
-        f"{path}/inner.tar": "a .tar file in an archive, which is not looked into",
-        f"{path}/inner.tar.gz": "a .tar file in an archive, which is not looked into",
-        f"{path}/table.parquet": "a .parquet file in an archive, which is not looked into",
-        f"{path}/../out.txt": "a name that leads out of its archive",
+        f"{path}/inner.tar": "a .tar file in an archive, which is not opened",
+        f"{path}/inner.tar.gz": "a .tar file in an archive, which is not opened",
+        f"{path}/table.parquet": "a .parquet file in an archive, which is not opened",
+        f"{path}/../out.txt": "a name that points outside its archive",
     }
     with pytest.raises(DataError, match=r"inner\.tar would be skipped .*--strict"):
         read(path, report=StrictReport())
@@ -198,7 +198,7 @@ def test_a_damaged_archive_is_an_error_wherever_it_is(tmp_path: Path) -> None:
     header[1536 + 148] ^= 1  # the checksum of b's header
     for bad in (bytes(header), whole[:1536] + whole[1537:], whole[:1000], whole[:1700], whole[:3000], b"text" * 300):
         (tmp_path / "x.tar").write_bytes(bad)
-        with pytest.raises(DataError, match=r"x\.tar(/a)? is damaged \(.*\): get a whole copy") as caught:
+        with pytest.raises(DataError, match=r"x\.tar(/a)? is damaged \(.*\): get a complete copy") as caught:
             read(tmp_path)
         assert "\n" not in str(caught.value)
     packed = gzip.compress(whole)

@@ -147,7 +147,7 @@ def test_a_clip_of_any_rate_asks_for_no_more_than_it_may(rate: int) -> None:
         Path(folder, "x.wav").write_bytes(file)
         with pytest.raises(DataError, match=r"no bytes found|samples") as caught:
             pack([folder], Path(folder, "p"), modality=audio.Config(192000).build())
-        assert "samples a second, not from 1000 to 192000" in str(caught.value)
+        assert "samples per second, not from 1000 to 192000" in str(caught.value)
 
 
 @pytest.mark.fault("D9")

@@ -280,7 +280,7 @@ def test_a_pack_warns_of_what_is_held_out_and_trained_on(tmp_path: Path, capfd: 
     assert corpus.index.looked == sum(map(len, held_out))
     assert len(shared) - WINDOW < corpus.index.repeated / len(held_out) <= len(shared)
     seen, looked = (-(-size // 1000) for size in (corpus.index.repeated, corpus.index.looked))
-    line = f"note:    {seen} of {looked} held-out kilobytes stand word for word in the training data too"
+    line = f"note:    {seen} of {looked} held-out kilobytes also occur verbatim in the training data (contamination)"
     assert line in capfd.readouterr().out
     for n in range(40):
         (source / f"{n}.txt").write_bytes(random(n, 9000).tobytes())

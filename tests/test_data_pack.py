@@ -136,7 +136,7 @@ def test_documents_are_given_in_order_from_a_position_up_to_a_limit(tmp_path: Pa
 def test_nothing_to_pack_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "s", [b"", b""])
     (source / "gone").symlink_to("nothing")
-    with pytest.raises(DataError, match=r"no bytes found in .*looked at 2 files.*gone") as caught:
+    with pytest.raises(DataError, match=r"no bytes found in .*checked 2 files.*gone") as caught:
         pack([source], tmp_path / "p")
     assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
     assert not (tmp_path / "p").exists()

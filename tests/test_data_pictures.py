@@ -64,7 +64,8 @@ def test_text_that_turns_a_picture_is_kept() -> None:
 @pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"gAMA", b"tIME"])
 def test_a_wrong_checksum_is_damage(kind: bytes) -> None:
     data, content = png(), {b"zTXt": b"a\0\0" + zlib.compress(b"b"), b"gAMA": b"\0\0\0\1"}.get(kind, b"a\0b")
-    with pytest.raises(DamagedError, match="a damaged image: it begins as PNG, and its header or a checksum is wrong"):
+    said = "a damaged image: it has the signature of PNG, and its header or a checksum is wrong"
+    with pytest.raises(DamagedError, match=said):
         read(data[:33] + chunk(kind, content, wrong=1) + data[33:])
 
 
@@ -127,7 +128,7 @@ def test_a_format_that_another_package_brings_is_read(plugin: None) -> None:
     data = b"GREY16" + deep.tobytes()
     (document,), notes = read(data)
     assert document == (deep >> 8).astype(np.uint8).repeat(3).tobytes()
-    assert notes == {"of 16 bits, the high 8 kept": 1}
+    assert notes == {"of 16 bits, reduced to 8": 1}
     assert "EPS" not in pictures._formats() and "GREY16" in pictures._formats()
 
 

@@ -97,7 +97,7 @@ def test_a_scan_tells_kinds_what_is_skipped_and_what_to_type(notes: Path, capfd:
     assert found["next"] == "bytelm train notes"
     page = told(capfd, "data", "scan", "notes")[0]
     for line in (
-        "one a line",
+        "one per line",
         "skipped: 5 (no such file or directory): notes/gone0, notes/gone1, notes/gone2 and 2 more",
     ):
         assert line in page
@@ -124,13 +124,13 @@ def test_a_scan_knows_modalities_by_name(
 def test_a_scan_of_streams_and_of_nothing(notes: Path, capfd: Capture) -> None:
     found = json.loads(told(capfd, "data", "scan", "hf:some/set", "-", "--json")[0])
     assert (found["streams"], found["bytes"], found["documents"]) == (["hf:some/set", "-"], 0, None)
-    assert "hf:some/set: its size is known when it is read" in told(capfd, "data", "scan", "hf:some/set")[0]
+    assert "hf:some/set: size unknown until it is read" in told(capfd, "data", "scan", "hf:some/set")[0]
     (notes.parent / "void").mkdir()
     (notes.parent / "void/empty").write_bytes(b"")
-    assert "no bytes found in void, looked at 1 files" in error(capfd, "data", "scan", "void")
+    assert "no bytes found in void, checked 1 files" in error(capfd, "data", "scan", "void")
     assert "no such file or folder: nowhere" in error(capfd, "data", "scan", "nowhere")
     assert "no paths" in error(capfd, "data", "scan", code=2)
-    assert "here only data." in error(capfd, "data", "scan", "notes", "--set", "train.steps=1", code=2)
+    assert "only data.… can be set here" in error(capfd, "data", "scan", "notes", "--set", "train.steps=1", code=2)
     assert "data.valid = 2.0" in error(capfd, "data", "scan", "notes", "--set", "data.valid=2.0", code=2)
     assert "did you mean valid?" in error(capfd, "data", "scan", "notes", "--set", "data.vlid=0.1", code=2)
 
@@ -160,15 +160,15 @@ def test_what_is_empty_once_read_is_counted_and_told(
     words = ["data", "pack", str(source), "-o", str(tmp_path / "p"), "--as", spec]
     assert cli(words) == 0
     out = capfd.readouterr().out
-    assert f"1 skipped ({source / name}: nothing in it as {spec[:5].rstrip(':')}), 1 empty ones left out" in out
+    assert f"1 skipped ({source / name}: no {spec[:5].rstrip(':')} data in it), 1 empty skipped" in out
     assert cli([*words, "--strict"]) == 3
-    assert f"{source / name} would be skipped (nothing in it as" in capfd.readouterr().err
+    assert f"{source / name} would be skipped (no " in capfd.readouterr().err
     (source / name).unlink()
     assert cli([*words, "--strict"]) == 0
     if spec == "dna":
         (source / name).write_bytes(b">empty\n>full\nAC\n")
         assert cli([*words, "--strict"]) == 0
-        assert "2 empty ones left out" in capfd.readouterr().out
+        assert "2 empty skipped" in capfd.readouterr().out
 
 
 @pytest.mark.fault("D1")
@@ -187,7 +187,7 @@ def test_text_that_is_empty_once_read_is_counted_and_told(tmp_path: Path, capfd:
     with zipfile.ZipFile(source / "f.zip", "w") as archive:
         archive.writestr("folder/", b"")
     assert cli(["data", "pack", str(source), "-o", str(tmp_path / "p"), "--strict"]) == 0
-    assert "6 files, 5 empty ones left out: " in capfd.readouterr().out
+    assert "6 files, 5 empty skipped: " in capfd.readouterr().out
 
 
 # --- strict -----------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_a_pack_is_told_checked_and_replaced(notes: Path, capfd: Capture) -> Non
     assert (
         found["bytes"] == size == sum(found["splits"].values()) and 0.3 * size <= found["splits"]["valid"] < 0.4 * size
     )
-    assert told(capfd, "data", "verify", "p")[0] == f"sound: {size:,} bytes in {found['documents']:,} documents\n"
+    assert told(capfd, "data", "verify", "p")[0] == f"OK: {size:,} bytes in {found['documents']:,} documents\n"
     (notes / "00.md").unlink()
     page = told(capfd, "data", "pack", "notes", "-o", "p")[0]
     assert page.startswith("29 files: ") and "next:    bytelm train p" in page
@@ -255,14 +255,14 @@ def test_a_pack_is_told_checked_and_replaced(notes: Path, capfd: Capture) -> Non
     (notes.parent / "other/thing").write_text("mine")
     assert "other holds other files" in error(capfd, "data", "pack", "notes", "-o", "other", code=2)
     for verb in (["scan", "p"], ["pack", "p", "-o", "q"]):
-        assert "p is packed already" in error(capfd, "data", *verb, code=2)
+        assert "p is already packed" in error(capfd, "data", *verb, code=2)
 
 
 @needs_torch
 @pytest.mark.fault("D7")
 def test_every_fault_of_a_pack_is_a_line(notes: Path, capfd: Capture) -> None:
     told(capfd, "train", "notes", "--run", "r", *TRAIN)
-    assert told(capfd, "data", "verify", "r")[0].startswith("sound: ")
+    assert told(capfd, "data", "verify", "r")[0].startswith("OK: ")
     data = notes.parent / "r/data"
     (bits,) = data.glob("boundaries-*.bits")
     for path in (data / "shard-00000.bin", data / "documents.npy", bits):
@@ -299,7 +299,7 @@ def test_a_training_takes_a_pack_over_and_outlives_it(notes: Path, capfd: Captur
     (notes / "00.md").write_text("another day\n" * 50)
     told(capfd, "data", "pack", "notes", "-o", "p", "--set", "data.valid=0.3", "--set", "data.seed=7")
     assert "the data of r has changed since it was packed" in error(capfd, "train", "p", "--run", "r", *longer)
-    assert told(capfd, "data", "verify", "r")[0].startswith("sound: ")  # its own bytes are what they were
+    assert told(capfd, "data", "verify", "r")[0].startswith("OK: ")  # its own bytes are what they were
     shutil.rmtree("p")
     told(capfd, "train", "p", "--run", "r", *longer)
     assert "no such file or folder: p" in error(capfd, "train", "p", "--run", "other", *TRAIN)

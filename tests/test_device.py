@@ -335,7 +335,7 @@ def test_fewer_rows_are_opened_where_a_device_has_no_room_for_all(monkeypatch: p
     monkeypatch.setattr(session, "open_decoder", opened)
     assert len(session.generate(UniformModel(), [b"a"] * 5, max_bytes=2)) == 5
     most = 0
-    with pytest.raises(ResourceError, match="no memory for a row of 4 ids"):
+    with pytest.raises(ResourceError, match="no memory for a sequence of 4 ids"):
         session.generate(UniformModel(), [b"a"], max_bytes=2)
 
 
@@ -474,5 +474,5 @@ def test_the_doctor_works_in_a_source_tree_that_is_not_installed(
     monkeypatch.setattr(doctor, "requires", requires)
     assert cli(["doctor"]) == 0
     out = capfd.readouterr().out
-    assert "extras     not told by a source tree that is not installed: pip install -e . in it\n" in out
+    assert "extras     unknown: bytelm runs from a source tree: pip install -e . in it\n" in out
     assert "Ready." in out and cli(["doctor", "--json"]) == 0

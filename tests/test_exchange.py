@@ -606,7 +606,7 @@ def test_the_whole_road_on_the_command_line(one: Pair, tmp_path: Path, capfd: py
     assert measured["bytes"] == (tmp_path / "text").stat().st_size and 0 < measured["bits_per_byte"] < 20
     assert "|" in said("patches", run, "The quick brown fox")
     assert out in said("export", run, out, "--to", "meta")
-    assert "generate from one text at a time" in said("export", run, f"{out}-hf", "--to", "hf")
+    assert "generate with batch size 1" in said("export", run, f"{out}-hf", "--to", "hf")
     again = str(tmp_path / "again")
     said("convert", out, again, "--from", "meta", "--set", "patching.threshold=1.5")
     assert recipe_of(Path(again))["patching"]["threshold"] == 1.5

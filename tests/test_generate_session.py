@@ -396,7 +396,8 @@ def test_rows_join_and_leave_between_steps() -> None:
     for ticket, text in found.items():
         assert text == wanted[ticket][: len(text)]
         assert (text == wanted[ticket]) == (ticket not in left)
-    with pytest.raises(UsageError, match="a prompt of 90 bytes and 256 more take 347 ids, and a row holds 100"):
+    said = "a prompt of 90 bytes and 256 more take 347 ids, and a sequence holds at most 100"
+    with pytest.raises(UsageError, match=said):
         at_work.join(Request(bytes(90)))
 
 

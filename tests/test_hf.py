@@ -487,7 +487,7 @@ def test_ids_and_tokens_that_there_are_not() -> None:
     assert TOKENIZER.convert_tokens_to_ids("<|im_end|>") is None  # as tools ask whether it exists
     for ids in ([-100, 104], [300], 260):
         for skip in (False, True):
-            with pytest.raises(UsageError, match=r"is no id \(0 to 259\)"):
+            with pytest.raises(UsageError, match=r"is not an id \(0 to 259\)"):
                 TOKENIZER.decode(ids, skip_special_tokens=skip)
     for add in (
         lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "[PAD]"}),

@@ -258,5 +258,5 @@ def test_weights_without_their_scorer_or_of_another_kind_are_a_table(tmp_path: P
     with pytest.raises(CheckpointError, match=r"missing +patcher\.scorer\.model"):
         load(other)
     gone = sealed(tmp_path / "gone", state_with(["recipe", "scorer"], "none"))
-    with pytest.raises(ConfigError, match=r"scorer is missing.*scorer\.name=ngram"):
+    with pytest.raises(ConfigError, match=r"entropy model is missing.*scorer\.name=ngram"):
         load(gone)

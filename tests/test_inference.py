@@ -124,7 +124,7 @@ def test_eval_takes_each_way_to_read(run: Path, capfd: pytest.CaptureFixture[str
     assert len({verdict["bits"] for verdict in found.values()}) == 4
     assert {verdict["bytes"] for verdict in found.values()} == {(run.parent / "text.txt").stat().st_size}
     assert cli(["eval", str(run), "--inference", "both", "--stride", "8"]) == 2
-    assert "--inference both has a stride of its own" in capfd.readouterr().err
+    assert "--inference both cannot be combined with --stride" in capfd.readouterr().err
 
 
 def test_generation_goes_on_beyond_the_positions_where_it_slides(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -384,12 +384,12 @@ def test_a_bug_in_a_patcher_is_caught(
     plant: Callable[[pytest.MonkeyPatch], None], law: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    with pytest.raises(LawError, match=f"Space breaks the law of '{law}'"):
+    with pytest.raises(LawError, match=f"Space violates the invariant '{law}'"):
         PATCHER_LAWS[law](PATCHERS["space (bounded)"], 0, 4)
 
 
 def test_an_error_says_what_where_and_how_much() -> None:
     error = LawError("split", "BLT(Space)", "position 3 of a row of 9", 0.25, 1e-9)
-    wanted = "BLT(Space) breaks the law of 'split' at position 3 of a row of 9: off by 0.25, bound 1e-09"
+    wanted = "BLT(Space) violates the invariant 'split' at position 3 of a row of 9: off by 0.25, bound 1e-09"
     assert str(error) == wanted
     assert isinstance(error, AssertionError)

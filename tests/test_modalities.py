@@ -197,7 +197,7 @@ def test_transparency_is_laid_on_white_and_counted() -> None:
     assert one(raster(4, 4), picture(pixels)) == (pixels[..., :3].tobytes(), {})
     pixels[0, 0], pixels[0, 1] = (10, 20, 30, 0), (10, 20, 30, 128)
     document, notes = one(raster(4, 4), picture(pixels))
-    assert notes == {"transparent, laid on white": 1}
+    assert notes == {"transparent, composited on white": 1}
     assert document[:3] == b"\xff\xff\xff"
     assert np.abs(np.frombuffer(document[3:6], np.uint8) - (np.array([10, 20, 30]) + 255) / 2).max() <= 1
     assert document[6:] == pixels[..., :3].tobytes()[6:]
@@ -205,12 +205,12 @@ def test_transparency_is_laid_on_white_and_counted() -> None:
     file = io.BytesIO()
     palette.save(file, "PNG", transparency=int(np.asarray(palette)[0, 0]))
     document, notes = one(raster(4, 4), file.getvalue())
-    assert document[:3] == b"\xff\xff\xff" and notes == {"transparent, laid on white": 1}
+    assert document[:3] == b"\xff\xff\xff" and notes == {"transparent, composited on white": 1}
 
 
 def test_of_16_bits_the_high_ones_are_kept_and_not_clipped() -> None:
     deep = np.array([[0, 255, 256, 1000], [30000, 40000, 65000, 65535]], np.uint16)
-    counted = {"of 16 bits, the high 8 kept": 1}
+    counted = {"of 16 bits, reduced to 8": 1}
     high = (deep >> 8).astype(np.uint8)
     for data in (picture(deep), picture(deep, "TIFF"), b"P5 4 2 65535\n" + deep.astype(">u2").tobytes()):
         assert one(raster(4, 2, grey=True), data) == (high.tobytes(), counted)
@@ -234,7 +234,7 @@ def test_other_colours_and_further_frames_are_counted() -> None:
     for form in ("GIF", "PNG", "WEBP"):
         file = io.BytesIO()
         frames[0].save(file, form, save_all=True, append_images=frames[1:])
-        assert one(raster(4, 4), file.getvalue()) == (b"\0" * 48, {"of several frames, the first kept": 1})
+        assert one(raster(4, 4), file.getvalue()) == (b"\0" * 48, {"of several frames, only the first used": 1})
 
 
 @pytest.mark.fault("D9")
@@ -443,7 +443,7 @@ def test_without_soundfile_only_what_needs_it_stops(monkeypatch: pytest.MonkeyPa
     for data in files:
         with pytest.raises(MissingExtraError, match=r"reading x\.flac needs soundfile.*bytelm\[media\]"):
             encoded(AUDIO, data, "x.flac")
-    with pytest.raises(UnfitError, match="not a sound file"):
+    with pytest.raises(UnfitError, match="not an audio file"):
         encoded(AUDIO, b"a text", "x.txt")
     assert AUDIO.compressors() == {}
 
@@ -480,7 +480,7 @@ def test_damaged_and_foreign_files_are_unfit_with_a_reason() -> None:
         b"RIFF": "ends in its header",
         no_rate: "0 samples of 16 bits a second",
         b"RIFF\x04\0\0\0AVI ": "damaged WAV file",
-        b"hello": "not a sound file",
+        b"hello": "not an audio file",
         b"fLaC" + b"\0" * 99: "damaged or unknown",
     }
     for data, reason in cases.items():
@@ -527,11 +527,11 @@ def test_sequences_come_back(letters: str) -> None:
 def test_every_record_is_a_document() -> None:
     assert DNA.decode(b"A" * 61) == b">document\n" + b"A" * 60 + b"\nA\n"
     fasta = b">one ACGT is a header\r\nACG\r\nTNN\r\n>two\nacgt\n>three\n\n>four\nA-C*\n"
-    assert encoded(DNA, fasta) == ([b"ACGTNN", b"ACGT", b"", b"A-C*"], {"put in upper case": 1})
+    assert encoded(DNA, fasta) == ([b"ACGTNN", b"ACGT", b"", b"A-C*"], {"converted to upper case": 1})
     assert encoded(DNA, b"ACGT\n>two\nGG")[0] == [b"ACGT", b"GG"]
     assert encoded(DNA, b"\n\n>two\nGG")[0] == [b"GG"]
     for data, letter in ((b"ACGT\n>two\nACE", "'E'"), (b"Hello", "'E'"), (b"AC1", "'1'"), (b"AC\xffG", "'ÿ'")):
-        with pytest.raises(UnfitError, match=f"^{letter} is no letter of DNA$"):
+        with pytest.raises(UnfitError, match=f"^{letter} is not a DNA letter$"):
             next(DNA.encode("x", data, Counter()))  # before the first document
 
 
@@ -587,13 +587,13 @@ def test_a_mixed_folder_gives_its_images_and_names_the_rest(tmp_path: Path, monk
     assert (report.files, report.empty, report.bad, report.converted) == (47, 1, 1, {"resized": 1})
     assert report.reasons == {"not an image": 2, "a damaged image": 1, "more than 0 MiB": 1}
     assert report.losses()[0].startswith(f"4 skipped (the first {source / 'cut.png'}: a damaged image")
-    assert report.losses()[1:] == ["1 empty ones left out", "1 damaged ones left out", "1 resized"]
+    assert report.losses()[1:] == ["1 empty skipped", "1 damaged skipped", "1 resized"]
 
 
 def test_nothing_fit_is_one_line_with_the_reasons(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "s", {"a.txt": b"hello", "b.wav": wav(b"")})
     with pytest.raises(
-        DataError, match=r"no bytes found in .*2 files; skipped .*a\.txt: not a sound file; skipped .*"
+        DataError, match=r"no bytes found in .*2 files; skipped .*a\.txt: not an audio file; skipped .*"
     ) as e:
         pack([source], tmp_path / "p", modality=AUDIO)
     assert "\n" not in str(e.value) and not (tmp_path / "p").exists()
@@ -606,7 +606,7 @@ def test_long_clips_are_cut_between_samples_and_images_never(tmp_path: Path) -> 
     corpus = pack([source], tmp_path / "p", modality=AUDIO)
     sizes = corpus.documents().sizes
     assert len(sizes) >= 16 and set(sizes[:-1].tolist()) == {1250} and b"".join(contents(corpus)) == clip.tobytes()
-    assert corpus.source_report.reasons == {"nothing in it as audio": 1} and corpus.grain == 2
+    assert corpus.source_report.reasons == {"no audio data in it": 1} and corpus.grain == 2
     few = folder_of(tmp_path / "t", {"x.npy": saved(noise(3, 32, 32, 3))})
     corpus = pack([few], tmp_path / "q", modality=raster(32, 32))
     assert corpus.documents().sizes.tolist() == [3072] * 3 and corpus.grain == 3072
@@ -622,7 +622,7 @@ def test_a_corpus_packed_before_there_were_modalities_opens(tmp_path: Path) -> N
     index.write_text(json.dumps(old))
     corpus = Corpus.open(tmp_path / "p")
     assert (corpus.grain, corpus.index.options, corpus.source_report.bad) == (1, None, 3)
-    assert corpus.source_report.losses() == ["2 skipped (the first x: a link)", "3 damaged ones left out"]
+    assert corpus.source_report.losses() == ["2 skipped (the first x: a link)", "3 damaged skipped"]
 
 
 def test_a_selection_parts_no_image_and_no_sample(tmp_path: Path) -> None:
@@ -715,7 +715,7 @@ def test_windows_of_images_start_where_images_do(tmp_path: Path) -> None:
 def test_a_run_on_sound_and_one_on_dna(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     clips = folder_of(tmp_path / "s", {f"{i}.wav": wav(CLIP[i:], 8000) for i in range(9)} | {"no.wav": wav(b"")})
     assert trained(tmp_path, clips, "audio:8k") == 0
-    told = f"data: 10 files, 1 skipped ({clips / 'no.wav'}: nothing in it as audio), 8.93 kB: "
+    told = f"data: 10 files, 1 skipped ({clips / 'no.wav'}: no audio data in it), 8.93 kB: "
     assert told in capfd.readouterr().err
     config = tomllib.loads((tmp_path / "run/config.toml").read_text())
     assert config["train"]["window"] == 8192  # what the preset for sound says
@@ -724,7 +724,7 @@ def test_a_run_on_sound_and_one_on_dna(tmp_path: Path, capfd: pytest.CaptureFixt
     genes = folder_of(tmp_path / "t", {"x.fasta": b"".join(b">header\n%b\n" % text for text in letters)})
     (tmp_path / "dna").mkdir()
     assert trained(tmp_path / "dna", genes, "dna") == 0
-    assert "data: 1 files, 20 put in upper case, 4 kB: " in capfd.readouterr().err
+    assert "data: 1 files, 20 converted to upper case, 4 kB: " in capfd.readouterr().err
     assert "sample" in (tmp_path / "dna/run/metrics.jsonl").read_text()
 
 

@@ -145,7 +145,8 @@ def test_ten_in_a_row_save_the_run_and_end_with_6(
         patch.setattr(loop, "scored", poisoned)
         assert cli([*words, "50", *sets]) == 6
     line = capfd.readouterr().err.strip()
-    assert "training: 10 steps in a row were not finite, up to step 12" in line and "\n" not in line
+    wanted = "training: 10 consecutive steps with a non-finite loss or gradient, up to step 12"
+    assert wanted in line and "\n" not in line
     assert store.read_state(store.newest(run))["step"] == 12 and same(before, held(run))
     assert cli([*words, "14", *sets]) == 0
     assert not same(before, held(run))

@@ -196,7 +196,7 @@ def test_the_format_tag_decides_whatever_the_standard_library_says(shape: str, m
 def test_a_header_that_contradicts_itself_is_refused(
     tag: int, bits: int, block: int, channels: int, extended: bool
 ) -> None:
-    with pytest.raises(DamagedError, match=rf"contradicts itself \({bits} bits a sample"):
+    with pytest.raises(DamagedError, match=rf"contradicts itself \({bits} bits per sample"):
         read(riff(form(tag, bits, block, channels, extended), CLIP.tobytes()))
 
 
@@ -264,7 +264,7 @@ def test_mp3_of_any_rate_needs_no_tag(rate: int) -> None:
     "text", ["\ufeffhello".encode("utf-16-le"), b"\xff\xd8\xff\xe0\0\x10JFIF", b"\xff\xf1\x50\x80abc"]
 )
 def test_what_begins_a_little_like_mp3_is_no_sound(text: bytes) -> None:
-    with pytest.raises(UnfitError, match="not a sound file"):
+    with pytest.raises(UnfitError, match="not an audio file"):
         read(text * 9)
 
 
@@ -273,7 +273,7 @@ def test_clips_without_samples_are_told(tmp_path: Path) -> None:
     (tmp_path / "s" / "x.wav").write_bytes(riff(*SHAPES["16 bits"]))
     (tmp_path / "s" / "y.wav").write_bytes(riff(form(1, 16), b"", 0xFFFFFFFF))
     corpus = pack([tmp_path / "s"], tmp_path / "p", modality=AUDIO)
-    assert any("nothing in it as audio" in loss for loss in corpus.source_report.losses())
+    assert any("no audio data in it" in loss for loss in corpus.source_report.losses())
 
 
 @pytest.mark.fault("D8")

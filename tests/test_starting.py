@@ -168,7 +168,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     file = store.newest(run) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\xaa")
     train([others], going(entropy, run, steps=4), run)
-    assert "going on from step 2" in capfd.readouterr().err
+    assert "resuming from step 2" in capfd.readouterr().err
 
 
 @pytest.mark.fault("K2")
@@ -249,7 +249,7 @@ def test_the_command_starts_from_a_run_and_goes_on(
     assert "starting from" in capfd.readouterr().err
     shutil.rmtree(own)
     assert cli([*words, "--steps", "3"]) == 0
-    assert "going on from step 2" in capfd.readouterr().err
+    assert "resuming from step 2" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="start is"):
         train([others], going(entropy, run), run, quiet=True)
     words[3] = str(tmp_path / "another")

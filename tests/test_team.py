@@ -165,7 +165,7 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_goes_on(
     other = processes[1 - lost]
     error = other.communicate(timeout=120)[1]
     assert other.returncode == 6, error
-    assert f"bytelm: training: process {lost} of 2 processes no longer answers" in error.splitlines()[-1]
+    assert f"bytelm: training: process {lost} of 2 is unresponsive" in error.splitlines()[-1]
     processes[lost].kill()
     processes[lost].communicate()
     step = store.read_state(store.newest_good(run)[0])["step"]

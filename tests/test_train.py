@@ -232,7 +232,7 @@ def test_resume_falls_back_to_the_newest_sound_checkpoint(
     train([corpus], nano("patching.name=space", steps=5), run)
     said = capfd.readouterr().err
     assert "skipping corrupt checkpoint" in said and "model.safetensors is damaged" in said
-    assert "going on from step 2" in said
+    assert "resuming from step 2" in said
     assert store.read_state(run / "checkpoints" / "step-00000005")["step"] == 5
     steps = [m["step"] for m in read_metrics(run / METRICS) if m["kind"] == "train"]
     assert steps == sorted(steps)

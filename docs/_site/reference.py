@@ -1,4 +1,4 @@
-"""What the program itself says on pages of the reference: commands, configuration, presets."""
+"""Reference pages generated from the program: commands, configuration, presets."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ EXAMPLES = re.compile(r"(?:^Example: .*\n)+", re.MULTILINE)
 
 
 def made(page: str) -> str:
-    """What the program has to say on a page; nothing on most."""
+    """The generated part of a page; empty for most."""
     makers = {"cli": commands, "configuration": configuration, "presets": presets}
     maker = makers.get(page.removeprefix("reference/").removesuffix(".md"))
     return "" if maker is None else f"\n{maker()}"
 
 
 def commands() -> str:
-    """Every verb with its options, as the program describes itself."""
+    """Every command with its options."""
     text = CONTENTS.sub("", app.generate_docs().removeprefix("# bytelm\n"))
     return EXAMPLES.sub(lambda found: f"```sh\n{found[0].replace('Example: ', '')}```\n", text)
 
 
 def configuration() -> str:
-    """Every table with its keys: type, default, and what they are."""
+    """Every table with its keys: type, default and description."""
     parts = [
-        f"## The whole\n\n{inspect.getdoc(RunConfig)}\n",
+        f"## The complete configuration\n\n{inspect.getdoc(RunConfig)}\n",
         table("data", DataConfig),
         table("train, scorer_train", TrainConfig),
     ]

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A first model
 #
-# A Byte Latent Transformer learns a small language in some seconds: text is made, a model is trained on it, and then
-# the model is looked at. This page is `docs/notebooks/first_model.py`, run as the site was built.
+# A Byte Latent Transformer learns a small language in some seconds: text is generated, a model is trained on it, and
+# then inspected. This page is `docs/notebooks/first_model.py`, run as the site was built.
 
 # %%
 import random
@@ -19,7 +19,7 @@ from bytelm.report.style import SHEET
 
 
 def show(picture: str) -> HTML:
-    """A chart or a picture of patches, with the colours of the reports and of nothing else on the page."""
+    """A chart or a figure of patches, with the style of the reports limited to it."""
     box = ".bytelm { padding: 1rem; border-radius: 8px; background: var(--paper); color: var(--ink); }"
     return HTML(f"<style>.bytelm {{ {SHEET.replace(':root', '&')} }} {box}</style><div class='bytelm'>{picture}</div>")
 
@@ -27,8 +27,8 @@ def show(picture: str) -> HTML:
 # %% [markdown]
 # ## Text
 #
-# A diary of somebody who counts: every sum in it is right, and nothing else is to be learnt. Files are documents, and
-# some of them are held out.
+# A diary of animal counts, in which every sum is right. Each file is a document, and some of them go to the held-out
+# splits.
 
 # %%
 rng = random.Random(0)
@@ -52,8 +52,8 @@ print(day(1200))
 # %% [markdown]
 # ## Training
 #
-# `configure` takes a preset and whatever is to be different; `train` does the rest: it packs the files, counts
-# n-grams of which the patches are cut, and goes down the loss. Called again it would go on from what it saved.
+# `configure` takes a preset and overrides; `train` does the rest: it packs the files, trains the n-gram entropy model
+# that determines patch boundaries, and trains the model. Called again, it would resume from the last checkpoint.
 
 # %%
 sets = ["model.local_dim=64", "model.decoder_layers=1", "model.global_dim=64", "model.global_layers=1"]
@@ -63,8 +63,7 @@ settings = bytelm.configure("blt-tiny", sets=sets, steps=100)
 bytelm.train(["diary"], settings, "run", quiet=True).progress
 
 # %% [markdown]
-# `metrics.jsonl` in the run has every figure. One bit is one question with a yes or a no; the curve begins where a
-# byte costs eight of them.
+# `metrics.jsonl` in the run has every metric. The curve starts near 8 bits per byte, a uniform prediction.
 
 # %%
 lines = read_metrics(Path("run/metrics.jsonl"))
@@ -72,13 +71,12 @@ curves = {
     kind: [(line["step"], line["bits_per_byte"]) for line in lines if line["kind"] == kind and line["step"]]
     for kind in ("train", "valid")
 }
-show(line_chart(curves, "step", "bits per byte", "Bits per byte while the model learns"))
+show(line_chart(curves, "step", "bits per byte", "Learning curves: bits per byte"))
 
 # %% [markdown]
-# ## What it learnt
+# ## Generation
 #
-# The model goes on after a prompt. Are the sums right? After so short a training the form is, and the sums mostly are
-# not.
+# The model continues a prompt. Are the sums right? After so short a training the form is, and the sums mostly are not.
 
 # %%
 lm = bytelm.load("run")
@@ -87,18 +85,19 @@ print(lm.generate(b"Day 7.\nSaw 3 geese", max_bytes=200, temperature=0.3).decode
 # %% [markdown]
 # ## Patches
 #
-# The model reads patches, not bytes: a patch opens where the next byte is hard to predict (bars; the dashed line is
-# the threshold). So animals and numbers begin patches, and what follows of itself lies inside one.
+# The large model processes patches, not bytes: a patch starts where the next byte is hard to predict (bars: its
+# entropy; the dashed line is the threshold). So animals and numbers start patches, and predictable bytes are inside
+# one.
 
 # %%
 show(fragment(view(lm.model, b"Saw 3 geese by the river, then 5 more: 8 geese.\n")))
 
 # %% [markdown]
-# ## Bits by file
+# ## Bits per byte
 #
-# Every byte of a file is scored once, and the sum is divided by its bytes. A text of the same form is cheap, and its
-# letters shuffled are not. A sum that is wrong costs about as much as one that is right: the model has learnt how sums
-# look, and not to add.
+# Every byte of a text is scored once, and the sum is divided by its bytes. A text of the same form needs few bits, its
+# shuffled letters many. A wrong sum costs about as much as a right one: the model has learned the form of sums, not
+# addition.
 
 # %%
 texts = {"diary": day(1201).encode()}

@@ -1,8 +1,8 @@
 # %% [markdown]
-# # A look inside
+# # Inside a model
 #
-# What a Byte Latent Transformer does with each byte: where patches open, what a step of decoding reads and keeps, and
-# what comes out. This page is `docs/notebooks/look_inside.py`, run as the site was built.
+# What a Byte Latent Transformer does with each byte: where patch boundaries are, what the state of a decode step
+# contains, and what the model predicts. This page is `docs/notebooks/look_inside.py`, run as the site was built.
 
 # %%
 import sysconfig
@@ -23,15 +23,14 @@ from bytelm.units import BOS, bits_per_byte
 
 
 def show(*pictures: str) -> HTML:
-    """Charts or pictures of patches, with the colours of the reports and of nothing else on the page."""
+    """Charts or figures of patches, with the style of the reports limited to them."""
     box = ".bytelm { padding: 1rem; border-radius: 8px; background: var(--paper); color: var(--ink); }"
     style = f"<style>.bytelm {{ {SHEET.replace(':root', '&')} }} {box}</style>"
     return HTML(f"{style}<div class='bytelm'>{''.join(pictures)}</div>")
 
 
 # %% [markdown]
-# A small model learns a little Python, from some modules that every Python has. It is trained just as long as its
-# patches and its logits need to be worth a look.
+# A small model is trained briefly on some modules of the Python standard library.
 
 # %%
 library = Path(sysconfig.get_path("stdlib"))
@@ -52,25 +51,24 @@ lm = bytelm.load("run")
 text = b'def close(self):\n    if self.closed:\n        raise ValueError("already closed")\n'
 
 # %% [markdown]
-# ## Where patches open
+# ## Patch boundaries
 #
-# Under each byte stands the entropy of its prediction, by a small model of its own, the *scorer* (here a table of
-# n-grams). A byte opens a patch if that is above the threshold, which was calibrated so that patches have 5 bytes on
-# average. What follows of itself, such as the end of a word, lies in one patch, and costs one step of the large model
-# together.
+# Under each byte is the entropy of its prediction, by a separate small model, the *entropy model* (here an n-gram
+# table). A byte starts a patch if its entropy is above the threshold, which was calibrated so that patches have 5 bytes
+# on average. Predictable bytes, such as the end of a word, are in one patch, which costs one step of the large model.
 
 # %%
 show(fragment(view(lm.model, text), "Patches by entropy"))
 
 # %% [markdown]
-# Other schemes ask no scorer. Space patches end after a space or a sign; fixed patches count bytes, and open wherever
-# it falls.
+# Other schemes need no entropy model. Space patches end after a space or punctuation; fixed patches have a fixed number
+# of bytes.
 
 # %%
 show(fragment(view_of("space", text), "Patches by space"), fragment(view_of("fixed:5", text), "Patches of five bytes"))
 
 # %% [markdown]
-# How long they come out over a whole file:
+# Patch lengths over a whole file:
 
 # %%
 source = (library / "bisect.py").read_bytes()
@@ -78,10 +76,10 @@ lengths = lengths_by_kind(patcher_of(lm.model), [("bisect.py", source)])["bisect
 show(histogram(lengths, "bytes of a patch", "patches", "Lengths of the patches of bisect.py"))
 
 # %% [markdown]
-# ## One forward pass, in pieces
+# ## One forward pass, or incrementally
 #
 # A model is called as `model(ids, state)`, with ids `[batch, new]`: the bytes are the ids 0 to 255, and a document
-# begins with BOS. Read whole or byte by byte, the logits are the same but for rounding.
+# begins with BOS. Whether all ids are passed at once or one by one, the logits are equal up to rounding.
 
 # %%
 model = lm.model.double()
@@ -95,10 +93,10 @@ with torch.no_grad():
 print(whole.shape, "largest difference:", float((whole - torch.cat(rows, 1)).abs().max()))
 
 # %% [markdown]
-# ## What a step remembers
+# ## The decoding state
 #
-# The state of one row. The caches of the local models (over bytes) hold the 32 bytes of their window and no more.
-# Only the caches of the latent Transformer go on growing, by one entry a patch.
+# The state of one sequence. The KV caches of the local models (over bytes) hold the 32 bytes of their attention window.
+# Only the KV caches of the latent Transformer grow, by one entry per patch.
 
 
 # %%
@@ -121,10 +119,10 @@ for name in ("encoder", "latents", "decoder"):
 print("numbers in all:", size(state), "after", ids.shape[1], "ids and", len(lm.patches(text)), "patches")
 
 # %% [markdown]
-# ## When does it think?
+# ## When does the latent model run?
 #
-# The latent Transformer steps only where a patch closes. A byte inside a patch asks the small local models alone, and
-# that is most of the bytes. A step after which the latent cache is longer is one in which it thought:
+# The latent Transformer steps only where a patch closes. For a byte inside a patch only the small local models run, and
+# that is most of the bytes. The latent model ran in the steps after which its KV cache is longer:
 
 # %%
 state, line = model.begin(1), ""
@@ -140,9 +138,9 @@ for cut in range(0, len(text), 60):
     print(line[1 + cut : 61 + cut])
 
 # %% [markdown]
-# ## What comes out
+# ## Predictions
 #
-# `logits[:, t]` scores byte t + 1. The likeliest bytes after `raise Val`, and what the whole text costs:
+# `logits[:, t]` scores byte t + 1. The most probable bytes after `raise Val`, and the bits per byte of the whole text:
 
 # %%
 prompt = text[: text.index(b"ueError")]

@@ -47,7 +47,7 @@ def resolve(name: str | torch.device = AUTO) -> torch.device:
         found = f"cuda:{torch.cuda.current_device() if rank is None else rank}"
         if found not in there():
             raise UsageError(
-                f"process {rank} of this machine has no GPU of its own: there are {torch.cuda.device_count()}: "
+                f"process {rank} of this machine has no GPU: there are {torch.cuda.device_count()}: "
                 "start as many processes as GPUs, or take --device cpu"
             )
     if found not in there():

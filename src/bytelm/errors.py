@@ -66,7 +66,7 @@ class ResourceError(BytelmError):
 
 
 class TrainingError(BytelmError):
-    """A training that cannot go on."""
+    """A training that cannot continue."""
 
     code = "training"
     exit_code = 6

@@ -1,4 +1,4 @@
-"""Models of bytes for the lm-evaluation-harness (EleutherAI): its tasks asked of ours, with our windows.
+"""Byte-level models for the lm-evaluation-harness (EleutherAI): its tasks on our models, with our windows.
 
     loglikelihood            nats of a continuation after a context, and whether greedy decoding would write it
     loglikelihood_rolling    nats of a whole document, from its first byte on: what `bytelm eval` measures
@@ -34,14 +34,14 @@ except ImportError as error:
     raise MissingExtraError("lm-eval", "eval", "the evaluation harness") from error
 
 R = TypeVar("R")
-MOST_BYTES = 256  # that a task asks to be written, where it does not say
+MOST_BYTES = 256  # default number of bytes to generate for a task
 # Settings that bytelm has not got, and the value of each that changes nothing.
 NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "length_penalty": 1}
 log = logging.getLogger(__name__)
 
 
 class HarnessLM(Harnessed):
-    """A bytelm model as the harness holds it: `lm_eval.simple_evaluate(model=HarnessLM(bytelm.load(run)), ...)`.
+    """A bytelm model in the harness's interface: `lm_eval.simple_evaluate(model=HarnessLM(bytelm.load(run)), ...)`.
 
     `context` and `stride` are those of `bytelm eval`.
     """
@@ -55,7 +55,7 @@ class HarnessLM(Harnessed):
         self.continued = partial(continuations, lm.model, context=self.context, stride=stride, batch=batch)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """(log-likelihood, greedy) of each (context, continuation). Raises UsageError for a model of tokens."""
+        """(log-likelihood, greedy) of each (context, continuation). Raises UsageError for a token model."""
 
         def answer(pairs: Sequence[tuple[Any, Any]]) -> Iterator[tuple[float, bool]]:
             texts = ((encoded(context), encoded(continuation)) for context, continuation in pairs)
@@ -87,15 +87,15 @@ class HarnessLM(Harnessed):
         """What is written after each context, side by side. Of a context longer than the model's its end is read."""
         asked = Settings.of(settings)
         for one in asked.ignored - self.ignored:
-            log.warning("%s: bytelm has no such generation setting, and the task is run without it", one)
+            log.warning("%s: unsupported generation setting, ignored", one)
         self.ignored |= asked.ignored
-        room = max(self.context // 2, self.context - asked.most)  # what is to be written leaves half to read
+        room = max(self.context // 2, self.context - asked.most)  # generation leaves at least half for the context
         prompts = [ending(encoded(context), room) for context in contexts]
         for found in generate(self.lm.model, prompts, max_bytes=asked.most, sampling=asked.sampling, stop=asked.stop):
             yield found.data.decode(errors="replace")
 
     def answered(self, kind: str, requests: Sequence[Any], answer: Callable[[Sequence[Any]], Iterator[R]]) -> list[R]:
-        """Answers in the order of the requests, of which long ones are asked first: what lies side by side is alike."""
+        """Answers in the order of the requests, computed longest first, so that batches have similar lengths."""
         arguments = [tuple(request.args) for request in requests]
         order = sorted(range(len(arguments)), key=lambda i: -sum(len(a) for a in arguments[i] if isinstance(a, str)))
         found: dict[int, R] = {}
@@ -109,7 +109,7 @@ class HarnessLM(Harnessed):
 class Settings:
     """How a task wants text generated: at most `most` bytes, up to the first of `stop`.
 
-    `ignored` names what was asked for and cannot be done, as "name = value".
+    `ignored` lists unsupported settings, as "name = value".
     """
 
     most: int
@@ -144,19 +144,19 @@ def encoded(text: Any) -> bytes:
     """The bytes of a text as the harness made it. Raises DataError for what is no text, and for a lone surrogate."""
     if isinstance(text, (list, tuple, dict)):
         raise DataError(
-            f"a task gives {reprlib.repr(text)} for a text: the harness reads what a template renders as Python where "
-            'it looks so ("[1, 2]"): name the field instead, as in `doc_to_target: text`'
+            f"a task gives {reprlib.repr(text)} for a text: the harness evaluates the output of a template as "
+            'Python if it parses ("[1, 2]"): name the field instead, as in `doc_to_target: text`'
         )
     if not isinstance(text, str):
         raise DataError(
-            f"a task gives {reprlib.repr(text)} for a text: datasets takes a JSON column of nothing but numbers or "
-            "dates for one of numbers or times: keep it as Parquet, which says that it is text"
+            f"a task gives {reprlib.repr(text)} for a text: datasets reads a JSON column of nothing but numbers or "
+            "dates as numbers or times: store it as Parquet, which declares it as text"
         )
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         fault = text[error.start : error.end]
-        raise DataError(f"a task's text has {fault!r}, a lone surrogate, which no UTF-8 has: take it out") from None
+        raise DataError(f"a task's text has {fault!r}, a lone surrogate, which is not valid UTF-8: remove it") from None
 
 
 def ending(text: bytes, most: int) -> bytes:
@@ -192,14 +192,14 @@ def run_tasks(
             raise UsageError(missing(name, manager.all_tasks, include))
     model = HarnessLM(lm, context, stride)
     loud = its_log.get_verbosity()
-    its_log.set_verbosity(its_log.CRITICAL)  # what it cannot read is told below, in one line
+    its_log.set_verbosity(its_log.CRITICAL)  # what it cannot read is reported below, in one line
     try:
         found: Any = simple_evaluate(model=model, tasks=list(names), task_manager=manager, log_samples=False)
     except BytelmError:
         raise
     except Exception as error:  # of the harness, of datasets, of Jinja and whatever else a task may use
         raise DataError(
-            f"--tasks {','.join(names)} cannot be run: {reason(error)}: see its YAML and its data"
+            f"--tasks {','.join(names)} cannot be run: {reason(error)}: check its YAML and its data"
         ) from error
     finally:
         its_log.set_verbosity(loud)

@@ -1,4 +1,4 @@
-"""A trained model, as a user holds it: generate, measure, and see how it cuts text into patches."""
+"""The user interface of a trained model: generate, evaluate, show patches."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Options(TypedDict, total=False):
-    """How to generate; whatever is left out has the value in brackets.
+    """Generation options, with defaults in brackets.
 
-    `max_bytes` (256): at the most. `temperature` (0.8; 0 is greedy), `top_k`, `top_p`, `min_p` (None): `Sampling`.
-    `seed` (0): the same one writes the same bytes. `stop` (): end before any of these. `utf8` (False): valid UTF-8.
-    `eos` (True): the model may end the document; without it there are always `max_bytes` bytes, as an image needs.
-    `weights` (None): "bf16" or "int8" rounds linear layers for speed; see `decoding.open_decoder`.
+    `max_bytes` (256): maximum length. `temperature` (0.8; 0 is greedy), `top_k`, `top_p`, `min_p` (None): `Sampling`.
+    `seed` (0): the same seed generates the same bytes. `stop` (): stop sequences. `utf8` (False): valid UTF-8 only.
+    `eos` (True): the model may end the document; otherwise exactly `max_bytes` bytes, as an image needs.
+    `weights` (None): "bf16" or "int8" quantizes linear layers for speed; see `decoding.open_decoder`.
     """
 
     max_bytes: int
@@ -72,32 +72,32 @@ class LM:
     ) -> None:
         self.model = model
         self.context = context
-        """Bytes that the model was trained to read in a row: the window of measurements."""
+        """The training context length in bytes: the window length of evaluation."""
         self.modality = modality
-        """What the bytes stand for, where they are not just those of files: it encodes files and decodes documents."""
+        """The modality: it encodes files and decodes documents; None for raw bytes."""
         self.recipe = recipe
-        """How the model is built, as checkpoints say it; None for a model that did not come from one."""
+        """How to build the model, as stored in checkpoints; None for a model that was not loaded from one."""
         self.bits_per_byte = bits_per_byte
-        """What its training last measured on held-out bytes; None where that is not known."""
+        """The last validation of its training; None if unknown."""
 
     def reading(self, mode: Mode) -> LM:
-        """The same model, read in another way when it generates: "basic", "sliding", "strided" or "both".
+        """The same model with another windowing in generation: "basic", "sliding", "strided" or "both".
 
-        Sliding goes on for ever in windows of `context`; strided reads twice, from two offsets (MEGABYTE, 2.3.3).
-        Raises UsageError for a model that cannot be read so.
+        Sliding continues without limit in windows of `context`; strided makes two offset passes (MEGABYTE, 2.3.3).
+        Raises UsageError for a model that does not support it.
         """
         return LM(for_generating(self.model, mode, self.context), self.context, self.modality)
 
     def known_recipe(self) -> Mapping[str, Any]:
-        """The recipe. Raises UsageError where there is none: the model was made by hand, or is read in another mode."""
+        """The recipe. Raises UsageError if there is none: a manually built model, or another windowing."""
         if self.recipe is None:
-            raise UsageError("nothing says how this model is built: take the LM that bytelm.load gives, as it gives it")
+            raise UsageError("this LM has no recipe: use the unmodified LM that bytelm.load returns")
         return self.recipe
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model as Hugging Face's `transformers` and `bytelm.load` read it, with a model card.
+        """Write the model in the format of Hugging Face's `transformers`, with a model card; `bytelm.load` reads it.
 
-        Raises UsageError for a model of tokens or without a recipe, ResourceError where the disk refuses.
+        Raises UsageError for a token model or without a recipe, ResourceError if it cannot be written.
         """
         pretrained.save(Path(folder), self.model, self.known_recipe(), self.context, self.bits_per_byte)
 
@@ -108,7 +108,7 @@ class LM:
     def generate(self, prompt: list[bytes], **options: Unpack[Options]) -> list[bytes]: ...
 
     def generate(self, prompt: bytes | list[bytes], **options: Unpack[Options]) -> bytes | list[bytes]:
-        """What the model writes after a prompt, or after each of several, without the prompts.
+        """What the model generates after a prompt, or after each of several, without the prompts.
 
         Raises UsageError and ConfigError for options outside their limits; see `Options`.
         """
@@ -121,24 +121,24 @@ class LM:
         return stream(self.model, prompt, **split(options))
 
     def bits(self, data: bytes) -> tuple[float, int]:
-        """The bits that `data` costs as one document, and its bytes: every byte is scored once."""
+        """(bits, bytes) of `data` as one document: every byte is scored once."""
         meter = Meter.of(measure(self.model, [("", data)], context=self.context))
         return meter.nats / LN2, meter.bytes
 
     def logprobs(self, prefix: bytes, continuation: bytes) -> NDArray[np.float64]:
-        """The log-probability of each byte of `continuation` after `prefix`, in nats: one (negative) number a byte."""
+        """The log-probability of each byte of `continuation` after `prefix`, in nats."""
         return logprobs(self.model, prefix, continuation)
 
     def compress(self, data: bytes) -> bytes:
-        """`data` in about as many bits as `bits` says. Raises UsageError for a model of tokens, or on a GPU."""
+        """`data`, losslessly compressed to about `bits(data)`. Raises UsageError for a token model, or on a GPU."""
         return compress(self.model, data, self.context)
 
     def decompress(self, packed: bytes) -> bytes:
-        """What was given to `compress`, of the same model and on the same machine. Raises DataError."""
+        """The input of `compress`, with the same model on the same machine. Raises DataError."""
         return decompress(self.model, packed)
 
     def patches(self, data: bytes) -> list[bytes]:
-        """`data` cut into the patches that the model reads it in. Raises UsageError for a model without patches."""
+        """The patches of `data`. Raises UsageError for a model without patches."""
         opens = patch_view(self.model, data).opens
         return [data[a:b] for a, b in pairwise([*np.flatnonzero(opens).tolist(), len(data)])]
 
@@ -146,10 +146,9 @@ class LM:
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LM:
     """The trained model of a run directory, of one checkpoint in it, or of a folder that `save_pretrained` wrote.
 
-    It is on the CPU unless `device` says "auto" (the GPU where there is one), "cuda", "cuda:1" or "mps": there it
-    compresses, and writes the same bytes in any company; and a library takes no GPU unasked, as in `transformers`.
-    With `dtype` its weights are torch.bfloat16, say; its scorer's are float32 always.
-    Raises CheckpointError, UsageError for a device that is not there, and ResourceError where it has no room.
+    `device`: the CPU by default, where decoding is batch-invariant and compression possible; or "auto" (a GPU if there
+    is one), "cuda", "cuda:1", "mps". `dtype`: of the weights, such as torch.bfloat16; the entropy model stays float32.
+    Raises CheckpointError, UsageError for an unavailable device, and ResourceError if it is out of memory.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype {dtype}: weights can be {', '.join(map(str, DTYPES))}")

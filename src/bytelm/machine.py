@@ -15,7 +15,7 @@ SETS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 bf16": "avx512_bf16", "AM
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of main memory: what this process may have in all, and what of it is free."""
+    """Bytes of main memory: what this process may use, and what of it is free."""
 
     total: int
     free: int
@@ -41,7 +41,7 @@ def cores() -> int:
 
 
 def memory() -> Memory:
-    """Main memory. Pages of files that were read count as free, as they are given back when they are asked for."""
+    """Main memory. The page cache counts as free, as it is reclaimed on demand."""
     lines = (line.split() for line in _read(Path("/proc/meminfo")).splitlines())
     found = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -56,7 +56,7 @@ def memory() -> Memory:
 
 
 def disk(path: Path) -> int:
-    """Free bytes of the disk on which `path`, which need not be there yet, lies or would lie."""
+    """Free bytes of the disk of `path`, which need not exist yet."""
     path = path.absolute()
     return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
 

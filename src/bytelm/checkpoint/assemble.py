@@ -20,15 +20,15 @@ from bytelm.patching import entropy
 from bytelm.patching.base import Patcher
 from bytelm.transfer import HOST
 
-PATCHER = "patcher."  # what names of a patcher and its scorer begin with
-MOST_LAYERS = 4096  # of a model, its scorer's among them; more would be built, one by one, before anything is compared
+PATCHER = "patcher."  # what names of a patcher and its entropy model begin with
+MOST_LAYERS = 4096  # of a model and its entropy model: a bound on what is built before anything is compared
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model is made of: an architecture, the patching it reads with, the scorer that patching asks.
+    """The parts of a model: an architecture, its patching scheme, and the entropy model of entropy patching.
 
-    And what its bytes stand for, where they are not just the bytes of files.
+    And its modality, if not raw bytes.
     """
 
     model: Annotated[Any, Chosen("models")]
@@ -40,13 +40,13 @@ class Recipe:
         if self.model.patched and self.patching is None:
             raise ConfigError("patching is missing: this model reads patches; name a scheme, as in patching.name=space")
         if self.scored and self.scorer is None:
-            raise ConfigError("scorer is missing: this patching asks one; name it, as in scorer.name=ngram")
+            raise ConfigError("the entropy model is missing: entropy patches need one; set scorer.name=ngram")
         if (count := layers(self.model) + layers(self.scorer)) > MOST_LAYERS:
             raise ConfigError(f"the model would have {count} layers, n-gram tables and filters: {MOST_LAYERS} at most")
 
     @property
     def scored(self) -> bool:
-        """Whether a scorer is part of the model."""
+        """Whether an entropy model is part of the model."""
         return bool(self.model.patched and self.patching is not None and self.patching.scored)
 
     def draft(self) -> Recipe:
@@ -77,14 +77,14 @@ class Recipe:
         return self.model.build() if patcher is None else self.model.build(patcher)
 
     def patcher(self) -> Patcher | None:
-        """The patcher alone, with its scorer; None for a model without one. Raises ConfigError as `assemble` does."""
+        """The patcher with its entropy model; None for a model without one. Raises ConfigError as `assemble` does."""
         if not self.model.patched or self.patching is None:
             return None
         return self.patching.build(*([self.scorer.build()] if self.scored and self.scorer else []))
 
 
 def layers(part: Any) -> int:
-    """How many layers, n-gram tables and filters a configuration asks for: what a model is built of piece by piece."""
+    """The number of layers, n-gram tables and filters of a configuration: the modules of a model."""
     count = 0
     for name, value in vars(part).items() if part is not None else ():
         if name.endswith("layers"):
@@ -96,7 +96,7 @@ def layers(part: Any) -> int:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained model, what its checkpoint says of itself, and what its bytes stand for (None: the bytes of files)."""
+    """A trained model, the state of its checkpoint, and its modality (None: raw bytes)."""
 
     model: ByteModel
     state: dict[str, Any]
@@ -127,7 +127,7 @@ def trained(path: str | Path) -> tuple[Path, dict[str, Any]]:
     checkpoint = path if (path / store.MANIFEST).exists() else store.newest(path)
     state = store.read_state(checkpoint)
     if not isinstance(state.get("recipe"), dict):
-        raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: this is not a checkpoint of a trained model")
+        raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: it is not a checkpoint of a trained model")
     if type(state.get("context")) is not int or not 1 <= state["context"] < 1 << 63:
         raise CheckpointError(f"{checkpoint / store.STATE} has no context in bytes: it was not written by bytelm")
     return checkpoint, state
@@ -139,10 +139,10 @@ def said_in(checkpoint: Path) -> str:
 
 
 def restore(model: ByteModel, checkpoint: Path, device: torch.device = HOST, dtype: torch.dtype | None = None) -> None:
-    """Make the weights there those of a `blank` model, after comparing names, shapes and types: none lies there twice.
+    """Load the weights into a `blank` model, after comparing names, shapes and types; no second copy in memory.
 
-    Weights stored in 16 bits become the float32 that the model computes in, or `dtype`; a patcher and its scorer stay
-    in float32. Each goes to `device` before the next one is read. Raises CheckpointError and ResourceError.
+    16-bit weights are widened to float32, or cast to `dtype`; a patcher and its entropy model stay in float32.
+    Each goes to `device` before the next one is read. Raises CheckpointError and ResourceError.
     """
 
     def wanted(name: str, tensor: Tensor) -> torch.dtype:
@@ -151,7 +151,7 @@ def restore(model: ByteModel, checkpoint: Path, device: torch.device = HOST, dty
 
     def keep(name: str, tensor: Tensor) -> Tensor:
         tensor = widened(name, tensor)
-        # A scorer says itself, when it is moved, what of it stays on the host.
+        # An entropy model says itself, when it is moved, what of it stays on the host.
         return tensor.to(HOST if name.startswith(PATCHER) else device, wanted(name, tensor))
 
     with fitting(device, f"the model of {checkpoint}", lambda: "load it in torch.bfloat16, or on the CPU"):

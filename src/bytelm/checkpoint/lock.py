@@ -17,11 +17,11 @@ def exclusive(run: Path) -> Generator[None]:
     """Hold `run/lock` for the length of a `with` block.
 
     The system releases it when the process ends, however it ends, so that no lock is ever stale; the file stays, and
-    tells who held it last. Raises ResourceError naming the job that holds it, or saying why it cannot be taken.
+    names its last holder. Raises ResourceError naming the job that holds it, or saying why it cannot be taken.
     """
     file = run / "lock"
     try:
-        stream = file.open("a+", encoding="utf-8")  # not "w": who holds it stands in there
+        stream = file.open("a+", encoding="utf-8")  # not "w": it names the holder
     except OSError as error:
         raise ResourceError(f"cannot open {file}: {error.strerror}; name a run that can be written") from error
     with stream:

@@ -10,7 +10,7 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none if there is no such file. A line that a crash cut short is left out."""
+    """The lines of a metrics.jsonl; none if there is no such file. A line truncated by a crash is skipped."""
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []

@@ -51,7 +51,7 @@ tags:
 
 # A byte-level language model ({architecture})
 
-It reads and writes raw bytes: there is no vocabulary file, and any file is input.
+It models raw bytes: there is no vocabulary file, and any file is valid input.
 
 {table}
 
@@ -61,12 +61,12 @@ from transformers import pipeline
 pipeline("text-generation", "path/to/this/folder")("# Monday", max_new_tokens=80)
 ```
 
-`bytelm.load("path/to/this/folder")` reads it too, without transformers, and writes faster.
+`bytelm.load("path/to/this/folder")` loads it without transformers, and generates faster.
 """
 
 
 def config(recipe: Mapping[str, Any], context: int) -> dict[str, Any]:
-    """What config.json says of a model: `recipe` as checkpoints hold it, `context` in bytes."""
+    """The fields of config.json: `recipe` as in checkpoints, `context` in bytes."""
     named = {"architectures": [ARCHITECTURE], "model_type": TYPE, "dtype": "float32"}
     return {**named, "recipe": dict(recipe), "context": context, "vocab_size": VOCAB, **SPECIALS}
 
@@ -95,7 +95,7 @@ def unmeasured(text: str) -> str:
 
 
 def refuse_tokens(model: ByteModel) -> None:
-    """Raises UsageError for a model that reads tokens: beside `transformers`, ids are bytes."""
+    """Raises UsageError for a token model: in this format ids are bytes."""
     if model.tokens is not None:
         raise UsageError(
             f"this model reads {model.vocabulary} tokens, and such a folder holds models of bytes only: "
@@ -108,7 +108,7 @@ def save(
 ) -> None:
     """Write the folder, which is made where it is missing; files of these names that it holds are replaced.
 
-    Raises UsageError for a model of tokens and ResourceError where the disk refuses.
+    Raises UsageError for a token model and ResourceError where the disk refuses.
     """
     refuse_tokens(model)
     texts = {CONFIG: config(recipe, context), "generation_config.json": GENERATION, "tokenizer_config.json": TOKENIZER}

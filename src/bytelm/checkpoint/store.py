@@ -42,7 +42,7 @@ MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 KEEP = 2  # the fewest to keep: the newest may turn out damaged
 ROWS = 20  # of a table of differences
-PIECE = 1 << 20  # values that are looked at together
+PIECE = 1 << 20  # values that are checked together
 MOST_TEXT = 1 << 26  # bytes of a JSON file: a larger one is not ours, and would be read whole
 
 
@@ -62,8 +62,8 @@ def save(
 ) -> Path:
     """Write `run/checkpoints/step-<step>` with one file per group of `tensors`, and return its path.
 
-    Tensors may lie on any device, share memory and have any strides. `state` is plain JSON; `step` is added to it.
-    The `keep` newest checkpoints up to this step stay. Later ones are never touched: where resuming passed over a
+    Tensors may be on any device, share memory and have any strides. `state` is plain JSON; `step` is added to it.
+    The `keep` newest checkpoints up to this step stay. Later ones are never deleted: where resuming skipped a
     damaged one, the run will come by and replace it. `run` must exist, and only one job may save in it at a time
     (`checkpoint.lock`). Raises ResourceError where the disk refuses; the checkpoints there were are then as before.
     A state that is not plain JSON (NaN is not) is a ValueError or TypeError before the disk is touched.
@@ -98,13 +98,13 @@ def save(
     except OSError as error:
         raise ResourceError(
             f"cannot save step {step} to {final}: {error.strerror or error}; it needs {show_bytes(needed)}: make room "
-            f"or move the run to another disk (the checkpoints before it are intact)"
+            f"or move the run to another disk (earlier checkpoints are intact)"
         ) from error
     return final
 
 
 def _publish(aside: Path, final: Path) -> None:
-    """Move `aside/new` to `final`, then `aside/latest` beside it; at every instant the old or the new one is there."""
+    """Move `aside/new` to `final`, then `aside/latest` beside it; at every instant the old or the new one exists."""
     home = final.parent
     old = home / f"{final.name}.old"
     if final.exists():
@@ -170,7 +170,7 @@ def newest_good(run: Path) -> tuple[Path, list[str]]:
         else:
             return path, passed_over
     if passed_over:
-        raise CheckpointError(f"no checkpoint in {run} is sound, train it anew: {'; '.join(passed_over)}")
+        raise CheckpointError(f"no intact checkpoint in {run}: retrain ({'; '.join(passed_over)})")
     raise CheckpointError(f"no checkpoint in {run}: name the directory of a run that has saved one")
 
 
@@ -178,7 +178,7 @@ def newest(run: Path) -> Path:
     """The newest checkpoint; CheckpointError if it does not verify, rather than an older model unasked."""
     path, passed_over = newest_good(run)
     if passed_over:
-        raise CheckpointError(f"{passed_over[0]}; the newest sound one is {path}: name it instead, or resume the run")
+        raise CheckpointError(f"{passed_over[0]}; the latest intact one is {path}: name it instead, or resume the run")
     return path
 
 
@@ -194,12 +194,12 @@ def _step(path: Path) -> int:
 def verify(path: Path) -> None:
     """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the file and its fault."""
     files = _files(path)
-    # Desktops and network disks leave dot files wherever they look; nothing here reads one.
+    # Desktops and network disks create dot files anywhere; they are ignored.
     found = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {MANIFEST}
     for name in sorted(files.keys() - found):
         raise CheckpointError(f"{path / name} is missing, though {MANIFEST} names it")
     for name in sorted(found - files.keys()):
-        raise CheckpointError(f"{path / name} is an extra file, which {MANIFEST} does not name: take it out")
+        raise CheckpointError(f"{path / name} is not listed in {MANIFEST}: remove it")
     for name, entry in files.items():
         with _open(path / name) as stream:
             _check(path / name, stream, entry)

@@ -88,7 +88,7 @@ def widened(name: str, tensor: Tensor) -> Tensor:
 def read(stream: BufferedReader, size: int, keep: Keep) -> tuple[dict[str, Tensor], str]:
     """What is to `keep` of the tensors of a file of `size` bytes, and the file's sha256, in one pass over it.
 
-    Raises ValueError for bytes that are no such file; whoever calls compares the checksum before using anything.
+    Raises ValueError for bytes that are no such file; the caller verifies the checksum before using anything.
     """
     digest = hashlib.sha256()
 

@@ -1,4 +1,4 @@
-"""The command line: `bytelm VERB`. Every verb is a typed function; torch is imported when one needs it, not before."""
+"""The command line: `bytelm COMMAND`. Every command is a typed function; torch is imported only when one needs it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ app = App(
     help="Language models over raw bytes: train on any files, measure in bits per byte, generate exactly.",
     version=__version__,
     result_action="return_value",
-    suppress_keyboard_interrupt=False,  # `run` says in a line that it was interrupted
+    suppress_keyboard_interrupt=False,  # `run` reports the interruption in one line
     help_format="plaintext",
     default_parameter=Parameter(validator=refuse_stdin),
-    config=Env("BYTELM_", command=False, show=False),  # BYTELM_QUIET=1 is --quiet, of any verb that has it
+    config=Env("BYTELM_", command=False, show=False),  # BYTELM_QUIET=1 is --quiet, of any command that has it
     help_epilogue=(
-        "Start with `bytelm doctor` and `bytelm demo`, or `bytelm train PATH`. Variables: BYTELM_QUIET=1 is --quiet, "
-        "and so for every option; NO_COLOR=1 prints without colours; BYTELM_DEBUG=1 shows tracebacks."
+        "Start with `bytelm doctor` and `bytelm demo`, or `bytelm train PATH`. Environment variables: BYTELM_QUIET=1 "
+        "is --quiet, and so for every option; NO_COLOR=1 disables colours; BYTELM_DEBUG=1 shows tracebacks."
     ),
 )
 app.command(doctor.doctor)
@@ -51,13 +51,13 @@ app.register_install_completion_command()
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code: 0, the code of the error's kind, or 128 and a signal's number."""
+    """Run one command and exit with its code: 0, the exit code of the error, or 128 + a signal's number."""
     steady_output()
     sys.exit(run(sys.argv[1:] if tokens is None else tokens))
 
 
 def steady_output() -> None:
-    """Have outputs that were closed before the start swallow what they get, and characters they lack be escaped."""
+    """Discard output to streams that were closed before the start, and escape characters they cannot encode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -82,12 +82,12 @@ def run(tokens: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output closed it
         return 0
     return code if isinstance(code, int) else 0
 
 
 def fail(message: str, code: int) -> int:
-    """Say what is wrong, in one line."""
+    """Print an error in one line."""
     print(f"bytelm: {message}", file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""What the verbs share: how a text is named on the command line, and how results are printed."""
+"""Shared by the commands: parsing of texts on the command line, printing of results."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Sets = Annotated[
     Parameter(name="--set", negative="", help="One setting, as in train.learning_rate=1e-3. May be repeated."),
 ]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
-Device = Annotated[str, Parameter(help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")]
-Quiet = Annotated[bool, Parameter(negative="", help="Print nothing but results and errors.")]
-Strict = Annotated[bool, Parameter(negative="", help="A file that would be skipped is an error.")]
+Device = Annotated[str, Parameter(help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")]
+Quiet = Annotated[bool, Parameter(negative="", help="Print only results and errors.")]
+Strict = Annotated[bool, Parameter(negative="", help="Treat a file that would be skipped as an error.")]
 
 
-STDIN = "@-"  # how a lone hyphen reaches the verbs
+STDIN = "@-"  # what a lone hyphen is replaced by for the commands
 
 
 def refuse_stdin(kind: Any, value: Any) -> None:
@@ -69,7 +69,7 @@ def text_of(argument: str, hex: bool = False) -> bytes:
 
 
 def counter(what: str, total: int, quiet: bool) -> Callable[[int], None] | None:
-    """A function to be told of each further part of `total` bytes, which shows it on a terminal; None if none looks."""
+    """A progress callback that counts parts of `total` bytes on a terminal; None if quiet or without a terminal."""
     if quiet or not sys.stderr.isatty():
         return None
     seen = 0
@@ -89,14 +89,14 @@ def print_json(value: Any) -> None:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table for people: names on the left, figures on the right."""
+    """A human-readable table: names on the left, figures on the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     class Steady(Console):
         def on_broken_pipe(self) -> None:
-            """Left to `cli.run`: rich would end the process with 1."""
+            """Handled by `cli.run`: rich would exit with 1."""
             raise BrokenPipeError
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -104,12 +104,12 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         table.add_row(*row)
-    # Where the output is no terminal nothing is wrapped: a table in a file should keep its rows whole.
+    # Without a terminal nothing is wrapped, so that each row of a table in a file is one line.
     Steady(width=None if Console().is_terminal else 200).print(table)
 
 
 def print_verdict(verdict: Any) -> None:
-    """A measurement beside the compressors, best first, by plane and by file if there are several."""
+    """Bits per byte beside the compressors, best first; by plane and by file if there are several."""
     bounds = "" if verdict.low is None else f"{verdict.low:.3f} to {verdict.high:.3f}"
     rows = [("this model", verdict.bits_per_byte, bounds)]
     rows += [(name, bits, "") for name, bits in verdict.compressors.items()]
@@ -118,7 +118,7 @@ def print_verdict(verdict: Any) -> None:
         f"{verdict.bytes:,} bytes in {verdict.documents} documents, each scored once; "
         f"context {verdict.context}, stride {verdict.stride}"
     )
-    print_table(["", verdict.unit, "95 %"], [(name, f"{bits:.3f}", b) for name, bits, b in rows])
+    print_table(["", verdict.unit, "95 % interval"], [(name, f"{bits:.3f}", b) for name, bits, b in rows])
     if verdict.planes:
         print_table(["plane", verdict.unit], [(name, f"{bits:.3f}") for name, bits in verdict.planes.items()])
     if len(verdict.files) > 1:

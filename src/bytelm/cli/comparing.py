@@ -1,4 +1,4 @@
-"""The verb that compares: compare."""
+"""The command that compares models: compare."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ def compare(
     seeds: int = 1,
     held_out: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     modality: Annotated[str | None, Parameter(name="--as")] = None,
-    run: Annotated[Path | None, Parameter(help="Where everything is kept; runs/compare-NAME unless given.")] = None,
+    run: Annotated[Path | None, Parameter(help="Run directory (default: runs/compare-NAME).")] = None,
     dry_run: Annotated[
-        bool, Parameter(negative="", help="Size the models and say what they will take; no more.")
+        bool, Parameter(negative="", help="Choose the sizes of the models and estimate their cost, then exit.")
     ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Train models of several kinds at equal cost on the same files, and measure them on the same held-out bytes.
+    """Train models of several kinds at equal cost on the same files, and evaluate them on the same held-out bytes.
 
-    The same command after an interruption goes on; more models or seeds may be added later.
+    Run the same command again to resume after an interruption; models or seeds can be added later.
 
     Example: bytelm compare ~/notes --models blt,byte-window,bpe:1024 --budget 1e13
 
     Parameters
     ----------
     paths
-        Folders, files or patterns, as for train.
+        Folders, files or glob patterns, as for train.
     models
-        blt:5 (bytes of a patch), space, megabyte:8 (bytes of a patch), byte, byte-window:128 (bytes seen), linear,
-        perceiver:256 (latents), bpe:4096 (ids in the vocabulary), with commas between. Numbers may be left out.
+        Comma-separated: blt:5 (mean bytes per patch), space, megabyte:8 (bytes per patch), byte, byte-window:128
+        (attention window in bytes), linear, perceiver:256 (latents), bpe:4096 (vocabulary size). Numbers are optional.
     match
-        What is the same for all: flops (a byte and in all), time (seconds of training here) or bytes (and parameters).
+        Quantity held equal: flops (per byte and total), time (seconds of training here) or bytes (and parameters).
     budget
-        Of each training: FLOPs, seconds or bytes; 1e13, 300 or 4e6 unless given.
+        Per training run: FLOPs, seconds or bytes (default: 1e13, 300 or 4e6).
     seeds
-        Trainings of each model, under seeds from 0 on.
+        Runs per model, with seeds 0 to N-1.
     held_out
-        Files to measure on; some of the documents of `paths`, which nothing is learnt from, unless given.
+        Files to evaluate on (default: a held-out split of the documents of `paths`).
     modality
-        What the files are, as for train: image:32, audio:16k, dna.
+        Modality of the files, as for train: image:32, audio:16k, dna.
     """
     if not paths:
         raise UsageError("nothing to compare on: name files or folders, as in `bytelm compare ~/notes`")
@@ -77,7 +77,7 @@ def compare(
 
 
 def foretell(outcome: Outcome, asked: Asked, json: bool) -> int:
-    """Say what the models will take."""
+    """Print the estimated cost of the models."""
     from bytelm.compare.run import expected
 
     if json:
@@ -88,17 +88,17 @@ def foretell(outcome: Outcome, asked: Asked, json: bool) -> int:
 
 
 def close(outcome: Outcome, home: Path, json: bool) -> int:
-    """Say what failed and what was found, and write it down."""
+    """Print failures and results, and write the report."""
     from bytelm.compare.page import PAGE, RESULTS, write_all
     from bytelm.compare.results import HEAD, HEAD_COSTS, rows, summary
 
     for name, reason in outcome.failed.items():
         print(f"{name} failed: {reason}", file=sys.stderr)
     if outcome.signal is not None:
-        print(f"saved in {home}; the same command goes on from there", file=sys.stderr)
+        print(f"saved in {home}; run the same command again to resume", file=sys.stderr)
         return 128 + outcome.signal
     if not outcome.results:
-        raise TrainingError(f"none of the models came to an end: {'; '.join(outcome.failed.values())}")
+        raise TrainingError(f"no model finished: {'; '.join(outcome.failed.values())}")
     found = summary(outcome, home)
     write_all(found, home)
     if json:
@@ -108,6 +108,6 @@ def close(outcome: Outcome, home: Path, json: bool) -> int:
     print_table(HEAD, [row[: len(HEAD)] for row in cells])
     print_table([HEAD[0], *HEAD_COSTS], [[row[0], *row[len(HEAD) :]] for row in cells])
     compressors = ", ".join(f"{name} {bits:.3f}" for name, bits in found["compressors"].items())
-    print(f"{found['measured_bytes']:,} held-out bytes, each scored once by every model; on them {compressors}")
-    print(f"all of it: {home / PAGE}, {home / RESULTS}")
+    print(f"{found['measured_bytes']:,} held-out bytes, each scored once by every model; compressors: {compressors}")
+    print(f"full report: {home / PAGE}, {home / RESULTS}")
     return 0

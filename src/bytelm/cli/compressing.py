@@ -1,4 +1,4 @@
-"""The verbs that make files small and large again: compress, decompress."""
+"""The commands of lossless compression: compress, decompress."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SUFFIX = ".blm"
 
 
 def compress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = False, json: Json = False) -> int:
-    """Compress a file with a model: about as many bits as `bytelm eval` says, byte for byte restored by decompress.
+    """Compress a file with a model, losslessly, to about the bits per byte of `bytelm eval`.
 
     Example: bytelm compress runs/demo notes.txt
 
     Parameters
     ----------
     run
-        A run, or one checkpoint of it; the very same is needed to decompress.
+        A run, or one checkpoint of it; decompression needs the same.
     file
         The file to compress, or - for standard input.
     out
-        The file to write, or - for standard output; FILE.blm unless given, and - where FILE is -.
+        The file to write, or - for standard output (default: FILE.blm, or - if FILE is -).
     """
     from bytelm.compress.stream import compress as pack
     from bytelm.evaluate.compressors import compressed
@@ -35,7 +35,7 @@ def compress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = Fals
 
     out = new(out or (file if is_stdin(file) else file.with_name(file.name + SUFFIX)), json)
     if is_stdin(out) and sys.stdout.isatty():
-        raise UsageError("what is compressed is not for a terminal: name a file with --out")
+        raise UsageError("compressed data is not written to a terminal: name a file with --out")
     data, lm = read(file), load(run)
     packed = pack(lm.model, data, lm.context, counter("compressing", len(data), quiet or json))
     write(out, packed)
@@ -57,9 +57,9 @@ def decompress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = Fa
     run
         The run that compressed it.
     file
-        What compress wrote, or - for standard input.
+        A file written by compress, or - for standard input.
     out
-        The file to write, or - for standard output; FILE without .blm unless given, and - where FILE is -.
+        The file to write, or - for standard output (default: FILE without .blm, or - if FILE is -).
     """
     from bytelm.compress.stream import decompress as unpack
     from bytelm.compress.stream import opened
@@ -80,7 +80,7 @@ def decompress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = Fa
 
 
 def tell(out: Path, line: str, found: dict[str, Any], quiet: bool, json: bool) -> None:
-    """The sizes; on standard error where the bytes themselves went to standard output."""
+    """Print the sizes; on standard error if the data went to standard output."""
     if json:
         print_json({"file": str(out), **found})
     elif not is_stdin(out):
@@ -90,18 +90,18 @@ def tell(out: Path, line: str, found: dict[str, Any], quiet: bool, json: bool) -
 
 
 def named(file: Path) -> str:
-    """A `Stream` that is read, for people."""
+    """The display name of an input `Stream`."""
     return "standard input" if is_stdin(file) else str(file)
 
 
 def new(path: Path, json: bool) -> Path:
-    """A file that is not there yet, or standard output where no `json` is to go. Raises UsageError."""
+    """A file that does not exist yet, or standard output without `json`. Raises UsageError."""
     if is_stdin(path):
         if json:
-            raise UsageError("standard output is for the bytes, where --json would be too: name a file with --out")
+            raise UsageError("--json and the data cannot both go to standard output: name a file with --out")
         return path
     if path.exists():
-        raise UsageError(f"{path} is there already: name another file with --out")
+        raise UsageError(f"{path} already exists: name another file with --out")
     return path
 
 
@@ -117,7 +117,7 @@ def read(path: Path) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all, or standard output. Raises ResourceError."""
+    """Write a file atomically, or standard output. Raises ResourceError."""
     from bytelm.data.files import write_whole
 
     if is_stdin(path):

@@ -1,4 +1,4 @@
-"""The verb that counts what models cost: presets in a table, and the papers' figures of costs."""
+"""The command that counts the cost of models: a table of presets, and the papers' cost figures."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from bytelm.compare.figures import Figure
     from bytelm.evaluate.costs import Costs
 
-HEAD = ["preset", "parameters", "without tables", "scorer", "paper", "executed", "H-Net's", "read/byte"]
+HEAD = ["preset", "parameters", "without tables", "entropy model"]
+HEAD += ["FLOPs/byte: paper", "executed", "H-Net's", "bytes read/byte"]
 WORDS = {
-    "paper": "By the papers' formulas: a byte attends to those before it, and to no others.",
-    "executed": "As executed: matrix products whole, with what attention masks.",
+    "paper": "By the papers' formulas, which count the causal half of attention.",
+    "executed": "As executed: whole matrix products, masked positions included.",
 }
 
 
@@ -27,13 +28,13 @@ def costs(
     presets: Annotated[list[str] | None, Parameter(negative="")] = None,
     /,
     *,
-    svg: Annotated[Path | None, Parameter(help="Draw the figures into this file.")] = None,
+    svg: Annotated[Path | None, Parameter(help="Write the figures to this file.")] = None,
     json: Json = False,
 ) -> int:
-    """Count what presets cost, without training: parameters, FLOPs per byte in three conventions, bytes read.
+    """Count the cost of presets, without training: parameters, FLOPs per byte in three conventions, memory traffic.
 
-    Without names: all presets, and FLOPs per byte against model size, sequence length and patch size, which are the
-    figures of the MEGABYTE and BLT papers.
+    Without names: all presets, and FLOPs per byte over model size, sequence length and patch size, as in the figures of
+    the MEGABYTE and BLT papers.
 
     Example: bytelm costs blt-8b megabyte-text-758m-262m
     Example: bytelm costs --svg costs.svg
@@ -67,7 +68,7 @@ def costs(
 
 
 def _count(name: str) -> tuple[str, int, float, Costs]:
-    """A preset, the ids that it reads in a row, bytes of a patch or token, and what it costs."""
+    """A preset, its context length, mean bytes per patch or token, and its cost."""
     from bytelm.evaluate.costs import costs as count
     from bytelm.evaluate.costs import usual_mean
     from bytelm.train.settings import configure
@@ -89,15 +90,15 @@ def _print_presets(counts: Sequence[tuple[str, int, float, Costs]]) -> None:
         for name, _, _, c in counts
     ]
     print_table(HEAD, rows)
-    print("paper, executed, H-Net's: FLOPs of a forward pass per byte, over the preset's window; times 3 in training")
-    print("  paper: the formula of the architecture's paper, to which a scorer is free")
-    print("  executed: all matrix products, masked parts and the scorer's among them, hash tables, cross-attention")
+    print("FLOPs/byte: of a forward pass, per byte, over the preset's context length; times 3 in training")
+    print("  paper: the formula of the architecture's paper, without the entropy model")
+    print("  executed: all matrix products (masked positions, the entropy model), hash tables, cross-attention")
     print("  H-Net's: the same, and input embeddings as if they were matrix products")
-    print("read/byte: weights and caches for one more byte in bfloat16, one row, in the middle of a window")
+    print("bytes read/byte: weights and caches to decode one byte in bfloat16, batch size 1, mid-context")
 
 
 def _print_figure(figure: Figure) -> None:
-    """A line for each place on the axis, a column for each line of the figure."""
+    """One row per x value, one column per line of the figure."""
     places = sorted({point.x for points in figure.lines.values() for point in points})
     at = {
         (name, p.x): f"{show_count(p.paper)} / {show_count(p.executed)}"

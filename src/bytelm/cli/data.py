@@ -1,4 +1,4 @@
-"""The verbs about data: data scan, data pack, data verify."""
+"""The data commands: data scan, data pack, data verify."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from bytelm.data.options import DataConfig
     from bytelm.data.scan import Scan
 
-app = App(name="data", help="Look at files before they are learnt from, pack them, check what was packed.")
+app = App(name="data", help="Inspect files before training, pack them, verify packed corpora.")
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-SPECS = {"image": "image:64", "audio": "audio:16k", "dna": "dna"}  # what is proposed of each modality
+SPECS = {"image": "image:64", "audio": "audio:16k", "dna": "dna"}  # what is suggested for each modality
 
 
 @app.command
 def scan(*paths: str, set: Sets = None, strict: Strict = False, json: Json = False) -> int:
-    """Say what lies in files and folders, what would be skipped and how the rest would be split, without opening any.
+    """Report the contents of folders, what would be skipped and the split sizes, without opening any file.
 
     Example: bytelm data scan ~/notes
 
@@ -54,7 +54,7 @@ def scan(*paths: str, set: Sets = None, strict: Strict = False, json: Json = Fal
         count = sum(count for count, _ in found.skipped.values())
         why, (_, examples) = next(iter(found.skipped.items()))
         raise DataError(
-            f"{count} would be skipped (the first {examples[0]}: {why}), and --strict allows none: take them away, "
+            f"{count} would be skipped (the first {examples[0]}: {why}), and --strict allows none: remove them, "
             "or leave --strict out"
         )
     return 0
@@ -63,14 +63,14 @@ def scan(*paths: str, set: Sets = None, strict: Strict = False, json: Json = Fal
 @app.command
 def pack(
     *paths: str,
-    out: Annotated[Path, Parameter(name=("--out", "-o"), help="The folder to pack into; a pack there is replaced.")],
-    modality: Annotated[str | None, Parameter(name="--as", help="What the files are, as `train --as` has it.")] = None,
+    out: Annotated[Path, Parameter(name=("--out", "-o"), help="The folder to write; an existing pack is replaced.")],
+    modality: Annotated[str | None, Parameter(name="--as", help="Modality of the files, as for `train --as`.")] = None,
     set: Sets = None,
     strict: Strict = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Write files as one packed corpus, which `bytelm train` takes as it is, as often as wanted.
+    """Pack files into one corpus, which `bytelm train` reads directly, any number of times.
 
     Example: bytelm data pack ~/notes -o packed --set data.valid=0.1
 
@@ -89,7 +89,7 @@ def pack(
     options = options_of(set, strict)
     chosen = None if modality is None else modality_called(modality)
     if out.is_dir() and any(out.iterdir()) and not any(out.glob("shard-*.bin")):
-        raise UsageError(f"{out} holds other files, and no packed corpus: name a new folder")
+        raise UsageError(f"{out} is not empty and not a packed corpus: name a new folder")
 
     with StopRequest():
         corpus = run_stage(PackingStage(out, names, options, chosen, anew=True), Journal(None, quiet or json))
@@ -103,14 +103,14 @@ def pack(
 
 @app.command
 def verify(folder: Path, /) -> int:
-    """Read a packed corpus, or that of a run, and compare it with its checksums.
+    """Verify the checksums of a packed corpus, or of a run's.
 
     Example: bytelm data verify runs/notes
 
     Parameters
     ----------
     folder
-        What `bytelm data pack` wrote, or a run.
+        A folder written by `bytelm data pack`, or a run.
     """
     from bytelm.data.corpus import INDEX, Corpus
     from bytelm.data.packed import faults
@@ -122,12 +122,12 @@ def verify(folder: Path, /) -> int:
     if found:
         return DataError.exit_code
     corpus = Corpus.open(folder if (folder / INDEX).exists() else folder / "data")
-    print(f"sound: {corpus.total:,} bytes in {len(corpus.documents()):,} documents")
+    print(f"OK: {corpus.total:,} bytes in {len(corpus.documents()):,} documents")
     return 0
 
 
 def packed_mapping(corpus: Corpus) -> dict[str, Any]:
-    """A corpus that was just packed as plain JSON."""
+    """A newly packed corpus as plain JSON."""
     index = corpus.index
     report = index.source
     return {
@@ -145,7 +145,7 @@ def packed_mapping(corpus: Corpus) -> dict[str, Any]:
 
 
 def tell_packed(corpus: Corpus) -> None:
-    """A corpus that was just packed, for people."""
+    """Print a newly packed corpus."""
     index = corpus.index
     told = ", ".join([f"{index.source.files} files", *index.source.losses()])
     print(f"{told}: {show_bytes(corpus.total)} in {len(corpus.documents()):,} documents")
@@ -155,7 +155,7 @@ def tell_packed(corpus: Corpus) -> None:
 
 
 def given(paths: Sequence[str]) -> list[str]:
-    """The paths of a verb that reads files. Raises UsageError for none, and for what is packed already."""
+    """The paths given to a command that reads files. Raises UsageError for none, and for packed corpora."""
     from bytelm.data.packed import is_pack
 
     names = paths_of(paths)
@@ -163,7 +163,7 @@ def given(paths: Sequence[str]) -> list[str]:
         raise UsageError("no paths: name files or folders, as in `bytelm data scan ~/notes`")
     for name in names:
         if is_pack(name):
-            raise UsageError(f"{name} is packed already: `bytelm train {name}`, or `bytelm data verify {name}`")
+            raise UsageError(f"{name} is already packed: `bytelm train {name}`, or `bytelm data verify {name}`")
     return names
 
 
@@ -174,12 +174,12 @@ def options_of(sets: Sequence[str] | None, strict: bool) -> DataConfig:
 
     tables = assignments(sets or [], "--set")
     if other := next((key for key in tables if key != "data"), None):
-        raise ConfigError(f"--set {other}: here only data.… is set, as in --set data.valid=0.1")
+        raise ConfigError(f"--set {other}: only data.… can be set here, as in --set data.valid=0.1")
     return build(DataConfig, {**tables.get("data", {}), **({"strict": True} if strict else {})}, "--set data")
 
 
 def nothing(names: Sequence[str], found: Scan) -> BytelmError:
-    """The error of paths in which there was not a byte, as `bytelm train` has it."""
+    """The error for paths without any bytes, as in `bytelm train`."""
     from bytelm.data.report import SourceReport
 
     report = SourceReport(files=found.files)
@@ -190,7 +190,7 @@ def nothing(names: Sequence[str], found: Scan) -> BytelmError:
 
 
 def shares(found: Scan, options: DataConfig) -> dict[str, int]:
-    """The bytes of each split, as near as they can be said before documents are dealt out."""
+    """The approximate bytes of each split, before documents are assigned."""
     valid, test = (round(found.bytes * share) for share in (options.valid, options.test))
     return {"train": found.bytes - valid - test, "valid": valid, "test": test}
 
@@ -212,7 +212,7 @@ def mapping(found: Scan, options: DataConfig, command: str) -> dict[str, Any]:
 
 
 def tell(found: Scan, options: DataConfig, command: str) -> None:
-    """A scan for people."""
+    """Print a scan."""
     kinds = sorted(found.kinds.items(), key=lambda item: -item[1].bytes)
     rows = [
         (suffix or "no suffix", f"{kind.files:,}", show_bytes(kind.bytes), kind.told_documents())
@@ -224,13 +224,13 @@ def tell(found: Scan, options: DataConfig, command: str) -> None:
     if rows:
         print_table(["kind", "files", "on disk", "documents"], rows)
     for name in found.streams:
-        print(f"{name}: its size is known when it is read")
+        print(f"{name}: size unknown until it is read")
     for why, (count, names) in found.skipped.items():
         more = f" and {count - len(names):,} more" if count > len(names) else ""
         print(f"skipped: {count:,} ({why}): {', '.join(names)}{more}")
     if raw := found.raw():
         files = ", ".join(f"{count:,} {suffix}" for suffix, count in raw.items())
-        print(f"note:    read as they are, compressed or coded: {files}; unpack them, or leave them out")
+        print(f"note:    compressed or encoded, read as raw bytes: {files}; unpack them, or leave them out")
     if found.bytes:
         print("split:   " + ", ".join(f"{show_bytes(size)} {split}" for split, size in shares(found, options).items()))
     print(f"next:    {command}")

@@ -1,4 +1,4 @@
-"""The verb that looks at the machine: doctor."""
+"""The command that checks the environment: doctor."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from bytelm.units import show_bytes
 if TYPE_CHECKING:
     import torch
 
-LITTLE_MEMORY, LITTLE_DISK = 2 << 30, 2 << 30  # bytes: less may not do for blt-tiny
-FOR_USERS = {"bpe", "data", "eval", "hf", "logs", "media"}  # the extras that add something to the tool itself
-Line = tuple[str, str, str]  # what, what there is, and what to do about it where it will not do
+LITTLE_MEMORY, LITTLE_DISK = 2 << 30, 2 << 30  # bytes: less may be too little for blt-tiny
+FOR_USERS = {"bpe", "data", "eval", "hf", "logs", "media"}  # the extras that add features
+Line = tuple[str, str, str]  # what, what was found, and what to do about it if anything
 
 
 def doctor(*, json: Json = False) -> int:
-    """Look at this machine: torch, cores, kernels, memory, disk, GPUs, extras, and what to install or free.
+    """Check the environment: torch, cores, kernels, memory, disk, GPUs, extras, and what to install or free.
 
     Example: bytelm doctor
     """
     lines = [*software(), *hardware(), *gpus(), *variables()]
     missing = {extra: packages for extra, packages in extras().items() if extra in FOR_USERS}
     if not installed("bytelm"):
-        lines.append(("extras", "not told by a source tree that is not installed", "pip install -e . in it"))
+        lines.append(("extras", "unknown: bytelm runs from a source tree", "pip install -e . in it"))
     if json:
         found = {what: {"found": there, "advice": advice} for what, there, advice in lines}
         print_json({**found, "extras": {extra: not packages for extra, packages in missing.items()}})
@@ -48,7 +48,7 @@ def doctor(*, json: Json = False) -> int:
 
 
 def software() -> Iterator[Line]:
-    """Python, torch, the C++ compiler and what it made."""
+    """Python, torch and the compiled kernels."""
     import torch
 
     from bytelm import __version__
@@ -69,9 +69,9 @@ def hardware() -> Iterator[Line]:
     """Processor, memory, disk."""
     from bytelm.train.loop import fast_on_cpu
 
-    sets = ", ".join(machine.instruction_sets()) or "instruction sets not told"
+    sets = ", ".join(machine.instruction_sets()) or "instruction sets unknown"
     yield "processor", f"{machine.processor()}, {machine.cores()} cores; {sets}", ""
-    yield "bfloat16", "multiplied by the processor" if fast_on_cpu() else "not multiplied here: float32 is used", ""
+    yield "bfloat16", "native" if fast_on_cpu() else "no native support: float32 is used", ""
     memory = machine.memory()
     little = "close other programs, or use --set train.batch=4" if memory.free < LITTLE_MEMORY else ""
     yield "memory", f"{show_bytes(memory.free)} free of {show_bytes(memory.total)}", little
@@ -80,7 +80,7 @@ def hardware() -> Iterator[Line]:
 
 
 def gpus() -> Iterator[Line]:
-    """A line for each GPU that --device can name, and one for what they have in common."""
+    """One line per GPU that --device can name, and one for what they have in common."""
     import torch
 
     from bytelm.device import memory, there
@@ -88,7 +88,7 @@ def gpus() -> Iterator[Line]:
     cards = [torch.device(name) for name in there() if name != "cpu"]
     for card in cards:
         cuda, size = card.type == "cuda", memory(card)
-        told = told_of(card) if cuda else "Apple's, only where --device mps names it"
+        told = told_of(card) if cuda else "Apple's, used only with --device mps"
         yield str(card), f"{told}, {show_bytes(size.free)} free of {show_bytes(size.total)}", ""
     if not torch.cuda.is_available():
         idle = shutil.which("nvidia-smi") is not None
@@ -96,13 +96,13 @@ def gpus() -> Iterator[Line]:
         return
     triton = version("triton") if installed("triton") else "not installed"
     precise = torch.backends.cuda.matmul.fp32_precision != "tf32"
-    float32 = "in float32" if precise else "in TF32, but for scorers"
-    yield "CUDA", f"{torch.version.cuda}, driver {driver()}, Triton {triton}; float32 is multiplied {float32}", ""
+    float32 = "in float32" if precise else "in TF32, except entropy models"
+    yield "CUDA", f"{torch.version.cuda}, driver {driver()}, Triton {triton}; float32 matmuls {float32}", ""
     yield "GPU kernels", *gpu_kernels()
 
 
 def gpu_kernels() -> tuple[str, str]:
-    """What computes between matrix products on a GPU, and what would make it faster."""
+    """The kernels used besides matmuls on a GPU, and what would make them faster."""
     from bytelm.nn import fused, runs
 
     attention = "variable-length attention" if runs.present("cuda") else "masked attention"
@@ -112,7 +112,7 @@ def gpu_kernels() -> tuple[str, str]:
 
 
 def told_of(card: torch.device) -> str:
-    """A GPU's name, compute capability, and whether it multiplies bfloat16 itself."""
+    """A GPU's name, compute capability, and whether it has native bfloat16."""
     import torch
 
     major, minor = torch.cuda.get_device_capability(card)
@@ -123,26 +123,26 @@ def told_of(card: torch.device) -> str:
 
 
 def driver() -> str:
-    """The version of NVIDIA's driver, as its own tool says it."""
+    """The version of NVIDIA's driver, from nvidia-smi."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return "not told"
+        return "unknown"
     asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
-        return "not told"
-    return found[0] if found else "not told"
+        return "unknown"
+    return found[0] if found else "unknown"
 
 
 def variables() -> Iterator[Line]:
-    """The variables of the environment that change what bytelm does."""
+    """The environment variables that affect bytelm."""
     told = sorted(name for name in os.environ if name.startswith("BYTELM_") or name in ("NO_COLOR", "OMP_NUM_THREADS"))
     yield "variables", ", ".join(f"{name}={os.environ[name]}" for name in told) or "none set", ""
 
 
 def extras() -> dict[str, list[str]]:
-    """Each extra, and the packages that it still wants; none where bytelm runs from a source tree."""
+    """Each extra, and its missing packages; empty if bytelm runs from a source tree."""
     found: dict[str, list[str]] = {}
     for requirement in (requires("bytelm") or []) if installed("bytelm") else []:
         package = re.match(r"[\w.-]+", requirement)
@@ -153,7 +153,7 @@ def extras() -> dict[str, list[str]]:
 
 
 def installed(package: str) -> bool:
-    """Whether a distribution is there."""
+    """Whether a distribution is installed."""
     try:
         version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The verbs that bring weights of other projects in and take ours out: convert, export."""
+"""The commands that import and export weights of other projects: convert, export."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def convert(
     check: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Make a run of weights from elsewhere: the same numbers, with our generation and measurement.
+    """Import weights of another project as a run, with equal logits.
 
     Example: bytelm convert blt-1b-hf runs/blt-1b --from hf
     Example: bytelm convert blt-1b runs/blt-1b --from meta --set patching.threshold=1.34
@@ -31,26 +31,26 @@ def convert(
     Parameters
     ----------
     source
-        The folder with the weights and their config.json; of MEGABYTE-pytorch and MBLM the file.
+        The folder with the weights and their config.json; for MEGABYTE-pytorch and MBLM the file.
     run
-        The run to make.
+        The run to create.
     layout
         hf: BLT of Hugging Face's transformers. meta: BLT of Meta's code, from the hub or as downloaded.
-        megabyte: MEGABYTE-pytorch or MBLM; --set gives what a constructor was given and tensors do not tell.
+        megabyte: MEGABYTE-pytorch or MBLM; --set gives constructor arguments that cannot be inferred from tensors.
     check
         Compare the logits of source and run; the source's library (transformers, MEGABYTE-pytorch) must be installed.
     dry_run
-        Write nothing: print which tensor would become which of ours.
+        Print the mapping of tensor names, then exit.
     """
     if check and dry_run:
-        raise UsageError("--check compares a run, and --dry-run makes none: leave one of them out")
+        raise UsageError("--check needs a run, and --dry-run writes none: leave one of them out")
     from bytelm.exchange import convert as making
     from bytelm.units import show_bytes, show_count
 
     told = assignments(set or [], "--set")
     made = making.convert(source, layout, run, told, dry_run=dry_run)
     if dry_run:
-        print_table(["tensor", "dtype and shape", "becomes"], [(*row[:2], row[2] or "left out") for row in made.table])
+        print_table(["tensor", "dtype and shape", "becomes"], [(*row[:2], row[2] or "ignored") for row in made.table])
         print(f"{show_count(made.parameters)} parameters, context {show_bytes(made.context)}")
         return 0
     print(f"{show_count(made.parameters)} parameters, context {show_bytes(made.context)}: {run}")
@@ -58,7 +58,7 @@ def convert(
         from bytelm.exchange.check import check as compare
 
         found = compare(source, layout, run)
-        print(f"logits:  the source's to {found.apart:.1e} (up to {found.largest:.3g}), at {found.bytes} bytes")
+        print(f"logits:  equal to {found.apart:.1e} (of up to {found.largest:.3g}), on {found.bytes} bytes")
     print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
     return 0
 
@@ -84,9 +84,7 @@ def export(run: Path, folder: Path, /, *, layout: Annotated[str, Parameter(name=
     written = write(run, layout, folder, assignments(set or [], "--set"))
     print(f"{show_count(written.parameters)} parameters: {folder}")
     if written.modality:
-        print(f"note:    its bytes stand for {written.modality}: kept as {MODALITY} in config.json, for bytelm alone")
+        print(f"note:    modality {written.modality}: kept as {MODALITY} in config.json, which only bytelm reads")
     if (folder / "README.md").exists():
-        print(
-            f"note:    read {folder / 'README.md'} first: generate from one text at a time, padding is not masked there"
-        )
+        print(f"note:    generate with batch size 1: padding is not masked there, see {folder / 'README.md'}")
     return 0

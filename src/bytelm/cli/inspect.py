@@ -1,4 +1,4 @@
-"""The verbs that show: patches, presets, report."""
+"""The commands that inspect: patches, presets, report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bytelm.cli.common import Device, Json, Quiet, Stream, counter, is_stdin, pr
 from bytelm.errors import UsageError
 from bytelm.units import show_seconds
 
-SHARE = 0.5  # of the machine's rate of products, which training reaches: 0.4 to 0.7 (docs/log.md)
+SHARE = 0.5  # fraction of peak matmul throughput (MFU) that training reaches: 0.4 to 0.7 (docs/log.md)
 
 
 def patches(
@@ -23,12 +23,12 @@ def patches(
     text: str,
     /,
     *,
-    html: Annotated[Path | None, Parameter(help="Write the picture into this file.")] = None,
+    html: Annotated[Path | None, Parameter(help="Write the figure to this HTML file.")] = None,
     hex: Annotated[bool, Parameter(negative="", help="The text is given as hex digits.")] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> int:
-    """Cut a text into patches and show it in colours, with the entropy under it.
+    """Show the patches of a text in colours, with the next-byte entropy.
 
     Example: bytelm patches runs/demo "Byte models do not tokenise." --html patches.html
     Example: bytelm patches space "The quick fox"
@@ -36,7 +36,7 @@ def patches(
     Parameters
     ----------
     source
-        A run, or a scheme that needs no scorer: fixed, space, or fixed:SIZE.
+        A run, or a scheme without an entropy model: fixed, space, or fixed:SIZE.
     text
         Text, @file, or - for standard input.
     """
@@ -53,7 +53,7 @@ def patches(
         cuts = [i for i, opens in enumerate(view.opens) if opens]
         found: dict[str, Any] = {"bytes": len(view.data), "patches": len(cuts), "opens": cuts}
         print_json({**found, "entropies": view.entropies, "threshold": view.threshold})
-    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):  # whose meaning is that there are colours
+    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):  # colours are the point of it
         from rich.console import Console
 
         Console().print(terminal(view, shutil.get_terminal_size().columns))
@@ -64,7 +64,7 @@ def patches(
 
 
 def presets(*, device: Device = "auto", json: Json = False) -> int:
-    """The presets: what each is made of, its true parameter counts, and what training takes here.
+    """List the presets: architecture, parameters, memory and training time on this machine.
 
     Example: bytelm presets
     """
@@ -84,11 +84,11 @@ def presets(*, device: Device = "auto", json: Json = False) -> int:
     head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "scorer", "window"]
     head += ["FLOPs/byte", "memory", "time/MB"]
     print_table(head, [[str(row[key]) for key in head] for row in rows])
-    print("nominal: the paper's name for the size; parameters: what there is, of the model itself")
+    print("nominal: the paper's name for the size; parameters: the actual number, of the model itself")
     print("FLOPs/byte: of the model's matrix products, forward, over a window; times 3 in training")
-    print("memory: a step of training at its peak, in bfloat16 with weights in float32; less with train.recompute")
-    print(f"time/MB: of training on a megabyte, at half of the {rate / 1e9:.0f} GFLOP/s of large products here")
-    print("train with one: bytelm train PATH --preset NAME; --dry-run measures it")
+    print("memory: peak of a training step, in bfloat16 with weights in float32; less with train.recompute")
+    print(f"time/MB: training time per MB, at half of the {rate / 1e9:.0f} GFLOP/s that large matmuls reach here")
+    print("to train one: bytelm train PATH --preset NAME; --dry-run measures its speed")
     return 0
 
 
@@ -100,7 +100,7 @@ def report(run: Path, /, *, out: Stream | None = None, device: Device = "auto", 
     Parameters
     ----------
     out
-        Where, or - for standard output; RUN/report.html unless given.
+        The file to write, or - for standard output (default: RUN/report.html).
     """
     from bytelm.device import use
     from bytelm.report.gather import gather

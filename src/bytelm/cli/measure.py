@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Weights = Annotated[
     Literal["bf16", "int8"] | None,
-    Parameter(help="Round linear layers: generate reads large models faster so, and eval says what it costs."),
+    Parameter(help="Quantize linear layers to bf16 or int8: less memory traffic; eval measures the loss."),
 ]
 
 Precision = Literal["float32", "bfloat16"]
@@ -41,7 +41,7 @@ def evaluate(
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Bits per byte of files, each byte scored once, beside gzip, bzip2 and xz on the same bytes; or tasks.
+    """Bits per byte of files, each byte scored once, beside gzip, bzip2 and xz; or lm-evaluation-harness tasks.
 
     Example: bytelm eval runs/demo README.md src --json
     Example: bytelm eval runs/demo --tasks cloze --include-path my-tasks
@@ -51,20 +51,20 @@ def evaluate(
     run
         A run, or one checkpoint of it.
     paths
-        What to measure, as for train; the run's own test documents unless given.
+        Files to evaluate, as for train (default: the run's test split).
     context
-        Bytes that a window holds; what the model was trained on unless given.
+        Window length in bytes (default: the training context length).
     stride
-        Bytes that a window adds to the one before; half the context unless given.
+        Bytes between the starts of consecutive windows (default: half the context).
     inference
-        Instead of a stride: basic (windows side by side), sliding (half a window further each), strided (each window
-        twice, from two offsets half a patch apart), both (four times the cost of basic).
+        Instead of a stride: basic (non-overlapping windows), sliding (50 % overlap), strided (two passes offset by half
+        a patch), both (four times the cost of basic).
     precision
-        Of matrix products: bfloat16 is faster where a processor or GPU multiplies it, and off by about 0.0001.
+        Of matrix products: bfloat16 is faster on hardware with native support, with an error of about 0.0001.
     tasks
-        Instead of files: tasks of the lm-evaluation-harness, with commas between.
+        Instead of files: tasks of the lm-evaluation-harness, comma-separated.
     include_path
-        A folder with tasks of one's own for --tasks.
+        A folder with your own task files for --tasks.
     """
     if tasks is not None:
         alone = {"weights": weights, "inference": inference, "precision": None if precision == "float32" else precision}
@@ -90,7 +90,7 @@ def measured(
     device: str,
     quiet: bool,
 ) -> Verdict:
-    """The bits per byte of files, or of the run's own test documents."""
+    """The bits per byte of files, or of the run's test split."""
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpus import Corpus
     from bytelm.data.selection import spread
@@ -105,7 +105,7 @@ def measured(
     model = rounded(loaded.model, weights) if weights else loaded.model
     if inference is not None:
         if stride is not None:
-            raise UsageError(f"--inference {inference} has a stride of its own: leave out --stride {stride}")
+            raise UsageError(f"--inference {inference} cannot be combined with --stride {stride}: leave one out")
         model, stride = for_measuring(model, inference, window)
     return judge(model, found, window, stride, counter("measuring", total, quiet), loaded.modality, precision)
 
@@ -121,12 +121,12 @@ def ask(
     json: bool,
     **alone: str | None,
 ) -> int:
-    """Give the harness's tasks to a model, and print what it scored. Options that are for files `alone` are refused."""
+    """Run the harness's tasks, and print the scores. Options that are for files `alone` are refused."""
     if paths:
-        raise UsageError(f"--tasks {tasks} brings its own texts: leave out {paths[0]}")
+        raise UsageError(f"--tasks {tasks} cannot be combined with files: leave out {paths[0]}")
     for option, given in alone.items():
         if given is not None:
-            raise UsageError(f"--{option} is for measuring files: leave it out beside --tasks {tasks}")
+            raise UsageError(f"--{option} applies to files only: leave it out with --tasks {tasks}")
     from bytelm.device import use
     from bytelm.harness import run_tasks
     from bytelm.lm import load
@@ -147,7 +147,7 @@ def ask(
 
 
 def documents_of(paths: list[str], modality: Modality | None) -> list[tuple[str, bytes]]:
-    """(file, bytes) of each document; what is skipped or converted is told on standard error. Raises DataError."""
+    """(file, bytes) of each document; skipped and converted files are reported on standard error. Raises DataError."""
     from bytelm.data.convert import read
     from bytelm.data.report import SourceReport
 
@@ -163,24 +163,24 @@ def documents_of(paths: list[str], modality: Modality | None) -> list[tuple[str,
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How bytes are drawn."""
+    """Sampling options."""
 
     max_bytes: int | None = None
-    """End after so many bytes; a whole picture, as long as the clip was, or 256 unless given."""
+    """Maximum number of bytes to generate (default: a whole image, the rest of the clip, or 256)."""
     temperature: float = 0.8
-    """0 always takes the likeliest byte."""
+    """Sampling temperature; 0 is greedy decoding."""
     top_k: int | None = None
-    """Of the likeliest so many."""
+    """Sample from the k most probable bytes."""
     top_p: float | None = None
-    """Of the likeliest that have this probability together."""
+    """Nucleus sampling: from the smallest set with this total probability."""
     min_p: float | None = None
-    """Of those with at least this share of the likeliest one's probability."""
+    """Sample from bytes with at least this fraction of the highest probability."""
     seed: int = 0
-    """The same seed writes the same bytes."""
+    """Random seed; the same seed generates the same bytes."""
     stop: Annotated[list[str] | None, Parameter(negative="")] = None
-    r"""End before this text. \n, \r, \t, \\ and \xHH (hex) are escapes, the rest is literal. May be repeated."""
+    r"""Stop sequence, not part of the output. \n, \r, \t, \\ and \xHH (hex) are escapes. May be repeated."""
     utf8: Annotated[bool, Parameter(negative="")] = False
-    """Write nothing but valid UTF-8."""
+    """Constrain the output to valid UTF-8."""
 
 
 def generate(
@@ -198,7 +198,7 @@ def generate(
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Let a model go on after a prompt, byte by byte as they are decided.
+    """Generate from a prompt, streaming bytes.
 
     Example: bytelm generate runs/demo "def main(" --temperature 0.5 --stop "\\n\\n"
     Example: bytelm generate runs/pictures @photo.png --png completed.png
@@ -210,11 +210,11 @@ def generate(
     prompt
         Text, @file, or - for standard input.
     out
-        Write prompt and continuation into this file, of the kind the run was trained --as.
+        Write prompt and continuation to this file, in the format of the run's modality (--as).
     keep
-        The share of a picture or clip, given as @file, that is the prompt; 0.5 unless given.
+        Fraction of an image or clip, given as @file, that is the prompt (default: 0.5).
     inference
-        sliding never reads more than the training's window; strided reads from two offsets; both does both.
+        sliding never exceeds the training context length; strided makes two offset passes; both combines them.
     """
     from bytelm.device import use
     from bytelm.generate.stop import unescape
@@ -237,7 +237,7 @@ def generate(
 
 
 def tell(written: bytes, seconds: float, out: Path | None, quiet: bool, json: bool) -> None:
-    """What was generated, and how fast."""
+    """Print the size and throughput of what was generated."""
     speed = len(written) / seconds
     if json:
         found = {"text": written.decode(errors="replace"), "hex": written.hex(), "bytes": len(written)}
@@ -251,12 +251,12 @@ def tell(written: bytes, seconds: float, out: Path | None, quiet: bool, json: bo
 
 
 def shown(pieces: Iterable[bytes]) -> bytes:
-    """Written as they come: to a terminal as text, to a file or another program as they are."""
+    """Stream to standard output: to a terminal as text, to a file or another program as raw bytes."""
     return show_bytes_as_text(pieces) if sys.stdout.isatty() else copy_bytes(pieces)
 
 
 def copy_bytes(pieces: Iterable[bytes]) -> bytes:
-    """The very bytes to standard output, for a file or another program."""
+    """Raw bytes to standard output, for a file or another program."""
     written = bytearray()
     for piece in pieces:
         written += piece
@@ -266,7 +266,7 @@ def copy_bytes(pieces: Iterable[bytes]) -> bytes:
 
 
 def show_bytes_as_text(pieces: Iterable[bytes]) -> bytes:
-    """Text to the terminal: no character is broken, and of control characters only line ends and tabs get through."""
+    """Text to the terminal: characters are kept whole, control characters other than line ends and tabs escaped."""
     from bytelm.generate.utf8 import decode
 
     written = bytearray()

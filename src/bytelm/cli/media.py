@@ -1,4 +1,4 @@
-"""Pictures, sound and the like on the command line: a file as the prompt, and what was generated as a file."""
+"""Images, audio and other modalities on the command line: a file as the prompt, generated data as a file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bytelm.generate.document import UNTOLD, Task, completion, continuation, fir
 
 
 def task_of(modality: Modality | None, argument: str, hex: bool, keep: float | None, max_bytes: int | None) -> Task:
-    """What a prompt asks for. In a run with a modality a file is a document, of which the share `keep` is given.
+    """The task of a prompt. In a run with a modality a file is a document, of which the fraction `keep` is the prompt.
 
-    Raises UsageError and DataError. What was lost in the conversion of the file is told on standard error.
+    Raises UsageError and DataError. Lossy conversions of the file are reported on standard error.
     """
     from bytelm.data.files import shown
 
@@ -31,7 +31,7 @@ def task_of(modality: Modality | None, argument: str, hex: bool, keep: float | N
         return completion(modality, document, 0.5 if keep is None else keep, max_bytes)
     if keep is not None:
         raise UsageError(
-            f"keep {keep} needs a run trained --as image or the like, and a file as the prompt: @photo.png"
+            f"--keep {keep} needs a run trained --as image or the like, and a file as the prompt: @photo.png"
         )
     if modality is None:
         return Task(data, UNTOLD if max_bytes is None else max_bytes, eos=True)
@@ -45,19 +45,19 @@ def check_file(path: Path, modality: Modality | None, for_text: bool) -> None:
     """
     if modality is None:
         raise UsageError(
-            f"{path} needs a run trained --as image, audio or the like, and this one was not: leave it out"
+            f"{path} needs a run trained --as image, audio or the like, which this one was not: leave it out"
         )
     if path.suffix.lower() != modality.suffix:
-        raise UsageError(f"{path} cannot be written: this run makes {modality.suffix} files; end the name with that")
+        raise UsageError(f"{path} cannot be written: this run generates {modality.suffix} files; use that suffix")
     if for_text:
-        raise UsageError(f"{path} is not made of text: leave out --stop and --utf8")
+        raise UsageError(f"{path} is not text: leave out --stop and --utf8")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path} cannot be written: {path.parent} is no folder to write it in; choose another place")
-    modality.decode(b"")  # which asks for whatever package it needs
+        raise UsageError(f"{path} cannot be written: {path.parent} is not a writable folder; choose another place")
+    modality.decode(b"")  # raises MissingExtraError if its package is missing
 
 
 def write_file(path: Path, modality: Modality, document: bytes) -> None:
-    """Write the file that shows a document, whole or not at all. Raises ResourceError."""
+    """Decode a document to a file and write it atomically. Raises ResourceError."""
     from bytelm.data.files import write_whole
 
     try:
@@ -67,7 +67,7 @@ def write_file(path: Path, modality: Modality, document: bytes) -> None:
 
 
 def collected(pieces: Iterable[bytes], total: int, quiet: bool) -> bytes:
-    """All the pieces, of `total` bytes at the most, counted on a terminal as they come."""
+    """All pieces joined, at most `total` bytes, with progress on a terminal."""
     progress = counter("generating", total, quiet)
 
     def counted() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The verbs that learn: train, calibrate, demo."""
+"""The commands that train: train, calibrate, demo."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ EXAMPLE = "def parse_header(line):\n"
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Where the settings of a training come from."""
+    """Sources of the settings of a training."""
 
     modality: Annotated[str | None, Parameter(name="--as")] = None
-    """What the files are: image:64 (pixels; also image:96x64:grey:patch8), audio:16k (samples a second; also
-    audio:8k:8bit), dna. Bytes as they are unless given."""
+    """Modality of the files: image:64 (pixels; also image:96x64:grey:patch8), audio:16k (samples per second; also
+    audio:8k:8bit), dna. Default: raw bytes."""
     preset: str | None = None
     """A preset's name: see `bytelm presets`."""
     config: Annotated[Path | None, Parameter(validator=refuse_stdin)] = None
-    """A TOML file over the preset."""
+    """A TOML file that overrides the preset."""
     set: Sets = None
     start: Annotated[Path | None, Parameter(name="--from", validator=refuse_stdin)] = None
-    """A run to start from: its model, its weights and how it learnt, at a tenth of the learning rate."""
+    """Fine-tune a run: its model, weights and training hyperparameters, at a tenth of the learning rate."""
     steps: int | None = None
-    """Stop after so many steps."""
+    """Training budget in steps."""
     minutes: float | None = None
-    """Stop after so many minutes of training."""
+    """Training budget in minutes of training."""
     bytes: int | None = None
-    """Stop after so many bytes."""
+    """Training budget in bytes processed."""
     device: str | None = None
-    """Where to train: auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
+    """Device to train on: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
     strict: Strict = False
 
     def configure(self, sources: Sequence[str], run: Path) -> RunConfig:
-        """The configuration of a run on `sources`, variables of the environment included."""
+        """The configuration of a run on `sources`, environment variables included."""
         from bytelm.data.packed import pack_of
         from bytelm.train.settings import configure
 
@@ -81,7 +81,7 @@ class Asked:
         )
 
     def placed(self) -> list[str]:
-        """The device as a setting, where one was named."""
+        """The device as a setting, if one was given."""
         return [] if self.device is None else [f"train.device={self.device}"]
 
 
@@ -97,9 +97,9 @@ def train(
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Train on files of any kind; the same command after an interruption goes on.
+    """Train on files of any kind; run the same command again to resume after an interruption.
 
-    Every setting is a variable of the environment too: BYTELM_TRAIN__BATCH=4 is --set train.batch=4.
+    Every setting is an environment variable too: BYTELM_TRAIN__BATCH=4 is --set train.batch=4.
 
     Example: bytelm train ~/notes "src/**/*.py" --minutes 10
     Example: bytelm train ~/notes --preset blt-small --dry-run
@@ -107,21 +107,20 @@ def train(
     Parameters
     ----------
     paths
-        Folders, files, patterns, - for standard input, hf:OWNER/NAME for a dataset, or a folder of `bytelm data pack`;
-        .gz, .bz2, .xz, .zst, .tar, .zip, .jsonl and .parquet are opened.
+        Folders, files, glob patterns, - for standard input, hf:OWNER/NAME for a dataset, or a folder written by
+        `bytelm data pack`; .gz, .bz2, .xz, .zst, .tar, .zip, .jsonl and .parquet are read.
     run
-        Where everything is kept; runs/NAME unless given.
+        Run directory (default: runs/NAME).
     log
-        Who else is told: tensorboard, trackio, wandb, with commas between.
+        Experiment trackers to log to, comma-separated: tensorboard, trackio, wandb.
     dry_run
-        Train nothing: say what it will take of memory, FLOPs, time and disk.
+        Estimate memory, FLOPs, time and disk, then exit.
     print_config
-        Train nothing: print every setting, as TOML that --config reads.
+        Print every setting, as TOML that --config reads, then exit.
     force
-        Try it even where these estimates say that memory or disk will not do.
+        Start even if the estimate exceeds memory or disk.
     allow_change
-        A setting of [train], as in train.learning_rate, that may be another than the run was begun with. May be
-        repeated.
+        A setting of [train], as in train.learning_rate, that may differ from the existing run. May be repeated.
     """
     if not paths and not print_config:
         raise UsageError("nothing to train on: name files or folders, as in `bytelm train ~/notes`")
@@ -180,7 +179,7 @@ def say_what_it_takes(sources: Sequence[str], settings: RunConfig, run: Path, fo
 
 
 def name_of(path: str) -> str:
-    """A name for a run, from the first path it learns from."""
+    """A name for a run, from the first path of its data."""
     if path == "-":
         return "stdin"
     stem = Path(path.split("*")[0].rstrip("/") or "run").resolve().name.split(".")[0]
@@ -240,18 +239,18 @@ def close(run: Path, device: str, quiet: bool, json: bool) -> None:
 def calibrate(
     run: Path, size: float, /, *, rule: str | None = None, device: Device = "auto", json: Json = False
 ) -> int:
-    """Find the thresholds at which a run's scorer cuts patches of a wanted mean size, and what that gives by file type.
+    """Find the entropy thresholds for a target mean patch length, and print the resulting lengths by file type.
 
     Example: bytelm calibrate runs/demo 6 --rule both
 
     Parameters
     ----------
     run
-        A run that has a scorer; it is not changed.
+        A run with an entropy model; it is not changed.
     size
-        The mean patch size wanted, in bytes.
+        Target mean patch length, in bytes.
     rule
-        threshold, rise or both; the run's own unless given.
+        threshold, rise or both (default: the run's rule).
     """
     from bytelm.device import use
     from bytelm.train.recalibrate import recalibrate
@@ -266,24 +265,24 @@ def calibrate(
     shown = ", ".join(f"{name} = {cut:.6g}" for name, cut in cuts.items() if cut is not None)
     print(f"{shown}  (nats; calibrated on training bytes)")
     rows = [(kind or "no suffix", f"{mean:.3f}") for kind, mean in found.by_kind.items()]
-    print_table(["held-out bytes", "bytes a patch"], [*rows, ("all", f"{found.realised:.3f}")])
+    print_table(["held-out files", "bytes per patch"], [*rows, ("all", f"{found.realised:.3f}")])
     return 0
 
 
 def demo(
     *,
     run: Path = Path("runs/demo"),
-    minutes: Annotated[float, Parameter(help="Minutes of training of the model itself.")] = 3.0,
+    minutes: Annotated[float, Parameter(help="Training budget of the model itself, in minutes.")] = 3.0,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """See it all at once: learn Python from this machine's own standard library, measure, write a function, report.
+    """A complete example: train on the Python standard library found here, evaluate, generate a function, report.
 
     Parameters
     ----------
     run
-        Where everything is kept; the same command goes on with what is there.
+        Run directory; an existing run is resumed.
     """
     import bytelm
     from bytelm.device import use
@@ -306,7 +305,7 @@ def demo(
 
 
 def standard_library() -> list[str]:
-    """This Python's own source files: the modules that lie in the library's top folder, some five megabytes of code."""
+    """The source files of this Python's standard library, top folder only: about five megabytes of code."""
     root = Path(sysconfig.get_path("stdlib"))
     if not any(root.glob("*.py")):
         raise DataError(f"no Python sources in {root}: this Python came without them; try `bytelm train PATH`")

@@ -44,7 +44,7 @@ class Encoder:
 
     def end(self) -> bytes:
         """All bytes, with the one by which the last symbol is known. They may be followed by nothing but zeros."""
-        self.low += _SMALL - 1  # the range is no smaller: some multiple of _SMALL lies in it
+        self.low += _SMALL - 1  # the range is no smaller: it contains a multiple of _SMALL
         self._carry()
         self.bytes.append(self.low >> _BYTE)
         return bytes(self.bytes)
@@ -78,7 +78,7 @@ class Decoder:
         self.range = part * int(frequency[symbol])
         while self.range < _SMALL:
             if self.read >= len(self.data) + 7:
-                raise DataError("it ends too early: get a whole copy")
+                raise DataError("it is truncated: get a complete copy")
             following = self.data[self.read] if self.read < len(self.data) else 0
             self.code, self.range, self.read = self.code << 8 | following, self.range << 8, self.read + 1
         return symbol

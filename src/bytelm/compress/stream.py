@@ -1,10 +1,10 @@
 """A file as the bits that a model needs for it, and back: the same steps for both, so that both decide alike.
 
     lanes        the file in one to LANES parts of one size, read side by side
-    windows      a lane starts afresh after every half of the context, from the half before it
+    windows      a lane is reset after every half of the context, and reads the half before it
     a step       logits of every lane → frequencies → a byte each, coded or decoded → read
 
-What a model gives must be the same to the last bit on both sides. It is on one machine with one version (a law of the
+What a model gives must be bitwise identical on both sides. It is on one machine with one version (an invariant of the
 decoders); the header says which they were, and has a checksum of the content.
 """
 
@@ -34,7 +34,7 @@ HEADER = struct.Struct("<4sB8s4sIBQI")  # magic, version, model, machine, contex
 LANES = 8  # of a file that is long enough to be cut
 WORTH = 16  # contexts that a lane must have to be worth its beginning, of which nothing is known
 LONGEST = 1 << 24  # bytes of context
-MOST = 1 << 27  # bytes that one byte can stand for at the most: the surest costs 1e-7 bits
+MOST = 1 << 27  # largest compression ratio: the most certain byte costs 1e-7 bits
 
 Progress = Callable[[int], None] | None
 
@@ -42,7 +42,7 @@ Progress = Callable[[int], None] | None
 def compress(model: ByteModel, data: bytes, context: int, progress: Progress = None) -> bytes:
     """A header and the bits that `model` needs for `data`, read `context` bytes at a time.
 
-    Raises UsageError for a model of tokens or on another device than the CPU, or a context below 2.
+    Raises UsageError for a token model or on another device than the CPU, or a context below 2.
     """
     if not 2 <= context < LONGEST:
         raise UsageError(f"context {context}: must be from 2 to {LONGEST - 1}")
@@ -69,9 +69,9 @@ def decompress(model: ByteModel, packed: bytes, progress: Progress = None) -> by
     walk(model, array, context, lanes, decode, progress)
     data, (*_, machine, _, _, _, checksum) = array.tobytes(), HEADER.unpack(packed[: HEADER.size])
     if zlib.crc32(data) != checksum:
-        elsewhere = "another machine or version of bytelm wrote it, which rounds otherwise: decompress it there"
-        reason = "it is damaged: get a whole copy" if machine == surroundings(model) else elsewhere
-        raise DataError(f"what comes out is not what went in: {reason}")
+        elsewhere = "another machine or version of bytelm wrote it, and rounds differently: decompress it there"
+        reason = "it is damaged: get a complete copy" if machine == surroundings(model) else elsewhere
+        raise DataError(f"decompression does not restore the input: {reason}")
     return data
 
 
@@ -85,7 +85,7 @@ def opened(model: ByteModel, packed: bytes) -> tuple[int, int, int]:
     if whose != identity(model):
         raise DataError("another model wrote it: name the run that compressed it")
     if not (2 <= context < LONGEST and 1 <= lanes <= LANES and size <= MOST * len(packed)):
-        raise DataError("its header is damaged: get a whole copy")
+        raise DataError("its header is damaged: get a complete copy")
     return size, context, lanes
 
 
@@ -119,7 +119,9 @@ def walk(
     if model.tokens is not None:
         raise UsageError("this model reads tokens: compress with a model of bytes")
     if model.device.type != "cpu":  # where sums of one program differ from run to run, and what it writes is lost
-        raise UsageError(f'the model is on {model.device}, which rounds otherwise each time: load it with device="cpu"')
+        raise UsageError(
+            f'the model is on {model.device}, which is not bitwise reproducible: load it with device="cpu"'
+        )
     each, half = -(-len(data) // lanes), context // 2
     starts = np.arange(lanes) * each
     sizes = np.clip(len(data) - starts, 0, each)

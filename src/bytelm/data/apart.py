@@ -1,4 +1,4 @@
-"""Parquet files are read in a process of their own, so that damage which makes pyarrow end its process ends no other.
+"""Parquet files are read in a separate process, so that damage which makes pyarrow end its process ends no other.
 
     texts ── the file, and how to read it ──▶ serve ──▶ parquet.texts
       ◀── a frame for each row, and what it came to: the bad rows, or the error
@@ -51,7 +51,8 @@ def texts(
         end = json.loads(process.read(process.size()))
     except (EOFError, ConnectionError) as error:
         raise DataError(
-            f"{name} cannot be read as a Parquet file (it ended its reader: {process.how_it_ended()}): get a whole copy"
+            f"{name} cannot be read as a Parquet file (it crashed the reader: {process.how_it_ended()}): "
+            "get a complete copy"
         ) from error
     process.since = time.monotonic()
     _idle.append(process)

@@ -1,4 +1,4 @@
-"""Archives: the files in a .tar or a .zip, one after another, read where they lie and never written anywhere.
+"""Archives: the files in a .tar or a .zip, one after another, streamed and never extracted to disk.
 
 A name in an archive is only a name: nothing is extracted, so that one like "../../etc/passwd" leads nowhere.
 """
@@ -22,12 +22,12 @@ from bytelm.data.files import LONGEST, PIECE, shown
 from bytelm.data.report import SourceReport
 from bytelm.errors import DataError
 
-Member = tuple[str, Callable[[int], bytes]]  # its name, and how it is read until the next one is asked for
+Member = tuple[str, Callable[[int], bytes]]  # its name, and a reader that is valid until the next member
 
 _LISTS = (b"V", b"D")  # of GNU tar: the archive's label, and the names that a folder had; they hold no file
 _HEADERS = 1 << 20  # bytes of headers before one file of a .tar; tarfile holds them all
 _BLOCK = tarfile.BLOCKSIZE
-# zipfile bounds what it makes of one read with these alone: of bz2 it makes gigabytes, of lzma what the file asks for.
+# zipfile bounds the memory of one read with these alone: of bz2 it makes gigabytes, of lzma what the file declares.
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ENCRYPTED = 1  # a bit of the flags
 # What the readers raise at damage, or (RuntimeError) at what they were not made for.
@@ -38,7 +38,7 @@ _DAMAGE = (
 
 
 class Meter:
-    """Counts what all members of one archive become, decompressed: together they may not swell either."""
+    """Counts what all members of one archive become, decompressed: the bomb limit applies to them together."""
 
     def __init__(self, name: str, size: int) -> None:
         self._name = name
@@ -56,7 +56,7 @@ class Meter:
 def tar_members(pieces: Iterator[bytes], name: str, report: SourceReport) -> Iterator[Member]:
     """The files in a .tar that is read as a stream, in its order. Raises DataError for damage.
 
-    Folders and hidden names are passed over, as they are on a disk; links, devices and the like are noted in `report`.
+    Folders and hidden names are skipped, as on disk; links, devices and the like are noted in `report`.
     """
     first = next(pieces, None)
     if first is None:
@@ -130,17 +130,19 @@ def _read(take: Callable[[int], bytes], name: str, size: int) -> bytes:
 
 
 def _inside(name: str, member: str, report: SourceReport) -> str | None:
-    """The name of a member behind that of its archive; None where it is hidden, or leads out (which is noted)."""
+    """The name of a member behind that of its archive; None if it is hidden, or points outside (which is reported)."""
     parts = [part for part in member.split("/") if part not in ("", ".")]
     if ".." in parts:
-        report.skip(f"{name}/{member}", "a name that leads out of its archive")
+        report.skip(f"{name}/{member}", "a name that points outside its archive")
         return None
     return None if any(part.startswith(".") for part in parts) else "/".join([name, *parts])
 
 
 def _damaged(name: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{shown(name)} is damaged ({shown(reason)}): get a whole copy, or unpack what can be read of it")
+    return DataError(
+        f"{shown(name)} is damaged ({shown(reason)}): get a complete copy, or unpack what can be read of it"
+    )
 
 
 class _Tape:
@@ -160,7 +162,7 @@ class _Tape:
         self._left = None
 
     def tell(self) -> int:
-        """How many bytes were read or passed over."""
+        """The number of bytes read or skipped."""
         return self._at
 
     def seek(self, position: int) -> None:
@@ -197,7 +199,7 @@ class _Tape:
 
 
 class _Directory:
-    """A file as zipfile reads it: it asks for the whole directory of an archive at once, which is held and bounded."""
+    """A file as zipfile reads it: it reads the whole directory of an archive at once, whose size is bounded."""
 
     def __init__(self, file: BufferedIOBase, name: str) -> None:
         self._file, self._name = file, name

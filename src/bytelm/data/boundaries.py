@@ -42,7 +42,7 @@ class _Header:
 
 
 class BoundaryWriter:
-    """Records boundaries document by document, and goes on where an interrupted one stopped.
+    """Records boundaries document by document, and resumes where an interrupted one stopped.
 
     Used in a `with` block, it keeps what was written when the block is left early.
     """

@@ -1,11 +1,11 @@
-"""Byte-pair encoding (Gage 1994; Sennrich et al. 2016), for the baseline that reads tokens: learnt, exact on any bytes.
+"""Byte-pair encoding (Gage 1994; Sennrich et al. 2016), for the token baseline: trained, lossless on any bytes.
 
     data    b"The cat"  ──encode──▶  ids [84, 271, 903]  ──decode──▶  b"The cat"
     ids     0..255 a byte each · 256..259 specials · 260 + i what merge i joins
 
-So bytes and specials are what they are everywhere else, and a model of tokens is one whose table has more rows. Text
+So bytes and specials are what they are everywhere else, and a token model is one whose table has more rows. Text
 is cut into words before it is merged, a space going with what follows it; bytes above 127 count as letters, so that the
-rule knows nothing of any language. The `tokenizers` library learns and applies merges; a byte is a letter to it.
+rule knows nothing of any language. The `tokenizers` library trains and applies merges; a byte is a letter to it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from bytelm.errors import ConfigError, DataError, MissingExtraError
 from bytelm.units import BYTES, VOCAB
 
 NONE = -1  # in place of a merge that the data did not suffice for
-LEARNT = 1 << 24  # bytes that merges are learnt from at the most
-LONGEST = 32  # bytes of a word: without a limit, a megabyte of zeros is a word, and takes minutes to learn from
+LEARNT = 1 << 24  # most bytes that merges are trained on
+LONGEST = 32  # bytes of a word: without a limit, a megabyte of zeros is a word, and takes minutes to train on
 _SPACE, _LETTER, _DIGIT = r"\t-\r ", r"A-Za-z\x{80}-\x{ff}", r"0-9"
 _RUN = f"{{1,{LONGEST}}}"
 WORDS = "|".join(
@@ -45,14 +45,14 @@ class Bpe:
         self.merges = merges
         self.vocabulary = VOCAB + len(merges)
         self.data: list[bytes] = [bytes((i,)) for i in range(BYTES)] + [b""] * (VOCAB - BYTES)
-        """The bytes that each id stands for; none for a special, or for a merge that is not there."""
+        """The bytes of each id; none for a special, or for an undefined merge."""
         for left, right in merges.tolist():
             made = range(len(self.data))
             if left != NONE and not (left in made and right in made and self.data[left] and self.data[right]):
                 raise DataError(f"merge {len(self.data) - VOCAB} joins {left} and {right}, not both made before it")
             self.data.append(b"" if left == NONE else self.data[left] + self.data[right])
         self.sizes = np.array([len(data) for data in self.data])
-        """Bytes that each id stands for `[vocabulary]`."""
+        """Number of bytes of each id `[vocabulary]`."""
 
     @classmethod
     def learn(cls, documents: Iterable[bytes], vocabulary: int) -> Bpe:
@@ -83,7 +83,7 @@ class Bpe:
 
     @classmethod
     def empty(cls, vocabulary: int) -> Bpe:
-        """A vocabulary whose merges are not learnt yet: it encodes bytes as bytes."""
+        """An untrained vocabulary, without merges: it encodes bytes as bytes."""
         return cls(np.full((vocabulary - VOCAB, 2), NONE, np.int64))
 
     def encode(self, data: bytes) -> NDArray[np.int64]:

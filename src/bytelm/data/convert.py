@@ -1,4 +1,4 @@
-"""Files through a modality: what is to be learnt from or measured, as documents of its bytes."""
+"""Files decoded by a modality: documents to train or evaluate on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bytelm.data.sources import Document, documents
 from bytelm.errors import ConfigError
 from bytelm.find import find, names, unknown
 
-LARGEST = 1 << 30  # bytes of a file, decompressed: a modality looks at files as a whole
+LARGEST = 1 << 30  # bytes of a file, decompressed: a modality decodes whole files
 
 
 def read(
@@ -80,7 +80,7 @@ def _converted(
             if given:
                 report.empty += empty
             else:
-                report.skip(file.name, f"nothing in it as {modality.name}")
+                report.skip(file.name, f"no {modality.name} data in it")
         except GeneratorExit:  # left half read, perhaps as the interpreter ends and the names below are gone
             raise
         except UnfitError as error:
@@ -99,5 +99,5 @@ def _whole(file: Document) -> bytes:
     for piece in file.pieces:
         held += piece
         if len(held) > LARGEST:
-            raise UnfitError(f"more than {LARGEST >> 20} MiB: cut it into parts")
+            raise UnfitError(f"more than {LARGEST >> 20} MiB: split it")
     return bytes(held)

@@ -45,11 +45,11 @@ class DocumentTable:
 
 @dataclass(frozen=True)
 class Index:
-    """What index.json says, beside its own checksum.
+    """The fields of index.json, besides its own checksum.
 
     `documents` is the SHA-256 of the table; `grain` is that of the modality they come from, which `modality` has as a
     table of a configuration; `options` is how files became documents (both are None in corpora of before they were
-    kept). Of `looked` held-out bytes, `repeated` stand word for word in the training documents too (`repeats`).
+    kept). Of `looked` held-out bytes, `repeated` also occur verbatim in the training documents (`repeats`).
     """
 
     bytes: int
@@ -71,12 +71,12 @@ class Index:
         write_whole(directory / INDEX, (json.dumps(fields, indent=1) + "\n").encode())
 
     def warning(self) -> str | None:
-        """What to know before a measurement on held-out bytes is believed; None where there is nothing."""
+        """A warning about contamination of the held-out bytes, or None."""
         if not self.repeated:
             return None
         return (
             f"{-(-self.repeated // 1000):,} of {-(-self.looked // 1000):,} held-out kilobytes "
-            "stand word for word in the training data too"
+            "also occur verbatim in the training data (contamination)"
         )
 
     @classmethod

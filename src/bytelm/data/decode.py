@@ -16,7 +16,7 @@ from bytelm.errors import DataError, MissingExtraError
 COMPRESSED = {name: name for name in (".gz", ".bz2", ".xz", ".lzma", ".zst")} | {".zstd": ".zst"}
 
 # What a decoder is fed at a time. Of the formats that cannot be decoded in steps (`_steps`) the densest makes 32 KiB
-# out of one byte, so that a feed never becomes more than 32 MiB before the limits below are looked at.
+# out of one byte, so that a feed never becomes more than 32 MiB before the limits below are checked.
 _FEED = 1 << 10
 RATIO = 1000  # decoded bytes per compressed byte read, above
 SLACK = 64 << 20  # this many bytes that are always allowed
@@ -38,7 +38,7 @@ class _Decoder(Protocol):
 def decoded(read: Callable[[int], bytes], suffix: str, name: str, max_window: int = MAX_WINDOW) -> Iterator[bytes]:
     """What a file in one of the COMPRESSED formats decodes to, in pieces of at most PIECE bytes.
 
-    Raises DataError naming the file when it is damaged, ends too early, swells beyond a thousand times what was read
+    Raises DataError naming the file when it is damaged or truncated, expands beyond a thousand times what was read
     of it plus 64 MiB, or has a window (a dictionary, in xz) of more than `max_window` MiB; MissingExtraError when .zst
     cannot be read here.
     """
@@ -105,7 +105,7 @@ def _decode(
                 raise _refused(error, suffix, name, max_window) from error
             chunk = decoder.unused_data if decoder.eof else b""
     if taken and not decoder.eof:
-        raise DataError(f"{name} ends in the middle of its compressed data: get a whole copy")
+        raise DataError(f"{name} is truncated (its compressed data is incomplete): get a complete copy")
 
 
 def _steps(decoder: _Decoder, chunk: bytes) -> Iterator[bytes]:
@@ -121,7 +121,7 @@ def _steps(decoder: _Decoder, chunk: bytes) -> Iterator[bytes]:
 def swells(name: str, made: str, of: str) -> DataError:
     """The error of a file that makes too much of itself."""
     return DataError(
-        f"{name} swells to more than {made} (limit: {RATIO} times {of}plus {SLACK}): "
+        f"{name} expands to more than {made} (limit: {RATIO} times {of}plus {SLACK}): "
         "decompress it yourself if it can be trusted"
     )
 
@@ -131,7 +131,7 @@ def _refused(error: Exception, suffix: str, name: str, max_window: int) -> DataE
     if not any(word in str(error) for word in ("Memory usage limit", "too much memory")):
         return DataError(f"{name} cannot be decompressed: {error}")
     tool = "zstd -d{} --long=31" if suffix == ".zst" else "xz -d{}"
-    # Through a pipe a file has no name that says what is in it, and would be learnt from as it stands.
+    # Data from a pipe has no file name, and would be read as raw bytes.
     if PurePath(name).stem.lower().endswith(_NAMED) or name.lower().endswith((".tzst", ".txz")):
         way = f"decompress it beforehand, as in `{tool.format('')} {name}`"
     else:

@@ -27,7 +27,7 @@ _TARBALLS = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz", ".tz
 Text = tuple[str, Iterator[bytes]]  # the name of what holds a document, and its pieces
 
 
-@functools.lru_cache(1)  # a file of a million JSON lines asks a million times
+@functools.lru_cache(1)  # called once per JSON line
 def suffixes(name: str) -> tuple[str, str]:
     """The kind of the content and the format of the compression: (".py", ".gz") of "x.py.gz"; "x.tgz" is "x.tar.gz"."""
     path = PurePath(name)
@@ -74,7 +74,7 @@ class Reader:
         for inner, read in members:
             kind = suffixes(inner)[0]
             if kind in ARCHIVES or (kind == ".parquet" and self.text_field is not None):
-                self.report.skip(inner, f"a {kind} file in an archive, which is not looked into")
+                self.report.skip(inner, f"a {kind} file in an archive, which is not opened")
             else:
                 yield from self._contents(read, inner, meter)
 
@@ -111,7 +111,7 @@ def _json_texts(
         bad += 1
         first_bad = first_bad or number
     report.bad += bad
-    what = f"lines have no string in data.text_field = {text_field!r} or are no JSON, the first is line {first_bad}"
+    what = f"lines have no string in data.text_field = {text_field!r} or are not JSON, the first is line {first_bad}"
     check_bad(name, bad, lines, what, max_bad)
 
 

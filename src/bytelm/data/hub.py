@@ -3,7 +3,7 @@
     hf:roneneldan/TinyStories                    the split "train" of the newest revision
     hf:wikimedia/wikipedia:20231101.de@b04c8d1   the configuration 20231101.de as of a commit
     hf:./folder#validation                       a folder of .json, .parquet, .csv or .txt files
-    hf:./saved                                   what save_to_disk of the library wrote
+    hf:./saved                                   a dataset written by save_to_disk
 
 @ means a revision as in the hub's own addresses, unless there is a folder of that name. Datasets are data: since
 version 4 the library runs no scripts of theirs.
@@ -46,7 +46,7 @@ def texts(path: str, text_field: str | None, report: SourceReport, max_bad: floa
     Raises DataError for what cannot be loaded and too many bad rows, MissingExtraError without the library.
     """
     if text_field is None:
-        raise DataError(f"{path} gives text, and what is read with --as must be files: leave one of the two out")
+        raise DataError(f"{path} gives text, and --as needs files: leave one of the two out")
     datasets, asked = _library(path), _parsed(path)
     total = bad = 0
     try:
@@ -107,12 +107,12 @@ def _streamed(datasets: Any, asked: _Dataset) -> Any:
 
 
 def _is_saved(name: str) -> bool:
-    """Whether save_to_disk wrote it: one split alone, or a folder for each."""
+    """Whether it was written by save_to_disk: one split, or a folder for each."""
     return any(os.path.isfile(f"{name}/{mark}") for mark in ("state.json", "dataset_dict.json"))  # noqa: PTH113
 
 
 def _saved(datasets: Any, asked: _Dataset, path: str) -> Any:
-    """The rows of what save_to_disk wrote, which stay on the disk. Raises DataError for a part that it has not."""
+    """The memory-mapped rows of a dataset written by save_to_disk. Raises DataError for a missing part."""
     if asked.config or asked.revision:
         raise DataError(f"{shown(path)} was written by save_to_disk, and has no configurations or revisions")
     rows = datasets.load_from_disk(asked.name)
@@ -142,12 +142,12 @@ def _bytes(value: Any) -> bytes | None:
 
 
 def _no_field(path: str, text_field: str, features: list[str]) -> DataError:
-    return DataError(f"{path} has no {text_field!r}: say --set data.text_field=NAME; it has {', '.join(features[:20])}")
+    return DataError(f"{path} has no {text_field!r}: use --set data.text_field=NAME; it has {', '.join(features[:20])}")
 
 
 def _cannot(path: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return DataError(f"{shown(path)} cannot be loaded ({reason}): see to the name, the split and the network")
+    return DataError(f"{shown(path)} cannot be loaded ({reason}): check the name, the split and the network")
 
 
 def _library(path: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bytelm.data.decode import MAX_WINDOW
 from bytelm.errors import ConfigError
 
-MAX_BAD = 0.001  # of the lines of a file, the rows of one, or the pictures or clips of a source
+MAX_BAD = 0.001  # of the lines of a file, the rows of one, or the images or clips of a source
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class DataConfig:
     """How files become documents. `valid` and `test` are fractions of the bytes, dealt out by document.
 
     `text_field`: which field of a JSON line, column of a Parquet file or feature of a dataset is the document.
-    `max_bad`: the fraction of lines, rows, pictures or clips that may be damaged; they are left out and counted.
+    `max_bad`: the fraction of lines, rows, images or clips that may be damaged; they are skipped and counted.
     `max_window`: MiB that the window of a compressed file (a dictionary, in xz) may take of memory.
     `strict`: whether a file that would be skipped is an error.
     """

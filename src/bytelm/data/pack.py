@@ -1,4 +1,4 @@
-"""Packing: any files become one sequence of bytes, cut into documents that are dealt out to train, valid and test."""
+"""Packing: any files become one sequence of bytes, divided into documents and assigned to splits."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _TAKEN = "packed:"  # how the fingerprint of sources begins that were a packed c
 
 
 def is_pack(path: str | Path) -> bool:
-    """Whether a packed corpus lies there."""
+    """Whether a folder is a packed corpus."""
     return (Path(path) / INDEX).is_file() and (Path(path) / TABLE).is_file()
 
 
@@ -32,7 +32,9 @@ def pack_of(paths: Sequence[str | Path], run: Path) -> Path | None:
     """
     packs = [path for path in paths if is_pack(path)]
     if packs and len(paths) > 1:
-        raise DataError(f"{shown(str(packs[0]))} is a packed corpus, and is read alone: leave out the other paths")
+        raise DataError(
+            f"{shown(str(packs[0]))} is a packed corpus and cannot be combined with other paths: leave them out"
+        )
     if packs:
         return Path(packs[0])
     own = run / "data"
@@ -51,7 +53,7 @@ def fingerprint(corpus: Corpus) -> str:
 def take_over(pack: Path, directory: Path) -> Corpus:
     """Have the corpus in `pack` in `directory` too, by links to its shards, or copies where there can be no links.
 
-    It stays there when the pack is removed or made anew. Raises DataError for a damaged one, ResourceError where
+    It stays there when the pack is removed or replaced. Raises DataError for a damaged one, ResourceError where
     `directory` cannot be written.
     """
     corpus = Corpus.open(pack)
@@ -64,7 +66,7 @@ def take_over(pack: Path, directory: Path) -> Corpus:
         replace(corpus.index, source_fingerprint=fingerprint(corpus)).write(directory)
     except OSError as error:
         where = shown(str(directory))
-        raise ResourceError(f"cannot take the data over into {where} ({error.strerror}): free some space") from error
+        raise ResourceError(f"cannot link the data into {where} ({error.strerror}): free some space") from error
     return Corpus.open(directory)
 
 
@@ -79,7 +81,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def check_options(corpus: Corpus, options: DataConfig, modality: Mapping[str, Any] | None) -> None:
-    """Raise ConfigError where a training asks for other documents than those of a packed corpus."""
+    """Raise ConfigError where the settings conflict with those of a packed corpus."""
     index = corpus.index
     was = {"data": index.options and asdict(index.options), "modality": index.modality}
     asked = {"data": asdict(options), "modality": modality}

@@ -48,7 +48,7 @@ def texts(
             yield in_pieces([value.to_pybytes()])
     except failures as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name} cannot be read as a Parquet file ({reason}): get a whole copy") from error
+        raise DataError(f"{name} cannot be read as a Parquet file ({reason}): get a complete copy") from error
     report.bad += bad
     check_bad(name, bad, total, f"rows have no value in data.text_field = {text_field!r}, or one too long", max_bad)
 
@@ -95,18 +95,18 @@ def _rows(source: Any, group: int, batch: int, skipped: int, text_field: str) ->
             continue
         values = column.dictionary
         for index in column.indices.to_pylist():
-            if index is not None and not 0 <= index < len(values):  # pyarrow does not look
+            if index is not None and not 0 <= index < len(values):  # pyarrow does not check
                 raise ValueError("a value that is not in its dictionary")
             yield None if index is None else values[index].as_buffer()
 
 
 def _check_column(pyarrow: Any, schema: Any, name: str, text_field: str) -> bool:
-    """Whether its values may be asked for as a dictionary. Raises DataError where they are no strings or bytes."""
+    """Whether its values can be read as a dictionary. Raises DataError where they are no strings or bytes."""
     types = pyarrow.types
     index = schema.get_field_index(text_field)
     if index < 0:
         known = ", ".join(map(shown, schema.names[:20]))
-        raise DataError(f"{name} has no column {text_field!r}: say --set data.text_field=NAME; it has {known}")
+        raise DataError(f"{name} has no column {text_field!r}: use --set data.text_field=NAME; it has {known}")
     kind = schema.field(index).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     text = [types.is_string, types.is_large_string, types.is_string_view]
@@ -117,7 +117,7 @@ def _check_column(pyarrow: Any, schema: Any, name: str, text_field: str) -> bool
         # of which pyarrow makes none; JSON became a type of its own in version 19
         return False
     raise DataError(
-        f"{name}: the column {text_field!r} holds {kind}, not strings or bytes: say --set data.text_field=NAME"
+        f"{name}: the column {text_field!r} holds {kind}, not strings or bytes: use --set data.text_field=NAME"
     )
 
 

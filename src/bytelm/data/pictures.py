@@ -19,30 +19,30 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bytelm.data.modalities.base import DamagedError, UnfitError
 
-# Formats that begin with a mark of their own and that Pillow decodes itself: text is never taken for a picture, and no
+# Formats that begin with a mark of their own and that Pillow decodes itself: text is never taken for an image, and no
 # other program is started (for EPS that would be Ghostscript).
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
 _SHORT = {"BMP", "PPM"}  # whose marks are two letters, with which a text may begin too
 # Formats are added to Pillow by packages that someone installed for that: these do when they are imported.
 _PLUGINS = ("pillow_jxl", "pillow_heif.HeifImagePlugin")
 _WITH_PLUGIN = {
-    b"\xff\n": "JPEG XL picture, which Pillow reads with a plugin: pip install pillow-jxl-plugin",
-    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL picture, which Pillow reads with a plugin: pip install pillow-jxl-plugin",
+    b"\xff\n": "JPEG XL image, which Pillow reads with a plugin: pip install pillow-jxl-plugin",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL image, which Pillow reads with a plugin: pip install pillow-jxl-plugin",
     **dict.fromkeys(
         (b"ftypheic", b"ftypheix", b"ftypmif1"),
-        "HEIF picture, which Pillow reads with a plugin: pip install pillow-heif",
+        "HEIF image, which Pillow reads with a plugin: pip install pillow-heif",
     ),
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
-_UPRIGHT = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # text that says how a picture is turned
+_UPRIGHT = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # text that says how an image is turned
 _NPY = b"\x93NUMPY"
 _GREYS = {"1", "L", "LA", "La"}
 _COLOURS = _GREYS | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX"}
 
 
 def pictures(data: bytes, notes: Counter[str]) -> Iterator[Image.Image]:
-    """The pictures in a file, 8 bits a channel, upright. Raises UnfitError before the first one."""
+    """The images in a file, 8 bits a channel, upright. Raises UnfitError before the first one."""
     if data.startswith(_NPY):
         yield from (Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels) for pixels in _arrays(data))
     else:
@@ -50,7 +50,7 @@ def pictures(data: bytes, notes: Counter[str]) -> Iterator[Image.Image]:
 
 
 def fitted(picture: Image.Image, size: tuple[int, int], grey: bool, notes: Counter[str]) -> NDArray[np.uint8]:
-    """The pixels of a picture brought to `size` (width, height), uint8 `[height, width, 3 or 1]`."""
+    """The pixels of an image brought to `size` (width, height), uint8 `[height, width, 3 or 1]`."""
     width, height = size
     picture = _plain(picture, "L" if grey else "RGB", notes)
     # The largest part of the wanted proportions, around the middle.
@@ -77,7 +77,7 @@ def saved(pixels: NDArray[np.uint8], form: str, **options: Any) -> bytes:
 
 
 def _opened(data: bytes, notes: Counter[str]) -> Image.Image:
-    """The picture in a file, of 8 bits and upright; its first frame where it has several."""
+    """The image in a file, of 8 bits and upright; its first frame where it has several."""
     try:
         try:
             upright, several, deep = _loaded(data)
@@ -94,14 +94,14 @@ def _opened(data: bytes, notes: Counter[str]) -> Image.Image:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedError(f"a damaged image: {reason}") from None
     upright = _eight_bits(upright)
-    for word, seen in (("of several frames, the first kept", several), ("of 16 bits, the high 8 kept", deep)):
+    for word, seen in (("of several frames, only the first used", several), ("of 16 bits, reduced to 8", deep)):
         if seen:
             notes[word] += 1
     return upright
 
 
 def _loaded(data: bytes) -> tuple[Image.Image, bool, bool]:
-    """The first picture in a file, upright; whether there are further ones; whether it has 16 bits a channel."""
+    """The first image in a file, upright; whether there are further ones; whether it has 16 bits a channel."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of whatever is odd in a file that can be read all the same
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -138,12 +138,14 @@ def _unidentified(data: bytes) -> UnfitError:
     for name in _FORMATS:
         accepts = Image.OPEN[name][1] if name in Image.OPEN and name not in _SHORT else None
         if accepts is not None and accepts(data[:16]) is True:  # words, where it lacks a library
-            return DamagedError(f"a damaged image: it begins as {name}, and its header or a checksum is wrong")
+            return DamagedError(
+                f"a damaged image: it has the signature of {name}, and its header or a checksum is wrong"
+            )
     return UnfitError("not an image")
 
 
 def _without_text(data: bytes) -> bytes:
-    """A PNG without its chunks of text, but for those that are damaged or say how the picture is turned."""
+    """A PNG without its chunks of text, but for those that are damaged or say how the image is turned."""
     kept, at = [data[: len(_PNG)]], len(_PNG)
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4])  # size, kind, content, checksum
@@ -192,13 +194,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _plain(picture: Image.Image, mode: str, notes: Counter[str]) -> Image.Image:
-    """The picture in the mode, laid on white where it is transparent."""
+    """The image in the mode, laid on white where it is transparent."""
     if picture.mode not in (_GREYS if mode == "L" else _COLOURS):
         notes["converted to grey" if mode == "L" else "converted to RGB"] += 1
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         if picture.getchannel("A").getextrema()[0] != 255:
-            notes["transparent, laid on white"] += 1
+            notes["transparent, composited on white"] += 1
             white = Image.new("RGBA", picture.size, "white")
             white.alpha_composite(picture)
             picture = white

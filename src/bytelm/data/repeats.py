@@ -1,7 +1,7 @@
-"""How much of the held-out documents stands word for word in the training documents too.
+"""Contamination: how much of the held-out documents also occurs verbatim in the training documents.
 
-Both are looked at in windows of 512 bytes that open a line or stand at a multiple of 512 in their document, so that
-what repeats is found wherever it stands in a file. Of the held-out bytes a bounded sample is looked at, of the training
+Both are compared in windows of 512 bytes that start a line or are at a multiple of 512 in their document, so that
+repeats are found anywhere in a file. Of the held-out bytes a bounded sample is checked, of the training
 bytes all, in one pass: four words of each window against a table first, then all of the few that agree.
 """
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from bytelm.data.corpus import Corpus, Split, iterate_documents
 
 WINDOW = 512
-SAMPLE = 1 << 24  # held-out bytes that are looked at, at the most
-_STRETCH = 1 << 20  # bytes of training documents that are looked at together
+SAMPLE = 1 << 24  # most held-out bytes that are checked
+_STRETCH = 1 << 20  # bytes of training documents that are checked together
 _WORDS = WINDOW // 8
-_QUICK = np.array([0, 23, 38, 56]) * 8  # where in a window the four words stand
+_QUICK = np.array([0, 23, 38, 56]) * 8  # positions of the four words in a window
 _KEYS = np.random.default_rng(0).integers(1 << 63, size=_WORDS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _BITS = 22  # of a number that the table has a place for
 
@@ -28,10 +28,10 @@ Numbers = NDArray[np.uint64]
 
 
 def repeated(held_out: Sequence[Bytes], training: Iterable[tuple[Bytes, Places]]) -> tuple[int, int]:
-    """(bytes of `held_out` that lie in windows which `training` has too, bytes of `held_out`).
+    """(bytes of `held_out` in windows that also occur in `training`, bytes of `held_out`).
 
-    `training` comes in stretches: documents one after another, and where each begins. Windows of one byte over and over
-    are not counted: blank parts say nothing.
+    `training` comes in segments: documents one after another, and where each begins. Windows of one byte over and over
+    are not counted: blank parts are no contamination.
     """
     looked = sum(len(document) for document in held_out)
     windows = [_varied(document, _starts(document, np.zeros(1, np.int64))) for document in held_out]
@@ -60,7 +60,7 @@ def repeated(held_out: Sequence[Bytes], training: Iterable[tuple[Bytes, Places]]
 
 
 def stretches(corpus: Corpus, split: Split) -> Iterator[tuple[Bytes, Places]]:
-    """The documents of a split, several together, and where in the stretch each begins."""
+    """The documents of a split, several together, and where in the segment each begins."""
     held: list[Bytes] = []
     size = 0
     for _, document in iterate_documents(corpus, split):
@@ -79,7 +79,7 @@ def _joined(documents: list[Bytes]) -> tuple[Bytes, Places]:
 
 
 def _starts(data: Bytes, begins: Places) -> Places:
-    """Where windows begin in documents that lie one after another, each beginning at one of `begins`."""
+    """Starts of the windows in concatenated documents, which start at `begins`."""
     last = len(data) - WINDOW
     if last < 0:
         return np.zeros(0, np.int64)
@@ -110,7 +110,7 @@ def _whole(document: Bytes, starts: Places) -> Numbers:
 
 
 def _number(document: Bytes, starts: Places, places: Places) -> Numbers:
-    """A number for each window, of the words that stand at `places` in it."""
+    """A hash for each window, of the words at `places` in it."""
     mixed = np.zeros(len(starts), np.uint64)
     if len(starts):
         words = np.ndarray(len(document) - 7, np.uint64, document, strides=(1,))  # the eight bytes at any place
@@ -132,7 +132,7 @@ def _table(numbers: Numbers) -> NDArray[np.bool_]:
 
 
 def _within(known: Numbers, numbers: Numbers) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Where in `known`, which is sorted, each number stands, and whether it does."""
+    """The index of each number in the sorted `known`, and whether it is there."""
     if not len(known):
         return np.zeros(len(numbers), np.intp), np.zeros(len(numbers), bool)
     where = np.minimum(np.searchsorted(known, numbers), len(known) - 1)

@@ -1,4 +1,4 @@
-"""What was met while documents were looked for: what was read, what was left out and why, and when that is too much."""
+"""Report of reading documents: what was read, what was skipped and why, and the limit on that."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from bytelm.data.files import shown
 from bytelm.errors import DataError
 
-NAMED = 100  # of the files left out, those that are kept by name: a tree may have millions
+NAMED = 100  # skipped files that are kept by name: a tree may have millions
 EXCLUDED = "excluded"  # why nothing is read where the output goes
 
 
 @dataclass
 class SourceReport:
-    """What was met while looking for documents."""
+    """Counts of what was read and skipped."""
 
-    files: int = 0  # regular files looked at, standard input included
+    files: int = 0  # regular files found, standard input included
     empty: int = 0  # documents without a byte, which are not given
-    bad: int = 0  # lines, rows, pictures and clips that could not be used
+    bad: int = 0  # lines, rows, images and clips that could not be used
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (name, why), the first of them
     reasons: dict[str, int] = field(default_factory=dict[str, int])  # why → how many, of all of them
     converted: dict[str, int] = field(default_factory=dict[str, int])  # "resized" → documents, where a modality did it
 
     def skip(self, name: str, reason: str) -> None:
-        """Note what is left out, and why: a few words, and after a colon what is particular to this one."""
+        """Count a skipped file, and why: a few words, and after a colon the details of this one."""
         if len(self.skipped) < NAMED:
             self.skipped.append((shown(name), reason))
         kind = reason.partition(":")[0]
@@ -33,37 +33,37 @@ class SourceReport:
 
     @property
     def left_out(self) -> int:
-        """How much was met that is in no document."""
+        """The number of items that are in no document."""
         return self.empty + self.bad + sum(self.reasons.values())
 
     def losses(self) -> list[str]:
-        """What is not in the documents: how many files are left out, the first and why, and what was converted."""
+        """What is not in the documents: skipped files, the first and why, and lossy conversions."""
         count = sum(self.reasons.values())
         told = [f"{count} skipped ({'the first ' if count > 1 else ''}{': '.join(self.skipped[0])})"] if count else []
-        told += [f"{self.empty} empty ones left out"] if self.empty else []
-        told += [f"{self.bad} damaged ones left out"] if self.bad else []
+        told += [f"{self.empty} empty skipped"] if self.empty else []
+        told += [f"{self.bad} damaged skipped"] if self.bad else []
         return told + [f"{documents} {how}" for how, documents in self.converted.items()]
 
     def nothing(self, paths: Sequence[str | Path]) -> DataError:
         """The error of `paths` in which there was not a byte."""
-        where = ", ".join(shown(str(path)) for path in paths) or "no paths at all"
+        where = ", ".join(shown(str(path)) for path in paths) or "no paths"
         skipped = "".join(f"; skipped {name}: {reason}" for name, reason in self.skipped[:3])
         left = sum(self.reasons.values()) - 3
         more = f" and {left} more" if left > 0 else ""
         return DataError(
-            f"no bytes found in {where}, looked at {self.files} files{skipped}{more}: name files that hold some"
+            f"no bytes found in {where}, checked {self.files} files{skipped}{more}: name files with content"
         )
 
 
 class StrictReport(SourceReport):
-    """A report to which nothing may be left out but the output itself."""
+    """A report for --strict: nothing may be skipped but the output itself."""
 
     def skip(self, name: str, reason: str) -> None:
         """Raise DataError that names the file."""
         if reason != EXCLUDED:
             raise DataError(
                 f"{shown(name)} would be skipped ({reason}), and --strict allows no such file: "
-                "take it away, or leave --strict out"
+                "remove it, or leave --strict out"
             )
         super().skip(name, reason)
 

@@ -34,7 +34,7 @@ class Batch:
 class Sampler:
     """Cuts the stream of a split into windows and gives them in an order that is new in each epoch.
 
-    The stream is every document as BOS, its bytes (or tokens), EOS, in order, and is closed to a ring. An epoch cuts it
+    The stream is every document as BOS, its bytes (or tokens), EOS, in order, as a circular stream. An epoch splits it
     into windows from a phase of its own; each shares one id with the next, so that each id is predicted exactly once:
 
         ring     B a b c E B d e E        phase 2, window 4
@@ -73,7 +73,7 @@ class Sampler:
             raise ValueError(f"no windows with window={window}, batch={batch}, rank={rank}, world={world}")
         table = source.documents(split)
         if len(table) == 0:
-            raise DataError(f"the {split} split of {source.directory} is empty: pack more data or a larger fraction")
+            raise DataError(f"the {split} split of {source.directory} is empty: pack more data, or a larger fraction")
         if boundaries is not None and boundaries.total != source.total:
             raise DataError(
                 f"{boundaries.total} bytes of boundaries do not fit {source.total} of data: record them again"
@@ -107,7 +107,7 @@ class Sampler:
         return step * self._world * self._batch // self.windows
 
     def _spans(self, sample: int) -> list[tuple[int, int]]:
-        """Where the window of a sample lies in the stream: one span, or two where it goes over the seam of the ring."""
+        """The span of a window in the stream: one, or two if it wraps around."""
         epoch, turn = divmod(sample, self.windows)
         keys = _keys(self._seed, epoch)
         number = permuted(turn, self.windows, keys[1:])
@@ -121,7 +121,7 @@ class Sampler:
         return [(start, stop), (0, rest)] if rest else [(start, stop)]
 
     def _aligned_span(self, number: int, firsts: NDArray[np.int64]) -> tuple[int, int]:
-        """Where a window lies in the stream that is cut document by document."""
+        """The span of a window in the stream if windows start at documents."""
         document = int(np.searchsorted(firsts, number, side="right")) - 1
         start = int(self._offsets[document]) + (number - int(firsts[document])) * self._window
         end = int(self._offsets[document] + self._sizes[document]) + 2
@@ -133,7 +133,7 @@ class Sampler:
             int(np.searchsorted(self._offsets, start, side="right")) - 1, int(np.searchsorted(self._offsets, stop))
         )
         offsets, sizes = self._offsets[documents], self._sizes[documents]
-        opening = offsets - start  # of each BOS among the ids asked for
+        opening = offsets - start  # of each BOS among the requested ids
         closing = opening + sizes + 1
         opening, closing = opening[opening >= 0], closing[closing < stop - start]
         is_byte = np.ones(stop - start, bool)
@@ -161,7 +161,7 @@ def _gather(read: Callable[[int, int], NDArray[Any]], runs: list[tuple[int, int]
 
 
 def _keys(seed: int, epoch: int) -> list[int]:
-    """Numbers of 64 bits that look random, drawn from (seed, epoch): the phase, and one for each round."""
+    """Pseudo-random 64-bit numbers from (seed, epoch): the phase, and one for each round."""
     digest = blake2b(f"{seed} {epoch}".encode(), digest_size=8 * (_ROUNDS + 1)).digest()
     return [int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8)]
 

@@ -1,4 +1,4 @@
-"""What lies in folders, before anything is read: kinds of files, how many, how large, and what would be left out."""
+"""Inspection of folders without opening files: kinds of files, how many, how large, and what would be skipped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Kind:
 
     def told_documents(self) -> str:
         """How many documents they are, as far as that is known without reading."""
-        return f"one a {self.record}" if self.record else f"{self.files - self.empty:,}"
+        return f"one per {self.record}" if self.record else f"{self.files - self.empty:,}"
 
 
 @dataclass
@@ -92,7 +92,7 @@ class _ByReason(SourceReport):
         self._by = skipped
 
     def skip(self, name: str, reason: str) -> None:
-        """Note what is left out."""
+        """Count a skipped file."""
         super().skip(name, reason)
         count, named = self._by.get(reason, (0, []))
         self._by[reason] = (count + 1, named if count >= _EXAMPLES else [*named, shown(name)])

@@ -18,7 +18,7 @@ def spread(corpus: Corpus, split: Split, limit: int | None = None) -> list[tuple
     """
     total = corpus.bytes(split)
     if not total:
-        raise DataError(f"the {split} split of {corpus.directory} is empty: too few documents to deal out")
+        raise DataError(f"the {split} split of {corpus.directory} is empty: too few documents to split")
     table = corpus.documents(split)
     left = total if limit is None else limit
     found: list[tuple[str, NDArray[np.uint8]]] = []

@@ -79,7 +79,7 @@ class ShardWriter:
 
 
 class Shards:
-    """The sequence of bytes that lies in the shards of a directory, read by position."""
+    """The sequence of bytes in the shards of a directory, with random access."""
 
     def __init__(self, directory: Path, shards: list[Shard]) -> None:
         """Open the shards. Raises DataError naming one that is missing or of another size."""

@@ -21,18 +21,18 @@ from bytelm.data.modalities.base import DamagedError, UnfitError
 from bytelm.errors import MissingExtraError
 
 _LONGEST = 1 << 28  # samples, of all channels together: 1 GiB while they are converted
-_PIECE = 1 << 18  # samples that are asked of soundfile at a time
+_PIECE = 1 << 18  # samples per read of soundfile
 _UNCOUNTED = 1 << 62  # frames, from which on libsndfile means that it does not know
 # Bytes. ffmpeg, sox, espeak-ng and others leave FFFFFFFF, 7FFFFFFF, 7FFFF000 or 2000000000, sometimes with the size of
 # the header added or taken off; files are read up to 1 GiB only, so that no true size is that large.
 _ENDLESS = 2_000_000_000
-_CHUNKS = 10_000  # looked at in a WAV file before its samples
+_CHUNKS = 10_000  # most chunks in a WAV file before its samples
 _LEAST = {"fmt ": 16, "ds64": 16}  # bytes of what is read of these chunks
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # format tags of WAV
 _GUID = bytes.fromhex("000000001000800000aa00389b71")  # follows a format tag where it is written as a GUID
 _RIFFS = (b"RIFF", b"RIFX", b"RF64")
-# How files of sound begin that soundfile is asked about. Of all others it would have to guess.
+# Signatures of the audio files that are passed to soundfile. Of others it would have to guess.
 _MARKS = (*_RIFFS, b"riff", b"fLaC", b"OggS", b"FORM", b".snd", b"caff", b"NIST_1A\n", b"ID3")
 _SPHERE = (b"sample_count", b"channel_count", b"sample_n_bytes")
 
@@ -44,7 +44,7 @@ def samples_in(name: str, data: bytes) -> tuple[int, NDArray[np.float32]]:
     long, MissingExtraError where soundfile is needed and missing.
     """
     if not data.startswith(_MARKS) and not _is_mpeg(data):
-        raise UnfitError("not a sound file")
+        raise UnfitError("not an audio file")
     if data.startswith(_RIFFS):
         wave = _Wave.of(data)
         if not wave.size:
@@ -53,7 +53,7 @@ def samples_in(name: str, data: bytes) -> tuple[int, NDArray[np.float32]]:
             return wave.rate, wave.pcm(data)
         data = wave.with_size(data)
     elif len(data) + 1 < _promised(data) < _ENDLESS:  # some count a byte of padding too many
-        raise DamagedError("a sound file that ends too early")  # soundfile would take what there is for the whole
+        raise DamagedError("a truncated audio file")  # soundfile would take what there is for the whole
     return _by_soundfile(name, data)
 
 
@@ -68,7 +68,7 @@ def from_pcm(data: bytes, width: int) -> NDArray[np.float32]:
 def check_length(count: int) -> None:
     """Raise DamagedError for more samples, of all channels together, than are held in memory at once."""
     if count > _LONGEST:
-        raise DamagedError(f"{count} samples, more than {_LONGEST}: cut it into parts")
+        raise DamagedError(f"{count} samples, more than {_LONGEST}: split it")
 
 
 def soundfile(purpose: str) -> Any:
@@ -136,7 +136,7 @@ class _Wave:
 def _chunks(data: bytes, order: Literal["little", "big"]) -> dict[str, slice]:
     """The places of the chunks of a WAV file up to "data", that one included. Raises DamagedError."""
     if data[8:12] not in (b"WAVE", b""):
-        raise DamagedError("a damaged WAV file: what it holds is not WAVE")
+        raise DamagedError("a damaged WAV file: its form type is not WAVE")
     places: dict[str, slice] = {}
     at = 12
     for _ in range(_CHUNKS):
@@ -145,7 +145,7 @@ def _chunks(data: bytes, order: Literal["little", "big"]) -> dict[str, slice]:
         if at > len(data) or (name != "data" and at + size > len(data)):
             raise DamagedError("a WAV file that ends in its header")
         if size < _LEAST.get(name, 0) or (name == "data" and "fmt " not in places):
-            raise DamagedError("a damaged WAV file: its header does not say what the samples are")
+            raise DamagedError("a damaged WAV file: its header does not declare the sample format")
         places[name] = slice(at, at + size)
         if name == "data":
             return places
@@ -161,10 +161,10 @@ def _format(form: bytes, order: Literal["little", "big"]) -> tuple[int, int, int
         (tag,) = struct.unpack(mark + "H", form[24:26])
     known = {_PCM: range(1, 33), _FLOAT: (32, 64)}
     if rate < 1 or channels < 1 or (tag in known and bits not in known[tag]):
-        what = f"{rate} samples of {bits} bits a second in {channels} channels"
+        what = f"{rate} samples of {bits} bits per second in {channels} channels"
         raise DamagedError(f"a damaged WAV file: {what}")
     if tag in (_PCM, _FLOAT) and block != channels * -(-bits // 8):
-        what = f"{bits} bits a sample, {channels} samples in {block} bytes"
+        what = f"{bits} bits per sample, {channels} samples in {block} bytes"
         raise DamagedError(f"a damaged WAV file: its header contradicts itself ({what})")
     return tag, channels, rate, block
 
@@ -188,10 +188,10 @@ def _by_soundfile(name: str, data: bytes) -> tuple[int, NDArray[np.float32]]:
                 check_length(len(held) // 4)
             estimated = file.format == "MP3" or promised >= _UNCOUNTED
     except package.LibsndfileError as error:
-        raise DamagedError(f"a damaged or unknown sound file: {error.error_string}") from None
+        raise DamagedError(f"a damaged or unknown audio file: {error.error_string}") from None
     found = np.frombuffer(held, np.float32).reshape(-1, channels)
     if len(found) < promised and not estimated:
-        raise DamagedError(f"a sound file that ends after {len(found)} of {promised} samples")
+        raise DamagedError(f"an audio file that ends after {len(found)} of {promised} samples")
     if not np.isfinite(found).all():
         raise DamagedError("samples that are not finite")
     return rate, found

@@ -1,6 +1,6 @@
 """Any files as a stream of documents: folders, patterns, single files, standard input, datasets."""
 
-# os.path answers False where Path raises, at links and folders that may not be looked into.
+# os.path answers False where Path raises, at links and folders that are not readable.
 # ruff: noqa: PTH112, PTH114, PTH116, PTH118, PTH119
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Document:
 
     They come in pieces of at most 1 MiB, at least one of them.
 
-    The pieces are read when they are asked for, and can be had only until the next document is asked for.
+    The pieces are read lazily, and are available only until the next document is requested.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Document:
 
     @property
     def suffix(self) -> str:
-        """The kind of file, such as ".py" (also of "x.py.gz"), or "" where the name does not tell."""
+        """The kind of file, such as ".py" (also of "x.py.gz"), or "" if the name has no suffix."""
         return suffixes(self.name)[0]
 
 
@@ -66,7 +66,7 @@ def documents(
 
     A path is a folder (read to its depths in order of names, without hidden names, links to folders and links that
     lead outside it), a pattern ("logs/**/*.txt", which matches no hidden names), a file, or "-" for standard input. A
-    file met twice is read once; nothing in the folders `exclude` is looked at. Names ending in .gz, .bz2, .xz, .lzma or
+    file found twice is read once; the folders `exclude` are skipped. Names ending in .gz, .bz2, .xz, .lzma or
     .zst are decompressed, and the files in a .tar or .zip are read as if they lay in a folder of its name. Unless
     `text_field` is None, each line of a .jsonl file is a document, the string in that field, and each row of a .parquet
     file the string or the bytes in that column; "hf:NAME" is a dataset, see `hub`.
@@ -101,7 +101,7 @@ def documents(
 
 
 def _given(texts: Iterable[Text], report: SourceReport) -> Iterator[Document]:
-    """The texts as documents. Those without a byte are left out and counted, and so is a file of no text at all."""
+    """The texts as documents. Empty ones are skipped and counted, and so is a file without any text."""
     before, given = report.left_out, False
     for name, text in texts:
         first = next(text, None)
@@ -141,7 +141,7 @@ def fingerprint(paths: Sequence[str | Path], exclude: Sequence[str | Path] = ())
 
 
 def find_files(paths: Sequence[str | Path], exclude: Sequence[str | Path], report: SourceReport) -> Iterator[FoundFile]:
-    """The regular files of `paths`, each once, looked at and not opened; standard input and datasets as they are."""
+    """The regular files of `paths`, each once, not opened; standard input and datasets as they are."""
     seen: defaultdict[int, set[int]] = defaultdict(set)  # device → numbers of files
     excluded = {os.path.realpath(folder) for folder in exclude}
 
@@ -208,7 +208,7 @@ def _walk(root: str, excluded: set[str], skip: Callable[[str, str], None]) -> It
                 continue
             path, target = os.path.join(folder, name), os.path.join(real, name)
             link = os.path.islink(path)
-            target = os.path.realpath(path) if link else target  # which costs a look at every folder above it
+            target = os.path.realpath(path) if link else target  # which stats every folder above it
             if target in excluded:
                 skip(path, EXCLUDED)
             elif link and not Path(target).is_relative_to(inside):

@@ -30,7 +30,7 @@ class Source(Protocol):
 
     @property
     def directory(self) -> Path:
-        """Where they lie."""
+        """Their folder."""
         ...
 
     @property
@@ -80,7 +80,7 @@ def table_of(corpus: Corpus, tokens: Bpe) -> Path:
 
 
 def encoded(corpus: Corpus, tokens: Bpe, progress: Callable[[int], None] | None = None) -> TokenCorpus:
-    """The corpus in tokens: encoded now, or found encoded. `progress` is told the bytes encoded so far.
+    """The corpus in tokens: encoded now, or found encoded. `progress` is called with the bytes encoded so far.
 
     Raises ResourceError where the files cannot be written, DataError where they are damaged.
     """

@@ -8,7 +8,7 @@ Long documents are read in windows, `context` ids at a time, each `stride` ids f
     window 2              . . e f                 scores g h
     window 3                  . . g h             scores i         (a document ends; EOS is not scored)
 
-Of a model of tokens the ids are tokens, and the bytes are those that they stand for: the bits of a document are those
+Of a token model the ids are tokens, and the bytes are those that they stand for: the bits of a document are those
 of its tokens, as the encoding makes them, and its bytes are those of the file.
 
 So a byte is predicted from at least context - stride + 1 ids and at most `context`. Each window starts afresh, but the
@@ -67,10 +67,10 @@ def measure(
 ) -> Iterator[DocumentBits]:
     """The bits of each (name, document), in order, in windows of `context` ids as drawn above.
 
-    `stride` is context // 2 unless given. `batch` windows, of one document or several, go through the model together;
+    `stride`: default context // 2. `batch` windows, of one document or several, go through the model together;
     no more of a document is held than they need. With a `period` above 1 the nats of each place in it are summed too:
-    of each plane, where ids are bytes that stand for planes in turn. `progress` is told how many more bytes are scored.
-    `precision`: of matrix products; "bfloat16" is what GPUs multiply fastest, and its error is in docs/evaluating.md.
+    of each plane, where ids are bytes of alternating planes. `progress` is called with the number of bytes scored.
+    `precision`: of matrix products; "bfloat16" is fastest on GPUs, and its error is in docs/evaluating.md.
 
     Raises UsageError unless 1 <= stride <= context and batch >= 1.
     """
@@ -127,13 +127,15 @@ def continuations(
     stride: int | None = None,
     batch: int = 8,
 ) -> Iterator[tuple[float, bool]]:
-    """Of each (prefix, continuation): the nats of the continuation's bytes, and whether each is the likeliest id.
+    """Of each (prefix, continuation): the nats of the continuation's bytes, and whether each is the most probable id.
 
-    The two are read as one document in the windows of `measure`. Raises UsageError for a model of tokens, which may
+    The two are read as one document in the windows of `measure`. Raises UsageError for a token model, which may
     join the end of the one and the beginning of the other.
     """
     if model.tokens is not None:
-        raise UsageError("this model reads tokens, so that parts of a text have no log-likelihood: measure whole ones")
+        raise UsageError(
+            "this model reads tokens, so that parts of a text have no log-likelihood: evaluate whole texts"
+        )
     windows = _Windows.checked(model, context, stride, batch)
     after: deque[int] = deque()
 
@@ -164,10 +166,10 @@ def logprobs(model: ByteModel, prefix: bytes, continuation: bytes) -> NDArray[np
     """log p of each byte of `continuation` after `prefix`, in nats (never above 0): `[bytes]`.
 
     Every byte is predicted from everything before it, in one stream through the model's state: no window cuts it short.
-    Raises UsageError for a model of tokens, to which a byte has no probability of its own.
+    Raises UsageError for a token model, in which single bytes have no probability.
     """
     if model.tokens is not None:
-        raise UsageError("this model reads tokens, so that single bytes have no log-probability: measure with bits")
+        raise UsageError("this model reads tokens, so that single bytes have no log-probability: use bits")
     nats = [torch.zeros(0)]
     logits, state = None, model.begin(1)
     position = -1 - len(prefix)  # of the chunk's first id, counted from the first byte of the continuation
@@ -185,7 +187,7 @@ def logprobs(model: ByteModel, prefix: bytes, continuation: bytes) -> NDArray[np
 
 @dataclass(frozen=True)
 class _Window:
-    """A stretch of a document: all ids but the last are read, and what follows the first `seen` of them is scored."""
+    """A window of a document: all ids but the last are read, and what follows the first `seen` of them is scored."""
 
     ids: Int[Tensor, " time"]
     opens: Bool[Tensor, " time"] | None
@@ -203,7 +205,7 @@ class _Tally:
     ended: bool = False
 
     def add(self, nats: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
-        """Count the nats of the next ids, and the bytes that each of them stands for."""
+        """Count the nats and bytes of the next ids."""
         period = len(self.places)
         places = (self.bytes + np.arange(len(nats))) % period
         self.places += np.bincount(places, weights=nats, minlength=period)
@@ -284,7 +286,7 @@ class _Windows:
 
     @torch.inference_mode()
     def judge(self, group: list[_Window]) -> list[tuple[Float[Tensor, " scored"], Bool[Tensor, " scored"]]]:
-        """The nats of what each window scores, and whether each of these ids is the likeliest that is written."""
+        """The nats of what each window scores, and whether each of these ids is the most probable that is written."""
         if not group:
             return []
         logits, targets = self.read(group)

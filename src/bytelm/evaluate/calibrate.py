@@ -33,14 +33,14 @@ def calibrate(
     "both", the same number of each). The search goes down by quantiles to the first at which patches are short enough,
     then bisects, and judges each cut by what the patcher itself makes of the sample. It comes within 1% of the size,
     unless the bounds of the guard or equal entropies rule that out: then it comes near, and `realised` says how near.
-    `progress` is called with the bytes that the entropy model has read so far.
+    `progress` is called with the number of bytes the entropy model has read.
 
     Raises DataError if no document of the sample has 2 bytes, ConfigError for a size that `max_length` forbids.
     """
     if config.max_length is not None and config.mean_size > config.max_length:
         raise ConfigError(
             f"patching.mean_size = {config.mean_size}: no patch is longer than max_length = {config.max_length}; "
-            "lower the one or raise the other"
+            "lower mean_size or raise max_length"
         )
     documents = _Sample.of(scorer, sample, progress)
     count = len(documents.entropies)
@@ -65,7 +65,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A scorer that repeats what another one found for the same ids, read in one piece."""
+    """An entropy model that repeats what another one found for the same ids, read in one piece."""
 
     values: Float[Tensor, "batch new"]
 
@@ -91,7 +91,7 @@ class _Sample:
     def of(
         cls, scorer: Scorer, sample: Sequence[NDArray[np.uint8]], progress: Callable[[int], None] | None = None
     ) -> _Sample:
-        """Ask the scorer, once."""
+        """Ask the entropy model, once."""
         documents = sorted((document for document in sample if len(document)), key=len)
         if not documents or len(documents[-1]) < 2:
             raise DataError("no document of the sample has 2 bytes: to calibrate on it, give it more")

@@ -1,4 +1,4 @@
-"""What compressors make of the same bytes: the yardstick beside a model's bits per byte."""
+"""Bits per byte of general-purpose compressors on the same bytes: the reference for a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def compressed(documents: Iterable[Document]) -> dict[str, float]:
     """Bits per byte of gzip -9, bzip2 -9 and xz -9e, by those names, headers and checksums included.
 
     All documents together, in order and with nothing between them, are one stream to each compressor: it may learn from
-    one document for the next, which a model that starts afresh with each may not. Nothing is held but the compressors'
+    one document for the next, which a model that is reset at each may not. Nothing is held but the compressors'
     own memory, up to 674 MiB for xz. Raises DataError if there are no bytes.
     """
     compressors = {

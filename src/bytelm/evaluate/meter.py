@@ -40,7 +40,7 @@ class Meter:
 def interval(
     documents: Iterable[DocumentBits], level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """The confidence interval (low, high) of the bits per byte of documents like these: how far another sample may lie.
+    """The confidence interval (low, high) of the bits per byte over documents.
 
     Percentile bootstrap: documents are drawn with replacement, since bytes of one document are not independent, and
     each draw is measured as a ratio of sums. With few documents it is too narrow. None with fewer than 2 documents

@@ -25,7 +25,7 @@ from bytelm.patching.entropy import Entropy
 class PatchView:
     """The cuts of a document: `opens[i]` says that byte i opens a patch, `entropies[i]` is what was known before it.
 
-    `entropies` are those of the patcher's scorer, in nats; None for a scheme that asks no scorer.
+    `entropies` are those of the patcher's entropy model, in nats; None for a scheme without an entropy model.
     """
 
     opens: NDArray[np.bool_]
@@ -43,7 +43,7 @@ def patch_view(model: ByteModel, data: bytes) -> PatchView:
     if patcher is None and size is not None:  # a model that counts its patches, from the start of each document
         patcher = fixed.Config(size).build()
     if patcher is None:
-        raise UsageError(f"a {type(model).__name__} reads bytes one by one: to see patches, take a model that has them")
+        raise UsageError(f"a {type(model).__name__} has no patches: use BLT, MEGABYTE or a token model")
     opens = np.concatenate([np.zeros(0, np.bool_), *opens_of(patcher, data)])
     if not isinstance(patcher, Entropy):
         return PatchView(opens, None)

@@ -1,4 +1,4 @@
-"""Documents of any length as ids in pieces, and what a patcher or a scorer says about them, decided over the whole."""
+"""Documents of any length as chunks of ids, and boundaries and entropies over whole documents."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def patcher_of(model: ByteModel) -> Patcher | None:
 
 
 def device_of(part: object) -> torch.device:
-    """Where a patcher or a scorer lives; one that holds no tensors works on the CPU as well as anywhere."""
+    """Where a patcher or an entropy model lives; one that holds no tensors works on the CPU as well as anywhere."""
     tensors = itertools.chain(part.parameters(), part.buffers()) if isinstance(part, nn.Module) else ()
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
@@ -78,7 +78,7 @@ def decisions(
 def extended(
     patcher: Patcher, ids: Int[Tensor, "batch new"], state: PatchState | None
 ) -> tuple[Bool[Tensor, "batch new"], PatchState]:
-    """`patcher.extend`; in two halves, and halves of these, where a device's memory does not hold it whole."""
+    """`patcher.extend`; recursively halved if it exceeds a device's memory."""
     with contextlib.suppress(torch.OutOfMemoryError):
         return patcher.extend(ids, state)
     if ids.shape[1] == 1:
@@ -90,7 +90,7 @@ def extended(
 
 
 def entropies(scorer: Scorer, document: Document) -> Iterator[Float[Tensor, " new"]]:
-    """After each id of a document's chunks, the entropy of the scorer's prediction of the next one: nats, float32."""
+    """The entropy of the prediction of the next id after each id of a document's chunks: nats, float32."""
     state = scorer.begin(1)
     for ids in chunks(document):
         entropy, state = scorer.entropies(ids[None], state)

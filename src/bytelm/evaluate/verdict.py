@@ -1,4 +1,4 @@
-"""The whole measurement of a model on documents: bits per byte with its interval, by file, beside compressors."""
+"""Evaluation of a model on documents: bits per byte with confidence interval, by file, beside compressors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Verdict:
     """What a model makes of documents. Every byte is scored once; context and stride say what it was scored from.
 
     `low` and `high` bound the 95 % bootstrap interval over documents; None with fewer than two. `planes` are the bits
-    per byte of each plane that bytes stand for in turn: red, green, blue. `unit` is what people call all of these.
+    per byte of each plane that bytes stand for in turn: red, green, blue. `unit` names the unit of all of these.
     """
 
     bytes: int
@@ -70,13 +70,13 @@ def judge(
     """
     documents = list(documents)
     planes, formats = (modality.planes, modality.compressors()) if modality is not None else ((), {})
-    planes = () if model.tokens is not None else planes  # a token may lie in several
+    planes = () if model.tokens is not None else planes  # a token may span several
     period = max(1, len(planes))
     how: dict[str, Any] = {"context": context, "stride": stride, "period": period, "precision": precision}
     found = list(measure(model, documents, progress=progress, **how))
     whole = Meter.of(found)
     if not whole.bytes:
-        raise DataError(f"{len(documents)} documents have 0 bytes together: there is nothing to measure")
+        raise DataError(f"{len(documents)} documents have 0 bytes together: there is nothing to evaluate")
     bounds, data = interval(found), [document for _, document in documents]
     return Verdict(
         bytes=whole.bytes,

@@ -1,4 +1,4 @@
-"""From logits to the next id: the distribution that is sampled, and a draw from it that no batch mate can change."""
+"""Sampling: from logits to the next id, independently of the rest of the batch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Keys = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next id is chosen from the logits; None leaves a filter out.
+    """Sampling options; None disables a filter.
 
-    temperature: divides the logits; 0 is greedy (the likeliest id, the lowest of equals).
-    top_k: only the k likeliest ids (lower ids first among equals).
-    top_p: only the fewest likeliest ids whose probabilities reach p together (nucleus sampling).
-    min_p: only ids at least min_p times as likely as the likeliest.
+    temperature: divides the logits; 0 is greedy (the most probable id, the lowest of equals).
+    top_k: only the k most probable ids (lower ids first among equals).
+    top_p: only the fewest most probable ids whose probabilities reach p together (nucleus sampling).
+    min_p: only ids at least min_p times as likely as the most probable.
     """
 
     temperature: float = 0.8
@@ -48,14 +48,14 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest id is always taken."""
+        """Whether decoding is greedy."""
         return self.temperature == 0 or self.top_k == 1
 
     def filtered(self, logits: Reals, allowed: Flags | None = None) -> NDArray[np.float64]:
-        """The probabilities `[batch, vocab]` that the next id is drawn from; each row sums to 1.
+        """The sampling distribution `[batch, vocab]`; each row sums to 1.
 
-        In this order: only what may be written, and of it only `allowed`; temperature; softmax; top_k; top_p of what
-        top_k left, renormalised; min_p. Raises CheckpointError when a row's logits are not finite.
+        In this order: only ids that may be generated, and of these only `allowed`; temperature; softmax; top_k; top_p
+        of what top_k left, renormalised; min_p. Raises CheckpointError when a row's logits are not finite.
         """
         scores, best = _possible(logits, allowed)
         if self.greedy:
@@ -78,7 +78,7 @@ class Sampling:
         return probabilities / probabilities.sum(-1, keepdims=True)
 
     def choose(self, logits: Reals, keys: Keys, positions: Ints, allowed: Flags | None = None) -> Ints:
-        """One id a row: the likeliest, or a draw that depends on its key and position and nothing else. See `draw`."""
+        """One id per row: greedy, or a sample that depends only on distribution, key and position. See `draw`."""
         if self.greedy:
             return _possible(logits, allowed)[0].argmax(-1)
         return draw(self.filtered(logits, allowed), keys, positions)
@@ -94,7 +94,7 @@ def written(tokens: Bpe | None) -> Flags:
 
 
 def _possible(logits: Reals, allowed: Flags | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logits of what may be written, -inf elsewhere, and the largest of each row. Raises CheckpointError."""
+    """Logits of ids that may be generated, -inf elsewhere, and the maximum of each row. Raises CheckpointError."""
     scores = np.where(True if allowed is None else allowed, logits.astype(np.float64), -np.inf)
     scores[:, UNWRITTEN] = -np.inf
     best = scores.max(-1, keepdims=True)
@@ -107,12 +107,12 @@ def _possible(logits: Reals, allowed: Flags | None) -> tuple[NDArray[np.float64]
 
 
 def row_key(seed: int, row: int) -> int:
-    """What a row's draws hang on: 64 bits from (seed, row) alone, so that neighbouring seeds share no row."""
+    """The random key of a row: 64 bits from (seed, row) alone, so that neighbouring seeds share no row."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest(), "little")
 
 
 def uniform(keys: Keys, positions: Ints, ids: int = VOCAB) -> NDArray[np.float64]:
-    """A number in (0, 1) for every id `[batch, ids]`, the same whenever the same key stands at the same position.
+    """Uniform noise in (0, 1) for every id `[batch, ids]`, a function of key, position and id.
 
     A counter-based generator (as in Salmon et al. 2011), by SplitMix64's finaliser (Steele et al. 2014).
     """
@@ -132,10 +132,10 @@ def _mixed(x: Keys) -> Keys:
 
 
 def draw(probabilities: NDArray[np.float64], keys: Keys, positions: Ints) -> Ints:
-    """One id a row, never one of probability 0: the first to arrive when ids arrive at the rates of their probability.
+    """One id per row, never one of probability 0: an exponential race with the probabilities as rates (Gumbel-max).
 
-    The noise belongs to (key, position, id) and not to the distribution. So two distributions that are nearly the same
-    draw the same id nearly always, which is what makes drafts worth their while (Gumbel-max coupling; ADR 0006).
+    The noise belongs to (key, position, id) and not to the distribution. So two similar distributions
+    sample the same id nearly always, which gives drafts a high acceptance rate (Gumbel-max coupling; ADR 0006).
     """
     with np.errstate(divide="ignore", over="ignore"):
         return (-np.log(uniform(keys, positions, probabilities.shape[1])) / probabilities).argmin(-1)

@@ -1,8 +1,8 @@
-"""Generation: rows that read their prompts in chunks and then write byte by byte, joining and leaving at any step.
+"""Continuous batching: requests enter at any step, are prefilled in chunks beside decoding ones, and retire.
 
-join(request) → ticket      a free row takes a prompt
-step() → pieces             prompts go on by a chunk, beside them every other row by a byte (or by a draft)
-leave(ticket)               a row is free again, as it is when its last piece was given
+join(request) → ticket      admit a request to a free row
+step() → pieces             prefill a chunk of each prompt, decode a byte (or a draft) of every other row
+leave(ticket)               cancel; a row is also freed after its last piece
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from bytelm.units import BOS, EOS
 
 Reason = Literal["eos", "stop", "length"]
 
-ROWS = 256  # prompts that are worked on together; more of them wait until rows are free
+ROWS = 256  # largest batch; further prompts are queued
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What was generated after one prompt, and why it ended; a stop sequence is not part of `data`."""
+    """The output for one prompt, and the finish reason; a stop sequence is not part of `data`."""
 
     prompt: bytes
     data: bytes
@@ -42,7 +42,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes of one row that are decided; the last piece of a row, which may be empty, has the reason of its end."""
+    """Final bytes of one request; its last piece, which may be empty, has the finish reason."""
 
     row: int
     data: bytes
@@ -51,7 +51,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, and how to go on after it: see `pieces`. What is drawn hangs on (seed, row).
+    """A prompt and its generation options: see `pieces`. Samples depend on (seed, row).
 
     Raises UsageError for a negative `max_bytes`, an empty stop sequence, or one that is not UTF-8 when `utf8` is set.
     """
@@ -71,13 +71,13 @@ class Request:
         for sequence in self.stop:
             if not sequence:
                 raise UsageError("a stop sequence is empty: give each one byte or more, or leave it out")
-            # A whole number of characters is only ever found between characters, so that no cut leaves a broken one.
+            # UTF-8 stop sequences match at character boundaries only, so that no character is broken.
             if self.utf8 and not _is_utf8(sequence):
                 raise UsageError(f"stop sequence {sequence!r} is not UTF-8, which utf8 asks for: leave one of them out")
 
     @property
     def ids(self) -> int:
-        """Ids of the longest document that may come out."""
+        """Maximum length in ids, prompt included."""
         return 1 + len(self.prompt) + self.max_bytes
 
 
@@ -91,21 +91,21 @@ def _is_utf8(data: bytes) -> bool:
 
 @dataclass
 class _Row:
-    """What a row is doing."""
+    """The state of a row."""
 
     ticket: int
     request: Request
     unread: Ints
-    """What is left of BOS and the prompt."""
+    """Ids of BOS and the prompt still to be prefilled."""
     left: int
-    """Bytes that it may still write."""
+    """Bytes that may still be generated."""
     characters: Utf8State | None
     tokens: Bpe | None = None
     held: bytes = b""
-    """Bytes that may be the beginning of a stop sequence."""
+    """Bytes held back: a possible beginning of a stop sequence."""
 
     def write(self, symbol: int) -> Piece:
-        """Take one generated id, and give what it decides. What a token has beyond the end of a row is dropped."""
+        """Take one generated id, and return the bytes that become final. A token's bytes beyond the end are dropped."""
         if symbol == EOS:
             return Piece(self.ticket, self.held, "eos")
         if self.characters:
@@ -125,7 +125,7 @@ class _Row:
 
 @dataclass
 class Session:
-    """Rows of a decoder at work."""
+    """A running batch of a decoder."""
 
     decoder: Decoder
     speculation: Speculation = field(default_factory=Speculation)
@@ -135,7 +135,7 @@ class Session:
         self.rows: dict[int, _Row] = {}
         self.free = list(range(rows))[::-1]
         self.tickets = 0
-        # By row: what was drawn and is to be read next, what its draws hang on, and the ids that it may write.
+        # By row: the sampled id to read next, its random key, and the allowed ids.
         self.next: Ints = np.zeros(rows, np.int64)
         self.keys = np.zeros(rows, np.uint64)
         self.written = written(self.decoder.tokens)
@@ -145,17 +145,17 @@ class Session:
         self.threads = threads(team.most) if team and team.most > 1 else None
 
     def join(self, request: Request) -> int:
-        """A free row takes a request; its pieces bear the ticket. Raises UsageError where there is no room for it."""
+        """Admit a request to a free row; its pieces have the ticket. Raises UsageError if there is no room."""
         if not self.free:
-            raise UsageError(f"all {self.decoder.rows} rows are taken: wait until one has ended")
+            raise UsageError(f"all {self.decoder.rows} rows are in use: wait until a request has finished")
         if request.ids > self.decoder.capacity:
             raise UsageError(
                 f"a prompt of {len(request.prompt)} bytes and {request.max_bytes} more take {request.ids} ids, "
-                f"and a row holds {self.decoder.capacity}: shorten one of them"
+                f"and a sequence holds at most {self.decoder.capacity}: shorten one of them"
             )
         tokens = self.decoder.tokens
         if tokens is not None and request.utf8:
-            raise UsageError("utf8 chooses byte by byte, and this model writes tokens: leave utf8 out")
+            raise UsageError("utf8 constrains single bytes, and this model generates tokens: leave utf8 out")
         slot, ticket = self.free.pop(), self.tickets
         self.tickets += 1
         prompt = np.frombuffer(request.prompt, np.uint8) if tokens is None else tokens.encode(request.prompt)
@@ -168,21 +168,21 @@ class Session:
         return ticket
 
     def leave(self, ticket: int) -> None:
-        """The row of a ticket is free again. Raises UsageError for one that has ended."""
+        """Cancel a request. Raises UsageError for one that has finished."""
         for slot, row in self.rows.items():
             if row.ticket == ticket:
                 return self.clear(slot)
-        raise UsageError(f"no row has ticket {ticket}: it has ended")
+        raise UsageError(f"no request has ticket {ticket}: it has finished")
 
     def clear(self, slot: int) -> None:
-        """Forget what a row did."""
+        """Reset a row."""
         self.decoder.undo(np.array([slot]), np.zeros(1, np.int64))
         self.writing[slot] = False
         del self.rows[slot]
         self.free.append(slot)
 
     def step(self) -> list[Piece]:
-        """One step of every row, and what it decided, in the order of the tickets."""
+        """One step of every row; returns the final bytes in the order of the tickets."""
         if not self.rows:
             return []
         slots = self.writing.nonzero()[0]
@@ -202,11 +202,11 @@ class Session:
 
     @staticmethod
     def ordered(pieces: list[Piece]) -> list[Piece]:
-        """By ticket, and a row's own in the order they came."""
+        """By ticket, each request's in order."""
         return sorted(pieces, key=lambda piece: piece.row) if len(pieces) > 1 else pieces
 
     def read_on(self, writing: Ints) -> list[Piece]:
-        """Read one id of rows that write, and a chunk of prompts; then draw for all that have nothing left to read."""
+        """Decode one id, prefill a chunk of prompts; then sample for all rows without ids left to read."""
         parts = {slot: row.unread[: self.decoder.chunk] for slot, row in self.rows.items() if len(row.unread)}
         slots = np.concatenate([writing, np.fromiter(parts, np.int64)])
         counts = np.concatenate([np.ones(len(writing), np.int64), [len(part) for part in parts.values()]])
@@ -222,7 +222,7 @@ class Session:
         return self.write(slots, self.draw(slots, logits[ends[done]], self.decoder.lengths[slots]))
 
     def draw(self, slots: Ints, logits: Reals, positions: Ints) -> Ints:
-        """The next id of each row, whose position in the document is told; rows of like settings together."""
+        """Sample the next id of each row at its position; rows with equal settings together."""
         for slot in slots.tolist():
             row = self.rows[slot]
             if row.characters:
@@ -239,7 +239,7 @@ class Session:
         return found
 
     def write(self, slots: Ints, symbols: Ints) -> list[Piece]:
-        """Take the id that each row drew: what that decides, and the end of rows that end."""
+        """Process the sampled ids: final bytes, finished rows."""
         self.next[slots] = symbols
         found: list[Piece] = []
         for slot, symbol in zip(slots.tolist(), symbols.tolist(), strict=True):
@@ -253,7 +253,7 @@ class Session:
     # --- drafts -------------------------------------------------------------------------------------------------------
 
     def room(self, slots: Ints) -> int:
-        """How many bytes all rows may draft."""
+        """The number of bytes that all rows may draft."""
         length = self.speculation.option
         if not (self.decoder.drafts and length and len(slots)):
             return 0
@@ -261,7 +261,7 @@ class Session:
         return 0 if any(row.characters for row in rows) else min(length, *(row.left - 1 for row in rows))
 
     def speculate(self, slots: Ints, count: int) -> list[Piece]:
-        """Draft `count` bytes a row with the local model, read them all at once, and write those that are right."""
+        """Draft `count` bytes per row with the local model, verify them in one pass, and keep the accepted prefix."""
         decoder, before = self.decoder, self.decoder.lengths[slots]
         guessed = np.empty((len(slots), count + 1), np.int64)
         guessed[:, 0] = self.next[slots]
@@ -274,7 +274,7 @@ class Session:
         right = (drawn[:, :-1] == guessed[:, 1:]).cumprod(1).sum(1)
         self.speculation.drafted += right.size * count
         self.speculation.accepted += int(right.sum())
-        # What was read beyond the first wrong guess is taken back; the drawn id in its place is read next.
+        # Roll back to the first rejected byte; the id sampled in its place is read next.
         decoder.undo(slots, before + 1 + right)
         found: list[Piece] = []
         for index in range(count + 1):
@@ -295,7 +295,7 @@ def generate(
     eos: bool = True,
     weights: Weights | None = None,
 ) -> list[Generation]:
-    """Go on after each prompt; the options are those of `pieces`."""
+    """Generate from each prompt; the options are those of `pieces`."""
     written = [bytearray() for _ in prompts]
     reasons: dict[int, Reason] = {}
     options = Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos)
@@ -318,7 +318,7 @@ def stream(
     eos: bool = True,
     weights: Weights | None = None,
 ) -> Iterator[bytes]:
-    """The bytes after one prompt, as soon as they are decided; the options are those of `pieces`."""
+    """Stream the bytes after one prompt; the options are those of `pieces`."""
     options = Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos)
     return (piece.data for piece in _run(model, [prompt], options, weights) if piece.data)
 
@@ -335,16 +335,16 @@ def pieces(
     eos: bool = True,
     weights: Weights | None = None,
 ) -> Iterator[Piece]:
-    """Go on after each prompt and give the bytes of every row as soon as they are decided.
+    """Generate from each prompt, and stream the bytes of every sequence.
 
-    A row ends with EOS (never without `eos`), before the first stop sequence, or after `max_bytes` bytes. Bytes that
-    may be the beginning of a stop sequence are held back until that is decided. What row r generates depends on its
-    prompt and on (seed, r), and not on the other rows, on chunks or on drafts; only where no kernels are used it
-    depends on the other rows as far as torch rounds differently in a larger batch.
+    A sequence ends with EOS (never without `eos`), before the first stop sequence, or after `max_bytes` bytes. Bytes
+    that may be the beginning of a stop sequence are held back. The output of row r depends on its prompt and on
+    (seed, r), and not on the rest of the batch, on chunking or on drafts; only without kernels torch may round
+    differently in a larger batch.
 
     With `utf8` the generated bytes continue valid UTF-8 and end with a whole character: they first finish the one
-    that the prompt leaves open, and open none for which too few bytes are left. Invalid bytes earlier in a prompt are
-    no matter; a row whose open character needs more than `max_bytes` generates nothing.
+    that the prompt leaves open, and start none for which too few bytes are left. Invalid bytes earlier in a prompt are
+    ignored; a row whose open character needs more than `max_bytes` generates nothing.
 
     `weights`: linear layers in "bf16" or "int8", see `decoding.open_decoder`. Raises UsageError for options outside
     their limits, see `Request`.
@@ -353,7 +353,7 @@ def pieces(
 
 
 def _run(model: ByteModel, prompts: Sequence[bytes], options: Request, weights: Weights | None) -> Iterator[Piece]:
-    """All prompts through one session; those for which there is no row yet wait."""
+    """All prompts through one session; prompts without a free row are queued."""
     needed = Utf8State.after(prompts).missing().tolist() if options.utf8 else [0] * len(prompts)
     begin = [row for row, need in enumerate(needed) if max(need, 1) <= options.max_bytes]
     yield from (Piece(row, b"", "length") for row in range(len(prompts)) if row not in set(begin))
@@ -368,7 +368,7 @@ def _run(model: ByteModel, prompts: Sequence[bytes], options: Request, weights: 
             row = waiting.pop()
             own = (prompts[row], options.max_bytes, options.sampling, options.seed, row)
             of[session.join(Request(*own, options.stop, options.utf8, options.eos))] = row
-        what = f"{len(session.rows)} rows of up to {session.decoder.capacity} ids"
+        what = f"{len(session.rows)} sequences of up to {session.decoder.capacity} ids"
         with fitting(
             model.device, what, lambda: "give fewer prompts, shorter ones or fewer bytes, or take --device cpu"
         ):
@@ -377,13 +377,13 @@ def _run(model: ByteModel, prompts: Sequence[bytes], options: Request, weights: 
 
 
 def _opened(model: ByteModel, rows: int, capacity: int, weights: Weights | None) -> Decoder:
-    """A decoder of so many rows, or of fewer if the memory does not suffice. Raises ResourceError if not for one."""
+    """A decoder of so many rows, or of fewer if memory is insufficient. Raises ResourceError if not even for one."""
     while True:
         try:
             return open_decoder(model, rows=rows, capacity=capacity, weights=weights)
         except (MemoryError, torch.OutOfMemoryError):
             if rows == 1:
                 raise ResourceError(
-                    f"no memory for a row of {capacity} ids: give a shorter prompt or fewer bytes"
+                    f"no memory for a sequence of {capacity} ids: give a shorter prompt or fewer bytes"
                 ) from None
             rows //= 2

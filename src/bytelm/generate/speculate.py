@@ -1,33 +1,33 @@
-"""Self-speculation: the local model drafts, one full pass verifies (Fast BLT's BLT-S), on where it is measured to pay.
+"""Self-speculative decoding: the local model drafts, one full pass verifies (Fast BLT's BLT-S), if that is faster.
 
-Drafting changes nothing that is written: a draft is kept as far as it is what the full model would have drawn anyway,
-from the same noise. So whether to draft, and how far, may be chosen by the clock; and so may the number of threads.
+Drafting is lossless: a draft is accepted as far as it equals what the full model samples with the same noise.
+So the draft length, and the number of threads, are chosen from measured throughput.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LENGTHS = (0, 4, 8)  # bytes to draft; 0 is to read byte by byte
+LENGTHS = (0, 4, 8)  # draft lengths in bytes; 0: no drafting
 TRIAL = 3  # steps after which an option is judged
-FEW = 8  # steps after which it is first looked whether fewer threads are faster
+FEW = 8  # steps until the first trial of fewer threads
 REST, LONGEST = 64, 512  # steps until the others are tried again, twice as many each time that the same one wins
 
 
 @dataclass
 class Fastest:
-    """Chooses among a few ways to take a step: the fastest by bytes a second, all tried again now and then."""
+    """Chooses the option with the highest measured throughput; all are tried again periodically."""
 
     options: tuple[int, ...]
-    """The first of them is begun with."""
+    """The first one is the default."""
     trial: int = TRIAL
     ahead: float = 1.0
-    """By how much the first of them must be outrun."""
+    """The required speed-up over the default."""
     rest: int = REST
     """Steps between two trials of all."""
     rates: dict[int, float] = field(default_factory=dict[int, float])
     steps: int = 0
-    """Steps with the present option, the bytes that they wrote, and what they took."""
+    """Steps with the current option, their bytes and seconds."""
     bytes: int = 0
     seconds: float = 0.0
     queue: list[int] = field(default_factory=list[int])
@@ -41,7 +41,7 @@ class Fastest:
         return self.queue[0] if self.queue else self.best
 
     def note(self, seconds: float, written: int) -> None:
-        """What a step with this option took, and how many bytes it wrote."""
+        """Record the seconds and bytes of a step with this option."""
         self.steps, self.bytes, self.seconds = self.steps + 1, self.bytes + written, self.seconds + seconds
         if self.steps < (self.trial if self.queue else self.rest) or len(self.options) == 1:
             return
@@ -55,7 +55,7 @@ class Fastest:
         self.steps, self.bytes, self.seconds = 0, 0, 0.0
 
     def settle(self) -> None:
-        """Go on with the fastest."""
+        """Switch to the fastest."""
         first = self.options[0]
         fastest = max(self.rates, key=lambda option: self.rates[option] * (self.ahead if option == first else 1))
         self.rest = min(2 * self.rest, LONGEST) if fastest == self.best else REST
@@ -69,13 +69,13 @@ class Speculation(Fastest):
     options: tuple[int, ...] = LENGTHS
     drafted: int = 0
     accepted: int = 0
-    """Of the bytes that were drafted, those that the full model wrote too."""
+    """Accepted draft bytes."""
 
 
 def threads(most: int) -> Fastest:
     """All threads, or one.
 
-    Threads wait for each other many times a byte. Beside another busy program, each wait for one that the system has
-    taken off its processor takes milliseconds, and one thread alone is fifty times as fast.
+    Threads synchronize many times per byte. Beside another busy program, each wait for a descheduled thread
+    takes milliseconds, and a single thread is fifty times as fast.
     """
     return Fastest((most, 1), trial=1, ahead=3.0, rest=FEW)

@@ -1,4 +1,4 @@
-"""UTF-8 as bytes are written: which byte may come next in valid text, and text shown without broken characters."""
+"""Incremental UTF-8: which byte may come next in valid text, and decoding without broken characters."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bytelm.units import BYTES, EOS, VOCAB
 
-# RFC 3629 as an automaton: from a place, a byte in first..last leads to the next place. Place 0 lies between
-# characters; 1, 2, 3 await that many free continuation bytes; 4 to 7 stand behind the four lead bytes whose second
+# RFC 3629 as an automaton: from a state, a byte in first..last leads to the next state. State 0 is between
+# characters; 1, 2, 3 await that many free continuation bytes; 4 to 7 follow the four lead bytes whose second
 # byte is narrower, which is what keeps out overlong forms (E0, F0), surrogates (ED) and all above U+10FFFF (F4).
 _ARCS = (
     (0, 0x00, 0x7F, 0),
@@ -34,13 +34,13 @@ _ARCS = (
     (6, 0x90, 0xBF, 2),
     (7, 0x80, 0x8F, 2),
 )
-_MISSING = (0, 1, 2, 3, 2, 2, 3, 3)  # bytes from each place to the end of the character
+_MISSING = (0, 1, 2, 3, 2, 2, 3, 3)  # bytes from each state to the end of the character
 _LONGEST_OPEN = 3  # bytes of the longest unfinished character
 
 
 @functools.cache
 def _table() -> Int[Tensor, "places bytes"]:
-    """The place that each byte leads to from each place; -1 where the byte would break the text."""
+    """The state after each byte from each state; -1 for an invalid byte."""
     table = torch.full((len(_MISSING), BYTES), -1)
     for place, first, last, after in _ARCS:
         table[place, first : last + 1] = after
@@ -49,13 +49,13 @@ def _table() -> Int[Tensor, "places bytes"]:
 
 @dataclass(frozen=True)
 class Utf8State:
-    """Where each row stands inside a character (a place of the automaton above; 0: between characters)."""
+    """The automaton state of each row (0: between characters)."""
 
     places: Int[Tensor, " batch"]
 
     @classmethod
     def after(cls, texts: Sequence[bytes]) -> Utf8State:
-        """The rows that have written `texts`: inside a character where a text ends with an unfinished one."""
+        """The rows after `texts`: inside a character if a text ends with an unfinished one."""
         tails = [list(text[-_LONGEST_OPEN:].rjust(_LONGEST_OPEN, b" ")) for text in texts]
         state = cls(torch.zeros(len(texts), dtype=torch.int64))
         for ids in torch.tensor(tails, dtype=torch.int64).view(len(texts), _LONGEST_OPEN).unbind(1):
@@ -63,7 +63,7 @@ class Utf8State:
         return state
 
     def extend(self, ids: Int[Tensor, " batch"]) -> Utf8State:
-        """The rows with one more byte each. A byte that breaks the text is forgotten, with the character it broke."""
+        """The rows with one more byte each. An invalid byte is dropped, with the character that it broke."""
         table = _table()
         places = table[self.places, ids]
         return Utf8State(torch.where(places < 0, table[0, ids], places).clamp(min=0))
@@ -87,5 +87,5 @@ class Utf8State:
 
 
 def decode(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Text from bytes that arrive in pieces: an unfinished character waits for its rest, invalid bytes are U+FFFD."""
+    """Text from a stream of bytes: an unfinished character is held back, invalid bytes are U+FFFD."""
     return codecs.iterdecode(pieces, "utf-8", errors="replace")

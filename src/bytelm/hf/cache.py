@@ -28,7 +28,7 @@ from bytelm.units import PAD
 LEAST, SPARE = 1 << 10, 1 << 16
 
 _call: ContextVar[object] = ContextVar("_call", default=None)
-"""The call of `generate` that is going on: meanwhile weights change in no way that is not counted."""
+"""The current call of `generate`, during which weights change only in ways that are tracked."""
 
 
 @contextmanager
@@ -127,7 +127,7 @@ class ByteCache(Cache):
             self.reader.agrees = not self.length
         return self.reader
 
-    # --- what `transformers` asks of a cache --------------------------------------------------------------------------
+    # --- interface of a cache of `transformers` ---------------------------------------------------------------------
 
     @property
     def batch_size(self) -> int:
@@ -135,11 +135,11 @@ class ByteCache(Cache):
         return len(self.parts[0]) if self.parts else -1
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions read, PADs among them: columns of the attention mask that are behind us."""
+        """Positions read, PADs among them: past columns of the attention mask."""
         return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows, in this order and as often: what beam search asks for."""
+        """Select rows, as beam search does."""
         if not self.parts:
             return
         self.parts = [self.ids()[beam_idx.to(self.parts[0].device)]]

@@ -14,13 +14,13 @@ from bytelm.units import VOCAB
 
 
 class BytelmConfig(PreTrainedConfig):
-    """`recipe`: model, patching, scorer and modality, as `config.to_mapping` gives a `Recipe`. `context`: bytes.
+    """`recipe`: model, patching, entropy model and modality, as `config.to_mapping` gives a `Recipe`. `context`: bytes.
 
     The ids are those of `bytelm.units` for every model, whatever is passed for them.
     """
 
     model_type = pretrained.TYPE
-    attribute_map = {"max_position_embeddings": "context"}  # noqa: RUF012  # where tools look for a model's context
+    attribute_map = {"max_position_embeddings": "context"}  # noqa: RUF012  # where tools read a model's context length
 
     def __init__(self, recipe: dict[str, Any] | None = None, context: int = 0, **kwargs: Any) -> None:
         self.recipe = recipe

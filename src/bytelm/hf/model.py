@@ -26,15 +26,15 @@ from bytelm.lm import LM
 from bytelm.transfer import to_device, to_host
 from bytelm.units import BOS, PAD, VOCAB
 
-IGNORED = -100  # a label that is not learnt, everywhere in transformers
-BLANK = "[More Information Needed]"  # what the Hub's form for model cards says wherever nobody has written anything
+IGNORED = -100  # a label without loss, everywhere in transformers
+BLANK = "[More Information Needed]"  # the placeholder of the Hub's model card template
 
 
 class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
     """Any model of bytes that bytelm has. `model` is the plain `ByteModel`.
 
-    The scorer that cuts patches is part of it, is not trained, and stays in float32 whatever `dtype` is asked for:
-    where a patch opens must not depend on rounding.
+    The entropy model is part of it, is not trained, and stays in float32 whatever `dtype` is:
+    patch boundaries must not depend on rounding.
     """
 
     config_class = BytelmConfig
@@ -42,7 +42,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
     _keep_in_fp32_modules_strict = ["patcher"]  # noqa: RUF012  # transformers' own declaration is no ClassVar
 
     def __init__(self, config: BytelmConfig) -> None:
-        """Random weights from `config`. Raises ConfigError for its recipe, UsageError for a model of tokens."""
+        """Random weights from `config`. Raises ConfigError for its recipe, UsageError for a token model."""
         super().__init__(config)
         self.model = config.built().assemble()
         pretrained.refuse_tokens(self.model)
@@ -111,7 +111,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what is trained: the scorer, which stays in float32, is not asked."""
+        """Of the trained weights: the entropy model stays in float32."""
         return next(p.dtype for name, p in self.named_parameters() if ".patcher." not in name)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -181,7 +181,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         """
         new = next_sequence_length
         if not input_ids.shape[1]:
-            raise UsageError("a prompt of 0 ids: begin it with BOS, as the tokenizer does, or leave it out")
+            raise UsageError("a prompt of 0 ids: start it with BOS, as the tokenizer does, or leave it out")
         if new is not None and new < 1:
             if past_key_values is not None:
                 past_key_values.crop(new - 1)
@@ -218,7 +218,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             if attention_mask.ndim != 2:
                 raise UsageError(
                     f"attention_mask has {attention_mask.ndim} axes: give [batch, read + new]; "
-                    "documents in one row need no mask, a BOS parts them"
+                    "packed documents need no mask, BOS isolates them"
                 )
             ids = ids.masked_fill(attention_mask[:, -ids.shape[1] :] == 0, PAD)
         cache = past_key_values
@@ -231,7 +231,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
             if labels is None and return_dict:  # in generation
                 return quick_output(logits, cache)
         else:
-            raise UsageError(f"a {type(cache).__name__} cannot hold what bytelm reads: leave past_key_values out")
+            raise UsageError(f"a {type(cache).__name__} is not a ByteCache: leave past_key_values out")
         twice = (ids[:, :-1] == BOS) & (ids[:, 1:] == BOS)
         if logits.shape[1] == ids.shape[1] and bool(twice.any()):
             logits = certain_of_bos(logits, twice)
@@ -245,7 +245,7 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
     # --- folders ------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """See transformers; a model card is written beside the weights, unless someone has written one there."""
+        """See transformers; a model card is written too, unless there is one."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             self.write_card(Path(save_directory))
@@ -269,7 +269,7 @@ KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
 def learnt(labels: Tensor, real: Tensor) -> Tensor:
-    """Labels `[batch, new]` without those that nothing is learnt from: of PADs, of BOS, of the first id of a row.
+    """Labels `[batch, new]` without those that have no loss: of PADs, of BOS, of the first id of a row.
 
     A position after PADs is predicted from the last one before them, whose logits the PADs bear.
     """
@@ -280,7 +280,7 @@ def learnt(labels: Tensor, real: Tensor) -> Tensor:
 def certain_of_bos(logits: Tensor, which: Tensor) -> Tensor:
     """Logits `[batch, time, 260]`, at the positions `which` `[batch, time - 1]` of nothing but a BOS.
 
-    No BOS is ever learnt, so that what a model says of one is noise. The evaluation harness puts one before a text that
+    BOS is never a target in training, so that its logits are noise. The evaluation harness puts one before a text that
     its tokenizer has given one to, and scores the second.
     """
     only = torch.full_like(logits[0, 0], torch.finfo(logits.dtype).min)

@@ -1,4 +1,4 @@
-"""A decoder under `transformers`' generation: rows go back to where they agree with what is asked, and read on.
+"""A decoder under `transformers`' generation: rows are rolled back to the common prefix, and read on.
 
 The rows of a batch are columns of ids with PADs among them, and a row may hold several documents. A decoder holds one
 document a row, without PADs; a BOS in the middle therefore starts its row anew.
@@ -46,7 +46,7 @@ class Unread:
         return cls(slot, np.concatenate([lost, new[real]]), newest[len(new) - keep :])
 
     def part(self, most: int) -> Ints:
-        """The next ids to read together: none behind a BOS that starts another document."""
+        """The next ids to read together, up to a BOS that starts another document."""
         part = self.ids[self.read : self.read + most]
         starts = (part[1:] == BOS).nonzero()[0]
         return part[: starts[0] + 1] if len(starts) else part
@@ -90,7 +90,7 @@ class Reader:
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     def select(self, rows: Sequence[int]) -> bool:
-        """Rows of the batch are now these of the rows before. False where the decoder has too few of its own."""
+        """Reorder the rows of the batch. False if the decoder has too few."""
         taken: dict[int, int] = {}
         for place, row in enumerate(rows):
             taken.setdefault(int(self.slots[row]), place)
@@ -181,7 +181,7 @@ def differentiated(parameters: Iterable[Tensor]) -> bool:
 
 
 def readable(model: ByteModel) -> bool:
-    """Whether a decoder may stand for the model's forward pass: no gradients, no dropout, and kernels that know it."""
+    """Whether a decoder can replace the model's forward pass: no gradients, no dropout, and supported by kernels."""
     if differentiated(model.parameters()):
         return False
     return not any(module.training for module in model.modules()) and decodable(model)
@@ -214,6 +214,6 @@ def opened(model: ByteModel, rows: int, needed: int, room: int) -> Decoder:
         except (MemoryError, torch.OutOfMemoryError):
             if capacity == needed:
                 raise ResourceError(
-                    f"no memory for {rows} rows of {needed} ids: give fewer rows, or shorter ones"
+                    f"no memory for {rows} sequences of {needed} ids: give fewer or shorter ones"
                 ) from None
             capacity = max(needed, capacity // 2)

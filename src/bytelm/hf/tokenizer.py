@@ -46,14 +46,14 @@ class ByteTokenizer(PreTrainedTokenizer):
 
     @property
     def backend_tokenizer(self) -> Tokenizer:
-        """The same bytes as a tokenizer of `tokenizers`, where transformers looks up how tokens become text.
+        """The same bytes as a tokenizer of `tokenizers`, which transformers uses to decode tokens.
 
         It finds a ByteLevel decoder there, and so compares `stop_strings` by bytes: a token may be part of a character.
         """
         return _byte_level()
 
     def get_vocab(self) -> dict[str, int]:
-        """Ids by what stands for them in messages: bytes in the alphabet of ByteLevel, as GPT-2 has it."""
+        """Ids by their symbols: bytes in the ByteLevel alphabet of GPT-2."""
         return dict(VOCABULARY)
 
     def from_bytes(self, data: bytes) -> list[int]:
@@ -61,23 +61,23 @@ class ByteTokenizer(PreTrainedTokenizer):
         return [BOS, *data]
 
     def to_bytes(self, ids: Tensor | Iterable[int]) -> bytes:
-        """The bytes that the ids of one row stand for; specials stand for none."""
+        """The bytes of the ids of one sequence, without specials."""
         return bytes(symbol for symbol in checked(ids.tolist() if isinstance(ids, Tensor) else ids) if symbol < BYTES)
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         try:
             return [NAMES[byte] for byte in text.encode(errors="surrogateescape")]
         except UnicodeEncodeError as error:
-            raise UsageError(f"{text[error.start : error.end]!r} is no text: pass bytes through from_bytes") from None
+            raise UsageError(f"{text[error.start : error.end]!r} is not text: pass bytes to from_bytes") from None
 
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         for token in map(str, new_tokens):
             if token not in VOCABULARY:
-                raise UsageError(f"{token!r} cannot be added: a model of bytes has {len(VOCABULARY)} ids, no more")
+                raise UsageError(f"{token!r} cannot be added: a byte-level model has exactly {len(VOCABULARY)} ids")
         return super()._add_tokens(new_tokens, special_tokens)
 
     def _convert_token_to_id(self, token: str) -> int | None:
-        return VOCABULARY.get(token)  # None is what tools expect that ask whether a token exists
+        return VOCABULARY.get(token)  # tools expect None for a token that does not exist
 
     def _convert_id_to_token(self, index: int) -> str:
         return NAMES[index]
@@ -97,10 +97,12 @@ class ByteTokenizer(PreTrainedTokenizer):
 
 
 def checked(ids: Iterable[int]) -> Iterator[int]:
-    """The same ids. Raises UsageError for one that stands for nothing."""
+    """The same ids. Raises UsageError for an undefined one."""
     for symbol in ids:
         if not 0 <= symbol < len(VOCABULARY):
-            raise UsageError(f"{symbol} is no id (0 to {len(VOCABULARY) - 1}): leave out what is masked, then decode")
+            raise UsageError(
+                f"{symbol} is not an id (0 to {len(VOCABULARY) - 1}): remove masked positions, then decode"
+            )
         yield symbol
 
 

@@ -1,4 +1,4 @@
-"""The kernels as Python calls them: structures beside those of the C++ headers, and arrays in place of addresses."""
+"""Python bindings of the kernels: the structures of the C++ headers, with arrays in place of addresses."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ F64, F32, BF16, I8 = range(4)
 KINDS = {torch.float64: F64, torch.float32: F32, torch.bfloat16: BF16}
 SIZES = (8, 4, 2, 1)  # bytes of a number of each kind
 LANES = 64  # bytes of a vector; caches are laid out in whole ones
-ROWS = 4  # of a matrix that lie together
-FOLD = 1021  # sums of a checksum: a prime, so that rows and columns that change places change it
+ROWS = 4  # of a matrix that are stored together
+FOLD = 1021  # sums of a checksum: a prime, so that swapped rows or columns change it
 
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""What each weight was made into, by rounding, with the checksum it had then: weights are changed in place."""
+"""Packed copies of each weight, by quantization, with its checksum: weights may be changed in place."""
 
 Ints = NDArray[np.int64]
 Reals = NDArray[Any]  # float32, or float64 where everything is
 
 
 class Matrix(ctypes.Structure):
-    """A weight, and what keeps its memory alive."""
+    """A packed weight, and a reference that keeps its memory alive."""
 
     _fields_ = (
         *(("data", c_void_p), ("scale", c_void_p)),
@@ -44,7 +44,7 @@ class Matrix(ctypes.Structure):
 
     @property
     def bytes(self) -> int:
-        """Bytes that a product with it reads."""
+        """Memory traffic in bytes of a product with it."""
         return int(self.out * self.in_ * SIZES[self.kind] + (4 * self.out if self.scale else 0))
 
 
@@ -155,7 +155,7 @@ class Pool(ctypes.Structure):
 
 
 def address(array: NDArray[Any] | None) -> int | None:
-    """Where the numbers of an array lie. Raises ValueError for one that is not contiguous."""
+    """The address of an array's data. Raises ValueError for one that is not contiguous."""
     if array is None:
         return None
     found = array.__array_interface__  # three times as fast as array.ctypes
@@ -171,7 +171,7 @@ def tokens(row: Ints, position: Ints, start: Ints | None = None, patch: Ints | N
 
 @dataclass
 class Team:
-    """How many threads share a product: `most`, or fewer where others need the processor. No result depends on it."""
+    """Number of threads of a product: at most `most`, fewer on a busy machine. Results do not depend on it."""
 
     most: int
     threads: int
@@ -188,15 +188,15 @@ class Kernels:
     exact: bool
     team: Team
     weights: str | None
-    """What linear layers are stored as: "bf16", "int8", or None for what they are."""
+    """Quantization of linear layers: "bf16", "int8", or None."""
     streamed: bool = False
-    """Whether the weights are more than the processor's caches hold."""
+    """Whether the weights exceed the processor's caches."""
 
     @classmethod
     def open(
         cls: type[K], exact: bool = False, weights: str | None = None, streamed: bool = False, team: Team | None = None
     ) -> K:
-        """The kernels of this machine; the team is all of torch's threads. Raises UsageError where there are none."""
+        """The kernels of this machine, with all of torch's threads. Raises UsageError if there are none."""
         functions = library("kernels")
         if functions is None:
             raise UsageError(reason("kernels"))
@@ -214,12 +214,12 @@ class Kernels:
 
     @property
     def cached(self) -> int:
-        """The kind of numbers in caches: rounded as the weights are, but never below 16 bits."""
+        """The dtype of caches: as the weights', but never below 16 bits."""
         return F64 if self.exact else BF16 if self.weights else F32
 
     @property
     def lanes(self) -> int:
-        """Positions that lie side by side in a cache."""
+        """Adjacent positions in a cache."""
         return LANES // (8 if self.exact else 4)
 
     def zeros(self, *shape: int, kind: int | None = None) -> NDArray[Any]:
@@ -252,7 +252,7 @@ class Kernels:
         return kept[key][1]
 
     def packed(self, weight: Tensor, rounded: str | None, parts: int) -> Matrix:
-        """A weight in the order that matrix.h tells."""
+        """A weight in the layout of matrix.h."""
         shape, scale, lanes = weight.shape, None, LANES // (8 if weight.dtype == torch.float64 else 4)
         if rounded == "int8":
             weight, scale = quantised(weight)
@@ -339,7 +339,7 @@ class Kernels:
 
 
 def checksum(tensor: Tensor) -> bytes:
-    """16 bytes that tell a tensor on the CPU from what it was before, at the speed of reading it.
+    """A 16-byte checksum of a CPU tensor, at memory bandwidth.
 
     `_version` would not do: `weight.data += change`, as peft merges adapters, does not count as one.
     """
@@ -378,5 +378,5 @@ S = TypeVar("S", bound=ctypes.Structure)
 
 
 def array_of(kind: type[S], items: Sequence[S]) -> ctypes.Array[S]:
-    """Structures side by side, as a pointer to the first of them needs them."""
+    """An array of structures, as a pointer to the first one needs it."""
     return (kind * len(items))(*items)

@@ -74,7 +74,7 @@ def compiled(name: str, command: str, processor: str = "native") -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     if sys.stderr.isatty():
-        print(f"compiling {name} for this machine, once: some ten seconds", file=sys.stderr)
+        print(f"compiling {name} for this machine (once, about ten seconds)", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / f"{name}.so"
         for extra in EXTRAS:
@@ -103,7 +103,7 @@ def _cache() -> Path:
 
 
 def _processor() -> str:
-    """What tells machines apart that share a home directory: kernels are compiled for the very processor."""
+    """Identifies a machine that shares its home directory: kernels are compiled for the processor model."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

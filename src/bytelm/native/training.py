@@ -1,4 +1,4 @@
-"""What training calls of the kernels: structures beside those of the C++ headers, and tensors in place of addresses."""
+"""Python bindings of the training kernels: the structures of the C++ headers, with tensors in place of addresses."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from bytelm.transfer import HOST, to_device
 
 BLOCK = 64  # queries that attend together when a windowed call is long
 PRODUCTS = 1024  # slots up to which bf16 on the CPU trains faster with plain products than with the fused kernel
-SHORT = 32  # the same on a GPU, whose kernel keeps slopes in float32 for 128 queries of each line, however short it is
+SHORT = 32  # the same on a GPU, whose kernel keeps float32 gradients for 128 queries of each line, however short
 
 
 def pairs(new: int, window: int | None) -> int:
@@ -40,7 +40,7 @@ def pairs(new: int, window: int | None) -> int:
 
 @dataclass(frozen=True)
 class Where:
-    """Where each row stands: positions read so far, and the position at which its present document started."""
+    """Per-row position, and the position at which its current document started."""
 
     position: Int[Tensor, " batch"]
     start: Int[Tensor, " batch"]
@@ -79,7 +79,7 @@ class Cache:
 
 
 Memory = TypeVar("Memory")
-"""What a layer keeps to be continued: a `Cache`, or the sums of `nn.linear`."""
+"""The state of a layer: a KV `Cache`, or the sums of `nn.linear`."""
 
 
 @runtime_checkable
@@ -118,9 +118,9 @@ class Mask:
 
 @dataclass(frozen=True)
 class View:
-    """What each new position sees when all stand in one line: the slots from `first` to its own.
+    """Causal attention pattern: each new position attends to the slots from `first` to its own.
 
-    All but the rotation is on the host (`bytelm.transfer`); what attention looks into is made where it computes.
+    All but the rotation is on the host (`bytelm.transfer`); masks are made on the device of attention.
     """
 
     starts: Bool[Tensor, "batch new"]
@@ -247,7 +247,7 @@ def few(device: str) -> int:
     """Slots up to which attention in bf16 is plain products.
 
     The fused kernel's backward pass is five times slower than these on a CPU (docs/log.md). That of a GPU is made for
-    long lines, and fails where its slopes of short ones are 2^31 numbers or more.
+    long lines, and fails where its gradients of short ones are 2^31 numbers or more.
     """
     if device == "cuda":
         return SHORT

@@ -1,10 +1,10 @@
-"""Passes between matrix products on a GPU, there and back: what `device_programs` compute, as functions of tensors.
+"""Fused operations besides matmuls on a GPU, forward and backward: `device_programs` as functions of tensors.
 
 Imported where there is Triton only; `fused.kernels` says where that is.
 """
 
-# Triton is not there on a CPU, and has no types. torch declares `backward` of any number of slopes; each here takes
-# those that it has.
+# Triton does not exist on a CPU, and has no types. torch declares `backward` with any number of gradients; each here
+# takes those that it has.
 # pyright: basic, reportMissingImports=false, reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def run_maxima(values: Tensor, segment: Tensor, runs: int) -> Tensor:
 
 # --- cross-attention --------------------------------------------------------------------------------------------------
 
-# Not by `nn.runs`: that kernel keeps slopes of 128 queries for each run, and a patch has about five bytes.
+# Not by `nn.runs`: that kernel keeps gradients of 128 queries for each run, and a patch has about five bytes.
 
 
 class _Cross(Function):
@@ -249,7 +249,7 @@ def cross(query: Tensor, keys: Tensor, values: Tensor, segment: Tensor) -> Tenso
     """Attention between bytes `[bytes, heads, head_dim]` and the run each goes with `[runs, parts, heads, head_dim]`.
 
     See `fused.cross`: whichever the query is of, keys and values are of the other. Bytes of no run have the number
-    `runs`, and do not ask.
+    `runs`, and attend to nothing.
     """
     return _Cross.apply(query, keys, values, segment)
 

@@ -1,6 +1,6 @@
-"""What a GPU runs between matrix products, in Triton: each program reads its tile once, and writes its result once.
+"""Fused kernels of a GPU besides matmuls, in Triton: each program reads its tile once, and writes its result once.
 
-Sums and products are in float32 whatever is read and written, offsets are in 64 bits (tables of n-grams hold more than
+Sums and products are in float32 whatever is read and written, offsets are in 64 bits (n-gram tables hold more than
 2³¹ numbers), and nothing is added by atomics: equal inputs give equal bits. `device_kernels` starts them.
 """
 
@@ -14,7 +14,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-# Triton compiles anew for whole numbers that are 1 or multiples of 16, and for addresses that are. These change from
+# Triton recompiles for whole numbers that are 1 or multiples of 16, and for addresses that are. These change from
 # step to step, and would gain nothing.
 COUNTS = ["lines", "tokens", "places", "slots", "runs", "bytes", "new", "bags"]
 EDGES = ["first", "last"]
@@ -298,7 +298,7 @@ def slopes_of_parts(
     query, keys, values, d_y, lse, along, first, last, d_one, d_two, scale, ASKS: tl.constexpr,
     PARTS: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Slopes of the parts of runs: of queries if parts ask (`d_one`), else of keys and values; over the run's bytes.
+    """Gradients of the parts of runs: of queries if parts query (`d_one`), else of keys and values; over a run's bytes.
 
     along: the sum of y · d_y of each query.
     """
@@ -344,7 +344,7 @@ def slopes_of_bytes(
     query, keys, values, d_y, lse, along, segment, d_one, d_two, slots, runs, scale, ASKS: tl.constexpr,
     PARTS: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Slopes of bytes: of queries if bytes ask (`d_one`), else of keys and values; over the parts of their own run."""
+    """Gradients of bytes: of queries if bytes query (`d_one`), else of keys and values; over the parts of their run."""
     byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     head, column = tl.program_id(1), tl.arange(0, COLUMNS)
     own = tl.load(segment + byte, mask=byte < slots, other=runs).to(tl.int64)

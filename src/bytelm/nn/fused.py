@@ -1,11 +1,11 @@
-"""What stands between matrix products, as one pass over memory each where a CPU trains in bfloat16, or a GPU computes.
+"""Fused kernels for everything but the matmuls, one pass over memory each, on a CPU in bfloat16 and on a GPU.
 
 Every function has the same definition in plain torch where it is called: norm.py, rope.py, transformer.py, pool.py,
 embed.py, attention.py, cross.py. They ask here first, `fits` for a CPU and `kernels` for a GPU, and go their own way
 where the answer is no: on a CPU in float32, on a GPU in float64, without a compiler.
 """
 
-# torch declares `backward` of any number of slopes; each here takes the one that it has.
+# torch declares `backward` of any number of gradients; each here takes the one that it has.
 # pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def triton_kernels() -> ModuleType | None:
     except Exception as error:  # whatever Triton, and the compilers that it calls, may raise
         told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         warnings.warn(
-            f"Triton cannot compile for this GPU, plain torch is slower: {told}", RuntimeWarning, stacklevel=2
+            f"Triton cannot compile for this GPU, using plain torch (slower): {told}", RuntimeWarning, stacklevel=2
         )
         return None
     return device_kernels

@@ -1,10 +1,10 @@
-"""The rows of a table that were read, in Triton: their slopes summed, and moved, in one pass each.
+"""Row-wise updates of tables in Triton: gradients summed, rows updated, in one pass each.
 
     rows    3 3 3 7 9 9 ...     in order, as sorting gave them
     order   b b b b b b ...     the bag that read each
 
 One program is one place of `rows`. Where the row before is the same it has nothing to do; the first of a row sums the
-slopes of all its bags, in the same order always. Everything else is as `nn.rows` defines it, without a buffer.
+gradients of all its bags, in the same order always. Everything else is as `nn.rows` defines it, without a buffer.
 
 Imported where there is Triton only.
 """
@@ -21,9 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BAGS = 8  # whose slopes are read at once; most rows have one, those of frequent n-grams thousands
+BAGS = 8  # whose gradients are read at once; most rows have one, those of frequent n-grams thousands
 
-# Triton compiles anew for whole numbers that are 1, or multiples of 16; counts change from step to step.
+# Triton recompiles for whole numbers that are 1, or multiples of 16; counts change from step to step.
 kernel = triton.jit(do_not_specialize=["places"])
 
 
@@ -39,7 +39,7 @@ def _first(rows, place):
 @kernel
 @no_type_check
 def _sum(rows, order, slopes, place, row, places, DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr):
-    """The slopes of all bags that read a row, whose first place this is."""
+    """The gradients of all bags that read a row, whose first place this is."""
     column = tl.arange(0, COLUMNS)
     total = tl.zeros((BAGS, COLUMNS), tl.float32)
     more = True
@@ -90,7 +90,7 @@ def _shape(slopes: Tensor) -> dict[str, int]:
 
 
 def norm(rows: Tensor, order: Tensor, slopes: Tensor) -> Tensor:
-    """The norm of the slopes of all rows. `rows`, `order`: `[places]`; `slopes`: `[bags, dim]`, float32."""
+    """The norm of the gradients of all rows. `rows`, `order`: `[places]`; `slopes`: `[bags, dim]`, float32."""
     squares = torch.empty(len(rows), device=slopes.device)
     _squares[(len(rows),)](rows, order, slopes, squares, len(rows), **_shape(slopes))
     return squares.sum().sqrt()
@@ -99,6 +99,6 @@ def norm(rows: Tensor, order: Tensor, slopes: Tensor) -> Tensor:
 def move(
     rows: Tensor, order: Tensor, slopes: Tensor, table: Tensor, second: Tensor, rate: float, beta2: float, eps: float
 ) -> None:
-    """Go down those slopes: the rows of `table` and of its second moment, both `[rows, dim]`, are written to."""
+    """Apply the update in place to the rows of `table` and of its second moment, both `[rows, dim]`."""
     numbers = len(rows), rate, beta2, 1 - beta2, eps  # in float32 the kernel would find another rest
     _move[(len(rows),)](rows, order, slopes, table, second, *numbers, **_shape(slopes))

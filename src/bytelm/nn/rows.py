@@ -1,15 +1,15 @@
-"""Sums of a table's rows, and their slopes, on devices: no size of anything here has to be asked of one.
+"""Sums of a table's rows, and their gradients, on devices: no size of anything here has to be asked of one.
 
 A bag sums a row of each of several tables, which stand in one, one below the other:
 
     index   [bags, tables]   the row that each bag reads of each table
-    slopes  [bags, dim]      of each bag, and so of each row that it read
+    gradients  [bags, dim]      of each bag, and so of each row that it read
 
-The slope of a row is the sum of those of the bags that read it. How many rows were read, only the device knows. So
-autograd gives no gradient of the table: it leaves slopes with their bags, and whoever moves the rows adds them up.
+The gradient of a row is the sum of those of the bags that read it. How many rows were read, only the device knows. So
+autograd gives no gradient of the table: it leaves gradients with their bags, and whoever moves the rows adds them up.
 """
 
-# torch declares `backward` of any number of slopes; each here takes the one that it has.
+# torch declares `backward` of any number of gradients; each here takes the one that it has.
 # pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Bags(Function):
 def bags(
     table: Float[Tensor, "rows dim"], index: Int[Tensor, "bags tables"], kept: Slopes
 ) -> Float[Tensor, "bags dim"]:
-    """The sum of each bag's rows. Its slopes go to `kept`: the table has no gradient of its own."""
+    """The sum of each bag's rows. Its gradients go to `kept`: the table has no gradient of its own."""
     return _Bags.apply(table, index, kept)
 
 
@@ -67,7 +67,7 @@ def numbered(index: Int[Tensor, "bags tables"]) -> Int[Tensor, "tables bags"]:
 
 
 def summed(slopes: list[Float[Tensor, "some dim"]], number: Int[Tensor, " bags"]) -> Float[Tensor, "bags dim"]:
-    """The slope of each row that was read of a table, by its number; behind the last there are zeros.
+    """The gradient of each row that was read of a table, by its number; behind the last there are zeros.
 
     Equal rows are always added in the same order, as `index_add_` on a GPU is not: processes that share a training
     would go down different gradients.
@@ -80,7 +80,7 @@ def summed(slopes: list[Float[Tensor, "some dim"]], number: Int[Tensor, " bags"]
 
 @dataclass
 class Slopes:
-    """The slopes of a table since they were last forgotten: of all bags, in the order in which they came."""
+    """The gradients of a table since they were last forgotten: of all bags, in the order in which they came."""
 
     index: list[Int[Tensor, "bags tables"]] = field(default_factory=list)
     slopes: list[Float[Tensor, "bags dim"]] = field(default_factory=list)
@@ -88,12 +88,12 @@ class Slopes:
     """How rows and bags go together, which `norm` finds out."""
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Reset."""
         self.index, self.slopes, self.order = [], [], None
 
     @torch.no_grad()
     def norm(self) -> Float[Tensor, ""]:
-        """That of the slopes of all rows."""
+        """That of the gradients of all rows."""
         index = torch.cat(self.index)
         if fits(self.slopes[0]):
             from bytelm.nn import row_kernels
@@ -110,8 +110,8 @@ class Slopes:
     def move(self, table: Tensor, second: Tensor, rate: float, beta2: float, eps: float) -> None:
         """Move the rows that were read, whose `norm` was asked for, as Adam does without momentum.
 
-        second = beta2 · second + (1 - beta2) · slope²; row -= rate · slope / (√second + eps). Here every bag of a row
-        computes the row's new numbers, which are the same, and writes them.
+        second = beta2 · second + (1 - beta2) · gradient²; row -= rate · gradient / (√second + eps). Every bag of a row
+        computes the same new values of the row, and writes them.
         """
         assert self.order is not None
         if fits(self.slopes[0]):
@@ -128,5 +128,5 @@ class Slopes:
 
 
 def fits(slopes: Tensor) -> bool:
-    """Whether there is a kernel for such slopes."""
+    """Whether there is a kernel for such gradients."""
     return slopes.dtype == torch.float32 and slopes.shape[1] <= WIDEST and fused.kernels(slopes) is not None

@@ -3,8 +3,8 @@
     queries    0 . . . . 5 . 7 . .          runs of 5, 2 and 3 queries      cumulative: 0 5 7 10
     keys       0 . . . . . . 7 . 9 . .      of 7, 2 and 3 keys              cumulative: 0 7 9 12
 
-Query i of n sees, of the m keys of its run, number i + m - n, and those before it that its window reaches: both ends
-lie together, and what was cached stands in front. So full and windowed attention, documents in a row, caches and rows
+Query i of n sees, of the m keys of its run, number i + m - n, and those before it within its window: both ends
+are aligned, and cached keys come first. So full and windowed attention, documents in a row, caches and rows
 of any length are one kernel without a mask (FlashAttention by cumulative lengths: Dao 2023, arXiv 2307.08691), which
 GPUs have for numbers of 16 bits. Elsewhere `nn.attention` goes by masks, which are the definition.
 """
@@ -24,8 +24,8 @@ from bytelm.transfer import to_device
 KINDS = (torch.bfloat16, torch.float16)
 WIDEST = 256  # numbers in a head; always a multiple of 8
 MOST = 65_535  # runs in a call: a grid of CUDA has no more
-TILE = 128  # queries that the kernel works on at a time: slopes of each run are kept in whole tiles
-ROOM = 1 << 31  # numbers of such slopes: the kernel counts them in 32 bits
+TILE = 128  # queries that the kernel works on at a time: gradients of each run are kept in whole tiles
+ROOM = 1 << 31  # numbers of such gradients: the kernel counts them in 32 bits
 
 
 @functools.cache
@@ -44,7 +44,9 @@ def answers() -> bool:
     except Exception as error:  # whatever another version of torch may raise
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
-            f"variable-length attention fails here, masked attention is slower: {told}", RuntimeWarning, stacklevel=2
+            f"variable-length attention fails here, using masked attention (slower): {told}",
+            RuntimeWarning,
+            stacklevel=2,
         )
         return False
     return True
@@ -66,7 +68,7 @@ def attends(x: Tensor, head_dim: int) -> bool:
 
 @dataclass(frozen=True)
 class Runs:
-    """How lines of queries and keys are cut. Each query stands in a run: the kernel does not write what is in none."""
+    """How lines of queries and keys are divided. Each query is in a run: the kernel writes no others."""
 
     queries: Int[Tensor, " ends"]
     """Where each run of queries begins, and where the last one ends: int32, where attention is computed."""
@@ -95,7 +97,7 @@ class Runs:
         return cls(begin, begin_of_keys, most_queries, most_keys, window)
 
     def fits(self, query: Float[Tensor, "... heads head_dim"]) -> bool:
-        """Whether the kernel takes such queries in these runs, and their slopes."""
+        """Whether the kernel takes such queries in these runs, and their gradients."""
         count, (heads, head_dim) = len(self.queries) - 1, query.shape[-2:]
         slopes = (query.numel() // (heads * head_dim) + TILE * count) * heads * max(32, head_dim)
         return known(query.dtype, head_dim) and query.numel() > 0 and count <= MOST and slopes < ROOM
@@ -136,7 +138,7 @@ def kernel(
     runs: Runs,
 ) -> Float[Tensor, "queries heads head_dim"]:
     """Scaled dot-product attention inside runs, by the kernel that torch has."""
-    from torch.nn.attention.varlen import varlen_attn  # late: it brings torch's compiler along
+    from torch.nn.attention.varlen import varlen_attn  # imported late: it loads torch's compiler
 
     window = (-1 if runs.window is None else runs.window - 1, 0)  # keys before the own one, and after it
     most = (runs.most_queries, runs.most_keys)

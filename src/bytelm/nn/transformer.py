@@ -129,7 +129,7 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.hidden())
         self.dropout = 0.0
-        """Chance of each number that a sublayer adds to be left out in training (Srivastava et al. 2014)."""
+        """Dropout probability of a sublayer's output (Srivastava et al. 2014)."""
 
     def forward(
         self, x: Float[Tensor, "rows new dim"], view: Sight[Memory], cache: Memory | None
@@ -141,7 +141,7 @@ class Block(nn.Module):
 
 
 def dropped(x: Tensor, block: Block) -> Tensor:
-    """What a sublayer adds, part of it left out while a model learns with dropout."""
+    """The output of a sublayer, with dropout in training."""
     return F.dropout(x, block.dropout) if block.training and block.dropout else x
 
 

@@ -29,7 +29,7 @@ class Patcher(nn.Module, abc.ABC):
 
     A decision depends on the bytes read so far and on nothing else; feeding the bytes in any pieces gives the same
     decisions as feeding them whole. PADs are positions that do not exist, and open nothing. Ids, decisions and memory
-    are on the host (`bytelm.transfer`); a scorer computes where its weights are.
+    are on the host (`bytelm.transfer`); an entropy model computes where its weights are.
     """
 
     config: Any = None
@@ -99,8 +99,8 @@ class Guard:
         rows: Rows,
         state: GuardState,
     ) -> tuple[Bool[Tensor, "batch new"], GuardState]:
-        """The proposals that stand, with the forced openings and those that the bound on length adds."""
-        # A document starts with no run behind it, or it would be cut otherwise than alone.
+        """The accepted proposals, with forced openings and those that the length bound adds."""
+        # A document starts with an empty run: its patches do not depend on the document before.
         run = since(~proposed | forced, state.run)
         if self.max_singles is not None:
             proposed = proposed & ((run <= self.max_singles) | (run % SPARED == 0))

@@ -1,11 +1,11 @@
 """Patches that open where the next byte is hard to predict: the Byte Latent Transformer's rule (paper, section 2.3).
 
-    H(x_t)     entropy of the scorer's prediction of byte t, in nats, from the bytes before it
+    H(x_t)     entropy of the entropy model's prediction of byte t, in nats, from the bytes before it
     threshold  byte t opens a patch if H(x_t) > threshold                          (global constraint)
     rise       ... if H(x_t) - H(x_{t-1}) > rise                                   (approximate monotonic constraint)
     both       ... if both hold
 
-A scorer may take a fresh context at each newline (`scorer.reset_newline`), which keeps repetitive text from drifting
+An entropy model may be reset at each newline (`scorer.reset_newline`), which keeps repetitive text from drifting
 into ever longer patches (paper, section 4.4). Entropies are always computed in float32: a boundary is decided once.
 """
 
@@ -56,12 +56,12 @@ class Config:
         if self.rule not in ("threshold", "rise", "both"):
             raise ConfigError(f"patching.rule = {self.rule!r}: known: threshold, rise, both")
         if not self.mean_size > 1:
-            raise ConfigError(f"patching.mean_size = {self.mean_size}: a mean patch is longer than 1 byte")
+            raise ConfigError(f"patching.mean_size = {self.mean_size}: must be above 1 byte")
         self.guard()
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
-        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        """Small shapes that together cover every path of this file, for the invariant tests."""
         return {rule: cls(rule=rule) for rule in ("threshold", "rise", "both")}
 
     @property
@@ -79,13 +79,13 @@ class Config:
         return Guard(self.max_length, self.max_singles)
 
     def build(self, scorer: Scorer) -> Entropy:
-        """The patcher of this configuration around a scorer."""
+        """The patcher of this configuration around an entropy model."""
         return Entropy(self, scorer)
 
 
 @dataclass(frozen=True)
 class EntropyMemory:
-    """The last entropy, the scorer's state and the guard's."""
+    """The last entropy, the entropy model's state and the guard's."""
 
     entropy: Float[Tensor, " batch"]
     scorer: Any
@@ -93,7 +93,7 @@ class EntropyMemory:
 
 
 class Entropy(Patcher):
-    """A patch opens where the scorer is unsure."""
+    """A patch starts where the entropy model's prediction is uncertain."""
 
     def __init__(self, config: Config, scorer: Scorer) -> None:
         super().__init__()

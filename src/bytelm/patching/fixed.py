@@ -25,7 +25,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
-        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        """Small shapes that together cover every path of this file, for the invariant tests."""
         return {"1": cls(1), "4": cls(4)}
 
     def guard(self) -> Guard:

@@ -78,7 +78,7 @@ def since(marks: Bool[Tensor, "batch new"], carry: Int[Tensor, " batch"]) -> Int
 
 
 def fronted(marks: Bool[Tensor, "batch new"]) -> tuple[Int[Tensor, "batch most"], Int[Tensor, " batch"]]:
-    """The slots that are marked, moved to the front, and how many of them each row has; behind those stands slot 0."""
+    """The slots that are marked, moved to the front, and how many of them each row has; the rest is slot 0."""
     counts = marks.sum(1)
     most = int(counts.max())
     slots = torch.zeros(len(marks), most + 1, dtype=torch.long)
@@ -100,7 +100,7 @@ def at_end(values: Tensor, lengths: Int[Tensor, " batch"], before: Tensor) -> Te
 def tail(values: Tensor, ends: Int[Tensor, " batch"], size: int) -> Tensor:
     """The `size` slots before slot `ends` of each row: the last on the right: `[batch, size, ...]`.
 
-    Slots before the first repeat it: whoever reads them knows from its counts that they do not exist.
+    Slots before the first repeat it: by the counts they do not exist.
     """
     ends = to_device(ends, values)
     index = (ends[:, None] - size + torch.arange(size, device=ends.device)).clamp(min=0)
@@ -151,7 +151,7 @@ class Layout:
         whole = real & (patch < counts[:, None])
         row = torch.arange(batch)[:, None]
         segment = torch.where(whole, row * patches + patch, batch * patches)
-        # A document that starts while a patch is open leaves the bytes before it behind: nobody will ever read them.
+        # A document that starts while a patch is open drops that patch's bytes: no later byte can depend on them.
         newest = document.new_zeros(batch * patches + 1)
         newest = newest.scatter_reduce(0, segment.flatten(), document.flatten(), "amax")
         segment = torch.where(document == newest[segment], segment, batch * patches)

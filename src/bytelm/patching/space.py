@@ -33,7 +33,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
-        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        """Small shapes that together cover every path of this file, for the invariant tests."""
         return {"bounded": cls(max_length=9, max_singles=5), "unbounded": cls(None, None)}
 
     def guard(self) -> Guard:
@@ -67,7 +67,7 @@ class Space(Patcher):
         super().__init__()
         self.config = config
         self.guard = config.guard()
-        self.table = spacelike_table()  # no buffer: it is looked up on the host, wherever a model goes
+        self.table = spacelike_table()  # no buffer: it is looked up on the host, whatever the model's device
 
     def memory(self, batch: int) -> SpaceMemory:
         """Nothing read counts as space-like, as a BOS does."""

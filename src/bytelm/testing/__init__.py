@@ -1,14 +1,13 @@
-"""The laws that hold for every architecture and every patching scheme, for whoever writes one.
+"""Invariant tests of architectures and patching schemes, for their authors.
 
     from bytelm.testing import check_model, check_patcher
 
-    check_patcher(MyPatcher())                        # raises LawError, or returns the worst difference by law
+    check_patcher(MyPatcher())                        # raises LawError, or returns the worst difference by invariant
     check_model(MyModel(...))
-    check_decoder(MyModel(...))                       # what generation reads it with
+    check_decoder(MyModel(...))                       # its decoder
 
-Each law is a function of its own too, in `bytelm.testing.models`, `.patchers` and `.decoders`, and states
-itself.
-A file that is put into models/ or patching/ is found and held to them by the tests of bytelm itself: see `tiny`.
+Each invariant is a function in `bytelm.testing.models`, `.patchers` or `.decoders`, whose docstring states it.
+bytelm's own tests run them on every file in models/ and patching/: see `tiny`.
 """
 
 from bytelm.testing.decoders import DECODER_LAWS, check_decoder

@@ -1,10 +1,10 @@
-"""The laws of every decoder: what `decoding.open_decoder(model, ...)` promises, whatever the model is.
+"""Invariants of every decoder: the contract of `decoding.open_decoder(model, ...)`.
 
-law          says
-forward      reading documents gives the logits of the model's own forward pass, in float64
-company      a row is the same, to the last bit if the decoder `repeats`, alone and in a batch, in any chunks
-again        a row that drafted or read, and went back, reads on the same; so does one that starts anew
-rounding     with rounded weights, logits are those of a model that holds such weights, but for bf16 caches
+invariant    statement
+forward      logits equal those of the model's forward pass, in float64
+company      batch and chunking invariance, bitwise if the decoder `repeats`
+again        rollback after a draft or a read restores the state; so does a reset
+rounding     with quantized weights, logits equal those of a model with such weights, but for bf16 caches
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HALF = 0.01  # root mean square of what caches in bf16 change, to the spread of 
 
 
 def check_decoder(model: ByteModel, *, seed: int = 0, examples: int = EXAMPLES) -> dict[str, float]:
-    """Hold a model's decoder to every law below. Returns the worst difference seen by law; raises LawError."""
+    """Check every invariant below. Returns the worst difference by invariant; raises LawError."""
     return {name: law(model, seed, examples) for name, law in DECODER_LAWS.items()}
 
 
@@ -86,7 +86,7 @@ def forward(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 @torch.no_grad()
 def company(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
-    """A row is the same to the last bit alone and in a batch, in chunks of any size, with one thread and with more."""
+    """A row is bitwise identical alone and in a batch, in chunks of any size, with one thread and with more."""
     rng, worst = random.Random(seed), 0.0
     lines, threads = documents(rng, examples), torch.get_num_threads()
     together = read(open_decoder(model, rows=len(lines), capacity=CAPACITY), lines, lambda: rng.choice((0, 1, 5, 40)))
@@ -104,7 +104,7 @@ def company(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 @torch.no_grad()
 def again(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
-    """A row that drafted or read, and went back, reads on as if it had not; and so does one that starts anew."""
+    """Reading after a rollback, or after a reset, is as if the rolled-back ids had not been read."""
     rng, worst = random.Random(seed), 0.0
     lines = documents(rng, examples)
     decoder = open_decoder(model, rows=1, capacity=CAPACITY)

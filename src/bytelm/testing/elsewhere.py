@@ -1,4 +1,4 @@
-"""The law of placement: a model on a device computes the same, and nothing there is waited for."""
+"""The invariant of placement: a model on a device computes the same, without synchronization."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def elsewhere(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> floa
     """On a (pretended) device logits, loss and gradients are the same, and nothing waits for it; in float32.
 
     Reading whole with recorded boundaries fetches nothing. In pieces, with rows that leave and join, a patcher may
-    fetch what its scorer says.
+    fetch what its entropy model says.
     """
     try:
         return _elsewhere(model, seed, examples)

@@ -1,4 +1,4 @@
-"""What the laws are tried on: rows of every kind of byte, and every way to cut, pad and mark them."""
+"""Examples for the invariants: sequences of every kind of byte, and ways to split, pad and mark them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bytelm.units import BOS, EOS, PAD
 
 LONG = 200  # ids of a row that crosses windows many times, and a block of queries once
 SHORT = 24
-TIMES = 8  # positions of a row that the laws of time look at
+TIMES = 8  # positions of a sequence that the invariants of causality check
 PIECES = (0, 1, 1, 1, 2, 3, 7, 20, 150)
 WORDS = ("the", "quick", "fox,", "jumps!", "\n", "", "(a", "b)", "déjà", "vu", "日本", "1024", "\t", "incomprehensible")
 
@@ -32,7 +32,7 @@ def document(rng: random.Random, length: int) -> bytes:
 
 
 def row(rng: random.Random, length: int) -> Int[Tensor, " time"]:
-    """Documents one behind another, EOS between them or not; one row in four begins in the middle of a document."""
+    """Packed documents, EOS between them or not; one sequence in four begins in the middle of a document."""
     ids = [BOS] if rng.random() < 0.75 else []
     while len(ids) < length:
         ids += document(rng, rng.choice((0, 1, 8, 30, 60)))
@@ -53,7 +53,7 @@ def marks(rng: random.Random, length: int) -> Bool[Tensor, " time"]:
 
 
 def pieces(rng: random.Random, length: int) -> Iterator[slice]:
-    """A way to read `length` ids in pieces, single ids and empty pieces among them."""
+    """A chunking of `length` ids, with single ids and empty chunks."""
     start = 0
     while start < length:
         size = rng.choice(PIECES)
@@ -64,7 +64,7 @@ def pieces(rng: random.Random, length: int) -> Iterator[slice]:
 def padded(
     rng: random.Random, parts: Sequence[Int[Tensor, " _"]]
 ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-    """A batch with one part a row, PADs before it, behind it or anywhere in it, and where its real ids stand."""
+    """A batch with one part per row, PADs anywhere, and the positions of its real ids."""
     width = max(map(len, parts)) + rng.randint(0, 3)
     real = torch.zeros(len(parts), width, dtype=torch.bool)
     for index, part in enumerate(parts):
@@ -82,5 +82,5 @@ def whole_document(rng: random.Random, length: int) -> Int[Tensor, " time"]:
 
 
 def moments(rng: random.Random, length: int) -> list[int]:
-    """Positions of a row to look at: the last, and some of the others."""
+    """Positions of a sequence to check: the last, and some of the others."""
     return [length - 1, *rng.sample(range(length), min(length, TIMES))]

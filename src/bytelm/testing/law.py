@@ -1,4 +1,4 @@
-"""How a law is broken: the error that names what differs, and the one comparison that raises it."""
+"""The error of a violated invariant, and the comparison that raises it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from bytelm.nn.state import map_state
 from bytelm.transfer import to_host
 
-EXAMPLES = 4  # rows that each law is tried on unless told otherwise; the first of them is long
+EXAMPLES = 4  # sequences that each invariant is checked on by default; the first of them is long
 
 
 class LawError(AssertionError):
-    """A model or patcher breaks a law: which one, whose, where, by how much, and how much was allowed."""
+    """A model or patcher violates an invariant: which one, whose, where, the difference and the bound."""
 
     def __init__(self, law: str, subject: str, where: str, difference: float, bound: float) -> None:
-        super().__init__(f"{subject} breaks the law of {law!r} at {where}: off by {difference:.3g}, bound {bound:.3g}")
+        super().__init__(
+            f"{subject} violates the invariant {law!r} at {where}: off by {difference:.3g}, bound {bound:.3g}"
+        )
         self.law, self.subject, self.where, self.difference, self.bound = law, subject, where, difference, bound
 
 
@@ -36,9 +38,9 @@ def agree(
     where: str,
     bound: float = 0.0,
 ) -> float:
-    """The worst difference between two stretches of logits or decisions; raises LawError if it is above `bound`.
+    """The worst difference between two sequences of logits or decisions; raises LawError if it is above `bound`.
 
-    What is not a number differs by infinity.
+    NaN counts as an infinite difference.
     """
     if not len(wanted):
         return 0.0
@@ -52,7 +54,7 @@ def agree(
 
 
 def agree_states(law: str, module: nn.Module, now: Any, then: Any, where: str) -> None:
-    """Raises LawError unless two states hold the same to the last bit."""
+    """Raises LawError unless two states are bitwise identical."""
 
     def compare(new: Tensor, old: Tensor) -> Tensor:
         agree(law, module, new.flatten(), old.flatten(), f"a tensor of {where}")

@@ -1,20 +1,20 @@
-"""The laws of every architecture: what `model(ids, state, boundaries)` promises, whatever computes it.
+"""Invariants of every architecture: the contract of `model(ids, state, boundaries)`.
 
-    law          says
-    causality    what comes at t or later changes no logits before t
+    invariant    statement
+    causality    ids at t or later do not change logits before t
     gradient     d logits[t] / d embedding[> t] is exactly 0
-    split        reading in any pieces is reading whole
-    state        a state is never written to, and may be continued from twice
-    rows         a row in a batch, PADs anywhere, is the row alone
-    joined       ... also when rows join and leave in the middle
-    documents    a document behind others is the document alone
-    boundaries   recorded boundaries are the patcher's decisions
+    split        chunking invariance: incremental reading equals the full pass
+    state        states are immutable, and can be continued from twice
+    rows         batch invariance: a sequence in a batch, PADs anywhere, equals the sequence alone
+    joined       ... also when sequences enter and leave in the middle
+    documents    document isolation: packed documents do not affect each other
+    boundaries   recorded boundaries equal the patcher's decisions
     sums         a score is a pair of sums, and counts every byte value
-    precision    pieces lose no more to rounding than the whole, in float32 and bfloat16
+    precision    incremental reading rounds no worse than the full pass, in float32 and bfloat16
     initialise   a seed sets every trainable parameter, and nothing else
-    saved        weights that were stored give the same logits to the last bit
-    elsewhere    on a device, the same; sizes and branches are decided on the host
-    compiled     compiled is eager (minutes: not in `check_model`)
+    saved        stored weights give bitwise identical logits
+    elsewhere    equal on a device; shapes and branches are decided on the host
+    compiled     compiled equals eager (minutes: not in `check_model`)
 
 Differences are taken in float64, where rounding leaves 1e-14 and an error leaves much more than the bound.
 """
@@ -49,7 +49,7 @@ BOUND = 1e-9  # nats, in float64
 
 
 def check_model(model: ByteModel, *, seed: int = 0, examples: int = EXAMPLES) -> dict[str, float]:
-    """Hold a model to every law below but the slow one. Returns the worst difference seen by law; raises LawError."""
+    """Check every invariant below but the slow one. Returns the worst difference by invariant; raises LawError."""
     return {name: law(model, seed, examples) for name, law in MODEL_LAWS.items()}
 
 
@@ -148,7 +148,7 @@ def state(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 @torch.no_grad()
 def rows_alone(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
-    """A row of a ragged batch, padded before, behind or within, read whole or in pieces, is the row alone."""
+    """A sequence of a ragged batch, padded anywhere, read whole or incrementally, equals the sequence alone."""
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
         lines = rows(rng, examples + 1)
@@ -193,7 +193,7 @@ def joined(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 @torch.no_grad()
 def documents(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
-    """A document packed behind others, with EOS between or without, whole or in pieces, is the document alone."""
+    """A packed document, with EOS between or without, read whole or incrementally, equals the document alone."""
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
         lengths = [LONG // 2, *(rng.randint(0, SHORT) for _ in range(examples))]
@@ -209,7 +209,7 @@ def documents(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> floa
 
 @torch.no_grad()
 def boundaries(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
-    """The logits with boundaries recorded by the model's patcher are those without; one without looks at none."""
+    """Recorded boundaries do not change the logits; a model without a patcher ignores them."""
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
         patcher = precise.patcher
@@ -238,7 +238,7 @@ def sums(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 @torch.no_grad()
 def precision(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
-    """In float32 and under bfloat16 autocast, reading in pieces is at most twice as far from float64 as reading whole.
+    """In float32 and under bfloat16 autocast, incremental reading is at most twice as far from float64 as a full pass.
 
     The distance is the root mean square over all logits. Returns the worst ratio of the two distances.
     """
@@ -325,7 +325,7 @@ def cost(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """`flops` is what is executed: the operations of all matrix products of a pass, as torch counts them.
 
     Where no patcher decides, a model may have patches that follow from the places of ids in their documents. Then rows
-    of one document are tried, as `flops` can know nothing of where others start.
+    of one document are tried, as `flops` does not know where others start.
     """
     rng, worst = random.Random(seed), 0.0
     lines = rows(rng, examples)

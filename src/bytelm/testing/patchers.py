@@ -1,13 +1,13 @@
-"""The laws of every patching scheme: what `patcher.extend(ids, state)` promises, whatever decides.
+"""Invariants of every patching scheme: the contract of `patcher.extend(ids, state)`.
 
-    law          says
+    invariant    statement
     causality    a decision depends on the ids up to it and on nothing later
-    split        deciding in any pieces is deciding whole, and a state may be continued from twice
-    rows         a row in a batch, PADs anywhere, joining and leaving, is the row alone
-    openings     a document's first id and EOS are followed by an opening, and a PAD never is
+    split        chunking invariance, and a state can be continued from twice
+    rows         batch invariance: PADs anywhere, sequences entering and leaving
+    openings     a boundary follows a document's first id and EOS, and never a PAD
     guard        no patch is longer than the scheme's bound, and no run of one-byte patches either
 
-A decision is yes or no: each of these laws allows no difference at all.
+A decision is yes or no: these invariants are exact.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bytelm.units import BOS, EOS
 
 
 def check_patcher(patcher: Patcher, *, seed: int = 0, examples: int = EXAMPLES) -> dict[str, float]:
-    """Hold a patcher to every law below. Returns the worst difference seen by law; raises LawError."""
+    """Check every invariant below. Returns the worst difference by invariant; raises LawError."""
     return {name: law(patcher, seed, examples) for name, law in PATCHER_LAWS.items()}
 
 
@@ -103,7 +103,7 @@ def openings(patcher: Patcher, seed: int = 0, examples: int = EXAMPLES) -> float
 
 
 def guard(patcher: Patcher, seed: int = 0, examples: int = EXAMPLES) -> float:
-    """No patch is longer than `max_length`; at most `max_singles` + 2 openings stand in a row, forced ones aside.
+    """No patch is longer than `max_length`; at most `max_singles` + 2 consecutive openings, forced ones aside.
 
     For schemes that have a `guard`. The two: where the bound on length and the proposals that are spared add theirs.
     """

@@ -47,7 +47,7 @@ class Seen:
     uploads: int = 0
     """Copies from the host."""
     fetches: Counter[str] = field(default_factory=Counter)
-    """Copies to the host, each of them a wait, by the file and line that asked."""
+    """Copies to the host, each of them a synchronization, by file and line of the caller."""
 
 
 class Far(Tensor):
@@ -118,14 +118,14 @@ class Pretend(TorchDispatchMode):
 
 
 def near(x: Any) -> Any:
-    """What stands on the host for a tensor of the pretend device, or for the device; anything else as it is."""
+    """The host tensor behind a tensor of the simulated device, or the host for the device; anything else unchanged."""
     if isinstance(x, Far):
         return x.here
     return HERE if isinstance(x, torch.device) and x == AWAY else x
 
 
 def place() -> str:
-    """The innermost file and line of the package, or of whoever uses it, that is being run."""
+    """The innermost file and line of the package, or of its user, being executed."""
     frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and __file__ != f.filename]
     ours = [f for f in frames if "/bytelm/" in f.filename and "/testing/" not in f.filename]
     frame = (ours or frames)[-1]
@@ -146,7 +146,7 @@ def pretend() -> Generator[Seen]:
 
 
 def moved(model: M) -> M:
-    """A copy of a model whose weights are on the pretend device, patcher and scorer included."""
+    """A copy of a model whose weights are on the pretend device, patcher and entropy model included."""
     found = copy.deepcopy(model)
     found._apply(lambda x: x if isinstance(x, Far) else cast("Tensor", Far(x.detach())))
     return found

@@ -1,4 +1,4 @@
-"""Every architecture and patching scheme there is, small: found from the folders, so that the laws hold a new file.
+"""Every architecture and patching scheme, small; discovered from the folders, so that new files are tested.
 
 A Config that has a classmethod `tiny() -> dict[str, Config]` names the small shapes that reach every path of its file;
 one without it is taken as its defaults are.
@@ -38,7 +38,7 @@ def tiny_models(seed: int = 0) -> Iterator[tuple[str, ByteModel]]:
 
 
 def tiny_patchers(seed: int = 0) -> Iterator[tuple[str, Patcher]]:
-    """(name, patcher) for every patching scheme; the shapes of one that asks a scorer take turns with the scorers."""
+    """(name, patcher) for every patching scheme; those of the entropy patcher alternate between entropy models."""
     for name in names("patching"):
         for (shape, config), (kind, scorer) in zip(shapes("patching", name), cycle(tiny_scorers(seed)), strict=False):
             if config.scored:
@@ -84,7 +84,7 @@ def calibrated(config: Any, scorer: Scorer, seed: int) -> Any:
 
 
 class ScriptedScorer(nn.Module):
-    """A scorer whose every answer is known: the entropy after an id is what the script says of that id."""
+    """An entropy model whose every answer is known: the entropy after an id is what the script says of that id."""
 
     def __init__(self, script: dict[int, float], otherwise: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the next step needs, made by a thread while this one runs: what the host does then costs a device no time."""
+"""Prefetch: a thread prepares the next step while this one runs, so that the device does not wait for the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """Makes what step t + 1 needs once that of step t is taken.
+    """Prepares the inputs of step t + 1 once those of step t are taken.
 
     `make` is a pure function of the step, so that one that is not taken next costs time and nothing else. Used as a
     context, no thread is left where it ends.
@@ -42,5 +42,5 @@ class Ahead(Generic[T]):
         self._thread = self._next = None
 
     def _begin(self) -> None:
-        if self._device.type == "cuda":  # each thread has a current GPU of its own: the first, unless it is told
+        if self._device.type == "cuda":  # the current GPU is per thread, by default the first
             torch.cuda.set_device(self._device)

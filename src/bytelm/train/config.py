@@ -1,4 +1,4 @@
-"""What a training is asked to do: the tables [train] and [scorer_train] of a run's configuration."""
+"""Training settings: the tables [train] and [scorer_train] of a run's configuration."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from bytelm.errors import ConfigError
 class TrainConfig:
     """One run of the training loop. It ends at the first of `steps`, `minutes` and `bytes` that is reached.
 
-    `window`: bytes read in a row, and what evaluation takes as context. `batch`: rows of a forward pass; `accumulate`
-    forward passes make a step. The learning rate warms up over `warmup` steps, then falls along a cosine to
-    `final_rate` of itself; embedding tables learn at `embedding_rate` times it. `dropout`: chance of what layers and
-    n-grams add to be left out, for corpora that are read many times. `precision` "auto" is bfloat16 where the machine
-    multiplies it in hardware. `recompute`: the stages that keep their layers' inputs alone for the way back, and
-    compute the rest again: all, those over bytes ("local"), or the one over patches ("global"). `spikes`: whether to
-    "skip" a step whose loss or gradient is far above those of the steps before (`train.spikes`), or to "keep" it.
-    `device`: where to train, and the scorer before it, as `bytelm.device` names it.
-    `timeout_minutes`: how long processes that share a training wait for each other (`train.team`).
+    `window`: context length in bytes, also of evaluation. `batch`: sequences per forward pass; `accumulate`
+    micro-batches make a step. The learning rate warms up over `warmup` steps, then falls along a cosine to
+    `final_rate` of itself; embedding tables use `embedding_rate` times it. `dropout`: probability for residual
+    branches and n-grams, for training over several epochs. `precision` "auto" is bfloat16 with native hardware
+    support. `recompute`: activation checkpointing of all stages, of those over bytes ("local"), or of the one over
+    patches ("global"). `spikes`: whether to "skip" a step whose loss or gradient is far above those of the steps before
+    (`train.spikes`), or to "keep" it. `device`: to train on, the entropy model too, as `bytelm.device` names it.
+    `timeout_minutes`: timeout of processes that wait for each other (`train.team`).
     """
 
     steps: int | None = None
@@ -83,15 +82,15 @@ class TrainConfig:
 
     @property
     def limited(self) -> bool:
-        """Whether the run would ever end."""
+        """Whether there is a training budget."""
         return self.budget != Budget()
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The whole of a run: what the model is made of, what it learns from, and how it and its scorer are trained.
+    """The configuration of a run: model, data, and training of the model and its entropy model.
 
-    `start`: the run whose weights the training starts from, its scorer's among them.
+    `start`: the run to fine-tune, its entropy model included.
     """
 
     model: Annotated[Any, Chosen("models")]
@@ -104,13 +103,15 @@ class RunConfig:
     start: str | None = None
 
     def __post_init__(self) -> None:
-        recipe = self.recipe  # which refuses impossible combinations
+        recipe = self.recipe  # which refuses invalid combinations
         if not self.train.limited:
-            raise ConfigError("the training has no end: set steps, minutes or bytes")
+            raise ConfigError("no training budget: set steps, minutes or bytes")
         if self.scorer_train.device != AUTO:
-            raise ConfigError("scorer_train.device: the scorer is trained where the model is; set train.device")
+            raise ConfigError(
+                "scorer_train.device: the entropy model is trained on the model's device; set train.device"
+            )
         if recipe.scored and not self.scorer_train.limited:
-            raise ConfigError("scorer_train has no end: set scorer_train.steps, minutes or bytes")
+            raise ConfigError("scorer_train has no training budget: set scorer_train.steps, minutes or bytes")
 
     @property
     def recipe(self) -> Recipe:

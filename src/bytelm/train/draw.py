@@ -1,4 +1,4 @@
-"""What a step needs that follows from its data alone: windows, how much there is in them, and the model's plans."""
+"""The inputs of a step that depend on the data alone: windows, their counts, and the model's plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training will take, said before it takes it: memory, operations, time and disk."""
+"""Estimate of a training's cost: memory, FLOPs, time and disk."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from bytelm.train.stages.entropy_model import COUNTED
 from bytelm.units import BYTES, show_bytes, show_count, show_seconds
 
 PROBES = 3  # steps by which a model's speed is measured
-TRAINING = 3  # forward passes that a step costs: the way back is two
-BESIDE = 1 << 30  # bytes for Python, torch and what the C library holds for later: 0.4 to 1 GB were seen
+TRAINING = 3  # cost of a step in forward passes: backward = 2x forward
+BESIDE = 1 << 30  # bytes for Python, torch and the C library's cache: 0.4 to 1 GB were measured
 STORED = 12  # bytes of a checkpoint for each parameter: itself and two moments, in float32
 PROBED = 1 << 38  # operations of a probe at the most, so that a large model is timed on a row of its batch
 PROBED_ON_DEVICE = 1 << 44  # and on a GPU: a second of a small one, a tenth of that on a large one
@@ -39,12 +39,12 @@ PROBED_ON_DEVICE = 1 << 44  # and on a GPU: a second of a small one, a tenth of 
 
 @dataclass(frozen=True)
 class Needs:
-    """What must be there before a training begins, in bytes."""
+    """Resources that a training needs, in bytes."""
 
     memory: int
     """For a step of training."""
     counting: int
-    """For counting the n-grams of a scorer beforehand; 0 where none is counted."""
+    """For training the n-gram entropy model; 0 without one."""
     free_memory: int
     """Of the device that trains."""
     free_host: int
@@ -56,13 +56,13 @@ class Needs:
 
     @property
     def disk(self) -> int:
-        """All that the run will write, as far as it is known."""
+        """Everything that the run will write, as far as known."""
         return (self.data or 0) + self.checkpoints
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training will take. Speed is measured by a few steps on this machine; the rest is counted."""
+    """The cost of a training. Speed is measured with a few steps on this machine; the rest is counted."""
 
     needs: Needs
     model: str
@@ -77,7 +77,7 @@ class Estimate:
     seconds: float
     """Of the training itself."""
     bytes: int
-    """That it learns from."""
+    """That it is trained on."""
 
     @property
     def steps(self) -> int:
@@ -91,7 +91,7 @@ class Estimate:
 
 
 def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Sequence[Path] = ()) -> Needs:
-    """What must be there, from shapes and sizes alone. Raises DataError for paths that are not there."""
+    """Needed resources, from shapes and sizes alone. Raises DataError for paths that are not there."""
     model = config.recipe.sketch()
     stored = sum(STORED * p.numel() if p.requires_grad else 4 * p.numel() for p in model.parameters())
     size = to_be_packed(paths, run, exclude)
@@ -103,14 +103,14 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
         counting and counting + BESIDE,
         memory(device).free,
         machine.memory().free,
-        None if size is None else size + size // 8,  # a bit a byte says whether it opens a patch
+        None if size is None else size + size // 8,  # one bit per byte for boundaries
         max(0, (KEEP + 1) * stored - sum(file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors"))),
         machine.disk(run),
     )
 
 
 def to_be_packed(paths: Sequence[str | Path], run: Path, exclude: Sequence[Path] = ()) -> int | None:
-    """The bytes that are still to be packed: none where that is done; None where nobody knows. Raises DataError."""
+    """The bytes still to be packed: 0 if done; None if unknown. Raises DataError."""
     if (run / "data" / INDEX).exists() or pack_of(paths, run) is not None:
         return 0
     if any(str(path) == STDIN or hub.is_dataset(str(path)) for path in paths):
@@ -119,27 +119,27 @@ def to_be_packed(paths: Sequence[str | Path], run: Path, exclude: Sequence[Path]
 
 
 def check(needed: Needs, config: RunConfig, run: Path) -> None:
-    """Raises ResourceError, which names the knob to turn, for a training that takes more than there is."""
+    """Raises ResourceError, which names the setting to change, for a training that exceeds memory or disk."""
     if needed.memory > needed.free_memory:
         raise ResourceError(
             f"a step takes {show_bytes(needed.memory)} of memory and {show_bytes(needed.free_memory)} are free: "
-            f"{knob(config, needed.free_memory)}, or try it all the same with --force"
+            f"{knob(config, needed.free_memory)}, or start anyway with --force"
         )
     if needed.counting > needed.free_host:
         raise ResourceError(
             f"counting n-grams takes {show_bytes(needed.counting)} of memory and {show_bytes(needed.free_host)} are "
-            "free: take --set patching.name=space or a scorer of fewer rows, or try it all the same with --force"
+            "free: take --set patching.name=space or fewer scorer.rows, or start anyway with --force"
         )
     if needed.disk > needed.free_disk:
         raise ResourceError(
             f"{run} will take {show_bytes(needed.disk)} of disk ({show_bytes(needed.data or 0)} of data, "
             f"{show_bytes(needed.checkpoints)} of checkpoints) and {show_bytes(needed.free_disk)} are free: "
-            "name another --run, give less data, or try it all the same with --force"
+            "name another --run, give less data, or start anyway with --force"
         )
 
 
 def knob(config: RunConfig, free: int) -> str:
-    """The smallest change of a configuration with which a step fits into memory, as it is typed."""
+    """The smallest change of a configuration with which a step fits into memory, as command-line options."""
     model, mean, device = config.recipe.sketch(), usual_mean(config.recipe), resolve(config.train.device)
     for changed in smaller(config.train):
         peak = predict(model, changed, mean, device).peak + BESIDE
@@ -147,7 +147,7 @@ def knob(config: RunConfig, free: int) -> str:
             names = [n for n in ("window", "batch", "recompute") if getattr(changed, n) != getattr(config.train, n)]
             sets = " ".join(f"--set train.{n}={str(getattr(changed, n)).lower()}" for n in names)
             return f"{sets} takes {show_bytes(peak)}"
-    return "take a smaller --preset (bytelm presets has what each takes)"
+    return "use a smaller --preset (bytelm presets lists their memory)"
 
 
 def lighter(config: RunConfig) -> str:
@@ -158,7 +158,7 @@ def lighter(config: RunConfig) -> str:
 
 
 def smaller(train: TrainConfig) -> Iterator[TrainConfig]:
-    """The same training with ever smaller steps: fewer rows, then layers computed again, then shorter windows."""
+    """The same training with ever cheaper steps: fewer rows, then activation checkpointing, then shorter windows."""
     rows = [max(1, train.batch >> halved) for halved in range(1, train.batch.bit_length())]
     yield from (replace(train, batch=batch) for batch in rows)
     yield replace(train, recompute=True)
@@ -170,7 +170,7 @@ def smaller(train: TrainConfig) -> Iterator[TrainConfig]:
 
 
 def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estimate:
-    """What a training will take, its speed measured by a few steps. Raises DataError."""
+    """The cost of a training, its speed measured with a few steps. Raises DataError."""
     model, train = config.recipe.sketch(), config.train
     mean = usual_mean(config.recipe)
     cost = counted(model, train.window, mean)
@@ -195,7 +195,7 @@ def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estim
 
 
 def scorer_seconds(config: RunConfig) -> float:
-    """How long an entropy model that is trained takes; 0 where it is only counted, or comes with another run."""
+    """Training time of a neural entropy model; 0 for counted n-grams, or for that of another run."""
     if not config.scorer or not config.recipe.scored or config.start is not None or config.scorer.counting(1):
         return 0.0
     model, train = config.scorer.build().weights, config.scorer_train
@@ -205,7 +205,7 @@ def scorer_seconds(config: RunConfig) -> float:
 
 
 def bytes_per_second(config: RunConfig, mean: float) -> float:
-    """Bytes a second that a model learns from on this machine, its patches or tokens `mean` bytes long."""
+    """Training throughput in bytes per second on this machine, patches or tokens `mean` bytes long."""
     model = config.recipe.draft().assemble()
     model.initialise(0)
     device = resolve(config.train.device)
@@ -214,7 +214,7 @@ def bytes_per_second(config: RunConfig, mean: float) -> float:
 
 
 def multiplied(device: torch.device) -> float:
-    """Operations a second of large matrix products on a device, in the precision that training takes by itself."""
+    """FLOPs per second of large matrix products on a device, in the default training precision."""
     # Products that fill a GPU, many of them queued before one is waited for; of numbers, as it multiplies ones faster.
     side, queued = (1024, 1) if device.type == "cpu" else (8192, 8)
     a = torch.randn(side, side, device=device, dtype=precision(TrainConfig(), device))
@@ -227,7 +227,7 @@ def multiplied(device: torch.device) -> float:
 
 
 def timed(model: ByteModel, train: TrainConfig, mean: float | None) -> float:
-    """Ids a second that a model learns from, by a few steps on bytes that mean nothing; `mean`: of a patch."""
+    """Training throughput in ids per second, from a few steps on random bytes; `mean`: of a patch."""
     model.train()
     row = TRAINING * model.flops(train.window, round(train.window / (mean or 1.0)))
     shape = (
@@ -248,28 +248,28 @@ def timed(model: ByteModel, train: TrainConfig, mean: float | None) -> float:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     if model.device.type == "cuda":
-        torch.cuda.empty_cache()  # for those who train next
+        torch.cuda.empty_cache()  # for the training that follows
     return ids.numel() / min(seconds)
 
 
 def lines(found: Estimate, run: Path) -> list[tuple[str, str]]:
-    """An estimate for people: what, and how much of it."""
+    """An estimate as (label, value) lines."""
     needed = found.needs
     data = "unknown beforehand" if needed.data is None else show_bytes(needed.data)
-    tables = f" ({show_count(found.tables)} in tables)" if found.tables else ""
-    scorer = f", and {show_seconds(found.scorer_seconds)} before it for the scorer" if found.scorer_seconds else ""
+    tables = f" ({show_count(found.tables)} in n-gram tables)" if found.tables else ""
+    scorer = f", after {show_seconds(found.scorer_seconds)} for the entropy model" if found.scorer_seconds else ""
     return [
         ("model", f"{found.model}, {show_count(found.parameters)} parameters{tables}, {found.precision}"),
         ("memory", f"{show_bytes(max(needed.memory, needed.counting))} of {show_bytes(needed.free_memory)} free"),
-        ("speed", f"{show_bytes(found.bytes_per_second)}/s, measured now"),
-        ("steps", f"{found.steps:,} of {show_bytes(found.step_bytes)}: {show_bytes(found.bytes)} in all"),
-        ("FLOPs", f"{show_count(found.flops_per_byte)} a byte, {found.flops:.2e} in all"),
-        ("time", f"{show_seconds(found.seconds)}{scorer}; packing and cutting patches not counted"),
+        ("speed", f"{show_bytes(found.bytes_per_second)}/s, measured here"),
+        ("steps", f"{found.steps:,} of {show_bytes(found.step_bytes)}: {show_bytes(found.bytes)} total"),
+        ("FLOPs", f"{show_count(found.flops_per_byte)} per byte, {found.flops:.2e} total"),
+        ("time", f"{show_seconds(found.seconds)}{scorer}; without packing and computing patch boundaries"),
         ("disk", f"data {data}, checkpoints {show_bytes(needed.checkpoints)}, of {show_bytes(needed.free_disk)} free"),
         ("run", str(run)),
     ]
 
 
 def mapping(found: Estimate) -> dict[str, Any]:
-    """An estimate for machines."""
+    """An estimate as plain JSON."""
     return {**asdict(found), "steps": found.steps, "flops": found.flops}

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl for machines, one live line for people."""
+"""Logging of a run: metrics.jsonl for machines, one live progress line for people."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bytelm.data.files import shown, write_whole
 from bytelm.errors import ResourceError
 from bytelm.train.loggers import Loggers
 
-PLAIN_SECONDS = 10.0  # between lines where the output is no terminal
+PLAIN_SECONDS = 10.0  # between lines without a terminal
 
 
 class Journal:
-    """`metrics.jsonl`, one JSON object a line, and a progress line on standard error.
+    """`metrics.jsonl`, one JSON object per line, and a progress line on standard error.
 
     Every line has "kind" ("train", "valid", "sample", "skipped", ...), "step", "bytes", and "seconds", those in steps
-    alone. Lines that a resumed run will write again are cut off first, so that the file never tells a step twice.
-    "phase" is where time went: a "name" and how many seconds it "took".
+    alone. Lines that a resumed run will write again are truncated first, so that no step is logged twice.
+    "phase" is wall-clock time by phase: a "name" and the seconds it "took".
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class Journal:
         """None where nothing is kept: progress alone is shown."""
         self.quiet = quiet or mute
         self.mute = mute
-        """Nothing is written either: another process of the team does it."""
+        """Nothing is written: another process of the team does."""
         self.prefix = prefix
-        self.stream = stream or sys.stderr or io.StringIO()  # there is no stderr where it was closed before the start
+        self.stream = stream or sys.stderr or io.StringIO()  # stderr may have been closed before the start
         self.live = self.stream.isatty()
         self.width = 0
         self.shown = 0.0
         self.loggers: Loggers | None = None
-        """Who else is told what `write` writes."""
+        """Also called with each line that `write` writes."""
 
     def beside(self, path: Path, prefix: str) -> Journal:
         """A journal of its own file for a part of the run, heard and shown where this one is."""
@@ -49,18 +49,18 @@ class Journal:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """What was written in earlier sittings, of which a resumed run may write some again."""
+        """Lines of earlier sessions, some of which a resumed run may write again."""
         return [] if self.path is None else read_metrics(self.path)
 
     def rewind(self, step: int) -> None:
-        """Forget what was written of later steps, and a line that was cut short by a crash."""
+        """Truncate lines of later steps, and a partial line after a crash."""
         if self.mute or self.path is None or not self.path.exists():
             return
         kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one line. Raises ResourceError where the disk refuses."""
+        """Append one line. Raises ResourceError if it cannot be written."""
         if self.mute or self.path is None:
             return
         try:
@@ -68,20 +68,20 @@ class Journal:
                 file.write(json.dumps({"kind": kind, **fields}) + "\n")
         except OSError as error:
             raise ResourceError(
-                f"cannot write {shown(str(self.path))} ({error.strerror}): make room there; the same command goes on"
+                f"cannot write {shown(str(self.path))} ({error.strerror}): make room there, then run again to resume"
             ) from error
         if self.loggers is not None:
             self.loggers.write(kind, fields)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Generator[None]:
-        """Write down how long something took that is done before the first step, if it comes to its end."""
+        """Log the duration of a phase before the first step, if it completes."""
         began = time.monotonic()
         yield
         self.write("phase", step=0, bytes=0, seconds=0.0, name=name, took=time.monotonic() - began)
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         if self.quiet:
             return
         if self.live and self.width:
@@ -90,7 +90,7 @@ class Journal:
         self._put(self.prefix + line + "\n")
 
     def progress(self, line: str, force: bool = False) -> None:
-        """A line that the next one replaces; where the output is no terminal, one every few seconds."""
+        """Print a line that the next one replaces; without a terminal, one every few seconds."""
         if self.quiet:
             return
         line = self.prefix + line
@@ -106,4 +106,4 @@ class Journal:
             self.stream.write(text)
             self.stream.flush()
         except (OSError, ValueError):
-            self.quiet = True  # whoever listened has left; the training goes on
+            self.quiet = True  # stderr was closed; continue silently

@@ -1,4 +1,4 @@
-"""How long the patches, or tokens, are that a step learns from: counts that add up over steps."""
+"""Histograms of patch or token lengths of a step, which add up over steps."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What others show of a training: tensorboard, trackio, wandb, told what metrics.jsonl is told.
+"""Experiment trackers: tensorboard, trackio, wandb get what is written to metrics.jsonl.
 
-    Journal.write("train", step=…, bits_per_byte=…) ─┬─▶ metrics.jsonl     which stays the truth
+    Journal.write("train", step=…, bits_per_byte=…) ─┬─▶ metrics.jsonl     the source of truth
                                                      └─▶ Loggers ─▶ each    "train/bits_per_byte" at its step
 
-A logger that fails is told of once and left out; the training goes on. What it lost when the process was killed (all
-buffer) is sent again on resuming: each says what it has, and the journal has everything.
+A logger that fails is reported once and dropped; training continues. What it lost when the process was killed (all
+buffer) is sent again on resuming: each reports its last step, and the journal has everything.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from bytelm.find import unknown
 PROJECT = "bytelm"
 IDENTITY = "log-id"
 SHOWN = ("train", "valid")
-"""Kinds of lines whose figures are curves."""
-BLOCK, FULL, FIRST, LAST = 1 << 15, 1, 2, 4  # of a LevelDB log: bytes of a block, and how records lie in them
+"""Kinds of lines whose values are curves."""
+BLOCK, FULL, FIRST, LAST = 1 << 15, 1, 2, 4  # of a LevelDB log: block size, record types
 
 
 @runtime_checkable
 class Logger(Protocol):
-    """Somewhere that figures go."""
+    """An experiment tracker."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Figures of one step. Steps only rise."""
+        """Log values of one step. Steps only increase."""
         ...
 
     def held(self) -> Mapping[str, int] | None:
-        """The last step of each kind that it has of this run; None where it cannot tell, and nothing is sent again."""
+        """The last step of each kind that it has of this run; None if unknown: nothing is sent again."""
         ...
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class TensorBoard:
     """Event files in run/tensorboard: `tensorboard --logdir runs`. Written every ten events or ten seconds."""
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        import tensorboard  # noqa: F401  # pyright: ignore  # torch's writer needs it, and says so less plainly
+        import tensorboard  # noqa: F401  # pyright: ignore  # torch's writer needs it, with a less clear error
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.folder = str(run / "tensorboard")
@@ -87,12 +87,12 @@ class TensorBoard:
 
 
 class Hosted:
-    """wandb, or trackio, which has its interface: a project's run, taken up again where the training is."""
+    """wandb, or trackio, which has its interface: a run of a project, resumed with the training."""
 
     def __init__(self, library: Any, run: Path, config: Mapping[str, Any], **more: Any) -> None:
         self.library = library
         self.name = f"{run.resolve().name}-{identity(run)}"
-        with redirect_stdout(sys.stderr):  # where results stand, nothing else is said
+        with redirect_stdout(sys.stderr):  # stdout is for results only
             self.run = library.init(project=PROJECT, name=self.name, config=dict(config), resume="allow", **more)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -106,7 +106,7 @@ class Hosted:
 
 
 def identity(run: Path) -> str:
-    """What tells a run from another of its name, chosen once and kept."""
+    """A unique id of the run, chosen once and kept."""
     path = run / IDENTITY
     if not path.exists():
         write_whole(path, secrets.token_hex(4).encode())
@@ -127,7 +127,7 @@ class Trackio(Hosted):
         from trackio.utils import get_storage_mode
 
         if get_storage_mode() != "sqlite" or {"TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"} & os.environ.keys():
-            return None  # it lies elsewhere
+            return None  # it is elsewhere
         logs: list[dict[str, Any]] = SQLiteStorage.get_logs(PROJECT, self.name)
         return latest((line["step"], line) for line in logs)
 
@@ -144,7 +144,7 @@ class Wandb(Hosted):
     def held(self) -> Mapping[str, int]:
         """See `Logger`."""
         if not self.run.offline:
-            return dict.fromkeys(SHOWN, self.run.starting_step - 1)  # which the server has told it
+            return dict.fromkeys(SHOWN, self.run.starting_step - 1)  # from the server
         files = self.folder.glob(f"*run-*-{self.run.id}/run-*.wandb")
         return latest(seen for file in files for seen in history(file))
 
@@ -152,7 +152,7 @@ class Wandb(Hosted):
 def history(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Steps and the names of their figures in a file that wandb wrote: a LevelDB log of protocol buffers.
 
-    It ends where the file does, or where a record is broken off.
+    It ends with the file, or at a truncated record.
     """
     from wandb.proto import wandb_internal_pb2
 
@@ -193,9 +193,9 @@ def names_in(text: str | None) -> list[str]:
 
 
 class Loggers:
-    """All loggers of a training. `warn` is told, once for each, which one failed and why.
+    """All loggers of a training. `warn` is called once for each that fails.
 
-    `lines` are the journal's of earlier sittings. A logger is sent those that it has not got; what it has, and what a
+    `lines` are the journal's of earlier sessions. A logger is sent those that it lacks; what it has, and what a
     resumed training computes again, is not sent twice. Raises MissingExtraError for one that is not installed.
     """
 
@@ -224,7 +224,7 @@ class Loggers:
             self.write(line.get("kind", ""), line)
 
     def held(self, name: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-        """The last step of each kind that a logger has of earlier sittings; where it cannot tell, all that was said."""
+        """The last step of each kind that a logger has of earlier sessions; if unknown, all of them."""
         try:
             found = self.open[name].held() if lines else {}
         except Exception:  # another version of the library, or its files are damaged
@@ -248,7 +248,7 @@ class Loggers:
             self.tell(name, lambda logger: logger.close())
 
     def tell(self, name: str, what: Callable[[Logger], None]) -> None:
-        """Do something with one logger, or leave it out from here on."""
+        """Call one logger, and drop it if it fails."""
         try:
             what(self.open[name])
         except Exception as error:
@@ -256,9 +256,9 @@ class Loggers:
             self.fail(name, error)
 
     def fail(self, name: str, error: Exception) -> None:
-        """Say that a logger failed."""
+        """Report a failed logger."""
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        self.warn(f"{name} failed and is told no more ({reason}); metrics.jsonl has everything")
+        self.warn(f"{name} failed and is dropped ({reason}); metrics.jsonl is complete")
 
 
 def is_figure(key: str, value: Any) -> bool:

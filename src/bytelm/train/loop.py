@@ -1,12 +1,12 @@
-"""The training loop: windows in, checkpoints out. One loop for every architecture, the scorer included.
+"""The training loop: windows in, checkpoints out. One loop for every architecture, the entropy model included.
 
     draw(step) → score → nats → backward → clip → nats, norm → finite? a spike? → AdamW → journal
     now and then valid, sample, save
 
-On a device a step is drawn while the one before it runs, and waited for once: for its nats and its norm together.
+On a GPU a step is prepared while the one before it runs, and synchronizes once: for its nats and its norm together.
 
-Nothing but `Progress`, `Spikes` and the optimizer's moments is carried from step to step, and every checkpoint has
-them; a window is a pure function of (seed, step), so a run that was stopped goes on as if it had not been.
+Only `Progress`, `Spikes` and the optimizer's moments are carried from step to step, and every checkpoint has
+them; a window is a pure function of (seed, step), so that a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from bytelm.train.team import ALONE, Team
 from bytelm.transfer import to_host
 from bytelm.units import bits_per_byte, show_bytes, show_seconds
 
-PATIENCE = 10  # steps in a row that may be skipped for a loss or gradient that is not finite
+PATIENCE = 10  # consecutive steps that may be skipped for a non-finite loss or gradient
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. `seconds` are those spent in the loop, over all its sittings; `bytes` those learnt from."""
+    """Progress of a run. `seconds` are spent in the loop, over all sessions; `bytes` are those trained on."""
 
     step: int = 0
     bytes: int = 0
@@ -60,7 +60,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sitting ended: what was reached, and the signal that ended it early, if one did."""
+    """Outcome of this session: the progress, and the signal that interrupted it, if one did."""
 
     progress: Progress
     signal: int | None
@@ -68,7 +68,7 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """Sums since the last line of the journal: nothing is averaged before they are divided."""
+    """Sums since the last line of the journal, divided once when it is written."""
 
     nats: float = 0.0
     bytes: int = 0
@@ -98,15 +98,15 @@ class Trainer:
         self.valid, self.recipe, self.sample = valid, recipe, sample
         self.precision = precision(config, model.device)
         self.optimizer = Optimizer(model, config)
-        # On a CPU a thread would take from the step what it saves.
+        # On a CPU a thread would cost the step as much as it saves.
         self.ahead = None if model.device.type == "cpu" else Ahead(self.draw, model.device)
         self.progress = Progress()
         self.spikes = Spikes()
-        self.unfit = 0  # steps in a row that were not finite
+        self.unfit = 0  # consecutive non-finite steps
         self.warned = False  # that the disk is nearly full
         self.tally = Tally()
-        self.mean_patch = 1.0  # bytes, of those last told
-        self.before = 0  # bytes of memory that were taken at the most before the first step of this sitting
+        self.mean_patch = 1.0  # bytes, as last logged
+        self.before = 0  # peak memory in bytes before the first step of this session
         if model.device.type == "cpu":
             (give_back_large_blocks if config.recompute else keep_large_blocks)()
         for stage in model.stages(1, 1):
@@ -115,12 +115,12 @@ class Trainer:
         for block in model.blocks() if config.compile else ():
             block.compile(dynamic=True)  # one by one: BLT reads patches between the blocks of its decoder
 
-    # --- one sitting --------------------------------------------------------------------------------------------------
+    # --- one session --------------------------------------------------------------------------------------------------
 
     def fit(self) -> Outcome:
-        """Train until the budget is used up or a signal asks to stop, from the newest sound checkpoint if there is one.
+        """Train until the budget is used up or a stop signal, from the latest intact checkpoint if there is one.
 
-        Raises TrainingError when too many steps in a row are not finite; what was reached before them is saved.
+        Raises TrainingError after too many consecutive non-finite steps; the progress before them is saved.
         """
         self.resume()
         self.model.train()
@@ -135,7 +135,7 @@ class Trainer:
                 now = time.monotonic()
                 if not self.team.leads:
                     continue
-                if now >= valid_due and self.used() < 0.95:  # the last look is taken at the end
+                if now >= valid_due and self.used() < 0.95:  # the last validation is at the end
                     self.look(stop)
                     valid_due = time.monotonic() + 60 * self.config.valid_minutes
                 if now >= save_due and stop.received is None:
@@ -154,12 +154,12 @@ class Trainer:
     # --- one step -----------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Sum nats over the micro-batches and go down their mean, or leave the weights alone: see `refusal`."""
+        """Accumulate gradients over the micro-batches, then take the optimizer step or skip it: see `refusal`."""
         config, progress = self.config, self.progress
         began = time.monotonic()
         drawn = self.ahead.take(progress.step) if self.ahead else self.draw(progress.step)
         bytes, symbols, patches = map(int, self.team.total(drawn.bytes, drawn.symbols, drawn.patches))
-        if config.dropout:  # what is left out follows from the step, and from whose rows they are
+        if config.dropout:  # the mask depends on the step and the rank
             torch.manual_seed((config.seed << 32) + (self.team.rank << 26) + progress.step)
         found: list[Tensor] = []
         for batch in drawn.batches:
@@ -168,7 +168,7 @@ class Trainer:
             (summed / max(1, symbols)).backward()
             found.append(summed.detach())
         self.optimizer.share(self.team)
-        *parts, norm = numbers([*found, self.optimizer.norm()])  # the one wait
+        *parts, norm = numbers([*found, self.optimizer.norm()])  # the only synchronization
         (nats,) = self.team.total(added(parts))
         rate = learning_rate(config, progress.step, self.used())
         refusal = self.refusal(nats, bytes, norm)
@@ -183,33 +183,33 @@ class Trainer:
         self.account(refusal, nats, bytes, patches, rate, norm)
 
     def draw(self, step: int) -> Drawn:
-        """What a step needs that follows from its data alone: nothing of it changes with what was learnt."""
+        """The inputs of a step that depend on the data alone, not on the weights."""
         return draw(self.model, self.sampler, step, self.config.accumulate)
 
     def refusal(self, nats: float, bytes: int, norm: float) -> str | None:
-        """Why a step is not to touch the weights, if it is not: what is not finite, or a spike among recent steps."""
+        """Why a step must be skipped, or None: non-finite values, or a spike compared with recent steps."""
         if not (math.isfinite(nats) and math.isfinite(norm)):
             self.unfit += 1
             return f"loss {nats!r} nats, gradient norm {norm!r}"
         self.unfit = 0
         if self.config.spikes == "keep" or not bytes:
             return None
-        # A norm that clipping leaves alone is no spike, however small those before it were.
+        # A norm below the clipping threshold is no spike, however small the recent ones.
         return self.spikes.judge(bits_per_byte=bits_per_byte(nats, bytes), grad_norm=max(norm, self.config.clip))
 
     def account(self, refusal: str | None, nats: float, bytes: int, patches: int, rate: float, norm: float) -> None:
-        """Write the step into the journal, and stop a run whose steps keep being not finite."""
+        """Log the step, and stop a run after too many non-finite steps."""
         progress, tally = self.progress, self.tally
         if refusal is not None:
             told = {**dataclasses.asdict(progress), "reason": refusal, "nats": repr(nats), "grad_norm": repr(norm)}
             self.journal.write("skipped", **told)
-            self.journal.say(f"step {progress.step} skipped: {refusal}; weights untouched")
+            self.journal.say(f"step {progress.step} skipped: {refusal}; weights unchanged")
             if self.unfit >= PATIENCE:
                 if self.team.leads:
                     self.save()
                 raise TrainingError(
-                    f"{self.unfit} steps in a row were not finite, up to step {progress.step}: "
-                    f"lower train.learning_rate = {self.config.learning_rate} and go on from {self.run}"
+                    f"{self.unfit} consecutive steps with a non-finite loss or gradient, up to step {progress.step}: "
+                    f"lower train.learning_rate = {self.config.learning_rate} and fine-tune from {self.run}"
                 )
             return
         tally.nats, tally.bytes, tally.patches = tally.nats + nats, tally.bytes + bytes, tally.patches + patches
@@ -234,20 +234,20 @@ class Trainer:
 
     def line(self, bpb: float, speed: float, mean_patch: float | None) -> str:
         """The progress line."""
-        patch = f" | patch {mean_patch:.2f}" if mean_patch else ""
+        patch = f" | mean patch {mean_patch:.2f} B" if mean_patch else ""
         used = self.used()
         left = self.progress.seconds * (1 - used) / used if used else 0.0
         return (
             f"step {self.progress.step} | {bpb:.3f} bits/byte | {show_bytes(speed)}/s{patch} "
-            f"| seen {show_bytes(self.progress.bytes)} | left {show_seconds(left)}"
+            f"| processed {show_bytes(self.progress.bytes)} | ETA {show_seconds(left)}"
         )
 
     # --- now and then -------------------------------------------------------------------------------------------------
 
     def look(self, stop: StopRequest) -> None:
-        """Score windows of held-out data, the same ones each time, and write a sample of the model's own text.
+        """Evaluate the same validation windows each time, and log a generated sample.
 
-        A look that is asked to stop tells nothing: the last one is taken again by the sitting that goes on.
+        An interrupted validation logs nothing; it is repeated by the session that resumes.
         """
         progress, began = dataclasses.asdict(self.progress), time.monotonic()
         self.model.eval()
@@ -265,7 +265,7 @@ class Trainer:
             if stop.received is None:
                 bpb = bits_per_byte(nats, bytes)
                 self.journal.write("valid", **progress, bits_per_byte=bpb)
-                self.journal.say(f"step {self.progress.step}: {bpb:.3f} bits/byte held out")
+                self.journal.say(f"step {self.progress.step}: validation {bpb:.3f} bits/byte")
         if self.sample is not None and stop.received is None:
             prompt, text = self.sample(self.model)
             shown = {"prompt": prompt.decode(errors="replace"), "text": text.decode(errors="replace")}
@@ -273,12 +273,12 @@ class Trainer:
         self.model.train()
         took = time.monotonic() - began
         self.journal.write("phase", **progress, name="looks", took=took)
-        self.tally.since += took  # not part of the training's speed
+        self.tally.since += took  # not counted in the training throughput
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, and what time and memory went into it.
+        """Write a checkpoint of the current step, and log its time and memory.
 
-        It is said once where the disk has not room for two more.
+        Warns once if the disk has no room for two more.
         """
         progress, began = dataclasses.asdict(self.progress), time.monotonic()
         moments: dict[str, Tensor] = {}
@@ -300,11 +300,11 @@ class Trainer:
         if free < 2 * size and not self.warned:
             self.warned = True
             self.journal.say(
-                f"the disk of {self.run} has {show_bytes(free)} left, a checkpoint takes {show_bytes(size)}"
+                f"the disk of {self.run} has {show_bytes(free)} free, a checkpoint takes {show_bytes(size)}"
             )
 
     def resume(self) -> None:
-        """Take up the newest sound checkpoint, if there is one, and say which are corrupt."""
+        """Resume from the latest intact checkpoint, if there is one, and report corrupt ones."""
         if not store.checkpoints(self.run):
             self.journal.rewind(0)
             return
@@ -314,12 +314,14 @@ class Trainer:
         weights = store.read_tensors(path, "model")
         store.check_keys(self.model.state_dict(), weights, str(path))
         if self.model.tokens is not None and not torch.equal(weights["merges"], self.model.get_buffer("merges").cpu()):
-            raise CheckpointError(f"{path} was trained with other tokens than {self.run}/merges.npy: start another run")
+            raise CheckpointError(
+                f"{path} was trained with another tokenizer than {self.run}/merges.npy: start another run"
+            )
         for name, tensor in self.model.state_dict().items():
             if name.startswith("patcher.") and not torch.equal(weights[name], tensor.cpu()):
                 raise CheckpointError(
-                    f"{path} was trained on patches of another entropy model than that in {self.run}/scorer ({name} "
-                    "differs): put the entropy model back, or start another run"
+                    f"{path} was trained with another entropy model than that in {self.run}/scorer ({name} differs): "
+                    "restore it, or start another run"
                 )
         self.model.load_state_dict(weights)
         moments = store.read_tensors(path, "optimizer")
@@ -336,33 +338,33 @@ class Trainer:
             raise CheckpointError(f"{path / store.STATE} was not written by this loop ({error!r})") from None
         self.journal.rewind(self.progress.step)
         self.journal.write("resumed", **dataclasses.asdict(self.progress))
-        self.journal.say(f"going on from step {self.progress.step} ({show_bytes(self.progress.bytes)} seen)")
+        self.journal.say(f"resuming from step {self.progress.step} ({show_bytes(self.progress.bytes)} processed)")
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Matrix products in bfloat16 where the run asks for it."""
+        """bfloat16 matrix products if the run is configured so."""
         low = self.precision == torch.bfloat16
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=low)
 
 
 def place(value: Tensor, parameter: Tensor, key: str) -> Tensor | int:
-    """A moment on its parameter's device; a step count where fused kernels want it, or as the integer that it was."""
+    """A moment on its parameter's device; a step count where fused kernels need it, or unchanged as an integer."""
     if key == "step" and not value.is_floating_point():
         return int(value)
     return value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
 
 
 def numbers(found: list[Tensor]) -> list[float]:
-    """Numbers that were computed on a device, all fetched at once."""
+    """Numbers computed on a device, copied to the host at once."""
     return to_host(torch.stack(found)).tolist()
 
 
 def added(values: list[float]) -> float:
-    """Their sum, one after the other: Python's own `sum` rounds in another way from 3.12 on."""
+    """Their sequential sum: Python's own `sum` rounds differently from 3.12 on."""
     return functools.reduce(operator.add, values, 0.0)
 
 
 def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: bfloat16 by itself only where the machine has it in hardware."""
+    """The dtype of matrix products: by default bfloat16 only with native hardware support."""
     if config.precision == "auto":
         fast = fast_on_cpu() if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
@@ -370,5 +372,5 @@ def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def fast_on_cpu() -> bool:
-    """Whether this CPU multiplies in bfloat16 by itself: tiles (AMX), or AVX-512 with its bf16 products."""
+    """Whether this CPU has native bfloat16 products: AMX tiles or AVX-512 bf16."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -1,4 +1,4 @@
-"""How much memory a step takes, and what the C library does with large blocks that are freed."""
+"""Memory prediction of a step, and malloc settings for large blocks."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from bytelm.transfer import HOST
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the numbers of these settings in glibc's malloc.h
 LARGE = 1 << 20  # bytes
 ANY = (1 << 31) - 1  # bytes: the settings are 32-bit integers
-BUFFERS = 5  # of as many numbers as the slopes of tables are, in `optimise.BagAdam`
+BUFFERS = 5  # of the size of the tables' gradients, in `optimise.BagAdam`
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a step of training holds at the most, in three parts."""
+    """Peak memory of a training step in bytes, in three parts."""
 
     parameters: int
     """Weights, AdamW's two moments, and the weights once more in bfloat16."""
     activations: int
-    """What a forward pass keeps for the way back, and what the largest of its layers needs meanwhile."""
+    """Activations saved for the backward pass, and the working memory of the largest layer."""
     gradients: int
 
     @property
     def peak(self) -> int:
-        """Gradients of weights come as activations go."""
+        """Gradients of weights are allocated as activations are freed."""
         return self.parameters + max(self.activations, self.gradients)
 
 
 def predict(model: ByteModel, config: TrainConfig, mean_patch: float, device: torch.device = HOST) -> Memory:
     """The memory of one step in bfloat16, float32 weights, on windows in patches of so many bytes on average.
 
-    The model may be on the meta device. What is not in it: Python and torch themselves (about 0.3 GiB), libraries of
-    products that keep buffers of their own, and the pages that a C library holds for later.
+    The model may be on the meta device. Not included: Python and torch themselves (about 0.3 GiB), buffers of
+    BLAS libraries, and pages that the C library caches.
     """
     tables = {id(table.weight): table.weight for table in model.lookup_tables()}
     own = [p for p in model.parameters() if p.requires_grad]
@@ -54,7 +54,7 @@ def predict(model: ByteModel, config: TrainConfig, mean_patch: float, device: to
     activations = kept(model, config, mean_patch, device) + widest + logits
     if device.type == "cpu":
         return Memory(dense * (4 + 8 + 2) + sparse * (4 + 8) + frozen, activations, 4 * dense)
-    # Slopes of what bytes read of tables stay until all micro-batches are done; then buffers of that size come and go.
+    # Per-byte gradients of tables are kept until all micro-batches are done; then buffers of that size are temporary.
     slopes = 4 * config.window * config.batch * sum(weight.shape[1] for weight in tables.values())
     memory = dense * (4 + 8 + 2) + sparse * (4 + 4) + frozen
     gradients = 4 * dense + config.accumulate * (1 + BUFFERS) * slopes
@@ -62,7 +62,7 @@ def predict(model: ByteModel, config: TrainConfig, mean_patch: float, device: to
 
 
 def kept(model: ByteModel, config: TrainConfig, mean_patch: float, device: torch.device) -> int:
-    """Bytes that a forward pass keeps for the way back: of layers, of what is beside them, and logits in float32."""
+    """Bytes of saved activations: of layers, of the rest, and logits in float32."""
     found = 4 * model.vocabulary * config.window * config.batch
     for stage in model.stages(config.window, round(config.window / mean_patch)):
         positions, shape = stage.positions * config.batch, stage.stack.config
@@ -76,7 +76,7 @@ def kept(model: ByteModel, config: TrainConfig, mean_patch: float, device: torch
 
 
 def widest_layer(stage: Stage, config: TrainConfig, device: torch.device) -> int:
-    """Bytes of slopes of what a layer kept; where it was kept of a piece alone, that of all its layers too."""
+    """Bytes of gradients of saved activations; if saved by chunk, the activations of all its layers too."""
     positions, shape = stage.positions * config.batch, stage.stack.config
     more = shape.plain(stage.apart or stage.positions) if plain(device) else 0
     layer = 8 * (shape.dim + shape.hidden()) + more
@@ -89,29 +89,29 @@ def widest_layer(stage: Stage, config: TrainConfig, device: torch.device) -> int
 
 
 def plain(device: torch.device) -> bool:
-    """Whether torch's own kernels compute there: not on a CPU, nor on a GPU with Triton and attention by runs."""
+    """Whether plain torch kernels are used: not on a CPU, nor on a GPU with Triton and variable-length attention."""
     return device.type != "cpu" and not (runs.present(device.type) and fused.triton_kernels())
 
 
 def recomputes(config: TrainConfig, stage: str) -> bool:
-    """Whether the layers of a stage are computed again for their gradients."""
+    """Whether a stage uses activation checkpointing."""
     return config.recompute is True or config.recompute == stage
 
 
 def give_back_large_blocks() -> None:
-    """Have blocks of 1 MiB and more mapped one by one, where the C library is glibc; elsewhere do nothing.
+    """Have glibc mmap blocks of 1 MiB and more separately; elsewhere do nothing.
 
-    By itself glibc learns to keep blocks of up to 32 MiB in its heap. When patches are computed piece by piece, the
-    little that is kept of each pins what is freed around it: 28 kB a byte for two layers of width 768, where what is
-    kept comes to 1 kB (docs/log.md). Mapping costs page faults, so it is for runs that spare memory.
+    By default glibc adapts to keep blocks of up to 32 MiB in its heap. When patches are computed in chunks, the
+    little saved of each fragments the heap: 28 kB per byte for two layers of width 768, of which 1 kB is saved
+    (docs/log.md). Mapping costs page faults, so it is for runs that save memory.
     """
     _set(_MMAP_THRESHOLD, LARGE)
 
 
 def keep_large_blocks() -> None:
-    """Have freed blocks of up to 2 GiB kept for the next step, where the C library is glibc; elsewhere do nothing.
+    """Have glibc keep freed blocks of up to 2 GiB for the next step; elsewhere do nothing.
 
-    By itself glibc maps those above 32 MiB anew each time, and every page of them costs a fault: a tenth of a step with
+    By default glibc maps blocks above 32 MiB each time, at the cost of a fault per page: a tenth of a step with
     a gradient of 38 MB for n-gram tables (docs/log.md).
     """
     _set(_MMAP_THRESHOLD, ANY)

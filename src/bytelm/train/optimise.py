@@ -1,4 +1,4 @@
-"""AdamW over a model's parameters: matrices decayed, tables by the rows that were read; and the learning rate."""
+"""AdamW with weight decay on matrices and row-wise updates of n-gram tables; learning rate schedule."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bytelm.train.team import Team
 
 
 class RowAdam(torch.optim.SparseAdam):
-    """SparseAdam in one pass over the rows, where there is a kernel for it."""
+    """SparseAdam in one pass over the rows, if there is a kernel for it."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move the rows that have a gradient, which must be coalesced."""
+        """Update the rows with a gradient, which must be coalesced."""
         pairs = [(p, group) for group in self.param_groups for p in group["params"]]
         for state in (self.state[p] for p, _ in pairs if self.state[p]):
-            if "exp_avg" not in state:  # taken up from a device: see `BagAdam`
+            if "exp_avg" not in state:  # resumed from a GPU run: see `BagAdam`
                 state["exp_avg"] = torch.zeros_like(state["exp_avg_sq"])
         if functions() is None or any(p.device.type != "cpu" or p.shape[1] % VECTOR for p, _ in pairs):
             super().step()
@@ -45,7 +45,7 @@ class RowAdam(torch.optim.SparseAdam):
 
 
 class BagAdam(torch.optim.Optimizer):
-    """The same as `RowAdam` without momentum, for slopes that stay with their bags (`nn.rows`): nothing waits."""
+    """`RowAdam` without momentum, for gradients kept per bag (`nn.rows`): no synchronization."""
 
     def __init__(self, tables: list[LookupTable], lr: float, beta2: float, times: float) -> None:
         weights = [table.weight for table in tables]
@@ -56,20 +56,20 @@ class BagAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move the rows that were read since the last step, whose norm was asked for."""
+        """Update the rows that were read since the last step, after `norm`."""
         (group,) = self.param_groups
         beta2, eps = group["beta2"], group["eps"]
         for parameter, kept in zip(group["params"], self.kept, strict=True):
             state = self.state[parameter]
             if not state:
                 state.update(step=0, exp_avg_sq=torch.zeros_like(parameter))
-            state.pop("exp_avg", None)  # taken up from a CPU, where SparseAdam keeps what is not read
+            state.pop("exp_avg", None)  # resumed from a CPU run, where SparseAdam stores it unused
             state["step"] += 1
             rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"])
             kept.move(parameter, state["exp_avg_sq"], rate, beta2, eps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the slopes."""
+        """Clear the gradients."""
         for kept in self.kept:
             kept.forget()
 
@@ -77,10 +77,10 @@ class BagAdam(torch.optim.Optimizer):
 class Optimizer:
     """AdamW (Loshchilov and Hutter, 2019). Norms and embedding tables are not decayed.
 
-    A row of an embedding is touched only by the bytes that look it up; decay would shrink the rare ones to nothing.
-    Tables of n-grams, most of a small BLT's parameters, have sparse gradients: a step reads and moves only the rows
-    that its bytes looked up, and a row's moments stand still meanwhile (torch's SparseAdam). They have no momentum: the
-    last slopes of a row that is read now and then are old ones, and it learns better without (docs/log.md).
+    An embedding row has a gradient only when it is looked up; decay would shrink rare rows to zero.
+    n-gram tables, most of a small BLT's parameters, have sparse gradients: a step reads and updates only the rows
+    looked up, and the moments of the others are unchanged (torch's SparseAdam). They have no momentum: the last
+    gradients of a rarely read row are stale, and training is better without (docs/log.md).
     """
 
     def __init__(self, model: ByteModel, config: TrainConfig) -> None:
@@ -104,27 +104,27 @@ class Optimizer:
             torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=fused)
         ]
         self.kept: list[Slopes] = []
-        """Slopes of tables that have none."""
+        """Gradients of n-gram tables that are kept per bag."""
         if tables and device == "cpu":
             for table in found:
                 table.sparse = True
             group = {"params": tables, "times": config.embedding_rate}
             self.parts.append(RowAdam([group], lr=config.learning_rate, betas=(0.0, config.beta2)))
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
-        """All that have a gradient of their own."""
+        """All parameters with a dense or sparse gradient."""
         if tables and device != "cpu":
             bags = BagAdam(found, config.learning_rate, config.beta2, config.embedding_rate)
             self.parts.append(bags)
             self.kept = bags.kept
 
     def share(self, team: Team) -> None:
-        """Make the gradients the sums of those of all processes of a team."""
+        """All-reduce the gradients over the processes of a team."""
         team.add_gradients(self.parameters)
         for kept in self.kept:
             kept.index, kept.slopes = ([team.everyones(x) for x in some] for some in (kept.index, kept.slopes))
 
     def norm(self) -> Tensor:
-        """The norm of all gradients together, which are scaled down to `clip` where it is larger; not waited for."""
+        """The global gradient norm; gradients are clipped to `clip`. Does not synchronize."""
         dense: list[Tensor] = []
         for parameter in self.parameters:
             if parameter.grad is not None and parameter.grad.is_sparse:
@@ -138,31 +138,31 @@ class Optimizer:
         return norm
 
     def step(self, rate: float) -> None:
-        """Go down the gradients, at a learning rate."""
+        """Apply one optimizer step."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate * group["times"]
             part.step()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def moments(self, parameter: Tensor) -> dict[str, Any]:
-        """What is remembered of a parameter's gradients; may be written to."""
+        """The optimizer state of a parameter; mutable."""
         (part,) = (p for p in self.parts if any(q is parameter for group in p.param_groups for q in group["params"]))
         return part.state[parameter]
 
 
 def each_once(gradient: Tensor) -> Tensor:
-    """A sparse gradient with each row in it once, as it is if it was so: autograd forgets that it was made so."""
+    """A coalesced sparse gradient, unchanged if its rows are unique: autograd drops that flag."""
     rows = gradient._indices()[0]
     return gradient._coalesced_(True) if bool((rows[1:] > rows[:-1]).all()) else gradient.coalesce()
 
 
 def learning_rate(config: TrainConfig, step: int, fraction: float) -> float:
-    """The rate at a step (from 0 on), when `fraction` of the run's budget is used up."""
+    """The learning rate at a step (from 0 on), when `fraction` of the run's budget is used up."""
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
     return config.learning_rate * warm * (config.final_rate + (1 - config.final_rate) * cosine)

@@ -19,10 +19,10 @@ from bytelm.train.memory import predict
 from bytelm.units import show_bytes, show_count
 
 DEFAULT_PRESET = "blt-tiny"
-DEFAULTS = {"image": "megabyte-image", "audio": "megabyte-audio"}  # of modalities whose patches are best of one size
+DEFAULTS = {"image": "megabyte-image", "audio": "megabyte-audio"}  # of modalities for which fixed patches are best
 DEFAULT_MINUTES = 10.0
-VARIABLE = "BYTELM_"  # of the environment; table and key have two underscores between them
-GENTLER = 0.1  # of the usual learning rate, where a model has learnt already
+VARIABLE = "BYTELM_"  # of environment variables; two underscores separate table and key
+GENTLER = 0.1  # factor of the learning rate in fine-tuning
 LONGEST_STEP = 4  # times the bytes of a preset's step: what a step of one whole document may take
 
 
@@ -40,14 +40,14 @@ def configure(
     bytes: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> RunConfig:
-    """The configuration of a run: a preset, under a TOML file, under variables of the `environment` such as
-    BYTELM_TRAIN__BATCH=4, under `a.b=c` settings, under what is given here.
+    """The configuration of a run: a preset, overridden by a TOML file, by variables of the `environment` such as
+    BYTELM_TRAIN__BATCH=4, by `a.b=c` settings, and by the arguments.
 
-    `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it. With `start`
-    the model is that of another run, and so is how it learnt unless a preset is named, but for the learning rate; the
-    `run` that was begun from it says the same once it is gone. `packed` is a folder of `bytelm data pack` to train on,
-    whose documents are what they are.
-    Raises ConfigError, one line that names every unknown key and impossible value, or what the packed data are not.
+    `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it. `start`
+    is a run to fine-tune: its model and, without a preset, its hyperparameters but for the learning rate; an
+    existing `run` keeps them after `start` is gone. `packed` is a folder of `bytelm data pack` to train on,
+    whose options are fixed.
+    Raises ConfigError, one line that names every unknown key, invalid value or conflict with the packed data.
     """
     corpus = None if packed is None else Corpus.open(packed)
     kept = {} if corpus is None else kept_in(corpus.index)
@@ -87,13 +87,13 @@ def configure(
 
 
 def kept_in(index: Index) -> dict[str, Any]:
-    """What a packed corpus says of how it was made, as tables of a configuration."""
+    """The options that a corpus was packed with, as tables of a configuration."""
     tables = {"data": index.options and asdict(index.options), "modality": index.modality}
     return {name: table for name, table in tables.items() if table}
 
 
 def blamed(base: Mapping[str, Any], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """The layer that made a configuration impossible: the last one before which it still was possible."""
+    """The source that made a configuration invalid: the first one after which it is."""
     ending = {"train": {"minutes": DEFAULT_MINUTES}}
     found, sound, mapping = "", True, merge(ending, base)
     for name, layer in layers:
@@ -147,7 +147,7 @@ def one_document_a_window(config: RunConfig, asked: Mapping[str, Any]) -> RunCon
 
 
 def describe(name: str) -> dict[str, Any]:
-    """A preset in a line: its parts, and its true parameter counts, of the model itself built without memory."""
+    """A preset in a line: its parts and actual parameter counts, of the model built on the meta device."""
     config = build(RunConfig, merge({"train": {"minutes": DEFAULT_MINUTES}}, preset(name)), f"preset {name}")
     recipe = config.recipe
     model = recipe.sketch()

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is far above what it was lately: one bad batch should not undo a day of learning."""
+"""Detection of loss and gradient spikes: one bad batch should not undo a day of training."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-RECENT = 64  # steps that went well, which a step is compared with once there are as many
-DEVIATIONS = 6.0  # of theirs, that a spike lies above their mean
-TIMES = 2.0  # their mean, that a spike exceeds too: where all are nearly equal, deviations say little
-IN_A_ROW = 5  # steps that may be left out: more are no spike but another level, which is learnt from
+RECENT = 64  # recent accepted steps that a step is compared with
+DEVIATIONS = 6.0  # standard deviations of a spike above their mean
+TIMES = 2.0  # times their mean that a spike exceeds too, for nearly constant values
+IN_A_ROW = 5  # consecutive steps that may be skipped: more are a new level, not a spike
 
 
 class Spikes:
-    """Figures of recent steps by name, as losses and gradient norms. `state` is all there is to it, in plain JSON."""
+    """Values of recent steps by name: losses and gradient norms. `state` is plain JSON."""
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         told = state or {"recent": {}, "in_a_row": 0}
@@ -23,11 +23,11 @@ class Spikes:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run leaves out the same steps."""
+        """Saved in checkpoints, so that a resumed run skips the same steps."""
         return {"recent": {name: list(values) for name, values in self.recent.items()}, "in_a_row": self.in_a_row}
 
     def judge(self, **values: float) -> str | None:
-        """Why a step of these (finite) values is to be left out, or None; then it counts among the recent ones."""
+        """Why a step with these (finite) values must be skipped; None if accepted, and then recorded."""
         reasons = [
             f"{name} {value:.4g} is far above {_mean(recent):.4g}, the mean of {RECENT} steps"
             for name, value in values.items()

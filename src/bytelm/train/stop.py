@@ -1,6 +1,6 @@
-"""SIGINT, SIGTERM and SIGUSR1 as a request that long loops honour where nothing is half done; a second leaves at once.
+"""SIGINT, SIGTERM and SIGUSR1 as a request that long loops honour at safe points; a second one exits at once.
 
-SIGUSR1 is what Slurm sends ahead of the end where `sbatch --signal=USR1@60` asks for it.
+Slurm sends SIGUSR1 before the time limit with `sbatch --signal=USR1@60`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 
 
 class Interrupted(Exception):
-    """A signal ended what came before or after the steps early; what was done is kept. `signal` is its number."""
+    """A signal interrupted a phase before or after the steps; completed work is kept. `signal` is its number."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"interrupted by signal {signal}")
@@ -22,7 +22,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, `received` is the signal that asked to stop, or None. Outside the main thread it hears nothing.
+    """While entered, `received` is the stop signal, or None. Outside the main thread it receives none.
 
     Entering gives the request that is entered already, if one is: the parts of a training stop together.
     """

@@ -1,15 +1,15 @@
-"""The processes that share a training: each takes its rows of every step, and all go down the sum of their gradients.
+"""Data parallelism: each process takes its rows of every step, and gradients are all-reduced.
 
     torchrun --nproc-per-node 2 -m -- bytelm train ~/notes      # the -- keeps our options from torchrun
 
-torchrun passes on the signals that --signals-to-handle names, and dies of SIGUSR1 where it is not among them. Processes
-that it leaves behind save and end at their next step.
+torchrun forwards the signals that --signals-to-handle names, and dies of SIGUSR1 if it is not among them. Orphaned
+processes save and exit at their next step.
 
-The first one leads: it prepares, holds the run's lock, tells, looks and saves. The others read what it wrote and take
-steps. A process that trains alone is a team of one, to which every sum is its own.
+The main process (rank 0) prepares, holds the run's lock, logs, validates and saves. The others read what it wrote and
+take steps. A single process is a team of one, whose reductions are the identity.
 
-Each has a device of its own (`bytelm.device`). Gradients are summed where they are, by NCCL on GPUs; the few numbers
-that the host decides by go from host to host, over Gloo, and wait for no device.
+Each has its own device (`bytelm.device`). Gradients are reduced there, by NCCL on GPUs; the few numbers that control
+flow depends on are reduced between hosts, over Gloo, without synchronizing a device.
 """
 
 from __future__ import annotations
@@ -35,37 +35,37 @@ from bytelm.transfer import HOST
 
 T = TypeVar("T")
 PREPARED = "prepared"  # a key of the store that all processes share
-ROLL_CALL = 3.0  # seconds in which whoever lives answers once a sum has failed
+ROLL_CALL = 3.0  # seconds for the liveness check after a failed collective
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process's place among those that share a training."""
+    """This process's rank in a data-parallel training."""
 
     rank: int = 0
     world: int = 1
     store: Any = None
-    """What all processes can write to and read from; None for a team of one."""
+    """The key-value store of all processes; None for a team of one."""
     launcher: int | None = None
-    """The id of the torchrun that started this process; None where it was another program."""
+    """The process id of the torchrun that started this process; None if started otherwise."""
 
     @property
     def leads(self) -> bool:
-        """Whether this process prepares, tells and saves."""
+        """Whether this is the main process, which prepares, logs and saves."""
         return self.rank == 0
 
     def rows(self, batch: int) -> int:
-        """The rows of a batch that are this process's. Raises ConfigError where they cannot be shared out."""
+        """The rows of a batch that are this process's. Raises ConfigError if they cannot be divided."""
         if batch % self.world:
             raise ConfigError(f"train.batch = {batch} cannot be shared by {self.world} processes: take a multiple")
         return batch // self.world
 
     def alone(self) -> Team:
-        """The same process with what all of them do, each for itself."""
+        """The same process without collectives."""
         return Team(self.rank)
 
     def in_order(self, work: Callable[[], T]) -> T:
-        """Do some work, the leader first: what it leaves on the disk is there for the others."""
+        """Run some work, the main process first: the others find its files on disk."""
         if self.store is None:
             return work()
         if self.leads:
@@ -83,17 +83,17 @@ class Team:
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def agreed(self, heard: int | None) -> int | None:
-        """A signal that any of the processes has heard; one whose launcher has died is as good as terminated."""
+        """A signal that any of the processes received; an orphaned process counts as terminated."""
         if heard is None and self.launcher is not None and os.getppid() != self.launcher:
             heard = signal.SIGTERM
         return int(self._reduced([heard or 0], dist.ReduceOp.MAX)[0]) or None
 
     def longest(self, seconds: float) -> float:
-        """The longest time that any of them took."""
+        """The maximum over all processes."""
         return self._reduced([seconds], dist.ReduceOp.MAX)[0]
 
     def add_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Make every gradient the sum of those of all processes."""
+        """All-reduce every gradient."""
         if self.world == 1:
             return
         dense: list[Tensor] = []
@@ -101,7 +101,7 @@ class Team:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if parameter.grad.is_sparse:
-                gradient = parameter.grad.coalesce()  # NCCL sums no sparse tensors: their rows are brought together
+                gradient = parameter.grad.coalesce()  # NCCL has no sparse all-reduce: their rows are gathered
                 rows, slopes = (self.everyones(x) for x in (gradient._indices()[0], gradient._values()))
                 found = torch.sparse_coo_tensor(rows[None], slopes, gradient.shape, check_invariants=False)
                 parameter.grad = found.coalesce()
@@ -113,7 +113,7 @@ class Team:
             gradient.copy_(summed.view_as(gradient))
 
     def everyones(self, mine: Tensor) -> Tensor:
-        """The rows of a tensor of every process, those of one behind those of the other."""
+        """All-gather the rows of a tensor, in order of rank."""
         if self.world == 1:
             return mine
         counts = [int(count) for count in self.total(*(len(mine) * (rank == self.rank) for rank in range(self.world)))]
@@ -132,23 +132,23 @@ class Team:
         return tensor.tolist()
 
     def _sum(self, tensor: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
-        """Reduce a tensor in place. Raises TrainingError, which names the processes that do not answer."""
+        """All-reduce a tensor in place. Raises TrainingError, which names unresponsive processes."""
         with self._answering():
             dist.all_reduce(tensor, how)
 
     @contextlib.contextmanager
     def _answering(self) -> Generator[None]:
-        """Name the processes that do not answer, in a TrainingError, where a collective fails."""
+        """Raise TrainingError, which names unresponsive processes, if a collective fails."""
         try:
             yield
         except RuntimeError as error:
             raise TrainingError(
-                f"{self._missing()} of {self.world} processes no longer answers: the same command goes on from the "
-                "newest checkpoint"
+                f"{self._missing()} of {self.world} is unresponsive: run the same command again to resume from "
+                "the latest checkpoint"
             ) from error
 
     def _missing(self) -> str:
-        """Who does not answer a roll call, by rank; the first process holds the store, without which there is none."""
+        """The unresponsive ranks; rank 0 hosts the store, without which they are unknown."""
         lost = [0]
 
         def call() -> None:
@@ -157,7 +157,7 @@ class Team:
                 time.sleep(ROLL_CALL)
                 lost[:] = [rank for rank in range(self.world) if not self.store.check([f"here/{rank}"])]
 
-        calling = threading.Thread(target=call, daemon=True)  # a store that hangs is waited for without end
+        calling = threading.Thread(target=call, daemon=True)  # a store that hangs would block forever
         calling.start()
         calling.join(2 * ROLL_CALL)
         return f"process {', '.join(map(str, lost))}" if lost else "one"
@@ -168,9 +168,9 @@ ALONE = Team()
 
 @contextlib.contextmanager
 def joined(timeout_minutes: float, device: torch.device = HOST) -> Generator[Team]:
-    """The team that torchrun made this process part of, or a team of one; `timeout_minutes`: to wait for the others.
+    """The team of processes started by torchrun, or a team of one; `timeout_minutes`: of collectives.
 
-    `device` is where this process computes: of several on GPUs each has one of its own, which is its current one.
+    `device`: of this process; on GPUs one per process, its current device.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -178,17 +178,17 @@ def joined(timeout_minutes: float, device: torch.device = HOST) -> Generator[Tea
         return
     rank = int(os.environ.get("RANK", "0"))
     timeout = timedelta(minutes=timeout_minutes if math.isfinite(timeout_minutes) else 1e6)
-    # By itself NCCL ends a process that waits for a lost one; so it ends the waiting, and Gloo names the lost one.
+    # By default NCCL kills a process that waits for a lost one; here it aborts the wait, and Gloo names the lost one.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         yield Team(rank, world, dist.distributed_c10d._get_default_store(), launcher)
     finally:
-        with contextlib.suppress(RuntimeError):  # where one of them is lost, there is nobody to say goodbye to
+        with contextlib.suppress(RuntimeError):  # peers may be gone
             dist.destroy_process_group()
 
 
 def leads() -> bool:
-    """Whether this process is alone, or the first of those that torchrun started."""
+    """Whether this is the only process, or rank 0."""
     return os.environ.get("RANK", "0") == "0"

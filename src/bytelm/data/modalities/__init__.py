@@ -1,1 +1,1 @@
-"""What bytes stand for where a document is not simply a file: one modality a file, found by its name."""
+"""Modalities: what the bytes of documents represent. One per file, found by its name."""

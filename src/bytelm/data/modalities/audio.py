@@ -39,7 +39,7 @@ class Config:
     def __post_init__(self) -> None:
         if not _RATES[0] <= self.rate <= _RATES[1]:
             raise ConfigError(
-                f"modality.rate = {self.rate}: must be between {_RATES[0]} and {_RATES[1]} samples a second"
+                f"modality.rate = {self.rate}: must be between {_RATES[0]} and {_RATES[1]} samples per second"
             )
 
     @classmethod
@@ -52,7 +52,7 @@ class Config:
             elif rate := re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)(k?)", word):
                 found["rate"] = round(float(rate[1]) * (1000 if rate[2] else 1))
             else:
-                raise ConfigError(f"{word!r} is none of 16k, 44100 (any number of samples a second), 8bit, 16bit")
+                raise ConfigError(f"{word!r} is none of 16k, 44100 (any number of samples per second), 8bit, 16bit")
         return found
 
     def build(self) -> Audio:
@@ -82,7 +82,7 @@ class Audio(Modality):
             yield b""
             return
         if not _RATES[0] <= rate <= _RATES[1]:  # a file may claim any rate, and one far away takes long to resample
-            raise DamagedError(f"{rate} samples a second, not from {_RATES[0]} to {_RATES[1]}")
+            raise DamagedError(f"{rate} samples per second, not from {_RATES[0]} to {_RATES[1]}")
         if (np.abs(clip) > 1).any():
             notes["clipped"] += 1
             clip = clip.clip(-_LOUDEST, _LOUDEST)
@@ -97,7 +97,7 @@ class Audio(Modality):
         yield to_pcm(samples, self.unit)
 
     def decode(self, document: bytes) -> bytes:
-        """A WAV file. Half a sample at the end is left out."""
+        """A WAV file. Half a sample at the end is dropped."""
         file = io.BytesIO()
         with wave.open(file, "wb") as sound:
             sound.setnchannels(1)
@@ -141,11 +141,11 @@ def to_pcm(samples: NDArray[np.float32], width: int) -> bytes:
 
 
 def resampled(samples: NDArray[np.float32], old: int, new: int) -> NDArray[np.float32]:
-    """The same sound at another rate, without what lies above half the lower of the two. Raises DamagedError."""
+    """The same audio at another sample rate, without aliasing. Raises DamagedError."""
     up, down = new // math.gcd(old, new), old // math.gcd(old, new)
     steps = -(-(len(samples) + _GUARD) // down)  # so that a whole number of samples becomes a whole number
     check_length(steps * max(up, down))  # a file may claim any rate
-    spectrum = np.fft.rfft(samples, steps * down)  # which irfft cuts off, or goes on with zeros
+    spectrum = np.fft.rfft(samples, steps * down)  # which irfft truncates, or pads with zeros
     wanted = -(-len(samples) * up // down)
     return (np.fft.irfft(spectrum, steps * up)[:wanted] * (up / down)).astype(np.float32)
 
@@ -158,6 +158,6 @@ def _is_finer(clip: NDArray[np.float32], bits: int) -> bool:
 
 def _s16le(data: bytes) -> NDArray[np.float32]:
     if len(data) % 2:
-        raise DamagedError("an odd number of bytes, which are no samples of 16 bits")
+        raise DamagedError("an odd number of bytes, not 16-bit samples")
     check_length(len(data) // 2)
     return from_pcm(data, 2)[:, None]

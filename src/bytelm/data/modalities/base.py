@@ -26,7 +26,7 @@ class DamagedError(UnfitError):
 
 
 class Modality(abc.ABC):
-    """What the bytes of documents stand for.
+    """What the bytes of documents represent.
 
     `encode` may lose what the configuration says it loses (size, sampling rate, colour), and counts it. What it gives
     is kept exactly: decoding a document and encoding the file again gives the same document.
@@ -39,10 +39,10 @@ class Modality(abc.ABC):
     """Of the files that `decode` makes: ".png"."""
 
     suffixes: frozenset[str] = frozenset()
-    """Of files that say by their names that they are of the modality: ".png", ".jpg"."""
+    """Suffixes of files of the modality: ".png", ".jpg"."""
 
     planes: tuple[str, ...] = ()
-    """What the bytes of a document stand for in turn: ("red", "green", "blue"). Empty where all are alike."""
+    """The planes that bytes of a document alternate between: ("red", "green", "blue"). Empty where all are alike."""
 
     size: int | None = None
     """Bytes of every document, where all have the same. None where they differ."""
@@ -69,7 +69,7 @@ class Modality(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, name: str, data: bytes, notes: Counter[str]) -> Iterator[bytes]:
-        """The documents in the file `name` that holds `data`, decompressed; empty ones are left out by who asks.
+        """The documents in the file `name` that holds `data`, decompressed; the caller skips empty ones.
 
         `notes` counts conversions that lose something, by words that follow the count: "mixed down to mono". Raises
         UnfitError with a reason of a few words, DamagedError where the file begins as one of the modality and is none,
@@ -78,7 +78,7 @@ class Modality(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, document: bytes) -> bytes:
-        """A file that shows the document; what an unfinished one lacks is filled up (black) or left out."""
+        """A document as a file; an unfinished one is filled up (black) or truncated."""
 
     def compressors(self) -> dict[str, Callable[[bytes], int]]:
         """Lossless formats made for this modality, by name: each says how many bytes it makes of one document."""

@@ -25,7 +25,7 @@ class Config:
     def parse(cls, spec: str) -> dict[str, Any]:
         """No words at all."""
         if spec:
-            raise ConfigError(f"{spec!r} says nothing of DNA: write dna alone")
+            raise ConfigError(f"{spec!r} has options, and dna takes none: write dna")
         return {}
 
     def build(self) -> Dna:
@@ -60,11 +60,11 @@ class Dna(Modality):
             del records[0]  # nothing comes before the first header
         for record in records:
             if strange := record.upper().translate(None, _LETTERS):
-                raise UnfitError(f"{chr(strange[0])!r} is no letter of DNA")
+                raise UnfitError(f"{chr(strange[0])!r} is not a DNA letter")
         for record in records:
             upper = record.upper()
             if upper != record:
-                notes["put in upper case"] += 1
+                notes["converted to upper case"] += 1
             yield upper
 
     def decode(self, document: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """Images of one size: a byte a channel, the channels of a pixel together, the pixels in blocks or in raster order.
 
-Any picture file that Pillow decodes itself or with an installed plugin is taken, and arrays in .npy files. A picture is
+Any image file that Pillow decodes itself or with an installed plugin is taken, and arrays in .npy files. An image is
 turned as its EXIF says, cut around its middle to the proportions wanted, and brought to the size: down with a box
 filter, up with a bicubic one. Transparent parts are laid on white; of 16 bits the high 8 are kept; of several frames
 the first is.
@@ -31,7 +31,7 @@ class Config:
     """`width` x `height` pixels, of red, green and blue or of `grey` alone, read in blocks of `block` x `block` pixels.
 
     Blocks follow each other in raster order, and so do the pixels in each (those at the right and lower edge may be
-    smaller). This is MEGABYTE's patch scan: a patch of block² · channels bytes is a square of the picture. 2 goes with
+    smaller). This is MEGABYTE's patch scan: a patch of block² · channels bytes is a square of the image. 2 goes with
     patches of 12 bytes of colour, 4 with 48, 8 with 192; 1 is the raster scan.
     """
 
@@ -89,7 +89,7 @@ class Image(Modality):
         self._order = scan(config.width, config.height, config.block)
 
     def encode(self, name: str, data: bytes, notes: Counter[str]) -> Iterator[bytes]:
-        """One document a picture; N of a .npy file of uint8 `[N, height, width, 3 or 1]`."""
+        """One document an image; N of a .npy file of uint8 `[N, height, width, 3 or 1]`."""
         pictures = _pictures(f"reading {shown(name)}")
         size = (self.config.width, self.config.height)
         for picture in pictures.pictures(data, notes):

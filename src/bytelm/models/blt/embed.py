@@ -48,9 +48,9 @@ class NgramEmbedding(nn.Module):
         self.sparse = False
         """Whether the gradient of the tables holds only the rows that were looked up, for optimizers that take such."""
         self.kept: Slopes | None = None
-        """Where the slopes of the tables go, for an optimizer that takes them from there; a gradient else."""
+        """Where the tables' gradients are kept for an optimizer that reads them; else they are parameter gradients."""
         self.dropout = 0.0
-        """Chance of each byte to go without its n-grams in training, so that nothing is learnt by heart alone."""
+        """Chance of each byte to go without its n-grams in training, against overfitting."""
 
     @property
     def weight(self) -> Tensor:

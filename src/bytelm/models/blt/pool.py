@@ -22,7 +22,7 @@ def run_maxima(
 ) -> Float[Tensor, "runs dim"]:
     """The largest value of each run of slots, 0 where it has none.
 
-    The slots of a run stand together; those that are of none, wherever they stand, have the number `runs`.
+    The slots of a run are adjacent; slots of no run have the number `runs`.
     """
     if runs and (device := fused.kernels(values)):
         return device.run_maxima(values, segment, runs)

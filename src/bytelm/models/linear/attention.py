@@ -40,7 +40,7 @@ def flops(dim: int, heads: int, new: int) -> int:
 
 @dataclass(frozen=True)
 class Sums:
-    """All that a layer remembers of a row's document, however long it is."""
+    """The constant-size state of a layer for a row's document."""
 
     products: Float[Tensor, "batch heads head_dim head_dim"]
     """S: keys by values."""
@@ -61,7 +61,7 @@ class LinearView:
     """What new positions see: a `Sight` whose memory is `Sums`, derived once and shared by all layers."""
 
     document: Int[Tensor, "batch new"]
-    """Documents begun at or before each position; 0 goes on with what was read before."""
+    """Documents started at or before each position; 0 continues the one read before."""
     lengths: Int[Tensor, " batch"]
     rotation: Rotation
     """No rotation: attention turns features, and not queries and keys."""
@@ -116,7 +116,7 @@ class LinearView:
         real = chunked(slots < self.lengths[:, None])
         document = chunked(self.document)
         q_turned, k_turned, q, k, v = map(chunked, (rotate(q, self.turn), rotate(k, self.turn), q, k, values))
-        # Of a row's documents in a chunk, only the last that is real goes on behind it.
+        # Of a row's documents in a chunk, only the last real one continues after it.
         last = torch.where(real, document, -1).amax(2)
         last = torch.cat([torch.zeros_like(last[:, :1]), last], 1).cummax(1).values  # [batch, 1 + chunks]
         going = ((document == last[:, 1:, None]) & real).to(k.dtype)[..., None, None]
@@ -152,7 +152,7 @@ class LinearView:
 
 
 def reach(goes_on: Float[Tensor, "batch chunks"]) -> Float[Tensor, "batch later earlier"]:
-    """1 where what came before a chunk, or what it adds, goes on to a later one; 0 where a chunk between does not."""
+    """1 where the state before a chunk, or its own sum, carries over to a later one; 0 if a chunk between resets it."""
     resets = F.pad(1 - goes_on, (1, 0)).cumsum(1)
     return (resets[:, :, None] == resets[:, None]).to(goes_on.dtype).tril()
 
@@ -160,7 +160,7 @@ def reach(goes_on: Float[Tensor, "batch chunks"]) -> Float[Tensor, "batch later 
 def recur(
     weights: Float[Tensor, "batch later earlier"], first: Float[Tensor, "batch ..."], added: Tensor
 ) -> Float[Tensor, "batch later ..."]:
-    """The recurrence s[0] = first, s[i + 1] = goes_on[i] · s[i] + added[i], in one product of what goes on where.
+    """The recurrence s[0] = first, s[i + 1] = goes_on[i] · s[i] + added[i], as one matrix product.
 
     As a loop it would be thousands of launches on a device, and its backward pass quadratic.
     """

@@ -1,4 +1,4 @@
-"""Patches as the vectors of their bytes, one beside the other (MEGABYTE, section 2.2 eqs. 1-2, and 2.3.1)."""
+"""Patches as the concatenated vectors of their bytes (MEGABYTE, section 2.2 eqs. 1-2, and 2.3.1)."""
 
 from __future__ import annotations
 

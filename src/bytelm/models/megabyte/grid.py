@@ -1,4 +1,4 @@
-"""Attention inside patches of a fixed size, and the grid that new positions stand in for it (MEGABYTE, 2.2 and 2.3.2).
+"""Attention within fixed-size patches, on a grid of new positions (MEGABYTE, 2.2 and 2.3.2).
 
     patch before      own patch
     . . b b           n n q .            reach 2, size 4: q sees b b n n q
@@ -7,7 +7,7 @@ A patch is independent of all others but for `reach`: the last keys and values o
 attention"). So the cost is positions × (size + reach), and many patches are one batch:
 
     positions of a row      2 3 | 0 1 2 3 | 0          places in their patches; two were read before
-    grid                    . . 2 3                    one line a patch; "." is a cell that nobody looks at
+    grid                    . . 2 3                    one line per patch; "." is an unused cell
                             0 1 2 3
                             0 . . .
 
@@ -34,7 +34,7 @@ from bytelm.transfer import to_device
 
 @dataclass(frozen=True)
 class Grid:
-    """Where each new position stands: `[batch, patches, width]` cells, and what is known of each row's patches."""
+    """The cell of each new position in `[batch, patches, width]`, and the state of each row's patches."""
 
     size: int
     """Positions in a patch."""
@@ -108,7 +108,7 @@ class Grid:
         return cells[:, :-1].unflatten(1, (self.patches, self.width))
 
     def collect(self, cells: Shaped[Tensor, "batch cells ..."]) -> Shaped[Tensor, "batch new ..."]:
-        """What stands in the cells of positions; at slots that hold none, anything."""
+        """The values in the cells of positions; undefined at slots without one."""
         if self.plain:
             return cells[:, : self.cell.shape[1]]
         index = to_device(self.cell, cells).clamp(max=cells.shape[1] - 1)
@@ -144,10 +144,10 @@ class PatchView:
     reach: int
     mask: Mask
     first: Int[Tensor, "lines_or_1 width"] | None
-    """The first slot a cell sees, of all up to its own (int32); None where lines lie in their places in a cache."""
+    """The first slot a cell sees, of all up to its own (int32); None where lines are in place in a cache."""
     rotation: Rotation
     turn: Rotation
-    """From a place in a patch to where it lies as seen from the next one."""
+    """Maps a place in a patch to its place relative to the next patch."""
 
     @classmethod
     def of(cls, grid: Grid, reach: int, cached: bool, head_dim: int, theta: float) -> PatchView:
@@ -213,7 +213,7 @@ class PatchView:
         if grid.patches == 1:
             rows = torch.arange(len(new), device=new.device)[:, None]
             new = new[rows, (places - grid.begin[:, None]).clamp(0, grid.width - 1)]
-        # Places behind the newest hold anything: they are written before anybody sees them.
+        # Places after the latest are undefined: they are written before they are read.
         return torch.where(at(places >= grid.filled[:, None]), new, cached)
 
     def newest(self, slots: Tensor) -> Tensor:

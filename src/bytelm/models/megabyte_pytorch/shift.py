@@ -131,7 +131,7 @@ class ShiftBlock(nn.Module):
         return x, None if kept is None else ShiftCache(kept.keys, kept.values, attention, feed_forward)
 
     def dropped(self, x: Tensor) -> Tensor:
-        """What a sublayer adds, part of it left out while a model learns with dropout."""
+        """The output of a sublayer, with dropout in training."""
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
