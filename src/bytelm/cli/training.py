@@ -258,7 +258,7 @@ def calibrate(
     from bytelm.train.stop import StopRequest
 
     with StopRequest():
-        found = recalibrate(run, size, rule, use(device), quiet=json)
+        found = recalibrate(run, size, rule, use(device), quiet=json or not sys.stderr.isatty())
     if json:
         print_json(found.mapping())
         return 0
