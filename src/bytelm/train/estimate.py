@@ -263,7 +263,7 @@ def lines(found: Estimate, run: Path) -> list[tuple[str, str]]:
         ("speed", f"{show_bytes(found.bytes_per_second)}/s, measured now"),
         ("steps", f"{found.steps:,} of {show_bytes(found.step_bytes)}: {show_bytes(found.bytes)} in all"),
         ("FLOPs", f"{show_count(found.flops_per_byte)} a byte, {found.flops:.2e} in all"),
-        ("time", f"{show_seconds(found.seconds)}{scorer}; packing and cutting patches not counted"),
+        ("time", f"{show_seconds(found.seconds)}{scorer}; packing and computing patch boundaries not counted"),
         ("disk", f"data {data}, checkpoints {show_bytes(needed.checkpoints)}, of {show_bytes(needed.free_disk)} free"),
         ("run", str(run)),
     ]
