@@ -523,7 +523,8 @@ def test_a_worker_that_dies_without_a_word_is_told(
     copied: Path, data: str, code: str, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def dying(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        assert (command[-5], command[-2]) == ("space", "cpu")
+        job = json.loads(command[-1])
+        assert (job["name"], job["device"]) == ("space", "cpu")
         return subprocess.Popen([sys.executable, "-c", code], **options)
 
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(Popen=dying, TimeoutExpired=subprocess.TimeoutExpired))

@@ -197,11 +197,7 @@ def test_text_that_is_empty_once_read_is_counted_and_told(tmp_path: Path, capfd:
 @pytest.mark.fault("D6")
 def test_with_strict_a_skipped_file_is_an_error(notes: Path, capfd: Capture) -> None:
     (notes / "gone").symlink_to("nothing")
-    for words in (
-        ["data", "scan", "notes"],
-        ["data", "pack", "notes", "-o", "p", "--quiet"],
-        ["train", "notes", *TRAIN],
-    ):
+    for words in (["data", "scan", "notes"], ["data", "pack", "notes", "-o", "p"], ["train", "notes", *TRAIN]):
         line = error(capfd, *words, "--strict")
         assert "notes/gone" in line and "no such file" in line and "--strict" in line
     assert not (notes.parent / "p").exists()

@@ -228,7 +228,7 @@ def test_the_scorer_and_the_model_are_put_where_the_training_is(
     monkeypatch.setattr(Trainer, "fit", fit)
     train([text], configure(sets=TINY, steps=1), tmp_path / "run", quiet=True)
     kinds = [kind.__name__ for kind, where in moved if where == torch.device("cpu")]
-    assert kinds == ["TransformerScorer", "BLT"]
+    assert kinds == ["ByteTransformer", "ByteTransformer", "BLT"]  # to be trained, and to be asked
 
 
 def test_where_a_run_is_trained_is_kept_and_may_change(text: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate, stream
 from bytelm.interfaces.model import ByteModel
 from bytelm.units import LN2
+
+if TYPE_CHECKING:
+    from bytelm.train.config import RunConfig
+    from bytelm.train.run import Result
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -57,6 +61,16 @@ def split(options: Options) -> dict[str, Any]:
     given: dict[str, Any] = dict(options)
     chosen = {field.name: given.pop(field.name) for field in fields(Sampling) if field.name in given}
     return given | {"sampling": Sampling(**chosen)}
+
+
+class Training(TypedDict, total=False):
+    """What `train.run.train` may be given besides: see there."""
+
+    quiet: bool
+    exclude: Sequence[Path]
+    log: Sequence[str]
+    force: bool
+    allow_change: Sequence[str]
 
 
 class LM:
@@ -157,3 +171,15 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     measured = [line for line in read_metrics(run / METRICS) if line.get("kind") == "valid"] if "step" in state else []
     bits = [line["bits_per_byte"] for line in measured if line["step"] <= state["step"]]
     return LM(loaded.model, int(state["context"]), loaded.modality, state["recipe"], bits[-1] if bits else None)
+
+
+def train(paths: Sequence[str | Path], config: RunConfig, run: str | Path, **options: Unpack[Training]) -> Result:
+    """`bytelm.train.run.train`, with a sample of the model's own text at each validation."""
+    from bytelm.train.run import train as fit
+
+    return fit(paths, config, run, sample=continued, **options)
+
+
+def continued(model: ByteModel, prompt: bytes, limit: int, seed: int) -> bytes:
+    """What the model continues a prompt with."""
+    return generate(model, [prompt], max_bytes=limit, sampling=Sampling(), seed=seed)[0].data

@@ -92,7 +92,8 @@ def pack(
         raise UsageError(f"{out} is not empty and not a packed corpus: name a new folder")
 
     with StopRequest():
-        corpus = run_stage(PackingStage(out, names, options, chosen, anew=True), Journal(None, quiet or json))
+        journal = Journal(None, quiet or json or not sys.stderr.isatty())
+        corpus = run_stage(PackingStage(out, names, options, chosen, anew=True), journal)
     if json:
         print_json({"pack": str(out), **packed_mapping(corpus)})
     elif not quiet:

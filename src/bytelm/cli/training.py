@@ -135,7 +135,7 @@ def train(
         return 0
     if dry_run:
         return say_what_it_takes(sources, settings, run, force, json)
-    from bytelm.train.run import train as fit
+    from bytelm.lm import train as fit
 
     with StopRequest():
         changes, loggers = allow_change or (), names_in(log)
@@ -257,7 +257,7 @@ def calibrate(
     from bytelm.train.stop import StopRequest
 
     with StopRequest():
-        found = recalibrate(run, size, rule, use(device), quiet=json)
+        found = recalibrate(run, size, rule, use(device), quiet=json or not sys.stderr.isatty())
     if json:
         print_json(found.mapping())
         return 0
@@ -286,7 +286,7 @@ def demo(
     """
     import bytelm
     from bytelm.device import use
-    from bytelm.train.run import train as fit
+    from bytelm.lm import train as fit
     from bytelm.train.settings import configure
     from bytelm.train.stop import StopRequest
 

@@ -70,7 +70,7 @@ def prepare(
         stage = EntropyModelStage(home, *words, own, aligned=aligned, device=device, team=team)
         entropy_model = run_stage(stage, journal)
         recipe = run_stage(ThresholdStage(run / "recipe.toml", recipe, entropy_model, corpus), journal)
-    else:
+    elif not (run / "recipe.toml").exists():
         keep_recipe(run / "recipe.toml", recipe)
     model = begun(recipe, train.seed, run, journal, entropy_model, config.start)
     with fitting(device, "the model", lambda: "take a smaller --preset, or --device cpu"):

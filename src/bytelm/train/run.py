@@ -20,8 +20,6 @@ from bytelm.data.files import write_whole
 from bytelm.device import fitting, use
 from bytelm.errors import ConfigError, ResourceError
 from bytelm.find import unknown
-from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate
 from bytelm.interfaces.model import ByteModel
 from bytelm.train.config import RunConfig, TrainConfig
 from bytelm.train.estimate import check, lighter, needs
@@ -38,6 +36,8 @@ FREE = {
     *("steps", "minutes", "bytes", "device", "timeout_minutes"),
     *("valid_minutes", "valid_bytes", "save_minutes", "sample_bytes"),
 }
+Sample = Callable[[ByteModel, bytes, int, int], bytes]
+"""From a model, a prompt, a number of bytes and a seed to the bytes that the model continues the prompt with."""
 PROMPT = 48  # bytes of a held-out document that samples go on from
 
 
@@ -60,12 +60,13 @@ def train(
     log: Sequence[str] = (),
     force: bool = False,
     allow_change: Sequence[str] = (),
+    sample: Sample | None = None,
 ) -> Result:
     """Train on `paths` in the directory `run`, or go on with what it holds; folders `exclude` are not read.
 
     `log` names loggers that are told of the training too (`train.loggers`). With `force` it is tried even where memory
     or disk will not do. `allow_change` are settings of [train], as in "train.learning_rate", that may be others than
-    those the run was begun with.
+    those the run was begun with. `sample` is called at each validation, for text of the model's own.
     Raises DataError, ConfigError, CheckpointError, ResourceError or TrainingError; a signal is no error. And UsageError
     for a device that is not there.
     """
@@ -79,11 +80,11 @@ def train(
     with StopRequest(), joined(config.train.timeout_minutes, device) as team:
         journal = Journal(run / METRICS, quiet, mute=not team.leads)
         if not team.leads:
-            return sitting(paths, config, run, journal, device, exclude, team)
+            return sitting(paths, config, run, journal, device, exclude, team, sample)
         with exclusive(run):
             keep_config(config, run, allow_change, journal)
             with closing(Loggers(log, run, to_mapping(config), journal.lines, journal.say)) as journal.loggers:
-                return sitting(paths, config, run, journal, device, exclude, team)
+                return sitting(paths, config, run, journal, device, exclude, team, sample)
 
 
 def sitting(
@@ -94,6 +95,7 @@ def sitting(
     device: torch.device,
     exclude: Sequence[Path],
     team: Team,
+    sample: Sample | None,
 ) -> Result:
     """Prepare and fit, in a directory that is ours."""
     try:
@@ -110,7 +112,7 @@ def sitting(
         journal,
         valid=prepared.valid,
         recipe=recipe,
-        sample=sampler_of_text(prepared, config.train),
+        sample=sampler_of_text(prepared, config.train, sample),
         team=team,
     )
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
@@ -166,18 +168,14 @@ def compare(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
-def sampler_of_text(prepared: Prepared, train: TrainConfig) -> Callable[[ByteModel], tuple[bytes, bytes]] | None:
-    """A function that lets the model go on from the beginning of a held-out document; None where there is no text."""
+def sampler_of_text(
+    prepared: Prepared, train: TrainConfig, sample: Sample | None
+) -> Callable[[ByteModel], tuple[bytes, bytes]] | None:
+    """A function that lets the model continue the beginning of a held-out document; None where there is no text."""
     corpus, modality = prepared.corpus, prepared.modality
-    if not train.sample_bytes or (modality is not None and not modality.text):
+    if sample is None or not train.sample_bytes or (modality is not None and not modality.text):
         return None
     split = "valid" if corpus.bytes("valid") else "train"
     _, document = next(iterate_documents(corpus, split))
     prompt = document[: min(PROMPT, max(1, len(document) // 2))].tobytes()
-
-    def sample(model: ByteModel) -> tuple[bytes, bytes]:
-        return prompt, generate(model, [prompt], max_bytes=train.sample_bytes, sampling=Sampling(), seed=train.seed)[
-            0
-        ].data
-
-    return sample
+    return lambda model: (prompt, sample(model, prompt, train.sample_bytes, train.seed))

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.data.corpus import Corpus
+from bytelm.data.selection import spread
 from bytelm.train.journal import Journal
 from bytelm.train.stop import StopRequest
 from bytelm.units import show_bytes
@@ -56,18 +62,28 @@ class Stage(abc.ABC, Generic[T]):
 
 def run_stage(stage: Stage[T], journal: Journal) -> T:
     """The result of a stage, loaded where it is done, and made where it is not. Raises Interrupted."""
+    first = True
 
     def count(bytes: int) -> None:
+        nonlocal first
         StopRequest.check()
         of = "" if stage.total is None else f" of {show_bytes(stage.total)}"
-        journal.progress(f"{stage.name}: {show_bytes(bytes)}{of}")
+        journal.progress(f"{stage.name}: {show_bytes(bytes)}{of}", force=first)
+        first = False
 
     with journal.phase(stage.name):
         if stage.done():
             return stage.load()
         StopRequest.check()
-        journal.progress(stage.name, force=True)
         result = stage.make(count)
     for line in stage.summary(result):
         journal.say(line)
     return result
+
+
+def sampled(corpus: Corpus, limit: int, count: Count) -> list[NDArray[np.uint8]]:
+    """Training documents, evenly over all of them, that come to about `limit` bytes."""
+    found = [document for _, document in spread(corpus, "train", limit)]
+    for bytes in itertools.accumulate(map(len, found)):
+        count(bytes)
+    return found

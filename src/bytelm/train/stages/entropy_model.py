@@ -15,14 +15,13 @@ from torch import nn
 from bytelm.checkpoint import store
 from bytelm.data.corpus import Corpus
 from bytelm.data.sampler import Sampler, held_out
-from bytelm.data.selection import spread
 from bytelm.device import fitting
 from bytelm.interfaces.model import ByteModel
 from bytelm.patching.entropy import Scorer
 from bytelm.train.config import TrainConfig
 from bytelm.train.journal import Journal
 from bytelm.train.loop import Trainer
-from bytelm.train.stages.base import Count, Stage
+from bytelm.train.stages.base import Count, Stage, sampled
 from bytelm.train.stop import Interrupted
 from bytelm.train.team import ALONE, Team
 from bytelm.transfer import HOST
@@ -83,13 +82,7 @@ class EntropyModelStage(Stage[EntropyModel]):
         """See `Stage`."""
         self.path.mkdir(exist_ok=True)
         model: EntropyModel = self.config.build()
-
-        def documents() -> list[NDArray[np.uint8]]:
-            found = [data for _, data in spread(self.corpus, "train", COUNTED)]
-            count(sum(map(len, found)))
-            return found
-
-        model.fit(documents, self.trained)
+        model.fit(lambda: sampled(self.corpus, COUNTED, count), self.trained)
         if not store.checkpoints(self.path):
             store.save(self.path, 1, {"model": model.weights.state_dict()}, {})
         return self.load()

@@ -11,10 +11,9 @@ import numpy as np
 from bytelm.data.bpe import LEARNT, Bpe
 from bytelm.data.corpus import Corpus
 from bytelm.data.files import write_whole
-from bytelm.data.selection import spread
 from bytelm.data.tokens import TokenCorpus, encoded, table_of
 from bytelm.errors import DataError
-from bytelm.train.stages.base import Count, Stage
+from bytelm.train.stages.base import Count, Stage, sampled
 from bytelm.units import VOCAB, show_bytes
 
 MERGES = "merges.npy"
@@ -41,9 +40,8 @@ class TokenizerStage(Stage[Bpe]):
 
     def make(self, count: Count) -> Bpe:
         """See `Stage`."""
-        sample = [document.tobytes() for _, document in spread(self.corpus, "train", LEARNT)]
-        count(sum(map(len, sample)))
-        tokens = Bpe.learn(sample, self.vocabulary)
+        sample = sampled(self.corpus, LEARNT, count)
+        tokens = Bpe.learn((document.tobytes() for document in sample), self.vocabulary)
         keep_merges(self.path, tokens)
         return tokens
 
