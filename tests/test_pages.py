@@ -31,6 +31,7 @@ from bytelm.cli import run as cli
 from bytelm.config import build, to_mapping
 from bytelm.errors import BytelmError
 from bytelm.exchange.convert import export
+from outside import install
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -189,7 +190,10 @@ class Reader:
         """Put a file where it belongs: beside the files of bytelm that it is one of, or here."""
         floor = re.fullmatch(r"src/(bytelm/\w+)/(\w+)\.py", name)
         if floor is None:
+            (self.here / name).parent.mkdir(exist_ok=True)
             (self.here / name).write_text(content)
+            if name == "pyproject.toml":
+                install(self.here, self.monkeypatch)
             return
         package = importlib.import_module(floor[1].replace("/", "."))
         folder = self.here / "clone" / floor[1]

@@ -75,7 +75,7 @@ def card(recipe: Mapping[str, Any], context: int, model: ByteModel, bits_per_byt
     """The model card: what the model is, what is known of it, and how it is loaded."""
     rows = {"Architecture": recipe["model"]["name"]}
     patching, scorer, modality = (recipe.get(part) for part in ("patching", "scorer", "modality"))
-    if recipe["model"]["name"] == "blt" and isinstance(patching, Mapping):
+    if model.patcher is not None and isinstance(patching, Mapping):
         rows["Patches"] = str(patching["name"])
         if patching["name"] == "entropy" and isinstance(scorer, Mapping):
             rows["Patches"] += f", cut by {scorer['name']} entropies"

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from bytelm.compare.figures import Figure
     from bytelm.evaluate.costs import Costs
 
-HEAD = ["preset", "parameters", "without tables", "entropy model"]
-HEAD += ["FLOPs/byte: paper", "executed", "H-Net's", "bytes read/byte"]
+HEAD = (
+    *("preset", "parameters", "without tables", "entropy model"),
+    *("FLOPs/byte: paper", "executed", "H-Net's", "bytes read/byte"),
+)
 WORDS = {
     "paper": "By the papers' formulas, which count the causal half of attention.",
     "executed": "As executed: whole matrix products, masked positions included.",

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from bytelm.compare.entrants import Entrant, nearest
 from bytelm.config import build
 from bytelm.data.bpe import Bpe
+from bytelm.data.convert import modality_of
 from bytelm.data.corpus import Corpus
 from bytelm.data.selection import spread
 from bytelm.errors import ConfigError, ResourceError
@@ -183,8 +184,7 @@ def window_of(modality: Mapping[str, Any] | None) -> int:
     """Bytes that are read in a row: a document of a modality whose documents have one size, and its end; or WINDOW."""
     if modality is None:
         return WINDOW
-    config = built({"model": {"name": "transformer"}, "modality": dict(modality)}, steps=1)
-    size = config.modality.build().size if config.modality is not None else None
+    size = modality_of(modality, "compare").size
     return WINDOW if size is None or size + 1 > LONGEST * STEP else size + 1
 
 

@@ -24,12 +24,13 @@ from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.compare import held_out
 from bytelm.compare.entrants import Entrant, entrants
-from bytelm.compare.plan import Budget, Match, Planned, built, check_memory, mean_of, planned
+from bytelm.compare.plan import Budget, Match, Planned, check_memory, mean_of, planned
 from bytelm.compare.worker import FAILED, HELD_OUT, PLAN, RESULT
-from bytelm.data.convert import read
+from bytelm.data.convert import modality_of, read
 from bytelm.data.corpus import INDEX, Corpus, iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.data.modalities.base import Modality
+from bytelm.data.options import DataConfig
 from bytelm.data.packed import pack_of
 from bytelm.data.sources import expanded, fingerprint
 from bytelm.device import AUTO, memory, resolve
@@ -85,16 +86,14 @@ def prepared(asked: Asked, home: Path, journal: Journal) -> tuple[Corpus, dict[s
     """The corpus, and the plan for all models, made now or found. Every fault that can be known by now is raised."""
     wanted = entrants(asked.models)
     budget = Budget(asked.match, asked.budget)
-    modality_table = dict(asked.modality) if asked.modality else "none"
-    config = built({"model": {"name": "transformer"}, "modality": modality_table}, steps=1)
     begun = (home / PLAN).exists() and any(home.glob(f"*/{CONFIG}"))  # until something was trained, nothing binds
     if not begun:
         unpack(home, asked)
         for stale in home.glob(f"*.{MERGES}"):
             stale.unlink()
-    modality = config.modality.build() if config.modality is not None else None
+    modality = modality_of(asked.modality, "compare") if asked.modality else None
     packing = PackingStage(
-        home / "data", asked.paths, config.data, modality, (home, *asked.excluded), pack_of(asked.paths, home)
+        home / "data", asked.paths, DataConfig(), modality, (home, *asked.excluded), pack_of(asked.paths, home)
     )
     corpus = run_stage(packing, journal)
     if corpus.bytes("train") < LEAST:

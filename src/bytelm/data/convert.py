@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,13 @@ def modality_table(text: str) -> dict[str, Any]:
 
 def modality_called(text: str) -> Modality:
     """The modality of such a text. Raises ConfigError."""
-    table = modality_table(text)
-    return build(find("data.modalities", table.pop("name")).Config, table, f"--as {text}").build()
+    return modality_of(modality_table(text), f"--as {text}")
+
+
+def modality_of(table: Mapping[str, Any], source: str) -> Modality:
+    """The modality of a table [modality]. Raises ConfigError that opens with `source`."""
+    options = {key: value for key, value in table.items() if key != "name"}
+    return build(find("data.modalities", table["name"]).Config, options, source).build()
 
 
 def _converted(
