@@ -511,11 +511,7 @@ def test_a_model_that_diverges_is_told_and_where_no_other_came_to_an_end_it_is_a
     shutil.rmtree(run_of(copied, MODELS[0]))
     assert cli(words(data, copied, MODELS[0])) == 6
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("bytelm: ")]
-    assert (
-        len(lines) == 1
-        and "10 consecutive steps with a non-finite" in lines[0]
-        and "no model finished" in lines[0]
-    )
+    assert len(lines) == 1 and "10 consecutive steps with a non-finite" in lines[0] and "no model finished" in lines[0]
 
 
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
