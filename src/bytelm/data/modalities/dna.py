@@ -1,4 +1,4 @@
-"""Sequences of DNA or RNA: a byte a letter, upper case, without the headers, comments and line ends of FASTA."""
+"""Sequences of DNA or RNA: one byte per letter, upper case, without the headers, comments and line ends of FASTA."""
 
 from __future__ import annotations
 
