@@ -256,7 +256,10 @@ def test_an_archive_that_swells_is_refused_in_bounded_memory(tmp_path: Path, mon
     for name, bomb in bombs.items():
         path = tmp_path / name
         path.write_bytes(bomb)
-        with memory_below(24 << 20), pytest.raises(DataError, match=r"swells|header of more than|is damaged") as caught:
+        with (
+            memory_below(24 << 20),
+            pytest.raises(DataError, match=r"expands to|header of more than|is damaged") as caught,
+        ):
             for document in documents([path]):
                 for _ in document.pieces:
                     pass
@@ -304,7 +307,7 @@ def test_an_archive_is_scanned_packed_and_verified(tmp_path: Path, capfd: pytest
     assert found["documents"] is None and found["raw"] == {".png": 1, ".7z": 1}
     assert cli(["data", "scan", str(tmp_path / "s")]) == 0
     page = capfd.readouterr().out
-    assert "note:    read as they are, compressed or coded: 1 .png, 1 .7z; unpack them, or leave them out" in page
+    assert "note:    compressed or encoded, read as raw bytes: 1 .png, 1 .7z; unpack them, or leave them out" in page
     (tmp_path / "s/z.7z").unlink()
     (tmp_path / "s/p.png").unlink()
     assert bytes_needed([tmp_path / "s"]) == 0

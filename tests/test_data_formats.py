@@ -154,7 +154,7 @@ def test_values_that_share_their_bytes_are_decoded_a_few_at_a_time(
     assert (tmp_path / "x.parquet").stat().st_size < 2000
     del values
     before, most, count = pa.total_allocated_bytes(), 0, 0
-    with (tmp_path / "x.parquet").open("rb") as file, pytest.raises(DataError, match=r"x\.parquet swells"):
+    with (tmp_path / "x.parquet").open("rb") as file, pytest.raises(DataError, match=r"x\.parquet expands to"):
         for row in parquet.texts(file, "x.parquet", "text", SourceReport(), 0.0):
             most = max(most, pa.total_allocated_bytes() - before)
             assert sum(map(len, row)) == 256 << 10

@@ -138,9 +138,7 @@ def test_without_its_plugin_a_format_is_named_and_what_to_install(monkeypatch: p
     heif = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     jxl = b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl "
     for data, said in ((jxl, "pillow-jxl-plugin"), (b"\xff\n\x01", "pillow-jxl-plugin"), (heif, "pillow-heif")):
-        with pytest.raises(
-            UnfitError, match=f"picture, which Pillow reads with a plugin: pip install {said}"
-        ) as caught:
+        with pytest.raises(UnfitError, match=f"image, which Pillow reads with a plugin: pip install {said}") as caught:
             read(data)
         assert not isinstance(caught.value, DamagedError)
 

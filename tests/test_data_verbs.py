@@ -249,7 +249,7 @@ def test_a_pack_is_told_checked_and_replaced(notes: Path, capfd: Capture) -> Non
     assert page.startswith("29 files: ") and "next:    bytelm train p" in page
     (notes.parent / "other").mkdir()
     (notes.parent / "other/thing").write_text("mine")
-    assert "other holds other files" in error(capfd, "data", "pack", "notes", "-o", "other", code=2)
+    assert "other is not empty and not a packed corpus" in error(capfd, "data", "pack", "notes", "-o", "other", code=2)
     for verb in (["scan", "p"], ["pack", "p", "-o", "q"]):
         assert "p is already packed" in error(capfd, "data", *verb, code=2)
 
@@ -320,7 +320,9 @@ def test_what_a_pack_is_cannot_be_said_otherwise(notes: Path, capfd: Capture) ->
     line = error(capfd, "train", "p", "--run", "r", *TRAIN, "--set", "data.valid=0.2", code=2)
     assert "p was packed with data.valid = 0.05, not 0.2: leave that out, or pack again" in line
     assert "modality.name = none, not image" in error(capfd, "train", "p", "--as", "image:8", "--run", "r", code=2)
-    assert "p is a packed corpus, and is read alone" in error(capfd, "train", "notes", "p", "--run", "r", *TRAIN)
+    assert "p is a packed corpus and cannot be combined with other paths" in error(
+        capfd, "train", "notes", "p", "--run", "r", *TRAIN
+    )
     assert not Path("r/config.toml").exists()
 
 

@@ -384,14 +384,14 @@ def test_rows_join_and_leave_between_steps() -> None:
         while waiting and at_work.free:
             found[at_work.join(Request(waiting.pop(0), **options))] = b""
             if len(found) == 2:
-                with pytest.raises(UsageError, match="all 2 rows are taken"):
+                with pytest.raises(UsageError, match="all 2 rows are in use"):
                     at_work.join(Request(b""))
         for piece in at_work.step():
             found[piece.row] += piece.data
         if 3 in found and 3 not in left and len(found[3]) > 5:
             at_work.leave(3)
             left.add(3)
-            with pytest.raises(UsageError, match="no row has ticket 3"):
+            with pytest.raises(UsageError, match="no request has ticket 3"):
                 at_work.leave(3)
     for ticket, text in found.items():
         assert text == wanted[ticket][: len(text)]

@@ -237,7 +237,7 @@ def test_another_scorer_is_refused_and_a_missing_one_is_made_again(corpus: Path,
     )
     tensors["model"] = {name: tensor + 1 for name, tensor in tensors["model"].items()}
     store.save(home, state["step"], tensors, state)
-    with pytest.raises(CheckpointError, match=r"of another entropy model than that in .*scorer .*put the entropy"):
+    with pytest.raises(CheckpointError, match=r"another entropy model than that in .*scorer .*restore it"):
         train([corpus], longer, run, quiet=True)
     assert store.read_state(store.newest(run))["step"] == 1
     shutil.rmtree(home)  # it is trained again, on the same bytes from the same seed

@@ -478,7 +478,7 @@ def test_damaged_and_foreign_files_are_unfit_with_a_reason() -> None:
         whole[:100]: "ends after 28 of 500 samples",
         whole[:30]: "ends in its header|damaged WAV",
         b"RIFF": "ends in its header",
-        no_rate: "0 samples of 16 bits a second",
+        no_rate: "0 samples of 16 bits per second",
         b"RIFF\x04\0\0\0AVI ": "damaged WAV file",
         b"hello": "not an audio file",
         b"fLaC" + b"\0" * 99: "damaged or unknown",
@@ -748,7 +748,7 @@ def test_the_window_is_one_image_unless_something_says_otherwise(tmp_path: Path)
         ("imag:64", "unknown modality 'imag': did you mean 'image'?"),
         ("image:6.5", "--as image:6.5: '6.5' is none of"),
         ("image:0", "--as image:0: modality.width = 0: must be between 1 and 4096"),
-        ("dna:4", "--as dna:4: '4' says nothing"),
+        ("dna:4", "--as dna:4: '4' is not an option of dna"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             configure(modality=wrong)

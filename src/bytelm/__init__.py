@@ -1,4 +1,4 @@
-"""Language models over raw bytes: any file in, no tokenizer, exact cached generation out.
+"""Language models over raw bytes: any file as input, no tokenizer, exact cached generation.
 
 import bytelm
 lm = bytelm.load("runs/demo")

@@ -1,4 +1,4 @@
-"""Where to compute: the name of a device becomes one that is there, and a process's own.
+"""Device selection: resolves a device name to an available device of this process.
 
     cpu, cuda:1     as they say
     cuda            the current GPU; where torchrun started several processes, that of this one (LOCAL_RANK)

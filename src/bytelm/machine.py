@@ -1,4 +1,4 @@
-"""What the machine has: cores, instruction sets, memory, disk. A container's limits count, not what its host has."""
+"""The machine's resources: cores, instruction sets, memory, disk, within a container's limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe to a model, and from a run on disk to a model that was trained."""
+"""Building models from recipes, and loading trained models from runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One job at a time in a run's directory."""
+"""Lock of a run directory: one job at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run recorded while it trained, one JSON object a line."""
+"""metrics.jsonl: the training metrics of a run, one JSON object per line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written so that a crash never harms one, and read only after every byte was checked.
+"""Checkpoints on disk: written atomically, and verified by checksums before they are read.
 
     run/checkpoints/
         step-00001000/           complete if and only if it has a MANIFEST.json

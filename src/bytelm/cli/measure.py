@@ -1,4 +1,4 @@
-"""The verbs that use a trained model on bytes: eval, generate."""
+"""The commands that use a trained model: eval, generate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An arithmetic coder: symbols of known frequencies to bytes and back, within a byte of what information theory says.
+"""An arithmetic coder: symbols of known frequencies to bytes and back, within one byte of the entropy bound.
 
 The encoder narrows [low, low + range) to the part of each symbol, in 64 bits, and gives away the upper byte whenever
 the range has become small; a carry runs back over the bytes that were given. (Martin, 1979; Schindler's form.)

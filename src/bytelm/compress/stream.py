@@ -1,4 +1,4 @@
-"""A file as the bits that a model needs for it, and back: the same steps for both, so that both decide alike.
+"""Lossless compression with a model: the same loop encodes and decodes, so that both compute the same.
 
     lanes        the file in one to LANES parts of one size, read side by side
     windows      a lane is reset after every half of the context, and reads the half before it

@@ -1,4 +1,4 @@
-"""Parquet files are read in a separate process, so that damage which makes pyarrow end its process ends no other.
+"""Parquet files are read in a separate process, so that damage that crashes pyarrow does not crash ours.
 
     texts ── the file, and how to read it ──▶ serve ──▶ parquet.texts
       ◀── a frame for each row, and what it came to: the bad rows, or the error

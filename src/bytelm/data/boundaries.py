@@ -1,4 +1,4 @@
-"""Recorded patch boundaries: one bit a byte of the corpus, decided once and read by position ever after."""
+"""Recorded patch boundaries: one bit per byte of the corpus, computed once, with random access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, read by position, and named so that any name can be printed."""
+"""Files on disk: atomic writes, random access, and printable names."""
 
 from __future__ import annotations
 

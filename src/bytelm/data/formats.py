@@ -1,4 +1,4 @@
-"""What is in one file: its bytes, decompressed, or a document a JSON line, a row of Parquet or a file in an archive."""
+"""What is in one file: its bytes, decompressed, or a document per JSON line, row of Parquet or file in an archive."""
 
 from __future__ import annotations
 

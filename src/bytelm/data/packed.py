@@ -1,4 +1,4 @@
-"""Packed corpora as sources: found among paths, taken over into runs, and checked."""
+"""Packed corpora as sources: found among paths, linked into runs, and verified."""
 
 from __future__ import annotations
 

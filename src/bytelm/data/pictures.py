@@ -1,4 +1,4 @@
-"""Picture files as arrays of pixels and back. Needs Pillow, so that only the modality of images imports it, in use."""
+"""Image files as arrays of pixels and back. Needs Pillow, and is imported lazily by the modality of images."""
 
 from __future__ import annotations
 

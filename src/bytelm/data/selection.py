@@ -1,4 +1,4 @@
-"""Some documents of a split, taken evenly over the whole of it."""
+"""A sample of documents, evenly spaced over a split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards: one long sequence of bytes, kept in files of a handy size and addressed by position."""
+"""Shards: one long sequence of bytes in files of bounded size, addressed by position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sound files as arrays of samples: PCM in WAV is read here, all else by soundfile, which only then must be installed.
+"""Audio files as arrays of samples: PCM in WAV is read here, all else by soundfile, an optional package.
 
 A program that writes into a pipe cannot go back to put the true size into the header. It leaves one that no file has,
 or 0, and either means "to the end of the file" here.

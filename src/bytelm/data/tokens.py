@@ -1,4 +1,4 @@
-"""A packed corpus as tokens: each document encoded once, and left on disk beside the shards it was made from.
+"""A packed corpus as tokens: each document encoded once, and stored beside its shards.
 
 tokens-NAME.bin    all ids, one after another, 16 bits each where the vocabulary allows it
 tokens-NAME.npy    tokens of each document, in the order of the corpus; written last

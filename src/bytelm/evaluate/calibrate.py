@@ -1,4 +1,4 @@
-"""The thresholds that give entropy patches a wanted mean size, found on a sample of documents."""
+"""Calibration: the thresholds for a target mean patch length, from a sample of documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums over documents, divided once at the top, and how sure the quotient is."""
+"""Sums over documents, divided once (micro-average), with a confidence interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a patcher cuts documents: the decisions of one, and the lengths of patches over many.
+"""The patches of documents: boundaries and entropies of one, patch lengths over many.
 
 The patch of BOS, which holds no byte, counts nowhere here: a mean patch size is bytes over patches that have bytes.
 """

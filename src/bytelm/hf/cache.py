@@ -1,4 +1,4 @@
-"""What `generate` of `transformers` hands from step to step: the ids that were read, and what has read them.
+"""The cache of `transformers`' `generate`: the ids read so far, and the decoder that has read them.
 
 The ids alone say what a cache holds. What has read them is either a decoder, wherever one may stand for the model's
 forward pass, or else the state of that; each can be had again from the ids, so that a cache can be cropped, copied,

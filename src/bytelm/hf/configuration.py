@@ -1,4 +1,4 @@
-"""The configuration of a model, as `transformers` keeps it: the recipe that checkpoints hold, and no second one."""
+"""The configuration of a model, for `transformers`: the recipe, as in checkpoints."""
 
 from __future__ import annotations
 

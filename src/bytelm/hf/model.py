@@ -1,4 +1,4 @@
-"""A model of bytes under the interface of `transformers`: logits, loss, cache and folder are as its users know them.
+"""A byte-level model in the interface of `transformers`: logits, loss, cache, save and load.
 
 Two things are bytelm's own. A masked position becomes PAD, a position that does not exist, so that rows may be padded
 on either side; and the cache holds the ids, so that what is generated with it is what is generated without. They are

@@ -1,4 +1,4 @@
-"""Bytes as `transformers` wants ids: what other models need a vocabulary for is here one line each way."""
+"""The byte tokenizer for `transformers`."""
 
 from __future__ import annotations
 

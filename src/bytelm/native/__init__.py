@@ -1,1 +1,1 @@
-"""Kernels in C++ for reading byte by byte, compiled on first use where there is a compiler."""
+"""C++ kernels for decoding, compiled on first use if there is a compiler."""

@@ -1,4 +1,4 @@
-"""Compile a C++ file once for this machine, keep the result, and load it. Where that fails, torch does the work."""
+"""Compile a C++ file once for this machine, cache the result, and load it. If that fails, torch is used."""
 
 from __future__ import annotations
 

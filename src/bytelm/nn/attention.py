@@ -1,4 +1,4 @@
-"""Causal self-attention, full or windowed, with one definition for whole passes and for continuing from a cache.
+"""Causal self-attention, full or windowed, with one definition for full passes and for decoding from a KV cache.
 
 Keys stand in one line, cached ones first, so that query t of a row is slot S + t whatever the row's position is:
 

@@ -1,4 +1,4 @@
-"""How every parameter begins: one table, by the kind of module and the name of the weight.
+"""Parameter initialisation: one table, by the kind of module and the name of the weight.
 
     embeddings                      normal, σ = dim^-1/2
     linear layers                   normal, σ = inputs^-1/2

@@ -1,12 +1,12 @@
-"""Sums of a table's rows, and their gradients, on devices: no size of anything here has to be asked of one.
+"""Sums of a table's rows, and their gradients, on devices: no shape here depends on device values.
 
-A bag sums a row of each of several tables, which stand in one, one below the other:
+A bag sums a row of each of several tables, which are concatenated to one:
 
-    index   [bags, tables]   the row that each bag reads of each table
+    index      [bags, tables]   the row that each bag reads of each table
     gradients  [bags, dim]      of each bag, and so of each row that it read
 
 The gradient of a row is the sum of those of the bags that read it. How many rows were read, only the device knows. So
-autograd gives no gradient of the table: it leaves gradients with their bags, and whoever moves the rows adds them up.
+autograd gives no gradient of the table: gradients are kept per bag, and the row update adds them up.
 """
 
 # torch declares `backward` of any number of gradients; each here takes the one that it has.

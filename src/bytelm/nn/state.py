@@ -1,4 +1,4 @@
-"""Rows of a state: taking some, joining several. Written once, for every architecture.
+"""Selecting and concatenating rows of a state, for every architecture.
 
 A state is a frozen dataclass whose fields are tensors `[batch, ...]`, other such dataclasses, tuples of those, or
 None. Where two states disagree in the second axis of a tensor, that axis is time and is aligned on the right: the

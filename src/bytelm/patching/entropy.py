@@ -1,4 +1,4 @@
-"""Patches that open where the next byte is hard to predict: the Byte Latent Transformer's rule (paper, section 2.3).
+"""Patches that start where the next byte is hard to predict: the Byte Latent Transformer's rule (paper, section 2.3).
 
     H(x_t)     entropy of the entropy model's prediction of byte t, in nats, from the bytes before it
     threshold  byte t opens a patch if H(x_t) > threshold                          (global constraint)

@@ -1,4 +1,4 @@
-"""Rows of ids, and everything that follows from where patches open, derived once, on the host (`bytelm.transfer`).
+"""Rows of ids, and everything that follows from patch boundaries, derived once, on the host (`bytelm.transfer`).
 
 ids         BOS  T   h   e  ' '  c   a   t      one row; PAD stands for positions that do not exist
 opens        1   0   0   0   1   0   0   0      "the NEXT byte opens a patch", one decision after each byte

@@ -1,4 +1,4 @@
-"""Float64 throughout, so that what is left of a difference is an error and no rounding."""
+"""Float64 throughout, so that a difference is an error and not rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device that is not there: its tensors hold numbers of the host, and what would break, wait or cost there is seen.
+"""A simulated device: its tensors hold host values; device mismatches, synchronizations and launches are detected.
 
     with pretend() as seen:
         far = moved(model)          a copy whose weights are on the pretend device, "meta" to whoever asks

@@ -1,4 +1,4 @@
-"""Sound on one channel: PCM samples of 16 bits, low byte first, or of 8 bits, as the bytes of a WAV file have them.
+"""Mono audio: PCM samples of 16 bits, little-endian, or of 8 bits, as in a WAV file.
 
 WAV files of PCM, and headerless .s16le files at the rate of the configuration, are read without a library; float WAV,
 GSM and ADPCM, FLAC, Ogg, MP3, AIFF, SPHERE and the like by soundfile. Channels are averaged; another rate is brought to

@@ -1,4 +1,4 @@
-"""Sequences of DNA or RNA: a byte a letter, upper case, without the headers, comments and line ends of FASTA."""
+"""Sequences of DNA or RNA: one byte per letter, upper case, without the headers, comments and line ends of FASTA."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Config:
     def parse(cls, spec: str) -> dict[str, Any]:
         """No words at all."""
         if spec:
-            raise ConfigError(f"{spec!r} has options, and dna takes none: write dna")
+            raise ConfigError(f"{spec!r} is not an option of dna, which has none: write dna alone")
         return {}
 
     def build(self) -> Dna:

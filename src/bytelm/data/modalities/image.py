@@ -1,4 +1,4 @@
-"""Images of one size: a byte a channel, the channels of a pixel together, the pixels in blocks or in raster order.
+"""Images of one size: one byte per channel, channels interleaved, pixels in blocks (patch scan) or in raster order.
 
 Any image file that Pillow decodes itself or with an installed plugin is taken, and arrays in .npy files. An image is
 turned as its EXIF says, cut around its middle to the proportions wanted, and brought to the size: down with a box
