@@ -590,7 +590,7 @@ def test_a_file_that_finds_no_room_leaves_the_one_before_and_nothing_beside_it(s
     assert (small_disk / "a").read_bytes() == b"before" and len(list(small_disk.iterdir())) == 1
 
 
-WRITTEN = ["config.toml", "recipe.toml", "boundaries-", "metrics.jsonl", "held_out.json", "report.html"]
+WRITTEN = ["config.toml", "recipe.toml", "boundaries-", "metrics.jsonl", "held_out.json", "model.json", "report.html"]
 
 
 @pytest.mark.fault("T9")

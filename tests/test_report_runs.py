@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from bytelm.checkpoint import store
-from bytelm.checkpoint.metrics import METRICS, read_metrics
+from bytelm.checkpoint.metrics import METRICS, current, read_history, read_metrics
 from bytelm.cli import run as cli
 from bytelm.data.corpus import Corpus
 from bytelm.evaluate.patches import lengths_by_kind
@@ -23,7 +23,7 @@ from bytelm.lm import load
 from bytelm.report.gather import gather
 from bytelm.report.page import render
 from bytelm.report.recorded import Clock, curve, intervals, marks, memory, phases, thinned
-from bytelm.train import lengths
+from bytelm.train import finish, lengths
 from bytelm.train.journal import Journal
 from bytelm.train.run import keep_config, train
 from bytelm.train.settings import configure
@@ -60,16 +60,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_kind_of_run_has_a_report(corpus: Path, tmp_path: Path, kind: str) -> None:
     preset, sets = KINDS[kind]
     run = tmp_path / "a run"
-    train([corpus], configure(preset, sets=[*sets, *SHOWN], steps=4), run, quiet=True)
+    ended = finish.train([corpus], configure(preset, sets=[*sets, *SHOWN], steps=4), run, quiet=True)
+    assert ended.final is not None and ended.final.evaluation is not None
     source = render(gather(run))
+    assert ended.final.report.read_text(encoding="utf-8") == source
     page = Page(source)
     page.assert_inert()
     for svg in re.findall(r"<svg.*?</svg>", source, re.DOTALL):
         drawn(svg)
     said = ["a run", kind, "finished", "parameters", "steps, 0 skipped", "validation", "Samples", "packing", "peak"]
-    said += ["config.toml", "12 files read; left out: 1 (no such file or directory)."]
+    said += ["config.toml", "12 files read; skipped: 1 (no such file or directory)."]
     assert [words for words in said if words not in page.text] == []
-    assert ("trained on, one histogram a column" in page.text) == any(name in kind for name in DRIFTS)
+    assert ("one histogram per column" in page.text) == any(name in kind for name in DRIFTS)
     assert len(source) < 1_000_000
     if kind in GOING:  # the command of the page goes on with the run
         (command,) = re.findall(r'<pre class="code">(bytelm train .*?)</pre>', source)
@@ -84,8 +86,8 @@ def test_an_unfinished_run_without_validation_has_a_report(corpus: Path, tmp_pat
     journal = Journal(tmp_path / "run" / METRICS, quiet=True)
     keep_config(configure("byte-tiny", sets=sets, steps=8), tmp_path / "run", (), journal)
     page = Page(render(gather(tmp_path / "run")))
-    assert "unfinished: 25% of its budget" in page.text and "No validation documents" in page.text
-    assert "on the training bytes, at step 2; not yet evaluated" in page.text
+    assert "unfinished: 25% of its budget" in page.text and "validation split is empty" in page.text
+    assert "on the training split, at step 2; not yet evaluated" in page.text
     (tmp_path / "run" / METRICS).unlink()  # as it is in weights that came from elsewhere
     assert "Nothing has been measured yet." in Page(render(gather(tmp_path / "run"))).text
 
@@ -96,10 +98,10 @@ def test_pictures_have_a_report(tmp_path: Path) -> None:
         Image.effect_noise((8, 8), number).convert("RGB").save(tmp_path / "photos" / f"{number}.png")
     shape = ["model.sizes=[12]", "model.dims=[32,16]", "model.layers=[1,1]", "model.heads=[2,2]"]
     config = configure(None, sets=[*shape, "train.batch=2", "train.sample_bytes=4"], modality="image:4", steps=2)
-    train([tmp_path / "photos"], config, tmp_path / "run", quiet=True)
+    finish.train([tmp_path / "photos"], config, tmp_path / "run", quiet=True)
     page = Page(render(gather(tmp_path / "run")))
     page.assert_inert()
-    assert "bits per dimension over the training" in page.text.lower() and "Free samples" in page.text
+    assert "bits per dimension over the training" in page.text.lower() and "Unconditional samples" in page.text
 
 
 # ---- what is recorded
@@ -133,17 +135,18 @@ def test_the_lengths_of_an_epoch_are_those_of_the_corpus(corpus: Path, tmp_path:
 
 def test_where_time_and_memory_went_is_recorded(corpus: Path, tmp_path: Path) -> None:
     train([corpus], configure("demo", sets=[*BLT, *SHOWN], steps=3), tmp_path / "run", quiet=True)
-    metrics = read_metrics(tmp_path / "run" / METRICS)
-    assert [*phases(metrics)] == ["packing", "scorer", "calibrating", "cutting patches", "steps", "looks", "saving"]
-    assert all(took > 0 for took in phases(metrics).values())
+    metrics = read_history(tmp_path / "run" / METRICS)
+    names = ["packing", "entropy model", "calibrating", "cutting patches", "steps", "validation", "saving"]
+    assert [*phases(metrics)] == names
+    assert all(seconds > 0 for seconds in phases(metrics).values())
     held = memory(metrics)
-    assert held["peak"] >= held["before"] > 50e6  # a process that holds torch
+    assert held["peak"] >= held["baseline"] > 50e6  # a process that holds torch
     assert "predicted" not in held  # float32 here
     low = configure("byte-tiny", sets=[*PLAIN, *TRAINED, "train.precision=bfloat16"], steps=1)
     train([corpus], low, tmp_path / "low", quiet=True)
-    assert 1e5 < memory(read_metrics(tmp_path / "low" / METRICS))["predicted"] < 1e8
-    (sitting,) = (line for line in metrics if line["kind"] == "sitting")
-    assert sitting["paths"] == [str(corpus)] and sitting["torch"] == torch.__version__
+    assert 1e5 < memory(read_history(tmp_path / "low" / METRICS))["predicted"] < 1e8
+    (session,) = (line for line in metrics if line["kind"] == "session_start")
+    assert session["paths"] == [str(corpus)] and session["torch"] == torch.__version__
 
 
 def test_a_save_that_fails_is_not_told(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +156,7 @@ def test_a_save_that_fails_is_not_told(corpus: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(store, "save", full)
     with pytest.raises(OSError, match="no space"):
         train([corpus], configure("byte-tiny", sets=[*PLAIN, *SHOWN], steps=1), tmp_path / "run", quiet=True)
-    told = read_metrics(tmp_path / "run" / METRICS)
+    told = read_history(tmp_path / "run" / METRICS)
     assert "saving" not in phases(told) and memory(told) == {}
 
 
@@ -165,7 +168,7 @@ def line(kind: str, step: int, **more: object) -> dict[str, object]:
 
 
 def test_the_clock_tells_steps_and_seconds_between_lines() -> None:
-    clock = Clock.of([line("train", 10), line("valid", 20), line("train", 20)])
+    clock = Clock.of([line("train", 10), line("validation", 20), line("train", 20)])
     assert [clock.at(bytes) for bytes in (0, 500, 1000, 1500, 9999)] == [(0, 0), (5, 10), (10, 20), (15, 30), (20, 40)]
     assert Clock.of([]).at(50) == (0, 0)
 
@@ -179,8 +182,9 @@ def test_intervals_hold_every_patch_once_and_follow_each_other() -> None:
     assert intervals([line("train", 1, patch_lengths=None)], 8) == []
 
 
-def test_phases_add_up_over_sittings_and_marks_say_why() -> None:
-    metrics = [
+def test_phases_add_up_over_sessions_and_marks_say_why() -> None:
+    """In the names of older runs: a file of theirs is drawn as any other."""
+    older = [
         line("phase", 0, name="packing", took=3.0),
         line("phase", 9, name="looks", took=1.0),
         line("phase", 0, name="packing", took=0.5),
@@ -189,7 +193,11 @@ def test_phases_add_up_over_sittings_and_marks_say_why() -> None:
         line("skipped", 5, reason="a spike"),
         line("resumed", 3),
     ]
-    assert phases(metrics) == {"packing": 3.5, "steps": 18.0, "looks": 1.0}
+    metrics = [current(line) for line in older]
+    newer = [{**line, "seconds": line.pop("took", line["seconds"])} for line in metrics]
+    assert [current(line) for line in newer] == newer
+    assert phases(metrics) == phases(newer) == {"packing": 3.5, "steps": 18.0, "validation": 1.0}
+    assert memory([current(line("memory", 1, before=2.0, peak=3.0))]) == {"baseline": 2.0, "peak": 3.0}
     assert [(mark.bytes, mark.kind) for mark in marks(metrics)] == [
         (400, "skipped"),
         (500, "skipped"),

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from bytelm.checkpoint import assemble, pretrained
-from bytelm.checkpoint.metrics import METRICS, read_metrics
+from bytelm.checkpoint.metrics import METRICS, read_history
 from bytelm.compress.stream import compress, decompress
 from bytelm.data.modalities.base import Modality
 from bytelm.decoding import Weights
@@ -155,6 +155,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         raise UsageError(f"dtype {dtype}: weights can be {', '.join(map(str, DTYPES))}")
     loaded = assemble.load(path, resolve(device), dtype)
     state, run = loaded.state, loaded.checkpoint.parent.parent
-    measured = [line for line in read_metrics(run / METRICS) if line.get("kind") == "valid"] if "step" in state else []
+    lines = read_history(run / METRICS) if "step" in state else []
+    measured = [line for line in lines if line.get("kind") == "validation"]
     bits = [line["bits_per_byte"] for line in measured if line["step"] <= state["step"]]
     return LM(loaded.model, int(state["context"]), loaded.modality, state["recipe"], bits[-1] if bits else None)

@@ -1,12 +1,13 @@
-"""The verbs that learn: train, calibrate, demo."""
+"""Commands that train: train, calibrate, demo."""
 
 from __future__ import annotations
 
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,39 +31,38 @@ from bytelm.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from bytelm.train.config import RunConfig
-    from bytelm.train.run import Result
+    from bytelm.train.finish import Result
 
-HELD_OUT = 1 << 18  # bytes that the closing measurement of a training takes at the most
 EXAMPLE = "def parse_header(line):\n"
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Where the settings of a training come from."""
+    """Training options."""
 
     modality: Annotated[str | None, Parameter(name="--as")] = None
     """What the files are: image:64 (pixels; also image:96x64:grey:patch8), audio:16k (samples a second; also
-    audio:8k:8bit), dna. Bytes as they are unless given."""
+    audio:8k:8bit), dna. Default: raw bytes."""
     preset: str | None = None
     """A preset's name: see `bytelm presets`."""
     config: Annotated[Path | None, Parameter(validator=refuse_stdin)] = None
     """A TOML file over the preset."""
     set: Sets = None
     start: Annotated[Path | None, Parameter(name="--from", validator=refuse_stdin)] = None
-    """A run to start from: its model, its weights and how it learnt, at a tenth of the learning rate."""
+    """A run to fine-tune: its model, weights and training hyperparameters, at a tenth of the learning rate."""
     steps: int | None = None
-    """Stop after so many steps."""
+    """Stop after this many steps."""
     minutes: float | None = None
-    """Stop after so many minutes of training."""
+    """Stop after this many minutes of training."""
     bytes: int | None = None
-    """Stop after so many bytes."""
+    """Stop after this many bytes."""
     device: str | None = None
     """Where to train: auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
     strict: Strict = False
 
     def configure(self, sources: Sequence[str], run: Path) -> RunConfig:
-        """The configuration of a run on `sources`, variables of the environment included."""
+        """The configuration of a run on `sources`, environment variables included."""
         from bytelm.data.packed import pack_of
         from bytelm.train.settings import configure
 
@@ -97,9 +97,9 @@ def train(
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Train on files of any kind; the same command after an interruption goes on.
+    """Train on files of any kind; run the same command again to resume after an interruption.
 
-    Every setting is a variable of the environment too: BYTELM_TRAIN__BATCH=4 is --set train.batch=4.
+    Every setting is an environment variable too: BYTELM_TRAIN__BATCH=4 is --set train.batch=4.
 
     Example: bytelm train ~/notes "src/**/*.py" --minutes 10
     Example: bytelm train ~/notes --preset blt-small --dry-run
@@ -110,23 +110,21 @@ def train(
         Folders, files, patterns, - for standard input, hf:OWNER/NAME for a dataset, or a folder of `bytelm data pack`;
         .gz, .bz2, .xz, .zst, .tar, .zip, .jsonl and .parquet are opened.
     run
-        Where everything is kept; runs/NAME unless given.
+        Run directory (default: runs/NAME).
     log
-        Who else is told: tensorboard, trackio, wandb, with commas between.
+        Experiment trackers to log to, comma-separated: tensorboard, trackio, wandb.
     dry_run
-        Train nothing: say what it will take of memory, FLOPs, time and disk.
+        Estimate memory, FLOPs, time and disk, then exit.
     print_config
-        Train nothing: print every setting, as TOML that --config reads.
+        Print every setting, as TOML that --config reads, then exit.
     force
-        Try it even where these estimates say that memory or disk will not do.
+        Start even if the estimate exceeds memory or disk.
     allow_change
-        A setting of [train], as in train.learning_rate, that may be another than the run was begun with. May be
-        repeated.
+        A setting of [train], as in train.learning_rate, that may differ from the existing run. May be repeated.
     """
     if not paths and not print_config:
         raise UsageError("nothing to train on: name files or folders, as in `bytelm train ~/notes`")
     from bytelm.train.loggers import names_in
-    from bytelm.train.stop import StopRequest
 
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0] if sources else "run")
@@ -136,35 +134,42 @@ def train(
         return 0
     if dry_run:
         return say_what_it_takes(sources, settings, run, force, json)
-    from bytelm.train.run import train as fit
+    from bytelm.train.finish import train as fit
 
-    with StopRequest():
-        changes, loggers = allow_change or (), names_in(log)
-        result = fit(sources, settings, run, quiet=quiet, log=loggers, allow_change=changes, force=force)
-        return finish(run, result, settings.train.device, quiet, json)
+    changes, loggers, watch = allow_change or (), names_in(log), partial(counter, quiet=quiet)
+    fitted = fit(sources, settings, run, quiet=quiet, log=loggers, force=force, allow_change=changes, watch=watch)
+    return ended(fitted, quiet, json)
 
 
-def finish(run: Path, result: Result, device: str, quiet: bool, json: bool) -> int:
-    """The end of a training as an exit code: 0 when it is measured, 128 and the signal where one ended it early."""
-    from bytelm.train.stop import Interrupted
+def ended(result: Result, quiet: bool, json: bool) -> int:
+    """Print how a training ended, as an exit code: 0, or 128 and the signal where one ended it early."""
     from bytelm.train.team import leads
 
-    signal = result.signal
-    if not leads():  # of several processes the first one measures and tells
-        return 0 if signal is None else 128 + signal
-    if signal is None:
-        try:
-            close(run, device, quiet, json)
-            return 0
-        except Interrupted as stopped:
-            signal = stopped.signal
-    saved = "what was prepared" if result.progress is None else f"step {result.progress.step}"
-    print(f"saved {saved} in {run}; the same command goes on from there", file=sys.stderr)
-    return 128 + signal
+    run, signal, final = result.run, result.signal, result.final
+    if signal is not None:
+        if leads():  # of several processes the first one reports
+            saved = "prepared data" if result.progress is None else f"step {result.progress.step}"
+            print(f"saved {saved} in {run}; run the same command again to resume", file=sys.stderr)
+        return 128 + signal
+    if final is None:
+        return 0
+    if json:
+        print_json(result.mapping())
+    elif not quiet:
+        if final.evaluation is not None:
+            print(f"\n{'validation' if final.split == 'valid' else final.split} split: ", end="")
+            print_verdict(final.evaluation)
+        print(f"report:  {final.report}")
+        modality = final.modality
+        if modality is not None and not modality.text:
+            print(f"next:    bytelm generate {run} --out new{modality.suffix} | bytelm eval {run} FILE")
+        else:
+            print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
+    return 0
 
 
 def say_what_it_takes(sources: Sequence[str], settings: RunConfig, run: Path, force: bool, json: bool) -> int:
-    """Print the estimate of a training, or refuse it as the training itself would be."""
+    """Print the estimate of a training, or refuse it as the training itself would."""
     from bytelm.train.estimate import check, estimate, lines, mapping, needs
 
     if not force:
@@ -180,78 +185,28 @@ def say_what_it_takes(sources: Sequence[str], settings: RunConfig, run: Path, fo
 
 
 def name_of(path: str) -> str:
-    """A name for a run, from the first path it learns from."""
+    """A name for a run, from the first path of its training data."""
     if path == "-":
         return "stdin"
     stem = Path(path.split("*")[0].rstrip("/") or "run").resolve().name.split(".")[0]
     return stem or "run"
 
 
-def close(run: Path, device: str, quiet: bool, json: bool) -> None:
-    """Measure a finished run on its held-out bytes, write its report, and say what to do next. Raises Interrupted."""
-    from bytelm.checkpoint.assemble import load
-    from bytelm.data.corpus import Corpus, Split
-    from bytelm.data.selection import spread
-    from bytelm.device import use
-    from bytelm.evaluate.verdict import judge
-    from bytelm.report.gather import gather, keep_verdict
-    from bytelm.report.page import render, write
-    from bytelm.train.stop import StopRequest
-
-    def told(what: str, total: int) -> Callable[[int], None]:
-        """A counter that a request to stop ends."""
-        count = counter(what, total, quiet)
-
-        def listening(more: int) -> None:
-            StopRequest.check()
-            if count:
-                count(more)
-
-        return listening
-
-    where = use(device)
-    loaded = load(run, where)
-    corpus = Corpus.open(run / "data")
-    splits: tuple[Split, ...] = ("test", "valid")
-    split: Split | None = next((s for s in splits if corpus.bytes(s)), None)
-    verdict = None
-    if split is not None:
-        documents = spread(corpus, split, HELD_OUT)
-        progress = told("measuring", sum(len(data) for _, data in documents))
-        context = loaded.state["context"]
-        verdict = judge(loaded.model, documents, context, progress=progress, modality=loaded.modality)
-        keep_verdict(run, verdict)
-    write(run / "report.html", render(gather(run, told, where)))
-    if json:
-        step = {key: loaded.state[key] for key in ("step", "bytes", "seconds", "skipped")}
-        print_json({"run": str(run), **step, "held_out": verdict.mapping() if verdict else None})
-    elif not quiet:
-        if verdict is not None:
-            print(f"\nheld out ({split}): ", end="")
-            print_verdict(verdict)
-        print(f"report:  {run / 'report.html'}")
-        modality = loaded.modality
-        if modality is not None and not modality.text:
-            print(f"next:    bytelm generate {run} --out new{modality.suffix} | bytelm eval {run} FILE")
-        else:
-            print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
-
-
 def calibrate(
     run: Path, size: float, /, *, rule: str | None = None, device: Device = "auto", json: Json = False
 ) -> int:
-    """Find the thresholds at which a run's scorer cuts patches of a wanted mean size, and what that gives by file type.
+    """Find the entropy thresholds that give patches of a target mean length, and the mean lengths by file type.
 
     Example: bytelm calibrate runs/demo 6 --rule both
 
     Parameters
     ----------
     run
-        A run that has a scorer; it is not changed.
+        A run with an entropy model; it is not changed.
     size
-        The mean patch size wanted, in bytes.
+        The target mean patch length in bytes.
     rule
-        threshold, rise or both; the run's own unless given.
+        threshold, rise or both; default: the run's own.
     """
     from bytelm.device import use
     from bytelm.evaluate.recalibrate import recalibrate
@@ -264,7 +219,7 @@ def calibrate(
     shown = ", ".join(f"{name} = {cut:.6g}" for name, cut in cuts.items() if cut is not None)
     print(f"{shown}  (nats; calibrated on training bytes)")
     rows = [(kind or "no suffix", f"{mean:.3f}") for kind, mean in found.by_kind.items()]
-    print_table(["held-out bytes", "bytes a patch"], [*rows, ("all", f"{found.realised:.3f}")])
+    print_table(["file type", "mean patch length (bytes)"], [*rows, ("all", f"{found.realised:.3f}")])
     return 0
 
 
@@ -276,35 +231,33 @@ def demo(
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """See it all at once: learn Python from this machine's own standard library, measure, write a function, report.
+    """See it all at once: train on this machine's Python standard library, evaluate, generate a function, report.
 
     Parameters
     ----------
     run
-        Where everything is kept; the same command goes on with what is there.
+        Run directory; the same command resumes what it holds.
     """
     import bytelm
     from bytelm.device import use
-    from bytelm.train.run import train as fit
+    from bytelm.train.finish import train as fit
     from bytelm.train.settings import configure
-    from bytelm.train.stop import StopRequest
 
-    with StopRequest():
-        settings = configure("demo", sets=[f"train.device={device}"], minutes=minutes)
-        result = fit(standard_library(), settings, run, quiet=quiet)
-        if code := finish(run, result, device, quiet, json):
-            return code
+    settings = configure("demo", sets=[f"train.device={device}"], minutes=minutes)
+    result = fit(standard_library(), settings, run, quiet=quiet, watch=partial(counter, quiet=quiet))
+    if code := ended(result, quiet, json):
+        return code
     if not quiet and not json:
         print(f"\n{EXAMPLE}", end="", flush=True)
         from bytelm.cli.measure import show_bytes_as_text
 
         show_bytes_as_text(bytelm.load(run, use(device)).stream(EXAMPLE.encode(), max_bytes=300, temperature=0.5))
-        print(f"\n\nopen {run / 'report.html'} to see the loss, the patches and more")
+        print(f"\n\nopen {run / 'report.html'} to see training curves, patches and more")
     return 0
 
 
 def standard_library() -> list[str]:
-    """This Python's own source files: the modules that lie in the library's top folder, some five megabytes of code."""
+    """This Python's own source files: the modules in the top folder of the library, some five megabytes of code."""
     root = Path(sysconfig.get_path("stdlib"))
     if not any(root.glob("*.py")):
         raise DataError(f"no Python sources in {root}: this Python came without them; try `bytelm train PATH`")

@@ -39,9 +39,9 @@ def patch_view(model: ByteModel, data: bytes) -> PatchView:
         opens = np.zeros(len(data), np.bool_)
         opens[np.cumsum(sizes) - sizes] = True
         return PatchView(opens, None)
-    patcher, size = patcher_of(model), getattr(model, "patch", None)
-    if patcher is None and isinstance(size, int):  # a model that counts its patches, from the start of each document
-        patcher = fixed.Config(size).build()
+    patcher = patcher_of(model)
+    if patcher is None and model.fixed_patch is not None:  # counted from the start of each document
+        patcher = fixed.Config(model.fixed_patch).build()
     if patcher is None:
         raise UsageError(f"a {type(model).__name__} reads bytes one by one: to see patches, take a model that has them")
     opens = np.concatenate([np.zeros(0, np.bool_), *opens_of(patcher, data)])

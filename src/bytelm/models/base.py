@@ -41,6 +41,9 @@ class ByteModel(nn.Module, abc.ABC):
     logits at a PAD mean nothing. A row may be given nothing but PADs: its state stays as it is.
     """
 
+    fixed_patch: int | None = None
+    """Bytes of every patch, where the architecture fixes one size for all."""
+
     @abc.abstractmethod
     def initialise(self, seed: int) -> None:
         """Set every trainable parameter from `seed`."""

@@ -208,7 +208,7 @@ class Megabyte(ByteModel):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.patch = config.patch
+        self.patch = self.fixed_patch = config.patch
         levels = range(len(config.sizes))
         self.embed = cast("Sequence[PatchEmbedding]", nn.ModuleList(self.embedding(level) for level in levels))
         self.outer = Global(config)

@@ -278,7 +278,7 @@ class MegabytePyTorch(ByteModel):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.patch = config.patch
+        self.patch = self.fixed_patch = config.patch
         last = len(config.sizes)
         self.outer = cast("Sequence[Outer]", nn.ModuleList(Outer(config, level) for level in range(last)))
         self.inner = Level(config, last)

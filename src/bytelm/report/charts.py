@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bytelm.report.style import SHEET, escape
+from bytelm.report.markup import escape, sheet
 from bytelm.units import show_count
 
 Show = Callable[[float], str]  # how a value on an axis is written
@@ -188,8 +188,8 @@ def placed(chart: str, x: int, y: int) -> str:
 def alone(parts: Sequence[str], breadth: int, height: int) -> str:
     """Charts and words at their places, with the style they need, as one SVG file."""
     size = f'width="{breadth}" height="{height}" viewBox="0 0 {breadth} {height}"'
-    sheet = SHEET.replace("width: 100%; height: auto;", "")  # charts are as large here as they are drawn
-    style = f"<style>{sheet}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
+    css = sheet().replace("width: 100%; height: auto;", "")  # charts are as large here as they are drawn
+    style = f"<style>{css}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
     paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{style}\n{paper}\n' + "\n".join(parts) + "\n</svg>\n"
 

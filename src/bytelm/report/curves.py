@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bytelm.report.charts import LEFT, WIDTH, Axis, Show, _rounded, _svg, _text, axis_over, show_plain
+from bytelm.report.markup import escape
 from bytelm.report.recorded import Clock, Mark, Series
-from bytelm.report.style import escape
 from bytelm.units import show_bytes, show_seconds
 
 FAR = WIDTH - 74  # where lines end; right of it stand their names

@@ -1,4 +1,4 @@
-"""Training, from files to a finished run. `bytelm.train(...)` is `run.train`, also once this package is imported."""
+"""Training, from files to a finished run. `bytelm.train(...)` is `finish.train`, also once this package is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class _Called(ModuleType):
     """Importing a package puts it into its parent under its name, here in the place of the function of that name."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        from bytelm.train.run import train
+        from bytelm.train.finish import train
 
         return train(*arguments, **options)
 
