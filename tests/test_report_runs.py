@@ -13,15 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-from bytelm.checkpoint import store
+from bytelm import inspection
+from bytelm.checkpoint import assemble, store
 from bytelm.checkpoint.metrics import METRICS, current, read_history, read_metrics
 from bytelm.cli import run as cli
 from bytelm.data.corpus import Corpus
+from bytelm.errors import CheckpointError, ResourceError
 from bytelm.evaluate.patches import lengths_by_kind
 from bytelm.evaluate.stream import patcher_of
 from bytelm.lm import load
+from bytelm.report import artifacts
+from bytelm.report.artifacts import EVALUATION, Inspection, keep_inspection, read_inspection
 from bytelm.report.gather import gather
-from bytelm.report.page import render
+from bytelm.report.media import Completion
+from bytelm.report.page import Sample, render
+from bytelm.report.patches import PatchView
 from bytelm.report.recorded import Clock, curve, intervals, marks, memory, phases, thinned
 from bytelm.train import finish, lengths
 from bytelm.train.journal import Journal
@@ -42,6 +48,7 @@ KINDS = {
     "transformer over 300 tokens": ("bpe-tiny", [*PLAIN, "model.vocabulary=300"]),
     "transformer": ("byte-tiny", PLAIN),
 }
+FILES = (artifacts.MODEL, artifacts.PATCHES, artifacts.SAMPLES)
 DRIFTS = ("entropy", "tokens")
 GOING = ("blt over entropy patches", "megabyte over patches of 8 bytes")
 
@@ -90,6 +97,64 @@ def test_an_unfinished_run_without_validation_has_a_report(corpus: Path, tmp_pat
     assert "on the training split, at step 2; not yet evaluated" in page.text
     (tmp_path / "run" / METRICS).unlink()  # as it is in weights that came from elsewhere
     assert "Nothing has been measured yet." in Page(render(gather(tmp_path / "run"))).text
+
+
+def test_eval_keeps_what_the_report_shows_and_an_old_run_gets_its_panels(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Training alone leaves no inspection: `gather` leaves its panels out, `report` and `eval` make it, once a step."""
+    run, config = tmp_path / "run", configure("demo", sets=[*BLT, *SHOWN], steps=2)
+    assert finish.train([corpus], config, run, quiet=True, evaluate=False).final is None
+    assert not [name for name in (EVALUATION, *FILES, "report.html") if (run / name).exists()]
+    page = Page(render(gather(run)))
+    assert page.classed("patch") == 0 and "parameters" not in page.text and "not yet evaluated" in page.text
+    assert cli(["report", str(run), "--quiet"]) == 0
+    made = {name: (run / name).read_bytes() for name in FILES}
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert page.classed("patch") and "parameters" in page.text and "not yet evaluated" in page.text
+
+    monkeypatch.setattr(inspection, "inspect", None)  # nothing is made twice, and no model loaded for it
+    monkeypatch.setattr(assemble, "load", None)
+    assert cli(["report", str(run), "--quiet"]) == 0
+    monkeypatch.undo()
+    assert cli(["eval", str(run), str(corpus / "0.md"), "--quiet"]) == 0 and not (run / EVALUATION).exists()
+    assert cli(["eval", str(run), "--context", "32"]) == 0 and not (run / EVALUATION).exists()
+    assert cli(["eval", str(run), "--json"]) == 0 and (run / EVALUATION).exists()
+    assert {name: (run / name).read_bytes() for name in FILES} == made
+    assert "of the test split" in Page(render(gather(run))).text
+
+    more = configure("demo", sets=[*BLT, *SHOWN], steps=3)
+    assert finish.train([corpus], more, run, quiet=True, evaluate=False).signal is None
+    assert "at step 2 of 3" in Page(render(gather(run))).text
+    monkeypatch.setattr(artifacts, "write_whole", no_room)
+    capfd.readouterr()
+    assert cli(["eval", str(run), "--quiet"]) == 0 and "not kept for the report: no room" in capfd.readouterr().err
+    assert cli(["report", str(run), "--quiet", "--out", str(tmp_path / "x.html")]) == 0
+    assert "3 steps" in Page((tmp_path / "x.html").read_text(encoding="utf-8")).text
+
+
+def no_room(*_: object) -> None:
+    raise ResourceError("no room")
+
+
+def test_an_inspection_is_read_as_it_was_kept(tmp_path: Path) -> None:
+    found = Inspection(
+        3, "test", "a model", "entropy", 10, 4, {".py": {1: 2, 9: 1}},
+        [PatchView(b"\xffab", [True, False, True], [1.0, 2.0, 0.5], 0.7), PatchView(b"", [])],
+        [Sample(None, b"\x00", b"\xfe")], [Completion(b"abc", 1, b"\x80")], [b"", b"\xff"], "a note",
+    )  # fmt: skip
+    assert read_inspection(tmp_path) == Inspection(passages=[], samples=[], completions=[], free=[])
+    keep_inspection(tmp_path, found)
+    assert read_inspection(tmp_path) == found
+    for name in FILES:
+        kept = (tmp_path / name).read_text()
+        for damaged in ("{", "[]", '{"step": 3, "passages": [{}], "continuations": 5, "what": 1}'):
+            (tmp_path / name).write_text(damaged)
+            with pytest.raises(CheckpointError, match=r"damaged.*delete them"):
+                read_inspection(tmp_path)
+        (tmp_path / name).unlink()
+        assert read_inspection(tmp_path).step is None  # of which one cannot tell whether it is the newest
+        (tmp_path / name).write_text(kept)
 
 
 def test_pictures_have_a_report(tmp_path: Path) -> None:

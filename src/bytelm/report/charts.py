@@ -1,4 +1,4 @@
-"""Small SVG charts for a page that has `style.SHEET`: lines, a histogram of small integers, horizontal bars."""
+"""Small SVG charts for pages with `markup.sheet`: lines, a histogram of small integers, horizontal bars."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 14, 34, HEIGHT - 40
 COLOURS = 10  # --series0 .. --series9
 MARKED = 40  # a line of at most so many points shows each of them
 LONGEST = 26  # letters of a bar's name
-BINS = 48  # a histogram of more values gathers the rest in its last bar
+BINS = 48  # of a histogram; larger values share the last bar
 
 
 def show_plain(value: float) -> str:
@@ -164,7 +164,7 @@ def height_of(chart: str) -> int:
 
 
 def page(rows: Sequence[Sequence[tuple[str, str]]]) -> str:
-    """Charts in rows, each with a caption under it, as one SVG that stands by itself."""
+    """Charts in rows, each with a caption under it, as one self-contained SVG."""
     margin, line = 24, 17
     parts: list[str] = []
     top = margin

@@ -159,7 +159,7 @@ def _compressors(data: ReportData) -> list[Sequence[Figure]]:
         [bar.name, f"{bar.value:.3f}", f"{bar.value / 8:.1%}", show_bytes(bar.value / 8 * held.bytes)] for bar in bars
     ]
     chart = bar_chart(bars, data.unit, f"{data.unit.capitalize()} of the model and of compressors")
-    head = ["compressor", data.unit, "compression ratio (%)", "compressed size (bytes)"]
+    head = ["compressor", data.unit, "compressed size (% of original)", "compressed size (bytes)"]
     return [[Figure(chart)], [Figure(table=Table(head, rows, ours=0))]]
 
 

@@ -73,9 +73,10 @@ def train(
     Raises DataError, ConfigError, CheckpointError, ResourceError or TrainingError; a signal is no error. And UsageError
     for a device that is not there.
     """
-    how: dict[str, Any] = {"exclude": exclude, "log": log, "force": force, "allow_change": allow_change}
     with StopRequest():
-        ended = training.train(paths, config, run, quiet=quiet, **how)
+        ended = training.train(
+            paths, config, run, quiet=quiet, exclude=exclude, log=log, force=force, allow_change=allow_change
+        )
         result = Result(ended.run, ended.progress, ended.signal)
         if ended.signal is not None or not evaluate or not leads():  # of several processes the first one evaluates
             return result
