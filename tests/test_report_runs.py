@@ -48,7 +48,7 @@ KINDS = {
     "transformer over 300 tokens": ("bpe-tiny", [*PLAIN, "model.vocabulary=300"]),
     "transformer": ("byte-tiny", PLAIN),
 }
-FILES = (artifacts.MODEL, artifacts.PATCHES, artifacts.SAMPLES)
+FILES = artifacts.FILES
 DRIFTS = ("entropy", "tokens")
 GOING = ("blt over entropy patches", "megabyte over patches of 8 bytes")
 
@@ -143,12 +143,12 @@ def test_an_inspection_is_read_as_it_was_kept(tmp_path: Path) -> None:
         [PatchView(b"\xffab", [True, False, True], [1.0, 2.0, 0.5], 0.7), PatchView(b"", [])],
         [Sample(None, b"\x00", b"\xfe")], [Completion(b"abc", 1, b"\x80")], [b"", b"\xff"], "a note",
     )  # fmt: skip
-    assert read_inspection(tmp_path) == Inspection(passages=[], samples=[], completions=[], free=[])
+    assert read_inspection(tmp_path) == Inspection(passages=[], samples=[], completions=[])
     keep_inspection(tmp_path, found)
     assert read_inspection(tmp_path) == found
     for name in FILES:
         kept = (tmp_path / name).read_text()
-        for damaged in ("{", "[]", '{"step": 3, "passages": [{}], "continuations": 5, "what": 1}'):
+        for damaged in ("{", "[]", '{"step": 3, "passages": [{}], "samples": 5, "what": 1}'):
             (tmp_path / name).write_text(damaged)
             with pytest.raises(CheckpointError, match=r"damaged.*delete them"):
                 read_inspection(tmp_path)

@@ -55,6 +55,7 @@ def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection
     count = load_toml(run / "config.toml")["train"]["sample_bytes"]
     readable = modality is None or modality.text
     shown = [data[:SHOWN].tobytes() for _, data in documents[:PROMPTS]] if readable else []
+    lengths = lengths_by_kind(patcher, documents) if patcher is not None else {}
     tables = (module for module in model.modules() if isinstance(module, NgramEmbedding))
     return Inspection(
         step=loaded.state["step"],
@@ -63,7 +64,7 @@ def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection
         segmentation=segmentation,
         parameters=trained(model),
         ngram_parameters=sum(map(trained, tables)),
-        lengths=lengths_by_kind(patcher, documents) if patcher is not None else {},
+        lengths={kind: dict(counts) for kind, counts in lengths.items()},
         passages=[view(model, data) for data in shown[:2] if segmentation],
         samples=samples(model, shown, count),
         **({} if readable or not count else media(loaded, documents, watch)),

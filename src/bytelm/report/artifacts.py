@@ -1,11 +1,11 @@
 """What evaluation leaves in a run for its report: small JSON files, each with the step of the checkpoint it is of.
 
-    held_out.json   bits per byte (an `evaluate.verdict.Verdict`, its split and step)
+    held_out.json   bits per byte: an `evaluate.verdict.Verdict`, its split and step
     model.json      what the model is, and its parameters
     patches.json    patch lengths by type of file, and passages with their boundaries
     samples.json    generated text, or completions of pictures and sound
 
-Bytes are base64. Runs of older versions have the first file only, without a split and a step.
+Bytes are {"base64": "..."}. Runs of older versions have the first file only, without a split and a step.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bytelm.data.files import write_whole
-from bytelm.errors import CheckpointError
+from bytelm.errors import CheckpointError, DataError
 from bytelm.report.media import Completion
 from bytelm.report.page import Sample
 from bytelm.report.patches import PatchView
@@ -48,31 +48,19 @@ class Inspection:
     note: str = ""
 
 
+FILES = {
+    MODEL: ("description", "segmentation", "parameters", "ngram_parameters"),
+    PATCHES: ("split", "lengths", "passages"),
+    SAMPLES: ("split", "samples", "completions", "free", "note"),
+}
+_LISTS = {"passages": PatchView, "samples": Sample, "completions": Completion}
+
+
 def keep_inspection(run: Path, found: Inspection) -> None:
     """Write an inspection into its run. Raises ResourceError where the disk refuses."""
-    model = ("description", "segmentation", "parameters", "ngram_parameters")
-    _write(run / MODEL, {"step": found.step, **{key: getattr(found, key) for key in model}})
-    passages = [
-        {
-            "bytes": _text(view.data),
-            "starts": view.starts,
-            "entropies": view.entropies,
-            "threshold": view.threshold,
-        }
-        for view in found.passages
-    ]
-    lengths = {"lengths_by_type": found.lengths, "passages": passages}
-    _write(run / PATCHES, {"step": found.step, "split": found.split, **lengths})
-    samples = {
-        "continuations": [{"prompt": _text(s.prompt), "text": _text(s.text)} for s in found.samples],
-        "completions": [
-            {"original": _text(c.original), "prompt_bytes": c.given, "generated": _text(c.added)}
-            for c in found.completions
-        ],
-        "unconditional": [_text(data) for data in found.free],
-        "note": found.note,
-    }
-    _write(run / SAMPLES, {"step": found.step, "split": found.split, **samples})
+    values = asdict(found)
+    for name, keys in FILES.items():
+        _write(run / name, {"step": found.step, **{key: values[key] for key in keys}})
 
 
 def read_inspection(run: Path) -> Inspection:
@@ -81,27 +69,19 @@ def read_inspection(run: Path) -> Inspection:
     Raises CheckpointError for a damaged file.
     """
     try:
-        model, patches, samples = (_read(run / name) for name in (MODEL, PATCHES, SAMPLES))
-        steps = {file.get("step") for file in (model, patches, samples)}
-        return Inspection(
-            steps.pop() if len(steps) == 1 else None,
-            patches.get("split", samples.get("split", "")),
-            **{key: value for key, value in model.items() if key != "step"},
-            lengths={
-                name: {int(length): count for length, count in counts.items()}
-                for name, counts in patches.get("lengths_by_type", {}).items()
-            },
-            passages=[_passage(view) for view in patches.get("passages", [])],
-            samples=[Sample(None, _bytes(s["prompt"]), _bytes(s["text"])) for s in samples.get("continuations", [])],
-            completions=[
-                Completion(_bytes(c["original"]), c["prompt_bytes"], _bytes(c["generated"]))
-                for c in samples.get("completions", [])
-            ],
-            free=[_bytes(data) for data in samples.get("unconditional", [])],
-            note=samples.get("note", ""),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        names = f"{MODEL}, {PATCHES} and {SAMPLES}"
+        files = [_read(run / name) for name in FILES]
+        steps = {file.get("step") for file in files}
+        values: dict[str, Any] = {key: value for file in files for key, value in file.items()}
+        for key, kind in _LISTS.items():
+            values[key] = [kind(**value) for value in values.get(key, [])]
+        values["lengths"] = {
+            name: {int(length): count for length, count in counts.items()}
+            for name, counts in values.get("lengths", {}).items()
+        }
+        values["step"] = steps.pop() if len(steps) == 1 else None
+        return Inspection(**values)
+    except (ValueError, TypeError, AttributeError, DataError) as error:
+        names = ", ".join(FILES)
         raise CheckpointError(f"{run}: {names} are damaged ({error}): delete them, and `bytelm report` again") from None
 
 
@@ -119,25 +99,16 @@ def read_evaluation(run: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged ({error}): evaluate again with `bytelm eval {run}`") from None
 
 
-def _passage(view: Mapping[str, Any]) -> PatchView:
-    data, starts = _bytes(view["bytes"]), set(view["starts"])
-    return PatchView(data, [at in starts for at in range(len(data))], view["entropies"], view["threshold"])
-
-
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+    text = json.dumps(value, indent=1, default=lambda data: {"base64": b64encode(data).decode()})
+    write_whole(path, f"{text}\n".encode())
 
 
 def _read(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    def decoded(value: dict[str, Any]) -> Any:
+        return b64decode(value["base64"]) if value.keys() == {"base64"} else value
+
+    value = json.loads(path.read_text(encoding="utf-8"), object_hook=decoded) if path.exists() else {}
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value
-
-
-def _text(data: bytes) -> str:
-    return b64encode(data).decode()
-
-
-def _bytes(text: str) -> bytes:
-    return b64decode(text)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bytelm.report.glyphs import character, pieces
+
 # What neither XML nor UTF-8 can hold: control characters, lone surrogates, the two non-characters.
 _UNHOLDABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -58,7 +60,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["sheet"] = sheet
+    functions: dict[str, Any] = {"sheet": sheet, "pieces": pieces, "character": character}
+    environment.globals.update(functions)
     return environment
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from bytelm.data.files import write_whole
 from bytelm.report.charts import Bar, bar_chart, histogram
-from bytelm.report.glyphs import character, pieces
 from bytelm.report.markup import Figure, Table, rendered
 from bytelm.report.media import Media, gallery
 from bytelm.report.patches import PatchView, drawable
@@ -211,8 +210,8 @@ def _samples(data: ReportData) -> dict[str, Any] | None:
     picks = [through[round(nth * (len(through) - 1) / max(1, count - 1))] for nth in range(count)]
     some = f"{count - 1} of {len(through) - 1} earlier samples" if count < len(through) else "Earlier samples"
     return {
-        "newest": [_drawable(sample, "now") for sample in now] + [_drawable(sample) for sample in picks[-1:]],
-        "older": [_drawable(sample) for sample in reversed(picks[:-1])],
+        "newest": [*now, *picks[-1:]],
+        "older": picks[-2::-1],
         "heading": f"{some} after the same prompt",
     }
 
@@ -227,26 +226,6 @@ def _recorded(metrics: Metrics) -> Iterator[Sample]:
 def _encoded(text: str) -> bytes:
     """The bytes of a recorded string, a lone surrogate (which JSON lets through) included."""
     return text.encode("utf-8", "surrogatepass")
-
-
-def _drawable(sample: Sample, when: str = "") -> dict[str, Any]:
-    """A sample as the `sample` macro takes it."""
-    when = when if sample.step is None else f"step {sample.step:,}"
-    return {"when": when, "prompt": list(_running(sample.prompt)), "text": list(_running(sample.text))}
-
-
-def _running(data: bytes) -> Iterator[dict[str, Any]]:
-    """Bytes as running text: stretches of characters, and single bytes that are none, in hex."""
-    text = ""
-    for piece in pieces(data):
-        shown = character(piece)
-        if shown is not None:
-            text += shown
-            continue
-        yield {"hex": False, "text": text}
-        yield {"hex": True, "text": piece.hex().upper()}
-        text = ""
-    yield {"hex": False, "text": text}
 
 
 def _files(files: Files) -> dict[str, Any]:
