@@ -188,7 +188,7 @@ BAD: list[tuple[str, list[str], int]] = [
     ("temperature -1.0", ["generate", "{home}/run", "x", "--temperature", "-1"], 2),
     ("non-hexadecimal", ["generate", "{home}/run", "zz", "--hex"], 2),
     ("max_bytes -1", ["generate", "{home}/run", "x", "--max-bytes=-1"], 2),
-    ("need a scorer", ["patches", "entropy", "x"], 2),
+    ("need an entropy model", ["patches", "entropy", "x"], 2),
     ("no such file or folder", ["eval", "{home}/run", "{home}/nowhere"], 3),
     ('Did you mean "train"', ["trian"], 2),
     ("no longer than max_length", ["calibrate", "{home}/run", "99"], 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bytelm import config
@@ -236,6 +237,7 @@ tables = st.recursive(
 
 
 @given(tables)
+@example({"a": 1e-7, "b": math.inf, "c": "\x7f\x00\r\n", "d": {}, "e": {"f": {"g": {}}}, "h": [[1], [[2.5, "x"], []]]})
 def test_any_mapping_survives_toml(mapping: dict[str, Any]) -> None:
     assert tomllib.loads(dump_toml(mapping)) == mapping
 
@@ -252,13 +254,13 @@ def test_any_mapping_builds_or_is_refused_in_one_line(mapping: dict[str, Any]) -
 def test_toml_for_people() -> None:
     assert dump_toml(to_mapping(Run(model=Gru()))) == (
         'patching = "none"\n\n[model]\nname = "gru"\ndim = 8\nheads = 2\n\n[train]\nsteps = 100\nrate = 0.001\n'
-        'compile = false\ndtype = "float32"\norder = 1\nwindows = [4, 8]\nlabel = ""\nwarmup = "none"\n'
+        'compile = false\ndtype = "float32"\norder = 1\nwindows = [\n    4,\n    8,\n]\nlabel = ""\nwarmup = "none"\n'
     )
 
 
 def test_an_undecodable_string_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not Unicode"):
-        dump_toml({"path": "\udcff"})
+    with pytest.raises(ConfigError, match=r"path = .a.+udcff.* is not Unicode"):
+        dump_toml({"steps": 1, "data": {"path": "a\udcff"}})
 
 
 @pytest.mark.parametrize(

@@ -260,12 +260,12 @@ def test_patches_are_cut_and_calibrated_on_a_device_as_on_the_cpu(run: Path, tex
     model = assemble.load(run).model
     data = np.frombuffer(text.read_bytes(), np.uint8)
     documents = [data[:9000], data[9000:9100], data[20000:20003]]
-    here = stream.patcher_of(model)
+    here = model.patcher
     assert isinstance(here, Entropy)
     wanted = [opens.tolist() for opens in boundaries.cut(here, iter(documents))]
     cuts = calibrate(here.config, here.scorer, documents)
     with pretend() as seen:
-        far = stream.patcher_of(moved(model))
+        far = moved(model).patcher
         assert isinstance(far, Entropy) and stream.device_of(far).type == "meta"
         assert [opens.tolist() for opens in boundaries.cut(far, iter(documents))] == wanted
         assert sum(seen.fetches.values()) == 2  # chunks of the longest
@@ -342,7 +342,7 @@ def test_fewer_rows_are_opened_where_a_device_has_no_room_for_all(monkeypatch: p
 def test_what_is_cut_into_patches_is_read_in_halves_where_it_does_not_fit(
     run: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patcher = stream.patcher_of(assemble.load(run).model)
+    patcher = assemble.load(run).model.patcher
     assert patcher is not None
     data = text.read_bytes()[:9000]
     wanted = [opens for _, opens in stream.decisions(patcher, data)]
@@ -363,7 +363,7 @@ def test_what_is_cut_into_patches_is_read_in_halves_where_it_does_not_fit(
 
 
 def test_a_gpu_cuts_more_at_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patcher = stream.patcher_of(assemble.load(run).model)
+    patcher = assemble.load(run).model.patcher
     assert patcher is not None
     groups: list[int] = []
     monkeypatch.setattr(boundaries, "cut_group", lambda patcher, group: groups.append(len(group)) or iter(group))

@@ -323,11 +323,6 @@ def test_windows_of_several_documents_share_a_batch_and_progress_adds_up() -> No
     assert sum(scored) == 38
 
 
-def test_the_patcher_of_a_model_is_found() -> None:
-    assert stream.patcher_of(tiny_transformer()) is None
-    assert isinstance(stream.patcher_of(tiny_blt()), entropy.Entropy)
-
-
 @pytest.mark.parametrize("options", [{"context": 0}, {"context": 4, "stride": 5}, {"context": 4, "stride": 0}])
 def test_windows_that_leave_bytes_out_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="must be"):

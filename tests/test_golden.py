@@ -19,7 +19,6 @@ from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.data.sampler import Sampler
 from bytelm.evaluate.bits import measure
-from bytelm.evaluate.stream import patcher_of
 from bytelm.train.journal import Journal
 from bytelm.train.loop import Trainer
 from bytelm.train.run import train
@@ -43,7 +42,7 @@ def found(path: Path) -> dict[str, Any]:
     ids = torch.tensor([[BOS, *TEXT]])
     with torch.no_grad():
         logits, _ = loaded.model(ids)
-    patcher = patcher_of(loaded.model)
+    patcher = loaded.model.patcher
     assert patcher is not None
     (document,) = measure(loaded.model, [("text", TEXT)], context=loaded.state["context"])
     return {

@@ -20,7 +20,6 @@ from bytelm.config import to_mapping
 from bytelm.errors import ConfigError, DataError, UsageError
 from bytelm.evaluate.bits import measure, nats_of_document
 from bytelm.evaluate.meter import Meter
-from bytelm.evaluate.stream import patcher_of
 from bytelm.generate.sampling import Sampling
 from bytelm.interfaces.model import ByteModel
 from bytelm.lm import LM
@@ -310,7 +309,7 @@ def test_the_harnesss_own_model_gives_our_figures(lm: LM, name: str, tmp_path: P
     import bytelm.hf  # noqa: F401
 
     model = lm.model if name == "letters" else dict(tiny_models())[name].eval()
-    patcher = patcher_of(model)
+    patcher = model.patcher
     scorer = getattr(patcher, "scorer", None)
     ours = LM(model, 64, None, to_mapping(Recipe(model.config, patcher and patcher.config, scorer and scorer.config)))
     ours.save_pretrained(tmp_path / "saved")

@@ -21,7 +21,6 @@ from bytelm import BytelmError, configure
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import to_mapping
 from bytelm.errors import CheckpointError, ConfigError, UsageError
-from bytelm.evaluate.stream import patcher_of
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
 from bytelm.lm import LM
@@ -60,7 +59,7 @@ TEXTS = ["hello world", "", "the quick (brown) fox, jumps! over 1024 déjà vus"
 
 def lm_of(model: ByteModel) -> LM:
     """An LM of a model made by hand, its recipe taken from its parts."""
-    patcher = patcher_of(model)
+    patcher = model.patcher
     scorer = getattr(patcher, "scorer", None)
     recipe = Recipe(model.config, patcher and patcher.config, scorer and scorer.config)
     return LM(model.eval(), 64, None, to_mapping(recipe))
@@ -310,7 +309,7 @@ def test_bfloat16_moves_no_boundary(name: str, how: str, tmp_path: Path) -> None
     folder = saved(name, tmp_path / "one")
     asked = torch.bfloat16 if how == "dtype" else torch.float32
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=asked).to(torch.bfloat16)
-    ours, patcher = patcher_of(MODELS[name].model), patcher_of(hf.model)
+    ours, patcher = MODELS[name].model.patcher, hf.model.patcher
     assert ours is not None and patcher is not None
     assert same(patcher.state_dict(), ours.state_dict()) and hf.model.decoder.head.weight.dtype == torch.bfloat16
     ids = torch.randint(256, (4, 200), generator=torch.Generator().manual_seed(0))
@@ -580,7 +579,7 @@ def test_trainer_fine_tunes(name: str, tmp_path: Path) -> None:
     assert falls(learn(hf, tmp_path / "run", **{"activation_checkpointing": True} if name == BLT[2] else {}), to=0.75)
     after = bytelm.load(tmp_path / "run" / "saved")
     assert after.bits(DATA)[0] < 0.75 * before
-    ours, theirs = patcher_of(MODELS[name].model), patcher_of(after.model)
+    ours, theirs = MODELS[name].model.patcher, after.model.patcher
     assert ours is None or (theirs is not None and same(ours.state_dict(), theirs.state_dict()))
 
 
@@ -644,7 +643,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_card_has_what_the_run_measured(home: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (home / "runs/demo/metrics.jsonl").read_text().splitlines()]
-    bits = [line["bits_per_byte"] for line in lines if line["kind"] == "valid"][-1]
+    bits = [line["bits_per_byte"] for line in lines if line["kind"] == "validation"][-1]
     lm = bytelm.load(home / "runs/demo")
     assert lm.bits_per_byte == bits
     lm.save_pretrained(tmp_path)

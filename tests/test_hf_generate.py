@@ -22,7 +22,6 @@ from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import to_mapping
 from bytelm.decoding import open_decoder, why_plain
 from bytelm.errors import ResourceError, UsageError
-from bytelm.evaluate.stream import patcher_of
 from bytelm.interfaces.model import ByteModel
 from bytelm.lm import LM
 from bytelm.testing import tiny_models
@@ -43,7 +42,7 @@ PROMPTS = [text.encode() for text in TEXTS]
 
 def lm_of(model: ByteModel) -> LM:
     """An LM of a model made by hand, its recipe taken from its parts."""
-    patcher = patcher_of(model)
+    patcher = model.patcher
     scorer = getattr(patcher, "scorer", None)
     recipe = Recipe(model.config, patcher and patcher.config, scorer and scorer.config)
     return LM(model.eval(), 64, None, to_mapping(recipe))

@@ -48,7 +48,7 @@ def tiny(steps: int) -> RunConfig:
     return configure("byte-tiny", sets=[*TINY, "train.valid_minutes=1e-9", "train.sample_bytes=0"], steps=steps)
 
 
-def told(run: Path, kind: str = "valid") -> list[tuple[int, float]]:
+def told(run: Path, kind: str = "validation") -> list[tuple[int, float]]:
     """What metrics.jsonl says: steps and bits per byte."""
     return [(m["step"], m["bits_per_byte"]) for m in read_metrics(run / METRICS) if m["kind"] == kind]
 
@@ -88,10 +88,10 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 def test_a_logger_is_told_what_the_metrics_hold(tmp_path: Path, corpus: Path, recorder: Recorder) -> None:
     train([corpus], tiny(4), tmp_path / "run", quiet=True, log=["recorder"])
-    for kind in ("train", "valid"):
+    for kind in ("train", "validation"):
         assert recorder.of(kind) == told(tmp_path / "run", kind) != []
     names = {name for _, values in recorder.lines for name in values}
-    assert {"train/learning_rate", "train/bytes", "valid/bits_per_byte"} <= names
+    assert {"train/learning_rate", "train/bytes", "validation/bits_per_byte"} <= names
     assert not any(name.endswith("/step") for name in names)
     assert recorder.closed
 
@@ -100,9 +100,9 @@ def test_a_resumed_training_tells_nothing_twice(tmp_path: Path, corpus: Path, re
     train([corpus], tiny(3), tmp_path / "run", quiet=True, log=["recorder"])
     metrics = tmp_path / "run" / METRICS
     with metrics.open("a") as file:  # the sitting went on to step 4, which is lost, and computed again
-        file.write('{"kind": "valid", "step": 4, "bits_per_byte": 5.5}\n')
+        file.write('{"kind": "validation", "step": 4, "bits_per_byte": 5.5}\n')
     train([corpus], tiny(6), tmp_path / "run", quiet=True, log=["recorder"])
-    steps = [step for step, _ in recorder.of("valid")]
+    steps = [step for step, _ in recorder.of("validation")]
     assert steps == sorted(set(steps)) and 4 not in steps and {3, 5, 6} <= set(steps)
     assert {4, 5, 6} <= {step for step, _ in told(tmp_path / "run")}
 
@@ -115,7 +115,7 @@ def test_what_a_logger_lost_is_sent_again(tmp_path: Path, corpus: Path, recorder
     recorder.lost = lost
     del recorder.lines[max(0, len(recorder.lines) - lost) :]
     train([corpus], tiny(6), run, quiet=True, log=["recorder"])
-    for kind in ("train", "valid"):
+    for kind in ("train", "validation"):
         assert recorder.of(kind) == told(run, kind)
 
 
@@ -126,9 +126,9 @@ def test_what_a_logger_has_beyond_the_journal_is_not_sent_twice(
     run = tmp_path / "run"
     train([corpus], tiny(3), run, quiet=True, log=["recorder"])
     recorder.lost = 0
-    recorder.lines.append((5, {"valid/bits_per_byte": 5.5}))
+    recorder.lines.append((5, {"validation/bits_per_byte": 5.5}))
     train([corpus], tiny(6), run, quiet=True, log=["recorder"])
-    steps = [step for step, _ in recorder.of("valid")]
+    steps = [step for step, _ in recorder.of("validation")]
     assert len(steps) == len(set(steps)) and {1, 2, 3, 5, 6} <= set(steps)
 
 
@@ -147,8 +147,8 @@ def test_a_failing_logger_is_told_of_once_and_the_training_goes_on(
     assert result.progress is not None and result.progress.step == 5
     said = [line for line in capsys.readouterr().err.splitlines() if "recorder" in line]
     assert len(said) == 1 and "the disk of the server is full" in said[0] and METRICS in said[0]
-    assert recorder.of("valid") == told(tmp_path / "run")[:1] and not recorder.closed
-    assert other.of("valid") == told(tmp_path / "run") and other.closed
+    assert recorder.of("validation") == told(tmp_path / "run")[:1] and not recorder.closed
+    assert other.of("validation") == told(tmp_path / "run") and other.closed
 
 
 @pytest.mark.fault("T12")
@@ -188,7 +188,7 @@ def test_tensorboard_has_the_curves(tmp_path: Path, corpus: Path) -> None:
         train([corpus], tiny(5), run, quiet=True, log=["tensorboard"])
         events = accumulator.EventAccumulator(str(run / "tensorboard"))
         events.Reload()
-    found = [(event.step, event.value) for event in events.Scalars("valid/bits_per_byte")]
+    found = [(event.step, event.value) for event in events.Scalars("validation/bits_per_byte")]
     assert found == [(step, pytest.approx(bits, rel=1e-6)) for step, bits in told(run)]
 
 
@@ -203,7 +203,7 @@ def test_trackio_has_the_curves(tmp_path: Path, corpus: Path) -> None:
     (file,) = (tmp_path / "trackio").glob("bytelm*.db")
     with sqlite3.connect(file) as database:
         rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
-    steps = {step for _, step, metrics in rows if b"valid/bits_per_byte" in metrics}
+    steps = {step for _, step, metrics in rows if b"validation/bits_per_byte" in metrics}
     assert steps == {step for step, _ in told(run)} != set()
     assert {name for name, _, _ in rows} == {f"run-{loggers.identity(run)}"}
 
@@ -230,7 +230,7 @@ journal.loggers = Loggers([name], run, {}, journal.lines, print)
 for step in range(first, last + 1):
     journal.write("train", step=step, bits_per_byte=8 / step)
     if step % 5 == 0:
-        journal.write("valid", step=step, bits_per_byte=7 / step)
+        journal.write("validation", step=step, bits_per_byte=7 / step)
     if step == 30:
         time.sleep(1)  # in which trackio writes what it has
 if last == 60:
@@ -261,7 +261,7 @@ def test_after_kill_9_no_step_is_missing_and_none_is_there_twice(tmp_path: Path,
     pytest.importorskip(name)
     run = tmp_path / "run"
     wanted = [(step, "train/bits_per_byte") for step in range(1, 71)]
-    wanted += [(step, "valid/bits_per_byte") for step in range(5, 71, 5)]
+    wanted += [(step, "validation/bits_per_byte") for step in range(5, 71, 5)]
     words = [sys.executable, "-c", KILLED, name, str(run)]
     assert subprocess.run([*words, "1", "60"], capture_output=True).returncode == -signal.SIGKILL
     assert len(steps_of(name, run)) < 72  # something is lost, or this test shows nothing

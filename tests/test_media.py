@@ -23,6 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 import bytelm
+from bytelm import inspection
+from bytelm.checkpoint.assemble import load
 from bytelm.cli import run as cli
 from bytelm.data.modalities import audio, dna, image
 from bytelm.data.modalities.base import Modality, UnfitError
@@ -30,7 +32,8 @@ from bytelm.errors import DataError, UsageError
 from bytelm.evaluate.verdict import judge, unit_of
 from bytelm.generate import session
 from bytelm.generate.document import completion, continuation, first_document
-from bytelm.report import gather
+from bytelm.report.artifacts import EVALUATION
+from bytelm.report.gather import gather
 from bytelm.report.media import Completion, Media, gallery
 from bytelm.report.page import HeldOut, ReportData, Sample, render
 from bytelm.testing.tiny import UniformModel
@@ -337,8 +340,8 @@ def test_eval_tells_planes_and_formats(home: Path, capfd: pytest.CaptureFixture[
 # ---- the report
 
 
-def report_of(run: Path) -> tuple[str, Page]:
-    source = render(gather.gather(run))
+def report_of(run: Path, anew: bool = False) -> tuple[str, Page]:
+    source = render(gather(run, inspection.inspect(run, load(run)) if anew else None))
     page = Page(source)
     page.assert_inert()
     return source, page
@@ -366,7 +369,7 @@ def test_the_report_shows_pictures_and_no_text(home: Path) -> None:
         assert held.tobytes() in originals
         assert np.array_equal(prompt[:4], held[:4]) and not prompt[4:].any()
         assert np.array_equal(done[:4], held[:4]) and not np.array_equal(done[4:], held[4:])
-    assert "From the test documents" in page.text
+    assert "Originals from the test split" in page.text
     assert "bits per dimension" in page.text and "bits per byte" not in page.text and "webp" in page.text
     assert page.classed("sample") == page.classed("patch") == 0
     assert not re.search(r"https?:|url\(|<script", source)
@@ -386,14 +389,14 @@ def test_all_samples_come_from_one_batch_and_none_ends_early() -> None:
         return lambda more: told.update({what: more, f"{what} of {total}": 0})
 
     tasks = [completion(rgb, bytes(12), 0.7), continuation(rgb, b""), completion(rgb, bytes(12), 1)]
-    added = gather.written(Ending(), tasks, watch)
+    added = inspection.generated(Ending(), tasks, watch)
     assert [len(data) for data in added] == [6, 12, 0]
     assert told == {"sampling": 36, "sampling of 36": 0}
 
 
 def test_the_report_plays_clips(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "LONGEST", 101)
-    _, page = report_of(home / "clips")
+    monkeypatch.setattr(inspection, "LONGEST", 101)
+    _, page = report_of(home / "clips", anew=True)
     sounds = [*shown(page, "audio").values()]
     assert [len(frames(sound)) for sound in sounds] == [100, 100, 100, 100, 50, 50]
     for original, completed in (sounds[:2], sounds[2:4]):
@@ -407,21 +410,21 @@ def test_the_report_samples_nothing_that_takes_long_or_is_not_wanted(
     copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copy("pictures")
-    monkeypatch.setattr(gather, "LONGEST", SIDE * SIDE * 3 - 1)
-    source, page = report_of(run)
-    assert "<img" not in source and "Not sampled here, as 192 B a document would take long" in page.text
+    monkeypatch.setattr(inspection, "LONGEST", SIDE * SIDE * 3 - 1)
+    source, page = report_of(run, anew=True)
+    assert "<img" not in source and "Not sampled, as 192 B per document would take long" in page.text
     monkeypatch.undo()
     config = run / "config.toml"
     config.write_text(re.sub("(?m)^sample_bytes = .*", "sample_bytes = 0", config.read_text()))
-    source, page = report_of(run)
+    source, page = report_of(run, anew=True)
     assert "<img" not in source and "Samples" not in page.text
 
 
 def test_a_measurement_of_an_older_bytelm_is_still_shown(copy: Callable[[str], Path]) -> None:
     run = copy("clips")
-    kept = json.loads((run / gather.VERDICT).read_text())
-    del kept["planes"], kept["unit"]
-    (run / gather.VERDICT).write_text(json.dumps(kept))
+    kept = json.loads((run / EVALUATION).read_text())
+    del kept["planes"], kept["unit"], kept["split"], kept["step"]
+    (run / EVALUATION).write_text(json.dumps(kept))
     _, page = report_of(run)
     assert f"{kept['bits_per_byte']:.3f}" in page.text and "low byte" not in page.text
 

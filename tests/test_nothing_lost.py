@@ -306,7 +306,7 @@ def test_a_signal_at_any_stage_is_heard_there(
     done = train([corpus], WHOLE, run, quiet=True)
     assert done.signal is None and done.progress is not None and done.progress.step == 3
     assert same(held(run), held(through))
-    assert [line["step"] for line in of_kind(run, "valid")] == [3]
+    assert [line["step"] for line in of_kind(run, "validation")] == [3]
 
 
 @pytest.mark.fault("T3")
@@ -452,7 +452,7 @@ def test_every_architecture_goes_on_as_if_it_had_not_stopped(
         assert train([corpus], config, tmp_path / "stopped", quiet=True).signal == signal.SIGTERM
     train([corpus], config, tmp_path / "stopped", quiet=True)
     assert same(held(tmp_path / "through"), held(tmp_path / "stopped"))
-    valid = [[m["bits_per_byte"] for m in of_kind(tmp_path / n, "valid")] for n in ("through", "stopped")]
+    valid = [[m["bits_per_byte"] for m in of_kind(tmp_path / n, "validation")] for n in ("through", "stopped")]
     assert valid[0] == valid[1] != []
 
 
@@ -592,7 +592,7 @@ def test_a_file_that_finds_no_room_leaves_the_one_before_and_nothing_beside_it(s
     assert (small_disk / "a").read_bytes() == b"before" and len(list(small_disk.iterdir())) == 1
 
 
-WRITTEN = ["config.toml", "recipe.toml", "boundaries-", "metrics.jsonl", "held_out.json", "report.html"]
+WRITTEN = ["config.toml", "recipe.toml", "boundaries-", "metrics.jsonl", "held_out.json", "model.json", "report.html"]
 
 
 @pytest.mark.fault("T9")

@@ -7,6 +7,7 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from rich.cells import cell_len
 from bytelm.errors import DataError, ResourceError
 from bytelm.report.charts import Bar, bar_chart, histogram, line_chart, log_ticks, ticks
 from bytelm.report.glyphs import character, glyph, pieces
+from bytelm.report.markup import rendered
 from bytelm.report.page import Files, FileType, HeldOut, ReportData, Sample, render, write
-from bytelm.report.patches import PatchView, fragment, html, plain, summary, terminal
-from bytelm.report.sections import drift
+from bytelm.report.patches import PatchView, drawable, fragment, html, plain, summary, terminal
+from bytelm.report.sections import lengths_over_training
 
 VOID = {"meta", "br", "wbr", "img"}
 TAGS = re.findall(
@@ -306,25 +308,26 @@ def metrics() -> list[dict[str, object]]:
         | {"bytes_per_second": 2e3, "patch_lengths": [step, 0, 3 * step]}
         for step in range(100, 900, 100)
     ]
-    valid = [line("valid", step, 2.5) for step in (300, 600)]
+    validation = [line("validation", step, 2.5) for step in (300, 600)]
     beside: list[dict[str, object]] = [
-        {"kind": "phase", "step": 0, "name": "packing", "took": 3.0},
-        {"kind": "phase", "step": 300, "name": "looks", "took": 7.0},
-        {"kind": "phase", "step": 600, "name": "looks", "took": 8.0},
-        {"kind": "memory", "step": 600, "bytes": 600_000, "peak": 900e6, "before": 300e6, "predicted": 500e6},
+        {"kind": "phase", "step": 0, "name": "packing", "seconds": 3.0},
+        {"kind": "phase", "step": 300, "name": "validation", "seconds": 7.0},
+        {"kind": "phase", "step": 600, "name": "validation", "seconds": 8.0},
+        {"kind": "memory", "step": 600, "bytes": 600_000, "peak": 900e6, "baseline": 300e6, "predicted": 500e6},
         {"kind": "skipped", "step": 250, "bytes": 250_000, "seconds": 125.0, "reason": "a <spike>"},
         {"kind": "resumed", "step": 400, "bytes": 400_000, "seconds": 200.0},
     ]
-    return [*train, *valid, *beside, {"kind": "strange", "bits_per_byte": "x"}, {}]
+    return [*train, *validation, *beside, {"kind": "strange", "bits_per_byte": "x"}, {}]
 
 
 def full(**changes: object) -> ReportData:
-    held = HeldOut(2.2, 61_000, 2.1, 2.3, [FileType(".md", 40_000, 2.0, 10_000), FileType("<none>", 21_000, 2.5)])
+    held = HeldOut(2.2, 61_000, 2.1, 2.3, [FileType(".md", 40_000, 2.0, 4.0), FileType("<none>", 21_000, 2.5)])
     view = PatchView(b"ab", [True, True], [1.0, 2.0], 1.5)
     fields: dict[str, object] = dict(
         title="run", metrics=metrics(), patch_lengths={1: 3, 4: 9}, views=[("A caption", view)],
         samples=[Sample(None, b"Hello", b" world\xff")], compressors={"gzip": 2.9, "xz": 2.6}, held_out=held,
-        config_toml='name = "<blt>"', facts={"machine": "2 cores"}, subtitle="blt", state="finished", cutting="entropy",
+        config_toml='name = "<blt>"', facts={"machine": "2 cores"}, subtitle="blt", state="finished",
+        segmentation="entropy",
         key_figures=[("8.9M", "parameters")], command="bytelm train notes", split="valid",
         files=Files([(".md", [3, 90_000, 0, 40_000])], [("a pipe", "not a file")], ["4 files read"]),
     )  # fmt: skip
@@ -352,7 +355,7 @@ def test_a_full_report_shows_everything_and_fetches_nothing() -> None:
     wanted += [
         "skipped: step 250 (a <spike>)",
         "resumed: from step 400",
-        "the valid documents",
+        "on the validation split",
         "frozen before the first",
     ]
     assert [words for words in wanted if words not in page.text] == []
@@ -377,11 +380,12 @@ def test_a_step_done_again_counts_once_and_long_runs_are_thinned() -> None:
     assert [100 <= len(line.split()) <= 300 for line in points] == [True]
 
 
-def test_patches_that_cannot_drift_have_no_picture_of_it() -> None:
-    assert "frozen before the first step" in drift(metrics(), "entropy") and "The rule is fixed" in drift(
-        metrics(), "space"
-    )
-    assert drift(metrics(), "fixed") == drift(metrics(), "") == drift([], "entropy") == ""
+def test_patch_lengths_that_cannot_change_have_no_picture() -> None:
+    for scheme, why in (("entropy", "frozen before the first step"), ("space", "The rule is fixed")):
+        figure = lengths_over_training(metrics(), scheme)
+        assert figure is not None and why in figure.caption
+    assert lengths_over_training(metrics(), "fixed") is lengths_over_training(metrics(), "") is None
+    assert lengths_over_training([], "entropy") is None
 
 
 @given(BYTES, TEXTS)
@@ -389,7 +393,7 @@ def test_patches_that_cannot_drift_have_no_picture_of_it() -> None:
 def test_nothing_in_the_data_becomes_markup(data: bytes, text: str) -> None:
     line: dict[str, object] = {"kind": "sample", "step": 3, "prompt": text, "text": text}
     skipped: dict[str, object] = {"kind": "skipped", "step": 3, "bytes": 3, "reason": text}
-    phase: dict[str, object] = {"kind": "phase", "name": text, "took": 3.0}
+    phase: dict[str, object] = {"kind": "phase", "name": text, "seconds": 3.0}
     lines = [*metrics(), line, skipped, phase]
     report = full(
         title=text, metrics=lines, samples=[Sample(1, data, data)], compressors={text: 2.0},
@@ -400,6 +404,19 @@ def test_nothing_in_the_data_becomes_markup(data: bytes, text: str) -> None:
     source = render(report)
     source.encode()
     Page(source).assert_inert()
+
+
+@pytest.mark.parametrize("template", ["report.html", "comparison.html", "patches.html", "fragment.html", "media.html"])
+def test_every_template_escapes_what_it_is_given(template: str) -> None:
+    """`safe` is for what Python made markup of: charts, the stylesheet, the gallery. Nothing else may ask for it."""
+    folder = files("bytelm.report") / "templates"
+    for name in (template, "base.html", "parts.html"):
+        marked = re.findall(r"\{\{([^}]*)\| *safe", (folder / name).read_text(encoding="utf-8"))
+        assert {words.strip() for words in marked} <= {"f.chart", "sheet()", "gallery", "sound.wave"}
+    assert (
+        rendered("patches.html", title="<i>&\"'", view=drawable(PatchView(b"", []))).count("&lt;i&gt;&amp;&#34;&#39;")
+        == 2
+    )
 
 
 def test_samples_are_shown_through_training_with_the_prompt_marked() -> None:
@@ -418,8 +435,8 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write(path, "new ü")
     assert path.read_text(encoding="utf-8") == "new ü"
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ResourceError, match="cannot write the report"):
+    with pytest.raises(ResourceError, match="cannot write"):
         write(tmp_path / "folder", "x")
-    with pytest.raises(ResourceError, match="choose another place"):
+    with pytest.raises(ResourceError, match="name another place"):
         write(tmp_path / "missing" / "report.html", "x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "report.html"]

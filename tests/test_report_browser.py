@@ -124,14 +124,14 @@ def long() -> ReportData:
         | {"bytes_per_second": 1e5 + step, "patch_lengths": [step % 7, 40, 30, 9, 4, 0, 1, *([0] * 24), step % 5]}
         for step in range(1, 3000)
     ]
-    metrics += [line("valid", step, bits_per_byte=2.1 + 6 / (1 + step / 50)) for step in range(100, 3000, 100)]
+    metrics += [line("validation", step, bits_per_byte=2.1 + 6 / (1 + step / 50)) for step in range(100, 3000, 100)]
     metrics += [line("skipped", step, reason=f"a spike of {step} " * 3) for step in (5, 6, 7, 1500, 2999)]
     metrics += [line("resumed", step) for step in (1000, 1010, 2998)]
     metrics += [line("sample", step, prompt="x" * 300, text="y" * 900) for step in range(0, 3000, 900)]
-    names = ("packing", "fitting entropy model", "computing patch boundaries", "encoding", "looks", "saving")
-    metrics += [line("phase", 0, name=name, took=10.0**power) for power, name in enumerate(names)]
-    metrics += [line("memory", 10, peak=123.4e9, before=0.7e9, predicted=98.7e9)]
-    types = [FileType(f".{'suffix' * 6}{n}", 10**n, 1.0 + n / 4, 10**n // 5 + 1) for n in range(14)]
+    names = ("packing", "fitting entropy model", "computing patch boundaries", "encoding", "validation", "saving")
+    metrics += [line("phase", 0, name=name, duration=10.0**power) for power, name in enumerate(names)]
+    metrics += [line("memory", 10, peak=123.4e9, baseline=0.7e9, predicted=98.7e9)]
+    types = [FileType(f".{'suffix' * 6}{n}", 10**n, 1.0 + n / 4, 5.0) for n in range(14)]
     held = HeldOut(1.234, 10**12, 1.1, 1.4, types)
     view = PatchView(bytes(range(256)) + b"w" * 90, [True] + [False] * 345, [n % 8 / 1.5 for n in range(346)], 2.0)
     return full(

@@ -13,17 +13,22 @@ import pytest
 import torch
 from PIL import Image
 
-from bytelm.checkpoint import store
-from bytelm.checkpoint.metrics import METRICS, read_metrics
+from bytelm import inspection
+from bytelm.checkpoint import assemble, store
+from bytelm.checkpoint.metrics import METRICS, current, read_history, read_metrics
 from bytelm.cli import run as cli
 from bytelm.data.corpus import Corpus
+from bytelm.errors import CheckpointError, ResourceError
 from bytelm.evaluate.patches import lengths_by_kind
-from bytelm.evaluate.stream import patcher_of
 from bytelm.lm import load
+from bytelm.report import artifacts
+from bytelm.report.artifacts import EVALUATION, Inspection, keep_inspection, read_inspection
 from bytelm.report.gather import gather
-from bytelm.report.page import render
+from bytelm.report.media import Completion
+from bytelm.report.page import Sample, render
+from bytelm.report.patches import PatchView
 from bytelm.report.recorded import Clock, curve, intervals, marks, memory, phases, thinned
-from bytelm.train import lengths
+from bytelm.train import finish, lengths
 from bytelm.train.journal import Journal
 from bytelm.train.run import keep_config, train
 from bytelm.train.settings import configure
@@ -42,7 +47,7 @@ KINDS = {
     "transformer over 300 tokens": ("bpe-tiny", [*PLAIN, "model.vocabulary=300"]),
     "transformer": ("byte-tiny", PLAIN),
 }
-STAGES = ("packing", "fitting entropy model", "calibrating thresholds", "computing patch boundaries")
+FILES = artifacts.FILES
 DRIFTS = ("entropy", "tokens")
 GOING = ("blt over entropy patches", "megabyte over patches of 8 bytes")
 
@@ -61,16 +66,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_kind_of_run_has_a_report(corpus: Path, tmp_path: Path, kind: str) -> None:
     preset, sets = KINDS[kind]
     run = tmp_path / "a run"
-    train([corpus], configure(preset, sets=[*sets, *SHOWN], steps=4), run, quiet=True)
+    ended = finish.train([corpus], configure(preset, sets=[*sets, *SHOWN], steps=4), run, quiet=True)
+    assert ended.final is not None and ended.final.evaluation is not None
     source = render(gather(run))
+    assert ended.final.report.read_text(encoding="utf-8") == source
     page = Page(source)
     page.assert_inert()
     for svg in re.findall(r"<svg.*?</svg>", source, re.DOTALL):
         drawn(svg)
     said = ["a run", kind, "finished", "parameters", "steps, 0 skipped", "validation", "Samples", "packing", "peak"]
-    said += ["config.toml", "12 files read; left out: 1 (no such file or directory)."]
+    said += ["config.toml", "12 files read; skipped: 1 (no such file or directory)."]
     assert [words for words in said if words not in page.text] == []
-    assert ("trained on, one histogram a column" in page.text) == any(name in kind for name in DRIFTS)
+    assert ("one histogram per column" in page.text) == any(name in kind for name in DRIFTS)
     assert len(source) < 1_000_000
     if kind in GOING:  # the command of the page goes on with the run
         (command,) = re.findall(r'<pre class="code">(bytelm train .*?)</pre>', source)
@@ -85,10 +92,68 @@ def test_an_unfinished_run_without_validation_has_a_report(corpus: Path, tmp_pat
     journal = Journal(tmp_path / "run" / METRICS, quiet=True)
     keep_config(configure("byte-tiny", sets=sets, steps=8), tmp_path / "run", (), journal)
     page = Page(render(gather(tmp_path / "run")))
-    assert "unfinished: 25% of its budget" in page.text and "No validation documents" in page.text
-    assert "on the training bytes, at step 2; not yet evaluated" in page.text
+    assert "unfinished: 25% of its budget" in page.text and "validation split is empty" in page.text
+    assert "on the training split, at step 2; not yet evaluated" in page.text
     (tmp_path / "run" / METRICS).unlink()  # as it is in weights that came from elsewhere
     assert "Nothing has been measured yet." in Page(render(gather(tmp_path / "run"))).text
+
+
+def test_eval_keeps_what_the_report_shows_and_an_old_run_gets_its_panels(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Training alone leaves no inspection: `gather` leaves its panels out, `report` and `eval` make it, once a step."""
+    run, config = tmp_path / "run", configure("demo", sets=[*BLT, *SHOWN], steps=2)
+    assert finish.train([corpus], config, run, quiet=True, evaluate=False).final is None
+    assert not [name for name in (EVALUATION, *FILES, "report.html") if (run / name).exists()]
+    page = Page(render(gather(run)))
+    assert page.classed("patch") == 0 and "parameters" not in page.text and "not yet evaluated" in page.text
+    assert cli(["report", str(run), "--quiet"]) == 0
+    made = {name: (run / name).read_bytes() for name in FILES}
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert page.classed("patch") and "parameters" in page.text and "not yet evaluated" in page.text
+
+    monkeypatch.setattr(inspection, "inspect", None)  # nothing is made twice, and no model loaded for it
+    monkeypatch.setattr(assemble, "load", None)
+    assert cli(["report", str(run), "--quiet"]) == 0
+    monkeypatch.undo()
+    assert cli(["eval", str(run), str(corpus / "0.md"), "--quiet"]) == 0 and not (run / EVALUATION).exists()
+    assert cli(["eval", str(run), "--context", "32"]) == 0 and not (run / EVALUATION).exists()
+    assert cli(["eval", str(run), "--json"]) == 0 and (run / EVALUATION).exists()
+    assert {name: (run / name).read_bytes() for name in FILES} == made
+    assert "of the test split" in Page(render(gather(run))).text
+
+    more = configure("demo", sets=[*BLT, *SHOWN], steps=3)
+    assert finish.train([corpus], more, run, quiet=True, evaluate=False).signal is None
+    assert "at step 2 of 3" in Page(render(gather(run))).text
+    monkeypatch.setattr(artifacts, "write_whole", no_room)
+    capfd.readouterr()
+    assert cli(["eval", str(run), "--quiet"]) == 0 and "not kept for the report: no room" in capfd.readouterr().err
+    assert cli(["report", str(run), "--quiet", "--out", str(tmp_path / "x.html")]) == 0
+    assert "3 steps" in Page((tmp_path / "x.html").read_text(encoding="utf-8")).text
+
+
+def no_room(*_: object) -> None:
+    raise ResourceError("no room")
+
+
+def test_an_inspection_is_read_as_it_was_kept(tmp_path: Path) -> None:
+    found = Inspection(
+        3, "test", "a model", "entropy", 10, 4, {".py": {1: 2, 9: 1}},
+        [PatchView(b"\xffab", [True, False, True], [1.0, 2.0, 0.5], 0.7), PatchView(b"", [])],
+        [Sample(None, b"\x00", b"\xfe")], [Completion(b"abc", 1, b"\x80")], [b"", b"\xff"], "a note",
+    )  # fmt: skip
+    assert read_inspection(tmp_path) == Inspection(passages=[], samples=[], completions=[])
+    keep_inspection(tmp_path, found)
+    assert read_inspection(tmp_path) == found
+    for name in FILES:
+        kept = (tmp_path / name).read_text()
+        for damaged in ("{", "[]", '{"step": 3, "passages": [{}], "samples": 5, "what": 1}'):
+            (tmp_path / name).write_text(damaged)
+            with pytest.raises(CheckpointError, match=r"damaged.*delete them"):
+                read_inspection(tmp_path)
+        (tmp_path / name).unlink()
+        assert read_inspection(tmp_path).step is None  # of which one cannot tell whether it is the newest
+        (tmp_path / name).write_text(kept)
 
 
 def test_pictures_have_a_report(tmp_path: Path) -> None:
@@ -97,10 +162,10 @@ def test_pictures_have_a_report(tmp_path: Path) -> None:
         Image.effect_noise((8, 8), number).convert("RGB").save(tmp_path / "photos" / f"{number}.png")
     shape = ["model.sizes=[12]", "model.dims=[32,16]", "model.layers=[1,1]", "model.heads=[2,2]"]
     config = configure(None, sets=[*shape, "train.batch=2", "train.sample_bytes=4"], modality="image:4", steps=2)
-    train([tmp_path / "photos"], config, tmp_path / "run", quiet=True)
+    finish.train([tmp_path / "photos"], config, tmp_path / "run", quiet=True)
     page = Page(render(gather(tmp_path / "run")))
     page.assert_inert()
-    assert "bits per dimension over the training" in page.text.lower() and "Free samples" in page.text
+    assert "bits per dimension over the training" in page.text.lower() and "Unconditional samples" in page.text
 
 
 # ---- what is recorded
@@ -119,7 +184,7 @@ def test_the_lengths_of_an_epoch_are_those_of_the_corpus(corpus: Path, tmp_path:
     sets = [*spaces, *TRAINED, "train.window=4096", "train.batch=1", "data.valid=0"]
     train([corpus], configure("demo", sets=[*sets, "data.test=0"], steps=4), tmp_path / "run", quiet=True)
     lm, data = load(tmp_path / "run"), Corpus.open(tmp_path / "run" / "data")
-    patcher = patcher_of(lm.model)
+    patcher = lm.model.patcher
     assert patcher is not None
     table = data.documents("train")
     documents = [("", data.read(int(s), int(n))) for s, n in zip(table.starts, table.sizes, strict=True)]
@@ -134,17 +199,19 @@ def test_the_lengths_of_an_epoch_are_those_of_the_corpus(corpus: Path, tmp_path:
 
 def test_where_time_and_memory_went_is_recorded(corpus: Path, tmp_path: Path) -> None:
     train([corpus], configure("demo", sets=[*BLT, *SHOWN], steps=3), tmp_path / "run", quiet=True)
-    metrics = read_metrics(tmp_path / "run" / METRICS)
-    assert [*phases(metrics)] == [*STAGES, "steps", "looks", "saving"]
-    assert all(took > 0 for took in phases(metrics).values())
+    metrics = read_history(tmp_path / "run" / METRICS)
+    names = ["packing", "fitting entropy model", "calibrating thresholds", "computing patch boundaries"]
+    names += ["steps", "validation", "saving"]
+    assert [*phases(metrics)] == names
+    assert all(seconds > 0 for seconds in phases(metrics).values())
     held = memory(metrics)
-    assert held["peak"] >= held["before"] > 50e6  # a process that holds torch
+    assert held["peak"] >= held["baseline"] > 50e6  # a process that holds torch
     assert "predicted" not in held  # float32 here
     low = configure("byte-tiny", sets=[*PLAIN, *TRAINED, "train.precision=bfloat16"], steps=1)
     train([corpus], low, tmp_path / "low", quiet=True)
-    assert 1e5 < memory(read_metrics(tmp_path / "low" / METRICS))["predicted"] < 1e8
-    (sitting,) = (line for line in metrics if line["kind"] == "sitting")
-    assert sitting["paths"] == [str(corpus)] and sitting["torch"] == torch.__version__
+    assert 1e5 < memory(read_history(tmp_path / "low" / METRICS))["predicted"] < 1e8
+    (session,) = (line for line in metrics if line["kind"] == "session_start")
+    assert session["paths"] == [str(corpus)] and session["torch"] == torch.__version__
 
 
 def test_a_save_that_fails_is_not_told(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +221,7 @@ def test_a_save_that_fails_is_not_told(corpus: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(store, "save", full)
     with pytest.raises(OSError, match="no space"):
         train([corpus], configure("byte-tiny", sets=[*PLAIN, *SHOWN], steps=1), tmp_path / "run", quiet=True)
-    told = read_metrics(tmp_path / "run" / METRICS)
+    told = read_history(tmp_path / "run" / METRICS)
     assert "saving" not in phases(told) and memory(told) == {}
 
 
@@ -166,7 +233,7 @@ def line(kind: str, step: int, **more: object) -> dict[str, object]:
 
 
 def test_the_clock_tells_steps_and_seconds_between_lines() -> None:
-    clock = Clock.of([line("train", 10), line("valid", 20), line("train", 20)])
+    clock = Clock.of([line("train", 10), line("validation", 20), line("train", 20)])
     assert [clock.at(bytes) for bytes in (0, 500, 1000, 1500, 9999)] == [(0, 0), (5, 10), (10, 20), (15, 30), (20, 40)]
     assert Clock.of([]).at(50) == (0, 0)
 
@@ -180,8 +247,9 @@ def test_intervals_hold_every_patch_once_and_follow_each_other() -> None:
     assert intervals([line("train", 1, patch_lengths=None)], 8) == []
 
 
-def test_phases_add_up_over_sittings_and_marks_say_why() -> None:
-    metrics = [
+def test_phases_add_up_over_sessions_and_marks_say_why() -> None:
+    """In the names of older runs: a file of theirs is drawn as any other."""
+    older = [
         line("phase", 0, name="packing", took=3.0),
         line("phase", 9, name="looks", took=1.0),
         line("phase", 0, name="packing", took=0.5),
@@ -190,7 +258,11 @@ def test_phases_add_up_over_sittings_and_marks_say_why() -> None:
         line("skipped", 5, reason="a spike"),
         line("resumed", 3),
     ]
-    assert phases(metrics) == {"packing": 3.5, "steps": 18.0, "looks": 1.0}
+    metrics = [current(line) for line in older]
+    newer = [{"duration" if key == "took" else key: value for key, value in line.items()} for line in metrics]
+    assert [current(line) for line in newer] == newer
+    assert phases(metrics) == phases(newer) == {"packing": 3.5, "steps": 18.0, "validation": 1.0}
+    assert memory([current(line("memory", 1, before=2.0, peak=3.0))]) == {"baseline": 2.0, "peak": 3.0}
     assert [(mark.bytes, mark.kind) for mark in marks(metrics)] == [
         (400, "skipped"),
         (500, "skipped"),

@@ -171,7 +171,7 @@ def test_a_phase_a_stage_and_one_way_of_progress(corpus: Corpus, tmp_path: Path,
         (tmp_path / str(number)).mkdir()
         run_stage(alone.made(tmp_path / str(number), corpus, journal), journal)
     phases = [line["name"] for line in journal.lines if line["kind"] == "phase"]
-    names, shown = [name for name in phases if name not in ("looks", "saving")], capfd.readouterr().err
+    names, shown = [name for name in phases if name not in ("validation", "saving")], capfd.readouterr().err
     assert names[:3] == ["packing", *["fitting entropy model"] * 2] and len(names) == len(STAGES)
     assert all(f"{name}: " in shown for name in {*names})
     assert "data: 20 files" in shown and "patches: " in shown and "tokens: " in shown

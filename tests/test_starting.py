@@ -20,7 +20,6 @@ from bytelm.config import build, load_toml
 from bytelm.data.boundaries import Boundaries
 from bytelm.data.corpus import Corpus
 from bytelm.errors import CheckpointError, ConfigError
-from bytelm.evaluate.stream import patcher_of
 from bytelm.interfaces.objective import score
 from bytelm.train import loop
 from bytelm.train.config import RunConfig, TrainConfig
@@ -122,7 +121,7 @@ def test_the_entropy_model_and_its_thresholds_are_kept(entropy: Path, others: Pa
     train([others], going(entropy, run), run, quiet=True)
     assert not (run / "scorer").exists()
     assert load_toml(run / "recipe.toml")["patching"] == load_toml(entropy / "recipe.toml")["patching"]
-    patcher, corpus = patcher_of(load(entropy).model), Corpus.open(run / "data")
+    patcher, corpus = load(entropy).model.patcher, Corpus.open(run / "data")
     assert patcher is not None
     recipe = build(Recipe, trained(entropy)[1]["recipe"], "the start")
     Boundaries.open(run / "data", fingerprint_of(patcher, recipe, corpus))  # those that the start itself would cut

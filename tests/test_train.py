@@ -61,7 +61,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def losses(run: Path) -> dict[int, float]:
-    return {m["step"]: m["bits_per_byte"] for m in read_metrics(run / METRICS) if m["kind"] == "valid"}
+    return {m["step"]: m["bits_per_byte"] for m in read_metrics(run / METRICS) if m["kind"] == "validation"}
 
 
 @pytest.mark.fault("T6")
@@ -104,14 +104,13 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
 def test_boundaries_in_training_are_those_in_generation(corpus: Path, tmp_path: Path) -> None:
     from bytelm.data.boundaries import Boundaries
     from bytelm.data.corpus import Corpus
-    from bytelm.evaluate.stream import patcher_of
     from bytelm.train.stages.boundaries import fingerprint_of
     from bytelm.units import BOS
 
     run = tmp_path / "run"
     train([corpus], nano(steps=1), run, quiet=True)
     loaded = load(run)
-    patcher = patcher_of(loaded.model)
+    patcher = loaded.model.patcher
     assert patcher is not None
     packed = Corpus.open(run / "data")
     from bytelm.checkpoint.assemble import Recipe
@@ -328,6 +327,6 @@ def test_a_run_killed_at_any_instant_goes_on(corpus: Path, tmp_path: Path) -> No
 def test_metrics_are_json_lines(corpus: Path, tmp_path: Path) -> None:
     train([corpus], nano("patching.name=space", steps=3), tmp_path / "run", quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
-    assert {line["kind"] for line in lines} == {"sitting", "phase", "train", "valid", "memory"}
+    assert {line["kind"] for line in lines} == {"session_start", "phase", "train", "validation", "memory"}
     assert all({"step", "bytes", "seconds"} <= line.keys() for line in lines)
-    assert all("bits_per_byte" in line for line in lines if line["kind"] in ("train", "valid"))
+    assert all("bits_per_byte" in line for line in lines if line["kind"] in ("train", "validation"))

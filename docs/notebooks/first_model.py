@@ -12,16 +12,17 @@ from IPython.display import HTML
 
 import bytelm
 from bytelm.checkpoint.metrics import read_metrics
+from bytelm.inspection import view
 from bytelm.report.charts import line_chart
-from bytelm.report.gather import view
+from bytelm.report.markup import sheet
 from bytelm.report.patches import fragment
-from bytelm.report.style import SHEET
 
 
 def show(picture: str) -> HTML:
     """A chart or a figure of patches, with the style of the reports limited to it."""
     box = ".bytelm { padding: 1rem; border-radius: 8px; background: var(--paper); color: var(--ink); }"
-    return HTML(f"<style>.bytelm {{ {SHEET.replace(':root', '&')} }} {box}</style><div class='bytelm'>{picture}</div>")
+    style = f"<style>.bytelm {{ {sheet().replace(':root', '&')} }} {box}</style>"
+    return HTML(f"{style}<div class='bytelm'>{picture}</div>")
 
 
 # %% [markdown]

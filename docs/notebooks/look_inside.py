@@ -14,18 +14,18 @@ from IPython.display import HTML
 import bytelm
 from bytelm.evaluate.patches import lengths_by_kind
 from bytelm.evaluate.stream import patcher_of
+from bytelm.inspection import view, view_of
 from bytelm.nn.state import map_state
 from bytelm.report.charts import histogram
-from bytelm.report.gather import view, view_of
+from bytelm.report.markup import sheet
 from bytelm.report.patches import fragment
-from bytelm.report.style import SHEET
 from bytelm.units import BOS, bits_per_byte
 
 
 def show(*pictures: str) -> HTML:
     """Charts or figures of patches, with the style of the reports limited to them."""
     box = ".bytelm { padding: 1rem; border-radius: 8px; background: var(--paper); color: var(--ink); }"
-    style = f"<style>.bytelm {{ {SHEET.replace(':root', '&')} }} {box}</style>"
+    style = f"<style>.bytelm {{ {sheet().replace(':root', '&')} }} {box}</style>"
     return HTML(f"{style}<div class='bytelm'>{''.join(pictures)}</div>")
 
 

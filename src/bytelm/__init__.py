@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bytelm.errors import BytelmError as BytelmError
     from bytelm.lm import LM as LM
     from bytelm.lm import load as load
-    from bytelm.lm import train as train
+    from bytelm.train.finish import train as train
     from bytelm.train.settings import configure as configure
 
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ _HOMES = {
     "LM": "bytelm.lm",
     "configure": "bytelm.train.settings",
     "load": "bytelm.lm",
-    "train": "bytelm.lm",
+    "train": "bytelm.train.finish",
 }
 
 __all__ = ["LM", "BytelmError", "__version__", "configure", "load", "train"]

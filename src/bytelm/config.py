@@ -17,18 +17,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-import re
 import reprlib
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, is_dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
 
 from bytelm.errors import ConfigError
 from bytelm.find import find, name_of, names, unknown
@@ -104,7 +104,7 @@ def _value(kind: Any, value: Any, key: str) -> Any:
         return float(value)
     if bare is float and type(value) is float and not math.isfinite(value):
         raise ConfigError(f"{key} must be finite, not {value}")
-    if type(value) is not bare:  # not isinstance: True is an int to Python, and no count to anybody
+    if type(value) is not bare:  # not isinstance: bool is a subclass of int
         raise ConfigError(f"{key} must be {_SCALARS[bare]}, not {_show(value)}")
     return value
 
@@ -193,44 +193,13 @@ def dump_toml(mapping: Mapping[str, Any]) -> str:
 
     Raises ConfigError for a string that is no Unicode text (an undecodable file name), which TOML cannot hold.
     """
-    return "\n".join(_lines(mapping, "")).lstrip("\n") + "\n"
-
-
-def _lines(table: Mapping[str, Any], header: str) -> Iterator[str]:
-    plain = [f"{_toml_key(key)} = {_toml(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
-    if header and (plain or not table):
-        yield from ("", f"[{header}]")
-    yield from plain
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _lines(value, _dotted(header, _toml_key(key)))
-
-
-def _toml(value: Any) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return repr(value)
-        case str():
-            return _quoted(value)
-        case list() | tuple():
-            return f"[{', '.join(map(_toml, value))}]"
-        case _:
-            raise TypeError(f"no TOML for {value!r}")
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _quoted(key)
-
-
-def _quoted(text: str) -> str:
-    """A TOML basic string: JSON's escapes are a subset of TOML's, but JSON leaves DEL as it is and TOML forbids it."""
+    text = tomli_w.dumps(mapping)
     try:
         text.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"{text!r} is not Unicode text, so no TOML file can hold it") from None
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    except UnicodeEncodeError as error:
+        line = text[text.rfind("\n", 0, error.start) + 1 :].partition("\n")[0]
+        raise ConfigError(f"{line!a} is not Unicode text, so no TOML file can hold it") from None
+    return text
 
 
 # --- layers: presets, files, --set ------------------------------------------------------------------------------------

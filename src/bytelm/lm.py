@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from bytelm.checkpoint import assemble, pretrained
-from bytelm.checkpoint.metrics import METRICS, read_metrics
+from bytelm.checkpoint.metrics import METRICS, read_history
 from bytelm.compress.stream import compress, decompress
 from bytelm.data.modalities.base import Modality
 from bytelm.decoding import Weights
@@ -29,8 +29,7 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.units import LN2
 
 if TYPE_CHECKING:
-    from bytelm.train.config import RunConfig
-    from bytelm.train.run import Result
+    pass
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -61,16 +60,6 @@ def split(options: Options) -> dict[str, Any]:
     given: dict[str, Any] = dict(options)
     chosen = {field.name: given.pop(field.name) for field in fields(Sampling) if field.name in given}
     return given | {"sampling": Sampling(**chosen)}
-
-
-class Training(TypedDict, total=False):
-    """What `train.run.train` may be given besides: see there."""
-
-    quiet: bool
-    exclude: Sequence[Path]
-    log: Sequence[str]
-    force: bool
-    allow_change: Sequence[str]
 
 
 class LM:
@@ -168,18 +157,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         raise UsageError(f"dtype {dtype}: weights can be {', '.join(map(str, DTYPES))}")
     loaded = assemble.load(path, resolve(device), dtype)
     state, run = loaded.state, loaded.checkpoint.parent.parent
-    measured = [line for line in read_metrics(run / METRICS) if line.get("kind") == "valid"] if "step" in state else []
+    lines = read_history(run / METRICS) if "step" in state else []
+    measured = [line for line in lines if line.get("kind") == "validation"]
     bits = [line["bits_per_byte"] for line in measured if line["step"] <= state["step"]]
     return LM(loaded.model, int(state["context"]), loaded.modality, state["recipe"], bits[-1] if bits else None)
-
-
-def train(paths: Sequence[str | Path], config: RunConfig, run: str | Path, **options: Unpack[Training]) -> Result:
-    """`bytelm.train.run.train`, with a sample of the model's own text at each validation."""
-    from bytelm.train.run import train as fit
-
-    return fit(paths, config, run, sample=continued, **options)
-
-
-def continued(model: ByteModel, prompt: bytes, limit: int, seed: int) -> bytes:
-    """What the model continues a prompt with."""
-    return generate(model, [prompt], max_bytes=limit, sampling=Sampling(), seed=seed)[0].data

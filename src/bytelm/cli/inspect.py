@@ -41,7 +41,7 @@ def patches(
         Text, @file, or - for standard input.
     """
     from bytelm.device import use
-    from bytelm.report.gather import view_of
+    from bytelm.inspection import view_of
     from bytelm.report.page import write
     from bytelm.report.patches import html as page
     from bytelm.report.patches import plain, summary, terminal
@@ -95,6 +95,9 @@ def presets(*, device: Device = "auto", json: Json = False) -> int:
 def report(run: Path, /, *, out: Stream | None = None, device: Device = "auto", quiet: Quiet = False) -> int:
     """Write the report of a run, finished or not, as one self-contained HTML page.
 
+    It is drawn from the files of the run. Where those on the newest checkpoint are missing, as in a run that was
+    interrupted, the model is loaded once to make them: its patches and samples.
+
     Example: bytelm report runs/demo
 
     Parameters
@@ -102,13 +105,16 @@ def report(run: Path, /, *, out: Stream | None = None, device: Device = "auto", 
     out
         The file to write, or - for standard output (default: RUN/report.html).
     """
+    from bytelm.checkpoint.assemble import load
     from bytelm.device import use
+    from bytelm.inspection import inspected
     from bytelm.report.gather import gather
     from bytelm.report.page import render, write
 
     if not run.is_dir():
         raise UsageError(f"no run at {run}: name a directory that `bytelm train` wrote")
-    path, page = out or run / "report.html", render(gather(run, partial(counter, quiet=quiet), use(device)))
+    found = inspected(run, lambda: load(run, use(device)), partial(counter, quiet=quiet))
+    path, page = out or run / "report.html", render(gather(run, found))
     if is_stdin(out):
         sys.stdout.write(page)
         return 0

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -14,9 +15,10 @@ from cyclopts import Parameter
 from bytelm.cli.common import Device, Json, Quiet, counter, lone, paths_of, print_json, print_table, print_verdict
 from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
-from bytelm.errors import UsageError
+from bytelm.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
+    from bytelm.checkpoint.assemble import Loaded
     from bytelm.evaluate.verdict import Verdict
 
 Weights = Annotated[
@@ -51,7 +53,7 @@ def evaluate(
     run
         A run, or one checkpoint of it.
     paths
-        Files to evaluate, as for train (default: the run's test split).
+        Files to evaluate, as for train (default: the run's test split, whose result its report then shows).
     context
         Window length in bytes (default: the training context length).
     stride
@@ -103,11 +105,28 @@ def measured(
     found = documents_of(paths_of(paths), loaded.modality) if paths else spread(Corpus.open(run / "data"), "test")
     window, total = context or loaded.state["context"], sum(len(data) for _, data in found)
     model = rounded(loaded.model, weights) if weights else loaded.model
+    plain = not paths and (context, stride, inference, weights, precision) == (None, None, None, None, "float32")
     if inference is not None:
         if stride is not None:
             raise UsageError(f"--inference {inference} cannot be combined with --stride {stride}: leave one out")
         model, stride = for_measuring(model, inference, window)
-    return judge(model, found, window, stride, counter("measuring", total, quiet), loaded.modality, precision)
+    progress = counter("evaluating", total, quiet)
+    evaluation = judge(model, found, window, stride, progress, loaded.modality, precision)
+    if plain:
+        keep(run, loaded, evaluation, quiet)
+    return evaluation
+
+
+def keep(run: Path, loaded: Loaded, evaluation: Verdict, quiet: bool) -> None:
+    """Write what the report of a run is drawn from into the run; one that cannot be written is left as it is."""
+    from bytelm.inspection import inspected
+    from bytelm.report.artifacts import keep_evaluation
+
+    try:
+        keep_evaluation(run, loaded.state["step"], "test", evaluation.mapping())
+        inspected(run, lambda: loaded, partial(counter, quiet=quiet))
+    except ResourceError as error:
+        print(f"not kept for the report: {error}", file=sys.stderr)
 
 
 def ask(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,9 +31,8 @@ from bytelm.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from bytelm.train.config import RunConfig
-    from bytelm.train.run import Result
+    from bytelm.train.finish import Result
 
-HELD_OUT = 1 << 18  # bytes that the closing measurement of a training takes at the most
 EXAMPLE = "def parse_header(line):\n"
 
 
@@ -125,7 +125,6 @@ def train(
     if not paths and not print_config:
         raise UsageError("nothing to train on: name files or folders, as in `bytelm train ~/notes`")
     from bytelm.train.loggers import names_in
-    from bytelm.train.stop import StopRequest
 
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0] if sources else "run")
@@ -135,35 +134,42 @@ def train(
         return 0
     if dry_run:
         return say_what_it_takes(sources, settings, run, force, json)
-    from bytelm.lm import train as fit
+    from bytelm.train.finish import train as fit
 
-    with StopRequest():
-        changes, loggers = allow_change or (), names_in(log)
-        result = fit(sources, settings, run, quiet=quiet, log=loggers, allow_change=changes, force=force)
-        return finish(run, result, settings.train.device, quiet, json)
+    changes, loggers, watch = allow_change or (), names_in(log), partial(counter, quiet=quiet)
+    fitted = fit(sources, settings, run, quiet=quiet, log=loggers, force=force, allow_change=changes, watch=watch)
+    return ended(fitted, quiet, json)
 
 
-def finish(run: Path, result: Result, device: str, quiet: bool, json: bool) -> int:
-    """The end of a training as an exit code: 0 when it is measured, 128 and the signal where one ended it early."""
-    from bytelm.train.stop import Interrupted
+def ended(result: Result, quiet: bool, json: bool) -> int:
+    """Print how a training ended, as an exit code: 0, or 128 and the signal where one ended it early."""
     from bytelm.train.team import leads
 
-    signal = result.signal
-    if not leads():  # of several processes the first one measures and tells
-        return 0 if signal is None else 128 + signal
-    if signal is None:
-        try:
-            close(run, device, quiet, json)
-            return 0
-        except Interrupted as stopped:
-            signal = stopped.signal
-    saved = "what was prepared" if result.progress is None else f"step {result.progress.step}"
-    print(f"saved {saved} in {run}; the same command goes on from there", file=sys.stderr)
-    return 128 + signal
+    run, signal, final = result.run, result.signal, result.final
+    if signal is not None:
+        if leads():  # of several processes the first one reports
+            saved = "prepared data" if result.progress is None else f"step {result.progress.step}"
+            print(f"saved {saved} in {run}; run the same command again to resume", file=sys.stderr)
+        return 128 + signal
+    if final is None:
+        return 0
+    if json:
+        print_json(result.mapping())
+    elif not quiet:
+        if final.evaluation is not None:
+            print(f"\n{'validation' if final.split == 'valid' else final.split} split: ", end="")
+            print_verdict(final.evaluation)
+        print(f"report:  {final.report}")
+        modality = final.modality
+        if modality is not None and not modality.text:
+            print(f"next:    bytelm generate {run} --out new{modality.suffix} | bytelm eval {run} FILE")
+        else:
+            print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
+    return 0
 
 
 def say_what_it_takes(sources: Sequence[str], settings: RunConfig, run: Path, force: bool, json: bool) -> int:
-    """Print the estimate of a training, or refuse it as the training itself would be."""
+    """Print the estimate of a training, or refuse it as the training itself would."""
     from bytelm.train.estimate import check, estimate, lines, mapping, needs
 
     if not force:
@@ -184,56 +190,6 @@ def name_of(path: str) -> str:
         return "stdin"
     stem = Path(path.split("*")[0].rstrip("/") or "run").resolve().name.split(".")[0]
     return stem or "run"
-
-
-def close(run: Path, device: str, quiet: bool, json: bool) -> None:
-    """Measure a finished run on its held-out bytes, write its report, and say what to do next. Raises Interrupted."""
-    from bytelm.checkpoint.assemble import load
-    from bytelm.data.corpus import Corpus, Split
-    from bytelm.data.selection import spread
-    from bytelm.device import use
-    from bytelm.evaluate.verdict import judge
-    from bytelm.report.gather import gather, keep_verdict
-    from bytelm.report.page import render, write
-    from bytelm.train.stop import StopRequest
-
-    def told(what: str, total: int) -> Callable[[int], None]:
-        """A counter that a request to stop ends."""
-        count = counter(what, total, quiet)
-
-        def listening(more: int) -> None:
-            StopRequest.check()
-            if count:
-                count(more)
-
-        return listening
-
-    where = use(device)
-    loaded = load(run, where)
-    corpus = Corpus.open(run / "data")
-    splits: tuple[Split, ...] = ("test", "valid")
-    split: Split | None = next((s for s in splits if corpus.bytes(s)), None)
-    verdict = None
-    if split is not None:
-        documents = spread(corpus, split, HELD_OUT)
-        progress = told("measuring", sum(len(data) for _, data in documents))
-        context = loaded.state["context"]
-        verdict = judge(loaded.model, documents, context, progress=progress, modality=loaded.modality)
-        keep_verdict(run, verdict)
-    write(run / "report.html", render(gather(run, told, where)))
-    if json:
-        step = {key: loaded.state[key] for key in ("step", "bytes", "seconds", "skipped")}
-        print_json({"run": str(run), **step, "held_out": verdict.mapping() if verdict else None})
-    elif not quiet:
-        if verdict is not None:
-            print(f"\nheld out ({split}): ", end="")
-            print_verdict(verdict)
-        print(f"report:  {run / 'report.html'}")
-        modality = loaded.modality
-        if modality is not None and not modality.text:
-            print(f"next:    bytelm generate {run} --out new{modality.suffix} | bytelm eval {run} FILE")
-        else:
-            print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
 
 
 def calibrate(
@@ -286,21 +242,19 @@ def demo(
     """
     import bytelm
     from bytelm.device import use
-    from bytelm.lm import train as fit
+    from bytelm.train.finish import train as fit
     from bytelm.train.settings import configure
-    from bytelm.train.stop import StopRequest
 
-    with StopRequest():
-        settings = configure("demo", sets=[f"train.device={device}"], minutes=minutes)
-        result = fit(standard_library(), settings, run, quiet=quiet)
-        if code := finish(run, result, device, quiet, json):
-            return code
+    settings = configure("demo", sets=[f"train.device={device}"], minutes=minutes)
+    result = fit(standard_library(), settings, run, quiet=quiet, watch=partial(counter, quiet=quiet))
+    if code := ended(result, quiet, json):
+        return code
     if not quiet and not json:
         print(f"\n{EXAMPLE}", end="", flush=True)
         from bytelm.cli.measure import show_bytes_as_text
 
         show_bytes_as_text(bytelm.load(run, use(device)).stream(EXAMPLE.encode(), max_bytes=300, temperature=0.5))
-        print(f"\n\nopen {run / 'report.html'} to see the loss, the patches and more")
+        print(f"\n\nopen {run / 'report.html'} to see training curves, patches and more")
     return 0
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bytelm.checkpoint.assemble import load
-from bytelm.checkpoint.metrics import METRICS, read_metrics
+from bytelm.checkpoint.metrics import METRICS, read_history
 from bytelm.compare.held_out import kept
 from bytelm.compare.plan import Planned
 from bytelm.data.files import write_whole
@@ -68,7 +68,7 @@ def work(home: Path, name: str, seed: int, run: Path, device: str, quiet: bool) 
     model = load(run, where).model
     documents = ((str(number), data) for number, data in stretches)
     found = list(measure(model, documents, context=config.train.window))
-    lines = [line for line in read_metrics(run / METRICS) if line["kind"] == "valid"]
+    lines = [line for line in read_history(run / METRICS) if line["kind"] == "validation"]
     # One that was stopped after its training has looked twice at its end.
     looks = {line["bytes"]: [line["bytes"], line["seconds"], line["bits_per_byte"]] for line in lines}
     written: dict[str, Any] = {

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bytelm.data.bpe import Bpe
-from bytelm.interfaces.model import ByteModel
 from bytelm.patching.base import Patcher, PatchState
 from bytelm.patching.entropy import Scorer
 from bytelm.transfer import to_host
@@ -49,11 +48,6 @@ def chunks(document: Document, tokens: Bpe | None = None) -> Iterator[Int[Tensor
         room -= len(piece)
     if room < CHUNK:
         yield torch.from_numpy(np.concatenate(held))
-
-
-def patcher_of(model: ByteModel) -> Patcher | None:
-    """The patcher that a model was built with; None if it has no patches."""
-    return model.patcher
 
 
 def device_of(part: object) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.data.modalities.base import Modality
+from bytelm.data.modalities.base import Modality, unit_of
 from bytelm.errors import DataError
 from bytelm.evaluate.bits import DocumentBits, Precision, measure
 from bytelm.evaluate.compressors import compressed, compressed_each
@@ -92,11 +92,6 @@ def judge(
         planes=by_plane(found, planes),
         unit=unit_of(modality),
     )
-
-
-def unit_of(modality: Modality | None) -> str:
-    """What bits are counted on: in documents of one size, such as images, a byte is called a dimension."""
-    return "bits per byte" if modality is None or modality.size is None else "bits per dimension"
 
 
 def by_plane(found: Iterable[DocumentBits], planes: tuple[str, ...]) -> dict[str, float]:

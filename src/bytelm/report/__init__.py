@@ -1,1 +1,1 @@
-"""Pictures of a run and of patches: hand-written HTML and SVG, one self-contained file, no plotting library."""
+"""Reports and charts, drawn from the files of a run: Jinja2 templates and SVG, one self-contained page."""

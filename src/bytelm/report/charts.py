@@ -1,4 +1,4 @@
-"""Small SVG charts for a page that has `style.SHEET`: lines, a histogram of small integers, horizontal bars."""
+"""Small SVG charts for pages with `markup.sheet`: lines, a histogram of small integers, horizontal bars."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bytelm.report.style import SHEET, escape
+from bytelm.report.markup import escape, sheet
 from bytelm.units import show_count
 
 Show = Callable[[float], str]  # how a value on an axis is written
@@ -18,7 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 14, 34, HEIGHT - 40
 COLOURS = 10  # --series0 .. --series9
 MARKED = 40  # a line of at most so many points shows each of them
 LONGEST = 26  # letters of a bar's name
-BINS = 48  # a histogram of more values gathers the rest in its last bar
+BINS = 48  # of a histogram; larger values share the last bar
 
 
 def show_plain(value: float) -> str:
@@ -164,7 +164,7 @@ def height_of(chart: str) -> int:
 
 
 def page(rows: Sequence[Sequence[tuple[str, str]]]) -> str:
-    """Charts in rows, each with a caption under it, as one SVG that stands by itself."""
+    """Charts in rows, each with a caption under it, as one self-contained SVG."""
     margin, line = 24, 17
     parts: list[str] = []
     top = margin
@@ -188,8 +188,8 @@ def placed(chart: str, x: int, y: int) -> str:
 def alone(parts: Sequence[str], breadth: int, height: int) -> str:
     """Charts and words at their places, with the style they need, as one SVG file."""
     size = f'width="{breadth}" height="{height}" viewBox="0 0 {breadth} {height}"'
-    sheet = SHEET.replace("width: 100%; height: auto;", "")  # charts are as large here as they are drawn
-    style = f"<style>{sheet}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
+    css = sheet().replace("width: 100%; height: auto;", "")  # charts are as large here as they are drawn
+    style = f"<style>{css}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
     paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{style}\n{paper}\n' + "\n".join(parts) + "\n</svg>\n"
 

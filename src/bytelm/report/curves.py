@@ -1,7 +1,6 @@
-"""Charts of a training over the bytes that it has seen: panels of lines above each other, a strip of histograms.
+"""Charts of a training over its processed bytes: panels of lines above each other, a strip of histograms.
 
-Under each stands what the bytes were in steps and in time. Whoever points at a place reads its figures below: that is
-in the stylesheet alone, so that the page needs no script.
+The x-axis shows bytes, steps and time. Hovering shows the values below: by the stylesheet alone, without a script.
 """
 
 from __future__ import annotations
@@ -14,23 +13,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bytelm.report.charts import LEFT, WIDTH, Axis, Show, _rounded, _svg, _text, axis_over, show_plain
+from bytelm.report.markup import escape
 from bytelm.report.recorded import Clock, Mark, Series
-from bytelm.report.style import escape
 from bytelm.units import show_bytes, show_seconds
 
-FAR = WIDTH - 74  # where lines end; right of it stand their names
+FAR = WIDTH - 74  # where lines end; their names are to the right
 TITLE, GAP, BELOW = 28, 16, 76  # pixels above a panel, between two, and under the last one
 APART = 28  # pixels between two names
-EARLY = 0.05  # of the training, in which a loss falls from heights that are not worth the room
+EARLY = 0.05  # of the training: its first losses are clipped, as they would take most of the height
 SHADES = 10  # of a strip
 LETTER = 6.2  # pixels
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of (bytes seen, value). `colour` is the number of its series; `dots` marks each point.
+    """One line of (processed bytes, value). `colour` is the number of its series; `dots` marks each point.
 
-    Its name stands at its end where a panel has several.
+    Its name is at its end where a panel has several.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over one axis. `zero`: it starts at 0. `cut`: what lies above all that comes after the first twentieth."""
+    """Lines over one axis. `zero`: it starts at 0. `cut`: values above the maximum after the first 5 % are clipped."""
 
     label: str
     lines: Sequence[Line]
@@ -53,17 +52,17 @@ class Panel:
 
 
 def panels(shown: Sequence[Panel], title: str, clock: Clock, marks: Sequence[Mark] = ()) -> str:
-    """Panels that share an axis of bytes seen, as one `<svg>`; those without a point are left out."""
+    """Panels that share an axis of processed bytes, as one `<svg>`; those without a point are left out."""
     shown = [panel for panel in shown if any(line.points for line in panel.lines)]
     if not shown:
         return _svg(title, "No data.", [_text(WIDTH / 2, 20, "no data yet", anchor="middle")], 40)
     x = _over(max(at for panel in shown for line in panel.lines for at, _ in line.points))
     bottom = sum(TITLE + panel.height for panel in shown) + GAP * (len(shown) - 1)
     parts = list(_marked(marks, x, bottom))
-    top, words = 0, ["Over the bytes seen."]
+    top, words = 0, ["X-axis: processed bytes."]
     for panel in shown:
         parts += _panel(panel, x, top + TITLE)
-        words += [_told(panel, line) for line in panel.lines if line.points]
+        words += [_described(panel, line) for line in panel.lines if line.points]
         top += TITLE + panel.height + GAP
     parts += [*_below(x, clock, bottom), *_read_out(shown, x, clock, bottom)]
     return _svg(title, " ".join(words), parts, bottom + BELOW)
@@ -73,7 +72,7 @@ def _over(most: float) -> Axis:
     return Axis(0.0, most or 1.0, LEFT, FAR)
 
 
-def _told(panel: Panel, line: Line) -> str:
+def _described(panel: Panel, line: Line) -> str:
     (first, began), (last, ended) = line.points[0], line.points[-1]
     return f"{line.name}: {line.show(began)} at {show_bytes(first)}, {line.show(ended)} at {show_bytes(last)}."
 
@@ -118,7 +117,7 @@ def _within(points: Series, low: float, high: float) -> list[tuple[float, float]
 
 
 def _named(ends: list[tuple[float, Line]], top: int, bottom: int, alone: bool) -> Iterator[str]:
-    """Each line's name and last value beside its end, moved where two would overlap; the value of one that is alone."""
+    """Name and last value at the end of each line, moved apart where they overlap; only the value of a single line."""
     ends = sorted(ends, key=lambda end: end[0])
     places = [end[0] for end in ends]
     for i in range(1, len(places)):
@@ -145,12 +144,12 @@ def _marked(marks: Sequence[Mark], x: Axis, bottom: int) -> Iterator[str]:
 
 
 def _below(x: Axis, clock: Clock, bottom: int) -> Iterator[str]:
-    """What stands under an axis of bytes: the bytes, the step, the time."""
-    for name, down in (("seen", 18), ("step", 33), ("time", 48)):
+    """Labels of the x-axis: bytes, step, time."""
+    for name, down in (("bytes", 18), ("step", 33), ("time", 48)):
         yield _text(4, bottom + down, name)
     for tick in x.ticks(5):
         if x.at(tick) < LEFT + 20:
-            continue  # the beginning, which needs no words
+            continue  # the origin needs no label
         step, seconds = clock.at(tick)
         at = x.at(tick)
         yield f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
@@ -159,7 +158,7 @@ def _below(x: Axis, clock: Clock, bottom: int) -> Iterator[str]:
 
 
 def _read_out(shown: Sequence[Panel], x: Axis, clock: Clock, bottom: int) -> Iterator[str]:
-    """A band for each point of the first line; whoever points at it reads all lines' newest values there."""
+    """A band for each point of the first line; hovering over it shows the values of all lines there."""
     lines = [line for panel in shown for line in panel.lines if line.points]
     places = [at for at, _ in lines[0].points]
 
@@ -186,9 +185,9 @@ def _bands(places: Sequence[tuple[float, str]], x: Axis, clock: Clock, bottom: i
 
 
 def strip(columns: Sequence[tuple[float, float, Counter[int]]], of: str, longest: int, clock: Clock, title: str) -> str:
-    """Histograms side by side, each (first byte, last byte, counts): the darker a cell, the more of its length.
+    """Histograms side by side, each (first byte, last byte, counts): darker cells are more frequent.
 
-    `of` is what was counted; lengths from `longest` on were counted together. The mean is a line.
+    `of` is what was counted; lengths from `longest` on are counted together. The line is the mean.
     """
     x, height = _over(max(end for _, end, _ in columns)), 182
     total = sum((counts for _, _, counts in columns), Counter[int]())
@@ -204,7 +203,7 @@ def strip(columns: Sequence[tuple[float, float, Counter[int]]], of: str, longest
             if length <= top and shade > 0:
                 cell = f"M{x.at(begin):.1f} {y.at(length + 0.5):.1f}h{wide:.1f}v{tall:.1f}h{-wide:.1f}z"
                 shades.setdefault(shade, []).append(cell)
-    parts = [_text(4, 12, f"bytes of a {of}")]
+    parts = [_text(4, 12, f"{of} length (bytes)")]
     for shade, cells in sorted(shades.items()):
         parts.append(f'<path fill="var(--series0)" fill-opacity="{shade / SHADES:.2g}" d="{"".join(cells)}"/>')
     for tick in y.ticks(7):
@@ -223,12 +222,12 @@ def strip(columns: Sequence[tuple[float, float, Counter[int]]], of: str, longest
         for (_, end, counts), (_, _, value) in zip(columns, means, strict=True)
     ]
     parts += [*_below(x, clock, bottom), *_bands(read, x, clock, bottom)]
-    means_told = f"from {means[0][2]:.2f} to {means[-1][2]:.2f}"
-    return _svg(title, f"{total.total():,} counted, mean {means_told} bytes.", parts, bottom + BELOW)
+    described_means = f"from {means[0][2]:.2f} to {means[-1][2]:.2f}"
+    return _svg(title, f"{total.total():,} counted, mean {described_means} bytes.", parts, bottom + BELOW)
 
 
 def _enough(counts: Counter[int]) -> int:
-    """The length up to which nearly all are, so that the room goes to what there is."""
+    """The length that 98 % do not exceed: the top of the axis."""
     return max(4, _quantile(counts, 0.98))
 
 

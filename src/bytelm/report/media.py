@@ -1,6 +1,6 @@
-"""Pictures and sound in the report: documents, what the model made of their beginnings, and free samples.
+"""Pictures and sound in the report: originals, completions of their beginnings, and unconditional samples.
 
-All is inside the page: PNG and WAV as base64, the shape of a sound as SVG.
+All is inside the page: PNG and WAV as base64, waveforms as SVG.
 """
 
 from __future__ import annotations
@@ -8,23 +8,24 @@ from __future__ import annotations
 import io
 import wave
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.modalities.base import Modality
-from bytelm.report.style import escape
+from bytelm.report.markup import escape, rendered
 
 WIDTH, HEIGHT = 480, 72  # of a wave
-QUIET = 1e-3  # of the full scale: the loudest that is drawn no larger than it is
+QUIET = 1e-3  # of the full scale: peaks below this are not scaled up
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A document, how many bytes of it the model was given, and what it added to these."""
+    """A document, how many of its bytes were the prompt, and what the model generated after these."""
 
     original: bytes
     given: int
@@ -32,16 +33,13 @@ class Completion:
 
     @property
     def prompt(self) -> bytes:
-        """What was given."""
+        """The prompt."""
         return self.original[: self.given]
 
 
 @dataclass(frozen=True)
 class Media:
-    """What a run whose documents are no text shows of them: those of a split, and what the model made.
-
-    `note` is the sentence above.
-    """
+    """Documents of a split that are no text, what the model made of their beginnings, and samples without a prompt."""
 
     modality: Modality
     completions: Sequence[Completion] = ()
@@ -50,69 +48,65 @@ class Media:
     note: str = ""
 
 
+class Row(NamedTuple):
+    """Pictures side by side, as PNG in base64."""
+
+    name: str
+    caption: str
+    images: list[str]
+
+
+class Sound(NamedTuple):
+    """The waveform as SVG, and the WAV file in base64."""
+
+    wave: str
+    file: str
+    caption: str
+
+
 def gallery(media: Media) -> str:
     """HTML of all of it; empty if there is nothing."""
-    show = _GALLERIES.get(media.modality.suffix)
-    note = f'<p class="note">{escape(media.note)}</p>' if media.note else ""
-    return "\n".join(part for part in (note, *(show(media) if show else ())) if part)
+    pictures = list(_pictures(media)) if media.modality.suffix == ".png" else []
+    sounds = list(_sounds(media)) if media.modality.suffix == ".wav" else []
+    return rendered("media.html", note=media.note, pictures=pictures, sounds=sounds).strip()
 
 
-def _pictures(media: Media) -> Iterator[str]:
-    """Rows of pictures, so that each original stands above what was given of it and what became of that."""
+def _pictures(media: Media) -> Iterator[Row]:
+    """Rows of pictures: each original is above its prompt and its completion."""
     done = media.completions
     rows = [
-        ("original", f"From the {escape(media.split)} documents.", [c.original for c in done]),
-        ("given", "What the model was given of each.", [c.prompt for c in done]),
-        ("completed", "Completed by the model.", [c.prompt + c.added for c in done]),
-        ("free", "Free samples: nothing was given.", media.free),
+        ("original", f"Originals from the {media.split} split.", [c.original for c in done]),
+        ("given", "Prompts: the part that the model was given.", [c.prompt for c in done]),
+        ("completed", "Completions.", [c.prompt + c.added for c in done]),
+        ("free", "Unconditional samples (no prompt).", media.free),
     ]
     for name, caption, documents in rows:
-        shown = "".join(
-            f'<img alt="{name} {number}" src="data:image/png;base64,{_encoded(media, document)}">'
-            for number, document in enumerate(documents, 1)
-        )
-        if shown:
-            yield f'<figure class="pictures"><figcaption>{caption}</figcaption>{shown}</figure>'
+        if documents:
+            yield Row(name, caption, [_encoded(media, document) for document in documents])
 
 
-def _sounds(media: Media) -> Iterator[str]:
-    """Each original beside its completion, in which the part that the model added has another colour."""
-    figures: list[str] = []
+def _sounds(media: Media) -> Iterator[Sound]:
+    """Each original beside its completion, in which the generated part has another colour."""
     for number, done in enumerate(media.completions, 1):
         completed = done.prompt + done.added
         loudest = max(_peak(media, document) for document in (done.original, completed))
-        figures += [
-            _sound(media, f"Original {number}, from the {media.split} documents.", done.original, None, loudest),
-            _sound(
-                media,
-                f"Completed {number}: the model added what has the second colour.",
-                completed,
-                done.given,
-                loudest,
-            ),
-        ]
+        yield _sound(media, f"Original {number}, from the {media.split} split.", done.original, None, loudest)
+        words = f"Completion {number}: the generated part has the second colour."
+        yield _sound(media, words, completed, done.given, loudest)
     for number, document in enumerate(media.free, 1):
-        loudest = _peak(media, document)
-        figures.append(_sound(media, f"Free sample {number}: nothing was given.", document, 0, loudest))
-    if figures:
-        yield f'<div class="columns">{"".join(figures)}</div>'
-
-
-_GALLERIES: dict[str, Callable[[Media], Iterator[str]]] = {".png": _pictures, ".wav": _sounds}
+        yield _sound(media, f"Unconditional sample {number} (no prompt).", document, 0, _peak(media, document))
 
 
 def _encoded(media: Media, document: bytes) -> str:
     return b64encode(media.modality.decode(document)).decode()
 
 
-def _sound(media: Media, caption: str, document: bytes, given: int | None, loudest: float) -> str:
-    """A caption, the wave, and a player; bytes from `given` on were added by the model."""
+def _sound(media: Media, caption: str, document: bytes, given: int | None, loudest: float) -> Sound:
+    """A clip; bytes from `given` on were generated."""
     levels, rate = _levels(media.modality.decode(document))
     own = 1.0 if given is None or not document else given / len(document)
     caption = f"{caption} {len(levels) / rate:.2f} seconds."
-    shape = _wave(levels / loudest, own, caption)
-    player = f'<audio controls src="data:audio/wav;base64,{_encoded(media, document)}"></audio>'
-    return f"<figure>{shape}{player}<figcaption>{escape(caption)}</figcaption></figure>"
+    return Sound(_wave(levels / loudest, own, caption), _encoded(media, document), caption)
 
 
 def _wave(levels: NDArray[np.float64], own: float, title: str) -> str:
@@ -135,7 +129,7 @@ def _wave(levels: NDArray[np.float64], own: float, title: str) -> str:
 
 
 def _peak(media: Media, document: bytes) -> float:
-    """The loudest level: what a wave is drawn to the scale of, so that speech that is not loud can be seen."""
+    """The peak level, to which a waveform is scaled so that quiet speech can be seen."""
     levels, _ = _levels(media.modality.decode(document))
     return max(float(np.abs(levels).max(initial=0.0)), QUIET)
 

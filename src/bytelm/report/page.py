@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from bytelm.errors import ResourceError
+from bytelm.data.files import write_whole
 from bytelm.report.charts import Bar, bar_chart, histogram
-from bytelm.report.glyphs import character, pieces
+from bytelm.report.markup import Figure, Table, rendered
 from bytelm.report.media import Media, gallery
-from bytelm.report.patches import PatchView, fragment
+from bytelm.report.patches import PatchView, drawable
 from bytelm.report.recorded import Metrics, curve
-from bytelm.report.sections import drift, learning, resources
-from bytelm.report.style import definitions, document, escape, figure, folded, table
+from bytelm.report.sections import lengths_over_training, resources, summary_of_curves, training_curves
 from bytelm.units import show_bytes
 
 SAMPLES = 12  # shown, evenly through the training
-TYPES = 12  # of files that are shown; what is left over is summed
+TYPES = 12  # of files that are shown; the rest is summed
 NAMED = 40  # skipped files that are named
+SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class FileType:
-    """The held-out bytes of one type of file: their number, what they cost, the patches they were cut into."""
+    """The evaluated bytes of one type of file: their number, bits per byte, mean patch length in bytes."""
 
     name: str
     bytes: int
     bits_per_byte: float
-    patches: int | None = None
+    patch_length: float | None = None
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The measurement on bytes kept from training, with its 95 % interval if it has one, and that of each plane."""
+    """The evaluation on held-out bytes, with its 95 % confidence interval if it has one, and by plane.
+
+    `outdated` says which step it is of, where that is not the newest.
+    """
 
     bits_per_byte: float
     bytes: int
@@ -52,11 +55,13 @@ class HeldOut:
     high: float | None = None
     by_type: Sequence[FileType] = ()
     planes: Mapping[str, float] = field(default_factory=dict[str, float])
+    split: str = "test"
+    outdated: str = ""
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a corpus was made of: (type, (documents, bytes for training, validation and test)), and what was left out.
+    """What a corpus consists of: (type, (documents, bytes for training, validation and test)), and what was skipped.
 
     `left_out` are (name, reason); `notes` are other losses, in words.
     """
@@ -70,11 +75,11 @@ class Files:
 class ReportData:
     """All that a report can show; whatever is missing is left out of the page.
 
-    `metrics` are the lines of metrics.jsonl (kinds it does not know are ignored); `views` are patch views with their
-    captions; `compressors` name the bits per byte of gzip and its like on the held-out bytes. `media` stands in the
-    place of all text samples. `unit` is what bits per byte are called. `subtitle` says what the model is, `state` how
-    far it is, `key_figures` are (figure, what it counts), `cutting` is the patching's name, or "tokens"; `split` is
-    that whose patches are counted, `command` goes on with the training.
+    `metrics` are lines of `read_history` (unknown kinds are ignored); `views` are patch views with their captions;
+    `compressors` are the bits per byte of gzip and others on the held-out bytes. `media` replaces all text samples.
+    `unit` is what bits per byte are called. `subtitle` describes the model, `state` is its status badge, `key_figures`
+    are (figure, what it counts), `segmentation` is the patching scheme, or "tokens"; `split` is that whose patches are
+    counted, `command` resumes the training.
     """
 
     title: str
@@ -92,7 +97,7 @@ class ReportData:
     state: str = ""
     finished: bool = True
     key_figures: Sequence[tuple[str, str]] = ()
-    cutting: str = ""
+    segmentation: str = ""
     split: str = "test"
     files: Files | None = None
     command: str = ""
@@ -100,136 +105,115 @@ class ReportData:
 
 def render(data: ReportData) -> str:
     """The whole page. Nothing in `data` can become markup, and the page fetches nothing."""
-    sections = (
-        ("", _headline(data)),
-        ("Learning", learning(data.metrics, data.unit)),
-        ("By type of file", _file_types(data)),
-        ("Patches" if data.cutting != "tokens" else "Tokens", _patches(data)),
-        ("Samples", _samples(data) if data.media is None else gallery(data.media)),
-        ("Time and memory", resources(data.metrics)),
-        ("Data", _files(data.files) if data.files is not None else ""),
-        ("Run", _run(data)),
+    bits, words = _headline(data)
+    drift = lengths_over_training(data.metrics, data.segmentation)
+    return rendered(
+        "report.html",
+        title=data.title,
+        data=data,
+        bits=bits,
+        headline=words,
+        compressors=_compressors(data),
+        planes=_planes(data),
+        curves=training_curves(data.metrics, data.unit),
+        summary=summary_of_curves(data.metrics, data.unit),
+        file_types=_file_types(data),
+        lengths=[[figure] for figure in (_lengths(data), drift) if figure],
+        views=[drawable(view, caption) for caption, view in data.views],
+        samples=_samples(data) if data.media is None else None,
+        gallery=gallery(data.media) if data.media is not None else "",
+        resources=resources(data.metrics),
+        files=_files(data.files) if data.files is not None else None,
     )
-    pill = f'<span class="pill{"" if data.finished else " open"}">{escape(data.state)}</span>' if data.state else ""
-    parts = [f"<header><h1>{escape(data.title)}</h1>\n<p>{escape(data.subtitle)} {pill}</p></header>"]
-    for heading, body in sections:
-        if body:
-            parts.append(f"<section>{f'<h2>{heading}</h2>' if heading else ''}\n{body}\n</section>")
-    return document(data.title, "\n".join(parts))
 
 
 def write(path: Path, html: str) -> None:
     """Put the page in place whole or not at all. Raises ResourceError if it cannot be written."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(html, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise ResourceError(f"cannot write the report {path}: {error.strerror}; choose another place for it") from error
+    write_whole(path, html.encode())
 
 
-def _headline(data: ReportData) -> str:
-    parts = [_measured(data, data.held_out) if data.held_out is not None else _latest(data.metrics, data.unit)]
-    if data.key_figures:
-        tiles = "".join(f"<div><b>{escape(value)}</b> {escape(what)}</div>" for value, what in data.key_figures)
-        parts.append(f'<div class="tiles">{tiles}</div>')
-    return "\n".join(parts)
-
-
-def _measured(data: ReportData, held: HeldOut) -> str:
-    interval = "" if held.low is None or held.high is None else f", 95 % interval {held.low:.3f} to {held.high:.3f}"
-    parts = [
-        _figure(held.bits_per_byte, data.unit),
-        f"<p>on {show_bytes(held.bytes)} that it was not trained on{interval}</p>",
-    ]
-    if data.compressors:
-        bars = [Bar("this model", held.bits_per_byte, held.low, held.high, ours=True)]
-        bars += [Bar(name, bits) for name, bits in sorted(data.compressors.items(), key=lambda item: item[1])]
-        rows = [
-            [bar.name, f"{bar.value:.3f}", f"{bar.value / 8:.1%}", show_bytes(bar.value / 8 * held.bytes)]
-            for bar in bars
-        ]
-        chart = bar_chart(bars, data.unit, f"{data.unit.capitalize()} of the model and of compressors")
-        numbers = table(["", data.unit, "of the size", "bytes"], rows, ours=0)
-        note = "All on the same held-out bytes. The model learnt from the training files; its own size is not counted."
-        if data.media is not None:
-            note += " gzip, bzip2 and xz read all of them in a row; to the other formats each document is a file."
-        parts.append(f'<div class="columns">{figure(chart)}{figure(numbers)}</div>')
-        parts.append(f'<p class="note">{note}</p>')
-    if held.planes:
-        planes = table(["plane", data.unit], [[name, f"{bits:.3f}"] for name, bits in held.planes.items()])
-        parts.append(f'<div class="columns">{figure(planes)}</div>')
-    return "\n".join(parts)
-
-
-def _latest(metrics: Metrics, unit: str) -> str:
-    """The headline of a run that was not evaluated: the last thing it measured while it trained."""
-    for kind, meaning in (("valid", "on the validation bytes"), ("train", "on the training bytes")):
-        points = curve(metrics, kind, x="step")
+def _headline(data: ReportData) -> tuple[str, str]:
+    """Bits per byte, and of what: of the evaluation, else of the last validation."""
+    held = data.held_out
+    if held is not None:
+        interval = "" if held.low is None or held.high is None else f", 95 % CI {held.low:.3f} to {held.high:.3f}"
+        words = f"on {show_bytes(held.bytes)} of the {SPLITS.get(held.split, held.split)} split{interval}"
+        return f"{held.bits_per_byte:.3f}", words + held.outdated
+    for kind, split in (("validation", "validation"), ("train", "training")):
+        points = curve(data.metrics, kind, x="step")
         if points:
             step, bits = points[-1]
-            return f"{_figure(bits, unit)}\n<p>{meaning}, at step {step:,.0f}; not yet evaluated on held-out bytes</p>"
-    return '<p class="note">Nothing has been measured yet.</p>'
+            return f"{bits:.3f}", f"on the {split} split, at step {step:,.0f}; not yet evaluated on held-out bytes"
+    return "", ""
 
 
-def _figure(bits: float, unit: str) -> str:
-    return f'<p class="figure">{bits:.3f} <small>{escape(unit)}</small></p>'
+def _compressors(data: ReportData) -> list[Sequence[Figure]]:
+    """The model beside compressors on the same bytes, as a chart and as a table."""
+    held = data.held_out
+    if held is None or not data.compressors:
+        return []
+    bars = [Bar("this model", held.bits_per_byte, held.low, held.high, ours=True)]
+    bars += [Bar(name, bits) for name, bits in sorted(data.compressors.items(), key=lambda item: item[1])]
+    rows = [
+        [bar.name, f"{bar.value:.3f}", f"{bar.value / 8:.1%}", show_bytes(bar.value / 8 * held.bytes)] for bar in bars
+    ]
+    chart = bar_chart(bars, data.unit, f"{data.unit.capitalize()} of the model and of compressors")
+    head = ["compressor", data.unit, "compressed size (% of original)", "compressed size (bytes)"]
+    return [[Figure(chart)], [Figure(table=Table(head, rows, ours=0))]]
 
 
-def _file_types(data: ReportData) -> str:
-    """Held-out bits per byte of each type of file, in bars and in figures; empty where there is one type only."""
+def _planes(data: ReportData) -> list[Sequence[Figure]]:
+    if data.held_out is None or not data.held_out.planes:
+        return []
+    rows = [[name, f"{bits:.3f}"] for name, bits in data.held_out.planes.items()]
+    return [[Figure(table=Table(["plane", data.unit], rows))]]
+
+
+def _file_types(data: ReportData) -> list[Sequence[Figure]]:
+    """Bits per byte of each type of file, in bars and in figures; bars only where there are several types."""
     held = data.held_out
     if held is None or not held.by_type:
-        return ""
+        return []
     by_type = sorted(held.by_type, key=lambda row: -row.bytes)
-    head = ["held-out files", "bytes", data.unit, *(["bytes per patch"] if any(r.patches for r in by_type) else [])]
+    patched = any(row.patch_length for row in by_type)
+    head = ["file type", "size (bytes)", data.unit, *(["mean patch length (bytes)"] if patched else [])]
     rows = [
         [
             row.name,
             show_bytes(row.bytes),
             f"{row.bits_per_byte:.3f}",
-            f"{row.bytes / row.patches:.2f}" if row.patches else "–",
-        ]
+            f"{row.patch_length:.2f}" if row.patch_length else "–",
+        ][: len(head)]
         for row in by_type
     ]
-    figures = [figure(table(head, [row[: len(head)] for row in rows]))]
-    if len(by_type) > 1:
-        bars = [Bar(row.name, row.bits_per_byte) for row in sorted(by_type[:TYPES], key=lambda row: row.bits_per_byte)]
-        title = f"{data.unit.capitalize()} by type of file"
-        words = (
-            "What is hard is what is rare in the training files, and what is noise: check the bytes before the model."
-        )
-        figures.insert(0, figure(bar_chart(bars, data.unit, title), words))
-    return f'<div class="columns">{"".join(figures)}</div>'
+    table = Figure(table=Table(head, rows))
+    if len(by_type) == 1:
+        return [[table]]
+    bars = [Bar(row.name, row.bits_per_byte) for row in sorted(by_type[:TYPES], key=lambda row: row.bits_per_byte)]
+    words = "A high value means a type that is rare in the training split, or noise: check the data before the model."
+    return [[Figure(bar_chart(bars, data.unit, f"{data.unit.capitalize()} by file type"), words)], [table]]
 
 
-def _patches(data: ReportData) -> str:
-    overall: list[str] = []
-    if data.patch_lengths:
-        chart = histogram(data.patch_lengths, "bytes in a patch", "patches", "Lengths of the patches")
-        overall.append(figure(chart, f"Lengths of the patches that the {data.split} documents are cut into now."))
-    overall.append(drift(data.metrics, data.cutting))
-    views = [fragment(view, caption) for caption, view in data.views]
-    return "\n".join([f'<div class="columns">{"".join(overall)}</div>'] * any(overall) + views)
+def _lengths(data: ReportData) -> Figure | None:
+    if not data.patch_lengths:
+        return None
+    chart = histogram(data.patch_lengths, "patch length (bytes)", "patches", "Patch lengths")
+    return Figure(chart, f"Patch lengths on the {SPLITS.get(data.split, data.split)} split.")
 
 
-def _samples(data: ReportData) -> str:
-    """The newest samples, and the older ones folded."""
+def _samples(data: ReportData) -> dict[str, Any] | None:
+    """The newest samples, and older ones to be folded; None where there are none."""
     through, now = list(dict.fromkeys(_recorded(data.metrics))), list(data.samples)
     if not through and not now:
-        return ""
+        return None
     count = min(SAMPLES, len(through))
     picks = [through[round(nth * (len(through) - 1) / max(1, count - 1))] for nth in range(count)]
-    note = "The prompt is <mark>marked</mark>; what follows it, the model wrote."
-    parts = [f'<p class="note">{note}</p>', *(_card(sample, "now") for sample in now)]
-    parts += [_card(sample) for sample in picks[-1:]]
-    if picks[:-1]:
-        some = f"{count - 1} of {len(through) - 1} earlier samples" if count < len(through) else "Earlier samples"
-        older = "\n".join(_card(sample) for sample in reversed(picks[:-1]))
-        parts.append(folded(f"{some} after the same prompt", older))
-    return "\n".join(parts)
+    some = f"{count - 1} of {len(through) - 1} earlier samples" if count < len(through) else "Earlier samples"
+    return {
+        "newest": [*now, *picks[-1:]],
+        "older": picks[-2::-1],
+        "heading": f"{some} after the same prompt",
+    }
 
 
 def _recorded(metrics: Metrics) -> Iterator[Sample]:
@@ -244,45 +228,20 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _card(sample: Sample, when: str = "") -> str:
-    when = when if sample.step is None else f"step {sample.step:,}"
-    prompt = f"<mark>{_flowing(sample.prompt)}</mark>" if sample.prompt else ""
-    return f'<div class="sample"><span>{when}</span><pre>{prompt}{_flowing(sample.text)}</pre></div>'
-
-
-def _flowing(data: bytes) -> str:
-    """Bytes as running text; those that are no character stand in small boxes."""
-    shown = ((character(piece), piece) for piece in pieces(data))
-    return "".join(f'<span class="hex">{p.hex().upper()}</span>' if text is None else escape(text) for text, p in shown)
-
-
-def _files(files: Files) -> str:
-    """What the corpus was made of, and what was left out and why."""
+def _files(files: Files) -> dict[str, Any]:
+    """What the corpus consists of, and what was skipped and why."""
     types = sorted(files.types, key=lambda row: -sum(row[1][1:]))
     if len(types) > TYPES:
         rest = [sum(counts) for counts in zip(*(counts for _, counts in types[TYPES:]), strict=True)]
         types = [*types[:TYPES], (f"{len(types) - TYPES} more types", rest)]
     rows = [[name, f"{count:,}", *(show_bytes(n) if n else "–" for n in sizes)] for name, (count, *sizes) in types]
-    parts = [figure(table(["type", "documents", "training", "validation", "test"], rows))]
-    notes = [*files.notes]
-    if files.left_out:
-        reasons = Counter(reason for _, reason in files.left_out)
-        notes.append("left out: " + ", ".join(f"{count} ({reason})" for reason, count in reasons.most_common()))
-    else:
-        notes.append("no file was left out")
-    parts.append(f'<p class="note">{escape("; ".join(notes))}.</p>')
-    if files.left_out:
-        named = definitions(files.left_out[:NAMED])
-        more = f", the first {NAMED} of {len(files.left_out)}" if len(files.left_out) > NAMED else ""
-        parts.append(folded(f"What was left out{more}", named))
-    return "\n".join(parts)
-
-
-def _run(data: ReportData) -> str:
-    parts = [definitions(list(data.facts.items()))] if data.facts else []
-    if data.command:
-        note = "From the folder in which it was begun, this goes on with it; with more --minutes, beyond its end:"
-        parts.append(f'<p class="note">{note}</p><pre class="code">{escape(data.command)}</pre>')
-    if data.config_toml:
-        parts.append(folded("config.toml", f'<pre class="code">{escape(data.config_toml)}</pre>'))
-    return "\n".join(parts)
+    reasons = Counter(reason for _, reason in files.left_out).most_common()
+    skipped = ", ".join(f"{count} ({reason})" for reason, count in reasons)
+    more = f" (first {NAMED} of {len(files.left_out)})" if len(files.left_out) > NAMED else ""
+    head = ["file type", "documents", *(f"{split} (bytes)" for split in SPLITS.values())]
+    return {
+        "table": Figure(table=Table(head, rows)),
+        "note": "; ".join([*files.notes, f"skipped: {skipped}" if skipped else "no file skipped"]) + ".",
+        "skipped": files.left_out[:NAMED],
+        "heading": f"Skipped files{more}",
+    }

@@ -1,6 +1,6 @@
-"""Text cut into patches, with the entropy that cut it: for the terminal, for a pipe, and as HTML.
+"""Text split into patches, with the entropies that decided it: for the terminal, for a pipe, and as HTML.
 
-Patches in turn have two colours, and below them stands the entropy of the prediction of each byte:
+Patches alternate between two colours; below them is the next-byte entropy at each byte:
 
     The| quick| br|own
     ▆▂▁ ▅▂▁▁▁▁ ▄▂ ▅▁▁      one step of a block is one bit
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from bytelm.errors import DataError
 from bytelm.report.glyphs import MARKS, character, glyph, pieces
-from bytelm.report.style import document, escape
+from bytelm.report.markup import rendered
 from bytelm.units import LN2
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -29,10 +30,10 @@ UNBROKEN = 24  # a patch of at most so many pieces stays on one line of the page
 
 @dataclass(frozen=True)
 class PatchView:
-    """Bytes, where they were cut, and why.
+    """Bytes, and where patches start.
 
     `opens[i]` says that byte i opens a patch (byte 0 always does); `entropies[i]`, in nats, is the entropy of the
-    prediction of byte i; `threshold`, in nats, is what it was held against.
+    prediction of byte i; `threshold`, in nats, is what it is compared with.
     """
 
     data: bytes
@@ -65,7 +66,7 @@ class PatchView:
 
     @property
     def full(self) -> int:
-        """The bits at the full height of a bar: whole, and at least 4 so that a sure prediction looks like one."""
+        """The bits at the full height of a bar: whole, and at least 4 so that a confident prediction looks like one."""
         known = [bits for bits in self.bits(0, len(self.data)) if math.isfinite(bits)]
         return max(4, math.ceil(max(known, default=0.0)), math.ceil((self.threshold or 0.0) / LN2))
 
@@ -142,53 +143,44 @@ def _within(bits: float, most: float) -> float:
 
 def html(view: PatchView, title: str) -> str:
     """A whole page that shows one view."""
-    return document(title, f"<h1>{escape(title)}</h1>\n{fragment(view)}")
+    return rendered("patches.html", title=title, view=drawable(view))
 
 
 def fragment(view: PatchView, caption: str = "") -> str:
-    """The view as a `<figure>` for a page that has `style.SHEET`: patches, a bar per byte, the threshold as a line."""
-    full, line = view.full, ""
-    if view.entropies is not None and view.threshold is not None:
-        line = f' style="--line:1px;--threshold:{_height(view.threshold / LN2, full)}"'
-    shown = "".join(_patch(view, full, start, patch) for start, patch in zip(view.starts, view.patches, strict=True))
+    """The view as a `<figure>` for a page that has the stylesheet of `markup.sheet`."""
+    return rendered("fragment.html", view=drawable(view, caption)).strip()
+
+
+def drawable(view: PatchView, caption: str = "") -> dict[str, Any]:
+    """The view as the `patches` macro takes it."""
+    full = view.full
+    threshold = None if view.entropies is None or view.threshold is None else _height(view.threshold / LN2, full)
     words = [f"{caption}: {summary(view)}." if caption else f"{summary(view)}."]
     if view.entropies is not None:
-        dashed = "; dashed: the threshold" if line else ""
-        words.append(f"Bars: entropy of the prediction of each byte, full height {full} bits{dashed}.")
-    text = escape(" ".join(words))
-    return f'<figure>\n<div class="patches"{line}>{shown}</div>\n<figcaption>{text}</figcaption>\n</figure>'
+        dashed = "; dashed: threshold" if threshold else ""
+        words.append(f"Bars: next-byte entropy at each byte, full height {full} bits{dashed}.")
+    patches = [list(_cells(view, full, at, patch)) for at, patch in zip(view.starts, view.patches, strict=True)]
+    return {"patches": patches, "threshold": threshold, "unbroken": UNBROKEN, "caption": " ".join(words)}
 
 
-def _patch(view: PatchView, full: int, start: int, patch: bytes) -> str:
-    cells: list[str] = []
-    at = start
+def _cells(view: PatchView, full: int, at: int, patch: bytes) -> Iterator[dict[str, Any]]:
+    """Each piece of a patch above the bars of its bytes; the first one says how long the patch is."""
+    length: int | None = len(patch)
     for piece in pieces(patch):
-        cells.append(_cell(view, full, at, piece, len(patch) if at == start else None))
-        at += len(piece)
-    long = " long" if len(cells) > UNBROKEN else ""
-    return f'<wbr><span class="patch{long}">{"".join(cells)}</span>'
-
-
-def _cell(view: PatchView, full: int, at: int, piece: bytes, length: int | None) -> str:
-    """One piece above the bars of its bytes; hovering tells each byte's value and entropy."""
-    bits = view.bits(at, len(piece))
-    notes = [f"0x{byte:02X}" for byte in piece]
-    if bits:
-        notes = [f"{note}, {value:.2f} bits" for note, value in zip(notes, bits, strict=True)]
-    bars = "".join(_bar(_height(value, full), view.is_above(value)) for value in bits)
-    first = "" if length is None else f' data-length="{length}"'
-    mark, shown = "", escape(glyph(piece))
-    if piece in MARKS:
-        mark = ' class="mark"'
-    elif character(piece) is None:
-        mark, shown = ' class="byte"', piece.hex().upper()
-    below = f'<span class="bars">{bars}</span>' if bits else ""
-    end = "<br>" if piece == b"\n" else ""
-    return f'<span{first} title="{"&#10;".join(notes)}"><b{mark}>{shown}</b>{below}</span>{end}'
-
-
-def _bar(height: str, above: bool) -> str:
-    return f'<i class="above" style="height:{height}"></i>' if above else f'<i style="height:{height}"></i>'
+        bits = view.bits(at, len(piece))
+        notes = [f"0x{byte:02X}" for byte in piece]
+        if bits:
+            notes = [f"{note}, {value:.2f} bits" for note, value in zip(notes, bits, strict=True)]
+        kind = "mark" if piece in MARKS else "" if character(piece) is not None else "byte"
+        yield {
+            "length": length,
+            "title": "\n".join(notes),
+            "kind": kind,
+            "glyph": piece.hex().upper() if kind == "byte" else glyph(piece),
+            "bars": [{"height": _height(value, full), "above": view.is_above(value)} for value in bits],
+            "ends_line": piece == b"\n",
+        }
+        at, length = at + len(piece), None
 
 
 def _height(bits: float, full: int) -> str:

@@ -1,4 +1,4 @@
-"""What metrics.jsonl holds, as curves, marks and sums. Kinds and fields that it does not know are passed over."""
+"""Curves, events and sums from the lines of `read_history`. Unknown kinds and fields are ignored."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def thinned(points: Series, most: int = POINTS) -> Series:
 
 @dataclass(frozen=True)
 class Clock:
-    """Which step it was, and after how many seconds, once so many bytes were seen."""
+    """The step and the seconds of training after a number of processed bytes."""
 
     bytes: Sequence[float]
     steps: Sequence[float]
@@ -53,9 +53,9 @@ class Clock:
 
     @classmethod
     def of(cls, metrics: Metrics) -> Clock:
-        """From every line of training and looks; at the beginning all of them are 0."""
+        """From every training and validation line; all start at 0."""
         rows = {(0.0, 0.0, 0.0)}
-        for line in of_kind(metrics, "train", "valid"):
+        for line in of_kind(metrics, "train", "validation"):
             row = tuple(number(line.get(key)) for key in ("bytes", "step", "seconds"))
             rows.add((row[0] or 0.0, row[1] or 0.0, row[2] or 0.0))
         bytes, steps, seconds = zip(*sorted(rows), strict=True)
@@ -76,7 +76,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened once so many bytes were seen: a step "skipped", a training "resumed"."""
+    """An event after so many processed bytes: a step "skipped", a training "resumed"."""
 
     bytes: float
     kind: str
@@ -84,7 +84,7 @@ class Mark:
 
 
 def marks(metrics: Metrics) -> list[Mark]:
-    """What happened beside steps that were made."""
+    """Skipped steps and resumptions."""
     found: list[Mark] = []
     for line in of_kind(metrics, "skipped", "resumed"):
         at, step = number(line.get("bytes")), number(line.get("step"))
@@ -97,23 +97,23 @@ def marks(metrics: Metrics) -> list[Mark]:
 
 
 def phases(metrics: Metrics) -> dict[str, float]:
-    """Seconds by what they went into, in the order in which it happens; steps are among them."""
+    """Seconds by phase over all sessions, in the order in which they happen; training steps are one of them."""
     before: dict[str, float] = {}
     later: dict[str, float] = {}
     for line in of_kind(metrics, "phase"):
-        name, took = line.get("name"), number(line.get("took"))
-        if isinstance(name, str) and took is not None:
-            kept = later if line.get("step") or name in ("looks", "saving") else before
-            kept[name] = kept.get(name, 0.0) + took
-    steps = max((number(line.get("seconds")) or 0.0 for line in of_kind(metrics, "train", "valid")), default=0.0)
+        name, seconds = line.get("name"), number(line.get("duration"))
+        if isinstance(name, str) and seconds is not None:
+            kept = later if line.get("step") or name in ("validation", "saving") else before
+            kept[name] = kept.get(name, 0.0) + seconds
+    steps = max((number(line.get("seconds")) or 0.0 for line in of_kind(metrics, "train", "validation")), default=0.0)
     return {**before, **({"steps": steps} if steps and (before or later) else {}), **later}
 
 
 def memory(metrics: Metrics) -> dict[str, float]:
-    """The most bytes of memory taken, "before" the first step and at its "peak", and what was "predicted" of a step."""
+    """Bytes at the most: the "baseline" before the first step, the "peak", and what was "predicted" of one step."""
     found: dict[str, float] = {}
     for line in of_kind(metrics, "memory"):
-        for key in ("before", "predicted", "peak"):
+        for key in ("baseline", "predicted", "peak"):
             value = number(line.get(key))
             if value:
                 found[key] = max(found.get(key, 0.0), value)
@@ -121,7 +121,7 @@ def memory(metrics: Metrics) -> dict[str, float]:
 
 
 def intervals(metrics: Metrics, most: int) -> list[tuple[float, float, Counter[int]]]:
-    """(first byte, last byte, patches of each length) of stretches of the training, about equally long."""
+    """(first byte, last byte, patches of each length) of intervals of the training, about equally long."""
     lines = [line for line in of_kind(metrics, "train") if isinstance(line.get("patch_lengths"), list)]
     end = max((number(line.get("bytes")) or 0.0 for line in lines), default=0.0)
     found: list[tuple[float, float, Counter[int]]] = []
@@ -144,7 +144,7 @@ def _lengths(line: Mapping[str, object]) -> Iterator[tuple[int, int]]:
             yield length, count
 
 
-def last_sitting(metrics: Metrics) -> Mapping[str, object]:
-    """What the newest sitting was begun with; empty where that was not recorded."""
-    found = of_kind(metrics, "sitting")
+def last_session(metrics: Metrics) -> Mapping[str, object]:
+    """What the newest session recorded at its start; empty where it did not."""
+    found = of_kind(metrics, "session_start")
     return found[-1] if found else {}

@@ -1,62 +1,61 @@
-"""The parts of the page that metrics.jsonl alone tells: learning, the drift of patches, time and memory."""
+"""Sections that metrics.jsonl alone fills: training curves, patch lengths over the training, time and memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bytelm.report.charts import Bar, bar_chart
 from bytelm.report.curves import Line, Panel, panels, strip
+from bytelm.report.markup import Figure
 from bytelm.report.recorded import Clock, Metrics, curve, intervals, marks, memory, phases, thinned
-from bytelm.report.style import escape, figure
 from bytelm.units import show_bytes, show_seconds
 
 COLUMNS = 32  # of the strip of histograms
 TALL, SHORT = 210, 83  # pixels of a panel, and of one of two above each other
-TOLD = 3  # marks that are told in words
+NAMED = 3  # events that are described
 WHY = {
-    "entropy": "The scorer was frozen before the first step and boundaries were recorded once, so that the rule stays:",
+    "entropy": "The entropy model is frozen before the first step and boundaries are computed once, so the rule stays "
+    "the same:",
     "space": "The rule is fixed:",
-    "tokens": "The vocabulary was learnt before the first step:",
+    "tokens": "The vocabulary was trained before the first step:",
 }
-MIXED = "what changes here is the data that was drawn. In well-mixed data all columns look alike."
+MIXED = "what changes here is the sampled data. In well-mixed data all columns look alike."
 
 
-def rate(value: float) -> str:
+def show_lr(value: float) -> str:
     """A learning rate or a norm."""
     return f"{value:.2g}" if abs(value) > 1e-7 else "0"
 
 
-def bits(value: float) -> str:
+def show_bits(value: float) -> str:
     """Bits per byte."""
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
-def speed(value: float) -> str:
-    """Bytes in a second."""
-    return show_bytes(value)
-
-
-def learning(metrics: Metrics, unit: str) -> str:
-    """Loss, learning rate and gradient norm; empty where nothing was recorded."""
-    training, validation = curve(metrics, "train"), curve(metrics, "valid")
+def training_curves(metrics: Metrics, unit: str) -> list[Sequence[Figure]]:
+    """Loss, and beside it learning rate and gradient norm; empty where nothing was recorded."""
+    training, validation = curve(metrics, "train"), curve(metrics, "validation")
     if not training and not validation:
-        return ""
-    clock, happened = Clock.of(metrics), marks(metrics)
-    lines = [Line("training", thinned(training), 0, bits), Line("validation", validation, 1, bits, dots=True)]
-    loss = panels([Panel(unit, lines, TALL, cut=True)], f"{unit.capitalize()} over the training", clock, happened)
+        return []
+    clock, events = Clock.of(metrics), marks(metrics)
+    lines = [
+        Line("training", thinned(training), 0, show_bits),
+        Line("validation", validation, 1, show_bits, dots=True),
+    ]
+    loss = panels([Panel(unit, lines, TALL, cut=True)], f"{unit.capitalize()} over the training", clock, events)
     rates = thinned(curve(metrics, "train", "learning_rate"))
     norms = thinned(curve(metrics, "train", "grad_norm"))
     steps = [
-        Panel("learning rate", [Line("rate", rates, 2, rate)], SHORT, zero=True),
-        Panel("gradient norm, before clipping", [Line("norm", norms, 3, rate)], SHORT, log=True),
+        Panel("learning rate", [Line("learning rate", rates, 2, show_lr)], SHORT, zero=True),
+        Panel("gradient norm before clipping", [Line("gradient norm", norms, 3, show_lr)], SHORT, log=True),
     ]
-    figures = [figure(loss)]
-    if rates or norms:
-        figures.append(figure(panels(steps, "Learning rate and gradient norm over the training", clock, happened)))
-    return f'<div class="columns">{"".join(figures)}</div>\n<p class="note">{escape(_in_words(metrics, unit))}</p>'
+    title = "Learning rate and gradient norm over the training"
+    return [[Figure(loss)], *([[Figure(panels(steps, title, clock, events))]] if rates or norms else [])]
 
 
-def _in_words(metrics: Metrics, unit: str) -> str:
-    """What the curves come to, and what happened on the way."""
-    training, validation = curve(metrics, "train"), curve(metrics, "valid")
+def summary_of_curves(metrics: Metrics, unit: str) -> str:
+    """The final values of the curves, and the events on the way, in words."""
+    training, validation = curve(metrics, "train"), curve(metrics, "validation")
     said: list[str] = []
     tail = training[-max(1, len(training) // 10) :]
     if training and validation:
@@ -64,78 +63,79 @@ def _in_words(metrics: Metrics, unit: str) -> str:
         best = min(value for _, value in validation)
         last = validation[-1][1]
         said.append(
-            f"At the end: training {mean:.3f} {unit} (mean of the last tenth), validation {last:.3f}, "
-            f"a gap of {last - mean:+.3f} (below 0 where the validation documents are easier); "
-            f"the best validation was {best:.3f}."
+            f"Final training loss {mean:.3f} {unit} (mean of the last 10 %), final validation loss {last:.3f}, best "
+            f"{best:.3f}; generalisation gap {last - mean:+.3f} (negative where the validation split is easier)."
         )
     elif training:
-        said.append("No validation documents: nothing here tells learning from learning by heart.")
+        said.append("The validation split is empty: overfitting cannot be seen here.")
     found = marks(metrics)
     for kind, sign in (("skipped", "▼"), ("resumed", "○")):
         own = [mark for mark in found if mark.kind == kind]
         if own:
-            more = f" and {len(own) - TOLD} more" if len(own) > TOLD else ""
-            said.append(f"{sign} {kind}: {'; '.join(mark.words for mark in own[:TOLD])}{more}.")
+            more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+            said.append(f"{sign} {kind}: {'; '.join(mark.words for mark in own[:NAMED])}{more}.")
     if len(training) > 1:
-        said.append("What fell in the first twentieth may begin above the picture. Point at a curve to read it.")
+        said.append("The y-axis is clipped to values after the first 5 % of the training. Hover to read values.")
     return " ".join(said)
 
 
-def drift(metrics: Metrics, cutting: str) -> str:
-    """The lengths that were trained on, interval by interval; empty where there is nothing that could drift."""
+def lengths_over_training(metrics: Metrics, segmentation: str) -> Figure | None:
+    """The patch lengths of the training batches over time; None where they cannot change."""
     columns = intervals(metrics, COLUMNS)
-    if cutting not in WHY or len(columns) < 2:
-        return ""
-    of = "token" if cutting == "tokens" else "patch"
+    if segmentation not in WHY or len(columns) < 2:
+        return None
+    of, plural = ("token", "tokens") if segmentation == "tokens" else ("patch", "patches")
     longest = max(len(lengths) for line in metrics if isinstance(lengths := line.get("patch_lengths"), list))  # pyright: ignore[reportUnknownArgumentType]
-    chart = strip(columns, of, longest, Clock.of(metrics), f"Lengths of each {of} trained on, over the training")
-    plural = "tokens" if of == "token" else "patches"
+    title = f"Length of training {plural} over the training"
     words = (
-        f"Lengths of the {plural} that were trained on, one histogram a column; the line is their mean. Counted over "
-        f"whole {plural} inside their windows. {WHY[cutting]} {MIXED}"
+        f"Lengths of the training {plural}, one histogram per column; the line is their mean. Only {plural} that lie "
+        f"wholly in a window are counted. {WHY[segmentation]} {MIXED}"
     )
-    return figure(chart, words)
+    return Figure(strip(columns, of, longest, Clock.of(metrics), title), words)
 
 
-def resources(metrics: Metrics) -> str:
-    """Where the time and the memory went; empty for runs that did not record it."""
-    first: list[str] = []
-    second: list[str] = []
+def resources(metrics: Metrics) -> list[Sequence[Figure]]:
+    """Wall-clock time and memory; empty for runs that did not record them."""
+    first: list[Figure] = []
+    second: list[Figure] = []
     spent = phases(metrics)
     if spent:
         whole = sum(spent.values())
-        bars = [Bar(name, took, ours=name == "steps") for name, took in spent.items()]
-        chart = bar_chart(bars, "seconds", "Seconds by what they went into", lambda s: f"{_took(s)}, {s / whole:.0%}")
-        words = f"{_took(whole)} in all, without the closing measurement. What comes before steps is done once."
-        first.append(figure(chart, words))
+        bars = [Bar(name, seconds, ours=name == "steps") for name, seconds in spent.items()]
+        chart = bar_chart(bars, "seconds", "Wall-clock time by phase", lambda s: f"{_seconds(s)}, {s / whole:.0%}")
+        words = (
+            f"Wall-clock time by phase: {_seconds(whole)} in total over all sessions, final evaluation excluded. "
+            "Phases before the steps run once."
+        )
+        first.append(Figure(chart, words))
     speeds = thinned(curve(metrics, "train", "bytes_per_second"))
     if len(speeds) > 1:
-        panel = Panel("bytes learnt from per second", [Line("per second", speeds, 6, speed)], SHORT + 20, zero=True)
-        words = "Of steps alone. Dips are other work on the machine, or data that is slow to read."
-        second.append(figure(panels([panel], "Bytes per second over the training", Clock.of(metrics)), words))
+        line = Line("throughput", speeds, 6, show_bytes)
+        panel = Panel("training throughput (bytes/s)", [line], SHORT + 20, zero=True)
+        words = "Steps only. Dips are other load on the machine, or slow input."
+        second.append(Figure(panels([panel], "Training throughput over the training", Clock.of(metrics)), words))
     second += _memory(metrics)
-    columns = "".join(f"<div>{''.join(figures)}</div>" for figures in (first, second) if figures)
-    return f'<div class="columns">{columns}</div>' if columns else ""
+    return [column for column in (first, second) if column]
 
 
-def _took(seconds: float) -> str:
+def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else show_seconds(seconds)
 
 
-def _memory(metrics: Metrics) -> list[str]:
+def _memory(metrics: Metrics) -> list[Figure]:
     found = memory(metrics)
     if "peak" not in found:
         return []
     bars = [Bar("peak", found["peak"], ours=True)]
-    if "before" in found:
-        bars.append(Bar("peak before steps", found["before"]))
+    if "baseline" in found:
+        bars.append(Bar("before first step", found["baseline"]))
     if "predicted" in found:
-        bars.append(Bar("predicted of a step", found["predicted"]))
-    words = ["The most that the process ever held, looks and saves included, and the most before its first step."]
+        bars.append(Bar("predicted for a step", found["predicted"]))
+    words = ["Peak memory of the process, validation and saving included, and its peak before the first step."]
     if "predicted" in found:
-        words.append("Predicted: weights, moments, activations and gradients of a step; Python and torch come to it.")
+        words.append("Predicted: weights, optimizer state, activations and gradients, without Python and torch.")
     else:
-        words.append("A step's memory is predicted for bfloat16 alone.")
-    if found["peak"] <= found.get("before", 0.0):
-        words.append("No step needed more than the preparation had.")
-    return [figure(bar_chart(bars, "bytes", "Memory", show_bytes), " ".join(words))]
+        words.append("Memory is predicted for bfloat16 only.")
+    if found["peak"] <= found.get("baseline", 0.0):
+        words.append("Peak memory was reached during preparation.")
+    return [Figure(bar_chart(bars, "bytes", "Memory (bytes)", show_bytes), " ".join(words))]

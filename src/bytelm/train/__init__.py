@@ -1,4 +1,4 @@
-"""Training, from files to a finished run. `bytelm.train(...)` is that function, also once this package is imported."""
+"""Training, from files to a finished run. `bytelm.train(...)` is `finish.train`, also once this package is imported."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class _Called(ModuleType):
     """Importing a package puts it into its parent under its name, here in the place of the function of that name."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        import bytelm
+        from bytelm.train.finish import train
 
-        return bytelm.__getattr__("train")(*arguments, **options)
+        return train(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _Called

@@ -22,9 +22,9 @@ PLAIN_SECONDS = 10.0  # between lines without a terminal
 class Journal:
     """`metrics.jsonl`, one JSON object per line, and a progress line on standard error.
 
-    Every line has "kind" ("train", "valid", "sample", "skipped", ...), "step", "bytes", and "seconds", those in steps
+    Every line has "kind" ("train", "validation", "sample", "skipped", ...), "step", "bytes", and "seconds", those in steps
     alone. Lines that a resumed run will write again are truncated first, so that no step is logged twice.
-    "phase" is wall-clock time by phase: a "name" and the seconds it "took".
+    "phase" is wall-clock time by phase: a "name" and its "duration" in seconds.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Journal:
         """Log the duration of a phase before the first step, if it completes."""
         began = time.monotonic()
         yield
-        self.write("phase", step=0, bytes=0, seconds=0.0, name=name, took=time.monotonic() - began)
+        self.write("phase", step=0, bytes=0, seconds=0.0, name=name, duration=time.monotonic() - began)
 
     def say(self, line: str) -> None:
         """Print a permanent line."""

@@ -25,7 +25,7 @@ from bytelm.find import unknown
 
 PROJECT = "bytelm"
 IDENTITY = "log-id"
-SHOWN = ("train", "valid")
+SHOWN = ("train", "validation")
 """Kinds of lines whose values are curves."""
 BLOCK, FULL, FIRST, LAST = 1 << 15, 1, 2, 4  # of a LevelDB log: block size, record types
 

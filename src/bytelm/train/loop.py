@@ -106,7 +106,7 @@ class Trainer:
         self.warned = False  # that the disk is nearly full
         self.tally = Tally()
         self.mean_patch = 1.0  # bytes, as last logged
-        self.before = 0  # peak memory in bytes before the first step of this session
+        self.baseline = 0  # peak memory in bytes before the first step of this session
         if model.device.type == "cpu":
             (give_back_large_blocks if config.recompute else keep_large_blocks)()
         for stage in model.stages(1, 1):
@@ -124,7 +124,7 @@ class Trainer:
         """
         self.resume()
         self.model.train()
-        self.before = peak_memory(self.model.device)
+        self.baseline = peak_memory(self.model.device)
         valid_due = save_due = time.monotonic()
         valid_due += 60 * self.config.valid_minutes
         save_due += 60 * self.config.save_minutes
@@ -264,16 +264,16 @@ class Trainer:
             nats = added(numbers(found))
             if stop.received is None:
                 bpb = bits_per_byte(nats, bytes)
-                self.journal.write("valid", **progress, bits_per_byte=bpb)
+                self.journal.write("validation", **progress, bits_per_byte=bpb)
                 self.journal.say(f"step {self.progress.step}: validation {bpb:.3f} bits/byte")
         if self.sample is not None and stop.received is None:
             prompt, text = self.sample(self.model)
             shown = {"prompt": prompt.decode(errors="replace"), "text": text.decode(errors="replace")}
             self.journal.write("sample", **progress, **shown)
         self.model.train()
-        took = time.monotonic() - began
-        self.journal.write("phase", **progress, name="looks", took=took)
-        self.tally.since += took  # not counted in the training throughput
+        duration = time.monotonic() - began
+        self.journal.write("phase", **progress, name="validation", duration=duration)
+        self.tally.since += duration  # not counted in the training throughput
 
     def save(self) -> None:
         """Write a checkpoint of the current step, and log its time and memory.
@@ -290,11 +290,11 @@ class Trainer:
         state |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "world": self.team.world}
         state["precision"] = str(self.precision)
         path = store.save(self.run, self.progress.step, {"model": self.model.state_dict(), "optimizer": moments}, state)
-        self.journal.write("phase", **progress, name="saving", took=time.monotonic() - began)
+        self.journal.write("phase", **progress, name="saving", duration=time.monotonic() - began)
         low = self.precision == torch.bfloat16
         device = self.model.device
         predicted = predict(self.model, self.config, self.mean_patch, device).peak if low else None
-        memory = {"peak": peak_memory(device), "before": self.before, "predicted": predicted}
+        memory = {"peak": peak_memory(device), "baseline": self.baseline, "predicted": predicted}
         self.journal.write("memory", **progress, **memory)
         size, free = sum(file.stat().st_size for file in path.iterdir()), shutil.disk_usage(path).free
         if free < 2 * size and not self.warned:

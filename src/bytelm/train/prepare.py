@@ -23,7 +23,6 @@ from bytelm.data.modalities.base import Modality
 from bytelm.data.packed import pack_of
 from bytelm.data.sampler import Sampler, held_out
 from bytelm.device import fitting
-from bytelm.evaluate.stream import patcher_of
 from bytelm.interfaces.model import ByteModel
 from bytelm.train.config import RunConfig
 from bytelm.train.journal import Journal
@@ -76,7 +75,7 @@ def prepare(
     with fitting(device, "the model", lambda: "take a smaller --preset, or --device cpu"):
         model.to(device)
     source, boundaries = corpus, None
-    if (patcher := patcher_of(model)) is not None:
+    if (patcher := model.patcher) is not None:
         boundaries = run_stage(BoundaryStage(patcher, recipe, corpus), journal)
     if model.tokens is not None:
         model.take_tokens(run_stage(TokenizerStage(run / MERGES, model.vocabulary, corpus), journal))

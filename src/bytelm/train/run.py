@@ -117,7 +117,7 @@ def sitting(
     )
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
     begun = {"step": 0, "bytes": 0, "seconds": 0.0, "paths": [str(path) for path in paths]}
-    journal.write("sitting", **begun, device=str(model.device), **versions())
+    journal.write("session_start", **begun, device=str(model.device), **versions())
     with fitting(device, "a step", lambda: lighter(config)):
         outcome = trainer.fit()
     return Result(run, outcome.progress, outcome.signal)

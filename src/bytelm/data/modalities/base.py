@@ -93,3 +93,8 @@ class Modality(abc.ABC):
     def name(self) -> str:
         """As `--as` and `[modality] name` have it."""
         return name_of(self.config)
+
+
+def unit_of(modality: Modality | None) -> str:
+    """What bits are counted on: in documents of one size, such as images, a byte is called a dimension."""
+    return "bits per byte" if modality is None or modality.size is None else "bits per dimension"
