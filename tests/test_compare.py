@@ -390,9 +390,9 @@ def test_curves_fall_as_operations_and_seconds_are_spent(home: Path, found: Foun
 
 def test_differences_are_those_of_the_levels(found: Found) -> None:
     level = {model["model"]: model["bits_per_byte"] for model in found["models"]}
-    assert [(pair["model"], pair["than"]) for pair in found["differences"]] == list(combinations(level, 2))
+    assert [(pair["model"], pair["baseline"]) for pair in found["differences"]] == list(combinations(level, 2))
     for pair in found["differences"]:
-        assert pair["difference"] == pytest.approx(level[pair["model"]] - level[pair["than"]])
+        assert pair["difference"] == pytest.approx(level[pair["model"]] - level[pair["baseline"]])
         assert pair["low"] < pair["difference"] < pair["high"] and pair["difference"] <= 0
 
 

@@ -92,7 +92,7 @@ def html(found: Mapping[str, Any]) -> str:
 def differences(found: Mapping[str, Any]) -> Table:
     """All pairs as a table."""
     names = [model["model"] for model in found["models"]]
-    pairs = {(pair["than"], pair["model"]): pair for pair in found["differences"]}
+    pairs = {(pair["baseline"], pair["model"]): pair for pair in found["differences"]}
 
     def cell(row: str, column: str) -> str:
         pair = pairs.get((row, column))

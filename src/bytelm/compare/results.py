@@ -56,7 +56,7 @@ def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
     found = [
         model_of(Planned.of(plan["models"][name]), of[name], measured[name], corpus.bytes("train")) for name in order
     ]
-    pairs = [{"model": a, "than": b, **difference(measured[a], measured[b])} for a, b in combinations(order, 2)]
+    pairs = [{"model": a, "baseline": b, **difference(measured[a], measured[b])} for a, b in combinations(order, 2)]
     stretches = [data for _, data in kept(home / HELD_OUT)]
     asked = {key: plan[key] for key in ("paths", "held_out", "match", "budget", "modality")}
     return {
@@ -117,8 +117,26 @@ def model_of(
 
 # --- for people -------------------------------------------------------------------------------------------------------
 
-HEAD = ["model", "bits/byte", "95 %", "seeds", "more than the best", "patch", "parameters", "+ tables"]
-HEAD_COSTS = ["MFLOP/byte: paper", "executed", "H-Net", "learnt", "time", "train", "write", "memory"]
+HEAD = [
+    "model",
+    "bits/byte",
+    "95 % CI",
+    "seeds",
+    "difference to best",
+    "patch (bytes)",
+    "non-embedding",
+    "embedding parameters",
+]
+HEAD_COSTS = [
+    "MFLOPs/byte: paper",
+    "executed",
+    "H-Net",
+    "training bytes",
+    "time",
+    "train throughput",
+    "decode throughput",
+    "peak memory",
+]
 
 
 def interval_of(low: float | None, high: float | None) -> str:
@@ -130,7 +148,9 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
     """A row a model, under HEAD and HEAD_COSTS."""
     models = found["models"]
     apart = (
-        {pair["than"]: pair for pair in found["differences"] if pair["model"] == models[0]["model"]} if models else {}
+        {pair["baseline"]: pair for pair in found["differences"] if pair["model"] == models[0]["model"]}
+        if models
+        else {}
     )
     return [_row(model, apart.get(model["model"])) for model in models]
 
