@@ -451,7 +451,7 @@ def test_the_same_command_trains_nothing_and_says_the_same(
 
 
 def test_what_was_interrupted_goes_on(begun: Begun) -> None:
-    assert begun.code == 130 and "the same command goes on" in begun.said and "Traceback" not in begun.said
+    assert begun.code == 130 and "run the same command again to resume" in begun.said and "Traceback" not in begun.said
     assert not begun.results[0] and begun.plans[1] == begun.plans[0]
     now = (run_of(begun.home, MODELS[0]) / "metrics.jsonl").read_text()
     assert now.startswith(begun.metrics) and now.count("\n") > begun.metrics.count("\n") > 0

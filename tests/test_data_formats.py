@@ -91,7 +91,7 @@ def test_other_columns_are_named(tmp_path: Path, values: list[Any], kind: pa.Dat
     pq.write_table(table(values, kind), path)
     with pytest.raises(DataError, match=said):
         read(path)
-    with pytest.raises(DataError, match=r"no column 'body': say --set data\.text_field=NAME; it has n, text"):
+    with pytest.raises(DataError, match=r"no column 'body': use --set data\.text_field=NAME; it has n, text"):
         read(path, text_field="body")
 
 
@@ -258,7 +258,7 @@ def test_what_save_to_disk_wrote_is_loaded(folder: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(DataError, match=said):
             read(path)
-    with pytest.raises(DataError, match=r"hf:both has no 'body': say --set data\.text_field=NAME; it has text, n"):
+    with pytest.raises(DataError, match=r"hf:both has no 'body': use --set data\.text_field=NAME; it has text, n"):
         read("hf:both", text_field="body")
     (tmp_path / "both/train/state.json").write_text("{}")
     with pytest.raises(DataError, match="hf:both cannot be loaded"):
@@ -303,9 +303,9 @@ def test_datasets_that_are_not_there_are_one_line(folder: Path, path: str, said:
 
 def test_what_datasets_cannot_give_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "validation.parquet").unlink()
-    with pytest.raises(DataError, match=r"hf:\./set has no 'body': say --set data\.text_field=NAME; it has text"):
+    with pytest.raises(DataError, match=r"hf:\./set has no 'body': use --set data\.text_field=NAME; it has text"):
         read("hf:./set", text_field="body")
-    with pytest.raises(DataError, match="gives text, and what is read with --as must be files"):
+    with pytest.raises(DataError, match="gives text, and --as needs files"):
         read("hf:./set", text_field=None)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"datasets.*bytelm\[data\]"):

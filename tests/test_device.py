@@ -238,7 +238,7 @@ def test_where_a_run_is_trained_is_kept_and_may_change(text: Path, tmp_path: Pat
     assert load_toml(tmp_path / "run" / "config.toml")["train"]["device"] == "auto"
     assert cli([*words, "--device", "cpu"]) == 0
     assert load_toml(tmp_path / "run" / "config.toml")["train"]["device"] == "cpu"
-    with pytest.raises(ConfigError, match=r"scorer_train\.device: the scorer is trained where"):
+    with pytest.raises(ConfigError, match=r"scorer_train\.device: the entropy model is trained on the model's device"):
         configure(sets=[*TINY, "scorer_train.device=cpu"], steps=1)
 
 
@@ -322,7 +322,7 @@ def test_windows_and_rows_that_do_not_fit_are_one_line(monkeypatch: pytest.Monke
     monkeypatch.setattr(UniformModel, "forward", full)
     with pytest.raises(ResourceError, match=r"^1 windows of 64 ids did not fit into .*: take a context of 32, or "):
         list(measure(UniformModel(), [("a", b"abc")], context=64))
-    with pytest.raises(ResourceError, match=r"^2 rows of up to 9 ids did not fit into .*: give fewer prompts, "):
+    with pytest.raises(ResourceError, match=r"^2 sequences of up to 9 ids did not fit into .*: give fewer prompts, "):
         session.generate(UniformModel(), [b"abc", b"abcd"], max_bytes=4)
 
 
@@ -454,7 +454,7 @@ def test_the_doctor_says_of_each_gpu_what_it_can(
     assert told["cuda:0"] == f"Planted 0, capability 7.5, no bfloat16: float32 is used, {size}"
     assert told["cuda:1"] == f"Planted 1, capability 8.5, bfloat16, {size}"
     assert told["GPU kernels"] == "variable-length attention, plain torch"
-    assert "driver 580.65.06, Triton " in told["CUDA"] and told["CUDA"].endswith("float32 is multiplied in float32")
+    assert "driver 580.65.06, Triton " in told["CUDA"] and told["CUDA"].endswith("float32 matmuls in float32")
 
 
 def test_the_doctor_works_in_a_source_tree_that_is_not_installed(

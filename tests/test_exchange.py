@@ -541,7 +541,7 @@ def test_a_dry_run_prints_the_table_and_writes_nothing(
     assert weights.keys() <= lines.keys() and not (tmp_path / "run").exists()
     assert {words[-1] for name, words in lines.items() if name in weights} == held(one.run).keys()
     assert cli(["convert", str(one.folder), str(tmp_path / "run"), "--from", "hf", "--dry-run", "--check"]) == 2
-    assert "--check compares a run, and --dry-run makes none" in capfd.readouterr().err
+    assert "--check needs a run, and --dry-run writes none" in capfd.readouterr().err
 
 
 def test_check_compares_the_logits_of_source_and_run(
@@ -549,7 +549,7 @@ def test_check_compares_the_logits_of_source_and_run(
 ) -> None:
     words = ["convert", str(one.folder), str(tmp_path / "run"), "--from", "hf", "--check"]
     assert cli(words) == 0
-    found = re.search(r"logits:  the source's to (\S+) \(up to (\S+)\), at (\d+) bytes", capfd.readouterr().out)
+    found = re.search(r"logits:  equal to (\S+) \(of up to (\S+)\), on (\d+) bytes", capfd.readouterr().out)
     assert found and 0 < float(found[1]) < 1e-4 * float(found[2])
     copy = Path(shutil.copytree(one.folder, tmp_path / "hf"))
     weights = load_file(copy / hf.WEIGHTS)
@@ -581,7 +581,7 @@ def test_what_bytes_stand_for_is_kept(tmp_path: Path, layout: Any, capfd: pytest
     (tmp_path / "run").mkdir()
     store.save(tmp_path / "run", 1, {"model": model.state_dict()}, state)
     assert cli(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--to", layout]) == 0
-    assert "its bytes stand for image: kept as bytelm_modality in config.json" in capfd.readouterr().out
+    assert "modality image: kept as bytelm_modality in config.json" in capfd.readouterr().out
     convert(tmp_path / "out", layout, tmp_path / "back", {})
     assert recipe_of(tmp_path / "back")["modality"] == to_mapping(recipe)["modality"]
     assert load(tmp_path / "back").modality is not None

@@ -211,7 +211,7 @@ def test_what_cannot_be_made_to_fit_and_a_full_disk_have_other_ways_out(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = configure(sets=TINY, steps=1)
-    with pytest.raises(ResourceError, match=r"take a smaller --preset .*--force"):
+    with pytest.raises(ResourceError, match=r"use a smaller --preset .*--force"):
         estimate.check(estimate.Needs(1 << 40, 0, 1 << 28, 1, 0, 0, 1), config, tmp_path)
     with pytest.raises(ResourceError, match=r"2 kB of disk \(1 kB of data, 1 kB of checkpoints\) and 1.5 kB are free"):
         estimate.check(estimate.Needs(0, 0, 1, 1, 1000, 1000, 1500), config, tmp_path)

@@ -399,9 +399,9 @@ def test_the_task_of_the_page_measures_the_lines_as_they_are(
         ("", ['{"text": "a"}', '{"text": "\\ud800"}'], "surrogate pair in string is invalid. in row 1"),
         ("", ['{"text": '], "JSON parse error"),
         ('doc_to_target: "{{text + 1}}"', ['{"text": "a"}'], "TypeError: can only concatenate"),
-        ("", ['{"text": "2024-01-01"}'], ", 1, 1, 0, 0) for a text: datasets takes"),
-        ("", ['{"text": 5}'], "gives 5 for a text: datasets takes"),
-        ('doc_to_target: "{{text}}"', ['{"text": "[1, 2, 3]"}'], "gives [1, 2, 3] for a text: the harness reads"),
+        ("", ['{"text": "2024-01-01"}'], ", 1, 1, 0, 0) for a text: datasets reads"),
+        ("", ['{"text": 5}'], "gives 5 for a text: datasets reads"),
+        ('doc_to_target: "{{text}}"', ['{"text": "[1, 2, 3]"}'], "gives [1, 2, 3] for a text: the harness evaluates"),
         ('doc_to_target: "{{text"', ['{"text": "a"}'], "TemplateSyntaxError"),
         ("output_type: rolling", ['{"text": "a"}'], "rolling"),
     ],
@@ -440,8 +440,8 @@ def test_the_command(tmp_path: Path, tasks: Path, capsys: pytest.CaptureFixture[
         (["--tasks", "bytelm_linse"], "no task bytelm_linse: did you mean bytelm_lines"),
         (["--tasks", "zzzz_qqqq"], "of which the harness leaves out YAML that it cannot read"),
         (["--tasks", "bytelm_lines", "FILE"], "leave out FILE"),
-        (["--tasks", "bytelm_lines", "--weights", "int8"], "--weights is for measuring files"),
-        (["--tasks", "bytelm_lines", "--inference", "basic"], "--inference is for measuring files"),
+        (["--tasks", "bytelm_lines", "--weights", "int8"], "--weights applies to files only"),
+        (["--tasks", "bytelm_lines", "--inference", "basic"], "--inference applies to files only"),
     ],
 )
 def test_what_cannot_be_asked(

@@ -203,12 +203,12 @@ def test_a_new_clip_has_whole_samples(home: Path, tmp_path: Path, capfd: pytest.
 @pytest.mark.parametrize(
     ("line", "words", "code"),
     [
-        ("{tmp}/x.png cannot be written: this run makes .wav files", ["clips", "--png", "{tmp}/x.png"], 2),
-        ("{tmp}/x.wav cannot be written: this run makes .png files", ["pictures", "--wav", "{tmp}/x.wav"], 2),
+        ("{tmp}/x.png cannot be written: this run generates .wav files", ["clips", "--png", "{tmp}/x.png"], 2),
+        ("{tmp}/x.wav cannot be written: this run generates .png files", ["pictures", "--wav", "{tmp}/x.wav"], 2),
         ("{tmp}/x.png needs a run trained --as image", ["words", "--png", "{tmp}/x.png"], 2),
-        ("is not made of text: leave out --stop and --utf8", ["pictures", "--png", "{tmp}/x.png", "--utf8"], 2),
-        ("is not made of text", ["pictures", "--png", "{tmp}/x.png", "--stop", "a"], 2),
-        ("is no folder to write it in", ["pictures", "--png", "{tmp}/none/x.png"], 2),
+        ("is not text: leave out --stop and --utf8", ["pictures", "--png", "{tmp}/x.png", "--utf8"], 2),
+        ("is not text", ["pictures", "--png", "{tmp}/x.png", "--stop", "a"], 2),
+        ("is not a writable folder", ["pictures", "--png", "{tmp}/none/x.png"], 2),
         ("keep 1.5 is not in [0, 1]", ["pictures", "@{home}/png/1.png", "--keep", "1.5"], 2),
         ("keep 0.5 needs a run trained --as", ["words", "@{home}/txt/1.txt", "--keep", "0.5"], 2),
         ("keep 0.5 needs", ["pictures", "00", "--hex", "--keep", "0.5"], 2),
@@ -277,7 +277,7 @@ def test_a_task_keeps_whole_units(size: int, keep: float, more: int | None) -> N
 def test_the_first_document_that_has_bytes_is_taken() -> None:
     letters = dna.Config().build()
     assert first_document(letters, "x.fa", b">a\n>b\nacgt\n>c\nTT\n", Counter()) == b"ACGT"
-    for data, reason in ((b"", "it is empty"), (b">a\nxyz!", "no letter of DNA")):
+    for data, reason in ((b"", "it is empty"), (b">a\nxyz!", "not a DNA letter")):
         with pytest.raises(DataError, match=reason) as caught:
             first_document(letters, "x.fa", data, Counter())
         assert not isinstance(caught.value, UnfitError)

@@ -521,7 +521,7 @@ for _ in range(kills):
         there = store.read_state(path)["step"]
     assert saved <= there <= done, (saved, there, done)
     lost.append(done - there)
-assert there > 0, "no sitting came to a save"
+assert there > 0, "no session reached a save"
 forked(run, None, there + 3)
 forked(home / "whole", None, there + 3)
 for group in ("model", "optimizer"):
@@ -576,7 +576,7 @@ def test_a_training_on_a_disk_that_fills_up_ends_with_5_and_goes_on_with_room(
     filler = fill(small_disk, size * 3 // 2)
     assert cli(words) == 5  # one fits, two do not
     said = capfd.readouterr().err
-    assert re.search(r"the disk of .*run has .*B left, a checkpoint takes .*B\n", said)
+    assert re.search(r"the disk of .*run has .*B free, a checkpoint takes .*B\n", said)
     filler.unlink()
     assert cli(words) == 0
     train([corpus], configure("byte-tiny", sets=[*PLAIN, *config], steps=4), tmp_path / "through", quiet=True)

@@ -175,7 +175,7 @@ def test_a_run_that_stays_not_finite_ends_and_keeps_its_weights(
         return nats * float("inf"), count
 
     monkeypatch.setattr(loop, "scored", poisoned)
-    with pytest.raises(TrainingError, match=r"10 steps in a row.*learning_rate"):
+    with pytest.raises(TrainingError, match=r"10 consecutive steps.*learning_rate"):
         train([corpus], nano("patching.name=space", steps=50), tmp_path / "run", quiet=True)
     assert all(bool(t.isfinite().all()) for t in weights(tmp_path / "run").values())
 
