@@ -132,7 +132,6 @@ def held(home: Path, alone: Alone) -> dict[str, bytes]:
     return {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.glob(alone.kept))}
 
 
-@pytest.mark.fault("T3")
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_alone_is_resumed_to_the_same_result_and_found_again(name: str, corpus: Corpus, tmp_path: Path) -> None:
     alone, whole, home = STAGES[name], tmp_path / "whole", tmp_path / "home"
@@ -223,7 +222,6 @@ def small(steps: int = 1) -> RunConfig:
     return configure("demo", sets=[*BLT, *TRAINED], steps=steps)
 
 
-@pytest.mark.fault("T3")
 def test_data_pack_and_calibrate_hear_a_signal(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -247,7 +245,6 @@ def test_data_pack_and_calibrate_hear_a_signal(
     assert recalibrate(run, 6.0) == found
 
 
-@pytest.mark.fault("T3")
 def test_a_comparison_hears_a_signal_while_it_packs(
     corpus: Corpus, tmp_path: Path, monkeypatch: Any, capfd: Any
 ) -> None:
