@@ -467,7 +467,8 @@ def test_a_run_of_tokens_that_was_stopped_equals_one_that_was_not(
     whole, parts = weights(run), weights(tmp_path / "run")
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
     looks = [
-        [m["bits_per_byte"] for m in read_metrics(r / METRICS) if m["kind"] == "validation"] for r in (run, tmp_path / "run")
+        [m["bits_per_byte"] for m in read_metrics(r / METRICS) if m["kind"] == "validation"]
+        for r in (run, tmp_path / "run")
     ]
     assert looks[0] == looks[1] != []
 

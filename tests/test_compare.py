@@ -383,7 +383,9 @@ def test_curves_fall_as_operations_and_seconds_are_spent(home: Path, found: Foun
         assert curve[-1]["bytes"] == model["trained_bytes"] and curve[-1]["seconds"] == model["seconds"]
         assert [point["flops"] for point in curve] == [3 * model["executed"] * point["bytes"] for point in curve]
         looks = [
-            line for line in read_metrics(run_of(home, model["model"]) / "metrics.jsonl") if line["kind"] == "validation"
+            line
+            for line in read_metrics(run_of(home, model["model"]) / "metrics.jsonl")
+            if line["kind"] == "validation"
         ]
         assert [point["bits_per_byte"] for point in curve] == [look["bits_per_byte"] for look in looks]
 

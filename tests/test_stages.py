@@ -253,7 +253,7 @@ def test_a_comparison_hears_a_signal_while_it_packs(
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "progress", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         assert cli(words) == 128 + signal.SIGTERM
-    assert "the same command goes on from there" in capfd.readouterr().err
+    assert "run the same command again to resume" in capfd.readouterr().err
     assert cli([*words, "--json"]) == 0 and json.loads(capfd.readouterr().out)["models"]
 
 

@@ -10,8 +10,13 @@ METRICS = "metrics.jsonl"
 
 # What older runs call it → what it is called now.
 KINDS = {"sitting": "session_start", "valid": "validation"}
-PHASES = {"looks": "validation", "scorer": "fitting entropy model", "calibrating": "calibrating thresholds"}
-PHASES |= {"cutting patches": "computing patch boundaries", "tokens": "encoding"}
+PHASES = {
+    "looks": "validation",
+    "scorer": "fitting entropy model",
+    "calibrating": "calibrating thresholds",
+    "cutting patches": "computing patch boundaries",
+    "tokens": "encoding",
+}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

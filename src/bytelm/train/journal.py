@@ -22,8 +22,8 @@ PLAIN_SECONDS = 10.0  # between lines without a terminal
 class Journal:
     """`metrics.jsonl`, one JSON object per line, and a progress line on standard error.
 
-    Every line has "kind" ("train", "validation", "sample", "skipped", ...), "step", "bytes", and "seconds", those in steps
-    alone. Lines that a resumed run will write again are truncated first, so that no step is logged twice.
+    Every line has "kind" ("train", "validation", "sample", "skipped", ...), "step", "bytes", and "seconds", in steps alone.
+    Lines that a resumed run will write again are truncated first, so that no step is logged twice.
     "phase" is wall-clock time by phase: a "name" and its "duration" in seconds.
     """
 
