@@ -182,7 +182,7 @@ def test_prompts_of_few_ids_and_of_odd_ones(ids: list[list[int]]) -> None:
 def test_a_prompt_of_no_ids_is_refused_and_none_is_a_bos() -> None:
     hf = wrapped()
     assert hf.generate(max_new_tokens=5)[0].tolist() == [BOS, *MODELS[BLT].generate(b"", max_bytes=5, temperature=0)]
-    with pytest.raises(UsageError, match="a prompt of 0 ids: begin it with BOS"):
+    with pytest.raises(UsageError, match="a prompt of 0 ids: start it with BOS"):
         hf.generate(torch.zeros(1, 0, dtype=torch.long), max_new_tokens=3)
     with pytest.raises(ValueError, match="greater than 0"):
         hf.generate(**one(), max_new_tokens=0)
@@ -571,5 +571,5 @@ def test_memory_that_does_not_suffice_is_one_line(monkeypatch: pytest.MonkeyPatc
     most = 100
     assert reader.opened(MODELS[BLT].model, 2, 40, 1 << 20).capacity <= 100
     most = 20
-    with pytest.raises(ResourceError, match="no memory for 2 rows of 40 ids"):
+    with pytest.raises(ResourceError, match="no memory for 2 sequences of 40 ids"):
         reader.opened(MODELS[BLT].model, 2, 40, 1 << 20)

@@ -473,4 +473,4 @@ def test_a_dry_run_and_a_check(name: str, tmp_path: Path, capsys: pytest.Capture
     assert "to_logits.weight" in (out := capsys.readouterr().out) and "inner.byte.weight" in out
     assert not (tmp_path / "run").exists()
     assert cli([*words, "--check"]) == 0
-    assert re.search(r"logits:  the source's to \d\.\de-0[5-9] ", capsys.readouterr().out)
+    assert re.search(r"logits:  equal to \d\.\de-0[5-9] ", capsys.readouterr().out)
