@@ -42,8 +42,8 @@ from bytelm.evaluate.verdict import by_plane
 from bytelm.evaluate.windowing import strided
 from bytelm.interfaces.model import ByteModel
 from bytelm.report.charts import Bar, bar_chart, line_chart
-from bytelm.train.config import RunConfig
-from bytelm.train.run import train
+from bytelm.training.config import RunConfig
+from bytelm.training.run import train
 
 READ = 64 << 20  # bytes of what is given that are looked at, at the most
 PARTS = 16
@@ -145,11 +145,11 @@ def config_of(shape: Shape, variant: Variant, bytes: int, seed: int) -> RunConfi
         "data": {"valid": 0.0, "test": 0.0},
         "train": {
             "bytes": bytes,
-            "window": shape.window,
+            "context_length": shape.window,
             "batch": shape.batch,
             "learning_rate": shape.learning_rate,
             "seed": seed + variant.seeds,
-            "valid_minutes": 1e6,
+            "eval_every_minutes": 1e6,
             "sample_bytes": 0,
         },
     }
@@ -161,7 +161,7 @@ def config_of(shape: Shape, variant: Variant, bytes: int, seed: int) -> RunConfi
 def flops(model: dict[str, Any], window: int) -> float:
     """Operations per byte of one forward pass over a window."""
     with torch.device("meta"):
-        built = build(RunConfig, {"model": model, "train": {"steps": 1}}, "benchmark").recipe.assemble()
+        built = build(RunConfig, {"model": model, "train": {"steps": 1}}, "benchmark").recipe.build()
     return built.flops(window, 0) / window
 
 
@@ -263,7 +263,7 @@ def trained(config: RunConfig, data: Slices, run: Path) -> tuple[ByteModel, dict
     model, reached = load(run).model, result.progress
     return model, {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops_per_byte": model.flops(config.train.window, 0) / config.train.window,
+        "flops_per_byte": model.flops(config.train.context_length, 0) / config.train.context_length,
         "steps": reached.step,
         "bytes": reached.bytes,
         "seconds": round(reached.seconds, 1),
@@ -313,7 +313,7 @@ def ablate(
         config = config_of(shape, variant, bytes, seed)
         run = runs / f"{name}-{variant.slug}"
         model, cost = trained(config, data, run)
-        documents, patch, window = documents_of(config, data), config.model.sizes[0], config.train.window
+        documents, patch, window = documents_of(config, data), config.model.sizes[0], config.train.context_length
         bits, places = measured(model, documents, window, window, patch)
         row = {"modality": name, "variant": variant.name, "patch": patch, "layers": list(config.model.layers), **cost}
         whole = whole or bits  # the full model comes first

@@ -36,7 +36,7 @@ from bytelm.units import show_count
 
 Write = Callable[[bytes, int], Iterator[int]]  # prompt, number -> bytes, each as it is there
 MEGABYTE_SHAPE = {"dim": (512, 256), "depth": (6, 4), "max_seq_len": (1024, 4), "heads": 8, "dim_head": 64}
-LOCAL, LATENT, SCORER = (192, 3), (384, 6), (128, 4)  # widths and heads
+LOCAL, LATENT, ENTROPY_MODEL = (192, 3), (384, 6), (128, 4)  # widths and heads
 WORDS = b"the of and to a in that it is was I for on you he be with as by at have are this not but had his they".split()
 
 
@@ -61,7 +61,7 @@ def transformers_blt(folder: Path) -> tuple[int, Write]:
         encoder_config=part(LOCAL, 1),
         decoder_config=part(LOCAL, 4),
         global_config=part(LATENT, 4),
-        patcher_config=part(SCORER, 4),
+        patcher_config=part(ENTROPY_MODEL, 4),
     )
     config.num_hidden_layers = 1  # version 5.23 looks for it and has not got it
     model = transformers.BltForCausalLM(config).eval()

@@ -51,7 +51,7 @@ from torch import nn
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import build
 from bytelm.data.files import write_whole
-from bytelm.decoding import Weights, open_decoder
+from bytelm.decoding import Quantization, open_decoder
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import Request, Session, pieces
@@ -73,21 +73,21 @@ ROOF = 1 << 30  # bytes of the largest buffer that bandwidth is measured on
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "10M": {
         "blt": {"local_dim": 192, "local_heads": 3, "cross_heads": 3, "decoder_layers": 4}
-        | {"global_dim": 384, "global_heads": 6, "global_layers": 4, "window": WINDOW},
+        | {"global_dim": 384, "global_heads": 6, "global_layers": 4, "attention_window": WINDOW},
         "megabyte": {"sizes": [8], "dims": [384, 192], "layers": [5, 3], "heads": [6, 3]},
         "megabyte-3": {"sizes": [4, 4], "dims": [384, 256, 192], "layers": [4, 2, 3], "heads": [6, 4, 3]},
         "transformer": {"dim": 384, "layers": 6, "heads": 6},
     },
     "100M": {
         "blt": {"local_dim": 512, "local_heads": 8, "cross_heads": 8, "decoder_layers": 6}
-        | {"global_dim": 1024, "global_heads": 16, "global_layers": 8, "window": WINDOW},
+        | {"global_dim": 1024, "global_heads": 16, "global_layers": 8, "attention_window": WINDOW},
         "megabyte": {"sizes": [8], "dims": [1280, 640], "layers": [6, 6], "heads": [20, 10]},
         "megabyte-3": {"sizes": [4, 4], "dims": [1280, 768, 640], "layers": [4, 4, 4], "heads": [20, 12, 10]},
         "transformer": {"dim": 1024, "layers": 10, "heads": 16},
     },
     "30M": {
         "blt": {"local_dim": 256, "local_heads": 4, "cross_heads": 4, "decoder_layers": 6}
-        | {"global_dim": 512, "global_heads": 8, "global_layers": 7, "window": WINDOW},
+        | {"global_dim": 512, "global_heads": 8, "global_layers": 7, "attention_window": WINDOW},
         "megabyte": {"sizes": [8], "dims": [512, 256], "layers": [8, 4], "heads": [8, 4]},
         "megabyte-3": {"sizes": [4, 4], "dims": [512, 384, 256], "layers": [6, 4, 3], "heads": [8, 6, 4]},
         "transformer": {"dim": 512, "layers": 9, "heads": 8},
@@ -115,13 +115,13 @@ def recipe(shapes: Shapes, name: str) -> Recipe:
         mapping["patching"] = {"name": "fixed", "size": PATCH}
     if variant == "entropy":  # nothing is ever so unsure: the bound on length alone cuts
         mapping["patching"] = {"name": "entropy", "threshold": 100.0, "max_length": PATCH}
-        mapping["scorer"] = {"name": "ngram"}
+        mapping["entropy_model"] = {"name": "ngram"}
     if variant == "window":
-        mapping["model"]["window"] = WINDOW
+        mapping["model"]["attention_window"] = WINDOW
     return build(Recipe, mapping, "benchmark")
 
 
-def plain_name(name: str) -> tuple[str, Weights | None]:
+def plain_name(name: str) -> tuple[str, Quantization | None]:
     """A model's name without how its weights are rounded, and that."""
     for weights in ("bf16", "int8"):
         if name.endswith(f"-{weights}"):
@@ -129,12 +129,12 @@ def plain_name(name: str) -> tuple[str, Weights | None]:
     return name, None
 
 
-def ours(model: ByteModel, weights: Weights | None) -> Writer:
+def ours(model: ByteModel, quantize: Quantization | None) -> Writer:
     greedy = Sampling(temperature=0.0)
 
     def write(prompts: Sequence[bytes], count: int) -> Iterator[None]:
         have, steps = [0] * len(prompts), 0
-        for piece in pieces(model, prompts, max_bytes=count, sampling=greedy, eos=False, weights=weights):
+        for piece in pieces(model, prompts, max_bytes=count, sampling=greedy, eos=False, quantize=quantize):
             have[piece.row] += len(piece.data)
             while steps < min(have):
                 steps += 1
@@ -146,7 +146,7 @@ def ours(model: ByteModel, weights: Weights | None) -> Writer:
 def traffic(contender: Contender, rows: int, length: int, capacity: int) -> float:
     """Bytes that one step of all rows has to read when each has read `length` ids."""
     weights = plain_name(contender.model)[1]
-    return open_decoder(contender.net, rows=rows, capacity=capacity, weights=weights).traffic(length)
+    return open_decoder(contender.net, rows=rows, capacity=capacity, quantize=weights).traffic(length)
 
 
 def bandwidth(size: int) -> float:
@@ -176,8 +176,8 @@ def contenders(shapes: Shapes, models: Sequence[str], peers: Sequence[str], capa
     """Ours, then the peers of those; what is not installed is told and left out."""
     torch.manual_seed(0)
     for name in models:
-        model = recipe(shapes, name).assemble()
-        model.initialise(0)
+        model = recipe(shapes, name).build()
+        model.init_weights(0)
         yield Contender("bytelm", name, model.eval(), ours(model, plain_name(name)[1]))
     if "plain" in peers:
         plain = Plain(**shapes["transformer"], capacity=capacity).eval()

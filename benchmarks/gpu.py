@@ -44,7 +44,7 @@ PIECES = {
 }
 STAGES = (*(stage for piece in PIECES.values() for stage in piece), "floors")
 BROKEN = 7  # exit code of a process in which CUDA does not work any longer
-FREE = ("env", "floors")  # stages that run without a GPU
+MUTABLE_SETTINGS = ("env", "floors")  # stages that run without a GPU
 SHOWN = 300  # letters of a measurement that are printed when it is there
 
 # --- in the process of a stage ----------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = torch.device("cuda" if cuda else "cpu")
         bench = Bench(device, options.out, options.pretend, options.data, options.budget, options.seconds)
         return work(options.stages[0], bench, options.only, options.again)
-    if not (cuda or options.pretend or set(options.stages) <= set(FREE)):
+    if not (cuda or options.pretend or set(options.stages) <= set(MUTABLE_SETTINGS)):
         print("gpu.py: no GPU here: --pretend tries every stage on the CPU", file=sys.stderr)
         return 1
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stage is left running

@@ -1,7 +1,7 @@
 """MEGABYTE's generation speed (paper, Table 5: 1.3B + 218M writes 8192 bytes in 93 s, a 350M Transformer in 132 s).
 
     python benchmarks/headline.py                  both, bf16, at contexts up to 8192, one document and eight at a time
-    python benchmarks/headline.py --weights int8
+    python benchmarks/headline.py --quantize int8
     python benchmarks/headline.py --whole 8192     both write 8192 bytes from nothing, besides
     python benchmarks/headline.py --json
 
@@ -58,7 +58,7 @@ def random_model(mapping: dict[str, Any]) -> ByteModel:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("meta"):
-            model = build(Recipe, {"model": mapping}, "benchmark").assemble()
+            model = build(Recipe, {"model": mapping}, "benchmark").build()
         model = model.to_empty(device="cpu")
     finally:
         torch.set_default_dtype(before)
@@ -143,7 +143,7 @@ def places(models: dict[str, ByteModel], options: argparse.Namespace) -> Iterato
 def whole(decoder: Decoder, count: int) -> float:
     """Seconds in which so many bytes are written, one after the other, from nothing."""
     row, ids = np.zeros(1, np.int64), np.array([BOS])
-    decoder.undo(row, row)
+    decoder.rollback(row, row)
     began = time.perf_counter()
     for _ in range(count):
         ids = GREEDY.choose(decoder.read(row, ids), np.zeros(1, np.uint64), decoder.lengths)
@@ -189,7 +189,7 @@ def show(rows: Sequence[dict[str, Any]], found: dict[str, dict[str, float]], mem
 def main(arguments: Sequence[str] | None = None, pair: dict[str, dict[str, Any]] = PAIR, steps: int = STEPS) -> int:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", choices=("bf16", "int8"), default="bf16")
+    parser.add_argument("--quantize", choices=("bf16", "int8"), default="bf16")
     parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--whole", type=int, default=0, help="bytes that both write from nothing, besides")

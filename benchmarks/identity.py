@@ -165,8 +165,8 @@ def models_of(options: argparse.Namespace) -> Iterator[tuple[str, ByteModel]]:
         yield run.name, load(run).model
     if not options.runs:
         for name in options.models:
-            model = generate.recipe(generate.SIZES[options.size], name).assemble()
-            model.initialise(0)
+            model = generate.recipe(generate.SIZES[options.size], name).build()
+            model.init_weights(0)
             yield name, model.eval()
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from bytelm.compare.page import write_all
 from bytelm.compare.results import markdown, summary
-from bytelm.compare.run import Asked, run_all
+from bytelm.compare.run import ComparisonSpec, run_all
 from bytelm.data.files import write_whole
 from bytelm.errors import BytelmError
 from bytelm.report.charts import line_chart, page
-from bytelm.train.settings import modality_table
+from bytelm.training.settings import modality_table
 
 TEXT = "blt,space,megabyte,byte,byte-window,perceiver,linear,bpe:1024,bpe:4096"
 
@@ -83,7 +83,7 @@ def compared(name: str, budget: float, data: Path, runs: Path, seeds: int, model
     corpus, home = CORPORA[name], runs / f"{name}-{power(budget)}"
     table = modality_table(corpus.modality) if corpus.modality else None
     paths, held_out = [str(data / corpus.learnt)], [str(data / corpus.held_out)]
-    outcome = run_all(Asked(paths, models or corpus.models, "flops", budget, seeds, held_out, table), home)
+    outcome = run_all(ComparisonSpec(paths, models or corpus.models, "flops", budget, seeds, held_out, table), home)
     if outcome.signal is not None:
         return outcome.signal
     for which, reason in outcome.failed.items():

@@ -30,7 +30,7 @@ class Pass(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         inputs: Sequence[Tensor] = ctx.saved_tensors
         real = [x for x in inputs if x.is_floating_point()]
         ctx.floor.add(f"{ctx.name}, back", ctx.bytes + sum(map(size, (*inputs, *real))), 2.5 * ctx.operations)

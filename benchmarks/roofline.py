@@ -115,7 +115,7 @@ class Attention(torch.autograd.Function):
         return torch.empty_like(query)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         ctx.floor.add("attention, back", 2 * ctx.bytes, 2.5 * ctx.operations, 2)
         return (*map(torch.empty_like, ctx.saved_tensors), None, None, None)
 
@@ -131,7 +131,7 @@ class Norm(torch.autograd.Function):
         return torch.empty_like(x, dtype=weight.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         ctx.floor.add("norm, back", 3 * size(ctx.saved_tensors[0]), launches=2)
         return (*map(torch.empty_like, ctx.saved_tensors), None)
 
@@ -182,7 +182,7 @@ def floor_of(shape: Any, copy: float = COPY, product: float = PRODUCT, *, kernel
     from bytelm.interfaces.objective import score
     from bytelm.models.blt.embed import NgramEmbedding
 
-    model = shape.recipe().blank().train()
+    model = shape.recipe().build_on_meta().train()
     tables = [module for module in model.modules() if isinstance(module, NgramEmbedding) and module.ngram is not None]
     for module in tables:
         module.sparse = True

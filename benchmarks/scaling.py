@@ -45,13 +45,13 @@ def step(model_config: dict[str, Any], length: int, repeats: int) -> dict[str, A
     from bytelm.config import build
     from bytelm.interfaces.objective import score
     from bytelm.nn.transformer import Stack
-    from bytelm.train.loop import fast_on_cpu
-    from bytelm.train.memory import give_back_large_blocks
+    from bytelm.training.loop import fast_on_cpu
+    from bytelm.training.memory import give_back_large_blocks
     from bytelm.units import BOS
 
     give_back_large_blocks()
-    model = build(Recipe, {"model": model_config}, "benchmark").assemble()
-    model.initialise(0)
+    model = build(Recipe, {"model": model_config}, "benchmark").build()
+    model.init_weights(0)
     for module in model.modules():
         if isinstance(module, Stack):
             module.recompute = True

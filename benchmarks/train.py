@@ -9,7 +9,7 @@ One step is one sequence of random bytes: forward, backward, gradients clipped, 
 in bfloat16. Every system has a process of its own, so that its peak of memory is its own. They take turns, every other
 round backwards, and medians over rounds are given. Shapes are those of `generate.py`, parameters counted as there.
 
-bytelm            the step of `bytelm train` itself, `bytelm.train.loop.Trainer.step`; BLT with boundaries that were
+bytelm            the step of `bytelm train` itself, `bytelm.training.loop.Trainer.step`; BLT with boundaries that were
                   recorded, every 5 bytes
 plain             a byte Transformer as in nanoGPT, full attention by torch's fused kernel
 transformers      BltForCausalLM at our BLT's shape, its patches given to it
@@ -48,9 +48,9 @@ from bytelm.data.sampler import Batch, Sampler
 from bytelm.interfaces.model import ByteModel
 from bytelm.nn import transformer
 from bytelm.report.charts import Bar, bar_chart
-from bytelm.train.config import TrainConfig
-from bytelm.train.journal import Journal
-from bytelm.train.loop import Trainer
+from bytelm.training.config import TrainConfig
+from bytelm.training.journal import Journal
+from bytelm.training.loop import Trainer
 from bytelm.units import BOS
 
 GROUPS = (("10M", 4096), ("30M", 4096), ("10M", 16384))
@@ -78,7 +78,7 @@ class Windows(Sampler):
 
 
 def own_step(model: ByteModel, sequence: int, folder: Path) -> Callable[[], None]:
-    config = TrainConfig(steps=1 << 40, window=sequence, batch=1, precision="bfloat16")
+    config = TrainConfig(steps=1 << 40, context_length=sequence, batch=1, precision="bfloat16")
     windows = Windows(sequence, hasattr(model, "patcher"))
     return Trainer(model.train(), config, windows, folder, Journal(folder / "metrics.jsonl", quiet=True)).step
 
@@ -199,12 +199,12 @@ def profiled(step: Callable[[], None]) -> dict[str, float]:
 def work(task: dict[str, Any]) -> None:
     """Do what is asked for, a word a line: a step, its profile, the rate of products, and in the end the memory."""
     torch.manual_seed(0)
-    model = recipe(task["shapes"], task["model"]).assemble()
+    model = recipe(task["shapes"], task["model"]).build()
     own = task["system"] == "bytelm"
     before = resident("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         if own:
-            model.initialise(0)
+            model.init_weights(0)
             net, step = model, own_step(model, task["sequence"], Path(folder))
         else:
             net, logits = peer(task["system"], model.config)

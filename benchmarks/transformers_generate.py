@@ -142,8 +142,8 @@ def models(names: Sequence[str], run: str | None) -> dict[str, LM]:
     found: dict[str, LM] = {}
     for name in names:
         made = recipe(SIZES["10M"], name)
-        model = made.assemble()
-        model.initialise(0)
+        model = made.build()
+        model.init_weights(0)
         found[name] = LM(model.eval(), 4096, None, to_mapping(made))
     return found | ({Path(run).name: load(run)} if run else {})
 

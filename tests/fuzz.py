@@ -74,7 +74,7 @@ def of_tensors(_: Path) -> Target:
 
 def of_config(folder: Path) -> Target:
     with atheris.instrument_imports(include=["bytelm"]):
-        from bytelm.train.config import RunConfig
+        from bytelm.training.config import RunConfig
 
     def run(data: bytes) -> None:
         path = folder / "x.toml"

@@ -54,7 +54,7 @@ class Costs(ArchitectureCosts):
 from bytelm.interfaces.sizes import Family, heads
 
 def full(width, odd, number):
-    return {"name": "full", "layers": 2 + odd, "dim": width, "heads": heads(width), "window": number}
+    return {"name": "full", "layers": 2 + odd, "dim": width, "heads": heads(width), "attention_window": number}
 
 FAMILIES = {"full-window": Family(full, rate=8e-3, number=64)}
 """,

@@ -46,7 +46,7 @@ def options(
     sizes: tuple[int, ...] = (3, 4, 5, 6, 7, 8),
     rows: int = 101,
     window: int = 8,
-    scorer_window: int = 7,
+    entropy_model_window: int = 7,
     all_layers: bool = False,
     inner: tuple[int, int, int, int] | None = None,
 ) -> Any:
@@ -80,7 +80,7 @@ def options(
             "hidden_size": 32,
             "num_hidden_layers": 2,
             "intermediate_size": inner[3],
-            "sliding_window": scorer_window,
+            "sliding_window": entropy_model_window,
         },
     )
     config.num_hidden_layers = 1  # version 5.23 looks for it and has not got it

@@ -8,13 +8,19 @@ BLT = [
     "model.global_heads=2",
     "model.global_layers=1",
     "model.decoder_layers=1",
-    "model.window=16",
+    "model.attention_window=16",
     "model.ngram_rows=64",
-    "scorer.layers=1",
-    "scorer.dim=16",
-    "scorer.window=16",
-    "scorer_train.steps=3",
-    "scorer_train.window=64",
-    "scorer_train.batch=2",
+    "entropy_model.layers=1",
+    "entropy_model.dim=16",
+    "entropy_model.attention_window=16",
+    "entropy_model_train.steps=3",
+    "entropy_model_train.context_length=64",
+    "entropy_model_train.batch=2",
 ]
-TRAINED = ["train.window=64", "train.batch=2", "train.warmup=2", "train.precision=float32", "train.sample_bytes=0"]
+TRAINED = [
+    "train.context_length=64",
+    "train.batch=2",
+    "train.warmup_steps=2",
+    "train.precision=float32",
+    "train.sample_bytes=0",
+]

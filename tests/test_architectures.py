@@ -16,7 +16,7 @@ import bytelm
 from bytelm import find
 from bytelm.checkpoint.assemble import Recipe, load
 from bytelm.cli import run as cli
-from bytelm.compare.entrants import DEFAULT, entrants
+from bytelm.compare.candidates import DEFAULT, candidates
 from bytelm.config import build, to_mapping
 from bytelm.decoding import open_decoder, why_plain
 from bytelm.errors import ConfigError, UsageError
@@ -96,7 +96,7 @@ def test_layouts_and_candidates_are_found() -> None:
     assert all(isinstance(find_layout(name), Format) for name in find.formats())
     with pytest.raises(UsageError, match="unknown layout 'mata': did you mean 'meta'"):
         find_layout("mata")
-    assert len(entrants(DEFAULT)) == 8
+    assert len(candidates(DEFAULT)) == 8
 
 
 def test_a_component_is_called_what_its_folder_is_called() -> None:
@@ -128,7 +128,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def trained(name: str, **sizes: Any) -> Path:
     sets = [f"model.{key}={value}" for key, value in {"name": name, **sizes}.items()]
-    sets += ["train.window=64", "train.batch=2", "train.sample_bytes=0"]
+    sets += ["train.context_length=64", "train.batch=2", "train.sample_bytes=0"]
     words = ["train", "notes", "--preset", "byte-tiny", "--run", f"runs/{name}", "--steps", "2", "--quiet"]
     assert cli([*words, *(f"--set={one}" for one in sets)]) == 0
     return Path("runs") / name
@@ -159,14 +159,14 @@ def test_one_with_every_file_has_every_ability(here: Path) -> None:
     model = load(run).model
     assert type(open_decoder(model, rows=1, capacity=9)).__name__ == "FullDecoder" or why_plain(model)
     assert costs(build(Recipe, {"model": {"name": "full"}}, ""), 64).paper == 12345
-    (one,) = entrants("full-window:32")
-    assert one.tables(64, 0)["model"]["window"] == 32
+    (one,) = candidates("full-window:32")
+    assert one.tables(64, 0)["model"]["attention_window"] == 32
     assert cli(["export", str(run), "theirs", "--to", "mine"]) == 0
-    assert cli(["convert", "theirs", "runs/back", "--from", "mine", "--check"]) == 0
+    assert cli(["convert", "theirs", "runs/back", "--format", "mine", "--check"]) == 0
     back = load("runs/back").model.state_dict()
     assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
-    patched = {"model": {"name": "blt"}, "patching": {"name": "entropy"}, "scorer": {"name": "full"}}
-    assert build(Recipe, patched, "").scored
+    patched = {"model": {"name": "blt"}, "patching": {"name": "entropy"}, "entropy_model": {"name": "full"}}
+    assert build(Recipe, patched, "").uses_entropy_model
 
 
 def test_a_name_whose_package_is_gone_is_unknown(here: Path) -> None:

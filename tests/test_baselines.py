@@ -11,7 +11,7 @@ from bytelm.models.linear import attention
 from bytelm.models.linear import model as linear
 from bytelm.models.linear.attention import LinearView, Sums
 from bytelm.models.perceiver import model as perceiver
-from bytelm.nn.attention import Where
+from bytelm.nn.attention import RowPositions
 from bytelm.units import BOS
 
 # --- linear attention -------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_both_forms_of_linear_attention_are_the_papers(length: int) -> None:
     torch.manual_seed(length)
     theta, heads, dim = 100.0, 2, 6
     query, keys, values = torch.randn(3, 1, length, heads, dim).double()
-    nowhere = Where.zero(1)
+    nowhere = RowPositions.zero(1)
     starts = torch.zeros(1, length, dtype=torch.bool)
     view = LinearView.of(torch.tensor([length]), starts, nowhere, dim, theta)
     ours, _ = view.attend(query, keys, values, None)
@@ -77,16 +77,16 @@ def test_sums_before_each_chunk_are_those_of_the_recurrence(chunks: int) -> None
         wanted.append(s)
     assert torch.allclose(found, torch.stack(wanted[:-1], 1), rtol=1e-12)
     assert torch.allclose(after.products, s, rtol=1e-12) and torch.allclose(after.keys, z, rtol=1e-12)
-    slope = torch.randn_like(s)
-    (ours,), (theirs,) = (torch.autograd.grad(x, added, slope) for x in (after.products, s))
+    gradient = torch.randn_like(s)
+    (ours,), (theirs,) = (torch.autograd.grad(x, added, gradient) for x in (after.products, s))
     assert torch.allclose(ours, theirs, rtol=1e-12)
 
 
 def test_a_linear_state_does_not_grow() -> None:
     config = linear.Config(layers=1, dim=16, heads=2)
     model = config.build()
-    model.initialise(0)
-    state = model.begin(1)
+    model.init_weights(0)
+    state = model.initial_state(1)
     for _ in range(3):
         _, state = model(torch.randint(0, 256, (1, 100)), state)
         assert [sums.products.shape for sums in state.sums] == [(1, 2, 8, 8)]
@@ -95,7 +95,7 @@ def test_a_linear_state_does_not_grow() -> None:
 
 def test_sums_stay_in_float32_under_bfloat16() -> None:
     """In bfloat16 a sum over a thousand bytes would stand still."""
-    view = LinearView.of(torch.tensor([1]), torch.zeros(1, 1, dtype=torch.bool), Where.zero(1), 8, 1e4)
+    view = LinearView.of(torch.tensor([1]), torch.zeros(1, 1, dtype=torch.bool), RowPositions.zero(1), 8, 1e4)
     one = torch.ones(1, 1, 2, 8, dtype=torch.bfloat16)
     sums = Sums.zero(1, 2, 8, one.device)
     for _ in range(1000):
@@ -122,7 +122,7 @@ def sees(model: nn.Module, length: int) -> list[str]:
 def perceiver_of(latents: int) -> perceiver.PerceiverAR:
     config = perceiver.Config(latents=latents, layers=2, dim=16, heads=2, ffn_multiple=16)
     model = config.build().double()
-    model.initialise(0)
+    model.init_weights(0)
     return model
 
 
@@ -147,7 +147,7 @@ def test_latents_see_their_own_block_and_inputs_see_all() -> None:
 
 def test_a_perceivers_state_holds_one_block_of_latents() -> None:
     model = perceiver_of(4)
-    state = model.begin(1)
+    state = model.initial_state(1)
     for step in range(11):
         _, state = model(torch.tensor([[step]]), state)
     assert state.cross[0].keys.shape[1] == 11

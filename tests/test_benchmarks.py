@@ -123,7 +123,7 @@ def test_a_step_on_a_million_bytes_fits_in_eight_gibibytes() -> None:
 
 SMALL: dict[str, dict[str, Any]] = {
     "blt": {"local_dim": 32, "local_heads": 2, "cross_heads": 2, "decoder_layers": 1, "ngram_rows": 64}
-    | {"global_dim": 64, "global_heads": 2, "global_layers": 1, "window": 16},
+    | {"global_dim": 64, "global_heads": 2, "global_layers": 1, "attention_window": 16},
     "megabyte": {"sizes": [4], "dims": [32, 16], "layers": [1, 1], "heads": [2, 1]},
     "transformer": {"dim": 32, "layers": 1, "heads": 2},
 }
@@ -166,8 +166,8 @@ def test_what_a_step_needs_has_no_masked_pairs_in_it() -> None:
     """A Transformer's layers, its head, and of attention 4 × width for each pair that is seen; three times over."""
     for window, seen in ((None, 100 * 101 // 2), (16, 16 * 17 // 2 + 84 * 16)):
         model = train.recipe(
-            {"transformer": {**SMALL["transformer"], "window": window or "none"}}, "transformer"
-        ).assemble()
+            {"transformer": {**SMALL["transformer"], "attention_window": window or "none"}}, "transformer"
+        ).build()
         hidden = model.stack.config.hidden()
         layer = 2 * 100 * (4 * 32**2 + 3 * 32 * hidden) + 4 * 32 * seen
         assert train.needed(model, 100) == 3 * (layer + 2 * 100 * 32 * 260)
@@ -276,8 +276,8 @@ def test_generation_under_transformers(capsys: pytest.CaptureFixture[str]) -> No
     pytest.importorskip("transformers")
     beside = program("transformers_generate")
     made = Recipe(megabyte.Config.tiny()["two stages"])
-    model = made.assemble()
-    model.initialise(0)
+    model = made.build()
+    model.init_weights(0)
     lms = {"megabyte": beside.LM(model.eval(), 64, None, to_mapping(made))}
     given = ["--prompt", "12", "--bytes", "9", "--rounds", "2"]
     assert beside.main([*given, "--json"], lms) == 0

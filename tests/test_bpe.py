@@ -36,10 +36,10 @@ from bytelm.interfaces.objective import score
 from bytelm.lm import LM
 from bytelm.models.transformer import model as transformer
 from bytelm.models.transformer.model import ByteTransformer
-from bytelm.train import loop
-from bytelm.train.config import RunConfig
-from bytelm.train.run import train
-from bytelm.train.settings import configure
+from bytelm.training import loop
+from bytelm.training.config import RunConfig
+from bytelm.training.run import train
+from bytelm.training.settings import configure
 from bytelm.units import BOS, BYTES, EOS, PAD, RESERVED, VOCAB
 
 GREEDY = Sampling(temperature=0.0)
@@ -175,7 +175,7 @@ def test_a_corpus_of_tokens_holds_each_document_once_encoded(
 def small(tokens: Bpe) -> ByteTransformer:
     """A model whose opinions are strong, so that every id has a price of its own."""
     model = transformer.Config(layers=1, dim=16, heads=2, ffn_multiple=16, vocabulary=tokens.vocabulary).build()
-    model.initialise(0)
+    model.init_weights(0)
     model.take_tokens(tokens)
     with torch.no_grad():
         model.embedding.weight.mul_(20)
@@ -231,7 +231,7 @@ def test_every_token_is_priced_once_in_windows(context: int, stride: int | None)
     for document, data in zip(found, DOCUMENTS.values(), strict=True):
         ids = ids_of(data)
         begins = [0 if at < context else (1 + (at - context) // step) * step for at in range(len(ids) - 1)]
-        prices = [price(ids[begin : at + 2]) for at, begin in enumerate(begins)]
+        prices = [price(ids[initial_state : at + 2]) for at, initial_state in enumerate(begins)]
         assert document.nats == pytest.approx(sum(prices), rel=1e-5)
         assert_allclose(nats_of_document(MODEL, data, context=context, stride=stride), prices, rtol=1e-4, atol=1e-5)
 
@@ -249,7 +249,7 @@ def test_planes_are_not_told_apart_by_tokens() -> None:
     picture = image.Config(width=4, height=4).build()
     pixels = [("a", noise(48)), ("b", TEXT[:48])]
     of_bytes = transformer.Config(layers=1, dim=16, heads=2, ffn_multiple=16).build()
-    of_bytes.initialise(0)
+    of_bytes.init_weights(0)
     assert list(judge(of_bytes, pixels, context=64, modality=picture).planes) == ["red", "green", "blue"]
     verdict = judge(MODEL, pixels, context=64, modality=picture)
     assert (verdict.planes, verdict.bytes) == ({}, 96)
@@ -369,7 +369,13 @@ def test_a_model_of_tokens_slides() -> None:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 NANO = ["model.layers=1", "model.dim=16", "model.heads=2", "model.ffn_multiple=16", "model.vocabulary=300"]
-NANO += ["train.window=32", "train.batch=2", "train.warmup=2", "train.precision=float32", "train.sample_bytes=12"]
+NANO += [
+    "train.context_length=32",
+    "train.batch=2",
+    "train.warmup_steps=2",
+    "train.precision=float32",
+    "train.sample_bytes=12",
+]
 NANO += ["data.valid=0.2", "data.test=0.2"]
 LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUV"
 
@@ -431,7 +437,7 @@ def test_tokens_are_learnt_from_training_documents_only(run: Path) -> None:
 
 def test_a_run_counts_bytes(folder: Path, tmp_path: Path) -> None:
     """A window holds all training documents, so that each step reads each byte of them once."""
-    result = train([folder], nano("train.window=3000", "train.batch=1"), tmp_path / "run", quiet=True)
+    result = train([folder], nano("train.context_length=3000", "train.batch=1"), tmp_path / "run", quiet=True)
     corpus, tokens = Corpus.open(tmp_path / "run" / "data"), bytelm.load(tmp_path / "run").model.tokens
     assert tokens is not None
     documents, size = texts(corpus, "train"), corpus.bytes("train")
@@ -466,11 +472,11 @@ def test_a_run_of_tokens_that_was_stopped_equals_one_that_was_not(
     train([folder], nano(), tmp_path / "run", quiet=True)
     whole, parts = weights(run), weights(tmp_path / "run")
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
-    looks = [
+    validations = [
         [m["bits_per_byte"] for m in read_metrics(r / METRICS) if m["kind"] == "validation"]
         for r in (run, tmp_path / "run")
     ]
-    assert looks[0] == looks[1] != []
+    assert validations[0] == validations[1] != []
 
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {

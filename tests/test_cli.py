@@ -31,7 +31,7 @@ decoder_layers = 1
 window = 16
 ngram_rows = 64
 
-[scorer]
+[entropy_model]
 name = "ngram"
 order = 3
 rows = 1024
@@ -88,13 +88,13 @@ def test_generate_is_the_same_from_text_hex_file_and_python(
 def test_weights_are_rounded_for_writing_and_for_measuring(
     home: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    run, words = str(home / "run"), ["--max-bytes", "20", "--temperature", "0", "--weights", "int8"]
-    wanted = bytelm.load(run).generate(b"def ", max_bytes=20, temperature=0.0, weights="int8")
+    run, words = str(home / "run"), ["--max-bytes", "20", "--temperature", "0", "--quantize", "int8"]
+    wanted = bytelm.load(run).generate(b"def ", max_bytes=20, temperature=0.0, quantize="int8")
     assert cli(["generate", run, "def ", *words]) == 0
     assert capfdbinary.readouterr().out == wanted
     (home / "prompt").write_bytes(b"def f(x):\n    return x\n")
     found: list[float] = []
-    for more in ([], ["--weights", "bf16"], ["--weights", "int8"]):
+    for more in ([], ["--quantize", "bf16"], ["--quantize", "int8"]):
         assert cli(["eval", run, str(home / "prompt"), *more, "--json"]) == 0
         found.append(json.loads(capfdbinary.readouterr().out)["bits_per_byte"])
     assert len(set(found)) == 3 and found == pytest.approx([found[0]] * 3, rel=0.01)
@@ -123,7 +123,7 @@ def test_the_python_interface(home: Path) -> None:
     assert count == len(data) == len(nats)
     assert bits == pytest.approx(-nats.sum() / 0.6931471805599453, rel=1e-5)
     assert lm.logprobs(b"patches", b" of").sum() == pytest.approx(lm.logprobs(b"", b"patches of")[7:].sum(), rel=1e-4)
-    state = lm.model.begin(1)
+    state = lm.model.initial_state(1)
     assert state is not None
 
 
@@ -137,7 +137,7 @@ def test_patches_are_shown_and_written(home: Path, capfd: pytest.CaptureFixture[
 
 def test_calibrate_reports_what_it_reached(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = json.loads(said(capfd, "calibrate", str(home / "run"), "3", "--rule", "both", "--json"))
-    assert found["threshold"] is not None and found["rise"] is not None
+    assert found["threshold"] is not None and found["relative"] is not None
     assert 2 < found["realised"] < 4.5 and ".py" in found["by_kind"]
 
 
@@ -148,7 +148,7 @@ def test_presets_have_the_papers_counts(capfd: pytest.CaptureFixture[str]) -> No
     assert rows["blt-1b"]["parameters"] == pytest.approx(4.534e9, rel=1e-3)
     assert rows["blt-8b"]["parameters"] == pytest.approx(10.554e9, rel=1e-3)
     assert rows["blt-1b"]["ngram_tables"] == 6 * 500002 * 1024
-    assert rows["blt-1b"]["scorer"] == pytest.approx(99.5e6, rel=1e-3)
+    assert rows["blt-1b"]["entropy_model"] == pytest.approx(99.5e6, rel=1e-3)
 
     def block(dim: int) -> int:
         hidden = -(-int(8 * dim / 3) // 256) * 256
@@ -274,11 +274,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home: Path, tmp_path: Path) -
         ["report", "-"],
         ["data", "verify", "-"],
         ["data", "pack", "x", "--out", "-"],
-        ["convert", "-", "x", "--from", "hf"],
+        ["convert", "-", "x", "--format", "hf"],
         ["export", "x", "-", "--to", "hf"],
         ["train", "x", "--run", "-"],
         ["train", "x", "--config", "-"],
-        ["train", "x", "--from", "-"],
+        ["train", "x", "--init-from", "-"],
         ["generate", "x", "--out", "-"],
         ["costs", "--svg", "-"],
     ],

@@ -29,7 +29,16 @@ from bytelm.checkpoint.metrics import read_metrics
 from bytelm.cli import run as cli
 from bytelm.cli.comparing import BUDGETS
 from bytelm.compare import held_out, results, run, worker
-from bytelm.compare.entrants import DEFAULT, ODD, ODDNESS, WIDTHS, entrant, entrants, nearest, usual
+from bytelm.compare.candidates import (
+    DEFAULT,
+    DEPTH_OFFSETS,
+    DEPTH_PENALTY,
+    WIDTHS,
+    candidate,
+    candidates,
+    nearest,
+    usual,
+)
 from bytelm.compare.page import charts, show_power
 from bytelm.compare.plan import (
     EPOCHS,
@@ -53,8 +62,8 @@ from bytelm.evaluate.costs import costs
 from bytelm.evaluate.meter import interval
 from bytelm.machine import Memory
 from bytelm.report.charts import log_ticks
-from bytelm.train.config import RunConfig
-from bytelm.train.settings import modality_table
+from bytelm.training.config import RunConfig
+from bytelm.training.settings import modality_table
 from bytelm.units import LN2
 from test_report import Page
 
@@ -150,18 +159,18 @@ class Sized(Corpus):
 
 
 def sized(name: str, budget: Budget, size: int = 10**9, table: Mapping[str, Any] | None = None) -> Any:
-    return planned(entrant(name), budget, Sized(size), MEANS.get(name.split(":")[0], 1.0), table)
+    return planned(candidate(name), budget, Sized(size), MEANS.get(name.split(":")[0], 1.0), table)
 
 
 # ---- who takes part
 
 
 def test_names_carry_numbers_or_have_their_own() -> None:
-    found = [(one.name, one.number, one.tokens) for one in entrants("blt, byte-window:7,bpe:300,linear")]
+    found = [(one.name, one.number, one.tokens) for one in candidates("blt, byte-window:7,bpe:300,linear")]
     assert found == [("blt", 5, False), ("byte-window:7", 7, False), ("bpe:300", 300, True), ("linear", 0, False)]
-    assert entrant("bpe:300").tables(64, 0)["model"]["vocabulary"] == 300
-    assert entrant("blt:7").tables(64, 0)["patching"]["mean_size"] == 7
-    assert entrant("megabyte:4").tables(64, 0)["model"]["sizes"] == [4]
+    assert candidate("bpe:300").tables(64, 0)["model"]["vocabulary"] == 300
+    assert candidate("blt:7").tables(64, 0)["patching"]["target_mean_length"] == 7
+    assert candidate("megabyte:4").tables(64, 0)["model"]["sizes"] == [4]
 
 
 UNKNOWN = [("byte,megabite", "did you mean 'megabyte'"), ("", "unknown model ''"), ("space:4", "space takes no number")]
@@ -173,19 +182,25 @@ UNKNOWN += [("blt,blt:5", "twice")]
 @pytest.mark.parametrize(("names", "said"), UNKNOWN)
 def test_a_model_that_cannot_be_had_is_told(names: str, said: str) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):
-        entrants(names)
+        candidates(names)
 
 
 @given(st.floats(3, 11), st.floats(0, 1))
 @settings(max_examples=30)
 def test_the_nearest_shape_is_the_nearest_of_all(power: float, linear: float) -> None:
-    def cost(width: int, odd: int) -> float:
-        return 24.0 * (usual(width) + odd) * width**2 + linear * 1e5 * (usual(width) + odd) + 520 * width
+    def cost(width: int, depth_offset: int) -> float:
+        return (
+            24.0 * (usual(width) + depth_offset) * width**2 + linear * 1e5 * (usual(width) + depth_offset) + 520 * width
+        )
 
     def apart(size: tuple[int, int]) -> float:
-        return abs(math.log(cost(*size) / 10**power)) + ODDNESS * size[1] ** 2
+        return abs(math.log(cost(*size) / 10**power)) + DEPTH_PENALTY * size[1] ** 2
 
-    shapes = [(width, odd) for width, odd in product(WIDTHS, ODD) if usual(width) + odd > 1]
+    shapes = [
+        (width, depth_offset)
+        for width, depth_offset in product(WIDTHS, DEPTH_OFFSETS)
+        if usual(width) + depth_offset > 1
+    ]
     assert apart(nearest(cost, 10**power)) == pytest.approx(min(map(apart, shapes)))
 
 
@@ -193,10 +208,10 @@ def test_the_nearest_shape_is_the_nearest_of_all(power: float, linear: float) ->
 def test_every_model_can_be_had_in_every_size(modality: str | None) -> None:
     table = modality_table(modality) if modality else None
     for name in [*DEFAULT.split(","), "blt-no-ngrams:3", "megabyte:5", "perceiver:2000", "byte-window:1", "bpe:261"]:
-        for width, odd in [(32, 0), (48, 2), (80, -1), (208, 1)]:
-            tables = entrant(name).tables(width, odd) | ({"modality": table} if table else {})
-            config = built(tables, steps=1, window=window_of(table))
-            assert costs(config.recipe, config.train.window, 3.0).executed > 0
+        for width, depth_offset in [(32, 0), (48, 2), (80, -1), (208, 1)]:
+            tables = candidate(name).tables(width, depth_offset) | ({"modality": table} if table else {})
+            config = built(tables, steps=1, context_length=window_of(table))
+            assert costs(config.recipe, config.train.context_length, 3.0).executed > 0
 
 
 # ---- what a budget gives each
@@ -207,7 +222,7 @@ def test_the_same_operations_for_all() -> None:
     for name in DEFAULT.split(","):
         model = sized(name, Budget("flops", amount))
         config = model.run(0)
-        counted = costs(config.recipe, config.train.window, model.mean)
+        counted = costs(config.recipe, config.train.context_length, model.mean)
         assert counted == model.costs and config.train.bytes == model.bytes
         assert abs(3 * counted.executed * model.bytes - amount) <= 3 * counted.executed
         spent.append(counted.executed)
@@ -261,12 +276,12 @@ def test_little_data_does_not_make_the_look_at_the_machine_a_long_one(monkeypatc
     seen: list[float] = []
 
     def timed(config: RunConfig, mean: float) -> float:
-        seen.append(costs(config.recipe, config.train.window, mean).executed)
+        seen.append(costs(config.recipe, config.train.context_length, mean).executed)
         return 1e5
 
     monkeypatch.setattr(run, "bytes_per_second", timed)
     for size in (1 << 17, 1 << 30):
-        assert run.rate_of(Sized(size), run.Asked(["-"], "byte", "time", 60.0)) == 3e5 * seen[-1]
+        assert run.rate_of(Sized(size), run.ComparisonSpec(["-"], "byte", "time", 60.0)) == 3e5 * seen[-1]
     assert max(seen) < 1e7, "a step of the probe would take minutes"
 
 
@@ -275,8 +290,8 @@ def test_a_document_of_one_size_is_read_in_a_row() -> None:
     assert {text: window_of(modality_table(text)) for text in windows} == windows and window_of(None) == WINDOW
     for name, text, window in [("byte-window", "image:8", 193), ("bpe", None, round(WINDOW / 3))]:
         train = sized(name, Budget("flops", 1e13), table=modality_table(text) if text else None).run(0).train
-        bytes = train.window * train.batch * (MEANS["bpe"] if name == "bpe" else 1)
-        assert train.window == window and bytes == pytest.approx(STEP, rel=0.05)
+        bytes = train.context_length * train.batch * (MEANS["bpe"] if name == "bpe" else 1)
+        assert train.context_length == window and bytes == pytest.approx(STEP, rel=0.05)
 
 
 def test_memory_is_asked_for_before_it_is_missing() -> None:
@@ -382,12 +397,12 @@ def test_curves_fall_as_operations_and_seconds_are_spent(home: Path, found: Foun
             assert curve[0][key] > 0 and all(a[key] < b[key] for a, b in pairwise(curve))
         assert curve[-1]["bytes"] == model["trained_bytes"] and curve[-1]["seconds"] == model["seconds"]
         assert [point["flops"] for point in curve] == [3 * model["executed"] * point["bytes"] for point in curve]
-        looks = [
+        validations = [
             line
             for line in read_metrics(run_of(home, model["model"]) / "metrics.jsonl")
             if line["kind"] == "validation"
         ]
-        assert [point["bits_per_byte"] for point in curve] == [look["bits_per_byte"] for look in looks]
+        assert [point["bits_per_byte"] for point in curve] == [validate["bits_per_byte"] for validate in validations]
 
 
 def test_differences_are_those_of_the_levels(found: Found) -> None:
@@ -675,7 +690,7 @@ def test_a_worker_looks_often_enough_for_a_curve(monkeypatch: pytest.MonkeyPatch
     plan = {"models": {"byte-window": model.mapping()}, "paths": [], "held_out": [], "speeds": {"byte-window": 5.0}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     assert worker.work(tmp_path, "byte-window", 3, tmp_path, "cpu", True) == 128 + signal.SIGTERM
-    assert (seen[0].valid_minutes, seen[0].minutes, seen[0].seed) == (20 / worker.LOOKS, 20.0, 3)
+    assert (seen[0].eval_every_minutes, seen[0].minutes, seen[0].seed) == (20 / worker.LOOKS, 20.0, 3)
     assert seen[0].device == "cpu"
 
 
@@ -692,7 +707,7 @@ def test_steps_grow_where_there_are_many_of_them() -> None:
 
 
 def test_wide_models_have_heads_of_64() -> None:
-    shapes = {width: entrant("byte").tables(width, 0)["model"] for width in (128, 480, 512, 1008, 1024)}
+    shapes = {width: candidate("byte").tables(width, 0)["model"] for width in (128, 480, 512, 1008, 1024)}
     assert {width: width // shape["heads"] for width, shape in shapes.items()} == {
         128: 32,
         480: 32,

@@ -39,19 +39,19 @@ from bytelm.models.megabyte_pytorch.model import MegabytePyTorch
 from bytelm.models.ngram import entropy_model as ngram
 from bytelm.models.perceiver import model as perceiver
 from bytelm.models.transformer import model as transformer
-from bytelm.models.transformer.entropy_model import Config as ScorerConfig
+from bytelm.models.transformer.entropy_model import Config as EntropyModelConfig
 from bytelm.nn.cross import CrossAttention
 from bytelm.patching import entropy, fixed
 from bytelm.report.charts import line_chart
 from bytelm.testing import UniformModel, tiny_models
 from bytelm.testing.examples import document
-from bytelm.testing.tiny import initialised
-from bytelm.train.settings import configure
+from bytelm.testing.tiny import initialized
+from bytelm.training.settings import configure
 from bytelm.units import BOS, VOCAB, show_count
 
 MODELS = dict(tiny_models())
 TWO = replace(blt.Config.tiny()["all layers crossed, widened"], encoder_cross="last")
-MODELS["blt (two layers, the last crossed)"] = initialised(TWO.build(fixed.Config().build()), 0)
+MODELS["blt (two layers, the last crossed)"] = initialized(TWO.build(fixed.Config().build()), 0)
 TOKENS = "transformer (tokens)"
 PLAIN = ("linear", "megabyte_pytorch")  # models that the kernels do not know
 LENGTH = 48  # ids: whole patches of every tiny MEGABYTE, and more than every window
@@ -139,15 +139,15 @@ def test_executed_is_what_other_instruments_count(name: str) -> None:
         assert seen.cross and (seen.bags or not model.config.ngram_sizes)
 
 
-def test_a_scorer_that_is_a_table_costs_nothing() -> None:
+def test_a_entropy_model_that_is_a_table_costs_nothing() -> None:
     model = blt.Config.tiny()["last layer crossed"]
     some = [
-        Recipe(model, entropy.Config(), scorer)  # not calibrated: it need not be
-        for scorer in (ngram.Config(), ScorerConfig(layers=1, dim=16, heads=2))
+        Recipe(model, entropy.Config(), entropy_model)  # not calibrated: it need not be
+        for entropy_model in (ngram.Config(), EntropyModelConfig(layers=1, dim=16, heads=2))
     ]
     free, paid, fixed_ = (costs(recipe, 64, 4.0) for recipe in (*some, Recipe(model, fixed.Config())))
     assert free == fixed_
-    assert paid.scorer > 0 and free.scorer == 0
+    assert paid.entropy_model > 0 and free.entropy_model == 0
     assert (paid.parameters, paid.tables, paid.paper) == (free.parameters, free.tables, free.paper)
     assert paid.executed > free.executed and paid.read > free.read
     assert paid.hnet - paid.executed == free.hnet - free.executed + 2 * VOCAB * 16
@@ -164,7 +164,7 @@ def test_parameters_are_tables_and_the_rest(name: str) -> None:
     ends = ("embedding.weight", ".byte.weight", ".ngram.weight", ".position.weight", ".pad.weight")
     tables = sum(count for key, count in own.items() if key.endswith(ends) or key.startswith("pads."))
     assert (found.parameters, found.tables) == (sum(own.values()), tables)
-    assert found.scorer == sum(p.numel() for p in model.parameters()) - found.parameters
+    assert found.entropy_model == sum(p.numel() for p in model.parameters()) - found.parameters
 
 
 # --- bytes read -------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_read_is_what_the_kernels_read(name: str) -> None:
     model = MODELS[name]
     if reason := decoding.why_plain(model):
         pytest.skip(reason)
-    decoder = open_decoder(model, rows=1, capacity=LENGTH, weights="bf16")
+    decoder = open_decoder(model, rows=1, capacity=LENGTH, quantize="bf16")
     decoder.read(np.zeros(LENGTH, np.int64), np.array([BOS, *document(random.Random(0), 1000)[: LENGTH - 1]]))
     mean = LENGTH / int(decoder.patches.closed[0, -1]) if isinstance(decoder, BLTDecoder) else 1.0
     table = 2 * model.byte.weight.numel() if isinstance(model, Megabyte) else 0
@@ -186,7 +186,7 @@ def test_read_is_what_the_kernels_read(name: str) -> None:
 
 def test_a_linear_transformer_reads_its_weights_and_its_sums() -> None:
     name, model = next((name, model) for name, model in MODELS.items() if name.startswith("linear"))
-    state = model(torch.tensor([[BOS, 1, 2]]), model.begin(1))[1]
+    state = model(torch.tensor([[BOS, 1, 2]]), model.initial_state(1))[1]
     sums = sum(tensor.nbytes for layer in state.sums for tensor in (layer.products, layer.keys))
     weights = sum(2 * p.numel() for key, p in model.named_parameters() if p.ndim == 2 and "embedding" not in key)
     assert counted(model, 64).read == counted(model, 6400).read == weights + sums, name
@@ -221,7 +221,7 @@ def test_formulas_by_hand() -> None:
     layer = 2 * (4 * 16**2 + 3 * 16 * 48)
     head = 2 * 16 * VOCAB
     full = transformer.Config(2, 16, 2, ffn_multiple=16)
-    windowed, tokens = replace(full, window=6), replace(full, vocabulary=300)
+    windowed, tokens = replace(full, attention_window=6), replace(full, vocabulary=300)
     assert costs(Recipe(full), 31).paper == 2 * (layer + 4 * 16 * 16) + head
     assert costs(Recipe(windowed), 31).paper == 2 * (layer + 4 * 16 * 3.5) + head
     assert costs(Recipe(tokens), 31, 4.0).paper == (2 * (layer + 4 * 16 * 16) + 2 * 16 * 300) / 4
@@ -333,7 +333,7 @@ def test_the_verb_counts_everything(capfd: pytest.CaptureFixture[str], tmp_path:
     found = json.loads(capfd.readouterr().out)
     by_name = {row["preset"]: row for row in found["presets"]}
     row = by_name["blt-8b"]
-    assert (row["window"], row["mean"]) == (8192, 4.5)
+    assert (row["context_length"], row["mean"]) == (8192, 4.5)
     assert row["paper"] < row["executed"] < row["hnet"] and row["parameters"] - row["tables"] < 7e9 < row["parameters"]
     assert [figure["title"].split(",")[0] for figure in found["figures"]] == [
         "Model size",

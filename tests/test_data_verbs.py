@@ -21,7 +21,7 @@ from PIL import Image
 
 from bytelm.cli import run as cli
 from bytelm.data.corpus import Corpus
-from bytelm.data.packed import is_pack, take_over
+from bytelm.data.packed import is_pack, link_corpus
 
 Capture = pytest.CaptureFixture[str]
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="`make pythons` does without torch")
@@ -307,7 +307,7 @@ def test_a_pack_on_another_disk_is_copied(notes: Path, capfd: Capture, monkeypat
 
     monkeypatch.setattr(os, "link", refused)
     told(capfd, "data", "pack", "notes", "-o", "p")
-    own = take_over(Path("p"), Path("r"))
+    own = link_corpus(Path("p"), Path("r"))
     assert own.fingerprint == Corpus.open("p").fingerprint
     assert not Path("p/shard-00000.bin").samefile("r/shard-00000.bin")
     shutil.rmtree("p")

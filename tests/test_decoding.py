@@ -29,13 +29,13 @@ from bytelm.models.transformer import decoder as transformer
 from bytelm.models.transformer.model import ByteTransformer
 from bytelm.native import kernels, library
 from bytelm.native.kernels import Kernels
-from bytelm.testing import DECODER_LAWS, LawError, ScriptedScorer, UniformModel, decoders, tiny_models
+from bytelm.testing import DECODER_INVARIANTS, InvariantError, ScriptedEntropyModel, UniformModel, decoders, tiny_models
 from bytelm.units import BOS, VOCAB
 
 MODELS = dict(tiny_models())
 COMPILED = library.library("kernels") is not None
 needs_kernels = pytest.mark.skipif(not COMPILED, reason=f"no kernels: {library.reason('kernels')}")
-CASES = [(name, law) for name in MODELS for law in DECODER_LAWS]
+CASES = [(name, invariant) for name in MODELS for invariant in DECODER_INVARIANTS]
 WINDOWED, RESET = "transformer (windowed)", "blt (last layer crossed) on entropy (rise) of a Transformer by lines"
 BLT = "blt (last layer crossed) on entropy (threshold) of a Transformer"
 COUNTED = "blt (last layer crossed) on entropy (both) of n-grams by lines"
@@ -44,8 +44,8 @@ LINKED, THREE = "megabyte (cross-patch attention, convolutions)", "megabyte (thr
 
 @pytest.mark.fault("M2")
 @pytest.mark.parametrize(("name", "law"), CASES, ids=map(" · ".join, CASES))
-def test_decoder(name: str, law: str) -> None:
-    DECODER_LAWS[law](MODELS[name], list(MODELS).index(name), 3)
+def test_decoder(name: str, invariant: str) -> None:
+    DECODER_INVARIANTS[invariant](MODELS[name], list(MODELS).index(name), 3)
 
 
 @needs_kernels
@@ -67,10 +67,10 @@ def test_feed_forward_layers_of_any_width(config: str) -> None:
         model = replace(models.transformer.model.Config.tiny()["windowed"], ffn_dim=37).build()
     else:
         model = replace(models.blt.model.Config.tiny()["last layer crossed"], ffn_dims=(37, 21, 50)).build(patcher)
-    model.initialise(0)
+    model.init_weights(0)
     assert not decoding.why_plain(model)
-    for law in DECODER_LAWS.values():
-        law(model.eval(), 0, 2)
+    for invariant in DECODER_INVARIANTS.values():
+        invariant(model.eval(), 0, 2)
 
 
 OTHERS: dict[str, Callable[[], ByteModel]] = {
@@ -81,12 +81,12 @@ OTHERS: dict[str, Callable[[], ByteModel]] = {
 
 
 @pytest.mark.fault("M2")
-@pytest.mark.parametrize("law", DECODER_LAWS)
+@pytest.mark.parametrize("law", DECODER_INVARIANTS)
 @pytest.mark.parametrize("name", OTHERS)
-def test_models_of_other_kinds_are_read_by_their_forward_pass(name: str, law: str) -> None:
+def test_models_of_other_kinds_are_read_by_their_forward_pass(name: str, invariant: str) -> None:
     model = OTHERS[name]()
     assert decoding.why_plain(model)
-    DECODER_LAWS[law](model, 0, 3)
+    DECODER_INVARIANTS[invariant](model, 0, 3)
 
 
 @pytest.mark.fault("M2")
@@ -124,7 +124,7 @@ def test_rows_come_and_go_beside_each_other() -> None:
     for _ in range(60):
         rows = np.sort(rng.permutation(4)[: rng.integers(1, 5)])
         for row in rows[rng.random(len(rows)) < 0.1]:
-            decoder.undo(np.array([row]), np.array([0]))
+            decoder.rollback(np.array([row]), np.array([0]))
             texts[row] = []
         ids = [BOS if not texts[row] else int(rng.integers(256)) for row in rows]
         for row, symbol in zip(rows, ids, strict=True):
@@ -147,7 +147,7 @@ def test_what_a_decoder_has_no_room_for_is_refused() -> None:
         with pytest.raises(UsageError, match="ids from 260 to 260"):
             decoder.read(row, np.array([VOCAB]))
     with pytest.raises(UsageError, match="cannot go back to 2 here"):
-        decoder.undo(row, np.array([2]))
+        decoder.rollback(row, np.array([2]))
     with pytest.raises(UsageError, match="0 rows"):
         open_decoder(MODELS[WINDOWED], rows=0, capacity=3)
     long = open_decoder(MODELS["megabyte (projected, learned positions)"], rows=1, capacity=1000)
@@ -156,12 +156,12 @@ def test_what_a_decoder_has_no_room_for_is_refused() -> None:
             long.read(row.repeat(60), np.full(60, 5))
 
 
-def test_an_unknown_scorer_is_read_plainly() -> None:
+def test_an_unknown_entropy_model_is_read_plainly() -> None:
     from bytelm.models.blt.model import BLT as Model
     from bytelm.models.blt.model import Config
     from bytelm.patching import entropy
 
-    patcher = entropy.Config(threshold=1.0).build(ScriptedScorer({32: 2.0}))
+    patcher = entropy.Config(threshold=1.0).build(ScriptedEntropyModel({32: 2.0}))
     model = Model(Config(**{**Config.tiny()["no n-grams"].__dict__}), patcher)
     assert "patching of Entropy" in decoding.why_plain(model)
 
@@ -181,7 +181,7 @@ def test_memory_and_traffic_are_what_arrays_say() -> None:
         if isinstance(model, ByteTransformer):
             config, tables = model.config, 4 * model.embedding.weight.numel()
             for length in (1, 5, 40):
-                cached = min(length, config.window or length) * config.layers * 2 * 4 * config.dim
+                cached = min(length, config.context_length or length) * config.layers * 2 * 4 * config.dim
                 assert four.traffic(length) == weights - tables + 4 * cached
         assert four.traffic(40) > one.traffic(40) > one.traffic(1), name
 
@@ -190,7 +190,7 @@ def test_memory_and_traffic_are_what_arrays_say() -> None:
 def test_weights_that_were_trained_meanwhile_are_read_anew() -> None:
     model = copy.deepcopy(MODELS[WINDOWED])
     for _ in range(2):
-        DECODER_LAWS["rounding"](model, 0, 2)  # opens decoders of every kind
+        DECODER_INVARIANTS["rounding"](model, 0, 2)  # opens decoders of every kind
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.5)
@@ -199,16 +199,16 @@ def test_weights_that_were_trained_meanwhile_are_read_anew() -> None:
 def test_a_model_that_was_made_in_inference_mode_has_weights_to_read() -> None:
     with torch.inference_mode():
         model = copy.deepcopy(MODELS[WINDOWED])
-        DECODER_LAWS["rounding"](model, 0, 2)
+        DECODER_INVARIANTS["rounding"](model, 0, 2)
 
 
 # --- bugs -------------------------------------------------------------------------------------------------------------
 
 
-def caught(law: str, name: str) -> None:
-    with pytest.raises(LawError, match=f"'{law}'"):
+def caught(invariant: str, name: str) -> None:
+    with pytest.raises(InvariantError, match=f"'{invariant}'"):
         for seed in range(4):
-            DECODER_LAWS[law](MODELS[name], seed, 4)
+            DECODER_INVARIANTS[invariant](MODELS[name], seed, 4)
 
 
 def one_more(cls: type[ctypes.Structure], field: int) -> Callable[..., ctypes.Structure]:
@@ -277,7 +277,7 @@ def test_products_that_a_batch_rounds_otherwise(monkeypatch: pytest.MonkeyPatch)
         return np.nextafter(found, np.float32(0)) if len(x) > 1 else found
 
     monkeypatch.setattr(Kernels, "linear", other)
-    caught("company", THREE)
+    caught("batch_invariance", THREE)
 
 
 @needs_kernels
@@ -290,7 +290,7 @@ def test_rings_without_room_for_what_is_taken_back(monkeypatch: pytest.MonkeyPat
 def test_a_draft_that_is_left_standing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base.Decoder, "undo", lambda self, rows, lengths: None)
     with pytest.raises(UsageError):
-        DECODER_LAWS["again"](MODELS[BLT], 0, 3)
+        DECODER_INVARIANTS["again"](MODELS[BLT], 0, 3)
 
 
 @needs_kernels
@@ -307,12 +307,14 @@ def test_a_scale_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_model_in_bfloat16_is_so_beside_a_scorer_in_float32(remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_in_bfloat16_is_so_beside_a_entropy_model_in_float32(
+    remote: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which is how it is loaded: boundaries are decided in float32."""
     monkeypatch.setattr(decoding, "remote", lambda model: remote)
     name = next(name for name in MODELS if "of a Transformer" in name)
     model = copy.deepcopy(MODELS[name])
-    wanted = open_decoder(model, rows=2, capacity=300, weights="bf16").row_bytes
+    wanted = open_decoder(model, rows=2, capacity=300, quantize="bf16").row_bytes
     assert wanted < open_decoder(model, rows=2, capacity=300).row_bytes
     model.bfloat16().patcher.float()  # pyright: ignore[reportCallIssue]
     assert open_decoder(model, rows=2, capacity=300).row_bytes == wanted

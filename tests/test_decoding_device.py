@@ -25,7 +25,7 @@ from bytelm.generate.session import generate
 from bytelm.models.blt import device_decoder as blt
 from bytelm.models.transformer.model import ByteTransformer
 from bytelm.native import library
-from bytelm.testing import DECODER_LAWS, LawError, decoders, tiny_models
+from bytelm.testing import DECODER_INVARIANTS, InvariantError, decoders, tiny_models
 from bytelm.testing.pretend import moved, pretend
 from bytelm.units import BOS
 
@@ -34,7 +34,7 @@ WINDOWED, LINKED = "transformer (windowed)", "megabyte (cross-patch attention, c
 BLT = "blt (last layer crossed) on entropy (threshold) of a Transformer"
 COUNTED = "blt (last layer crossed) on entropy (both) of n-grams by lines"
 SOME = [WINDOWED, LINKED, BLT, COUNTED, "blt (all layers crossed, widened) on entropy (rise) of a Transformer by lines"]
-CASES = [(name, law) for name in MODELS for law in DECODER_LAWS]
+CASES = [(name, invariant) for name in MODELS for invariant in DECODER_INVARIANTS]
 pytestmark = pytest.mark.skipif(library.library("kernels") is None, reason=f"no kernels: {library.reason('kernels')}")
 
 
@@ -45,15 +45,15 @@ def _on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "law"), CASES, ids=map(" · ".join, CASES))
-def test_laws(name: str, law: str) -> None:
-    DECODER_LAWS[law](MODELS[name], list(MODELS).index(name), 3)
+def test_laws(name: str, invariant: str) -> None:
+    DECODER_INVARIANTS[invariant](MODELS[name], list(MODELS).index(name), 3)
 
 
-@pytest.mark.parametrize("law", DECODER_LAWS)
+@pytest.mark.parametrize("law", DECODER_INVARIANTS)
 @pytest.mark.parametrize("name", [WINDOWED, "transformer (full)", BLT])
-def test_attention_of_one_position_by_products(name: str, law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_of_one_position_by_products(name: str, invariant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rings, "SHORT", 0)
-    DECODER_LAWS[law](MODELS[name], 0, 3)
+    DECODER_INVARIANTS[invariant](MODELS[name], 0, 3)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -67,7 +67,7 @@ def test_greedy_bytes_are_those_of_the_kernels(name: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_step_waits_once_and_once_more_for_a_scorer(name: str) -> None:
+def test_a_step_waits_once_and_once_more_for_a_entropy_model(name: str) -> None:
     model = MODELS[name]
     lines = [[BOS, *b"the cat\nsat on a mat"], [BOS, *b"on and on and on"]]
     with pretend() as seen:
@@ -92,7 +92,7 @@ def test_bf16_weights_and_caches_stay_so() -> None:
         assert layers.rings[0].dtype == torch.bfloat16
         assert layers.blocks[0].qkv.weight.data_ptr() == model.stack.blocks[0].attention.qkv.weight.data_ptr()
         whole = open_decoder(MODELS[LINKED], rows=2, capacity=30)
-        assert (decoder.chunk, decoder.repeats, decoder.team) == (whole.chunk, False, None)
+        assert (decoder.chunk, decoder.repeats, decoder.thread_pool) == (whole.chunk, False, None)
     finally:
         model.float()
 
@@ -104,7 +104,7 @@ def test_a_device_without_float64_is_read_plainly(monkeypatch: pytest.MonkeyPatc
 
 def test_int8_is_refused() -> None:
     with pytest.raises(UsageError, match=r'weights = "int8" on cpu: .* take "bf16"'):
-        open_decoder(MODELS[WINDOWED], rows=1, capacity=3, weights="int8")
+        open_decoder(MODELS[WINDOWED], rows=1, capacity=3, quantize="int8")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -189,10 +189,10 @@ def played(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("played")
-@pytest.mark.parametrize("law", ["forward", "company", "again"])
+@pytest.mark.parametrize("law", ["forward", "batch_invariance", "again"])
 @pytest.mark.parametrize("name", SOME)
-def test_laws_with_graphs(name: str, law: str) -> None:
-    DECODER_LAWS[law](MODELS[name], 0, 3)
+def test_laws_with_graphs(name: str, invariant: str) -> None:
+    DECODER_INVARIANTS[invariant](MODELS[name], 0, 3)
     assert Played.played > 20
 
 
@@ -206,17 +206,17 @@ def test_without_graphs_bytes_are_the_same_and_it_is_said(played: None, monkeypa
 
     monkeypatch.setattr(torch.cuda, "graph", refused)
     with pytest.warns(RuntimeWarning, match="CUDA graph capture failed.*: operation not permitted.*ing$"):
-        DECODER_LAWS["forward"](MODELS[WINDOWED], 0, 2)
+        DECODER_INVARIANTS["forward"](MODELS[WINDOWED], 0, 2)
     assert Played.played == 0
 
 
 # --- bugs -------------------------------------------------------------------------------------------------------------
 
 
-def caught(law: str, name: str) -> None:
-    with pytest.raises(LawError, match=f"'{law}'"):
+def caught(invariant: str, name: str) -> None:
+    with pytest.raises(InvariantError, match=f"'{invariant}'"):
         for seed in range(4):
-            DECODER_LAWS[law](MODELS[name], seed, 4)
+            DECODER_INVARIANTS[invariant](MODELS[name], seed, 4)
 
 
 def test_a_number_that_a_graph_keeps(played: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_what_fills_up_written_into_a_row(monkeypatch: pytest.MonkeyPatch) -> No
         self.rows = 0
 
     monkeypatch.setattr(rings.Layers, "__init__", no_spare)
-    caught("company", WINDOWED)
+    caught("batch_invariance", WINDOWED)
 
 
 def test_rings_without_room_for_what_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,4 +256,4 @@ def test_a_patcher_that_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lines_of_masks_of_another_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     filled = graphs.filled
     monkeypatch.setattr(blt, "filled", lambda index: filled(index)[::-1].copy())
-    caught("company", COUNTED)
+    caught("batch_invariance", COUNTED)

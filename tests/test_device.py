@@ -29,20 +29,20 @@ from bytelm.evaluate.bits import measure
 from bytelm.evaluate.calibrate import calibrate
 from bytelm.generate import session
 from bytelm.interfaces.model import ByteModel
-from bytelm.models.transformer.entropy_model import TransformerScorer
+from bytelm.models.transformer.entropy_model import TransformerEntropyModel
 from bytelm.models.transformer.model import ByteTransformer
 from bytelm.nn import fused, runs
 from bytelm.patching.base import Patcher
 from bytelm.patching.entropy import Entropy
 from bytelm.testing import UniformModel
 from bytelm.testing.pretend import moved, pretend
-from bytelm.train.loop import Trainer
-from bytelm.train.run import train
-from bytelm.train.settings import configure
-from bytelm.train.stages import boundaries
+from bytelm.training.loop import Trainer
+from bytelm.training.run import train
+from bytelm.training.settings import configure
+from bytelm.training.stages import boundaries
 from small import BLT, TRAINED
 
-TINY = [*BLT, "scorer.name=transformer", *TRAINED]
+TINY = [*BLT, "entropy_model.name=transformer", *TRAINED]
 META = torch.device("meta")  # a device without memory, for what is to be put elsewhere
 NVIDIA = "nvidia-smi"
 ELSEWHERE = {"doctor", "data", "compress", "decompress", "costs", "convert", "export"}  # verbs that take no device
@@ -194,7 +194,9 @@ def test_a_model_is_loaded_onto_its_device_piece_by_piece(run: Path, monkeypatch
     assert seen == list(kept) and all(tensor.is_meta for tensor in kept.values())
 
 
-def test_a_model_is_loaded_in_the_wanted_dtype_and_its_scorer_stays_in_float32(run: Path, tmp_path: Path) -> None:
+def test_a_model_is_loaded_in_the_wanted_dtype_and_its_entropy_model_stays_in_float32(
+    run: Path, tmp_path: Path
+) -> None:
     half, whole = bytelm.load(run, dtype=torch.bfloat16), bytelm.load(run)
     half.model.requires_grad_(False)
     wanted = whole.model.state_dict()
@@ -210,7 +212,7 @@ def test_a_model_is_loaded_in_the_wanted_dtype_and_its_scorer_stays_in_float32(r
     assert all(torch.equal(again[name], tensor) for name, tensor in half.model.state_dict().items())
 
 
-def test_the_scorer_and_the_model_are_put_where_the_training_is(
+def test_the_entropy_model_and_the_model_are_put_where_the_training_is(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: list[tuple[type, Any]] = []
@@ -238,8 +240,10 @@ def test_where_a_run_is_trained_is_kept_and_may_change(text: Path, tmp_path: Pat
     assert load_toml(tmp_path / "run" / "config.toml")["train"]["device"] == "auto"
     assert cli([*words, "--device", "cpu"]) == 0
     assert load_toml(tmp_path / "run" / "config.toml")["train"]["device"] == "cpu"
-    with pytest.raises(ConfigError, match=r"scorer_train\.device: the entropy model is trained on the model's device"):
-        configure(sets=[*TINY, "scorer_train.device=cpu"], steps=1)
+    with pytest.raises(
+        ConfigError, match=r"entropy_model_train\.device: the entropy model is trained on the model's device"
+    ):
+        configure(sets=[*TINY, "entropy_model_train.device=cpu"], steps=1)
 
 
 def test_what_is_compressed_is_compressed_on_the_cpu() -> None:
@@ -263,13 +267,13 @@ def test_patches_are_cut_and_calibrated_on_a_device_as_on_the_cpu(run: Path, tex
     here = model.patcher
     assert isinstance(here, Entropy)
     wanted = [opens.tolist() for opens in boundaries.cut(here, iter(documents))]
-    cuts = calibrate(here.config, here.scorer, documents)
+    cuts = calibrate(here.config, here.entropy_model, documents)
     with pretend() as seen:
         far = moved(model).patcher
         assert isinstance(far, Entropy) and stream.device_of(far).type == "meta"
         assert [opens.tolist() for opens in boundaries.cut(far, iter(documents))] == wanted
         assert sum(seen.fetches.values()) == 2  # chunks of the longest
-        assert calibrate(here.config, far.scorer, documents).threshold == pytest.approx(cuts.threshold, abs=1e-5)
+        assert calibrate(here.config, far.entropy_model, documents).threshold == pytest.approx(cuts.threshold, abs=1e-5)
     assert sum(map(sum, wanted)) > 100
 
 
@@ -284,13 +288,13 @@ def full(*_: Any, **__: Any) -> Any:
     ("where", "what", "knob"),
     [
         ("model", "a step", "--set train.batch=1 takes "),
-        ("scorer", "a step of the entropy model", "--set scorer_train.batch=1"),
+        ("entropy_model", "a step of the entropy model", "--set entropy_model_train.batch=1"),
     ],
 )
 def test_a_step_that_does_not_fit_is_one_line_with_the_knob_to_turn(
     where: str,
     what: str,
-    knob: str,
+    suggest_fit: str,
     text: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -300,14 +304,14 @@ def test_a_step_that_does_not_fit_is_one_line_with_the_knob_to_turn(
 
     def fit(self: Trainer) -> Any:
         scores = isinstance(self.model, ByteTransformer)
-        return full() if scores == (where == "scorer") else theirs(self)
+        return full() if scores == (where == "entropy_model") else theirs(self)
 
     monkeypatch.setattr(Trainer, "fit", fit)
     words = ["train", str(text), "--run", str(tmp_path / "run"), "--steps", "1", "--quiet", "--device", "cpu"]
     words += [word for setting in TINY for word in ("--set", setting)]
     assert cli(words) == 5
     err = capfd.readouterr().err
-    assert re.fullmatch(rf"bytelm: resource: {what} did not fit into cpu's .*B of memory: {knob}.*\n", err)
+    assert re.fullmatch(rf"bytelm: resource: {what} did not fit into cpu's .*B of memory: {suggest_fit}.*\n", err)
 
 
 def test_a_model_that_does_not_fit_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,17 +393,19 @@ PRECISIONS: list[dict[str, Any]] = [
 def test_entropies_are_computed_in_float32_whatever_was_allowed(asked: dict[str, Any]) -> None:
     backends: Any = torch.backends
     cuda, cpu = backends.cuda.matmul, backends.mkldnn.matmul
-    scorer = TransformerScorer(bytelm_scorer())
-    scorer.model.initialise(0)
+    entropy_model = TransformerEntropyModel(bytelm_entropy_model())
+    entropy_model.model.init_weights(0)
     seen: list[tuple[str, str]] = []
-    scorer.model.head.register_forward_pre_hook(lambda *_: seen.append((cuda.fp32_precision, cpu.fp32_precision)))
+    entropy_model.model.head.register_forward_pre_hook(
+        lambda *_: seen.append((cuda.fp32_precision, cpu.fp32_precision))
+    )
     before = torch.get_float32_matmul_precision(), cuda.fp32_precision, cpu.fp32_precision
     try:
         torch.set_float32_matmul_precision(asked.get("word", "highest"))
         cuda.fp32_precision = asked.get("cuda", cuda.fp32_precision)
         cpu.fp32_precision = asked.get("cpu", cpu.fp32_precision)
         set_to = cuda.fp32_precision, cpu.fp32_precision
-        scorer.entropies(torch.tensor([[1, 2, 3]]), scorer.begin(1))
+        entropy_model.entropies(torch.tensor([[1, 2, 3]]), entropy_model.initial_state(1))
         assert (cuda.fp32_precision, cpu.fp32_precision) == set_to
         assert seen and {precision for pair in seen for precision in pair} <= {"none", "ieee"}
     finally:
@@ -407,10 +413,10 @@ def test_entropies_are_computed_in_float32_whatever_was_allowed(asked: dict[str,
         cuda.fp32_precision, cpu.fp32_precision = before[1:]
 
 
-def bytelm_scorer() -> Any:
+def bytelm_entropy_model() -> Any:
     from bytelm.models.transformer import entropy_model as transformer
 
-    return transformer.Config(layers=1, dim=16, heads=2, window=16)
+    return transformer.Config(layers=1, dim=16, heads=2, attention_window=16)
 
 
 # --- the doctor ---

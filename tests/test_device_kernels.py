@@ -77,13 +77,13 @@ def compare(run: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Te
     wanted = run(*exact)
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)
     # Not in the order of their axes, as some operators hand slopes on.
-    slopes = [torch.randn(y.shape[::-1]).permute(*reversed(range(y.ndim))) for y in wanted]
-    wanted = [*wanted, *torch.autograd.grad(wanted, exact, [slope.double() for slope in slopes])]
+    gradients = [torch.randn(y.shape[::-1]).permute(*reversed(range(y.ndim))) for y in wanted]
+    wanted = [*wanted, *torch.autograd.grad(wanted, exact, [gradient.double() for gradient in gradients])]
     with poisoned():
         ours = [x.to(DEVICE).detach().requires_grad_() for x in inputs]
         found = run(*ours)
         found = found if isinstance(found, tuple) else (found,)
-        moved = [slope.to(y) for slope, y in zip(slopes, found, strict=True)]
+        moved = [gradient.to(y) for gradient, y in zip(gradients, found, strict=True)]
         found = [*found, *torch.autograd.grad(found, ours, moved)]
     for one, other in zip(found, wanted, strict=True):
         assert one.shape == other.shape
@@ -243,7 +243,7 @@ PROGRAMS = {name: OFTEN for name in MODELS} | {"blt": PATCHED}
 def test_a_step_is_that_of_plain_torch(name: str, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nats and slopes, in float32, norms among them; every kernel is asked."""
     model = MODELS[name]()
-    model.initialise(0)
+    model.init_weights(0)
     model = model.to(DEVICE)
     ids = torch.randint(0, 256, (2, 70), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = ids[1, 30] = BOS
@@ -261,8 +261,8 @@ def test_a_step_is_that_of_plain_torch(name: str, kernels: ModuleType, monkeypat
         model.zero_grad()
         nats, _ = score(model, ids)
         nats.backward()
-        slopes = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        return torch.cat([nats.detach()[None], *slopes]).cpu()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        return torch.cat([nats.detach()[None], *gradients]).cpu()
 
     started, whole = kernels.launch, kernels.rms_norm
     monkeypatch.setattr(kernels, "launch", launch)

@@ -44,13 +44,13 @@ class Fake(ByteModel):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """There is nothing to set."""
 
     def flops(self, ids: int, patches: int) -> int:
         return 0
 
-    def begin(self, batch: int) -> Any:
+    def initial_state(self, batch: int) -> Any:
         return ()
 
     def forward(
@@ -86,17 +86,17 @@ def seen_costs(ids: Tensor, boundaries: Tensor | None) -> Tensor:
 
 def tiny_transformer() -> ByteModel:
     model = transformer.Config(layers=2, dim=16, heads=2, ffn_multiple=16).build()
-    model.initialise(3)
+    model.init_weights(3)
     return model
 
 
 def tiny_blt() -> ByteModel:
-    scorer = ngram.Config(order=2, rows=4096).build()
-    scorer.tables.uniform_(0, 5, generator=torch.Generator().manual_seed(4))
+    entropy_model = ngram.Config(order=2, rows=4096).build()
+    entropy_model.tables.uniform_(0, 5, generator=torch.Generator().manual_seed(4))
     shape = {"local_dim": 16, "local_heads": 2, "cross_heads": 2, "global_dim": 16, "global_heads": 2}
-    depth = {"global_layers": 1, "decoder_layers": 1, "window": 7, "ngram_sizes": (3,), "ngram_rows": 64}
-    model = blt.Config(**shape, **depth).build(entropy.Config(threshold=3.0, max_length=9).build(scorer))
-    model.initialise(5)
+    depth = {"global_layers": 1, "decoder_layers": 1, "attention_window": 7, "ngram_sizes": (3,), "ngram_rows": 64}
+    model = blt.Config(**shape, **depth).build(entropy.Config(threshold=3.0, max_length=9).build(entropy_model))
+    model.init_weights(5)
     return model
 
 

@@ -37,19 +37,19 @@ def text(size: int, seed: int) -> bytes:
     return "".join(word + end for word, end in zip(words, ends, strict=True)).encode()[:size]
 
 
-def transformer_scorer() -> transformer.TransformerScorer:
+def transformer_entropy_model() -> transformer.TransformerEntropyModel:
     """Untrained, but it has an opinion: no two of its entropies are equal."""
-    scorer = transformer.Config(layers=1, dim=16, heads=2, window=8, ffn_multiple=16).build()
-    scorer.model.initialise(1)
+    entropy_model = transformer.Config(layers=1, dim=16, heads=2, attention_window=8, ffn_multiple=16).build()
+    entropy_model.model.init_weights(1)
     with torch.no_grad():
-        scorer.model.head.weight *= 4
-    return scorer
+        entropy_model.model.head.weight *= 4
+    return entropy_model
 
 
-def ngram_scorer(documents: list[np.ndarray]) -> ngram.NgramScorer:
-    scorer = ngram.Config(order=3, rows=4096).build()
-    scorer.count(documents)
-    return scorer
+def ngram_entropy_model(documents: list[np.ndarray]) -> ngram.NgramEntropyModel:
+    entropy_model = ngram.Config(order=3, rows=4096).build()
+    entropy_model.count(documents)
+    return entropy_model
 
 
 def tiny_blt(patcher: Patcher) -> blt.BLT:
@@ -92,13 +92,13 @@ def test_sizes_by_kind() -> None:
 
 @pytest.mark.parametrize("chunk", [3, 8192])
 @pytest.mark.parametrize("data", [b"", b"x", text(120, 2)])
-def test_a_view_shows_the_patchers_own_decisions_and_its_scorers_entropies(
+def test_a_view_shows_the_patchers_own_decisions_and_its_entropy_models_entropies(
     data: bytes, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "CHUNK", chunk)
-    scorer = transformer_scorer()
-    config = entropy.Config(threshold=1.8, max_length=None, max_singles=None)
-    model = tiny_blt(config.build(scorer))
+    entropy_model = transformer_entropy_model()
+    config = entropy.Config(threshold=1.8, max_length=None, max_single_byte_run=None)
+    model = tiny_blt(config.build(entropy_model))
     view = patch_view(model, data)
     opens, _ = model.patcher.extend(torch.tensor([[BOS, *data]]))
     assert view.opens.tolist() == opens[0, : len(data)].tolist()
@@ -115,70 +115,75 @@ def test_a_view_of_other_patches_has_no_entropies() -> None:
         patch_view(byte_transformer.Config(layers=1, dim=16, heads=2).build(), b"abc")
 
 
-def whole_mean(config: entropy.Config, scorer: Any, documents: list[np.ndarray]) -> float:
-    return realised(config.build(scorer), [("", document) for document in documents])[""]
+def whole_mean(config: entropy.Config, entropy_model: Any, documents: list[np.ndarray]) -> float:
+    return realised(config.build(entropy_model), [("", document) for document in documents])[""]
 
 
 SIZES = [0, 1, 2, 700, 30, 2000, 6000, 3]
 
 
-@pytest.mark.parametrize("rule", ["threshold", "rise", "both"])
+@pytest.mark.parametrize("rule", ["threshold", "relative", "both"])
 @pytest.mark.parametrize("wanted", [1.5, 4.5, 12.0])
 def test_calibration_meets_the_wanted_size(rule: str, wanted: float) -> None:
-    scorer = transformer_scorer()
+    entropy_model = transformer_entropy_model()
     documents = documents_of(text(sum(SIZES), 3), SIZES)
-    config = calibrate(entropy.Config(mean_size=wanted, rule=rule), scorer, documents)
-    assert whole_mean(config, scorer, documents) == pytest.approx(wanted, rel=0.01)
-    assert (config.threshold is not None, config.rise is not None) == (rule != "rise", rule != "threshold")
+    config = calibrate(entropy.Config(mean_size=wanted, rule=rule), entropy_model, documents)
+    assert whole_mean(config, entropy_model, documents) == pytest.approx(wanted, rel=0.01)
+    assert (config.threshold is not None, config.relative_threshold is not None) == (
+        rule != "relative",
+        rule != "threshold",
+    )
 
 
-@pytest.mark.parametrize("rule", ["threshold", "rise", "both"])
+@pytest.mark.parametrize("rule", ["threshold", "relative", "both"])
 @pytest.mark.parametrize("data", ["text", "random"])
 def test_what_calibration_measures_is_what_the_patcher_does(rule: str, data: str) -> None:
     contents = text(6000, 4) if data == "text" else np.random.default_rng(4).bytes(6000)
     documents = documents_of(contents, [1500, 0, 3500, 1000])
-    scorer = transformer_scorer()
-    config = entropy.Config(rule=rule, max_length=20, max_singles=3)
-    sample = calibration._Sample.of(scorer, documents)
+    entropy_model = transformer_entropy_model()
+    config = entropy.Config(rule=rule, max_length=20, max_single_byte_run=3)
+    sample = calibration._Sample.of(entropy_model, documents)
     assert len(sample.entropies) == len(sample.rises) == 1499 + 3499 + 999
     for rank in (0, 1000, 3000, 5996, 5997):
         candidate = sample.cut(config, rank)
         # Nearly exact: a cut is amid its neighbours, but pieces of a document are not one pass to the last bit.
-        assert sample.mean_size(candidate) == pytest.approx(whole_mean(candidate, scorer, documents), rel=2e-3)
+        assert sample.mean_size(candidate) == pytest.approx(whole_mean(candidate, entropy_model, documents), rel=2e-3)
 
 
 @pytest.mark.parametrize("area", [1, 5000])
 def test_how_the_sample_is_batched_does_not_matter(area: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer, documents = transformer_scorer(), documents_of(text(sum(SIZES), 5), SIZES)
+    entropy_model, documents = transformer_entropy_model(), documents_of(text(sum(SIZES), 5), SIZES)
     config = entropy.Config(mean_size=3.0)
-    once = calibrate(config, scorer, documents)
+    once = calibrate(config, entropy_model, documents)
     monkeypatch.setattr(calibration, "AREA", area)
-    assert calibrate(config, scorer, documents) == once
+    assert calibrate(config, entropy_model, documents) == once
 
 
 @pytest.mark.parametrize(
     ("wanted", "bounds"),
     [
-        (3.5, {"max_length": None, "max_singles": 1}),  # drops many openings: more are needed than 1 in 3.5
-        (3.5, {"max_length": 4, "max_singles": None}),  # adds many: fewer are needed
-        (2.2, {"max_length": 6, "max_singles": 3}),
+        (3.5, {"max_length": None, "max_single_byte_run": 1}),  # drops many openings: more are needed than 1 in 3.5
+        (3.5, {"max_length": 4, "max_single_byte_run": None}),  # adds many: fewer are needed
+        (2.2, {"max_length": 6, "max_single_byte_run": 3}),
     ],
 )
 def test_the_guard_is_made_up_for(wanted: float, bounds: dict[str, int | None]) -> None:
-    scorer, documents = transformer_scorer(), documents_of(np.random.default_rng(6).bytes(8000), [8000])
-    held = calibrate(entropy.Config(mean_size=wanted, **bounds), scorer, documents)
-    assert whole_mean(held, scorer, documents) == pytest.approx(wanted, rel=0.01)
-    free = calibrate(entropy.Config(mean_size=wanted, max_length=None, max_singles=None), scorer, documents)
-    assert whole_mean(free, scorer, documents) == pytest.approx(wanted, rel=0.01)
+    entropy_model, documents = transformer_entropy_model(), documents_of(np.random.default_rng(6).bytes(8000), [8000])
+    held = calibrate(entropy.Config(mean_size=wanted, **bounds), entropy_model, documents)
+    assert whole_mean(held, entropy_model, documents) == pytest.approx(wanted, rel=0.01)
+    free = calibrate(
+        entropy.Config(mean_size=wanted, max_length=None, max_single_byte_run=None), entropy_model, documents
+    )
+    assert whole_mean(free, entropy_model, documents) == pytest.approx(wanted, rel=0.01)
     bounded = entropy.Config(threshold=free.threshold, **bounds)
-    assert whole_mean(bounded, scorer, documents) != pytest.approx(wanted, rel=0.01)
+    assert whole_mean(bounded, entropy_model, documents) != pytest.approx(wanted, rel=0.01)
 
 
 def test_a_size_that_the_guard_forbids_on_random_bytes_is_come_near_to() -> None:
-    scorer, documents = transformer_scorer(), documents_of(np.random.default_rng(6).bytes(8000), [8000])
-    config = entropy.Config(mean_size=1.2, max_singles=2)
-    reached = whole_mean(calibrate(config, scorer, documents), scorer, documents)
-    sample = calibration._Sample.of(scorer, documents)
+    entropy_model, documents = transformer_entropy_model(), documents_of(np.random.default_rng(6).bytes(8000), [8000])
+    config = entropy.Config(mean_size=1.2, max_single_byte_run=2)
+    reached = whole_mean(calibrate(config, entropy_model, documents), entropy_model, documents)
+    sample = calibration._Sample.of(entropy_model, documents)
     nearest = min(sample.mean_size(sample.cut(config, rank)) for rank in range(0, 8000, 200))
     assert nearest > 2
     assert reached == pytest.approx(nearest, rel=0.01)
@@ -187,37 +192,37 @@ def test_a_size_that_the_guard_forbids_on_random_bytes_is_come_near_to() -> None
 def test_what_ties_forbid_is_not_claimed() -> None:
     documents = documents_of(np.random.default_rng(7).bytes(4000), [4000])
     constant = ngram.Config().build()  # as yet uncounted: every entropy is log 256
-    config = calibrate(entropy.Config(mean_size=4.5, max_singles=None), constant, documents)
+    config = calibrate(entropy.Config(mean_size=4.5, max_single_byte_run=None), constant, documents)
     # Everything opens, or nothing does but what the bound on length demands: patches of 1 are nearer than those of 32.
     assert whole_mean(config, constant, documents) == 1.0
 
 
 def test_ngram_entropies_are_calibrated_as_near_as_their_ties_allow() -> None:
     documents = documents_of(text(20_000, 8), [10_000, 10_000])
-    scorer = ngram_scorer(documents[:1])
-    config = calibrate(entropy.Config(mean_size=4.0, rule="rise"), scorer, documents[:1])
-    reached = whole_mean(config, scorer, documents[:1])
-    sample = calibration._Sample.of(scorer, documents[:1])
+    entropy_model = ngram_entropy_model(documents[:1])
+    config = calibrate(entropy.Config(mean_size=4.0, rule="relative"), entropy_model, documents[:1])
+    reached = whole_mean(config, entropy_model, documents[:1])
+    sample = calibration._Sample.of(entropy_model, documents[:1])
     others = [sample.mean_size(sample.cut(config, rank)) for rank in range(0, 9999, 397)]
     assert abs(reached - 4.0) <= max(0.04, min(abs(other - 4.0) for other in others))
     # Held-out documents are reported as they are, not as they were wished.
-    assert whole_mean(config, scorer, documents[1:]) == pytest.approx(reached, rel=0.1)
+    assert whole_mean(config, entropy_model, documents[1:]) == pytest.approx(reached, rel=0.1)
 
 
 def test_calibration_refuses_what_cannot_be() -> None:
-    scorer = ngram.Config().build()
+    entropy_model = ngram.Config().build()
     with pytest.raises(DataError, match="2 bytes"):
-        calibrate(entropy.Config(), scorer, documents_of(b"a", [1, 0]))
+        calibrate(entropy.Config(), entropy_model, documents_of(b"a", [1, 0]))
     with pytest.raises(DataError, match="2 bytes"):
-        calibrate(entropy.Config(), scorer, [])
+        calibrate(entropy.Config(), entropy_model, [])
     with pytest.raises(ConfigError, match="max_length = 4"):
-        calibrate(entropy.Config(mean_size=4.5, max_length=4), scorer, documents_of(b"abcd", [4]))
+        calibrate(entropy.Config(mean_size=4.5, max_length=4), entropy_model, documents_of(b"abcd", [4]))
 
 
 @settings(max_examples=12)
 @given(data=st.binary(min_size=2, max_size=300), wanted=st.floats(1.1, 30.0))
 def test_calibration_comes_to_an_end_on_any_data(data: bytes, wanted: float) -> None:
-    config = calibrate(entropy.Config(mean_size=wanted), transformer_scorer(), documents_of(data, [len(data)]))
+    config = calibrate(entropy.Config(mean_size=wanted), transformer_entropy_model(), documents_of(data, [len(data)]))
     assert config.threshold is not None
 
 

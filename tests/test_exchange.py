@@ -88,8 +88,8 @@ def test_the_threshold_cuts_half_and_noise_moves_no_patch(both: Pair) -> None:
 def test_entropies_are_those_of_transformers(both: Pair) -> None:
     model = both.lm.model
     assert isinstance(model, blt.BLT) and isinstance(model.patcher, entropy.Entropy)
-    scorer = model.patcher.scorer
-    found = torch.cat([scorer.entropies(ids([text]), scorer.begin(1))[0][0] for text in TEXTS])
+    entropy_model = model.patcher.entropy_model
+    found = torch.cat([entropy_model.entropies(ids([text]), entropy_model.initial_state(1))[0][0] for text in TEXTS])
     assert (found - published.entropies(both.theirs)).abs().max() < 1e-5
 
 
@@ -265,7 +265,7 @@ def hub(one: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def download(hub: Path, folder: Path) -> Path:
     """The same in the layout of Meta's download: pickles, with tables of angles in them, entropy model beside."""
     (folder / "blt_1b").mkdir(parents=True)
-    shutil.copytree(hub / names.SCORER, folder / names.SCORER)
+    shutil.copytree(hub / names.ENTROPY_MODEL, folder / names.ENTROPY_MODEL)
     table = json.loads((hub / "train_args.json").read_text())
     (folder / "blt_1b" / "params.json").write_text(json.dumps(table))
     angles = {
@@ -274,7 +274,7 @@ def download(hub: Path, folder: Path) -> Path:
     }
     weights = load_file(hub / hf.WEIGHTS)
     torch.save({"model": {**weights, **angles}}, folder / "blt_1b" / "consolidated.pth")
-    pickled = folder / names.SCORER / "consolidated.pth"
+    pickled = folder / names.ENTROPY_MODEL / "consolidated.pth"
     torch.save({"model": {**torch.load(pickled)["model"], "rope_embeddings.freqs_cis": torch.zeros(9)}}, pickled)
     return folder / "blt_1b"
 
@@ -298,7 +298,7 @@ def test_meta_keeps_the_tables_and_the_entropy_model_apart(hub: Path) -> None:
         f"encoder_hash_tok_embedding.{table}.weight" for table in range(4)
     }
     assert not any("entropy" in name for name in weights)
-    own = torch.load(hub / names.SCORER / "consolidated.pth")["model"]
+    own = torch.load(hub / names.ENTROPY_MODEL / "consolidated.pth")["model"]
     assert {"tok_embeddings.weight", "layers.1.attention.wq.weight", "output.weight"} <= own.keys()
 
 
@@ -334,7 +334,7 @@ def test_meta_has_the_tensors_of_transformers_under_its_names(one: Pair, hub: Pa
         tables = tensor.chunk(4) if "hash_tok" in name else (tensor,)
         words = [f"{new[:-7]}.{i}.weight" for i in range(4)] if len(tables) > 1 else [new]
         wanted |= {word.removeprefix("model."): table for word, table in zip(words, tables, strict=True)}
-    own = torch.load(hub / names.SCORER / "consolidated.pth")["model"]
+    own = torch.load(hub / names.ENTROPY_MODEL / "consolidated.pth")["model"]
     found = load_file(hub / hf.WEIGHTS) | {f"patcher.{name}": tensor for name, tensor in own.items()}
     assert same(found, wanted)
 
@@ -342,19 +342,19 @@ def test_meta_has_the_tensors_of_transformers_under_its_names(one: Pair, hub: Pa
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        ({"threshold": 0.5}, entropy.Config(0.5, max_length=None, max_singles=None)),
-        ({"threshold": 1, "max_patch_length": 7}, entropy.Config(1.0, max_length=7, max_singles=None)),
+        ({"threshold": 0.5}, entropy.Config(0.5, max_length=None, max_single_byte_run=None)),
+        ({"threshold": 1, "max_patch_length": 7}, entropy.Config(1.0, max_length=7, max_single_byte_run=None)),
         (
             {"threshold": 0.5, "monotonicity": True},
-            entropy.Config(rise=0.5, rule="rise", max_length=None, max_singles=None),
+            entropy.Config(relative_threshold=0.5, rule="relative", max_length=None, max_single_byte_run=None),
         ),
         (
             {"threshold": 0.5, "threshold_add": 0.25, "monotonicity": False},
-            entropy.Config(0.5, 0.25, rule="both", max_length=None, max_singles=None),
+            entropy.Config(0.5, 0.25, rule="both", max_length=None, max_single_byte_run=None),
         ),
-        ({"patching_mode": "space", "max_patch_length": 9}, space.Config(max_length=9, max_singles=None)),
+        ({"patching_mode": "space", "max_patch_length": 9}, space.Config(max_length=9, max_single_byte_run=None)),
     ],
-    ids=["threshold", "bounded", "rise", "both", "space"],
+    ids=["threshold", "bounded", "relative", "both", "space"],
 )
 def test_patches_are_cut_as_the_training_says(hub: Path, tmp_path: Path, said: dict[str, Any], wanted: Any) -> None:
     """And what our export says of such a model is the same again; patches of spaces leave the entropy model out."""
@@ -375,10 +375,10 @@ def test_patches_are_cut_as_the_training_says(hub: Path, tmp_path: Path, said: d
 def test_several_crossed_encoder_layers_go_to_meta_and_back(tmp_path: Path) -> None:
     """Queries are carried from layer to layer there, as here; transformers cannot say it."""
     config = blt.replace(blt.Config.tiny()["all layers crossed, widened"], ffn_dims=())
-    scorer = transformer.Config(layers=1, dim=16, heads=2, window=5)
-    recipe = Recipe(config, entropy.Config(5.0, max_length=None, max_singles=None), scorer)
-    model = recipe.assemble()
-    model.initialise(0)
+    entropy_model = transformer.Config(layers=1, dim=16, heads=2, attention_window=5)
+    recipe = Recipe(config, entropy.Config(5.0, max_length=None, max_single_byte_run=None), entropy_model)
+    model = recipe.build()
+    model.init_weights(0)
     (tmp_path / "run").mkdir()
     weights = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
     store.save(tmp_path / "run", 3, {"model": weights}, {"recipe": to_mapping(recipe), "context": 64})
@@ -426,14 +426,14 @@ def test_the_published_sizes_have_these_names_and_shapes(tmp_path: Path, size: s
     with torch.device("meta"):
         wanted = transformers.BltForCausalLM(config).state_dict()
     recipe, context, layer = hf.described(tmp_path)
-    likes = recipe.blank().state_dict()
+    likes = recipe.build_on_meta().state_dict()
     found: dict[str, Tensor] = {}
     for match in names.matches(likes, recipe.model, "hf", layer):
         found |= match.split(likes[match.ours])
     assert {name: like.shape for name, like in found.items()} == {name: like.shape for name, like in wanted.items()}
-    scorer = sum(like.numel() for name, like in likes.items() if name.startswith("patcher."))
-    assert scorer == pytest.approx(99.5e6, rel=2e-3)
-    assert sum(like.numel() for like in likes.values()) - scorer == pytest.approx(count, rel=2e-3)
+    entropy_model = sum(like.numel() for name, like in likes.items() if name.startswith("patcher."))
+    assert entropy_model == pytest.approx(99.5e6, rel=2e-3)
+    assert sum(like.numel() for like in likes.values()) - entropy_model == pytest.approx(count, rel=2e-3)
     assert context == 24_576
 
 
@@ -474,10 +474,10 @@ print(peak(lambda: export(run, "hf", out, {})))
 def test_weights_lie_in_memory_once(one: Pair, tmp_path: Path) -> None:
     """150 MB of them: half in a table that is taken as it is, half in matrices that are joined."""
     config = blt.Config(local_dim=128, global_dim=1024, global_layers=1, decoder_layers=1, ngram_rows=22_000, queries=4)
-    recipe = Recipe(config, entropy.Config(1.0, max_length=None, max_singles=None), transformer.Config())
+    recipe = Recipe(config, entropy.Config(1.0, max_length=None, max_single_byte_run=None), transformer.Config())
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / hf.CONFIG).write_text(json.dumps(hf.config_of(recipe, 64)))
-    likes, weights = recipe.blank().state_dict(), dict[str, Tensor]()
+    likes, weights = recipe.build_on_meta().state_dict(), dict[str, Tensor]()
     for match in names.matches(likes, config, "hf"):
         weights |= {name: torch.ones(like.shape) for name, like in match.split(likes[match.ours]).items()}
     size = sum(tensor.nbytes for tensor in weights.values())
@@ -510,7 +510,7 @@ def test_weights_of_wrapped_models(one: Pair, hub: Path, tmp_path: Path, how: st
     copy, folder = Path(shutil.copytree(one.folder, tmp_path / "hf")), download(hub, tmp_path / "meta")
     weights = {WRAPPED[how](name): tensor for name, tensor in load_file(copy / hf.WEIGHTS).items()}
     save_file(weights, copy / hf.WEIGHTS)
-    for file in (folder / "consolidated.pth", folder.parent / names.SCORER / "consolidated.pth"):
+    for file in (folder / "consolidated.pth", folder.parent / names.ENTROPY_MODEL / "consolidated.pth"):
         table = torch.load(file)["model"]
         torch.save({"model": {WRAPPED[how](name): tensor for name, tensor in table.items()}}, file)
     convert(copy, "hf", tmp_path / "run-hf", {})
@@ -529,7 +529,7 @@ def test_a_tensor_that_is_there_wrapped_and_bare_is_refused(one: Pair, tmp_path:
 def test_a_dry_run_prints_the_table_and_writes_nothing(
     one: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli(["convert", str(one.folder), str(tmp_path / "run"), "--from", "hf", "--dry-run"]) == 0
+    assert cli(["convert", str(one.folder), str(tmp_path / "run"), "--format", "hf", "--dry-run"]) == 0
     out = capfd.readouterr().out
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
     assert (
@@ -540,14 +540,14 @@ def test_a_dry_run_prints_the_table_and_writes_nothing(
     weights = load_file(one.folder / hf.WEIGHTS)
     assert weights.keys() <= lines.keys() and not (tmp_path / "run").exists()
     assert {words[-1] for name, words in lines.items() if name in weights} == held(one.run).keys()
-    assert cli(["convert", str(one.folder), str(tmp_path / "run"), "--from", "hf", "--dry-run", "--check"]) == 2
+    assert cli(["convert", str(one.folder), str(tmp_path / "run"), "--format", "hf", "--dry-run", "--check"]) == 2
     assert "--check needs a run, and --dry-run writes none" in capfd.readouterr().err
 
 
 def test_check_compares_the_logits_of_source_and_run(
     one: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["convert", str(one.folder), str(tmp_path / "run"), "--from", "hf", "--check"]
+    words = ["convert", str(one.folder), str(tmp_path / "run"), "--format", "hf", "--check"]
     assert cli(words) == 0
     found = re.search(r"logits:  equal to (\S+) \(of up to (\S+)\), on (\d+) bytes", capfd.readouterr().out)
     assert found and 0 < float(found[1]) < 1e-4 * float(found[2])
@@ -567,16 +567,19 @@ def test_check_compares_the_logits_of_source_and_run(
 def test_the_widths_of_an_untouched_configuration_of_transformers(tmp_path: Path) -> None:
     transformers.BltConfig().save_pretrained(tmp_path)
     recipe, _, _ = hf.described(tmp_path)
-    assert recipe.model.ffn_dims == (2730, 5632, 2816) and recipe.scorer.shape().stack().hidden() == 2048
+    assert recipe.model.ffn_dims == (2730, 5632, 2816) and recipe.entropy_model.shape().stack().hidden() == 2048
 
 
 @pytest.mark.parametrize("layout", ["hf", "meta"])
 def test_what_bytes_stand_for_is_kept(tmp_path: Path, layout: Any, capfd: pytest.CaptureFixture[str]) -> None:
     """In config.json, under a key of ours that other libraries pass over."""
-    cut, asked = entropy.Config(1.0, max_length=None, max_singles=None), transformer.Config(layers=1, dim=16, heads=2)
+    cut, asked = (
+        entropy.Config(1.0, max_length=None, max_single_byte_run=None),
+        transformer.Config(layers=1, dim=16, heads=2),
+    )
     recipe = Recipe(blt.Config.tiny()["last layer crossed"], cut, asked, image.Config(8, 4, True))
-    model = recipe.assemble()
-    model.initialise(0)
+    model = recipe.build()
+    model.init_weights(0)
     state = {"recipe": to_mapping(recipe), "context": 64}
     (tmp_path / "run").mkdir()
     store.save(tmp_path / "run", 1, {"model": model.state_dict()}, state)
@@ -600,7 +603,7 @@ def test_the_whole_road_on_the_command_line(one: Pair, tmp_path: Path, capfd: py
         assert cli(words) == 0
         return capfd.readouterr().out
 
-    assert "parameters, context 24.6 kB" in said("convert", str(one.folder), run, "--from", "hf")
+    assert "parameters, context 24.6 kB" in said("convert", str(one.folder), run, "--format", "hf")
     said("generate", run, "The quick", "--max-bytes", "8", "--temperature", "0")
     measured = json.loads(said("eval", run, str(tmp_path / "text"), "--json"))
     assert measured["bytes"] == (tmp_path / "text").stat().st_size and 0 < measured["bits_per_byte"] < 20
@@ -608,14 +611,14 @@ def test_the_whole_road_on_the_command_line(one: Pair, tmp_path: Path, capfd: py
     assert out in said("export", run, out, "--to", "meta")
     assert "generate with batch size 1" in said("export", run, f"{out}-hf", "--to", "hf")
     again = str(tmp_path / "again")
-    said("convert", out, again, "--from", "meta", "--set", "patching.threshold=1.5")
+    said("convert", out, again, "--format", "meta", "--set", "patching.threshold=1.5")
     assert recipe_of(Path(again))["patching"]["threshold"] == 1.5
     for code, words in (
-        (4, ["convert", str(one.folder), run, "--from", "hf"]),
-        (4, ["convert", str(tmp_path / "none"), str(tmp_path / "new"), "--from", "hf"]),
+        (4, ["convert", str(one.folder), run, "--format", "hf"]),
+        (4, ["convert", str(tmp_path / "none"), str(tmp_path / "new"), "--format", "hf"]),
         (4, ["export", run, out, "--to", "hf"]),
         (2, ["export", run, str(tmp_path / "new"), "--to", "gguf"]),
-        (2, ["export", run, str(tmp_path / "new"), "--to", "hf", "--set", "patching.rule=rise"]),
+        (2, ["export", run, str(tmp_path / "new"), "--to", "hf", "--set", "patching.rule=relative"]),
     ):
         assert cli(words) == code
         error = capfd.readouterr().err

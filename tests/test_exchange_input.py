@@ -537,8 +537,8 @@ def test_any_json_as_an_option_is_a_recipe_or_an_error_of_ours(
     ("sets", "told"),
     [
         ({"model": {"name": "megabyte"}}, "--set model.name"),
-        ({"scorer": {"name": "ngram"}}, "--set scorer.name"),
-        ({"patching": {"rule": "rise"}}, "patching.rise is not set"),
+        ({"entropy_model": {"name": "ngram"}}, "--set entropy_model.name"),
+        ({"patching": {"rule": "relative"}}, "patching.relative_threshold is not set"),
         ({"patching": {"treshold": 1.0}}, "did you mean patching.threshold"),
         ({"patching": {"name": "nothing"}}, "patching"),
     ],
@@ -626,8 +626,8 @@ def test_a_full_disk_leaves_nothing(small_disk: Path, one: Pair, job: str) -> No
 # ---- what cannot be said elsewhere -----------------------------------------------------------------------------------
 
 SMALL = blt.Config.tiny()["last layer crossed"]
-CUT = entropy.Config(1.0, max_length=None, max_singles=None)
-SCORER = transformer.Config(layers=1, dim=16, heads=2)
+CUT = entropy.Config(1.0, max_length=None, max_single_byte_run=None)
+ENTROPY_MODEL = transformer.Config(layers=1, dim=16, heads=2)
 GUARDED = entropy.Config(1.0)
 BOTH = ("hf", "meta")
 UNSAID: list[tuple[str, tuple[str, ...], Recipe, str]] = [
@@ -638,20 +638,30 @@ UNSAID: list[tuple[str, tuple[str, ...], Recipe, str]] = [
     (
         "guards",
         ("hf",),
-        Recipe(SMALL, GUARDED, SCORER),
-        "--set patching.max_length=none --set patching.max_singles=none",
+        Recipe(SMALL, GUARDED, ENTROPY_MODEL),
+        "--set patching.max_length=none --set patching.max_single_byte_run=none",
     ),
-    ("singles", ("meta",), Recipe(SMALL, GUARDED, SCORER), "--set patching.max_singles=none"),
-    ("rise", ("hf",), Recipe(SMALL, entropy.Config(rise=1.0, rule="rise"), SCORER), "patching.rule=rise"),
+    ("singles", ("meta",), Recipe(SMALL, GUARDED, ENTROPY_MODEL), "--set patching.max_single_byte_run=none"),
+    (
+        "relative",
+        ("hf",),
+        Recipe(SMALL, entropy.Config(relative_threshold=1.0, rule="relative"), ENTROPY_MODEL),
+        "patching.rule=relative",
+    ),
     (
         "several crossed",
         ("hf",),
-        Recipe(blt.Config.tiny()["all layers crossed, widened"], CUT, SCORER),
+        Recipe(blt.Config.tiny()["all layers crossed, widened"], CUT, ENTROPY_MODEL),
         "encoder_cross",
     ),
-    ("no n-grams", ("hf",), Recipe(blt.Config.tiny()["no n-grams"], CUT, SCORER), "ngram_sizes"),
-    ("widths", ("meta",), Recipe(blt.replace(SMALL, ffn_dims=(21, 50, 37)), CUT, SCORER), "are 21 of width 16, 50 of"),
-    ("heads", ("hf",), Recipe(blt.replace(SMALL, cross_heads=1), CUT, SCORER), "cross_heads = 1"),
+    ("no n-grams", ("hf",), Recipe(blt.Config.tiny()["no n-grams"], CUT, ENTROPY_MODEL), "ngram_sizes"),
+    (
+        "widths",
+        ("meta",),
+        Recipe(blt.replace(SMALL, ffn_dims=(21, 50, 37)), CUT, ENTROPY_MODEL),
+        "are 21 of width 16, 50 of",
+    ),
+    ("heads", ("hf",), Recipe(blt.replace(SMALL, cross_heads=1), CUT, ENTROPY_MODEL), "cross_heads = 1"),
 ]
 
 
@@ -669,8 +679,8 @@ def test_what_a_layout_cannot_say_is_not_exported(
 
 def random_run(recipe: Recipe, run: Path) -> Path:
     """A run of a model that was initialised and no more."""
-    model = recipe.assemble()
-    model.initialise(0)
+    model = recipe.build()
+    model.init_weights(0)
     weights = {name: torch.rand(t.shape).to(t.dtype) for name, t in model.state_dict().items()}
     run.mkdir()
     store.save(run, 1, {"model": weights}, {"recipe": to_mapping(recipe), "context": 64})
@@ -678,14 +688,14 @@ def random_run(recipe: Recipe, run: Path) -> Path:
 
 
 def test_guards_can_be_left_out_and_shapes_cannot_be_said_otherwise(tmp_path: Path) -> None:
-    run = random_run(Recipe(SMALL, GUARDED, SCORER), tmp_path / "run")
-    bare = {"max_length": "none", "max_singles": "none"}
+    run = random_run(Recipe(SMALL, GUARDED, ENTROPY_MODEL), tmp_path / "run")
+    bare = {"max_length": "none", "max_single_byte_run": "none"}
     export(run, "hf", tmp_path / "hf", {"patching": bare})
-    export(run, "meta", tmp_path / "meta", {"patching": {"max_singles": "none"}})
+    export(run, "meta", tmp_path / "meta", {"patching": {"max_single_byte_run": "none"}})
     args = json.loads((tmp_path / "meta" / "train_args.json").read_text())["data"]["patcher_args"]
     assert args["max_patch_length"] == GUARDED.max_length
     with pytest.raises(CheckpointError, match=r"missing     latent\.blocks\.2"):
         export(run, "hf", tmp_path / "out", {"patching": bare, "model": {"global_layers": 3}})
     with pytest.raises(ConfigError, match=r"patching\.rise is not set"):
-        export(run, "meta", tmp_path / "out", {"patching": {"max_singles": "none", "rule": "both"}})
+        export(run, "meta", tmp_path / "out", {"patching": {"max_single_byte_run": "none", "rule": "both"}})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "meta", "run"]

@@ -92,8 +92,8 @@ next(held)
 """,
     "a run, its lock and its signals": """
 from bytelm.checkpoint.lock import exclusive
-from bytelm.train.journal import Journal
-from bytelm.train.stop import StopRequest
+from bytelm.training.journal import Journal
+from bytelm.training.stop import StopRequest
 lock, stop, journal = exclusive(Path()), StopRequest(), Journal(Path("metrics.jsonl"), quiet=True)
 lock.__enter__(), stop.__enter__()
 journal.write("train", step=1)
@@ -117,12 +117,12 @@ batches = [sampler.batch(0) for sampler in samplers]
     + """
 import torch
 from bytelm.data.sampler import Sampler
-from bytelm.train.ahead import Ahead
+from bytelm.training.ahead import Ahead
 ahead = Ahead(Sampler(corpus, "train", 1 << 14, 8, 0).batch, torch.device("cpu"))
 ahead.take(0), ahead.take(1)
 """,
     "figures for tensorboard": """
-from bytelm.train.loggers import TensorBoard
+from bytelm.training.loggers import TensorBoard
 logger = TensorBoard(Path(), {})
 logger.log(1, {"bits": 1.0})
 """,

@@ -18,11 +18,11 @@ from bytelm.cli import doctor
 from bytelm.cli import run as cli
 from bytelm.config import load_toml
 from bytelm.errors import ResourceError
-from bytelm.train import estimate
-from bytelm.train.settings import configure
+from bytelm.training import estimate
+from bytelm.training.settings import configure
 from small import BLT, TRAINED
 
-TINY = [*(setting for setting in BLT if "scorer" not in setting), "scorer.rows=512", *TRAINED]
+TINY = [*(setting for setting in BLT if "entropy_model" not in setting), "entropy_model.rows=512", *TRAINED]
 SMALL = [word for setting in TINY for word in ("--set", setting)]
 
 
@@ -90,9 +90,14 @@ def test_a_container_has_what_it_may_use(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_setting_comes_from_the_nearest_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "my.toml"
     file.write_text("[train]\nbatch = 3\nwindow = 300\nclip = 0.3\n")
-    environment = {"BYTELM_TRAIN__BATCH": "4", "BYTELM_TRAIN__WINDOW": "400", "BYTELM_DEBUG": "1", "OTHER__KEY": "1"}
+    environment = {
+        "BYTELM_TRAIN__BATCH": "4",
+        "BYTELM_TRAIN__CONTEXT_LENGTH": "400",
+        "BYTELM_DEBUG": "1",
+        "OTHER__KEY": "1",
+    }
     train = configure("blt-tiny", file, ["train.batch=5"], environment=environment).train
-    assert (train.batch, train.window, train.clip) == (5, 400, 0.3)  # --set, variable, file
+    assert (train.batch, train.context_length, train.max_grad_norm) == (5, 400, 0.3)  # --set, variable, file
 
 
 def test_variables_reach_the_command_line(
@@ -116,8 +121,16 @@ def test_variables_reach_the_command_line(
     [
         (["--preset", "blt-tinny"], {}, "unknown preset 'blt-tinny': did you mean 'blt-tiny'?"),
         (["--set", "train.bacth=4"], {}, "--set: unknown key train.bacth: did you mean train.batch?"),
-        (["--set", "train.clip=2"], {"BYTELM_TRAIN__BACTH": "4"}, "BYTELM_TRAIN__BACTH: unknown key train.bacth"),
-        (["--set", "train.clip=2"], {"BYTELM_TRAIN__BATCH": "many"}, "BYTELM_TRAIN__BATCH: train.batch must be an in"),
+        (
+            ["--set", "train.max_grad_norm=2"],
+            {"BYTELM_TRAIN__BACTH": "4"},
+            "BYTELM_TRAIN__BACTH: unknown key train.bacth",
+        ),
+        (
+            ["--set", "train.max_grad_norm=2"],
+            {"BYTELM_TRAIN__BATCH": "many"},
+            "BYTELM_TRAIN__BATCH: train.batch must be an in",
+        ),
         (["--set", "train.batch=many"], {"BYTELM_TRAIN__CLIP": "2"}, "--set: train.batch must be an integer, not"),
         (["--config", "bad.toml"], {"BYTELM_TRAIN__CLIP": "2"}, "bad.toml: train.batch = -1: must be at least 1"),
         (["--steps", "some"], {}, 'Invalid value for --steps: unable to convert "some" into int'),
@@ -147,9 +160,12 @@ def test_a_wrong_setting_is_one_line_with_its_source(
         (["model.global_dim=30", "model.global_heads=4"], "heads"),
         (["model.name=megabyte", "model.sizes=[0]"], "sizes"),
         (["model.cross_ratio=0"], "cross_ratio"),
-        (["train.batch=0", "train.window=0", "train.clip=-1"], "train.window = 0: must be at least 1; train.batch = 0"),
-        (["scorer.name=ngram", "scorer.rows=0"], "rows"),
-        (["patching.mean_size=0.5"], "mean_size"),
+        (
+            ["train.batch=0", "train.context_length=0", "train.max_grad_norm=-1"],
+            "train.context_length = 0: must be at least 1; train.batch = 0",
+        ),
+        (["entropy_model.name=ngram", "entropy_model.rows=0"], "rows"),
+        (["patching.target_mean_length=0.5"], "target_mean_length"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_made(
@@ -201,9 +217,9 @@ def test_what_does_not_fit_is_refused_with_the_knob_that_makes_it_fit(
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(1 << 40, needed.memory - 1))
     words = ["train", str(text), "--run", str(tmp_path / "run"), "--steps", "1", *SMALL, "--set", "train.batch=64"]
     told = printed(capfd, *words, *(["--dry-run"] if dry else []), code=5)
-    knob = re.search(r"(--set train\.batch=32) takes", told)
-    assert knob and told.count("\n") == 1 and not (tmp_path / "run").exists()
-    assert cli([*words, *knob[1].split(), "--quiet"]) == 0  # the later --set wins, and fits
+    suggest_fit = re.search(r"(--set train\.batch=32) takes", told)
+    assert suggest_fit and told.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert cli([*words, *suggest_fit[1].split(), "--quiet"]) == 0  # the later --set wins, and fits
 
 
 @pytest.mark.fault("C3")
@@ -225,7 +241,7 @@ def test_what_cannot_be_made_to_fit_and_a_full_disk_have_other_ways_out(
 
 
 def test_recomputation_and_shorter_windows_are_tried_last() -> None:
-    train = configure(sets=["train.batch=4", "train.window=256"], steps=1).train
+    train = configure(sets=["train.batch=4", "train.context_length=256"], steps=1).train
     tried = [(t.batch, t.recompute, t.window) for t in estimate.smaller(train)]
     assert tried[:4] == [(2, False, 256), (1, False, 256), (4, True, 256), (2, True, 256)]
     assert tried[-2:] == [(1, True, 128), (1, True, 64)]

@@ -16,7 +16,7 @@ from bytelm.models.blt import model as blt
 from bytelm.models.megabyte import model as megabyte
 from bytelm.models.transformer import model as transformer
 from bytelm.nn import fused
-from bytelm.nn.attention import View, Where
+from bytelm.nn.attention import CausalPattern, RowPositions
 from bytelm.nn.rope import rotation
 from bytelm.nn.transformer import Stack
 from bytelm.patching import fixed
@@ -40,9 +40,9 @@ def compare(fast: Callable[..., Tensor], exact: Callable[..., Tensor], inputs: S
     ours = [x.clone().requires_grad_() for x in inputs]
     theirs = [x.double().requires_grad_() for x in inputs]
     found, wanted = fast(*ours), exact(*theirs)
-    slope = torch.randn(found.shape).bfloat16()
-    found.backward(slope)
-    wanted.backward(slope.double())
+    gradient = torch.randn(found.shape).bfloat16()
+    found.backward(gradient)
+    wanted.backward(gradient.double())
     assert error(found, wanted) < ROUNDING
     for one, other in zip(ours, theirs, strict=True):
         assert one.grad is not None and other.grad is not None
@@ -184,8 +184,8 @@ def test_a_view_shows_the_kernel_what_it_shows_the_mask(window: int | None, cach
     torch.manual_seed(0)
     starts = torch.zeros(2, 200, dtype=torch.bool)
     starts[0, 90] = True
-    where = Where(torch.tensor([cached, cached + 7]), torch.tensor([cached // 2, 3]))
-    view = View.of(torch.tensor([200, 200]), starts, where, cached, window, 32, 1e4)
+    where = RowPositions(torch.tensor([cached, cached + 7]), torch.tensor([cached // 2, 3]))
+    view = CausalPattern.of(torch.tensor([200, 200]), starts, where, cached, window, 32, 1e4)
     query, keys, values = (torch.randn(2, new, 2, 32) for new in (200, 200 + cached, 200 + cached))
     wanted = attention(query.double(), keys.double(), values.double(), view.first)
     assert error(view.over(query, keys, values), wanted) < 1e-5  # float32 goes by the mask
@@ -196,7 +196,7 @@ def test_a_view_shows_the_kernel_what_it_shows_the_mask(window: int | None, cach
 WIDE = {"sizes": (8,), "dims": (96, 64), "layers": (2, 2), "heads": (3, 2)}
 MODELS: dict[str, Callable[[], ByteModel]] = {
     "transformer": transformer.Config(layers=2, dim=64, heads=2).build,
-    "windowed": transformer.Config(layers=2, dim=64, heads=2, window=70).build,
+    "windowed": transformer.Config(layers=2, dim=64, heads=2, attention_window=70).build,
     "megabyte": megabyte.Config(**WIDE).build,
     "megabyte linked": megabyte.Config(**WIDE, reach=8, filters=(3,)).build,
     "megabyte 3": megabyte.Config(sizes=(4, 4), dims=(96, 64, 32), layers=(1, 1, 1), heads=(3, 2, 1), reach=2).build,
@@ -214,7 +214,7 @@ MODELS: dict[str, Callable[[], ByteModel]] = {
 def test_a_step_is_as_good_as_in_plain_torch(name: str, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nats and slopes of both against float32: the kernels are not farther from it than torch in bfloat16 is."""
     model = MODELS[name]()
-    model.initialise(0)
+    model.init_weights(0)
     for module in model.modules():
         if isinstance(module, Stack):
             module.recompute = recompute
@@ -229,8 +229,8 @@ def test_a_step_is_as_good_as_in_plain_torch(name: str, recompute: bool, monkeyp
             model.zero_grad()
             nats, _ = score(model, ids)
             nats.backward()
-        slopes = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        return torch.cat([nats.detach()[None], *slopes])
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        return torch.cat([nats.detach()[None], *gradients])
 
     exact, torchs, ours = step(False, False), step(True, False), step(True, True)
     assert abs(ours[0] / exact[0] - 1) < 1e-3

@@ -15,10 +15,10 @@ from bytelm.config import build, load_toml, to_mapping
 from bytelm.errors import BytelmError, ConfigError
 from bytelm.find import find, names
 from bytelm.testing.tiny import shapes
-from bytelm.train.config import DataConfig, RunConfig, TrainConfig
-from bytelm.train.run import train
+from bytelm.training.config import DataConfig, RunConfig, TrainConfig
+from bytelm.training.run import train
 
-FLOORS = {"model": "models", "patching": "patching", "scorer": "entropy_models"}
+FLOORS = {"model": "models", "patching": "patching", "entropy_model": "entropy_models"}
 # floor: (name, Config, a small shape of it) of each file
 SMALL = {
     floor: [
@@ -26,7 +26,15 @@ SMALL = {
     ]
     for floor in FLOORS.values()
 }
-STEP = {"steps": 1, "window": 32, "batch": 2, "warmup": 1, "sample_bytes": 3, "valid_bytes": 64, "precision": "float32"}
+STEP = {
+    "steps": 1,
+    "context_length": 32,
+    "batch": 2,
+    "warmup_steps": 1,
+    "sample_bytes": 3,
+    "eval_bytes": 64,
+    "precision": "float32",
+}
 INTEGERS = st.sampled_from([-1, 0, 1, 2, 3, 4, 5, 8, 16, 31, 64])
 NUMBERS = st.sampled_from([-1.0, 0.0, 1e-9, 0.01, 0.5, 0.99, 1.0, 3.0, 1e6, float("inf"), float("nan")])
 TEXTS = st.sampled_from(["", "none", "text", "a/b", "é", "x" * 200])
@@ -65,13 +73,13 @@ def part(draw: st.DrawFn, floor: str) -> dict[str, Any]:
 def runs(draw: st.DrawFn) -> dict[str, Any]:
     """The mapping of a whole run."""
     tables: dict[str, Any] = {"model": draw(part("models"))}
-    for key in ("patching", "scorer"):
+    for key in ("patching", "entropy_model"):
         if draw(st.integers(0, 9)):
             tables[key] = draw(part(FLOORS[key]))
     default = to_mapping(TrainConfig(steps=1))
     # Not compiled: each shape would take a minute, and tests of its own hold compiled to eager.
     tables["train"] = draw(changed({**default, **STEP}, TrainConfig)) | {"steps": 1, "compile": False}
-    tables["scorer_train"] = {**default, **STEP}
+    tables["entropy_model_train"] = {**default, **STEP}
     tables["data"] = draw(changed(to_mapping(DataConfig()), DataConfig))
     return tables
 

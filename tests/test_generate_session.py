@@ -19,7 +19,7 @@ from bytelm.decoding.plain import PlainDecoder
 from bytelm.errors import UsageError
 from bytelm.generate import session
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import Generation, Piece, Request, Session, generate, pieces, stream
+from bytelm.generate.session import Chunk, Generation, Request, Session, generate, pieces, stream
 from bytelm.generate.speculate import Speculation, threads
 from bytelm.generate.stop import release
 from bytelm.generate.utf8 import decode
@@ -46,13 +46,13 @@ class Fake(ByteModel):
         self.anchor = nn.Parameter(torch.zeros(1))
         self.shapes: list[tuple[int, int]] = []
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """There is nothing to set."""
 
     def flops(self, ids: int, patches: int) -> int:
         return 0
 
-    def begin(self, batch: int) -> History:
+    def initial_state(self, batch: int) -> History:
         return History(torch.full((batch, 3), PAD), torch.zeros(batch, dtype=torch.int64))
 
     def forward(self, ids: Tensor, state: Any = None, boundaries: Tensor | None = None) -> tuple[Tensor, History]:
@@ -90,7 +90,7 @@ class Script(Fake):
         super().__init__()
         self.scripts = scripts
 
-    def begin(self, batch: int) -> History:
+    def initial_state(self, batch: int) -> History:
         return History(torch.full((batch, 1024), PAD), torch.zeros(batch, dtype=torch.int64))
 
     def answer(self, newest: Tensor, count: Tensor) -> Tensor:
@@ -212,8 +212,8 @@ def test_stop_sequences(text: bytes, stop: list[bytes], shown: list[bytes], reas
 
 def test_bytes_held_back_are_given_out_at_the_limit() -> None:
     assert list(pieces(Script(b"xabc"), [b"\x00"], sampling=GREEDY, stop=[b"abc"], max_bytes=3)) == [
-        Piece(0, b"x", None),
-        Piece(0, b"ab", "length"),
+        Chunk(0, b"x", None),
+        Chunk(0, b"ab", "length"),
     ]
 
 
@@ -336,10 +336,10 @@ def test_a_wrong_guess_that_is_kept_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     """What the test above is for: here every draft counts as right."""
     model = TINY["blt (no n-grams)"]
     plain = written(model, GREEDY, (0,), max_bytes=150)
-    undo = Decoder.undo
+    rollback = Decoder.rollback
 
     def half_way(self: Decoder, rows: Any, lengths: Any) -> None:
-        undo(self, rows, np.where(lengths > 0, np.maximum(lengths, self.lengths[rows] - 1), 0))
+        rollback(self, rows, np.where(lengths > 0, np.maximum(lengths, self.lengths[rows] - 1), 0))
 
     monkeypatch.setattr(Decoder, "undo", half_way)
     assert written(model, GREEDY, (5,), max_bytes=150) != plain
@@ -393,9 +393,9 @@ def test_rows_join_and_leave_between_steps() -> None:
             left.add(3)
             with pytest.raises(UsageError, match="no request has ticket 3"):
                 at_work.leave(3)
-    for ticket, text in found.items():
-        assert text == wanted[ticket][: len(text)]
-        assert (text == wanted[ticket]) == (ticket not in left)
+    for request_id, text in found.items():
+        assert text == wanted[request_id][: len(text)]
+        assert (text == wanted[request_id]) == (request_id not in left)
     said = "a prompt of 90 bytes and 256 more take 347 ids, and a sequence holds at most 100"
     with pytest.raises(UsageError, match=said):
         at_work.join(Request(bytes(90)))

@@ -19,10 +19,10 @@ from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.data.sampler import Sampler
 from bytelm.evaluate.bits import measure
-from bytelm.train.journal import Journal
-from bytelm.train.loop import Trainer
-from bytelm.train.run import train
-from bytelm.train.settings import configure
+from bytelm.training.journal import Journal
+from bytelm.training.loop import Trainer
+from bytelm.training.run import train
+from bytelm.training.settings import configure
 from bytelm.units import BOS
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -30,9 +30,21 @@ FORMATS = sorted(path.name for path in GOLDEN.iterdir()) if GOLDEN.exists() else
 TEXT = "The byte of the patch: déjà vu, 0x7f\x00\n".encode()
 SETS = [
     *("model.local_dim=8", "model.local_heads=2", "model.cross_heads=2", "model.global_dim=16", "model.global_heads=2"),
-    *("model.global_layers=1", "model.decoder_layers=1", "model.window=16", "model.ngram_rows=16"),
-    *("model.ngram_sizes=[3,4]", "model.ffn_multiple=8", "scorer.name=ngram", "scorer.order=2", "scorer.rows=256"),
-    *("patching.threshold=2.0", "train.window=64", "train.batch=2", "train.precision=float32", "train.sample_bytes=0"),
+    *("model.global_layers=1", "model.decoder_layers=1", "model.attention_window=16", "model.ngram_rows=16"),
+    *(
+        "model.ngram_sizes=[3,4]",
+        "model.ffn_multiple=8",
+        "entropy_model.name=ngram",
+        "entropy_model.order=2",
+        "entropy_model.rows=256",
+    ),
+    *(
+        "patching.threshold=2.0",
+        "train.context_length=64",
+        "train.batch=2",
+        "train.precision=float32",
+        "train.sample_bytes=0",
+    ),
 ]
 
 
@@ -49,7 +61,7 @@ def found(path: Path) -> dict[str, Any]:
         "state": {key: loaded.state[key] for key in ("step", "bytes", "skipped", "context")},
         "nats": document.nats,
         "logits": logits[0, ::8, ::40].tolist(),
-        "opens": patcher.extend(ids, patcher.begin(1))[0][0].int().tolist(),
+        "opens": patcher.extend(ids, patcher.initial_state(1))[0][0].int().tolist(),
     }
 
 

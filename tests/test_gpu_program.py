@@ -40,7 +40,7 @@ def test_every_stage_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
         assert found and not [line for line in found.values() if "failed" in line]
     step = lines(tmp_path, "steps")["blt"]
     assert step["mb_per_s"] > 0 and step["launches"] > 0 and step["parameters"] > 0
-    assert all(law["slopes64"] == 0 for law in lines(tmp_path, "laws").values())
+    assert all(invariant["slopes64"] == 0 for invariant in lines(tmp_path, "laws").values())
     assert all(line["same"] and line["in_company"] for line in lines(tmp_path, "greedy").values())
     table = "\n".join(gpu.table(tmp_path, gpu.STAGES))
     assert all(f"\n{stage}" in table for stage in gpu.STAGES) and "FAILED" not in table
@@ -226,7 +226,7 @@ def test_attention_is_two_products_there_and_five_back(masked: bool, share: floa
 def test_operations_of_a_step_are_those_that_the_model_needs(name: str) -> None:
     shape = steps.Shape(steps.SMALL[name], 2, 256)
     floor = roofline.floor_of(shape, copy=1.0, product=1.0)
-    wanted = 2 * needed(shape.recipe().blank(), 256)
+    wanted = 2 * needed(shape.recipe().build_on_meta(), 256)
     assert floor.operations == pytest.approx(wanted, rel=0.35), "attention is counted as it is executed"
     assert floor.operations > 0.99 * wanted
     assert floor.seconds >= max(floor.bytes, floor.operations)
@@ -238,7 +238,7 @@ def test_kernels_move_less_and_multiply_what_is_seen(name: str) -> None:
     plain, floor = (roofline.floor_of(shape, kernels=kernels) for kernels in (False, True))
     assert floor.bytes < 0.8 * plain.bytes and floor.launches < 0.8 * plain.launches
     assert floor.operations < 1.01 * plain.operations
-    wanted = 4 * needed(shape.recipe().blank(), 320)
+    wanted = 4 * needed(shape.recipe().build_on_meta(), 320)
     assert wanted * 0.99 < floor.operations < wanted * 3.5 / 3
 
 

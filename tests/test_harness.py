@@ -57,7 +57,7 @@ class OverBytes(UniformModel):
 @pytest.fixture(scope="module")
 def lm() -> LM:
     model = transformer.Config(layers=2, dim=16, heads=2, ffn_multiple=16).build()
-    model.initialise(3)
+    model.init_weights(3)
     with torch.no_grad():  # the likeliest byte is a small letter
         model.head.weight[: ord("a")] = model.head.weight[ord("z") + 1 :] = 0.0
     return LM(model.eval(), context=64)
@@ -306,12 +306,15 @@ def test_the_harnesss_own_model_gives_our_figures(lm: LM, name: str, tmp_path: P
     """Of each sample too: what is scored, and what is written up to a stop string."""
     from lm_eval.models.huggingface import HFLM
 
-    import bytelm.hf  # noqa: F401
-
     model = lm.model if name == "letters" else dict(tiny_models())[name].eval()
     patcher = model.patcher
-    scorer = getattr(patcher, "scorer", None)
-    ours = LM(model, 64, None, to_mapping(Recipe(model.config, patcher and patcher.config, scorer and scorer.config)))
+    entropy_model = getattr(patcher, "entropy_model", None)
+    ours = LM(
+        model,
+        64,
+        None,
+        to_mapping(Recipe(model.config, patcher and patcher.config, entropy_model and entropy_model.config)),
+    )
     ours.save_pretrained(tmp_path / "saved")
     free = ours.generate(b"The quick", max_bytes=20, temperature=0.0)
     stop = free[4:6].decode(errors="ignore") or "zz"
@@ -440,8 +443,8 @@ def test_the_command(tmp_path: Path, tasks: Path, capsys: pytest.CaptureFixture[
         (["--tasks", "bytelm_linse"], "no task bytelm_linse: did you mean bytelm_lines"),
         (["--tasks", "zzzz_qqqq"], "of which the harness leaves out YAML that it cannot read"),
         (["--tasks", "bytelm_lines", "FILE"], "leave out FILE"),
-        (["--tasks", "bytelm_lines", "--weights", "int8"], "--weights applies to files only"),
-        (["--tasks", "bytelm_lines", "--inference", "basic"], "--inference applies to files only"),
+        (["--tasks", "bytelm_lines", "--quantize", "int8"], "--quantize applies to files only"),
+        (["--tasks", "bytelm_lines", "--windowing", "basic"], "--windowing applies to files only"),
     ],
 )
 def test_what_cannot_be_asked(
@@ -458,8 +461,8 @@ def test_what_cannot_be_asked(
 def trained(tmp_path: Path) -> Path:
     """A run of a model that has learnt nothing."""
     recipe = Recipe(transformer.Config(layers=1, dim=16, heads=2, ffn_multiple=16))
-    model = recipe.assemble()
-    model.initialise(0)
+    model = recipe.build()
+    model.init_weights(0)
     (tmp_path / "run").mkdir()
     store.save(tmp_path / "run", 0, {"model": model.state_dict()}, {"recipe": to_mapping(recipe), "context": 32})
     return tmp_path / "run"

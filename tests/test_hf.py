@@ -27,7 +27,7 @@ from bytelm.lm import LM
 from bytelm.models.transformer import model as transformer
 from bytelm.testing import UniformModel, tiny_models
 from bytelm.testing.pretend import AWAY, moved, pretend
-from bytelm.train.run import train
+from bytelm.training.run import train
 from bytelm.transfer import to_host
 from bytelm.units import BOS, EOS, PAD, RESERVED, VOCAB
 
@@ -60,8 +60,8 @@ TEXTS = ["hello world", "", "the quick (brown) fox, jumps! over 1024 déjà vus"
 def lm_of(model: ByteModel) -> LM:
     """An LM of a model made by hand, its recipe taken from its parts."""
     patcher = model.patcher
-    scorer = getattr(patcher, "scorer", None)
-    recipe = Recipe(model.config, patcher and patcher.config, scorer and scorer.config)
+    entropy_model = getattr(patcher, "entropy_model", None)
+    recipe = Recipe(model.config, patcher and patcher.config, entropy_model and entropy_model.config)
     return LM(model.eval(), 64, None, to_mapping(recipe))
 
 
@@ -299,7 +299,7 @@ def test_random_weights_are_those_of_the_recipe() -> None:
     config = BytelmConfig(recipe=to_mapping(Recipe(transformer.Config.tiny()["full"])), context=8)
     fresh = AutoModelForCausalLM.from_config(config)
     wanted = transformer.Config.tiny()["full"].build()
-    wanted.initialise(0)
+    wanted.init_weights(0)
     assert same(fresh.model.state_dict(), wanted.state_dict())
 
 
@@ -624,9 +624,21 @@ def test_peft_adapts(name: str, tmp_path: Path) -> None:
 
 # --- a run, and the page ----------------------------------------------------------------------------------------------
 
-NANO = ["model.local_dim=16", "model.local_heads=2", "model.cross_heads=2", "model.window=16", "model.global_dim=32"]
+NANO = [
+    "model.local_dim=16",
+    "model.local_heads=2",
+    "model.cross_heads=2",
+    "model.attention_window=16",
+    "model.global_dim=32",
+]
 NANO += ["model.global_heads=2", "model.global_layers=1", "model.ngram_rows=101", "model.ffn_multiple=16"]
-NANO += ["scorer.rows=512", "train.window=64", "train.batch=2", "train.sample_bytes=0", "train.precision=float32"]
+NANO += [
+    "entropy_model.rows=512",
+    "train.context_length=64",
+    "train.batch=2",
+    "train.sample_bytes=0",
+    "train.precision=float32",
+]
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,8 @@ PROMPTS = [text.encode() for text in TEXTS]
 def lm_of(model: ByteModel) -> LM:
     """An LM of a model made by hand, its recipe taken from its parts."""
     patcher = model.patcher
-    scorer = getattr(patcher, "scorer", None)
-    recipe = Recipe(model.config, patcher and patcher.config, scorer and scorer.config)
+    entropy_model = getattr(patcher, "entropy_model", None)
+    recipe = Recipe(model.config, patcher and patcher.config, entropy_model and entropy_model.config)
     return LM(model.eval(), 64, None, to_mapping(recipe))
 
 
@@ -195,10 +195,10 @@ def test_threads_write_what_each_writes_alone() -> None:
         prompt = torch.tensor([[BOS, byte, byte]])
         found[byte] = TOKENIZER.to_bytes(hf.generate(prompt, max_new_tokens=40)[0, 3:])
 
-    team = [threading.Thread(target=write, args=(byte,)) for byte in range(65, 70)]
-    for thread in team:
+    thread_pool = [threading.Thread(target=write, args=(byte,)) for byte in range(65, 70)]
+    for thread in thread_pool:
         thread.start()
-    for thread in team:
+    for thread in thread_pool:
         thread.join()
     assert found == {b: MODELS[BLT].generate(bytes([b, b]), max_bytes=40, temperature=0) for b in range(65, 70)}
 

@@ -19,8 +19,8 @@ from bytelm.checkpoint.assemble import MOST_LAYERS, Recipe, load
 from bytelm.cli import run as cli
 from bytelm.config import build, load_toml
 from bytelm.errors import BytelmError, CheckpointError, ConfigError
-from bytelm.train.run import train
-from bytelm.train.settings import configure
+from bytelm.training.run import train
+from bytelm.training.settings import configure
 from small import BLT, TRAINED
 from test_golden import GOLDEN
 
@@ -89,11 +89,11 @@ LARGE = [
     ("model", "global_layers"),
     ("model", "encoder_layers"),
     ("model", "ngram_rows"),
-    ("model", "window"),
+    ("model", "attention_window"),
     ("model", "queries"),
     ("model", "ffn_multiple"),
     ("patching", "max_length"),
-    ("scorer", "rows"),
+    ("entropy_model", "rows"),
 ]
 ENDLESS = b'{"a":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,4000000000000000000]}}'
 
@@ -129,15 +129,20 @@ def test_a_hostile_checkpoint_takes_little_memory_and_time(tmp_path: Path) -> No
     assert len(ends) == len(folders)
     loaded = [folder.name for folder, end in zip(folders, ends, strict=True) if end == "loaded"]
     # What no weight depends on is no size: a window that sees everything, patches as long as they come.
-    assert set(loaded) <= {f"{key}={v}" for key in ("model.window", "patching.max_length") for v in (HUGE, 2**62)}
+    assert set(loaded) <= {
+        f"{key}={v}" for key in ("model.attention_window", "patching.max_length") for v in (HUGE, 2**62)
+    }
 
 
 PATHS = [
     ["recipe"],
-    *(["recipe", part] for part in ("model", "patching", "scorer", "modality")),
-    *(["recipe", "model", key] for key in ("name", "local_dim", "global_heads", "ngram_sizes", "theta", "window")),
-    *(["recipe", "patching", key] for key in ("name", "threshold", "rule", "max_length", "max_singles")),
-    *(["recipe", "scorer", key] for key in ("name", "order", "rows", "reset_newline")),
+    *(["recipe", part] for part in ("model", "patching", "entropy_model", "modality")),
+    *(
+        ["recipe", "model", key]
+        for key in ("name", "local_dim", "global_heads", "ngram_sizes", "theta", "attention_window")
+    ),
+    *(["recipe", "patching", key] for key in ("name", "threshold", "rule", "max_length", "max_single_byte_run")),
+    *(["recipe", "entropy_model", key] for key in ("name", "order", "rows", "reset_newline")),
     ["context"],
 ]
 
@@ -160,8 +165,8 @@ def test_any_value_in_a_state_is_read_or_refused_in_our_words(
 def test_a_hostile_state_is_not_gone_on_from(key: str, tmp_path: Path) -> None:
     from bytelm.checkpoint.metrics import METRICS
     from bytelm.data.sampler import Sampler
-    from bytelm.train.journal import Journal
-    from bytelm.train.loop import Trainer
+    from bytelm.training.journal import Journal
+    from bytelm.training.loop import Trainer
 
     run = sealed(tmp_path / "run", state_with([key], "many"))
     model = load(RUN).model
@@ -207,7 +212,7 @@ def test_a_hostile_configuration_is_one_line_and_nothing_is_built(
 
 def test_the_bound_of_layers_is_above_what_any_model_has() -> None:
     table = load_toml(Path(sys.modules["bytelm"].__file__ or "").with_name("presets") / "blt-8b.toml")
-    config = build(Recipe, {key: table[key] for key in ("model", "patching", "scorer")}, "preset")
+    config = build(Recipe, {key: table[key] for key in ("model", "patching", "entropy_model")}, "preset")
     assert config.model.global_layers < MOST_LAYERS // 10
     with pytest.raises(ConfigError, match="4097 layers"):
         build(Recipe, {"model": {"name": "transformer", "layers": MOST_LAYERS + 1}}, "x")
@@ -224,9 +229,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.fault("K8")
-def test_another_scorer_is_refused_and_a_missing_one_is_made_again(corpus: Path, tmp_path: Path) -> None:
+def test_another_entropy_model_is_refused_and_a_missing_one_is_made_again(corpus: Path, tmp_path: Path) -> None:
     """Patches in training are those that the model's own scorer cuts, or there is no training."""
-    run, home = tmp_path / "run", tmp_path / "run" / "scorer"
+    run, home = tmp_path / "run", tmp_path / "run" / "entropy_model"
     config, longer = (configure("demo", sets=[*BLT, *TRAINED], steps=steps) for steps in (1, 2))
     train([corpus], config, run, quiet=True)
     shutil.copytree(home, tmp_path / "kept")
@@ -247,16 +252,16 @@ def test_another_scorer_is_refused_and_a_missing_one_is_made_again(corpus: Path,
 
 
 @pytest.mark.fault("K8")
-def test_weights_without_their_scorer_or_of_another_kind_are_a_table(tmp_path: Path) -> None:
+def test_weights_without_their_entropy_model_or_of_another_kind_are_a_table(tmp_path: Path) -> None:
     """What was taken out of the weights is named, and so is what they lack where the recipe has another scorer."""
     tensors = store.read_tensors(CHECKPOINT, "model")
     left = {name: tensor for name, tensor in tensors.items() if not name.startswith("patcher.")}
     path = store.save(tmp_path, 3, {"model": left}, store.read_state(CHECKPOINT))
     with pytest.raises(CheckpointError, match=r"missing +patcher\.scorer\.tables"):
         load(path)
-    other = sealed(tmp_path / "other", state_with(["recipe", "scorer"], {"name": "transformer", "layers": 1}))
+    other = sealed(tmp_path / "other", state_with(["recipe", "entropy_model"], {"name": "transformer", "layers": 1}))
     with pytest.raises(CheckpointError, match=r"missing +patcher\.scorer\.model"):
         load(other)
-    gone = sealed(tmp_path / "gone", state_with(["recipe", "scorer"], "none"))
+    gone = sealed(tmp_path / "gone", state_with(["recipe", "entropy_model"], "none"))
     with pytest.raises(ConfigError, match=r"entropy model is missing.*scorer\.name=ngram"):
         load(gone)

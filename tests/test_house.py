@@ -383,9 +383,9 @@ print(json.dumps(calls), file=sys.stderr)
 @pytest.mark.fault("P2")
 def test_commands_open_no_socket(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    guards = ["patching.max_length=none", "patching.max_singles=none"]  # there are none there
+    guards = ["patching.max_length=none", "patching.max_single_byte_run=none"]  # there are none there
     words = ["train", str(ROOT / "LICENSE"), "--preset", "demo", "--run", str(run), "--steps", "2", "--quiet"]
-    sets = [word for s in [*small.BLT, "scorer.heads=2", *small.TRAINED, *guards] for word in ("--set", s)]
+    sets = [word for s in [*small.BLT, "entropy_model.heads=2", *small.TRAINED, *guards] for word in ("--set", s)]
     commands = [
         [*words, *sets],
         ["eval", str(run), str(ROOT / "README.md")],
@@ -393,7 +393,7 @@ def test_commands_open_no_socket(tmp_path: Path) -> None:
         ["patches", str(run), "The byte"],
         ["report", str(run)],
         ["export", str(run), str(out), "--to", "hf"],
-        ["convert", str(out), str(tmp_path / "again"), "--from", "hf"],
+        ["convert", str(out), str(tmp_path / "again"), "--format", "hf"],
     ]
     asked = subprocess.run([sys.executable, "-c", CALLS, json.dumps(commands)], capture_output=True, check=False)
     assert asked.returncode == 0, asked.stderr.decode()

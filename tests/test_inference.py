@@ -21,16 +21,16 @@ from bytelm.models.blt import model as blt
 from bytelm.models.megabyte import model as megabyte
 from bytelm.models.transformer import model as transformer
 from bytelm.patching import fixed
-from bytelm.testing import MODEL_LAWS, UniformModel
+from bytelm.testing import MODEL_INVARIANTS, UniformModel
 from bytelm.units import BOS, BYTES
 
 SMALL = megabyte.Config(sizes=(4,), dims=(32, 16), layers=(2, 2), heads=(2, 2), ffn_multiple=16, reach=2)
-LAWS = ("causality", "split", "state", "joined", "documents", "sums")
+LAWS = ("causality", "split", "state", "dynamic_batching", "documents", "sums")
 
 
 def made() -> ByteModel:
     model = SMALL.build()
-    model.initialise(0)
+    model.init_weights(0)
     return model
 
 
@@ -44,8 +44,8 @@ def wrapped(name: str) -> ByteModel:
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", ["strided", "sliding", "both"])
-def test_the_laws_hold(name: str, law: str) -> None:
-    MODEL_LAWS[law](wrapped(name), 3, 2)
+def test_the_laws_hold(name: str, invariant: str) -> None:
+    MODEL_INVARIANTS[invariant](wrapped(name), 3, 2)
 
 
 def read(model: ByteModel, text: bytes) -> Tensor:
@@ -77,7 +77,7 @@ def test_a_window_is_predicted_from_what_it_holds() -> None:
 def test_no_row_reads_more_than_its_context() -> None:
     """So learned positions are never used up."""
     model = megabyte.Config(**{**SMALL.__dict__, "positions": 24}).build()
-    model.initialise(0)
+    model.init_weights(0)
     assert len(logprobs(sliding(model, 24), b"", bytes(200))) == 200
     with pytest.raises(UsageError, match="positions = 24"):
         logprobs(model, b"", bytes(200))
@@ -108,7 +108,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("inference")
     (home / "text.txt").write_bytes(b"".join(b"line %d of a text\n" % i for i in range(400)))
     shape = ["sizes=[4]", "dims=[32,16]", "layers=[1,1]", "heads=[2,2]", "reach=2", "positions=64", "ffn_multiple=16"]
-    sets = [*(f"model.{s}" for s in shape), "train.window=64", "train.batch=2", "train.sample_bytes=0"]
+    sets = [*(f"model.{s}" for s in shape), "train.context_length=64", "train.batch=2", "train.sample_bytes=0"]
     words = ["train", str(home / "text.txt"), "--preset", "megabyte-tiny", "--steps", "30", "--run", str(home / "run")]
     assert cli([*words, *(word for s in sets for word in ("--set", s)), "--quiet"]) == 0
     return home / "run"
@@ -118,13 +118,13 @@ def test_eval_takes_each_way_to_read(run: Path, capfd: pytest.CaptureFixture[str
     """The stride is what was told, and no two ways say the same; all count every byte once."""
     found: dict[str, Any] = {}
     for mode in ("basic", "sliding", "strided", "both"):
-        assert cli(["eval", str(run), str(run.parent / "text.txt"), "--inference", mode, "--json"]) == 0
+        assert cli(["eval", str(run), str(run.parent / "text.txt"), "--windowing", mode, "--json"]) == 0
         found[mode] = json.loads(capfd.readouterr().out)
     assert [verdict["stride"] for verdict in found.values()] == [64, 32, 64, 32]
     assert len({verdict["bits"] for verdict in found.values()}) == 4
     assert {verdict["bytes"] for verdict in found.values()} == {(run.parent / "text.txt").stat().st_size}
-    assert cli(["eval", str(run), "--inference", "both", "--stride", "8"]) == 2
-    assert "--inference both cannot be combined with --stride" in capfd.readouterr().err
+    assert cli(["eval", str(run), "--windowing", "both", "--stride", "8"]) == 2
+    assert "--windowing both cannot be combined with --stride" in capfd.readouterr().err
 
 
 def test_generation_goes_on_beyond_the_positions_where_it_slides(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +133,7 @@ def test_generation_goes_on_beyond_the_positions_where_it_slides(run: Path, capf
     assert "longer than model.positions = 64" in capfd.readouterr().err
     texts: dict[str, str] = {}
     for mode in ("sliding", "both"):
-        assert cli([*words, "--inference", mode]) == 0
+        assert cli([*words, "--windowing", mode]) == 0
         texts[mode] = json.loads(capfd.readouterr().out)["hex"]
     lm = bytelm.load(run)
     greedy = lm.reading("sliding").generate(b"line", max_bytes=200, temperature=0)

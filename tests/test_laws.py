@@ -25,15 +25,15 @@ from bytelm.models.megabyte_pytorch import shift as shifting
 from bytelm.models.transformer import model as byte_transformer
 from bytelm.models.transformer.model import ByteTransformer
 from bytelm.nn import attention, transformer
-from bytelm.nn.attention import View
+from bytelm.nn.attention import CausalPattern
 from bytelm.nn.norm import RMSNorm
 from bytelm.patching.base import Guard
 from bytelm.patching.layout import Layout, Rows
 from bytelm.patching.space import Space
 from bytelm.testing import (
-    MODEL_LAWS,
-    PATCHER_LAWS,
-    LawError,
+    MODEL_INVARIANTS,
+    PATCHER_INVARIANTS,
+    InvariantError,
     UniformModel,
     check_model,
     check_patcher,
@@ -54,28 +54,32 @@ SHIFTED = "megabyte_pytorch (three stages, positions of every kind)"
 # A shape that was held to every law with one patcher need only be held to those about patches with the others.
 PATCH_LAWS = ("causality", "split", "boundaries", "elsewhere")
 FIRST = {name.split(" on ")[0]: name for name in reversed(MODELS)}
-CASES = [(name, law) for name in MODELS for law in (MODEL_LAWS if name in FIRST.values() else PATCH_LAWS)]
+CASES = [
+    (name, invariant) for name in MODELS for invariant in (MODEL_INVARIANTS if name in FIRST.values() else PATCH_LAWS)
+]
 
 
 @pytest.mark.fault("M1", "M3")
 @pytest.mark.parametrize(("name", "law"), CASES, ids=map(" · ".join, CASES))
-def test_model(name: str, law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model(name: str, invariant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 queries, so that short rows cross them too."""
     monkeypatch.setattr(attention, "BLOCK", 16)
-    MODEL_LAWS[law](MODELS[name], list(MODELS).index(name), 2)
+    MODEL_INVARIANTS[invariant](MODELS[name], list(MODELS).index(name), 2)
 
 
 @pytest.mark.fault("M1", "M2")
 @pytest.mark.parametrize("name", PATCHERS)
 def test_patcher(name: str) -> None:
-    assert check_patcher(PATCHERS[name], seed=list(PATCHERS).index(name)) == dict.fromkeys(PATCHER_LAWS, 0.0)
+    assert check_patcher(PATCHERS[name], seed=list(PATCHERS).index(name)) == dict.fromkeys(PATCHER_INVARIANTS, 0.0)
 
 
 def test_blocks_of_their_real_size() -> None:
     """And what `check_model` returns: a figure by law, all of them at the level of rounding."""
     worst = check_model(MODELS[WINDOWED], seed=7, examples=1)
-    assert list(worst) == list(MODEL_LAWS)
-    assert all(0 <= worst[law] < 1e-12 for law in ("causality", "split", "rows", "joined", "documents"))
+    assert list(worst) == list(MODEL_INVARIANTS)
+    assert all(
+        0 <= worst[invariant] < 1e-12 for invariant in ("causality", "split", "rows", "dynamic_batching", "documents")
+    )
     assert models.split(MODELS[SPACED], 7, 1) < 1e-12
 
 
@@ -83,8 +87,8 @@ def test_blocks_of_their_real_size() -> None:
 @pytest.mark.parametrize("name", [WINDOWED, SPACED, MEGABYTE])
 def test_compiled(name: str) -> None:
     """In a process of its own: torch cannot compile functions whose shapes are checked."""
-    law = f"from bytelm.testing import models, tiny; models.compiled(dict(tiny.tiny_models())[{name!r}], 0, 2)"
-    subprocess.run([sys.executable, "-c", law], check=True)
+    invariant = f"from bytelm.testing import models, tiny; models.compiled(dict(tiny.tiny_models())[{name!r}], 0, 2)"
+    subprocess.run([sys.executable, "-c", invariant], check=True)
 
 
 @pytest.mark.fault("M1", "M2", "M3")
@@ -120,12 +124,14 @@ def test_a_uniform_model_needs_log2_of_the_ids_for_every_byte() -> None:
 
 
 def window_ignored_with_a_cache(patch: pytest.MonkeyPatch) -> None:
-    of: Any = View.of
+    of: Any = CausalPattern.of
 
-    def wrong(lengths: Tensor, starts: Tensor, where: Any, cached: int, window: int | None, *rest: Any) -> View:
+    def wrong(
+        lengths: Tensor, starts: Tensor, where: Any, cached: int, window: int | None, *rest: Any
+    ) -> CausalPattern:
         return of(lengths, starts, where, cached, None if cached else window, *rest)
 
-    patch.setattr(View, "of", wrong)
+    patch.setattr(CausalPattern, "of", wrong)
 
 
 def cache_advanced_by_columns(patch: pytest.MonkeyPatch) -> None:
@@ -209,11 +215,11 @@ def boundaries_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 def parameter_left_alone(patch: pytest.MonkeyPatch) -> None:
-    initialise: Any = ByteTransformer.initialise
+    init_weights: Any = ByteTransformer.init_weights
 
     def wrong(self: ByteTransformer, seed: int) -> None:
         before = self.head.weight.detach().clone()
-        initialise(self, seed)
+        init_weights(self, seed)
         nn.Module.get_parameter(self, "head.weight").data.copy_(before)
 
     patch.setattr(ByteTransformer, "initialise", wrong)
@@ -311,7 +317,7 @@ PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (window_ignored_with_a_cache, WINDOWED, "split"),
     (window_ignored_with_a_cache, SPACED, "split"),
     (cache_advanced_by_columns, WINDOWED, "rows"),
-    (cache_advanced_by_columns, WINDOWED, "joined"),
+    (cache_advanced_by_columns, WINDOWED, "dynamic_batching"),
     (next_byte_peeked_at, SPACED, "causality"),
     (next_byte_peeked_at, SPACED, "split"),
     (nul_taken_for_padding, WINDOWED, "causality"),
@@ -347,12 +353,12 @@ PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
 @pytest.mark.fault("M1", "M3")
 @pytest.mark.parametrize(("plant", "name", "law"), PLANTS, ids=lambda x: getattr(x, "__name__", x))
 def test_a_bug_is_caught(
-    plant: Callable[[pytest.MonkeyPatch], None], name: str, law: str, monkeypatch: pytest.MonkeyPatch
+    plant: Callable[[pytest.MonkeyPatch], None], name: str, invariant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    with pytest.raises(LawError) as caught:
-        MODEL_LAWS[law](MODELS[name], 0, 4)
-    assert caught.value.law == law
+    with pytest.raises(InvariantError) as caught:
+        MODEL_INVARIANTS[invariant](MODELS[name], 0, 4)
+    assert caught.value.invariant == invariant
     assert type(MODELS[name]).__name__ in str(caught.value)
 
 
@@ -381,15 +387,15 @@ def padding_opens(patch: pytest.MonkeyPatch) -> None:
     ids=lambda x: getattr(x, "__name__", x),
 )
 def test_a_bug_in_a_patcher_is_caught(
-    plant: Callable[[pytest.MonkeyPatch], None], law: str, monkeypatch: pytest.MonkeyPatch
+    plant: Callable[[pytest.MonkeyPatch], None], invariant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    with pytest.raises(LawError, match=f"Space violates the invariant '{law}'"):
-        PATCHER_LAWS[law](PATCHERS["space (bounded)"], 0, 4)
+    with pytest.raises(InvariantError, match=f"Space violates the invariant '{invariant}'"):
+        PATCHER_INVARIANTS[invariant](PATCHERS["space (bounded)"], 0, 4)
 
 
 def test_an_error_says_what_where_and_how_much() -> None:
-    error = LawError("split", "BLT(Space)", "position 3 of a row of 9", 0.25, 1e-9)
+    error = InvariantError("split", "BLT(Space)", "position 3 of a row of 9", 0.25, 1e-9)
     wanted = "BLT(Space) violates the invariant 'split' at position 3 of a row of 9: off by 0.25, bound 1e-09"
     assert str(error) == wanted
     assert isinstance(error, AssertionError)

@@ -16,13 +16,20 @@ import pytest
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.cli import run as cli
 from bytelm.errors import MissingExtraError, UsageError
-from bytelm.train import loggers
-from bytelm.train.config import RunConfig
-from bytelm.train.loggers import Loggers, names_in
-from bytelm.train.run import train
-from bytelm.train.settings import configure
+from bytelm.training import loggers
+from bytelm.training.config import RunConfig
+from bytelm.training.loggers import Loggers, names_in
+from bytelm.training.run import train
+from bytelm.training.settings import configure
 
-TINY = ["model.name=transformer", "model.layers=1", "model.dim=16", "model.heads=2", "train.window=64", "train.batch=2"]
+TINY = [
+    "model.name=transformer",
+    "model.layers=1",
+    "model.dim=16",
+    "model.heads=2",
+    "train.context_length=64",
+    "train.batch=2",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +52,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny(steps: int) -> RunConfig:
-    return configure("byte-tiny", sets=[*TINY, "train.valid_minutes=1e-9", "train.sample_bytes=0"], steps=steps)
+    return configure("byte-tiny", sets=[*TINY, "train.eval_every_minutes=1e-9", "train.sample_bytes=0"], steps=steps)
 
 
 def told(run: Path, kind: str = "validation") -> list[tuple[int, float]]:
@@ -220,8 +227,8 @@ def test_wandb_offline_writes_into_the_run(tmp_path: Path, corpus: Path) -> None
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from bytelm.train.journal import Journal
-from bytelm.train.loggers import Loggers
+from bytelm.training.journal import Journal
+from bytelm.training.loggers import Loggers
 
 name, run, first, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 run.mkdir(exist_ok=True)
@@ -271,7 +278,7 @@ def test_after_kill_9_no_step_is_missing_and_none_is_there_twice(tmp_path: Path,
 
 
 def command(corpus: Path, run: Path, log: str) -> list[str]:
-    sets = [word for setting in [*TINY, "train.valid_minutes=1e-9"] for word in ("--set", setting)]
+    sets = [word for setting in [*TINY, "train.eval_every_minutes=1e-9"] for word in ("--set", setting)]
     return [
         "train",
         str(corpus),

@@ -18,12 +18,12 @@ from bytelm.evaluate.patches import patch_view
 from bytelm.interfaces.objective import score
 from bytelm.models.megabyte import model as megabyte
 from bytelm.models.megabyte.model import Config, Megabyte
-from bytelm.nn.attention import View, Where
+from bytelm.nn.attention import CausalPattern, RowPositions
 from bytelm.nn.transformer import Stack
-from bytelm.testing import models as laws
+from bytelm.testing import models as invariants
 from bytelm.testing.exact import exact
 from bytelm.testing.pretend import moved, pretend
-from bytelm.train.settings import describe
+from bytelm.training.settings import describe
 from bytelm.units import BOS, BYTES, EOS
 
 SMALL = Config(sizes=(4,), dims=(32, 16), layers=(2, 2), heads=(2, 2), ffn_multiple=16, positions=64)
@@ -32,7 +32,7 @@ TEXT = bytes(range(250, 256)) + bytes(5) + b"any bytes"  # 20 of them: 5 patches
 
 def made(config: Config, seed: int = 0) -> Megabyte:
     model = config.build()
-    model.initialise(seed)
+    model.init_weights(seed)
     return model
 
 
@@ -40,8 +40,8 @@ def whole(stack: Stack, x: Tensor) -> Tensor:
     """Causal blocks over `[batch, positions, dim]`, each row by itself."""
     batch, length, _ = x.shape
     starts = torch.zeros(batch, length, dtype=torch.bool)
-    view = stack.view(torch.full((batch,), length), starts, Where.zero(batch), None)
-    assert isinstance(view, View)
+    view = stack.view(torch.full((batch,), length), starts, RowPositions.zero(batch), None)
+    assert isinstance(view, CausalPattern)
     return stack(x, view, None)[0]
 
 
@@ -214,7 +214,7 @@ def test_convolutions_see_the_bytes_before_across_patches() -> None:
     embed: Any = made(dataclasses.replace(SMALL, filters=(3, 5))).embed[0]
     ids = torch.arange(40)[None]
     slots, lengths = torch.arange(0, 40, 4)[None], torch.tensor([40])
-    state = embed.begin(1, ids.device)
+    state = embed.initial_state(1, ids.device)
     base, _ = embed(ids, ids, slots, lengths, state)
     other = ids.clone()
     other[0, 13] = 200
@@ -268,7 +268,7 @@ def test_patches_in_pieces_are_patches_at_once(name: str, monkeypatch: pytest.Mo
             nats, _ = score(precise, ids)
             nats.backward()
             found.append([nats.detach(), *(p.grad for p in precise.parameters() if p.grad is not None)])
-            laws.split(precise, 5, 2)  # type: ignore[arg-type]
+            invariants.split(precise, 5, 2)  # type: ignore[arg-type]
     assert len(found[0]) == len(list(model.parameters())) + 1
     for one, other in pairwise(found):
         assert all((a - b).abs().max() < 1e-10 * (1 + a.abs().max()) for a, b in zip(one, other, strict=True))
@@ -326,7 +326,7 @@ def test_the_patches_that_are_shown_are_those_that_are_counted() -> None:
     steps: list[int] = []
     model.outer.norm.register_forward_hook(lambda *_: steps.append(1))
     with torch.inference_mode():
-        state, taken = model.begin(1), list[int]()
+        state, taken = model.initial_state(1), list[int]()
         for symbol in (BOS, *TEXT[:-1]):
             steps.clear()
             _, state = model(torch.tensor([[symbol]]), state)
@@ -340,7 +340,7 @@ def test_a_patch_is_fed_and_scored_in_one_call() -> None:
     with torch.inference_mode():
         steps: list[int] = []
         model.outer.norm.register_forward_hook(lambda *_: steps.append(1))
-        logits, state = model(torch.tensor([[BOS, *TEXT[:4]]]), model.begin(1))
+        logits, state = model(torch.tensor([[BOS, *TEXT[:4]]]), model.initial_state(1))
         assert logits.shape[1] == 5 and len(steps) == 1
         again, _ = model(torch.tensor([[*TEXT[4:8]]]), state)
         steps.clear()
@@ -410,5 +410,5 @@ def test_presets_of_the_paper_have_the_parameters_of_their_tables(name: str) -> 
     sizes = [float(n[:-1]) * {"M": 1e6, "B": 1e9}[n[-1]] for n in str(told["nominal"]).split(" + ")]
     # The paper names sizes after GPT-3's family, which counts a vocabulary of 50,000; ours have 256 bytes.
     assert 0.6 * sum(sizes) < wanted < 1.02 * sum(sizes)
-    context = preset(name)["train"]["window"]
+    context = preset(name)["train"]["context_length"]
     assert model["positions"] == context

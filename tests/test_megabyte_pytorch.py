@@ -69,7 +69,7 @@ def stirred(model: nn.Module) -> nn.Module:
 
 def imported(tensors: dict[str, Any], **options: Any) -> ByteModel:
     recipe = exchange.recipe(tensors, options)
-    model = recipe.assemble()
+    model = recipe.build()
     model.load_state_dict(exchange.renamed(tensors, recipe))
     return model.eval()
 
@@ -117,7 +117,7 @@ def test_reading_byte_by_byte_is_reading_whole(name: str) -> None:
     ours, rows = imported(theirs(name).state_dict(), heads=3), opened(text())
     whole, nothing = ours(rows)
     assert nothing is None
-    state = ours.begin(2)
+    state = ours.initial_state(2)
     for t in range(rows.shape[1]):
         logits, state = ours(rows[:, t : t + 1], state)
         assert apart(logits[:, 0], whole[:, t]) < NEAR
@@ -130,7 +130,7 @@ def test_a_new_byte_does_not_run_the_prefix_again(monkeypatch: pytest.MonkeyPatc
     seen: list[tuple[int, int]] = []
     for level, part in enumerate((*ours.outer, ours.inner)):
         part.stack.blocks[0].register_forward_pre_hook(lambda _, x, level=level: seen.append((level, x[0].shape[1])))
-    state = ours.begin(1)
+    state = ours.initial_state(1)
     seen.clear()
     for t, symbol in enumerate(opened(text(96))[0]):
         seen.clear()
@@ -166,7 +166,7 @@ def test_one_head_of_keys_for_all_queries(name: str) -> None:
     assert ours.config.multi_query and ours.config.heads[0] == 3
     found = ours(opened(rows))[0][:, :, :BYTES]
     assert max(apart(found[:, 1 : n + 1], other(rows[:, :n])) for n in PREFIXES) < NEAR
-    _, state = ours(opened(rows), ours.begin(2))
+    _, state = ours(opened(rows), ours.initial_state(2))
     assert state.caches[-1][0].keys.shape[2] == 1  # one head is kept, not three of the same
 
 
@@ -292,7 +292,7 @@ def test_learned_positions_bound_a_document_and_others_do_not() -> None:
         UsageError, match=r"a document of 97 bytes is longer than the 96 .*model.patches = 24, of 4 bytes"
     ):
         bound(opened(long[:, :97]))
-    _, state = bound(opened(long[:, :90]), bound.begin(1))
+    _, state = bound(opened(long[:, :90]), bound.initial_state(1))
     with pytest.raises(UsageError, match="a document of 97 bytes"):
         bound(long[:, :7], state)
     bound(torch.cat([opened(long[:, :96]), opened(long[:, :96])], 1))  # each of two documents fits
@@ -444,7 +444,7 @@ def test_convert_makes_a_run_that_writes_the_same(tmp_path: Path, capsys: pytest
     folder = tmp_path / "theirs"
     folder.mkdir()
     torch.save({"model": theirs.state_dict(), "step": 7}, folder / "model.pt")
-    words = ["--from", "megabyte", "--set", "heads=2", "--set", "max_seq_len=[64,4]"]
+    words = ["--format", "megabyte", "--set", "heads=2", "--set", "max_seq_len=[64,4]"]
     assert cli(["convert", str(folder), str(tmp_path / "run"), *words]) == 0
     ids = torch.tensor([[*b"\x00any\xffbytes"]])
     for _ in range(9):
@@ -453,7 +453,7 @@ def test_convert_makes_a_run_that_writes_the_same(tmp_path: Path, capsys: pytest
     lm = load(tmp_path / "run")
     assert lm.generate(b"\x00any\xffbytes", max_bytes=9, temperature=0.0, eos=False) == bytes(ids[0, -9:].tolist())
     assert lm.context == 256
-    assert cli(["convert", str(folder), str(tmp_path / "other"), "--from", "megabyte"]) == 2
+    assert cli(["convert", str(folder), str(tmp_path / "other"), "--format", "megabyte"]) == 2
     assert "heads is missing" in capsys.readouterr().err and not (tmp_path / "other").exists()
     torch.save(theirs.state_dict(), folder / "older.pt")
     assert cli(["convert", str(folder), str(tmp_path / "other"), *words]) == 4
@@ -468,7 +468,7 @@ def test_convert_makes_a_run_that_writes_the_same(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_dry_run_and_a_check(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(theirs(name).state_dict(), tmp_path / "model.pt")
-    words = ["convert", str(tmp_path / "model.pt"), str(tmp_path / "run"), "--from", "megabyte", "--set", "heads=3"]
+    words = ["convert", str(tmp_path / "model.pt"), str(tmp_path / "run"), "--format", "megabyte", "--set", "heads=3"]
     assert cli([*words, "--dry-run"]) == 0
     assert "to_logits.weight" in (out := capsys.readouterr().out) and "inner.byte.weight" in out
     assert not (tmp_path / "run").exists()

@@ -18,15 +18,15 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import prepare, scored
 from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.nn import attention, fused
-from bytelm.nn.rows import Slopes
+from bytelm.nn.rows import RowGradients
 from bytelm.patching import fixed
-from bytelm.train.config import TrainConfig
-from bytelm.train.draw import to_tensors
-from bytelm.train.journal import Journal
-from bytelm.train.loop import Trainer
-from bytelm.train.memory import BUFFERS, kept, predict
-from bytelm.train.optimise import BagAdam
-from bytelm.train.settings import configure
+from bytelm.training.config import TrainConfig
+from bytelm.training.draw import to_tensors
+from bytelm.training.journal import Journal
+from bytelm.training.loop import Trainer
+from bytelm.training.memory import BUFFERS, kept, predict
+from bytelm.training.optimise import BagAdam
+from bytelm.training.settings import configure
 from bytelm.units import BOS
 
 PATCH = 5
@@ -37,7 +37,7 @@ class Windows(Sampler):
     """Documents of random bytes, patches of five."""
 
     def __init__(self, config: TrainConfig, patched: bool) -> None:
-        self.shape, self.patched = (config.batch, config.window + 1), patched
+        self.shape, self.patched = (config.batch, config.context_length + 1), patched
 
     def batch(self, step: int) -> Batch:
         ids = torch.randint(0, 256, self.shape, generator=torch.Generator().manual_seed(step))
@@ -49,8 +49,8 @@ class Windows(Sampler):
 def made(preset: str, *sets: str) -> tuple[ByteModel, TrainConfig]:
     config = configure(preset, None, ["train.precision=bfloat16", *sets], steps=10)
     recipe = Recipe(config.model, fixed.Config(size=PATCH)) if config.model.patched else replace(config.recipe)
-    model = recipe.assemble()
-    model.initialise(0)
+    model = recipe.build()
+    model.init_weights(0)
     return model, config.train
 
 
@@ -79,15 +79,15 @@ def most(seen: profile) -> int:
     [
         ("demo", []),
         ("blt-small", []),
-        ("blt-small", ["train.recompute=true"]),
-        ("blt-small", ["train.recompute=local"]),
+        ("blt-small", ["train.activation_checkpointing=true"]),
+        ("blt-small", ["train.activation_checkpointing=local"]),
         ("byte-tiny", []),
         ("byte-window-tiny", []),
         ("perceiver-tiny", []),
         ("linear-tiny", []),
         ("bpe-tiny", []),
         ("megabyte-tiny", []),
-        ("megabyte-tiny", ["train.recompute=global"]),
+        ("megabyte-tiny", ["train.activation_checkpointing=global"]),
         ("megabyte-image", []),
     ],
 )
@@ -101,7 +101,12 @@ def test_the_memory_of_a_step_is_what_was_said(preset: str, sets: list[str], tmp
 def test_recomputing_a_stage_spares_memory_and_changes_no_gradient(tmp_path: Path, dropout: float) -> None:
     found: list[tuple[int, torch.Tensor]] = []
     for recompute in ("false", "global", "local", "true"):
-        sets = f"train.recompute={recompute}", f"train.dropout={dropout}", "train.window=512", "train.batch=2"
+        sets = (
+            f"train.activation_checkpointing={recompute}",
+            f"train.dropout={dropout}",
+            "train.context_length=512",
+            "train.batch=2",
+        )
         model, config = made("blt-tiny", *sets)
         bytes = held(model, config, tmp_path)
         spared = {stage.name: stage.stack.recompute for stage in model.stages(1, 1)}
@@ -144,7 +149,7 @@ class Documents(Windows):
     ("preset", "sets"),
     [
         ("demo", []),
-        ("blt-tiny", ["model.window=512", "model.queries=1"]),
+        ("blt-tiny", ["model.attention_window=512", "model.queries=1"]),
         ("byte-tiny", []),
         ("byte-window-tiny", []),
         ("megabyte-tiny", []),
@@ -153,10 +158,10 @@ class Documents(Windows):
     ],
 )
 def test_what_torchs_kernels_keep_of_a_forward_pass_is_what_was_said(preset: str, sets: list[str]) -> None:
-    model, config = made(preset, *sets, "train.window=1024", "train.batch=2")
+    model, config = made(preset, *sets, "train.context_length=1024", "train.batch=2")
     for module in model.train().modules():
         if isinstance(module, NgramEmbedding) and module.ngram is not None:
-            module.kept = Slopes()
+            module.kept = RowGradients()
     ids, opens = to_tensors(Documents(config, model.patcher is not None).batch(0))
     prepared = prepare(model, ids, boundaries=opens)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -34,10 +34,10 @@ from bytelm.data.pack import pack
 from bytelm.data.selection import spread
 from bytelm.errors import ConfigError, DataError, MissingExtraError
 from bytelm.find import find, names
-from bytelm.train.config import RunConfig
-from bytelm.train.journal import Journal
-from bytelm.train.prepare import prepare
-from bytelm.train.settings import configure
+from bytelm.training.config import RunConfig
+from bytelm.training.journal import Journal
+from bytelm.training.prepare import prepare
+from bytelm.training.settings import configure
 
 RANDOM = np.random.default_rng(0)
 
@@ -680,7 +680,7 @@ def test_a_run_on_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert f"data: 32 files, 1 skipped ({name}: not an image), 1 cropped, 1 resized, 5.95 kB: " in told
     config = tomllib.loads((tmp_path / "run/config.toml").read_text())
     assert config["modality"] == {"name": "image", "width": 8, "height": 8, "grey": False, "block": 2}
-    assert config["train"]["window"] == 8 * 8 * 3 + 1
+    assert config["train"]["context_length"] == 8 * 8 * 3 + 1
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert rows and not any("sample" in str(row) for row in rows)
 
@@ -701,7 +701,9 @@ def test_windows_of_images_start_where_images_do(tmp_path: Path) -> None:
     pixels = np.full((30, 8, 8, 3), np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
     pixels[:, 0, 0, 0] = range(200, 230)
     source = folder_of(tmp_path / "s", {"x.npy": saved(pixels)})
-    config = configure(None, None, ["patching.name=fixed", "train.window=97"], modality="image:8:raster", steps=1)
+    config = configure(
+        None, None, ["patching.name=fixed", "train.context_length=97"], modality="image:8:raster", steps=1
+    )
     tmp_path.joinpath("run").mkdir()
     prepared = prepare(
         [source], config, tmp_path / "run", Journal(tmp_path / "metrics.jsonl", True), torch.device("cpu")
@@ -718,7 +720,7 @@ def test_a_run_on_sound_and_one_on_dna(tmp_path: Path, capfd: pytest.CaptureFixt
     told = f"data: 10 files, 1 skipped ({clips / 'no.wav'}: no audio data in it), 8.93 kB: "
     assert told in capfd.readouterr().err
     config = tomllib.loads((tmp_path / "run/config.toml").read_text())
-    assert config["train"]["window"] == 8192  # what the preset for sound says
+    assert config["train"]["context_length"] == 8192  # what the preset for sound says
     assert "sample" not in (tmp_path / "run/metrics.jsonl").read_text()
     letters = [bytes(RANDOM.choice(list(b"acgt"), 200).astype(np.uint8)) for _ in range(20)]
     genes = folder_of(tmp_path / "t", {"x.fasta": b"".join(b">header\n%b\n" % text for text in letters)})
@@ -732,13 +734,13 @@ def test_the_window_is_one_image_unless_something_says_otherwise(tmp_path: Path)
     def train(modality: str | None, *sets: str, file: str = "") -> tuple[int, int]:
         (tmp_path / "x.toml").write_text(file)
         config = configure("blt-tiny", tmp_path / "x.toml", sets, modality=modality, steps=1).train
-        return config.window, config.batch
+        return config.context_length, config.batch
 
     assert train(None) == (1024, 4)  # what the preset says, 4096 bytes a step
     assert train("image:32") == (3073, 1)
     assert train("image:16") == (769, 5)
     assert train("image:16", "train.batch=3") == (769, 3)
-    assert train("image:16", "train.window=512") == (512, 4)
+    assert train("image:16", "train.context_length=512") == (512, 4)
     assert train("image:16", file="[train]\nwindow = 100") == (100, 4)
     assert train(None, file='[modality]\nname = "image"\nwidth = 16\nheight = 16') == (769, 5)
     assert train("image:64") == (12289, 1)  # three times a step

@@ -18,9 +18,9 @@ from bytelm.models.blt.cross import BytesFromPatches, PatchesFromBytes
 from bytelm.models.blt.embed import PRIMES, NgramEmbedding
 from bytelm.models.blt.pool import segment_max, segment_sum
 from bytelm.nn import attention, rope
-from bytelm.nn.attention import Mask, View, Where
+from bytelm.nn.attention import CausalPattern, Mask, RowPositions
 from bytelm.nn.cross import CrossAttention
-from bytelm.nn.initialise import initialise
+from bytelm.nn.init_weights import init_weights
 from bytelm.nn.rope import rotate, rotation
 from bytelm.nn.state import join_rows, put_rows, take_rows
 from bytelm.patching.layout import Rows
@@ -78,8 +78,8 @@ def test_attention_is_a_softmax_over_what_the_mask_shows(
     starts = torch.zeros(2, new, dtype=torch.bool)
     for row, places in enumerate(STARTS[documents]):
         starts[row, places] = True
-    where = Where(torch.full((2,), cached), torch.zeros(2, dtype=torch.long))
-    view = View.of(torch.tensor([new, new]), starts, where, cached, window, HEAD_DIM, 1e4)
+    where = RowPositions(torch.full((2,), cached), torch.zeros(2, dtype=torch.long))
+    view = CausalPattern.of(torch.tensor([new, new]), starts, where, cached, window, HEAD_DIM, 1e4)
     assert bool(view.block) == (window is not None and new > block)
     query = random(2, new, HEADS, HEAD_DIM)
     keys, values = (random(2, cached + new, HEADS, HEAD_DIM, seed=s) for s in (1, 2))
@@ -109,11 +109,11 @@ def test_short_lines_are_plain_products_on_a_gpu(slots: int, monkeypatch: pytest
 
 
 def test_a_view_keeps_what_the_next_call_can_see() -> None:
-    where = Where(torch.tensor([7, 2]), torch.tensor([0, 0]))
+    where = RowPositions(torch.tensor([7, 2]), torch.tensor([0, 0]))
     starts = torch.zeros(2, 4, dtype=torch.bool)
-    windowed = View.of(torch.tensor([4, 1]), starts, where, 5, 5, HEAD_DIM, 1e4)
+    windowed = CausalPattern.of(torch.tensor([4, 1]), starts, where, 5, 5, HEAD_DIM, 1e4)
     assert (windowed.keep, windowed.after.position.tolist()) == (5, [11, 3])
-    assert View.of(torch.tensor([4, 1]), starts, where, 7, None, HEAD_DIM, 1e4).keep == 11
+    assert CausalPattern.of(torch.tensor([4, 1]), starts, where, 7, None, HEAD_DIM, 1e4).keep == 11
 
 
 @given(st.integers(0, 10**7), st.integers(0, 10**7))
@@ -143,8 +143,8 @@ def test_rows_that_stand_alike_share_their_angles() -> None:
     """And rows that do not turn by their own."""
     starts, lengths = torch.zeros(3, 4, dtype=torch.bool), torch.tensor([4, 4, 4])
     for positions, rows in (([5, 5, 5], 1), ([5, 5, 6], 3)):
-        where = Where(torch.tensor(positions), torch.zeros(3, dtype=torch.long))
-        angles = View.of(lengths, starts, where, 0, None, HEAD_DIM, 1e4).rotation
+        where = RowPositions(torch.tensor(positions), torch.zeros(3, dtype=torch.long))
+        angles = CausalPattern.of(lengths, starts, where, 0, None, HEAD_DIM, 1e4).rotation
         wanted = rotation(torch.tensor(positions)[:, None] + torch.arange(4), HEAD_DIM, 1e4)
         for found, exact in zip(angles, wanted, strict=True):
             assert len(found) == rows and torch.equal(found.expand_as(exact), exact)
@@ -165,7 +165,7 @@ def dense_cross(layer: CrossAttention, queries: Tensor, keys: Tensor, mask: Tens
 def test_patches_attend_their_own_bytes(dtype: torch.dtype) -> None:
     """Patches of 0, 1 and several bytes, and bytes of no patch."""
     layer = PatchesFromBytes(16, 2)
-    initialise(layer, 1, 0)
+    init_weights(layer, 1, 0)
     layer.requires_grad_(False)
     segment = torch.tensor([0, 0, 0, 1, 3, 3, 4, 4, 3])
     queries, bytes = random(4, 3, 16), random(9, 16, seed=1)
@@ -181,7 +181,7 @@ def test_patches_attend_their_own_bytes(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_bytes_attend_one_patch(dtype: torch.dtype) -> None:
     layer = BytesFromPatches(16, 2)
-    initialise(layer, 1, 0)
+    init_weights(layer, 1, 0)
     layer.requires_grad_(False)
     index = torch.tensor([[0, 0, 1, 2, 2], [0, 1, 1, 1, 0]])
     queries, patches = random(2, 5, 16), random(2, 3, 2, 16, seed=1)
@@ -243,7 +243,7 @@ def test_the_hash_is_the_published_one() -> None:
 def test_hashes_are_those_of_each_document_alone(documents: list[list[int]], data: st.DataObject) -> None:
     """Over document starts, and over the edges of pieces with PADs in them."""
     layer, line = embedding(), [i for document in documents for i in document]
-    recent, position, found = layer.begin(1), 0, list[list[int]]()
+    recent, position, found = layer.initial_state(1), 0, list[list[int]]()
     while line:
         size, before, behind = data.draw(st.tuples(st.integers(1, 9), st.integers(0, 2), st.integers(0, 2)))
         piece, line = line[:size], line[size:]
@@ -260,7 +260,7 @@ def test_tables_do_not_share_rows() -> None:
     assert layer.ngram is not None
     assert layer.ngram.num_embeddings == FUNCTIONS * len(SIZES) * TABLE
     rows = Rows.of(torch.tensor([[BOS, *range(256)]]))
-    found = layer.hashes(rows.ids, rows.starts(torch.tensor([0])), layer.begin(1))[0]
+    found = layer.hashes(rows.ids, rows.starts(torch.tensor([0])), layer.initial_state(1))[0]
     assert torch.equal(found // TABLE, torch.arange(6).expand(257, 6))
 
 
@@ -270,8 +270,8 @@ def test_tables_do_not_share_rows() -> None:
 def test_rows_of_a_state_are_taken_joined_and_put() -> None:
     """Times of different length are aligned on the right, where the newest is."""
     long, short = torch.arange(6.0).view(2, 3), torch.tensor([[9.0]])
-    state = (Where(torch.tensor([3, 4]), torch.tensor([0, 1])), long, None)
-    other = (Where(torch.tensor([7]), torch.tensor([2])), short, None)
+    state = (RowPositions(torch.tensor([3, 4]), torch.tensor([0, 1])), long, None)
+    other = (RowPositions(torch.tensor([7]), torch.tensor([2])), short, None)
     where, line, nothing = join_rows([state, other])
     assert (where.position.tolist(), line.tolist(), nothing) == ([3, 4, 7], [[0, 1, 2], [3, 4, 5], [0, 0, 9]], None)
     where, line, _ = take_rows(state, torch.tensor([1, 1, 0]))
@@ -284,7 +284,7 @@ def test_rows_of_a_state_are_taken_joined_and_put() -> None:
 def test_parameters_begin_as_the_table_says() -> None:
     model = nn.ModuleDict({"in": nn.Linear(400, 300, bias=False), "out": nn.Linear(400, 300, bias=False)})
     model.update({"embed": nn.Embedding(300, 100), "norm": nn.RMSNorm(5)})
-    initialise(model, 8, 0)
+    init_weights(model, 8, 0)
     model.requires_grad_(False)
     cut = 0.9867  # what is left of σ once normals are cut at 3 σ
     for name, sigma in (("in", 1 / 20), ("out", 1 / 80), ("embed", 1 / 10)):
@@ -296,4 +296,4 @@ def test_parameters_begin_as_the_table_says() -> None:
 
 def test_a_kind_that_the_table_does_not_know_is_refused() -> None:
     with pytest.raises(TypeError, match="conv: no rule to initialise a Conv1d"):
-        initialise(nn.ModuleDict({"conv": nn.Conv1d(1, 1, 1)}), 1, 0)
+        init_weights(nn.ModuleDict({"conv": nn.Conv1d(1, 1, 1)}), 1, 0)

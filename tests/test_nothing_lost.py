@@ -34,19 +34,19 @@ from bytelm.find import names
 from bytelm.interfaces import objective
 from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.models.blt.model import BLT as BLT_MODEL
-from bytelm.train import loop
-from bytelm.train.config import RunConfig
-from bytelm.train.journal import Journal
-from bytelm.train.optimise import Optimizer
-from bytelm.train.run import train
-from bytelm.train.settings import configure
-from bytelm.train.spikes import IN_A_ROW, RECENT, Spikes
-from bytelm.train.stages import boundaries, packing, thresholds
-from bytelm.train.stop import StopRequest
+from bytelm.training import loop
+from bytelm.training.config import RunConfig
+from bytelm.training.journal import Journal
+from bytelm.training.optimise import Optimizer
+from bytelm.training.run import train
+from bytelm.training.settings import configure
+from bytelm.training.spikes import IN_A_ROW, RECENT, Spikes
+from bytelm.training.stages import boundaries, packing, thresholds
+from bytelm.training.stop import StopRequest
 from small import BLT, TRAINED
 
 PLAIN = ["model.layers=1", "model.dim=16", "model.heads=2", *TRAINED]
-SPACES = [*(s for s in BLT if not s.startswith("scorer")), "patching.name=space", *TRAINED]
+SPACES = [*(s for s in BLT if not s.startswith("entropy_model")), "patching.name=space", *TRAINED]
 
 
 def tiny(*sets: str, steps: int = 6) -> RunConfig:
@@ -131,7 +131,7 @@ def test_a_bad_slope_of_a_table_touches_nothing_and_the_next_step_is_that_of_a_r
 def test_ten_in_a_row_save_the_run_and_end_with_6(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    exact, run = objective.scored, tmp_path / "run"
+    exact, run = objective.uses_entropy_model, tmp_path / "run"
 
     def poisoned(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
         nats, count = exact(model, prepared)
@@ -154,7 +154,7 @@ def test_ten_in_a_row_save_the_run_and_end_with_6(
 
 def spiked(patch: pytest.MonkeyPatch, at: set[int], run: str, seen: list[tuple[int, dict[str, Tensor]]]) -> None:
     """The loss of these steps (counted from 1) of a run of this name is four times what it is."""
-    exact, step = objective.scored, loop.Trainer.step
+    exact, step = objective.uses_entropy_model, loop.Trainer.step
     due = 0
 
     def larger(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
@@ -242,11 +242,11 @@ def test_what_is_no_spike() -> None:
 
 @pytest.mark.fault("T2")
 def test_a_norm_that_clipping_leaves_alone_is_no_spike(tmp_path: Path) -> None:
-    config, unused = tiny("train.clip=10"), Sampler.__new__(Sampler)
-    trainer = loop.Trainer(config.recipe.assemble(), config.train, unused, tmp_path, Journal(tmp_path / METRICS, True))
-    assert all(trainer.refusal(700.0, 100, 0.1) is None for _ in range(RECENT))
-    assert trainer.refusal(700.0, 100, 9.9) is None
-    assert "grad_norm 21 is far above 10" in str(trainer.refusal(700.0, 100, 21.0))
+    config, unused = tiny("train.max_grad_norm=10"), Sampler.__new__(Sampler)
+    trainer = loop.Trainer(config.recipe.build(), config.train, unused, tmp_path, Journal(tmp_path / METRICS, True))
+    assert all(trainer.skip_reason(700.0, 100, 0.1) is None for _ in range(RECENT))
+    assert trainer.skip_reason(700.0, 100, 9.9) is None
+    assert "grad_norm 21 is far above 10" in str(trainer.skip_reason(700.0, 100, 21.0))
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def command(corpus: Path, run: Path, steps: int, sets: list[str]) -> list[str]:
     return [*words, *(word for s in sets for word in ("--set", s))]
 
 
-WHOLE = configure("demo", sets=[*BLT, *TRAINED, "train.valid_bytes=1000000"], steps=3)
+WHOLE = configure("demo", sets=[*BLT, *TRAINED, "train.eval_bytes=1000000"], steps=3)
 STAGES: dict[str, tuple[Any, str, signal.Signals]] = {
     "packing": (packing, "pack_files", signal.SIGTERM),
     "the entropy model's steps": (loop.Trainer, "step", signal.SIGUSR1),
@@ -346,7 +346,7 @@ SIGNALS = r"""
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
-import bytelm.train.run, bytelm.evaluate.verdict, bytelm.report.page
+import bytelm.training.run, bytelm.evaluate.verdict, bytelm.report.page
 from bytelm.checkpoint import store
 from bytelm.cli import run as cli
 
@@ -402,7 +402,7 @@ def test_signals_at_random_times(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sets: list[str], count: int
 ) -> None:
     """The command ends with 128 and the signal, and given again it comes to the weights of one that heard none."""
-    words = [*command(corpus, tmp_path, 100, sets)[3:], "--set", "train.valid_minutes=0.005"]
+    words = [*command(corpus, tmp_path, 100, sets)[3:], "--set", "train.eval_every_minutes=0.005"]
     at = words.index("--run")
     words = [*words[:at], *words[at + 2 :]]
     run = [sys.executable, "-c", SIGNALS, str(tmp_path), json.dumps(words), str(count)]
@@ -438,7 +438,7 @@ def test_every_architecture_goes_on_as_if_it_had_not_stopped(
     """Amid an epoch, with steps of several batches and with dropout; weights, moments and losses bit for bit."""
     assert set(KINDS) - {"tokens"} == set(names("models"))
     preset, sets = KINDS[kind]
-    config = configure(preset, sets=[*sets, "train.accumulate=2", "train.dropout=0.1"], steps=5)
+    config = configure(preset, sets=[*sets, "train.gradient_accumulation_steps=2", "train.dropout=0.1"], steps=5)
     step = loop.Trainer.step
 
     def stopping(self: loop.Trainer) -> None:
@@ -464,9 +464,9 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 from bytelm.checkpoint import store
-from bytelm.train import loop
-from bytelm.train.run import train
-from bytelm.train.settings import configure
+from bytelm.training import loop
+from bytelm.training.run import train
+from bytelm.training.settings import configure
 
 corpus, home, kills, sets = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
 config = configure("demo", sets=sets, steps=100_000)
@@ -537,7 +537,16 @@ def test_a_run_killed_at_any_instant_loses_what_came_after_its_last_save(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kills: int
 ) -> None:
     """However often it was killed, its weights are in the end those of a run that never was, bit for bit."""
-    words = [sys.executable, "-c", KILLS, str(corpus), str(tmp_path), str(kills), *SPACES, "train.save_minutes=0.002"]
+    words = [
+        sys.executable,
+        "-c",
+        KILLS,
+        str(corpus),
+        str(tmp_path),
+        str(kills),
+        *SPACES,
+        "train.checkpoint_every_minutes=0.002",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
     with capsys.disabled():
@@ -559,7 +568,7 @@ def test_a_training_on_a_disk_that_fills_up_ends_with_5_and_goes_on_with_room(
     corpus: Path, small_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The first save finds room for itself alone, and says so; the second does not."""
-    config = ["train.save_minutes=1e-9", "train.dropout=0"]
+    config = ["train.checkpoint_every_minutes=1e-9", "train.dropout=0"]
     words = [*command(corpus, small_disk / "run", 4, PLAIN)[3:], "--force"]  # else it is refused before it begins
     words += [word for s in config for word in ("--set", s)]
     at = words.index("--steps") + 1
@@ -685,7 +694,7 @@ def test_a_clock_that_jumps_changes_nothing(corpus: Path, tmp_path: Path, monkey
     jumps = itertools.cycle([0.0, -86400.0, 86400.0])
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
-    config = configure("byte-tiny", sets=[*PLAIN, "train.save_minutes=0.001"], minutes=0.01)
+    config = configure("byte-tiny", sets=[*PLAIN, "train.checkpoint_every_minutes=0.001"], minutes=0.01)
     result = train([corpus], config, tmp_path / "run", quiet=True)
     assert result.progress is not None and 0.6 <= result.progress.seconds < 60
     assert all(line["bytes_per_second"] > 0 for line in of_kind(tmp_path / "run", "train"))
@@ -790,16 +799,16 @@ def test_memory_stays_level(
     def watched(self: loop.Trainer) -> None:
         step(self)
         if self.progress.step % (steps // 8) == 0:
-            self.look(StopRequest())
+            self.validate(StopRequest())
             self.save()
         used.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
     monkeypatch.setattr(loop.Trainer, "step", watched)
     train([corpus], configure(preset_of(config), sets=config, steps=steps), tmp_path / "run", quiet=True)
     late = np.array(used[steps // 2 :], float)
-    slope = float(np.polyfit(np.arange(len(late)), late, 1)[0])
-    print(f"{slope:.0f} B a step over {len(late)} steps, of {late[-1] / 1e6:.0f} MB")
-    assert slope * len(late) < 8e6, f"{slope:.0f} B a step"
+    gradient = float(np.polyfit(np.arange(len(late)), late, 1)[0])
+    print(f"{gradient:.0f} B a step over {len(late)} steps, of {late[-1] / 1e6:.0f} MB")
+    assert gradient * len(late) < 8e6, f"{gradient:.0f} B a step"
 
 
 # --- another configuration --------------------------------------------------------------------------------------------
@@ -818,7 +827,7 @@ def test_what_may_change_changes_and_what_may_not_is_named(
         return capfd.readouterr().err
 
     said()
-    assert "changed" not in said("--set", "train.valid_bytes=100")  # free: how it looks, not how it learns
+    assert "changed" not in said("--set", "train.eval_bytes=100")  # free: how it looks, not how it learns
     steps, changed = 4, ["--set", "train.learning_rate=0.01", "--set", "train.batch=3"]
     line = said(*changed, "--allow-change", "train.batch", code=2)
     assert "train.learning_rate is 0.001 there and 0.01 here" in line and "train.batch is" not in line
@@ -829,9 +838,11 @@ def test_what_may_change_changes_and_what_may_not_is_named(
     assert load_toml(run / "config.toml")["train"]["learning_rate"] == 0.01
     said(*changed)  # it is the run's own now
     before = held(run)
-    for key in ("model.dim", "data.seed", "scorer_train.steps", "train", "train.learning_rat"):
+    for key in ("model.dim", "data.seed", "entropy_model_train.steps", "train", "train.learning_rat"):
         line = said("--set", "model.dim=32", "--allow-change", key, code=2)
-        assert f"unknown key of --allow-change '{key}'" in line and f"--from {run}" in line and line.count("\n") == 1
+        assert (
+            f"unknown key of --allow-change '{key}'" in line and f"--init-from {run}" in line and line.count("\n") == 1
+        )
     assert "did you mean 'train.learning_rate'?" in line
     assert "model.dim is 16 there and 32 here" in said("--set", "model.dim=32", code=2)
     assert same(before, held(run))

@@ -25,14 +25,14 @@ from bytelm.patching import fixed
 from bytelm.patching.layout import Rows
 from bytelm.testing import UniformModel
 from bytelm.testing.pretend import moved, near, pretend
-from bytelm.train import loop, optimise
-from bytelm.train.config import TrainConfig
-from bytelm.train.optimise import Optimizer, RowAdam
+from bytelm.training import loop, optimise
+from bytelm.training.config import TrainConfig
+from bytelm.training.optimise import Optimizer, RowAdam
 from bytelm.transfer import to_device, to_host
 from bytelm.units import BOS
 from processors import PROCESSORS, used
 
-CONFIG = TrainConfig(steps=10, learning_rate=0.01, clip=0.5, embedding_rate=4.0)
+CONFIG = TrainConfig(steps=10, learning_rate=0.01, clip=0.5, embedding_lr_scale=4.0)
 
 
 @pytest.fixture(params=[*PROCESSORS, "torch"])
@@ -54,13 +54,13 @@ def test_the_slope_of_a_table_is_that_of_its_rows(kernels: bool) -> None:
     torch.manual_seed(0)
     table = nn.Parameter(torch.randn(50, 32))
     index = torch.randint(0, 40, (30, 3))
-    slope = torch.randn(30, 32)
+    gradient = torch.randn(30, 32)
     found = rows_of(table, index, kernels)
-    found.backward(slope)
+    found.backward(gradient)
     assert table.grad is not None and table.grad.is_sparse
     sparse, table.grad = table.grad, None
     wanted = F.embedding(index, table).sum(1)
-    wanted.backward(slope)
+    wanted.backward(gradient)
     assert torch.allclose(found, wanted) and torch.allclose(sparse.to_dense(), table.grad, atol=1e-6)
     if kernels:  # nothing has to be sorted and summed later
         assert torch.equal(sparse._indices()[0], index.unique())
@@ -86,7 +86,7 @@ def small() -> blt.BLT:
     model = blt.Config(local_dim=32, global_dim=64, global_layers=1, ngram_rows=5000).build(
         fixed.Config(size=4).build()
     )
-    model.initialise(0)
+    model.init_weights(0)
     return model
 
 
@@ -99,12 +99,12 @@ def test_all_gradients_are_clipped_together_and_tables_learn_at_their_own_rate(k
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     score(model, ids)[0].backward()
     score(plain, ids)[0].backward()
-    wanted = nn.utils.clip_grad_norm_(plain.parameters(), CONFIG.clip)
+    wanted = nn.utils.clip_grad_norm_(plain.parameters(), CONFIG.max_grad_norm)
     assert optimizer.norm() == pytest.approx(float(wanted), rel=1e-5)
-    slopes = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
     for name, p in model.named_parameters():
         assert p.grad is not None
-        assert torch.allclose(p.grad.to_dense(), slopes[name], atol=1e-6), name
+        assert torch.allclose(p.grad.to_dense(), gradients[name], atol=1e-6), name
     optimizer.step(0.01)
     # The first step of Adam is as long as its rate wherever the slope is not next to nothing.
     for name, rate in (
@@ -114,7 +114,7 @@ def test_all_gradients_are_clipped_together_and_tables_learn_at_their_own_rate(k
     ):
         moved = (dict(model.named_parameters())[name].detach() - before[name]).abs()
         assert moved.max() == pytest.approx(rate, rel=1e-3), name
-        assert torch.equal(moved == 0, slopes[name] == 0), name
+        assert torch.equal(moved == 0, gradients[name] == 0), name
     optimizer.zero_grad()
     assert all(p.grad is None for p in model.parameters())
 
@@ -130,7 +130,7 @@ class OneTable(UniformModel):
         return [self.embed]
 
 
-def learnt(sittings: list[str], kept: bool = True) -> dict[str, Tensor]:
+def learnt(sessions: list[str], kept: bool = True) -> dict[str, Tensor]:
     """What tables of n-grams learn in three steps a sitting, each on a device or not, with clipping that is at work.
 
     Micro-batches come twice a step and read some rows again and again, others now and then.
@@ -141,7 +141,7 @@ def learnt(sittings: list[str], kept: bool = True) -> dict[str, Tensor]:
     assert embed.ngram is not None
     nn.init.normal_(embed.ngram.weight, generator=random)
     nn.init.normal_(embed.byte.weight, generator=random)
-    for place in sittings:
+    for place in sessions:
         with pretend() if place == "device" else nullcontext() as seen:
             where = moved(model) if place == "device" else model
             there, optimizer = where.embed, Optimizer(where, CONFIG)
@@ -152,12 +152,12 @@ def learnt(sittings: list[str], kept: bool = True) -> dict[str, Tensor]:
             for _ in range(3):
                 for _ in range(2):
                     rows = torch.randint(0, 40, (2, 30), generator=random) // torch.tensor([[1], [5]])
-                    slope = torch.randn(30, 32, generator=random)
+                    gradient = torch.randn(30, 32, generator=random)
                     index = rows.T + torch.tensor([0, 40])
                     found = there.looked_up(to_device(index, weight)) + there.byte(to_device(rows[0], weight))
-                    found.backward(to_device(slope, weight))
+                    found.backward(to_device(gradient, weight))
                 norm = optimizer.norm()
-                assert float(to_host(norm)) > 10 * CONFIG.clip
+                assert float(to_host(norm)) > 10 * CONFIG.max_grad_norm
                 optimizer.step(0.01)
                 optimizer.zero_grad()
             assert seen is None or sum(seen.fetches.values()) == 3  # those of this test
@@ -167,8 +167,8 @@ def learnt(sittings: list[str], kept: bool = True) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("sittings", [["device"], ["device", "device"], ["cpu", "device"], ["device", "cpu"]])
-def test_tables_learn_on_a_device_what_they_do_on_a_cpu_and_go_on_there(kernels: bool, sittings: list[str]) -> None:
-    found, wanted = learnt(sittings), learnt(["cpu"] * len(sittings))
+def test_tables_learn_on_a_device_what_they_do_on_a_cpu_and_go_on_there(kernels: bool, sessions: list[str]) -> None:
+    found, wanted = learnt(sessions), learnt(["cpu"] * len(sessions))
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
     assert not torch.allclose(learnt(["cpu", "cpu"], kept=False)["second"], learnt(["cpu", "cpu"])["second"])
@@ -208,7 +208,7 @@ def test_another_rate_for_tables_changes_nothing_else() -> None:
     found: list[dict[str, Tensor]] = []
     for rate in (1.0, 7.0):
         model = small()
-        optimizer = Optimizer(model, replace(CONFIG, embedding_rate=rate))
+        optimizer = Optimizer(model, replace(CONFIG, embedding_lr_scale=rate))
         score(model, ids)[0].backward()
         optimizer.norm()
         optimizer.step(0.01)
@@ -235,10 +235,10 @@ def test_dropout_is_of_training_alone_and_follows_from_the_seed() -> None:
     assert torch.equal(read(0), plain)
     embed = model.encoder.embed.train()
     rows, starts = Rows.of(ids), ids < 0
-    found = torch.stack([embed(rows.ids, starts, embed.begin(1)).detach() for _ in range(400)])
+    found = torch.stack([embed(rows.ids, starts, embed.initial_state(1)).detach() for _ in range(400)])
     alone = embed.byte(ids)
     left_out = (found == alone).all(-1).float().mean()
     assert 0.45 < left_out < 0.55  # whole bytes go without
     embed.eval()
-    wanted = embed(rows.ids, starts, embed.begin(1))
+    wanted = embed(rows.ids, starts, embed.initial_state(1))
     assert torch.allclose(found.mean(0), wanted, atol=0.3 * float(wanted.detach().std()))

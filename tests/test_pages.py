@@ -41,12 +41,26 @@ ELSEWHERE = {"huggingface.md": "test_hf.py"}  # what runs a page of its own
 
 SMALL = ["model.local_dim=16", "model.local_heads=2", "model.cross_heads=2", "model.global_dim=32"]
 SMALL += ["model.global_heads=2", "model.global_layers=1", "model.ngram_rows=64"]
-BRIEF = ["train.batch=2", "train.window=64", "train.sample_bytes=4"]
+BRIEF = ["train.batch=2", "train.context_length=64", "train.sample_bytes=4"]
 TINY = {
     "model": {"name": "blt", "local_dim": 16, "local_heads": 2, "cross_heads": 2, "decoder_layers": 2}
-    | {"global_dim": 32, "global_heads": 2, "global_layers": 2, "window": 32, "ngram_rows": 101, "ffn_multiple": 16},
+    | {
+        "global_dim": 32,
+        "global_heads": 2,
+        "global_layers": 2,
+        "attention_window": 32,
+        "ngram_rows": 101,
+        "ffn_multiple": 16,
+    },
     "patching": {"name": "entropy", "threshold": 5.4},
-    "scorer": {"name": "transformer", "layers": 1, "dim": 16, "heads": 2, "window": 16, "ffn_multiple": 16},
+    "entropy_model": {
+        "name": "transformer",
+        "layers": 1,
+        "dim": 16,
+        "heads": 2,
+        "attention_window": 16,
+        "ffn_multiple": 16,
+    },
 }
 
 
@@ -80,11 +94,11 @@ def ours(content: str) -> list[str]:
 
 def made(run: Path, bounded: bool = True) -> None:
     """A run of a small BLT that has learnt nothing."""
-    bounds = {} if bounded else {"max_length": "none", "max_singles": "none"}
+    bounds = {} if bounded else {"max_length": "none", "max_single_byte_run": "none"}
     recipe = build(Recipe, {**TINY, "patching": {**TINY["patching"], **bounds}}, "test")
-    model = recipe.assemble()
-    model.initialise(0)
-    model.patcher.scorer.model.initialise(1)  # pyright: ignore[reportAttributeAccessIssue]
+    model = recipe.build()
+    model.init_weights(0)
+    model.patcher.entropy_model.model.init_weights(1)  # pyright: ignore[reportAttributeAccessIssue]
     run.mkdir(parents=True)
     store.save(run, 0, {"model": model.state_dict()}, {"recipe": to_mapping(recipe), "context": 64})
 
@@ -141,7 +155,7 @@ def own_data(folder: Path) -> None:
 
 def shrunken(line: str) -> list[str]:
     """The words of a command, which does in a moment what is said to take minutes."""
-    small = "" if re.search("--(from|preset|config)", line) else "".join(f" --set {setting}" for setting in SMALL)
+    small = "" if re.search("--(init-from|preset|config)", line) else "".join(f" --set {setting}" for setting in SMALL)
     brief = "--steps 2 --quiet" + "".join(f" --set {setting}" for setting in BRIEF) + small
     line = re.sub("--(minutes|steps) [0-9]+", brief, line)
     line = re.sub("--budget [0-9e]+( --dry-run)?", "--budget 4e11 --dry-run --quiet", line)

@@ -16,10 +16,10 @@ from bytelm.errors import ConfigError
 from bytelm.patching import entropy, fixed, space
 from bytelm.patching.base import Guard, Patcher
 from bytelm.patching.layout import Layout, Rows, at_end, forced_openings, since, tail
-from bytelm.testing import ScriptedScorer
+from bytelm.testing import ScriptedEntropyModel
 from bytelm.units import BOS, EOS, PAD
 
-FREE: dict[str, Any] = {"max_length": None, "max_singles": None}
+FREE: dict[str, Any] = {"max_length": None, "max_single_byte_run": None}
 
 
 def patches(patcher: Patcher, data: bytes) -> list[bytes]:
@@ -58,7 +58,7 @@ def test_fixed_patches_have_their_size(data: bytes, size: int) -> None:
 SCRIPT = {BOS: 1.0, ord("a"): 0.5, ord("b"): 2.0, ord("c"): 2.5, ord("d"): 4.0}
 RULES: dict[str, Callable[[float, float], bool]] = {
     "threshold": lambda now, before: now > 2.25,
-    "rise": lambda now, before: now - before > 1.0,
+    "relative": lambda now, before: now - before > 1.0,
     "both": lambda now, before: now > 2.25 and now - before > 1.0,
 }
 
@@ -67,27 +67,27 @@ RULES: dict[str, Callable[[float, float], bool]] = {
 @pytest.mark.parametrize("rule", RULES)
 def test_entropy_patches_are_those_of_the_rule(rule: str, data: bytes) -> None:
     """The entropy after each byte is known: a patch ends where that of the byte to come meets the rule."""
-    config = entropy.Config(threshold=2.25, rise=1.0, rule=rule, **FREE)
+    config = entropy.Config(threshold=2.25, relative_threshold=1.0, rule=rule, **FREE)
     wanted, patch, before = list[bytes](), b"", SCRIPT[BOS]
     for byte in data:
         patch += bytes([byte])
         if RULES[rule](SCRIPT[byte], before):
             wanted, patch = [*wanted, patch], b""
         before = SCRIPT[byte]
-    assert patches(config.build(ScriptedScorer(SCRIPT)), data) == [p for p in (*wanted, patch) if p]
+    assert patches(config.build(ScriptedEntropyModel(SCRIPT)), data) == [p for p in (*wanted, patch) if p]
 
 
 def test_an_entropy_equal_to_the_threshold_opens_nothing() -> None:
-    at = entropy.Config(threshold=2.0, **FREE).build(ScriptedScorer({}, 2.0))
-    below = entropy.Config(threshold=1.9999, **FREE).build(ScriptedScorer({}, 2.0))
+    at = entropy.Config(threshold=2.0, **FREE).build(ScriptedEntropyModel({}, 2.0))
+    below = entropy.Config(threshold=1.9999, **FREE).build(ScriptedEntropyModel({}, 2.0))
     assert patches(at, b"abc") == [b"abc"]
     assert patches(below, b"abc") == [b"a", b"b", b"c"]
 
 
 def test_entropy_needs_the_thresholds_of_its_rule() -> None:
-    for config, missing in ((entropy.Config(), "threshold"), (entropy.Config(threshold=1.0, rule="both"), "rise")):
+    for config, missing in ((entropy.Config(), "threshold"), (entropy.Config(threshold=1.0, rule="both"), "relative")):
         with pytest.raises(ConfigError, match=rf"patching\.{missing} is not set"):
-            config.build(ScriptedScorer({}))
+            config.build(ScriptedEntropyModel({}))
     with pytest.raises(ConfigError, match="known: threshold, rise, both"):
         entropy.Config(rule="fall")
 
@@ -96,21 +96,21 @@ def test_entropy_needs_the_thresholds_of_its_rule() -> None:
 
 
 def test_every_byte_a_surprise_costs_a_quarter_of_them() -> None:
-    patcher = entropy.Config(threshold=1.0).build(ScriptedScorer({}, 5.0))
+    patcher = entropy.Config(threshold=1.0).build(ScriptedEntropyModel({}, 5.0))
     found = patches(patcher, bytes(range(256)) * 4)
     assert [len(patch) for patch in found[:17]] == [1] * 16 + [4]  # the patch of BOS is no one-byte patch
     assert {len(patch) for patch in found[17:-1]} == {4}
 
 
 def test_a_document_is_cut_as_alone_whatever_was_dense_before_it() -> None:
-    patcher = entropy.Config(threshold=1.0, max_singles=4).build(ScriptedScorer({}, 5.0))
+    patcher = entropy.Config(threshold=1.0, max_single_byte_run=4).build(ScriptedEntropyModel({}, 5.0))
     alone, _ = patcher.extend(torch.tensor([[BOS, *b"abcdefghij"]]))
     packed, _ = patcher.extend(torch.tensor([[BOS, *b"xy", EOS, BOS, *b"abcdefghij"]]))
     assert packed[0, 4:].tolist() == alone[0].tolist()
 
 
 def test_no_byte_a_surprise_costs_one_patch_a_bound() -> None:
-    patcher = entropy.Config(threshold=9.0, max_length=5).build(ScriptedScorer({}))
+    patcher = entropy.Config(threshold=9.0, max_length=5).build(ScriptedEntropyModel({}))
     assert [len(patch) for patch in patches(patcher, bytes(12))] == [5, 5, 2]
 
 
@@ -124,7 +124,7 @@ def test_the_guard_counts_as_written_out(proposed: list[bool], longest: int | No
     guard = Guard(longest, singles)
     rows = Rows.of(torch.zeros(1, len(proposed), dtype=torch.long))
     nothing = torch.zeros(1, len(proposed), dtype=torch.bool)
-    found, _ = guard.apply(torch.tensor([proposed]), nothing, rows, guard.begin(1))
+    found, _ = guard.apply(torch.tensor([proposed]), nothing, rows, guard.initial_state(1))
     gap = run = 0
     for proposal, opened in zip(proposed, found[0].tolist(), strict=True):
         run = run + 1 if proposal else 0
@@ -137,7 +137,7 @@ def test_a_guard_must_be_able_to_bound() -> None:
     with pytest.raises(ConfigError, match=r"patching\.max_length = 0: must be at least 1"):
         fixed.Config(0)
     with pytest.raises(ConfigError, match=r"patching\.max_singles = 0"):
-        space.Config(max_singles=0)
+        space.Config(max_single_byte_run=0)
 
 
 # --- rows and layouts -------------------------------------------------------------------------------------------------

@@ -33,13 +33,12 @@ def test_the_commands_and_the_code_run(
         pixels = Image.effect_noise((40, 30), number).convert("RGB")
         pixels.save(tmp_path / ("cat.png" if number == 0 else f"photos/{number}.png"))
     monkeypatch.chdir(tmp_path)
-    quick = (
-        "--steps 2 --quiet --set train.batch=2 --set train.window=64 --set train.sample_bytes=4 --set scorer.rows=512"
-    )
+    quick = "--steps 2 --quiet --set train.batch=2 --set train.context_length=64 --set train.sample_bytes=4"
+    quick += " --set entropy_model.rows=512"
     commands = [line.split("#  ")[0] for block in blocks("sh") for line in block.splitlines() if ".venv/bin/" in line]
     assert len(commands) == 12
     for command in commands:
-        pictures = " ".join(word for word in quick.split() if "scorer" not in word).removesuffix("--set")
+        pictures = " ".join(word for word in quick.split() if "entropy_model" not in word).removesuffix("--set")
         line = command.replace("--minutes 10", pictures if "--as" in command else quick)
         line = line.replace("--budget 1e13", "--budget 4e11 --dry-run --quiet")
         line = line.replace("~/notes", str(notes)).replace("~/photos", str(tmp_path / "photos"))

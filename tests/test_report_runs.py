@@ -28,16 +28,16 @@ from bytelm.report.media import Completion
 from bytelm.report.page import Sample, render
 from bytelm.report.patches import PatchView
 from bytelm.report.recorded import Clock, curve, intervals, marks, memory, phases, thinned
-from bytelm.train import finish, lengths
-from bytelm.train.journal import Journal
-from bytelm.train.run import keep_config, train
-from bytelm.train.settings import configure
+from bytelm.training import finish, lengths
+from bytelm.training.journal import Journal
+from bytelm.training.run import keep_config, train
+from bytelm.training.settings import configure
 from bytelm.units import BOS, EOS, PAD
 from small import BLT, TRAINED
 from test_report import Page, drawn
 
 PLAIN = ["model.layers=1", "model.dim=16", "model.heads=2"]
-SHOWN = [s for s in TRAINED if "sample_bytes" not in s] + ["train.sample_bytes=8", "train.valid_minutes=1e-9"]
+SHOWN = [s for s in TRAINED if "sample_bytes" not in s] + ["train.sample_bytes=8", "train.eval_every_minutes=1e-9"]
 KINDS = {
     "blt over entropy patches": ("demo", BLT),
     "megabyte over patches of 8 bytes": (
@@ -180,8 +180,8 @@ def test_lengths_are_those_of_whole_patches_in_bytes() -> None:
 
 
 def test_the_lengths_of_an_epoch_are_those_of_the_corpus(corpus: Path, tmp_path: Path) -> None:
-    spaces = [*(s for s in BLT if not s.startswith("scorer")), "patching.name=space"]
-    sets = [*spaces, *TRAINED, "train.window=4096", "train.batch=1", "data.valid=0"]
+    spaces = [*(s for s in BLT if not s.startswith("entropy_model")), "patching.name=space"]
+    sets = [*spaces, *TRAINED, "train.context_length=4096", "train.batch=1", "data.valid=0"]
     train([corpus], configure("demo", sets=[*sets, "data.test=0"], steps=4), tmp_path / "run", quiet=True)
     lm, data = load(tmp_path / "run"), Corpus.open(tmp_path / "run" / "data")
     patcher = lm.model.patcher

@@ -16,15 +16,15 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
 from bytelm.models.blt import model as blt
 from bytelm.nn import runs
-from bytelm.nn.attention import View, Where
-from bytelm.nn.initialise import initialise
+from bytelm.nn.attention import CausalPattern, RowPositions
+from bytelm.nn.init_weights import init_weights
 from bytelm.nn.runs import Runs
 from bytelm.nn.transformer import LINE, Stack, StackConfig
 from bytelm.patching import space
 from bytelm.testing.elsewhere import elsewhere
 from bytelm.testing.examples import marks, padded, rows
 from bytelm.testing.pretend import moved, pretend
-from bytelm.testing.tiny import initialised, tiny_models
+from bytelm.testing.tiny import initialized, tiny_models
 
 HEADS, HEAD_DIM = 2, 8
 MODELS = dict(tiny_models())
@@ -58,15 +58,15 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, ends_of_keys: Tensor, 
 
 @torch.library.custom_op("bytelm_tests::varlen_back", mutates_args=())
 def varlen_back(
-    slope: Tensor, q: Tensor, k: Tensor, v: Tensor, ends: Tensor, ends_of_keys: Tensor, most: list[int], w: int
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, ends: Tensor, ends_of_keys: Tensor, most: list[int], w: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     seen = shown(q, k, ends, ends_of_keys, most, w)
     weights = weighed(q, k, seen)
-    of_weights = torch.einsum("qhd,khd->hqk", slope, v)
+    of_weights = torch.einsum("qhd,khd->hqk", gradient, v)
     of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
     of_scores = of_scores.masked_fill(~seen & ~of_scores.isnan(), 0.0)
     found = "hqk,khd->qhd", "hqk,qhd->khd", "hqk,qhd->khd"
-    parts = (of_scores, k), (of_scores, q), (weights, slope)
+    parts = (of_scores, k), (of_scores, q), (weights, gradient)
     return tuple(torch.einsum(how, *part) for how, part in zip(found, parts, strict=True))  # type: ignore[return-value]
 
 
@@ -123,15 +123,15 @@ def test_runs_show_what_the_mask_shows(
         batch, new = rng.randint(1, 3), rng.choice([1, 2, 9, 40, 130])
         lengths = torch.tensor([rng.randint(0 if batch > 1 else 1, new) for _ in range(batch)])
         position = torch.tensor([rng.randint(0, 30) if cached else 0 for _ in range(batch)])
-        where = Where(position, torch.tensor([rng.randint(0, int(at)) for at in position]))
+        where = RowPositions(position, torch.tensor([rng.randint(0, int(at)) for at in position]))
         starts = (torch.rand(batch, new) < 0.15) & (torch.arange(new) < lengths[:, None])
         starts[:, 0] |= (position == 0) & (lengths > 0)
         before = min(int(position.max()), window or 99)
         make = lengths, starts, where, before, window, HEAD_DIM, 1e4
-        by_runs = View.of(*make)
+        by_runs = CausalPattern.of(*make)
         with monkeypatch.context() as patch:
             masked(patch)
-            by_mask = View.of(*make)
+            by_mask = CausalPattern.of(*make)
         assert by_mask.runs is None and torch.equal(by_mask.first, by_runs.first)
         query = normal(batch, new, HEADS, HEAD_DIM)
         keys, values = (normal(batch, before + new, 1 + batch % 2, HEAD_DIM) for _ in range(2))
@@ -208,10 +208,10 @@ def test_a_packed_line_is_filled_up_and_equals_its_rows(calls: list[Call], monke
     stack = initialised_stack(StackConfig(2, 32, 2, None, 1e4)).double()
     counts, x = torch.tensor([7, 0, 300]), normal(3, 300, 32)
     starts = torch.rand(3, 300) < 0.05
-    found, *_ = stack.advance(x, counts, starts, Where.zero(3), None)
+    found, *_ = stack.advance(x, counts, starts, RowPositions.zero(3), None)
     assert int(calls[0][0][-1]) == 2 * LINE
     masked(monkeypatch)
-    wanted, *_ = stack.advance(x, counts, starts, Where.zero(3), None)
+    wanted, *_ = stack.advance(x, counts, starts, RowPositions.zero(3), None)
     assert not found[1].any() and not found[0, 7:].any()
     for row, count in enumerate(counts):
         assert float((found - wanted)[row, :count].detach().norm()) < 1e-5
@@ -219,7 +219,7 @@ def test_a_packed_line_is_filled_up_and_equals_its_rows(calls: list[Call], monke
 
 def initialised_stack(config: StackConfig) -> Stack:
     stack = Stack(config)
-    initialise(stack, config.layers, 0)
+    init_weights(stack, config.layers, 0)
     return stack
 
 
@@ -235,7 +235,7 @@ def test_runs_are_planned_without_a_wait(name: str, calls: list[Call]) -> None:
 def test_a_step_by_runs_launches_a_fifth_fewer_kernels(calls: list[Call], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a BLT as deep as that of 400 million parameters, and narrow: what is launched does not depend on the width."""
     shape = replace(blt.Config.tiny()["last layer crossed"], encoder_layers=1, decoder_layers=7, global_layers=24)
-    model = initialised(shape.build(space.Config().build()), 0).train()
+    model = initialized(shape.build(space.Config().build()), 0).train()
     rng = random.Random(0)
     batch, _ = padded(rng, [line[:150] for line in rows(rng, 4)])
     given = torch.arange(batch.shape[1]).expand(len(batch), -1) % 4 == 0
@@ -279,7 +279,7 @@ def test_a_step_copies_its_plan_in_few_pieces(calls: list[Call]) -> None:
 
     def copies(model: ByteModel) -> int:
         with pretend() as seen:
-            score(moved(initialised(model, 0)), batch, boundaries=given)
+            score(moved(initialized(model, 0)), batch, boundaries=given)
         return seen.uploads
 
     small = blt.Config.tiny()["last layer crossed"]

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).parents[1]
 SHOWN = [  # on page, in what words
     ("reference/cli.html", "bytelm train"),
-    ("reference/configuration.html", "embedding_rate"),
+    ("reference/configuration.html", "embedding_lr_scale"),
     ("reference/presets.html", "megabyte-image640-125m-83m"),
     ("reference/python.html", "what the model generates after a prompt"),
     ("notebooks/first_model.html", "Learning curves: bits per byte"),

@@ -23,23 +23,27 @@ from bytelm.errors import DataError
 from bytelm.models.ngram import entropy_model as ngram
 from bytelm.models.transformer import entropy_model as transformer
 from bytelm.patching import entropy, space
-from bytelm.train.config import RunConfig, TrainConfig
-from bytelm.train.journal import Journal
-from bytelm.train.recalibrate import recalibrate
-from bytelm.train.run import train
-from bytelm.train.settings import configure
-from bytelm.train.stages.base import Stage, run_stage
-from bytelm.train.stages.boundaries import BoundaryStage
-from bytelm.train.stages.entropy_model import EntropyModelStage
-from bytelm.train.stages.packing import PackingStage
-from bytelm.train.stages.thresholds import ThresholdStage
-from bytelm.train.stages.tokens import TokenizerStage, TokenStage
-from bytelm.train.stop import Interrupted, StopRequest
+from bytelm.training.config import RunConfig, TrainConfig
+from bytelm.training.journal import Journal
+from bytelm.training.recalibrate import recalibrate
+from bytelm.training.run import train
+from bytelm.training.settings import configure
+from bytelm.training.stages.base import Stage, run_stage
+from bytelm.training.stages.boundaries import BoundaryStage
+from bytelm.training.stages.entropy_model import EntropyModelStage
+from bytelm.training.stages.packing import PackingStage
+from bytelm.training.stages.thresholds import ThresholdStage
+from bytelm.training.stages.tokens import TokenizerStage, TokenStage
+from bytelm.training.stop import Interrupted, StopRequest
 from small import BLT, TRAINED
 
 VOCABULARY = 300
-STEPS = TrainConfig(steps=4, window=32, batch=2, precision="float32", sample_bytes=0)
-NGRAM = [*(setting for setting in BLT if "scorer." not in setting), "scorer.name=ngram", "scorer.rows=512"]
+STEPS = TrainConfig(steps=4, context_length=32, batch=2, precision="float32", sample_bytes=0)
+NGRAM = [
+    *(setting for setting in BLT if "entropy_model." not in setting),
+    "entropy_model.name=ngram",
+    "entropy_model.rows=512",
+]
 RECIPE = configure("demo", sets=[*NGRAM, *TRAINED], steps=1).recipe
 QUIET = Journal(None, quiet=True)
 
@@ -76,25 +80,25 @@ def packing(home: Path, corpus: Corpus, journal: Journal) -> Stage[Any]:
 
 
 def counted(home: Path, corpus: Corpus, journal: Journal) -> Stage[Any]:
-    return EntropyModelStage(home / "scorer", ngram.Config(rows=512), STEPS, 0, corpus, journal)
+    return EntropyModelStage(home / "entropy_model", ngram.Config(rows=512), STEPS, 0, corpus, journal)
 
 
 def trained(home: Path, corpus: Corpus, journal: Journal) -> Stage[Any]:
-    config = transformer.Config(layers=1, dim=16, heads=2, window=16)
-    return EntropyModelStage(home / "scorer", config, STEPS, 0, corpus, journal)
+    config = transformer.Config(layers=1, dim=16, heads=2, attention_window=16)
+    return EntropyModelStage(home / "entropy_model", config, STEPS, 0, corpus, journal)
 
 
-def scorer(corpus: Corpus, home: Path) -> Any:
+def entropy_model(corpus: Corpus, home: Path) -> Any:
     return run_stage(counted(home, corpus, QUIET), QUIET)
 
 
 def thresholds(home: Path, corpus: Corpus, journal: Journal) -> Stage[Any]:
-    return ThresholdStage(home / "recipe.toml", RECIPE, scorer(corpus, home), corpus)
+    return ThresholdStage(home / "recipe.toml", RECIPE, entropy_model(corpus, home), corpus)
 
 
 def boundaries(home: Path, corpus: Corpus, journal: Journal) -> Stage[Any]:
     recipe = replace(RECIPE, patching=entropy.Config(threshold=2.0))
-    return BoundaryStage(entropy.Config(threshold=2.0).build(scorer(corpus, home)), recipe, copied(corpus, home))
+    return BoundaryStage(entropy.Config(threshold=2.0).build(entropy_model(corpus, home)), recipe, copied(corpus, home))
 
 
 def tokenizer(home: Path, corpus: Corpus, journal: Journal) -> Stage[Any]:
@@ -108,8 +112,8 @@ def tokens(home: Path, corpus: Corpus, journal: Journal) -> Stage[Any]:
 
 STAGES = {
     "packing": Alone(packing, 4, "data/*"),
-    "an entropy model that is counted": Alone(counted, 4, "scorer/**/model.safetensors"),
-    "an entropy model that is trained": Alone(trained, 1, "scorer/**/step-00000004/model.safetensors"),
+    "an entropy model that is counted": Alone(counted, 4, "entropy_model/**/model.safetensors"),
+    "an entropy model that is trained": Alone(trained, 1, "entropy_model/**/step-00000004/model.safetensors"),
     "thresholds": Alone(thresholds, 4, "recipe.toml"),
     "patch boundaries": Alone(boundaries, 4, "data/boundaries-*"),
     "a tokenizer": Alone(tokenizer, 4, "merges.npy"),
@@ -193,7 +197,7 @@ def test_other_files_are_refused_and_packed_anew_where_that_is_asked(tmp_path: P
 def test_boundaries_and_tokens_of_others_are_made_beside_the_first(corpus: Corpus, tmp_path: Path) -> None:
     first, own = boundaries(tmp_path, corpus, QUIET), copied(corpus, tmp_path)
     run_stage(first, QUIET)
-    recipe = replace(RECIPE, patching=space.Config(), scorer=None)
+    recipe = replace(RECIPE, patching=space.Config(), entropy_model=None)
     other = BoundaryStage(space.Config().build(), recipe, own)
     assert other.fingerprint() != first.fingerprint() and first.done() and not other.done()
     run_stage(other, QUIET)
@@ -212,7 +216,7 @@ def test_an_entropy_model_with_more_steps_is_trained_on(corpus: Corpus, tmp_path
     further = replace(stage, train=replace(STEPS, steps=6))
     assert stage.done() and not further.done()
     run_stage(further, QUIET)
-    assert further.done() and len([*(tmp_path / "scorer" / "checkpoints").glob("step-*")]) == 2
+    assert further.done() and len([*(tmp_path / "entropy_model" / "checkpoints").glob("step-*")]) == 2
 
 
 # --- for commands ---

@@ -21,11 +21,11 @@ from bytelm.data.boundaries import Boundaries
 from bytelm.data.corpus import Corpus
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.interfaces.objective import score
-from bytelm.train import loop
-from bytelm.train.config import RunConfig, TrainConfig
-from bytelm.train.run import train
-from bytelm.train.settings import configure
-from bytelm.train.stages.boundaries import fingerprint_of
+from bytelm.training import loop
+from bytelm.training.config import RunConfig, TrainConfig
+from bytelm.training.run import train
+from bytelm.training.settings import configure
+from bytelm.training.stages.boundaries import fingerprint_of
 from bytelm.units import bits_per_byte
 from small import BLT, TRAINED
 
@@ -33,8 +33,11 @@ STAGES = ["model.sizes=[8]", "model.dims=[32,16]", "model.layers=[1,1]", "model.
 PLAIN = ["model.layers=1", "model.dim=16", "model.heads=2"]
 KINDS = {
     "entropy": ("demo", BLT),
-    "spaces": ("demo", [*(s for s in BLT if not s.startswith("scorer")), "patching.name=space"]),
-    "n-grams": ("demo", [*(s for s in BLT if not s.startswith("scorer.")), "scorer.name=ngram", "patching.rule=both"]),
+    "spaces": ("demo", [*(s for s in BLT if not s.startswith("entropy_model")), "patching.name=space"]),
+    "n-grams": (
+        "demo",
+        [*(s for s in BLT if not s.startswith("entropy_model.")), "entropy_model.name=ngram", "patching.rule=both"],
+    ),
     "MEGABYTE": ("megabyte-tiny", STAGES),
     "tokens": ("bpe-tiny", [*PLAIN, "model.vocabulary=300"]),
 }
@@ -62,16 +65,16 @@ def texts(folder: Path, seed: int) -> Path:
 @pytest.fixture(scope="module", params=KINDS)
 def start(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of each kind of model."""
-    return begin(corpus, tmp_path_factory.mktemp("start") / "run", request.param)
+    return initial_state(corpus, tmp_path_factory.mktemp("start") / "run", request.param)
 
 
 @pytest.fixture(scope="module")
 def entropy(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of a model whose patches an entropy model cuts."""
-    return begin(corpus, tmp_path_factory.mktemp("entropy") / "run", "entropy")
+    return initial_state(corpus, tmp_path_factory.mktemp("entropy") / "run", "entropy")
 
 
-def begin(corpus: Path, run: Path, kind: str) -> Path:
+def initial_state(corpus: Path, run: Path, kind: str) -> Path:
     preset, sets = KINDS[kind]
     train([corpus], configure(preset, sets=[*sets, *TRAINED], steps=4), run, quiet=True)
     return run
@@ -107,7 +110,7 @@ def test_the_first_step_has_the_loss_of_the_start(
             old = load(start).model
             with torch.no_grad():
                 nats, _ = score(old, ids, boundaries=boundaries)
-            seen.append(bits_per_byte(float(nats), int(old.bytes_in(ids[:, 1:]).sum())))
+            seen.append(bits_per_byte(float(nats), int(old.byte_lengths(ids[:, 1:]).sum())))
         step(trainer)
 
     monkeypatch.setattr(loop.Trainer, "step", watched)
@@ -119,7 +122,7 @@ def test_the_first_step_has_the_loss_of_the_start(
 def test_the_entropy_model_and_its_thresholds_are_kept(entropy: Path, others: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train([others], going(entropy, run), run, quiet=True)
-    assert not (run / "scorer").exists()
+    assert not (run / "entropy_model").exists()
     assert load_toml(run / "recipe.toml")["patching"] == load_toml(entropy / "recipe.toml")["patching"]
     patcher, corpus = load(entropy).model.patcher, Corpus.open(run / "data")
     assert patcher is not None
@@ -185,7 +188,11 @@ def test_how_a_start_learnt_goes_on_more_gently(entropy: Path, tmp_path: Path) -
     found = configure(start=entropy, run=tmp_path / "run", steps=7)
     old = configure("demo", sets=[*BLT, *TRAINED], steps=4).train
     assert found.train.learning_rate == pytest.approx(old.learning_rate / 10)
-    assert (found.train.window, found.train.batch, found.train.embedding_rate) == (64, 2, old.embedding_rate)
+    assert (found.train.context_length, found.train.batch, found.train.embedding_lr_scale) == (
+        64,
+        2,
+        old.embedding_lr_scale,
+    )
     assert (found.train.steps, found.train.minutes, found.train.bytes) == (7, None, None)
     assert configure(start=entropy).train.minutes == 10.0 and configure(start=entropy).train.steps is None
     given = configure(start=entropy, sets=["train.learning_rate=0.5", "train.batch=3"], steps=7)
@@ -197,7 +204,7 @@ def test_a_preset_says_how_to_learn_what_a_start_is(entropy: Path) -> None:
     """The bytes of a step are those of the preset, in windows of the start, which here is the shorter one."""
     usual = configure("blt-tiny").train
     found = configure("blt-tiny", start=entropy)
-    assert found.train.window == 64
+    assert found.train.context_length == 64
     assert found.train.batch == usual.window * usual.batch // 64
     assert found.train.learning_rate == pytest.approx(usual.learning_rate / 10)
     assert found.model == configure(start=entropy).model
@@ -207,7 +214,7 @@ def test_a_converted_run_is_a_start(entropy: Path, others: Path, tmp_path: Path)
     """It has no configuration of its own, and a context that may be longer than a step: the usual bytes of a step."""
     from bytelm.exchange.convert import convert, export
 
-    bare = {"patching": {"max_length": "none", "max_singles": "none"}}
+    bare = {"patching": {"max_length": "none", "max_single_byte_run": "none"}}
     export(entropy, "hf", tmp_path / "hf", bare)
     config = tmp_path / "hf" / "config.json"
     config.write_text(config.read_text().replace('"max_position_embeddings": 64', '"max_position_embeddings": 1000000'))
@@ -231,7 +238,7 @@ def test_a_start_that_is_not_there(others: Path, tmp_path: Path, capfd: pytest.C
         place.write_text("")
     elif what == "an empty folder":
         place.mkdir()
-    words = ["train", str(others), "--from", str(place), "--run", str(tmp_path / "run"), "--steps", "1"]
+    words = ["train", str(others), "--init-from", str(place), "--run", str(tmp_path / "run"), "--steps", "1"]
     assert cli(words) == 4
     said = capfd.readouterr().err
     assert str(place) in said and said.count("\n") == 1 and "Traceback" not in said
@@ -243,7 +250,7 @@ def test_the_command_starts_from_a_run_and_goes_on(
 ) -> None:
     """Two sittings, the start deleted between them; the same run from another start is refused."""
     own, run = Path(shutil.copytree(entropy, tmp_path / "start")), tmp_path / "run"
-    words = ["train", str(others), "--from", str(own), "--run", str(run)]
+    words = ["train", str(others), "--init-from", str(own), "--run", str(run)]
     assert cli([*words, "--steps", "2"]) == 0
     assert "starting from" in capfd.readouterr().err
     shutil.rmtree(own)

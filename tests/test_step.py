@@ -10,14 +10,20 @@ import pytest
 import torch
 
 from bytelm.testing.pretend import Far, Pretend, moved, near, pretend
-from bytelm.train.ahead import Ahead
-from bytelm.train.draw import Drawn
-from bytelm.train.journal import Journal
-from bytelm.train.loop import Trainer
+from bytelm.training.ahead import Ahead
+from bytelm.training.draw import Drawn
+from bytelm.training.journal import Journal
+from bytelm.training.loop import Trainer
 from test_memory import Windows, made
 
 HERE = torch.device("cpu")
-SETS = ["train.precision=float32", "train.window=80", "train.batch=2", "train.accumulate=2", "train.clip=0.01"]
+SETS = [
+    "train.precision=float32",
+    "train.context_length=80",
+    "train.batch=2",
+    "train.gradient_accumulation_steps=2",
+    "train.max_grad_norm=0.01",
+]
 
 
 def names() -> set[str]:
@@ -60,7 +66,7 @@ def test_a_step_waits_once_and_learns_what_it_does_on_a_cpu(preset: str, tmp_pat
             ):  # a thread does not take over that of the one that began it
                 return super().draw(step)
 
-        def account(self, refusal: str | None, nats: float, *rest: float) -> None:  # pyright: ignore
+        def log_step(self, skip_reason: str | None, nats: float, *rest: float) -> None:  # pyright: ignore
             norms.append((nats, rest[-1]))
 
     with pretend() as seen:
@@ -77,7 +83,7 @@ def test_a_step_waits_once_and_learns_what_it_does_on_a_cpu(preset: str, tmp_pat
         here.step()
     for (nats, norm), (wanted, length) in zip(norms[:2], norms[2:], strict=True):
         assert nats == pytest.approx(wanted, rel=1e-5) and norm == pytest.approx(length, rel=1e-3)
-        assert norm > config.clip
+        assert norm > config.max_grad_norm
     assert here.progress.bytes == far.progress.bytes > 0 and here.progress.step == far.progress.step == 2
     learnt = dict(model.named_parameters())
     for name, parameter in far.model.named_parameters():

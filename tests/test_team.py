@@ -19,14 +19,14 @@ import torch
 from bytelm.checkpoint import store
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.errors import ConfigError
-from bytelm.train import team
-from bytelm.train.run import train
-from bytelm.train.settings import configure
-from bytelm.train.team import Team
+from bytelm.training import dist
+from bytelm.training.dist import DistContext
+from bytelm.training.run import train
+from bytelm.training.settings import configure
 from small import BLT, TRAINED
 
-TINY = [*(setting for setting in BLT if "scorer" not in setting), "scorer.rows=512", *TRAINED]
-SETS = [*TINY, "train.batch=4", "train.accumulate=2", "train.spikes=keep"]
+TINY = [*(setting for setting in BLT if "entropy_model" not in setting), "entropy_model.rows=512", *TRAINED]
+SETS = [*TINY, "train.batch=4", "train.gradient_accumulation_steps=2", "train.spikes=keep"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def nobody_is_left() -> Iterator[None]:
         process.stderr.close()
 
 
-def begin(words: list[str], world: int) -> list[subprocess.Popen[str]]:
+def initial_state(words: list[str], world: int) -> list[subprocess.Popen[str]]:
     """As many processes as torchrun would start, by its variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -89,7 +89,7 @@ def test_one_process_two_and_one_again_learn_as_one_does(notes: Path, tmp_path: 
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     for steps, world in ((2, 1), (4, 2), (6, 1)):  # the rate follows from how many steps there will be
         train([notes], configure("blt-tiny", sets=SETS, steps=steps), alone, quiet=True)
-        for code, error in end(begin(command(notes, shared, steps), world)):
+        for code, error in end(initial_state(command(notes, shared, steps), world)):
             assert code == 0, error
         assert store.read_state(store.newest(shared))["world"] == world
     a, b = store.read_state(store.newest(alone)), store.read_state(store.newest(shared))
@@ -106,9 +106,9 @@ from contextlib import nullcontext
 import torch
 from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.testing.pretend import moved, near, pretend
-from bytelm.train.config import TrainConfig
-from bytelm.train.optimise import Optimizer
-from bytelm.train.team import joined
+from bytelm.training.config import TrainConfig
+from bytelm.training.optimise import Optimizer
+from bytelm.training.dist import joined
 from bytelm.transfer import to_device, to_host
 
 torch.manual_seed(0)
@@ -138,7 +138,7 @@ torch.testing.assert_close(alone, shared, rtol=1e-6, atol=1e-6)
 
 def test_what_each_process_read_of_a_table_on_a_device_moves_that_of_all() -> None:
     """One of them reads more than the other."""
-    for code, error in end(begin([sys.executable, "-c", TABLES], 2)):
+    for code, error in end(initial_state([sys.executable, "-c", TABLES], 2)):
         assert code == 0, error
 
 
@@ -156,8 +156,8 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_goes_on(
     notes: Path, tmp_path: Path, lost: int, how: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    words = command(notes, run, 100_000, "train.save_minutes=1e-9", "train.timeout_minutes=0.1")
-    processes = begin(words, 2)
+    words = command(notes, run, 100_000, "train.checkpoint_every_minutes=1e-9", "train.timeout_minutes=0.1")
+    processes = initial_state(words, 2)
     deadline = time.monotonic() + 120
     while len(store.checkpoints(run)) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -170,14 +170,14 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_goes_on(
     processes[lost].communicate()
     step = store.read_state(store.newest_good(run)[0])["step"]
     assert step >= 1
-    for code, told in end(begin(command(notes, run, step + 2), 2)):
+    for code, told in end(initial_state(command(notes, run, step + 2), 2)):
         assert code == 0, told
     assert store.read_state(store.newest(run))["step"] == step + 2
 
 
 ADDED = """
 import torch
-from bytelm.train.team import joined
+from bytelm.training.dist import joined
 
 ROWS = [[2, 0, 2], [3]]  # that each process looked up, one of them twice
 
@@ -198,7 +198,7 @@ with joined(1.0) as team:
 
 def test_sparse_gradients_are_brought_together_and_added() -> None:
     """NCCL adds none: their rows, of which every process has another number, travel padded."""
-    for code, error in end(begin([sys.executable, "-c", ADDED], 2)):
+    for code, error in end(initial_state([sys.executable, "-c", ADDED], 2)):
         assert code == 0 and not error, error
 
 
@@ -211,12 +211,12 @@ def test_a_team_on_gpus_adds_gradients_there_and_the_few_numbers_of_the_host_on_
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "")  # so that it is put back
     monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING")
-    monkeypatch.setattr(team.dist, "init_process_group", lambda backend, **_: asked.append(backend))
-    monkeypatch.setattr(team.dist.distributed_c10d, "_get_default_store", lambda: None)
-    monkeypatch.setattr(team.dist, "all_reduce", lambda tensor, how: added.append(tensor))
-    monkeypatch.setattr(team.dist, "get_backend", lambda: backends)
-    monkeypatch.setattr(team.dist, "destroy_process_group", lambda: None)
-    with team.joined(1.0, torch.device(where)) as found:
+    monkeypatch.setattr(dist.dist, "init_process_group", lambda backend, **_: asked.append(backend))
+    monkeypatch.setattr(dist.dist.distributed_c10d, "_get_default_store", lambda: None)
+    monkeypatch.setattr(dist.dist, "all_reduce", lambda tensor, how: added.append(tensor))
+    monkeypatch.setattr(dist.dist, "get_backend", lambda: backends)
+    monkeypatch.setattr(dist.dist, "destroy_process_group", lambda: None)
+    with dist.joined(1.0, torch.device(where)) as found:
         assert found.total(1.0, 2.0) == [1.0, 2.0] and found.longest(3.0) == 3.0 and found.agreed(None) is None
     assert asked == [backends] and len(added) == 3
     assert all(tensor.device.type == "cpu" for tensor in added)
@@ -227,7 +227,7 @@ def test_a_team_on_gpus_adds_gradients_there_and_the_few_numbers_of_the_host_on_
 @pytest.mark.parametrize("heard", [0, 1], ids=["the first", "the second"])
 def test_a_signal_to_one_stops_all_at_the_same_step(notes: Path, tmp_path: Path, heard: int) -> None:
     run = tmp_path / "run"
-    processes = begin(command(notes, run, 100_000), 2)
+    processes = initial_state(command(notes, run, 100_000), 2)
     deadline = time.monotonic() + 120
     while not losses(run) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -287,6 +287,6 @@ def test_torchrun_makes_1_of_every_exit_code(notes: Path, tmp_path: Path) -> Non
 
 
 def test_rows_are_shared_out_or_refused() -> None:
-    assert [Team(1, world).rows(12) for world in (2, 3, 4)] == [6, 4, 3]
+    assert [DistContext(1, world).rows(12) for world in (2, 3, 4)] == [6, 4, 3]
     with pytest.raises(ConfigError, match=r"train\.batch = 12 cannot be shared by 5 processes: take a multiple"):
-        Team(0, 5).rows(12)
+        DistContext(0, 5).rows(12)

@@ -22,14 +22,14 @@ from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.errors import ConfigError, DataError, TrainingError
 from bytelm.interfaces import objective
 from bytelm.models.megabyte import model as megabyte
-from bytelm.train import loop
-from bytelm.train.config import RunConfig, TrainConfig
-from bytelm.train.optimise import learning_rate
-from bytelm.train.run import train
-from bytelm.train.settings import configure
+from bytelm.training import loop
+from bytelm.training.config import RunConfig, TrainConfig
+from bytelm.training.optimise import learning_rate
+from bytelm.training.run import train
+from bytelm.training.settings import configure
 from small import BLT, TRAINED
 
-NANO = [*BLT, "scorer.heads=2", *TRAINED]
+NANO = [*BLT, "entropy_model.heads=2", *TRAINED]
 
 
 def nano(*sets: str, steps: int = 6) -> RunConfig:
@@ -69,16 +69,16 @@ def losses(run: Path) -> dict[int, float]:
     "sets",
     [
         [],
-        ["train.accumulate=2", "train.recompute=true", "train.dropout=0.3"],
+        ["train.gradient_accumulation_steps=2", "train.activation_checkpointing=true", "train.dropout=0.3"],
         ["patching.name=space", "train.precision=bfloat16"],
-        ["scorer.name=ngram", "patching.rule=both"],
+        ["entropy_model.name=ngram", "patching.rule=both"],
     ],
     ids=["entropy", "accumulated, recomputed, with dropout", "space in bfloat16", "n-grams and both rules"],
 )
 def test_a_run_that_was_stopped_equals_one_that_was_not(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: list[str]
 ) -> None:
-    if "scorer.name=ngram" in sets:
+    if "entropy_model.name=ngram" in sets:
         base = [s for s in NANO if not s.startswith("scorer.")]
         monkeypatch.setattr(sys.modules[__name__], "NANO", base)
     through = train([corpus], nano(*sets), tmp_path / "through", quiet=True)
@@ -104,7 +104,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
 def test_boundaries_in_training_are_those_in_generation(corpus: Path, tmp_path: Path) -> None:
     from bytelm.data.boundaries import Boundaries
     from bytelm.data.corpus import Corpus
-    from bytelm.train.stages.boundaries import fingerprint_of
+    from bytelm.training.stages.boundaries import fingerprint_of
     from bytelm.units import BOS
 
     run = tmp_path / "run"
@@ -120,7 +120,7 @@ def test_boundaries_in_training_are_those_in_generation(corpus: Path, tmp_path: 
     recorded = Boundaries.open(run / "data", fingerprint_of(patcher, recipe, packed))
     table = packed.documents()
     for start, size in list(zip(table.starts.tolist(), table.sizes.tolist(), strict=True))[:2]:
-        state, found = patcher.begin(1), []
+        state, found = patcher.initial_state(1), []
         for symbol in [BOS, *packed.read(start, size).tolist()]:
             opens, state = patcher.extend(torch.tensor([[symbol]]), state)
             found.append(bool(opens[0, 0]))
@@ -133,7 +133,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
 ) -> None:
     """A loss that is not finite at step 2, a gradient that is not at step 3: both are skipped, and told."""
     calls = 0
-    exact = objective.scored
+    exact = objective.uses_entropy_model
 
     def poisoned(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
         nonlocal calls
@@ -168,7 +168,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
 def test_a_run_that_stays_not_finite_ends_and_keeps_its_weights(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = objective.scored
+    exact = objective.uses_entropy_model
 
     def poisoned(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
         nats, count = exact(model, prepared)
@@ -183,17 +183,22 @@ def test_a_run_that_stays_not_finite_ends_and_keeps_its_weights(
 def test_accumulation_sums_before_it_divides(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of very different length: a mean of the micro-batches' means would weigh their bytes differently."""
     norms: dict[int, float] = {}
-    account = loop.Trainer.account
+    log_step = loop.Trainer.log_step
 
-    def watched(self: loop.Trainer, refusal: str | None, nats: float, *rest: Any) -> None:
-        norms.setdefault(self.config.accumulate, rest[-1])
-        account(self, refusal, nats, *rest)
+    def watched(self: loop.Trainer, skip_reason: str | None, nats: float, *rest: Any) -> None:
+        norms.setdefault(self.config.gradient_accumulation_steps, rest[-1])
+        log_step(self, skip_reason, nats, *rest)
 
     monkeypatch.setattr(loop.Trainer, "account", watched)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.txt").write_bytes((corpus / "0.txt").read_bytes()[:700])
     for batch, accumulate in ((12, 1), (1, 12)):  # more rows than windows: the short last one is among them
-        sets = [f"train.batch={batch}", f"train.accumulate={accumulate}", "patching.name=space", "train.window=50"]
+        sets = [
+            f"train.batch={batch}",
+            f"train.gradient_accumulation_steps={accumulate}",
+            "patching.name=space",
+            "train.context_length=50",
+        ]
         train([tmp_path / "data"], nano(*sets, steps=1), tmp_path / f"run{batch}", quiet=True)
     assert norms[12] == pytest.approx(norms[1], rel=1e-4)
 
@@ -238,7 +243,7 @@ def test_resume_falls_back_to_the_newest_sound_checkpoint(
 
 
 def test_the_rate_warms_up_and_falls_to_its_end() -> None:
-    config = TrainConfig(learning_rate=1.0, warmup=4, final_rate=0.1, steps=10)
+    config = TrainConfig(learning_rate=1.0, warmup=4, min_lr_ratio=0.1, steps=10)
     assert [learning_rate(config, step, 0.0) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
     assert learning_rate(config, 9, 0.5) == pytest.approx(0.55)
     assert learning_rate(config, 9, 1.0) == pytest.approx(0.1)
@@ -246,8 +251,8 @@ def test_the_rate_warms_up_and_falls_to_its_end() -> None:
 
 COMMAND = """
 import sys
-from bytelm.train.run import train
-from bytelm.train.settings import configure
+from bytelm.training.run import train
+from bytelm.training.settings import configure
 train([sys.argv[1]], configure("demo", sets=sys.argv[3:], steps=100000), sys.argv[2], quiet=True)
 """
 
@@ -256,7 +261,13 @@ train([sys.argv[1]], configure("demo", sets=sys.argv[3:], steps=100000), sys.arg
 def test_models_without_a_patcher_resume_too(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte Transformers; and a MEGABYTE that recomputes its patches two at a time, on windows aligned to clips."""
     monkeypatch.setattr(megabyte, "PIECE", 512)
-    common = ["train.window=64", "train.batch=2", "train.precision=float32", "train.sample_bytes=0", "train.warmup=2"]
+    common = [
+        "train.context_length=64",
+        "train.batch=2",
+        "train.precision=float32",
+        "train.sample_bytes=0",
+        "train.warmup_steps=2",
+    ]
     plain = ["model.layers=2", "model.dim=16", "model.heads=2"]
     stages = ["model.sizes=[8]", "model.dims=[32,16]", "model.layers=[1,1]", "model.heads=[2,2]", "model.reach=4"]
     clips = tmp_path / "clips"
@@ -266,7 +277,7 @@ def test_models_without_a_patcher_resume_too(corpus: Path, tmp_path: Path, monke
     for preset, shape, files in (
         ("byte-tiny", plain, corpus),
         ("byte-window-tiny", plain, corpus),
-        ("megabyte-audio", [*stages, "train.recompute=true"], clips),
+        ("megabyte-audio", [*stages, "train.activation_checkpointing=true"], clips),
     ):
         # The schedule follows the budget, so both runs are told the same number of bytes and only one is cut short.
         whole = configure(preset, sets=[*shape, *common], steps=4)
@@ -306,7 +317,7 @@ def test_a_compiled_run_learns_what_an_eager_one_does(corpus: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_a_run_killed_at_any_instant_goes_on(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    sets = [*NANO, "patching.name=space", "train.save_minutes=0.002"]
+    sets = [*NANO, "patching.name=space", "train.checkpoint_every_minutes=0.002"]
     rng = random.Random(1)
     reached = 0
     for _ in range(12):

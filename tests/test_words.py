@@ -60,7 +60,7 @@ BANNED = {  # a word or phrase of our own: what the field says
 # LATER: what still fails because identifiers, config keys or whole modules are being renamed or rewritten elsewhere.
 # Whoever renames them takes the lines out; both are to be empty.
 LATER_WORDS: set[str] = set()
-LATER_FILES = ("decoding/base.py", "decoding/plain.py", "exchange/", "models/inference.py", "train/run.py")
+LATER_FILES = ("decoding/base.py", "decoding/plain.py", "exchange/", "models/inference.py", "training/run.py")
 LATER_FILES += ("cli/training.py", "evaluate/recalibrate.py")
 
 

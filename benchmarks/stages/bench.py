@@ -113,7 +113,7 @@ def in_turn(named: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
 @torch.no_grad()
 def random_model(bench: Bench, recipe: Recipe, dtype: torch.dtype = torch.float32) -> ByteModel:
     """A model with random weights that lie where they are read, its patcher's in float32: nothing of it is learnt."""
-    model = recipe.blank().to(dtype)
+    model = recipe.build_on_meta().to(dtype)
     if model.patcher is not None:
         model.patcher.float()
     model = model.to_empty(device=bench.device)

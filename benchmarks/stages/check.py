@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bytelm.testing import DECODER_LAWS, MODEL_LAWS, PATCHER_LAWS, tiny_models, tiny_patchers
+from bytelm.testing import DECODER_INVARIANTS, MODEL_INVARIANTS, PATCHER_INVARIANTS, tiny_models, tiny_patchers
 from stages.bench import Bench, Found, Measurement, in_turn
 
 SECONDS, EACH = 240, 60
@@ -18,15 +18,15 @@ torch.backends.cudnn.allow_tf32 = False  # as in laws.py
 ELSEWHERE = "elsewhere"  # holds a model of the CPU to a device that is not there
 
 
-def check(bench: Bench, laws: Mapping[str, Callable[[Any, int, int], float]], part: Any) -> Found:
+def check(bench: Bench, invariants: Mapping[str, Callable[[Any, int, int], float]], part: Any) -> Found:
     part = part.to(bench.device) if isinstance(part, nn.Module) else part
     found: Found = {}
     wrong: list[str] = []
-    for name, law in laws.items():
+    for name, invariant in invariants.items():
         if name == ELSEWHERE:
             continue
         try:
-            found[name] = law(part, 0, bench.size(2, 1))
+            found[name] = invariant(part, 0, bench.size(2, 1))
             bench.wait()
         except Exception as error:
             found[name] = None
@@ -37,9 +37,9 @@ def check(bench: Bench, laws: Mapping[str, Callable[[Any, int, int], float]], pa
 
 def measurements(bench: Bench) -> Iterator[Measurement]:
     for name, patcher in in_turn(tiny_patchers())[: bench.size(None, 2)]:
-        yield f"patcher: {name}", partial(check, bench, PATCHER_LAWS, patcher)
+        yield f"patcher: {name}", partial(check, bench, PATCHER_INVARIANTS, patcher)
     kinds = in_turn(tiny_models())[: bench.size(None, 2)]
     for name, model in kinds:
-        yield f"decoder: {name}", partial(check, bench, DECODER_LAWS, model.eval())
+        yield f"decoder: {name}", partial(check, bench, DECODER_INVARIANTS, model.eval())
     for name, model in kinds:
-        yield f"model: {name}", partial(check, bench, MODEL_LAWS, model.eval())
+        yield f"model: {name}", partial(check, bench, MODEL_INVARIANTS, model.eval())

@@ -26,8 +26,8 @@ MODELS = ("blt", "megabyte", "transformer")
 
 def measured(bench: Bench, kind: str) -> Found:
     shape = Shape({"name": kind, **generate.SIZES["10M"][kind]}, 1, 1)
-    model: ByteModel = bench.size(shape, shape.small()).recipe().assemble()
-    model.initialise(0)
+    model: ByteModel = bench.size(shape, shape.small()).recipe().build()
+    model.init_weights(0)
     model.eval().requires_grad_(False)
     there, count = copy.deepcopy(model).to(bench.device), bench.size(BYTES, 8)
     capacity = 1 + max(map(len, PROMPTS)) + count

@@ -23,10 +23,10 @@ from bytelm.models.blt.cross import BytesFromPatches, PatchesFromBytes
 from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.models.blt.pool import run_maxima
 from bytelm.models.megabyte.grid import Grid, PatchView
-from bytelm.nn.attention import View, Where
+from bytelm.nn.attention import CausalPattern, RowPositions
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.rope import rotate_two, rotation
-from bytelm.nn.rows import Slopes
+from bytelm.nn.rows import RowGradients
 from bytelm.nn.transformer import swiglu
 from stages.bench import Bench, Found, Measurement, apart, plain_torch, profiled, rates, seconds
 
@@ -52,16 +52,16 @@ def poison(bench: Bench) -> None:
     torch.full((bench.size(POISON, 1 << 10),), float("nan"), device=bench.device)
 
 
-def both(run: Run, inputs: Sequence[Tensor], slopes: Sequence[Tensor] | None = None) -> tuple[list[Tensor], ...]:
+def both(run: Run, inputs: Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> tuple[list[Tensor], ...]:
     """What comes out, its slopes, by default random numbers of 16 bits, and the slopes of all inputs and weights."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     weights = list(run.parameters()) if isinstance(run, nn.Module) else []
     found = run(*inputs)
     found = [found] if isinstance(found, Tensor) else list(found)
-    slopes = [torch.randn_like(x).bfloat16() for x in found] if slopes is None else slopes
-    slopes = [slope.to(x.dtype) for slope, x in zip(slopes, found, strict=True)]
-    back = torch.autograd.grad(found, [*inputs, *weights], slopes)
-    return [x.detach() for x in found], slopes, list(back)
+    gradients = [torch.randn_like(x).bfloat16() for x in found] if gradients is None else gradients
+    gradients = [gradient.to(x.dtype) for gradient, x in zip(gradients, found, strict=True)]
+    back = torch.autograd.grad(found, [*inputs, *weights], gradients)
+    return [x.detach() for x in found], gradients, list(back)
 
 
 def error(bench: Bench, make: Callable[..., Pass], **shape: Any) -> float:
@@ -69,10 +69,10 @@ def error(bench: Bench, make: Callable[..., Pass], **shape: Any) -> float:
     torch.manual_seed(0)
     one = make(bench, **shape)
     exact = copy.deepcopy(one.run).double() if isinstance(one.run, nn.Module) else one.run
-    wanted, slopes, back = both(exact, [x.double() for x in one.inputs])
+    wanted, gradients, back = both(exact, [x.double() for x in one.inputs])
     poison(bench)
     with torch.autocast(bench.device.type, torch.bfloat16):
-        found, _, own = both(one.run, one.inputs, slopes)
+        found, _, own = both(one.run, one.inputs, gradients)
     return max(apart(a, b) for a, b in zip([*found, *own], [*wanted, *back], strict=True))
 
 
@@ -80,15 +80,15 @@ def measured(bench: Bench, make: Callable[..., Pass], small: dict[str, Any], lar
     found: Found = {"error": error(bench, make, **small)}
     one = make(bench, **bench.size(large, small))
     with torch.autocast(bench.device.type, torch.bfloat16):
-        results, slopes, back = both(one.run, one.inputs)
-        moved = sum(x.nbytes for x in (*one.inputs, *one.inputs, *results, *slopes, *back))
+        results, gradients, back = both(one.run, one.inputs)
+        moved = sum(x.nbytes for x in (*one.inputs, *one.inputs, *results, *gradients, *back))
         del results, back
         with torch.no_grad():
             there = seconds(bench, lambda: one.run(*one.inputs))
-        took = seconds(bench, lambda: both(one.run, one.inputs, slopes))
-        found |= profiled(bench, lambda: both(one.run, one.inputs, slopes))
+        took = seconds(bench, lambda: both(one.run, one.inputs, gradients))
+        found |= profiled(bench, lambda: both(one.run, one.inputs, gradients))
         with plain_torch():
-            plain = seconds(bench, lambda: both(one.run, one.inputs, slopes))
+            plain = seconds(bench, lambda: both(one.run, one.inputs, gradients))
     found |= {"there_us": 1e6 * there, "both_us": 1e6 * took, "plain_us": 1e6 * plain, "times": plain / took}
     if one.operations:
         found["tflop_per_s"] = 3.5 * one.operations / took / 1e12
@@ -131,7 +131,7 @@ def attention(bench: Bench, rows: int, new: int, heads: int, dim: int, window: i
     """Rows of so many documents each, of equal lengths."""
     starts = (torch.arange(new) % -(-new // documents) == 0).expand(rows, -1)
     lengths = torch.full((rows,), new)
-    view = View.of(lengths, starts, Where.zero(rows), 0, window, dim, 1e4, bench.device)
+    view = CausalPattern.of(lengths, starts, RowPositions.zero(rows), 0, window, dim, 1e4, bench.device)
     mean, width = new / documents, min(new // documents, window or new)
     pairs = rows * new * width * (1 - width / (2 * mean))
     inputs = [normal(bench, rows, new, heads, dim) for _ in range(3)]
@@ -229,7 +229,7 @@ def lookups(bench: Bench) -> Found:
     module = NgramEmbedding(DIM, SIZES, 1, table)
     there = copy.deepcopy(module).to(bench.device)
     ids = torch.randint(0, 256, (rows, new), generator=torch.Generator().manual_seed(0))
-    given = ids, torch.rand(rows, new, generator=torch.Generator().manual_seed(1)) < 0.01, module.begin(rows)
+    given = ids, torch.rand(rows, new, generator=torch.Generator().manual_seed(1)) < 0.01, module.initial_state(rows)
     own = [x.to(bench.device) for x in given]
     with torch.no_grad():
         poison(bench)
@@ -254,16 +254,16 @@ def moves(bench: Bench) -> Found:
     generator = torch.Generator().manual_seed(0)
     often = torch.rand(bags, 6, generator=generator) ** 3 * count
     index = (often.long() + count * torch.arange(6)).to(bench.device)
-    slopes = torch.randn(bags, dim, generator=generator).to(bench.device)
+    gradients = torch.randn(bags, dim, generator=generator).to(bench.device)
     table, second = torch.zeros(6 * count, dim, device=bench.device), torch.zeros(6 * count, dim, device=bench.device)
 
-    def move(table: Tensor, second: Tensor, index: Tensor, slopes: Tensor) -> Tensor:
-        kept = Slopes([index], [slopes])
+    def move(table: Tensor, second: Tensor, index: Tensor, gradients: Tensor) -> Tensor:
+        kept = RowGradients([index], [gradients])
         norm = kept.norm()
         kept.move(table, second, 1e-3, 0.95, 1e-8)
         return norm
 
-    part = index[:2000], slopes[:2000]
+    part = index[:2000], gradients[:2000]
     with plain_torch():
         one, two = (x.clone().double() for x in (table, second))
         truth = move(one, two, part[0], part[1].double())
@@ -272,11 +272,11 @@ def moves(bench: Bench) -> Found:
     read = part[0].unique()
     gap = max(apart(norm, truth), apart(table[read], one[read]), apart(second[read], two[read]))
     del one, two
-    took = seconds(bench, lambda: move(table, second, index, slopes))
+    took = seconds(bench, lambda: move(table, second, index, gradients))
     with plain_torch():
-        plain = seconds(bench, lambda: move(table, second, index, slopes))
+        plain = seconds(bench, lambda: move(table, second, index, gradients))
     moved = 4 * dim * (2 * 6 * bags + 4 * len(index.unique()))  # slopes twice; rows and their moments there and back
-    seen = profiled(bench, lambda: move(table, second, index, slopes))
+    seen = profiled(bench, lambda: move(table, second, index, gradients))
     return judged(
         {"error": gap, "both_us": 1e6 * took, "plain_us": 1e6 * plain, "times": plain / took, **seen}
         | {

@@ -34,7 +34,7 @@ def ids_of(model: ByteModel) -> Tensor:
     return ids
 
 
-def slopes(model: ByteModel, ids: Tensor, opens: Tensor | None, half: bool = False) -> tuple[float, Tensor]:
+def gradients(model: ByteModel, ids: Tensor, opens: Tensor | None, half: bool = False) -> tuple[float, Tensor]:
     """Nats, and the gradient of all parameters in one line."""
     model.zero_grad()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
@@ -44,16 +44,16 @@ def slopes(model: ByteModel, ids: Tensor, opens: Tensor | None, half: bool = Fal
     return float(nats.detach()), torch.cat(parts)
 
 
-def law(bench: Bench, model: ByteModel) -> Found:
+def invariant(bench: Bench, model: ByteModel) -> Found:
     ids, model = ids_of(model), model.train()
     patcher = model.patcher
     opens = None if patcher is None else patcher.extend(ids)[0]
     with exact(model) as precise:
-        wanted, truth = slopes(precise, ids, None)
-        loss, found = slopes(copy.deepcopy(precise).to(bench.device), ids, None)
+        wanted, truth = gradients(precise, ids, None)
+        loss, found = gradients(copy.deepcopy(precise).to(bench.device), ids, None)
     there = copy.deepcopy(model).to(bench.device)
-    one, half = (slopes(there, ids, opens, half)[1] for half in (False, True))
-    cpu = apart(slopes(model, ids, opens, half=True)[1], truth)
+    one, half = (gradients(there, ids, opens, half)[1] for half in (False, True))
+    cpu = apart(gradients(model, ids, opens, half=True)[1], truth)
     distances = {"loss64": abs(loss / wanted - 1), "slopes64": apart(found, truth), "slopes32": apart(one, truth)}
     distances |= {"slopes16": apart(half, truth), "cpu16": cpu, "share16": apart(half, truth) / cpu}
     if not (max(distances["loss64"], distances["slopes64"]) < EXACT and distances["slopes32"] < CLOSE):
@@ -63,4 +63,4 @@ def law(bench: Bench, model: ByteModel) -> Found:
 
 def measurements(bench: Bench) -> Iterator[Measurement]:
     for name, model in in_turn(tiny_models())[: bench.size(None, 4)]:
-        yield name, partial(law, bench, model)
+        yield name, partial(invariant, bench, model)

@@ -49,7 +49,7 @@ def step(bench: Bench, system: str, shape: Shape) -> Found:
         rows //= 2
         free()
     took = found["ms"] / 1e3
-    operations = rows * needed(own.blank(), shape.window)
+    operations = rows * needed(own.build_on_meta(), shape.window)
     return {"rows": rows, "window": shape.window, "mb_per_s": rows * shape.window / took / 1e6, **found} | {
         "share": operations / took / product
     }

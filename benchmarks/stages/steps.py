@@ -1,8 +1,8 @@
 """Training steps of ours: bytes a second, launches, waits, memory, and the share of the rate of a large product.
 
-One step is `bytelm.train.loop.Trainer.step` on rows of random bytes, patches of 5 bytes recorded, products in bfloat16.
-tflop_per_s, share: the operations that the model needs (see `train.py`), and that rate to the product rate of 8192 x
-8192 x 8192. memory: what was reserved at the most to what `bytelm.train.memory.predict` says.
+One step is `bytelm.training.loop.Trainer.step` on rows of random bytes, patches of 5 bytes recorded, products in
+bfloat16. tflop_per_s, share: the operations that the model needs (see `train.py`), and that rate to the
+product rate of 8192 x 8192 x 8192. memory: what was reserved at the most to what `bytelm.training.memory.predict` says.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from train import Windows, needed
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import build, preset
 from bytelm.interfaces.model import ByteModel
-from bytelm.train.config import TrainConfig
-from bytelm.train.journal import Journal
-from bytelm.train.loop import Trainer
-from bytelm.train.memory import predict
+from bytelm.training.config import TrainConfig
+from bytelm.training.journal import Journal
+from bytelm.training.loop import Trainer
+from bytelm.training.memory import predict
 from stages.bench import Bench, Found, Measurement, peak, plain_torch, profiled, random_model, rates, seconds, waited
 
 SECONDS, EACH = 150, 90
@@ -84,7 +84,7 @@ SHAPES = {
 VARIED = ("BLT 100M", "MEGABYTE 100M")  # also compiled, and without kernels of ours
 SMALL: dict[str, dict[str, Any]] = {
     "blt": {"name": "blt", "local_dim": 32, "local_heads": 2, "cross_heads": 2, "decoder_layers": 1, "ngram_rows": 64}
-    | {"global_dim": 64, "global_heads": 2, "global_layers": 1, "window": 16},
+    | {"global_dim": 64, "global_heads": 2, "global_layers": 1, "attention_window": 16},
     "megabyte": {"name": "megabyte", "sizes": [4], "dims": [32, 16], "layers": [1, 1], "heads": [2, 1]},
     "transformer": {"name": "transformer", "dim": 32, "layers": 1, "heads": 2},
     "linear": {"name": "linear", "dim": 32, "layers": 1, "heads": 2},

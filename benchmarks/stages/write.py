@@ -37,9 +37,9 @@ BLT_1B = preset("blt-1b")
 
 
 def tables(bench: Bench, model: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    small = {"scorer": {"name": "transformer", "layers": 1, "dim": 16, "heads": 2, "window": 16}}
+    small = {"entropy_model": {"name": "transformer", "layers": 1, "dim": 16, "heads": 2, "attention_window": 16}}
     return {**more, "model": model} | bench.size(
-        {}, {"model": SMALL[model["name"]]} | (small if "scorer" in more else {})
+        {}, {"model": SMALL[model["name"]]} | (small if "entropy_model" in more else {})
     )
 
 
@@ -95,7 +95,7 @@ def measurements(bench: Bench) -> Iterator[Measurement]:
     for rows, context in bench.size([(1, 1024), (32, 1024), (1, LAST), (1, 4096), (32, LAST)], [(2, 1024)]):
         for name, mapping in pair.items():
             yield case(name, mapping, rows, context)
-    scored = SCORED | {"scorer": BLT_1B["scorer"]}
+    scored = SCORED | {"entropy_model": BLT_1B["entropy_model"]}
     for name, more in (("BLT-1B", FIXED), ("BLT-1B with its scorer", scored)):
         for rows in bench.size((1, 8, 32), (2,)):
             yield case(name, tables(bench, BLT_1B["model"], more), rows, 1024)

@@ -11,10 +11,10 @@ from typing import Any
 from bytelm.cli import app
 from bytelm.config import preset_names, to_mapping
 from bytelm.find import GROUND, find, names
-from bytelm.train.config import DataConfig, RunConfig, TrainConfig
-from bytelm.train.settings import describe
+from bytelm.training.config import DataConfig, RunConfig, TrainConfig
+from bytelm.training.settings import describe
 
-FLOORS = {"models": "model", "patching": "patching", "scorers": "scorer", "data.modalities": "modality"}
+FLOORS = {"models": "model", "patching": "patching", "scorers": "entropy_model", "data.modalities": "modality"}
 CONTENTS = re.compile(r"## Table of Contents\n.*?(?=\*\*Commands)", re.DOTALL)
 EXAMPLES = re.compile(r"(?:^Example: .*\n)+", re.MULTILINE)
 
@@ -37,7 +37,7 @@ def configuration() -> str:
     parts = [
         f"## The complete configuration\n\n{inspect.getdoc(RunConfig)}\n",
         table("data", DataConfig),
-        table("train, scorer_train", TrainConfig),
+        table("train, entropy_model_train", TrainConfig),
     ]
     for floor, key in FLOORS.items():
         assert floor in GROUND
@@ -58,7 +58,7 @@ def table(key: str, config: Any, name: str | None = None) -> str:
 def presets() -> str:
     """The presets with their sizes."""
     lines = [describe(name) for name in preset_names()]
-    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "scorer", "window"]
+    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "entropy_model", "context_length"]
     head += ["FLOPs/byte", "memory"]
     rows = [head, ["---"] * len(head), *([str(line[key]) for key in head] for line in lines)]
     for row in rows[2:]:

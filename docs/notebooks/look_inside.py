@@ -42,10 +42,10 @@ sets = [
     "model.decoder_layers=1",
     "model.global_dim=64",
     "model.global_layers=1",
-    "model.window=32",
+    "model.attention_window=32",
 ]
-sets += ["model.ngram_rows=1024", "scorer.rows=8192", "train.window=128", "train.learning_rate=8e-3", "train.warmup=20"]
-sets += ["train.valid_bytes=4096", "train.sample_bytes=0"]
+sets += ["model.ngram_rows=1024", "entropy_model.rows=8192", "train.context_length=128", "train.learning_rate=8e-3", "train.warmup_steps=20"]
+sets += ["train.eval_bytes=4096", "train.sample_bytes=0"]
 bytelm.train(sources, bytelm.configure("blt-tiny", sets=sets, steps=100), "run", quiet=True)
 lm = bytelm.load("run")
 text = b'def close(self):\n    if self.closed:\n        raise ValueError("already closed")\n'
@@ -86,7 +86,7 @@ model = lm.model.double()
 ids = torch.tensor([[BOS, *text]])
 with torch.no_grad():
     whole, _ = model(ids)
-    state, rows = model.begin(1), []
+    state, rows = model.initial_state(1), []
     for t in range(ids.shape[1]):
         logits, state = model(ids[:, t : t + 1], state)
         rows.append(logits)
@@ -125,7 +125,7 @@ print("numbers in all:", size(state), "after", ids.shape[1], "ids and", len(lm.p
 # that is most of the bytes. The latent model ran in the steps after which its KV cache is longer:
 
 # %%
-state, line = model.begin(1), ""
+state, line = model.initial_state(1), ""
 with torch.no_grad():
     before = size(state.latents)
     for value in [BOS, *text]:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from bytelm.errors import BytelmError as BytelmError
     from bytelm.lm import LM as LM
     from bytelm.lm import load as load
-    from bytelm.train.finish import train as train
-    from bytelm.train.settings import configure as configure
+    from bytelm.training.finish import train as train
+    from bytelm.training.settings import configure as configure
 
 __version__ = "0.1.0"
 
@@ -23,9 +23,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "BytelmError": "bytelm.errors",
     "LM": "bytelm.lm",
-    "configure": "bytelm.train.settings",
+    "configure": "bytelm.training.settings",
     "load": "bytelm.lm",
-    "train": "bytelm.train.finish",
+    "train": "bytelm.training.finish",
 }
 
 __all__ = ["LM", "BytelmError", "__version__", "configure", "load", "train"]

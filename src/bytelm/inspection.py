@@ -123,7 +123,7 @@ def view_of(source: str, data: bytes, device: torch.device = HOST) -> PatchView:
     if Path(source).is_dir() or name not in names("patching"):
         return view(load(source, device).model, data)
     config = find("patching", name).Config
-    if config.scored:
+    if config.uses_entropy_model:
         raise UsageError(f"patches by {name} need an entropy model: name a run that has one, or one of fixed, space")
     if size and not (name == "fixed" and size.isdecimal()):
         raise UsageError(f"{source}: only fixed takes a size, a whole number, as in fixed:8")

@@ -16,7 +16,7 @@ from bytelm.checkpoint import assemble, pretrained
 from bytelm.checkpoint.metrics import METRICS, read_history
 from bytelm.compress.stream import compress, decompress
 from bytelm.data.modalities.base import Modality
-from bytelm.decoding import Weights
+from bytelm.decoding import Quantization
 from bytelm.device import resolve
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import logprobs, measure
@@ -52,7 +52,7 @@ class Options(TypedDict, total=False):
     stop: Sequence[bytes]
     utf8: bool
     eos: bool
-    weights: Weights | None
+    quantize: Quantization | None
 
 
 def split(options: Options) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class LM:
         self.bits_per_byte = bits_per_byte
         """The last validation of its training; None if unknown."""
 
-    def reading(self, mode: Mode) -> LM:
+    def with_windowing(self, mode: Mode) -> LM:
         """The same model with another windowing in generation: "basic", "sliding", "strided" or "both".
 
         Sliding continues without limit in windows of `context`; strided makes two offset passes (MEGABYTE, 2.3.3).

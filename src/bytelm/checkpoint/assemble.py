@@ -33,45 +33,45 @@ class Recipe:
 
     model: Annotated[Any, Chosen("models")]
     patching: Annotated[Any, Chosen("patching")] | None = None
-    scorer: Annotated[Any, Chosen("entropy_models")] | None = None
+    entropy_model: Annotated[Any, Chosen("entropy_models")] | None = None
     modality: Annotated[Any, Chosen("data.modalities")] | None = None
 
     def __post_init__(self) -> None:
         if self.model.patched and self.patching is None:
             raise ConfigError("patching is missing: this model reads patches; name a scheme, as in patching.name=space")
-        if self.scored and self.scorer is None:
-            raise ConfigError("the entropy model is missing: entropy patches need one; set scorer.name=ngram")
-        if (count := layers(self.model) + layers(self.scorer)) > MOST_LAYERS:
+        if self.uses_entropy_model and self.entropy_model is None:
+            raise ConfigError("the entropy model is missing: entropy patches need one; set entropy_model.name=ngram")
+        if (count := layers(self.model) + layers(self.entropy_model)) > MOST_LAYERS:
             raise ConfigError(f"the model would have {count} layers, n-gram tables and filters: {MOST_LAYERS} at most")
 
     @property
-    def scored(self) -> bool:
+    def uses_entropy_model(self) -> bool:
         """Whether an entropy model is part of the model."""
-        return bool(self.model.patched and self.patching is not None and self.patching.scored)
+        return bool(self.model.patched and self.patching is not None and self.patching.uses_entropy_model)
 
     def draft(self) -> Recipe:
         """The recipe with some thresholds or other where patching is not calibrated yet: to count and time a model."""
         patching = self.patching
         if isinstance(patching, entropy.Config) and not patching.calibrated:
-            return replace(self, patching=replace(patching, threshold=0.0, rise=0.0))
+            return replace(self, patching=replace(patching, threshold=0.0, relative_threshold=0.0))
         return self
 
-    def sketch(self) -> ByteModel:
+    def build_for_counting(self) -> ByteModel:
         """The model without memory for its parameters, to be counted; thresholds need not be known yet."""
-        return self.draft().blank()
+        return self.draft().build_on_meta()
 
-    def blank(self) -> ByteModel:
+    def build_on_meta(self) -> ByteModel:
         """The model without memory for its parameters, which are to be put in. Raises as `assemble` does.
 
         And ConfigError where it has more parameters than can be counted.
         """
         try:
             with torch.device("meta"):
-                return self.assemble()
+                return self.build()
         except (RuntimeError, OverflowError, TypeError) as error:  # torch has all three for a size beyond 64 bits
             raise ConfigError(f"no such model can be built: {str(error).splitlines()[0]}") from error
 
-    def assemble(self) -> ByteModel:
+    def build(self) -> ByteModel:
         """The model, its parameters not yet initialised. Raises ConfigError for patching not yet calibrated."""
         patcher = self.patcher()
         return self.model.build() if patcher is None else self.model.build(patcher)
@@ -80,7 +80,9 @@ class Recipe:
         """The patcher with its entropy model; None for a model without one. Raises ConfigError as `assemble` does."""
         if not self.model.patched or self.patching is None:
             return None
-        return self.patching.build(*([self.scorer.build()] if self.scored and self.scorer else []))
+        return self.patching.build(
+            *([self.entropy_model.build()] if self.uses_entropy_model and self.entropy_model else [])
+        )
 
 
 def layers(part: Any) -> int:
@@ -111,8 +113,8 @@ def load(path: str | Path, device: torch.device = HOST, dtype: torch.dtype | Non
     Raises CheckpointError, and ResourceError where the device has no room.
     """
     checkpoint, state = trained(path)
-    recipe = build(Recipe, state["recipe"], str(checkpoint / said_in(checkpoint)))
-    model = recipe.blank()
+    recipe = build(Recipe, state["recipe"], str(checkpoint / spec_file(checkpoint)))
+    model = recipe.build_on_meta()
     restore(model, checkpoint, device, dtype)
     return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
 
@@ -133,7 +135,7 @@ def trained(path: str | Path) -> tuple[Path, dict[str, Any]]:
     return checkpoint, state
 
 
-def said_in(checkpoint: Path) -> str:
+def spec_file(checkpoint: Path) -> str:
     """The file that has the recipe."""
     return pretrained.CONFIG if pretrained.found(checkpoint) else store.STATE
 

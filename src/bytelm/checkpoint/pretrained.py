@@ -21,6 +21,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from bytelm.checkpoint import legacy
 from bytelm.checkpoint.tensors import Keep, as_it_is
 from bytelm.data.files import write_whole
 from bytelm.errors import CheckpointError, ResourceError, UsageError
@@ -74,11 +75,11 @@ def config(recipe: Mapping[str, Any], context: int) -> dict[str, Any]:
 def card(recipe: Mapping[str, Any], context: int, model: ByteModel, bits_per_byte: float | None = None) -> str:
     """The model card: what the model is, what is known of it, and how it is loaded."""
     rows = {"Architecture": recipe["model"]["name"]}
-    patching, scorer, modality = (recipe.get(part) for part in ("patching", "scorer", "modality"))
+    patching, entropy_model, modality = (recipe.get(part) for part in ("patching", "entropy_model", "modality"))
     if model.patcher is not None and isinstance(patching, Mapping):
         rows["Patches"] = str(patching["name"])
-        if patching["name"] == "entropy" and isinstance(scorer, Mapping):
-            rows["Patches"] += f", cut by {scorer['name']} entropies"
+        if patching["name"] == "entropy" and isinstance(entropy_model, Mapping):
+            rows["Patches"] += f", cut by {entropy_model['name']} entropies"
     rows["Parameters"] = show_count(sum(parameter.numel() for parameter in model.parameters()))
     rows["Context in training"] = show_bytes(context)
     if isinstance(modality, Mapping):
@@ -143,7 +144,7 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     if not isinstance(state.get("recipe"), dict) or not isinstance(state.get("context"), int):
         raise CheckpointError(f"{path / CONFIG} lacks the recipe or the context of a model: save the model again")
-    return state
+    return legacy.state(state)
 
 
 def read_tensors(path: Path, keep: Keep = as_it_is) -> dict[str, Tensor]:
@@ -160,7 +161,7 @@ def read_tensors(path: Path, keep: Keep = as_it_is) -> dict[str, Tensor]:
         except (OSError, safetensors.SafetensorError, KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"{path / file} cannot be read ({error!r}): copy or download it again") from error
     # A name that is not under the prefix stays as it is: comparing with the model's own names shows it.
-    named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    named = {legacy.tensor_name(name.removeprefix(PREFIX)): tensor for name, tensor in tensors.items()}
     return {name: keep(name, t.float() if t.is_floating_point() else t) for name, t in named.items()}
 
 

@@ -32,12 +32,13 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from bytelm.checkpoint import legacy
 from bytelm.checkpoint.tensors import Keep, as_it_is, header, pieces, read
 from bytelm.data.files import sync_folder
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.units import show_bytes
 
-FORMAT = 1  # of the directory; a reader refuses a higher one
+FORMAT = 2  # of the directory; a reader refuses a higher one
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 KEEP = 2  # the fewest to keep: the newest may turn out damaged
@@ -225,12 +226,12 @@ def read_tensors(path: Path, group: str, keep: Keep = as_it_is) -> dict[str, Ten
             ) from error
     if digest != entry.sha256:
         raise CheckpointError(f"{path / name} is damaged: its checksum is not that in {MANIFEST}")
-    return tensors
+    return {legacy.tensor_name(name): tensor for name, tensor in tensors.items()}
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """What was given to `save` as `state`, and `step`. Raises CheckpointError as `read_tensors` does."""
-    return _object(path / STATE, _read(path, STATE))
+    return legacy.state(_object(path / STATE, _read(path, STATE)))
 
 
 def _read(path: Path, name: str) -> bytes:

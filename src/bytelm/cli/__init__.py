@@ -15,7 +15,7 @@ from bytelm import __version__
 from bytelm.cli import comparing, compressing, costs, data, doctor, exchanging, inspect, measure, training
 from bytelm.cli.common import STDIN, refuse_stdin
 from bytelm.errors import BytelmError
-from bytelm.train.stop import Interrupted
+from bytelm.training.stop import Interrupted
 
 app = App(
     name="bytelm",

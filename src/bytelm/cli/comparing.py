@@ -10,11 +10,11 @@ from cyclopts import Parameter
 
 from bytelm.cli.common import Device, Json, Quiet, paths_of, print_json, print_table
 from bytelm.cli.training import name_of
-from bytelm.compare.entrants import DEFAULT
+from bytelm.compare.candidates import DEFAULT
 from bytelm.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
-    from bytelm.compare.run import Asked, Outcome
+    from bytelm.compare.run import ComparisonSpec, Outcome
 
 BUDGETS = {"flops": 1e13, "time": 300.0, "bytes": 4e6}
 
@@ -63,20 +63,20 @@ def compare(
         raise UsageError("nothing to compare on: name files or folders, as in `bytelm compare ~/notes`")
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: give at least 1")
-    from bytelm.compare.run import Asked, run_all
-    from bytelm.train.settings import modality_table
+    from bytelm.compare.run import ComparisonSpec, run_all
+    from bytelm.training.settings import modality_table
 
     sources = paths_of(paths)
     if "-" in sources:
         raise UsageError("standard input cannot be read once for each model: name a file")
     table, amount = modality and modality_table(modality), BUDGETS[match] if budget is None else budget
-    asked = Asked(sources, models, match, amount, seeds, held_out or (), table or None, device)
+    asked = ComparisonSpec(sources, models, match, amount, seeds, held_out or (), table or None, device)
     home = run or Path("runs") / f"compare-{name_of(sources[0])}"
     outcome = run_all(asked, home, quiet=quiet or json, dry=dry_run)
     return foretell(outcome, asked, json) if dry_run and outcome.signal is None else close(outcome, home, json)
 
 
-def foretell(outcome: Outcome, asked: Asked, json: bool) -> int:
+def foretell(outcome: Outcome, asked: ComparisonSpec, json: bool) -> int:
     """Print the estimated cost of the models."""
     from bytelm.compare.run import expected
 

@@ -73,10 +73,10 @@ def _count(name: str) -> tuple[str, int, float, Costs]:
     """A preset, its context length, mean bytes per patch or token, and its cost."""
     from bytelm.evaluate.costs import costs as count
     from bytelm.evaluate.costs import usual_mean
-    from bytelm.train.settings import configure
+    from bytelm.training.settings import configure
 
     config = configure(name)
-    window, mean = config.train.window, usual_mean(config.recipe)
+    window, mean = config.train.context_length, usual_mean(config.recipe)
     return name, window, mean, count(config.recipe, window, mean)
 
 
@@ -85,7 +85,7 @@ def _print_presets(counts: Sequence[tuple[str, int, float, Costs]]) -> None:
         [
             name,
             *map(show_count, (c.parameters, c.parameters - c.tables)),
-            show_count(c.scorer) if c.scorer else "none",
+            show_count(c.entropy_model) if c.entropy_model else "none",
             *map(show_count, (c.paper, c.executed, c.hnet)),
             show_bytes(c.read),
         ]

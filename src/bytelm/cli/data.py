@@ -80,10 +80,10 @@ def pack(
         As `bytelm train` takes them.
     """
     from bytelm.data.convert import modality_called
-    from bytelm.train.journal import Journal
-    from bytelm.train.stages.base import run_stage
-    from bytelm.train.stages.packing import PackingStage
-    from bytelm.train.stop import StopRequest
+    from bytelm.training.journal import Journal
+    from bytelm.training.stages.base import run_stage
+    from bytelm.training.stages.packing import PackingStage
+    from bytelm.training.stop import StopRequest
 
     names = given(paths)
     options = options_of(set, strict)

@@ -67,7 +67,7 @@ def software() -> Iterator[Line]:
 
 def hardware() -> Iterator[Line]:
     """Processor, memory, disk."""
-    from bytelm.train.loop import fast_on_cpu
+    from bytelm.training.loop import fast_on_cpu
 
     sets = ", ".join(machine.instruction_sets()) or "instruction sets unknown"
     yield "processor", f"{machine.processor()}, {machine.cores()} cores; {sets}", ""
@@ -88,7 +88,7 @@ def gpus() -> Iterator[Line]:
     cards = [torch.device(name) for name in there() if name != "cpu"]
     for card in cards:
         cuda, size = card.type == "cuda", memory(card)
-        told = told_of(card) if cuda else "Apple's, used only with --device mps"
+        told = reported(card) if cuda else "Apple's, used only with --device mps"
         yield str(card), f"{told}, {show_bytes(size.free)} free of {show_bytes(size.total)}", ""
     if not torch.cuda.is_available():
         idle = shutil.which("nvidia-smi") is not None
@@ -111,7 +111,7 @@ def gpu_kernels() -> tuple[str, str]:
     return f"{attention}, Triton kernels", ""
 
 
-def told_of(card: torch.device) -> str:
+def reported(card: torch.device) -> str:
     """A GPU's name, compute capability, and whether it has native bfloat16."""
     import torch
 

@@ -17,16 +17,16 @@ def convert(
     run: Path,
     /,
     *,
-    layout: Annotated[str, Parameter(name="--from")],
+    layout: Annotated[str, Parameter(name="--format")],
     set: Sets = None,
     check: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Import weights of another project as a run, with equal logits.
 
-    Example: bytelm convert blt-1b-hf runs/blt-1b --from hf
-    Example: bytelm convert blt-1b runs/blt-1b --from meta --set patching.threshold=1.34
-    Example: bytelm convert model.pt runs/megabyte --from megabyte --set heads=8 --set max_seq_len=[1024,4]
+    Example: bytelm convert blt-1b-hf runs/blt-1b --format hf
+    Example: bytelm convert blt-1b runs/blt-1b --format meta --set patching.threshold=1.34
+    Example: bytelm convert model.pt runs/megabyte --format megabyte --set heads=8 --set max_seq_len=[1024,4]
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def convert(
 def export(run: Path, folder: Path, /, *, layout: Annotated[str, Parameter(name="--to")], set: Sets = None) -> int:
     """Write a run's BLT in the layout of another project, with its entropy model.
 
-    Example: bytelm export runs/notes notes-hf --to hf --set patching.max_length=none --set patching.max_singles=none
+    Example: bytelm export runs/notes notes-hf --to hf --set patching.max_length=none
 
     Parameters
     ----------

@@ -70,8 +70,8 @@ def presets(*, device: Device = "auto", json: Json = False) -> int:
     """
     from bytelm.config import preset_names
     from bytelm.device import use
-    from bytelm.train.estimate import TRAINING, multiplied
-    from bytelm.train.settings import describe
+    from bytelm.training.estimate import TRAINING, multiplied
+    from bytelm.training.settings import describe
 
     rate = multiplied(use(device))
     rows = [describe(name) for name in preset_names()]
@@ -81,12 +81,14 @@ def presets(*, device: Device = "auto", json: Json = False) -> int:
     if json:
         print_json(rows)
         return 0
-    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "scorer", "window"]
+    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "entropy_model", "window"]
     head += ["FLOPs/byte", "memory", "time/MB"]
     print_table(head, [[str(row[key]) for key in head] for row in rows])
     print("nominal: the paper's name for the size; parameters: the actual number, of the model itself")
     print("FLOPs/byte: of the model's matrix products, forward, over a window; times 3 in training")
-    print("memory: peak of a training step, in bfloat16 with weights in float32; less with train.recompute")
+    print(
+        "memory: peak of a training step, in bfloat16 with weights in float32; less with train.activation_checkpointing"
+    )
     print(f"time/MB: training time per MB, at half of the {rate / 1e9:.0f} GFLOP/s that large matmuls reach here")
     print("to train one: bytelm train PATH --preset NAME; --dry-run measures its speed")
     return 0

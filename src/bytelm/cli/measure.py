@@ -19,9 +19,9 @@ from bytelm.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
     from bytelm.checkpoint.assemble import Loaded
-    from bytelm.evaluate.verdict import Verdict
+    from bytelm.evaluate.verdict import EvalReport
 
-Weights = Annotated[
+Quantize = Annotated[
     Literal["bf16", "int8"] | None,
     Parameter(help="Quantize linear layers to bf16 or int8: less memory traffic; eval measures the loss."),
 ]
@@ -34,8 +34,8 @@ def evaluate(
     *paths: str,
     context: int | None = None,
     stride: int | None = None,
-    inference: Literal["basic", "sliding", "strided", "both"] | None = None,
-    weights: Weights = None,
+    windowing: Literal["basic", "sliding", "strided", "both"] | None = None,
+    quantize: Quantize = None,
     precision: Precision = "float32",
     tasks: str | None = None,
     include_path: Path | None = None,
@@ -58,7 +58,7 @@ def evaluate(
         Window length in bytes (default: the training context length).
     stride
         Bytes between the starts of consecutive windows (default: half the context).
-    inference
+    windowing
         Instead of a stride: basic (non-overlapping windows), sliding (50 % overlap), strided (two passes offset by half
         a patch), both (four times the cost of basic).
     precision
@@ -69,11 +69,15 @@ def evaluate(
         A folder with your own task files for --tasks.
     """
     if tasks is not None:
-        alone = {"weights": weights, "inference": inference, "precision": None if precision == "float32" else precision}
+        alone = {
+            "quantize": quantize,
+            "windowing": windowing,
+            "precision": None if precision == "float32" else precision,
+        }
         return ask(run, paths, tasks, include_path, context, stride, device, json, **alone)
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")
-    verdict = measured(run, paths, context, stride, inference, weights, precision, device, quiet or json)
+    verdict = measured(run, paths, context, stride, windowing, quantize, precision, device, quiet or json)
     if json:
         print_json(verdict.mapping())
     else:
@@ -86,12 +90,12 @@ def measured(
     paths: Sequence[str],
     context: int | None,
     stride: int | None,
-    inference: Literal["basic", "sliding", "strided", "both"] | None,
-    weights: Weights,
+    windowing: Literal["basic", "sliding", "strided", "both"] | None,
+    quantize: Quantize,
     precision: Precision,
     device: str,
     quiet: bool,
-) -> Verdict:
+) -> EvalReport:
     """The bits per byte of files, or of the run's test split."""
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpus import Corpus
@@ -104,12 +108,12 @@ def measured(
     loaded = load(run, use(device))
     found = documents_of(paths_of(paths), loaded.modality) if paths else spread(Corpus.open(run / "data"), "test")
     window, total = context or loaded.state["context"], sum(len(data) for _, data in found)
-    model = rounded(loaded.model, weights) if weights else loaded.model
-    plain = not paths and (context, stride, inference, weights, precision) == (None, None, None, None, "float32")
-    if inference is not None:
+    model = rounded(loaded.model, quantize) if quantize else loaded.model
+    plain = not paths and (context, stride, windowing, quantize, precision) == (None, None, None, None, "float32")
+    if windowing is not None:
         if stride is not None:
-            raise UsageError(f"--inference {inference} cannot be combined with --stride {stride}: leave one out")
-        model, stride = for_measuring(model, inference, window)
+            raise UsageError(f"--windowing {windowing} cannot be combined with --stride {stride}: leave one out")
+        model, stride = for_measuring(model, windowing, window)
     progress = counter("evaluating", total, quiet)
     evaluation = judge(model, found, window, stride, progress, loaded.modality, precision)
     if plain:
@@ -117,7 +121,7 @@ def measured(
     return evaluation
 
 
-def keep(run: Path, loaded: Loaded, evaluation: Verdict, quiet: bool) -> None:
+def keep(run: Path, loaded: Loaded, evaluation: EvalReport, quiet: bool) -> None:
     """Write what the report of a run is drawn from into the run; one that cannot be written is left as it is."""
     from bytelm.inspection import inspected
     from bytelm.report.artifacts import keep_evaluation
@@ -181,7 +185,7 @@ def documents_of(paths: list[str], modality: Modality | None) -> list[tuple[str,
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class SamplingOptions:
     """Sampling options."""
 
     max_bytes: int | None = None
@@ -207,12 +211,12 @@ def generate(
     prompt: str = "",
     /,
     *,
-    drawing: Drawing | None = None,
+    drawing: SamplingOptions | None = None,
     out: Annotated[Path | None, Parameter(name=("--out", "--png", "--wav"))] = None,
     keep: float | None = None,
     hex: Annotated[bool, Parameter(negative="", help="The prompt is given as hex digits.")] = False,
-    inference: Literal["basic", "sliding", "strided", "both"] = "basic",
-    weights: Weights = None,
+    windowing: Literal["basic", "sliding", "strided", "both"] = "basic",
+    quantize: Quantize = None,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -232,20 +236,20 @@ def generate(
         Write prompt and continuation to this file, in the format of the run's modality (--as).
     keep
         Fraction of an image or clip, given as @file, that is the prompt (default: 0.5).
-    inference
+    windowing
         sliding never exceeds the training context length; strided makes two offset passes; both combines them.
     """
     from bytelm.device import use
     from bytelm.generate.stop import unescape
     from bytelm.lm import Options, load
 
-    drawing, lm = drawing or Drawing(), load(run, use(device)).reading(inference)
+    drawing, lm = drawing or SamplingOptions(), load(run, use(device)).with_windowing(windowing)
     if out is not None:
         check_file(out, lm.modality, for_text=bool(drawing.stop or drawing.utf8))
     task = task_of(lm.modality, prompt, hex, keep, drawing.max_bytes)
     stop = [unescape(lone(text)) for text in drawing.stop or []]
     asked = {**vars(drawing), "stop": stop, "max_bytes": task.max_bytes, "eos": task.eos}
-    options = cast(Options, asked | {"weights": weights})
+    options = cast(Options, asked | {"quantize": quantize})
     began = time.perf_counter()
     pieces = lm.stream(task.prompt, **options)
     written = collected(pieces, task.max_bytes, quiet=quiet or json) if json or out is not None else shown(pieces)

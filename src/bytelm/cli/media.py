@@ -11,7 +11,7 @@ from pathlib import Path
 from bytelm.cli.common import STDIN, counter, text_of
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import ResourceError, UsageError
-from bytelm.generate.document import UNTOLD, Task, completion, continuation, first_document
+from bytelm.generate.document import UNNAMED, Task, completion, continuation, first_document
 
 
 def task_of(modality: Modality | None, argument: str, hex: bool, keep: float | None, max_bytes: int | None) -> Task:
@@ -34,7 +34,7 @@ def task_of(modality: Modality | None, argument: str, hex: bool, keep: float | N
             f"--keep {keep} needs a run trained --as image or the like, and a file as the prompt: @photo.png"
         )
     if modality is None:
-        return Task(data, UNTOLD if max_bytes is None else max_bytes, eos=True)
+        return Task(data, UNNAMED if max_bytes is None else max_bytes, eos=True)
     return continuation(modality, data, max_bytes)
 
 

@@ -30,15 +30,15 @@ from bytelm.config import dump_toml, to_mapping
 from bytelm.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from bytelm.train.config import RunConfig
-    from bytelm.train.finish import Result
+    from bytelm.training.config import RunConfig
+    from bytelm.training.finish import Result
 
 EXAMPLE = "def parse_header(line):\n"
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class TrainOptions:
     """Sources of the settings of a training."""
 
     modality: Annotated[str | None, Parameter(name="--as")] = None
@@ -49,7 +49,7 @@ class Asked:
     config: Annotated[Path | None, Parameter(validator=refuse_stdin)] = None
     """A TOML file that overrides the preset."""
     set: Sets = None
-    start: Annotated[Path | None, Parameter(name="--from", validator=refuse_stdin)] = None
+    init_from: Annotated[Path | None, Parameter(validator=refuse_stdin)] = None
     """Fine-tune a run: its model, weights and training hyperparameters, at a tenth of the learning rate."""
     steps: int | None = None
     """Training budget in steps."""
@@ -64,7 +64,7 @@ class Asked:
     def configure(self, sources: Sequence[str], run: Path) -> RunConfig:
         """The configuration of a run on `sources`, environment variables included."""
         from bytelm.data.packed import pack_of
-        from bytelm.train.settings import configure
+        from bytelm.training.settings import configure
 
         return configure(
             self.preset,
@@ -72,7 +72,7 @@ class Asked:
             [*(self.set or []), *(["data.strict=true"] if self.strict else []), *self.placed()],
             modality=self.modality,
             packed=pack_of(sources, run),
-            start=self.start,
+            init_from=self.init_from,
             run=run,
             steps=self.steps,
             minutes=self.minutes,
@@ -87,7 +87,7 @@ class Asked:
 
 def train(
     *paths: str,
-    asked: Asked | None = None,
+    asked: TrainOptions | None = None,
     run: Path | None = None,
     log: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -124,17 +124,17 @@ def train(
     """
     if not paths and not print_config:
         raise UsageError("nothing to train on: name files or folders, as in `bytelm train ~/notes`")
-    from bytelm.train.loggers import names_in
+    from bytelm.training.loggers import names_in
 
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0] if sources else "run")
-    settings = (asked or Asked()).configure(sources, run)
+    settings = (asked or TrainOptions()).configure(sources, run)
     if print_config:
         print(dump_toml(to_mapping(settings)), end="")
         return 0
     if dry_run:
         return say_what_it_takes(sources, settings, run, force, json)
-    from bytelm.train.finish import train as fit
+    from bytelm.training.finish import train as fit
 
     changes, loggers, watch = allow_change or (), names_in(log), partial(counter, quiet=quiet)
     fitted = fit(sources, settings, run, quiet=quiet, log=loggers, force=force, allow_change=changes, watch=watch)
@@ -143,11 +143,11 @@ def train(
 
 def ended(result: Result, quiet: bool, json: bool) -> int:
     """Print how a training ended, as an exit code: 0, or 128 and the signal where one ended it early."""
-    from bytelm.train.team import leads
+    from bytelm.training.dist import is_main_process
 
     run, signal, final = result.run, result.signal, result.final
     if signal is not None:
-        if leads():  # of several processes the first one reports
+        if is_main_process():  # of several processes the first one reports
             saved = "prepared data" if result.progress is None else f"step {result.progress.step}"
             print(f"saved {saved} in {run}; run the same command again to resume", file=sys.stderr)
         return 128 + signal
@@ -170,7 +170,7 @@ def ended(result: Result, quiet: bool, json: bool) -> int:
 
 def say_what_it_takes(sources: Sequence[str], settings: RunConfig, run: Path, force: bool, json: bool) -> int:
     """Print the estimate of a training, or refuse it as the training itself would."""
-    from bytelm.train.estimate import check, estimate, lines, mapping, needs
+    from bytelm.training.estimate import check, estimate, lines, mapping, needs
 
     if not force:
         check(needs(sources, settings, run), settings, run)
@@ -209,15 +209,15 @@ def calibrate(
         threshold, rise or both (default: the run's rule).
     """
     from bytelm.device import use
-    from bytelm.train.recalibrate import recalibrate
-    from bytelm.train.stop import StopRequest
+    from bytelm.training.recalibrate import recalibrate
+    from bytelm.training.stop import StopRequest
 
     with StopRequest():
         found = recalibrate(run, size, rule, use(device), quiet=json or not sys.stderr.isatty())
     if json:
         print_json(found.mapping())
         return 0
-    cuts = {"threshold": found.threshold, "rise": found.rise}
+    cuts = {"threshold": found.threshold, "relative": found.relative_threshold}
     shown = ", ".join(f"{name} = {cut:.6g}" for name, cut in cuts.items() if cut is not None)
     print(f"{shown}  (nats; calibrated on training bytes)")
     rows = [(kind or "no suffix", f"{mean:.3f}") for kind, mean in found.by_kind.items()]
@@ -242,8 +242,8 @@ def demo(
     """
     import bytelm
     from bytelm.device import use
-    from bytelm.train.finish import train as fit
-    from bytelm.train.settings import configure
+    from bytelm.training.finish import train as fit
+    from bytelm.training.settings import configure
 
     settings = configure("demo", sets=[f"train.device={device}"], minutes=minutes)
     result = fit(standard_library(), settings, run, quiet=quiet, watch=partial(counter, quiet=quiet))

@@ -82,7 +82,7 @@ def by_length() -> Figure:
     """MEGABYTE's Figure 3 against the bytes in a sequence, at the middle one of its three sizes."""
 
     def line(recipe: Recipe) -> list[Point]:
-        model = recipe.sketch()
+        model = recipe.build_for_counting()
         found = [(length, counted(model, length)) for length in LENGTHS]
         return [Point(length, c.paper, c.executed) for length, c in found]
 
@@ -96,23 +96,25 @@ def by_length() -> Figure:
 
 
 def by_patch() -> Figure:
-    """BLT 8B against its mean patch, its scorer counted or not, beside a Transformer over tokens.
+    """BLT 8B against its mean patch, its entropy model counted or not, beside a Transformer over tokens.
 
     That one is as large as BLT's latent Transformer, which is the shape of Llama 3 8B but for grouped queries and
     a feed-forward layer that is wider instead.
     """
     table = preset("blt-8b")
-    blt = build(Recipe, {part: table[part] for part in ("model", "patching", "scorer")}, "preset blt-8b")
-    scorer = blt.scorer and costs(Recipe(blt.scorer.shape()), SIXTEEN)
+    blt = build(Recipe, {part: table[part] for part in ("model", "patching", "entropy_model")}, "preset blt-8b")
+    entropy_model = blt.entropy_model and costs(Recipe(blt.entropy_model.shape()), SIXTEEN)
     model = blt.model
-    assert scorer is not None
-    alone = replace(blt, patching=space.Config(), scorer=None).sketch()
+    assert entropy_model is not None
+    alone = replace(blt, patching=space.Config(), entropy_model=None).build_for_counting()
     found = [(mean, counted(alone, SIXTEEN, mean)) for mean in MEANS]
     tokens = _transformer((model.global_layers, model.global_dim, model.global_heads), LLAMA3)
     same = costs(tokens, round(SIXTEEN / PER_TOKEN), PER_TOKEN)
     lines = {
         "BLT": [Point(mean, c.paper, c.executed) for mean, c in found],
-        "with scorer": [Point(mean, c.paper + scorer.paper, c.executed + scorer.executed) for mean, c in found],
+        "with entropy model": [
+            Point(mean, c.paper + entropy_model.paper, c.executed + entropy_model.executed) for mean, c in found
+        ],
         "BPE": [Point(mean, same.paper, same.executed) for mean in MEANS],
     }
     says = f"BPE: a Transformer as large as BLT's latent one, over tokens of {PER_TOKEN} bytes."

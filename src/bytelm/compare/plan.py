@@ -6,7 +6,7 @@
 
 F, the operations of a forward pass per byte, and D, the bytes learnt from, go up together: a Transformer of N
 parameters has F = 2 N, and D is RATIO · N, but at the most EPOCHS times the training bytes there are. Operations are
-those that are executed, scorers and hash tables among them; parameters are those beside embedding tables.
+those that are executed, entropy models and hash tables among them; parameters are those beside embedding tables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from bytelm.compare.entrants import Entrant, nearest
+from bytelm.compare.candidates import Candidate, nearest
 from bytelm.config import build
 from bytelm.data.bpe import Bpe
 from bytelm.data.convert import modality_of
@@ -25,9 +25,9 @@ from bytelm.data.selection import spread
 from bytelm.errors import ConfigError, ResourceError
 from bytelm.evaluate.costs import Costs, costs
 from bytelm.evaluate.patches import realised
-from bytelm.train.config import RunConfig
-from bytelm.train.estimate import TRAINING
-from bytelm.train.memory import predict
+from bytelm.training.config import RunConfig
+from bytelm.training.estimate import TRAINING
+from bytelm.training.memory import predict
 from bytelm.units import show_bytes, show_count
 
 Match = Literal["flops", "time", "bytes"]
@@ -111,22 +111,24 @@ class Budget:
         return float(found.parameters - found.tables) if self.match == "bytes" else found.executed
 
 
-def mean_of(entrant: Entrant, corpus: Corpus, tokens: Bpe | None) -> float:
+def mean_of(candidate: Candidate, corpus: Corpus, tokens: Bpe | None) -> float:
     """Bytes of a patch in training documents, or of one of `tokens`, where the entrant reads those."""
-    tables = entrant.tables(64, 0)
+    tables = candidate.tables(64, 0)
     patching = tables.get("patching", {})
     sample = [data for _, data in spread(corpus, "train", SAMPLE)]
     if tokens is not None:
         return sum(map(len, sample)) / sum(len(tokens.encode(data.tobytes())) for data in sample)
-    if patching and "mean_size" not in patching:
+    if patching and "target_mean_length" not in patching:
         config = built(tables, steps=1).patching
         assert config is not None
         return realised(config.build(), [("", data) for data in sample])[""]
-    return patching.get("mean_size") or float(built(tables, steps=1).recipe.sketch().patch_size or 1)
+    return patching.get("target_mean_length") or float(
+        built(tables, steps=1).recipe.build_for_counting().patch_size or 1
+    )
 
 
 def planned(
-    entrant: Entrant, budget: Budget, corpus: Corpus, mean: float, modality: Mapping[str, Any] | None
+    candidate: Candidate, budget: Budget, corpus: Corpus, mean: float, modality: Mapping[str, Any] | None
 ) -> Planned:
     """An entrant in the size that the budget gives it.
 
@@ -134,24 +136,24 @@ def planned(
     """
     goal, bytes = budget.goal(corpus.bytes("train"))
     window = window_of(modality)
-    ids = max(1, round(window / mean)) if entrant.tokens else window
+    ids = max(1, round(window / mean)) if candidate.tokens else window
     rows = max(1, round(step_of(bytes) / window))
 
-    def tables(width: int, odd: int) -> dict[str, Any]:
-        found = entrant.tables(width, odd)
-        train = {"window": ids, "batch": rows, "final_rate": 0.0, "sample_bytes": 0, **found["train"]}
+    def tables(width: int, depth_offset: int) -> dict[str, Any]:
+        found = candidate.tables(width, depth_offset)
+        train = {"context_length": ids, "batch": rows, "min_lr_ratio": 0.0, "sample_bytes": 0, **found["train"]}
         return {**found, "train": train} | ({"modality": dict(modality)} if modality else {})
 
-    def counted(width: int, odd: int) -> Costs:
-        return costs(built(tables(width, odd), steps=1).recipe, ids, mean)
+    def counted(width: int, depth_offset: int) -> Costs:
+        return costs(built(tables(width, depth_offset), steps=1).recipe, ids, mean)
 
-    size = nearest(lambda width, odd: budget.counted(counted(width, odd)), goal)
+    size = nearest(lambda width, depth_offset: budget.counted(counted(width, depth_offset)), goal)
     found, config = counted(*size), tables(*size)
     cost = budget.counted(found)
     if not 1 / OFF < cost / goal < OFF:
         needed = budget.needed(cost, corpus.bytes("train"))
         raise ConfigError(
-            f"{entrant.name}: this budget gives it {show_count(goal)} {budget.what}, and its nearest shape has "
+            f"{candidate.name}: this budget gives it {show_count(goal)} {budget.what}, and its nearest shape has "
             f"{show_count(cost)}: give {'more' if cost > goal else 'less'} --budget ({needed:.1e} "
             "suits it), or leave it out of --models"
         )
@@ -159,13 +161,13 @@ def planned(
         bytes = budget.amount / (TRAINING * found.executed)
     config["train"] |= limits(budget, bytes, window * rows)
     run = built(config)
-    memory = predict(run.recipe.sketch(), run.train, mean).peak
-    return Planned(entrant.name, config, mean, found, run.train.bytes, memory)
+    memory = predict(run.recipe.build_for_counting(), run.train, mean).peak
+    return Planned(candidate.name, config, mean, found, run.train.bytes, memory)
 
 
 def limits(budget: Budget, bytes: float, step: int) -> dict[str, Any]:
     """When a training ends, and how long it warms up; `step`: bytes of one."""
-    warmup = {"warmup": max(1, min(100, round(bytes / step) // 20))}
+    warmup = {"warmup_steps": max(1, min(100, round(bytes / step) // 20))}
     return warmup | ({"minutes": budget.amount / 60} if budget.match == "time" else {"bytes": max(step, round(bytes))})
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.compare import held_out
-from bytelm.compare.entrants import Entrant, entrants
+from bytelm.compare.candidates import Candidate, candidates
 from bytelm.compare.plan import Budget, Match, Planned, check_memory, mean_of, planned
 from bytelm.compare.worker import FAILED, HELD_OUT, PLAN, RESULT
 from bytelm.data.convert import modality_of, read
@@ -35,12 +35,12 @@ from bytelm.data.packed import pack_of
 from bytelm.data.sources import expanded, fingerprint
 from bytelm.device import AUTO, memory, resolve
 from bytelm.errors import ConfigError, DataError, ResourceError
-from bytelm.train.estimate import TRAINING, bytes_per_second
-from bytelm.train.journal import Journal
-from bytelm.train.stages.base import run_stage
-from bytelm.train.stages.packing import PackingStage
-from bytelm.train.stages.tokens import MERGES, TokenizerStage
-from bytelm.train.stop import Interrupted, StopRequest
+from bytelm.training.estimate import TRAINING, bytes_per_second
+from bytelm.training.journal import Journal
+from bytelm.training.stages.base import run_stage
+from bytelm.training.stages.packing import PackingStage
+from bytelm.training.stages.tokens import MERGES, TokenizerStage
+from bytelm.training.stop import Interrupted, StopRequest
 from bytelm.units import show_bytes, show_count, show_seconds
 
 CONFIG = "config.toml"  # of a run that was begun
@@ -49,7 +49,7 @@ LEAST = 1 << 16  # bytes to learn from, below which nothing can be compared
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComparisonSpec:
     """What is compared. All but `models`, `seeds` and `device` are the same for the life of a comparison."""
 
     paths: Sequence[str]
@@ -82,9 +82,9 @@ class Outcome:
     signal: int | None = None
 
 
-def prepared(asked: Asked, home: Path, journal: Journal) -> tuple[Corpus, dict[str, Any]]:
+def prepared(asked: ComparisonSpec, home: Path, journal: Journal) -> tuple[Corpus, dict[str, Any]]:
     """The corpus, and the plan for all models, made now or found. Every fault that can be known by now is raised."""
-    wanted = entrants(asked.models)
+    wanted = candidates(asked.models)
     budget = Budget(asked.match, asked.budget)
     begun = (home / PLAN).exists() and any(home.glob(f"*/{CONFIG}"))  # until something was trained, nothing binds
     if not begun:
@@ -111,7 +111,7 @@ def prepared(asked: Asked, home: Path, journal: Journal) -> tuple[Corpus, dict[s
     return corpus, plan
 
 
-def unpack(home: Path, asked: Asked) -> None:
+def unpack(home: Path, asked: ComparisonSpec) -> None:
     """Have the data packed again that were packed for a command that came to nothing, unless for the same kind."""
     index = home / "data" / INDEX
     with contextlib.suppress(OSError, ValueError, LookupError):
@@ -123,7 +123,7 @@ def unpack(home: Path, asked: Asked) -> None:
             index.unlink()
 
 
-def plan_of(asked: Asked, home: Path, begun: bool) -> dict[str, Any]:
+def plan_of(asked: ComparisonSpec, home: Path, begun: bool) -> dict[str, Any]:
     """The plan as it stands. Raises ConfigError where another comparison was begun in `home`."""
     path = home / PLAN
     lasting = asked.lasting() | {"held_out_fingerprint": fingerprint(asked.held_out) if asked.held_out else None}
@@ -138,7 +138,13 @@ def plan_of(asked: Asked, home: Path, begun: bool) -> dict[str, Any]:
 
 
 def plan_for(
-    one: Entrant, budget: Budget, corpus: Corpus, asked: Asked, plan: dict[str, Any], home: Path, journal: Journal
+    one: Candidate,
+    budget: Budget,
+    corpus: Corpus,
+    asked: ComparisonSpec,
+    plan: dict[str, Any],
+    home: Path,
+    journal: Journal,
 ) -> None:
     """Put one model into the plan."""
     journal.progress(f"planning: {one.name}", force=True)
@@ -155,14 +161,14 @@ def plan_for(
     plan["speeds"][one.name] = bytes_per_second(found.run(0, device=asked.device), found.mean)
 
 
-def rate_of(corpus: Corpus, asked: Asked) -> float:
+def rate_of(corpus: Corpus, asked: ComparisonSpec) -> float:
     """Operations a second that this machine trains a windowed byte Transformer with."""
-    (byte,) = entrants("byte-window")
+    (byte,) = candidates("byte-window")
     found = planned(byte, Budget("bytes", PROBED), corpus, 1.0, asked.modality)
     return TRAINING * found.costs.executed * bytes_per_second(found.run(0, device=asked.device), found.mean)
 
 
-def keep_held_out(asked: Asked, home: Path, corpus: Corpus, modality: Modality | None) -> None:
+def keep_held_out(asked: ComparisonSpec, home: Path, corpus: Corpus, modality: Modality | None) -> None:
     """Choose what is measured: of the files given for it, or else of the corpus's test documents."""
     if asked.held_out:
         documents = (b"".join(document.pieces) for document in read(asked.held_out, modality))
@@ -178,7 +184,7 @@ def slug(name: str, seed: int | None = None) -> str:
     return name.replace(":", "-") + ("" if seed is None else f"-{seed}")
 
 
-def run_all(asked: Asked, home: Path, *, quiet: bool = False, dry: bool = False) -> Outcome:
+def run_all(asked: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool = False) -> Outcome:
     """Train and measure all that is not yet; `dry` only plans. A signal ends it early, and loses nothing.
 
     Raises DataError, UsageError, ConfigError, ResourceError and MissingExtraError before anything is trained; what
@@ -196,7 +202,7 @@ def run_all(asked: Asked, home: Path, *, quiet: bool = False, dry: bool = False)
         except Interrupted as stopped:
             return Outcome({}, signal=stopped.signal)
         outcome = Outcome(plan)
-        names = [one.name for one in entrants(asked.models)]
+        names = [one.name for one in candidates(asked.models)]
         for seed in range(asked.seeds):
             for name in names:
                 run = home / slug(name, seed)
@@ -210,7 +216,7 @@ def run_all(asked: Asked, home: Path, *, quiet: bool = False, dry: bool = False)
 
 
 def trained(
-    asked: Asked, home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: bool, outcome: Outcome
+    asked: ComparisonSpec, home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: bool, outcome: Outcome
 ) -> int | None:
     """One run in a process of its own; returns the signal that ended it, None if it came to an end of some kind."""
     run.mkdir(exist_ok=True)
@@ -248,12 +254,12 @@ def died(code: int) -> str:
     return f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
 
 
-def expected(plan: Mapping[str, Any], asked: Asked) -> tuple[list[str], list[list[str]]]:
+def expected(plan: Mapping[str, Any], asked: ComparisonSpec) -> tuple[list[str], list[list[str]]]:
     """What the plan comes to: a head and a row a model, and the time of all of them."""
     head = ["model", "parameters", "+ tables", "MFLOP/byte", "to learn", "patch", "memory", "time, about"]
     found: list[list[str]] = []
     whole = 0.0
-    for name in (one.name for one in entrants(asked.models)):
+    for name in (one.name for one in candidates(asked.models)):
         planned = Planned.of(plan["models"][name])
         counted = planned.costs
         seconds = planned.bytes / plan["speeds"][name] if planned.bytes else plan["budget"]

@@ -26,7 +26,7 @@ from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
 from bytelm.generate.session import generate
 from bytelm.interfaces.model import ByteModel
-from bytelm.train.run import train
+from bytelm.training.run import train
 
 PLAN, HELD_OUT, RESULT, FAILED = "plan.json", "held-out.bin", "result.json", "failed.txt"
 LOOKS = 12  # at held-out bytes while a model learns, for the curves
@@ -58,7 +58,7 @@ def work(home: Path, name: str, seed: int, run: Path, device: str, quiet: bool) 
     planned = Planned.of(plan["models"][name])
     stretches = kept(home / HELD_OUT)
     minutes = planned.config["train"].get("minutes") or (planned.bytes or 0) / plan["speeds"][name] / 60
-    config = planned.run(seed, device=device, valid_minutes=max(minutes / LOOKS, 1e-3))
+    config = planned.run(seed, device=device, eval_every_minutes=max(minutes / LOOKS, 1e-3))
     held_out = [Path(file) for path in plan["held_out"] for file in expanded(path)]
     result = train(plan["paths"], config, run, quiet=quiet, exclude=(home, *held_out))
     if result.signal is not None or result.progress is None:
@@ -67,10 +67,10 @@ def work(home: Path, name: str, seed: int, run: Path, device: str, quiet: bool) 
     memory, progress = peak_memory(where), result.progress
     model = load(run, where).model
     documents = ((str(number), data) for number, data in stretches)
-    found = list(measure(model, documents, context=config.train.window))
+    found = list(measure(model, documents, context=config.train.context_length))
     lines = [line for line in read_history(run / METRICS) if line["kind"] == "validation"]
     # One that was stopped after its training has looked twice at its end.
-    looks = {line["bytes"]: [line["bytes"], line["seconds"], line["bits_per_byte"]] for line in lines}
+    validations = {line["bytes"]: [line["bytes"], line["seconds"], line["bits_per_byte"]] for line in lines}
     written: dict[str, Any] = {
         "model": name,
         "seed": seed,
@@ -81,7 +81,7 @@ def work(home: Path, name: str, seed: int, run: Path, device: str, quiet: bool) 
         "peak_memory": memory,
         "patch_size": patch_size(model, stretches),
         "generated_bytes_per_second": writing_speed(model, stretches[0][1][:PROMPT]),
-        "curve": list(looks.values()),
+        "curve": list(validations.values()),
         "documents": [[d.name, d.bytes, d.nats] for d in found],
         "threads": torch.get_num_threads(),
         "device": called(where),

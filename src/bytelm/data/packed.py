@@ -50,7 +50,7 @@ def fingerprint(corpus: Corpus) -> str:
     return taken if taken and taken.startswith(_TAKEN) else _TAKEN + corpus.fingerprint
 
 
-def take_over(pack: Path, directory: Path) -> Corpus:
+def link_corpus(pack: Path, directory: Path) -> Corpus:
     """Have the corpus in `pack` in `directory` too, by links to its shards, or copies where there can be no links.
 
     It stays there when the pack is removed or replaced. Raises DataError for a damaged one, ResourceError where

@@ -28,33 +28,33 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.native.kernels import KINDS
 from bytelm.native.library import reason
 
-Weights = Literal["bf16", "int8"]
+Quantization = Literal["bf16", "int8"]
 
 STREAMED = 1 << 26  # bytes of weights above which no processor's caches are counted on
 
-__all__ = ["Decoder", "Weights", "open_decoder", "rounded", "why_plain"]
+__all__ = ["Decoder", "Quantization", "open_decoder", "rounded", "why_plain"]
 
 
-def open_decoder(model: ByteModel, *, rows: int, capacity: int, weights: Weights | None = None) -> Decoder:
+def open_decoder(model: ByteModel, *, rows: int, capacity: int, quantize: Quantization | None = None) -> Decoder:
     """A decoder of `rows` documents of up to `capacity` ids each, BOS among them.
 
-    `weights`: linear layers in bfloat16, or in int8 with a scale a row, instead of what they are; caches are bfloat16
+    `quantize`: linear layers in bfloat16, or in int8 with a scale a row, instead of what they are; caches are bfloat16
     then. The patcher's are never rounded. The model's weights are not to be changed meanwhile. Raises UsageError.
     """
     if rows < 1 or capacity < 1:
         raise UsageError(f"a decoder of {rows} rows of {capacity} ids: give at least 1 of each")
     if why_plain(model):
-        return PlainDecoder(rounded(model, weights) if weights else model, rows, capacity)
-    # Its own: a scorer stays in float32 where the rest of a model is in bfloat16.
+        return PlainDecoder(rounded(model, quantize) if quantize else model, rows, capacity)
+    # Its own: an entropy model stays in float32 where the rest of a model is in bfloat16.
     parameter = next(p for name, p in model.named_parameters() if not name.startswith("patcher."))
-    rounding = weights or ("bf16" if parameter.dtype == torch.bfloat16 else None)
+    rounding = quantize or ("bf16" if parameter.dtype == torch.bfloat16 else None)
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     size = {"bf16": 2, "int8": 1}.get(str(rounding), parameter.element_size())
     if remote(model):
-        if weights == "int8":
+        if quantize == "int8":
             where = model.device.type
             raise UsageError(
-                f'weights = "int8" on {where}: the products are for CPUs; take "bf16", or the device "cpu"'
+                f'quantize = "int8" on {where}: the products are for CPUs; take "bf16", or the device "cpu"'
             )
         kernels = Device.open(model.device, parameter.dtype == torch.float64, rounding)
     else:

@@ -26,7 +26,7 @@ class Host(Kernels):
 
     def precise(self) -> Host:
         """See `Backend`."""
-        return Host.open(self.exact, team=self.team)
+        return Host.open(self.exact, thread_pool=self.thread_pool)
 
     def instead(self, x: Reals, where: NDArray[np.bool_], line: Reals) -> Reals:
         """See `Backend`."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bytelm.errors import UsageError
-from bytelm.interfaces.decoder import Decoder, Ints, New, Reals
+from bytelm.interfaces.decoder import Decoder, Ints, NewTokens, Reals
 from bytelm.interfaces.model import ByteModel
 from bytelm.nn.state import join_rows, map_state, take_rows
 from bytelm.units import PAD
@@ -34,12 +34,12 @@ class PlainDecoder(Decoder):
         self.model, self.tokens = model, model.tokens
         self.groups: list[Group] = []
 
-    def undo(self, rows: Ints, lengths: Ints) -> None:
+    def rollback(self, rows: Ints, lengths: Ints) -> None:
         """To nothing, or to where the rows are. Raises UsageError for any other length: states only go on."""
         for row, length in zip(rows.tolist(), lengths.tolist(), strict=True):
             if length not in (0, self.lengths[row]):
                 raise UsageError(f"a row of {self.lengths[row]} ids cannot go back to {length} here: only to 0")
-        super().undo(rows, lengths)
+        super().rollback(rows, lengths)
         self.forget(set(rows[lengths == 0].tolist()))
 
     def forget(self, rows: set[int]) -> None:
@@ -48,18 +48,18 @@ class PlainDecoder(Decoder):
         self.groups = [self.part(group, which) for group, which in left if which]
 
     @torch.inference_mode()
-    def after(self, new: New) -> Reals:
+    def after(self, new: NewTokens) -> Reals:
         """See `Decoder`. Rows with one new id, and those with more, are read apart: none waits for longer ones."""
-        rows, begin, count = np.unique(new.row, return_index=True, return_counts=True)
+        rows, initial_state, count = np.unique(new.row, return_index=True, return_counts=True)
         exact = next(self.model.parameters()).dtype == torch.float64
         logits = np.empty((len(new.row), self.vocabulary), np.float64 if exact else np.float32)
         for some in (count == 1, count > 1):
             if some.any():
-                where = [np.arange(a, a + n) for a, n in zip(begin[some], count[some], strict=True)]
+                where = [np.arange(a, a + n) for a, n in zip(initial_state[some], count[some], strict=True)]
                 self.together(new, rows[some], where, logits)
         return logits
 
-    def together(self, new: New, rows: Ints, where: list[Ints], logits: Reals) -> None:
+    def together(self, new: NewTokens, rows: Ints, where: list[Ints], logits: Reals) -> None:
         """Some rows in one call; `where` their new ids are among all."""
         width = max(map(len, where))
         ids = np.full((len(rows), width), PAD)
@@ -79,7 +79,7 @@ class PlainDecoder(Decoder):
         parts = [self.part(group, which) for group, which in mine if which]
         self.forget(set(rows))
         if fresh:
-            parts.append(Group(tuple(fresh), self.model.begin(len(fresh))))
+            parts.append(Group(tuple(fresh), self.model.initial_state(len(fresh))))
         order = [row for part in parts for row in part.rows]
         state = parts[0].state if len(parts) == 1 else join_rows([part.state for part in parts])
         return state if order == list(rows) else self.take(state, [order.index(row) for row in rows])

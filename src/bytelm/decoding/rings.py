@@ -33,10 +33,10 @@ def grids(row: Ints) -> Iterator[Ints]:
         found[: len(row), 0] = np.arange(len(row))
         yield found
         return
-    begin = np.flatnonzero(np.concatenate([[True], row[1:] != row[:-1]]))
-    count = np.diff(np.append(begin, len(row)))
+    initial_state = np.flatnonzero(np.concatenate([[True], row[1:] != row[:-1]]))
+    count = np.diff(np.append(initial_state, len(row)))
     for some in (count == 1, count > 1):
-        first, longest = begin[some], bucket(int(count[some].max(initial=1)))
+        first, longest = initial_state[some], bucket(int(count[some].max(initial=1)))
         step = max(1, TOGETHER // longest) if longest > 1 else max(1, len(first))
         place = np.arange(longest)
         for at in range(0, len(first), step):
@@ -173,7 +173,7 @@ class Layers:
 
     def run(self, x: Tensor, row: Ints, position: Ints, start: Ints, patch: Ints | None = None) -> Tensor:
         """All blocks over new positions `x` [n, dim]. `start`: the first position that each of them sees."""
-        first = np.maximum(start, position - (self.config.window or self.slots) + 1)
+        first = np.maximum(start, position - (self.config.attention_window or self.slots) + 1)
         every = list(grids(row))
         if every[0].size == len(row):  # there is no other, and nothing fills it up
             return self.over(every[0], x, row, position, first, patch)

@@ -59,7 +59,7 @@ class Layers:
             if cross:
                 self.crossed(layer, cross[index], self.room(rows, patches, parts, 2 * config.dim))
             layers.append(layer)
-        shape = native.Heads(config.heads, head_dim, slots, config.window or 0, address(self.frequencies))
+        shape = native.Heads(config.heads, head_dim, slots, config.attention_window or 0, address(self.frequencies))
         hidden = -(-config.hidden() // native.ROWS) * native.ROWS
         numbers = (config.layers, config.dim, hidden, kernels.cached)
         heads = cross[0].heads if cross else 0

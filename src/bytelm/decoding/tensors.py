@@ -55,7 +55,7 @@ class Tensors:
 
     chunk = CHUNK
     repeats = False  # libraries round differently in a batch
-    team = None
+    thread_pool = None
 
     @classmethod
     def open(cls: type[T], device: torch.device, exact: bool, weights: str | None) -> T:

@@ -171,7 +171,7 @@ def logprobs(model: ByteModel, prefix: bytes, continuation: bytes) -> NDArray[np
     if model.tokens is not None:
         raise UsageError("this model reads tokens, so that single bytes have no log-probability: use bits")
     nats = [torch.zeros(0)]
-    logits, state = None, model.begin(1)
+    logits, state = None, model.initial_state(1)
     position = -1 - len(prefix)  # of the chunk's first id, counted from the first byte of the continuation
     for ids in chunks(prefix + continuation):
         ids = ids[None]
@@ -282,7 +282,7 @@ class _Windows:
         logits, targets = self.read(group)
         nats = nats_of(logits[None], to_device(torch.cat(targets), logits)[None])[0]
         each = to_host(nats).double().split([len(ids) for ids in targets])
-        return [(own.numpy(), self.model.bytes_in(ids).numpy()) for own, ids in zip(each, targets, strict=True)]
+        return [(own.numpy(), self.model.byte_lengths(ids).numpy()) for own, ids in zip(each, targets, strict=True)]
 
     @torch.inference_mode()
     def judge(self, group: list[_Window]) -> list[tuple[Float[Tensor, " scored"], Bool[Tensor, " scored"]]]:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bytelm.errors import ConfigError, DataError
 from bytelm.evaluate.stream import chunks, entropies
-from bytelm.patching.entropy import Config, Scorer
+from bytelm.patching.entropy import Config, EntropyModel
 from bytelm.units import BYTES, PAD
 
 AREA = 1 << 20  # ids, padding included, that are cut at once
@@ -23,13 +23,13 @@ STEPS = 32  # quantiles between opening nothing and opening everything, before b
 
 def calibrate(
     config: Config,
-    scorer: Scorer,
+    entropy_model: EntropyModel,
     sample: Sequence[NDArray[np.uint8]],
     progress: Callable[[int], None] | None = None,
 ) -> Config:
-    """`config` with the thresholds of its rule set so that patches of the sample are `config.mean_size` bytes long.
+    """`config` with the thresholds of its rule set so that the sample's patches have its mean length.
 
-    A rule needs a cut: so many of the sample's entropies, sorted, lie below it (for rule "rise", of the rises; for
+    A rule needs a cut: so many of the sample's entropies, sorted, lie below it (for rule "relative", of the rises; for
     "both", the same number of each). The search goes down by quantiles to the first at which patches are short enough,
     then bisects, and judges each cut by what the patcher itself makes of the sample. It comes within 1% of the size,
     unless the bounds of the guard or equal entropies rule that out: then it comes near, and `realised` says how near.
@@ -37,22 +37,22 @@ def calibrate(
 
     Raises DataError if no document of the sample has 2 bytes, ConfigError for a size that `max_length` forbids.
     """
-    if config.max_length is not None and config.mean_size > config.max_length:
+    if config.max_length is not None and config.target_mean_length > config.max_length:
         raise ConfigError(
-            f"patching.mean_size = {config.mean_size}: no patch is longer than max_length = {config.max_length}; "
-            "lower mean_size or raise max_length"
+            f"patching.target_mean_length = {config.target_mean_length}: no patch is longer than "
+            f"max_length = {config.max_length}; lower it or raise max_length"
         )
-    documents = _Sample.of(scorer, sample, progress)
+    documents = _Sample.of(entropy_model, sample, progress)
     count = len(documents.entropies)
     tried: dict[int, tuple[float, Config]] = {}
 
     def size(rank: int) -> float:
         if rank not in tried:
             candidate = documents.cut(config, rank)
-            tried[rank] = documents.mean_size(candidate), candidate
+            tried[rank] = documents.mean_length(candidate), candidate
         return tried[rank][0]
 
-    wanted, low, high = config.mean_size, count, count
+    wanted, low, high = config.target_mean_length, count, count
     # Not bisection from end to end: where openings are many, the guard drops most of them, and patches are long again.
     while low and size(low) > wanted:
         low, high = max(0, low - max(1, count // STEPS)), low
@@ -69,7 +69,7 @@ class _Recorded:
 
     values: Float[Tensor, "batch new"]
 
-    def begin(self, batch: int) -> None:
+    def initial_state(self, batch: int) -> None:
         """Nothing to remember."""
 
     def entropies(self, ids: Int[Tensor, "batch new"], state: None) -> tuple[Float[Tensor, "batch new"], None]:
@@ -89,7 +89,10 @@ class _Sample:
 
     @classmethod
     def of(
-        cls, scorer: Scorer, sample: Sequence[NDArray[np.uint8]], progress: Callable[[int], None] | None = None
+        cls,
+        entropy_model: EntropyModel,
+        sample: Sequence[NDArray[np.uint8]],
+        progress: Callable[[int], None] | None = None,
     ) -> _Sample:
         """Ask the entropy model, once."""
         documents = sorted((document for document in sample if len(document)), key=len)
@@ -99,7 +102,7 @@ class _Sample:
         values: list[Tensor] = []
         read = 0
         for document in documents:
-            values.append(torch.cat(list(entropies(scorer, document))))
+            values.append(torch.cat(list(entropies(entropy_model, document))))
             read += len(document)
             if progress:
                 progress(read)
@@ -117,14 +120,14 @@ class _Sample:
 
     def cut(self, config: Config, rank: int) -> Config:
         """The configuration whose rule has `rank` of the sorted values below its cut."""
-        threshold, rise = _between(self.entropies, rank), _between(self.rises, rank)
+        threshold, relative_threshold = _between(self.entropies, rank), _between(self.rises, rank)
         return replace(
             config,
-            threshold=config.threshold if config.rule == "rise" else threshold,
-            rise=config.rise if config.rule == "threshold" else rise,
+            threshold=config.threshold if config.rule == "relative" else threshold,
+            relative_threshold=config.relative_threshold if config.rule == "threshold" else relative_threshold,
         )
 
-    def mean_size(self, config: Config) -> float:
+    def mean_length(self, config: Config) -> float:
         """Bytes over patches that have bytes, as the patcher of this configuration cuts the sample."""
         bytes, patches = 0, 0
         for ids, recorded in self.batches:

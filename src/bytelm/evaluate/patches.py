@@ -47,7 +47,7 @@ def patch_view(model: ByteModel, data: bytes) -> PatchView:
     opens = np.concatenate([np.zeros(0, np.bool_), *opens_of(patcher, data)])
     if not isinstance(patcher, Entropy):
         return PatchView(opens, None)
-    after_each_id = torch.cat(list(entropies(patcher.scorer, data)))
+    after_each_id = torch.cat(list(entropies(patcher.entropy_model, data)))
     return PatchView(opens, after_each_id[: len(opens)].numpy())
 
 
@@ -79,7 +79,7 @@ def patch_lengths(opens: Iterable[NDArray[np.bool_]]) -> Counter[int]:
     return lengths
 
 
-def mean_size(lengths: Counter[int]) -> float:
+def mean_length(lengths: Counter[int]) -> float:
     """Bytes over patches, of lengths that were counted. Raises ValueError if there are none."""
     if not lengths.total():
         raise ValueError("a mean patch size needs at least one patch, got none")
@@ -100,4 +100,4 @@ def lengths_by_kind(patcher: Patcher, documents: Iterable[tuple[str, Document]])
 def realised(patcher: Patcher, documents: Iterable[tuple[str, Document]]) -> dict[str, float]:
     """The mean patch size over documents given as (kind, bytes), for each kind that has bytes."""
     by_kind = lengths_by_kind(patcher, documents)
-    return {kind: mean_size(lengths) for kind, lengths in sorted(by_kind.items()) if lengths}
+    return {kind: mean_length(lengths) for kind, lengths in sorted(by_kind.items()) if lengths}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bytelm.data.bpe import Bpe
 from bytelm.patching.base import Patcher, PatchState
-from bytelm.patching.entropy import Scorer
+from bytelm.patching.entropy import EntropyModel
 from bytelm.transfer import to_host
 from bytelm.units import BOS
 
@@ -83,9 +83,9 @@ def extended(
     return torch.cat([before, after], 1), state
 
 
-def entropies(scorer: Scorer, document: Document) -> Iterator[Float[Tensor, " new"]]:
+def entropies(entropy_model: EntropyModel, document: Document) -> Iterator[Float[Tensor, " new"]]:
     """The entropy of the prediction of the next id after each id of a document's chunks: nats, float32."""
-    state = scorer.begin(1)
+    state = entropy_model.initial_state(1)
     for ids in chunks(document):
-        entropy, state = scorer.entropies(ids[None], state)
+        entropy, state = entropy_model.entropies(ids[None], state)
         yield to_host(entropy[0])

@@ -29,7 +29,7 @@ class FileBits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EvalReport:
     """What a model makes of documents. Every byte is scored once; context and stride say what it was scored from.
 
     `low` and `high` bound the 95 % bootstrap interval over documents; None with fewer than two. `planes` are the bits
@@ -62,7 +62,7 @@ def judge(
     progress: Callable[[int], None] | None = None,
     modality: Modality | None = None,
     precision: Precision = "float32",
-) -> Verdict:
+) -> EvalReport:
     """Measure documents given as (name, bytes); those of one name are one file. Raises DataError if there are none.
 
     With a `modality` the formats made for it are among the compressors, and each plane is measured too.
@@ -78,7 +78,7 @@ def judge(
     if not whole.bytes:
         raise DataError(f"{len(documents)} documents have 0 bytes together: there is nothing to evaluate")
     bounds, data = interval(found), [document for _, document in documents]
-    return Verdict(
+    return EvalReport(
         bytes=whole.bytes,
         bits=whole.nats / LN2,
         bits_per_byte=whole.bits_per_byte,

@@ -82,9 +82,9 @@ class Strided(ByteModel):
         super().__init__()
         self.model, self.patch = model, patch
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Set every parameter of the model from `seed`."""
-        self.model.initialise(seed)
+        self.model.init_weights(seed)
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`: both readings, the second of which lacks half a patch."""
@@ -96,10 +96,10 @@ class Strided(ByteModel):
         """Where the parameters live."""
         return self.model.device
 
-    def begin(self, batch: int) -> StridedState:
+    def initial_state(self, batch: int) -> StridedState:
         """The state of rows that have read nothing yet."""
         zero = torch.zeros(batch, dtype=torch.long)
-        return StridedState(zero, zero, self.model.begin(batch), self.model.begin(batch))
+        return StridedState(zero, zero, self.model.initial_state(batch), self.model.initial_state(batch))
 
     def forward(
         self,
@@ -149,9 +149,9 @@ class Sliding(ByteModel):
         self.model, self.context = model, context
         self.stride = context - context // 2
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Set every parameter of the model from `seed`."""
-        self.model.initialise(seed)
+        self.model.init_weights(seed)
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`: of one document, whose windows are read one after the other."""
@@ -171,20 +171,20 @@ class Sliding(ByteModel):
         """See `ByteModel`."""
         return self.model.vocabulary
 
-    def bytes_in(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    def byte_lengths(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """See `ByteModel`."""
-        return self.model.bytes_in(ids)
+        return self.model.byte_lengths(ids)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""
         return self.model.device
 
-    def begin(self, batch: int) -> SlidingState:
+    def initial_state(self, batch: int) -> SlidingState:
         """The state of rows that have read nothing yet."""
         zero = torch.zeros(batch, dtype=torch.long)
         recent = torch.full((batch, self.context - self.stride), PAD)
-        return SlidingState(zero, zero, recent, self.model.begin(batch))
+        return SlidingState(zero, zero, recent, self.model.initial_state(batch))
 
     def forward(
         self,
@@ -193,7 +193,7 @@ class Sliding(ByteModel):
         boundaries: Bool[Tensor, "batch new"] | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], SlidingState | None]:
         """See `ByteModel`. Ids of one window are read together, those of other windows being PADs meanwhile."""
-        begun = state if state is not None else self.begin(len(ids))
+        begun = state if state is not None else self.initial_state(len(ids))
         rows = Rows.of(ids)
         offset = since(rows.starts(begun.read), begun.offset)
         full = (offset >= self.context) & ((offset - self.context) % self.stride == 0) & rows.real
@@ -218,5 +218,5 @@ class Sliding(ByteModel):
         """The state in which the rows that open a window at `opens` have read what it begins with, and no more."""
         rows, slots = opens.nonzero(as_tuple=True)
         kept = self.context - self.stride
-        _, fresh = self.model(tail(line[rows], slots + kept, kept), self.model.begin(len(rows)))
+        _, fresh = self.model(tail(line[rows], slots + kept, kept), self.model.initial_state(len(rows)))
         return put_rows(inner, rows, fresh)

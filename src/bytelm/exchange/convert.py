@@ -40,7 +40,7 @@ def convert(source: Path, layout: str, run: Path, sets: Mapping[str, Any], *, dr
     with ExitStack() as stack:
         reading = find_layout(layout).read(source, sets, stack)
         if dry_run:
-            count = sum(like.numel() for like in reading.recipe.blank().state_dict().values())
+            count = sum(like.numel() for like in reading.recipe.build_on_meta().state_dict().values())
             return Converted(count, reading.context, reading.table)
         ours = reading.tensors()
     return keep(run, reading.recipe, reading.context, ours, {"from": layout, "name": reading.name}, reading.table)
@@ -97,8 +97,8 @@ def export(run: Path, layout: str, folder: Path, sets: Mapping[str, Any]) -> Exp
     checkpoint, state = trained(run)
     recipe = build(Recipe, merge(state["recipe"], sets), str(checkpoint / store.STATE))
     ours = weights_of(checkpoint)
-    blank = recipe.blank().state_dict()
-    expected = {name: like.to(ours[name].dtype) if name in ours else like for name, like in blank.items()}
+    build_on_meta = recipe.build_on_meta().state_dict()
+    expected = {name: like.to(ours[name].dtype) if name in ours else like for name, like in build_on_meta.items()}
     store.check_keys(expected, ours, str(checkpoint))
     try:
         written.write(folder, recipe, int(state["context"]), ours)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bytelm.data.modalities.base import Modality, UnfitError
 from bytelm.errors import DataError, UsageError
 
-UNTOLD = 256  # default number of bytes to generate
+UNNAMED = 256  # default number of bytes to generate
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def continuation(modality: Modality, prompt: bytes, max_bytes: int | None = None
         raise UsageError(f"the prompt has {len(prompt)} bytes, and a document of this run {size}: shorten it")
     if size is not None and max_bytes is None:
         return Task(prompt, size - len(prompt), eos=False)
-    more = UNTOLD if max_bytes is None else max_bytes
+    more = UNNAMED if max_bytes is None else max_bytes
     if more < 0:
         raise UsageError(f"max_bytes {more} is negative: give 0 or more")
     end = (len(prompt) + more) // modality.unit * modality.unit

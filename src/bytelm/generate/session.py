@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bytelm.data.bpe import Bpe
-from bytelm.decoding import Decoder, Weights, open_decoder
+from bytelm.decoding import Decoder, Quantization, open_decoder
 from bytelm.device import fitting
 from bytelm.errors import ResourceError, UsageError
 from bytelm.generate import stop as stopping
@@ -41,7 +41,7 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Final bytes of one request; its last piece, which may be empty, has the finish reason."""
 
     row: int
@@ -93,7 +93,7 @@ def _is_utf8(data: bytes) -> bool:
 class _Row:
     """The state of a row."""
 
-    ticket: int
+    request_id: int
     request: Request
     unread: Ints
     """Ids of BOS and the prompt still to be prefilled."""
@@ -104,10 +104,10 @@ class _Row:
     held: bytes = b""
     """Bytes held back: a possible beginning of a stop sequence."""
 
-    def write(self, symbol: int) -> Piece:
+    def write(self, symbol: int) -> Chunk:
         """Take one generated id, and return the bytes that become final. A token's bytes beyond the end are dropped."""
         if symbol == EOS:
-            return Piece(self.ticket, self.held, "eos")
+            return Chunk(self.request_id, self.held, "eos")
         if self.characters:
             self.characters = self.characters.extend(torch.tensor([symbol]))
         given = b""
@@ -116,11 +116,11 @@ class _Row:
             decided, held = stopping.release(self.held + bytes((byte,)), self.request.stop)
             given += decided
             if held is None:
-                return Piece(self.ticket, given, "stop")
+                return Chunk(self.request_id, given, "stop")
             if not self.left:
-                return Piece(self.ticket, given + held, "length")
+                return Chunk(self.request_id, given + held, "length")
             self.held = held
-        return Piece(self.ticket, given, None)
+        return Chunk(self.request_id, given, None)
 
 
 @dataclass
@@ -141,8 +141,8 @@ class Session:
         self.written = written(self.decoder.tokens)
         self.allowed = np.zeros((rows, len(self.written)), bool)
         self.writing = np.zeros(rows, bool)
-        team = self.decoder.team
-        self.threads = threads(team.most) if team and team.most > 1 else None
+        thread_pool = self.decoder.thread_pool
+        self.threads = threads(thread_pool.most) if thread_pool and thread_pool.most > 1 else None
 
     def join(self, request: Request) -> int:
         """Admit a request to a free row; its pieces have the ticket. Raises UsageError if there is no room."""
@@ -156,32 +156,32 @@ class Session:
         tokens = self.decoder.tokens
         if tokens is not None and request.utf8:
             raise UsageError("utf8 constrains single bytes, and this model generates tokens: leave utf8 out")
-        slot, ticket = self.free.pop(), self.tickets
+        slot, request_id = self.free.pop(), self.tickets
         self.tickets += 1
         prompt = np.frombuffer(request.prompt, np.uint8) if tokens is None else tokens.encode(request.prompt)
         unread = np.concatenate([[BOS], prompt]).astype(np.int64)
         characters = Utf8State.after([request.prompt]) if request.utf8 else None
-        self.rows[slot] = _Row(ticket, request, unread, request.max_bytes, characters, tokens)
+        self.rows[slot] = _Row(request_id, request, unread, request.max_bytes, characters, tokens)
         self.keys[slot] = row_key(request.seed, request.row)
         self.allowed[slot] = self.written
         self.allowed[slot, EOS] = request.eos
-        return ticket
+        return request_id
 
-    def leave(self, ticket: int) -> None:
+    def leave(self, request_id: int) -> None:
         """Cancel a request. Raises UsageError for one that has finished."""
         for slot, row in self.rows.items():
-            if row.ticket == ticket:
+            if row.request_id == request_id:
                 return self.clear(slot)
-        raise UsageError(f"no request has ticket {ticket}: it has finished")
+        raise UsageError(f"no request has ticket {request_id}: it has finished")
 
     def clear(self, slot: int) -> None:
         """Reset a row."""
-        self.decoder.undo(np.array([slot]), np.zeros(1, np.int64))
+        self.decoder.rollback(np.array([slot]), np.zeros(1, np.int64))
         self.writing[slot] = False
         del self.rows[slot]
         self.free.append(slot)
 
-    def step(self) -> list[Piece]:
+    def step(self) -> list[Chunk]:
         """One step of every row; returns the final bytes in the order of the tickets."""
         if not self.rows:
             return []
@@ -189,8 +189,8 @@ class Session:
         began = time.perf_counter()
         if len(slots) < len(self.rows):
             return self.ordered(self.read_on(slots))
-        if self.threads and self.decoder.team:
-            self.decoder.team.threads = self.threads.option
+        if self.threads and self.decoder.thread_pool:
+            self.decoder.thread_pool.threads = self.threads.option
         drafts = self.room(slots)
         found = self.speculate(slots, drafts) if drafts else self.read_on(slots)
         took = time.perf_counter() - began
@@ -201,11 +201,11 @@ class Session:
         return self.ordered(found)
 
     @staticmethod
-    def ordered(pieces: list[Piece]) -> list[Piece]:
+    def ordered(pieces: list[Chunk]) -> list[Chunk]:
         """By ticket, each request's in order."""
         return sorted(pieces, key=lambda piece: piece.row) if len(pieces) > 1 else pieces
 
-    def read_on(self, writing: Ints) -> list[Piece]:
+    def read_on(self, writing: Ints) -> list[Chunk]:
         """Decode one id, prefill a chunk of prompts; then sample for all rows without ids left to read."""
         parts = {slot: row.unread[: self.decoder.chunk] for slot, row in self.rows.items() if len(row.unread)}
         slots = np.concatenate([writing, np.fromiter(parts, np.int64)])
@@ -238,10 +238,10 @@ class Session:
             found[indices] = sampling.choose(logits[indices], self.keys[mine], positions[indices], self.allowed[mine])
         return found
 
-    def write(self, slots: Ints, symbols: Ints) -> list[Piece]:
+    def write(self, slots: Ints, symbols: Ints) -> list[Chunk]:
         """Process the sampled ids: final bytes, finished rows."""
         self.next[slots] = symbols
-        found: list[Piece] = []
+        found: list[Chunk] = []
         for slot, symbol in zip(slots.tolist(), symbols.tolist(), strict=True):
             piece = self.rows[slot].write(symbol)
             if piece.reason:
@@ -260,7 +260,7 @@ class Session:
         rows = [self.rows[slot] for slot in slots.tolist()]
         return 0 if any(row.characters for row in rows) else min(length, *(row.left - 1 for row in rows))
 
-    def speculate(self, slots: Ints, count: int) -> list[Piece]:
+    def speculate(self, slots: Ints, count: int) -> list[Chunk]:
         """Draft `count` bytes per row with the local model, verify them in one pass, and keep the accepted prefix."""
         decoder, before = self.decoder, self.decoder.lengths[slots]
         guessed = np.empty((len(slots), count + 1), np.int64)
@@ -268,15 +268,15 @@ class Session:
         for index in range(count):
             logits = decoder.draft(slots, guessed[:, index])
             guessed[:, index + 1] = self.draw(slots, logits, before + index + 1)
-        decoder.undo(slots, before)
+        decoder.rollback(slots, before)
         logits = decoder.read(slots.repeat(count + 1), guessed.ravel()).reshape(len(slots), count + 1, -1)
         drawn = np.stack([self.draw(slots, logits[:, i], before + i + 1) for i in range(count + 1)], 1)
         right = (drawn[:, :-1] == guessed[:, 1:]).cumprod(1).sum(1)
         self.speculation.drafted += right.size * count
         self.speculation.accepted += int(right.sum())
         # Roll back to the first rejected byte; the id sampled in its place is read next.
-        decoder.undo(slots, before + 1 + right)
-        found: list[Piece] = []
+        decoder.rollback(slots, before + 1 + right)
+        found: list[Chunk] = []
         for index in range(count + 1):
             going = np.array([slot in self.rows for slot in slots.tolist()]) & (right >= index)
             found += self.write(slots[going], drawn[going, index])
@@ -293,13 +293,13 @@ def generate(
     stop: Sequence[bytes] = (),
     utf8: bool = False,
     eos: bool = True,
-    weights: Weights | None = None,
+    quantize: Quantization | None = None,
 ) -> list[Generation]:
     """Generate from each prompt; the options are those of `pieces`."""
     written = [bytearray() for _ in prompts]
     reasons: dict[int, Reason] = {}
     options = Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos)
-    for piece in _run(model, prompts, options, weights):
+    for piece in _run(model, prompts, options, quantize):
         written[piece.row] += piece.data
         if piece.reason:
             reasons[piece.row] = piece.reason
@@ -316,11 +316,11 @@ def stream(
     stop: Sequence[bytes] = (),
     utf8: bool = False,
     eos: bool = True,
-    weights: Weights | None = None,
+    quantize: Quantization | None = None,
 ) -> Iterator[bytes]:
     """Stream the bytes after one prompt; the options are those of `pieces`."""
     options = Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos)
-    return (piece.data for piece in _run(model, [prompt], options, weights) if piece.data)
+    return (piece.data for piece in _run(model, [prompt], options, quantize) if piece.data)
 
 
 def pieces(
@@ -333,8 +333,8 @@ def pieces(
     stop: Sequence[bytes] = (),
     utf8: bool = False,
     eos: bool = True,
-    weights: Weights | None = None,
-) -> Iterator[Piece]:
+    quantize: Quantization | None = None,
+) -> Iterator[Chunk]:
     """Generate from each prompt, and stream the bytes of every sequence.
 
     A sequence ends with EOS (never without `eos`), before the first stop sequence, or after `max_bytes` bytes. Bytes
@@ -346,23 +346,25 @@ def pieces(
     that the prompt leaves open, and start none for which too few bytes are left. Invalid bytes earlier in a prompt are
     ignored; a row whose open character needs more than `max_bytes` generates nothing.
 
-    `weights`: linear layers in "bf16" or "int8", see `decoding.open_decoder`. Raises UsageError for options outside
+    `quantize`: linear layers in "bf16" or "int8", see `decoding.open_decoder`. Raises UsageError for options outside
     their limits, see `Request`.
     """
-    return _run(model, prompts, Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos), weights)
+    return _run(model, prompts, Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos), quantize)
 
 
-def _run(model: ByteModel, prompts: Sequence[bytes], options: Request, weights: Weights | None) -> Iterator[Piece]:
+def _run(
+    model: ByteModel, prompts: Sequence[bytes], options: Request, quantize: Quantization | None
+) -> Iterator[Chunk]:
     """All prompts through one session; prompts without a free row are queued."""
     needed = Utf8State.after(prompts).missing().tolist() if options.utf8 else [0] * len(prompts)
-    begin = [row for row, need in enumerate(needed) if max(need, 1) <= options.max_bytes]
-    yield from (Piece(row, b"", "length") for row in range(len(prompts)) if row not in set(begin))
-    if not begin:
+    initial_state = [row for row, need in enumerate(needed) if max(need, 1) <= options.max_bytes]
+    yield from (Chunk(row, b"", "length") for row in range(len(prompts)) if row not in set(initial_state))
+    if not initial_state:
         return
-    longest = max(len(prompts[row]) for row in begin)
-    session = Session(_opened(model, min(len(begin), ROWS), 1 + longest + options.max_bytes, weights))
+    longest = max(len(prompts[row]) for row in initial_state)
+    session = Session(_opened(model, min(len(initial_state), ROWS), 1 + longest + options.max_bytes, quantize))
     of: dict[int, int] = {}
-    waiting = begin[::-1]
+    waiting = initial_state[::-1]
     while waiting or session.rows:
         while waiting and session.free:
             row = waiting.pop()
@@ -373,14 +375,14 @@ def _run(model: ByteModel, prompts: Sequence[bytes], options: Request, weights: 
             model.device, what, lambda: "give fewer prompts, shorter ones or fewer bytes, or take --device cpu"
         ):
             found = session.step()
-        yield from (Piece(of[piece.row], piece.data, piece.reason) for piece in found)
+        yield from (Chunk(of[piece.row], piece.data, piece.reason) for piece in found)
 
 
-def _opened(model: ByteModel, rows: int, capacity: int, weights: Weights | None) -> Decoder:
+def _opened(model: ByteModel, rows: int, capacity: int, quantize: Quantization | None) -> Decoder:
     """A decoder of so many rows, or of fewer if memory is insufficient. Raises ResourceError if not even for one."""
     while True:
         try:
-            return open_decoder(model, rows=rows, capacity=capacity, weights=weights)
+            return open_decoder(model, rows=rows, capacity=capacity, quantize=quantize)
         except (MemoryError, torch.OutOfMemoryError):
             if rows == 1:
                 raise ResourceError(

@@ -15,7 +15,7 @@ REST, LONGEST = 64, 512  # steps until the others are tried again, twice as many
 
 
 @dataclass
-class Fastest:
+class ThroughputTuner:
     """Chooses the option with the highest measured throughput; all are tried again periodically."""
 
     options: tuple[int, ...]
@@ -63,7 +63,7 @@ class Fastest:
 
 
 @dataclass
-class Speculation(Fastest):
+class Speculation(ThroughputTuner):
     """How many bytes to draft."""
 
     options: tuple[int, ...] = LENGTHS
@@ -72,10 +72,10 @@ class Speculation(Fastest):
     """Accepted draft bytes."""
 
 
-def threads(most: int) -> Fastest:
+def threads(most: int) -> ThroughputTuner:
     """All threads, or one.
 
     Threads synchronize many times per byte. Beside another busy program, each wait for a descheduled thread
     takes milliseconds, and a single thread is fifty times as fast.
     """
-    return Fastest((most, 1), trial=1, ahead=3.0, rest=FEW)
+    return ThroughputTuner((most, 1), trial=1, ahead=3.0, rest=FEW)

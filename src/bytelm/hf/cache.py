@@ -81,7 +81,7 @@ class ByteCache(Cache):
         else:
             self.reader = None
             if self.state is None:
-                self.state = model.begin(rows)
+                self.state = model.initial_state(rows)
                 if self.parts:
                     _, self.state = model(self.ids(), self.state)
             logits, self.state = model(ids, self.state)

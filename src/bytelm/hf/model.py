@@ -44,10 +44,10 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: BytelmConfig) -> None:
         """Random weights from `config`. Raises ConfigError for its recipe, UsageError for a token model."""
         super().__init__(config)
-        self.model = config.built().assemble()
+        self.model = config.built().build()
         pretrained.refuse_tokens(self.model)
         if self.model.device.type != "meta":  # where `from_pretrained` builds what it will fill
-            self.model.initialise(0)
+            self.model.init_weights(0)
         self.gradient_checkpointing = False
         self.generation_config = GenerationConfig.from_dict(pretrained.GENERATION)
         self.post_init()

@@ -63,8 +63,8 @@ class Reader:
         """Ids that each row of the decoder ever held since it was empty: it goes back by CHUNK from there."""
         self.agrees = True
         """Whether the rows have read what the batch holds."""
-        team = self.decoder.team
-        self.threads = threads(team.most) if team and team.most > 1 else None
+        thread_pool = self.decoder.thread_pool
+        self.threads = threads(thread_pool.most) if thread_pool and thread_pool.most > 1 else None
         self.parameters = list(model.parameters())
         self.counted = self.count()
         self.content = content(model)
@@ -111,12 +111,12 @@ class Reader:
         common = int(differ[0]) if len(differ) else shorter
         if common < length:
             common = common if self.reach[slot] - common <= CHUNK else 0
-            self.undo(slot, common)
+            self.rollback(slot, common)
         return document[common:]
 
-    def undo(self, slot: int, length: int) -> None:
+    def rollback(self, slot: int, length: int) -> None:
         """Take a row back to a length."""
-        self.decoder.undo(np.array([slot]), np.array([length]))
+        self.decoder.rollback(np.array([slot]), np.array([length]))
         if not length:
             self.reach[slot] = 0
 
@@ -131,9 +131,9 @@ class Reader:
         if agreed and ids.shape[1] == 1 and not ODD.intersection(ids[:, 0].tolist()):
             began = time.perf_counter()
             found = self.decoder.read(self.slots, ids[:, 0])[:, None]
-            if self.threads and self.decoder.team:
+            if self.threads and self.decoder.thread_pool:
                 self.threads.note(time.perf_counter() - began, len(ids))
-                self.decoder.team.threads = self.threads.option
+                self.decoder.thread_pool.threads = self.threads.option
         else:
             found = self.all(ids, keep, None if agreed else before().numpy())
         self.agrees = True
@@ -153,15 +153,15 @@ class Reader:
             parts = [row.part(self.decoder.chunk) for row in unread]
             for row, part in zip(unread, parts, strict=True):
                 if len(part) and part[0] == BOS and self.decoder.lengths[row.slot]:
-                    self.undo(row.slot, 0)
+                    self.rollback(row.slot, 0)
             logits = self.decoder.read(self.slots.repeat([len(part) for part in parts]), np.concatenate(parts))
-            begin = 0
+            initial_state = 0
             for row, part, out in zip(unread, parts, found, strict=True):
                 place = row.newest - row.read
                 here = (place >= 0) & (place < len(part))
-                out[here] = logits[begin + place[here]]
+                out[here] = logits[initial_state + place[here]]
                 row.read += len(part)
-                begin += len(part)
+                initial_state += len(part)
         return found
 
     @property

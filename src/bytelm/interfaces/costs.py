@@ -42,7 +42,7 @@ class ArchitectureCosts:
 
 def appendix_b(stack: StackConfig, context: float) -> float:
     """A position of a Transformer (BLT, App. B): feed-forward, QKVO, and attention 4 l h (m + 1) / 2."""
-    seen = min(context, stack.window or context)
+    seen = min(context, stack.attention_window or context)
     return stack.layers * (stack.products(1) + 4 * stack.dim * (seen + 1) / 2)
 
 
@@ -63,4 +63,4 @@ def weights(*modules: nn.Module) -> int:
 
 def cached(stack: StackConfig, seen: float) -> float:
     """Numbers in the keys and values of what a position sees."""
-    return 2 * stack.layers * stack.key_heads * stack.head_dim * min(seen, stack.window or seen)
+    return 2 * stack.layers * stack.key_heads * stack.head_dim * min(seen, stack.attention_window or seen)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bytelm.data.bpe import Bpe
 from bytelm.errors import UsageError
-from bytelm.native.kernels import History, Kernels, Team
+from bytelm.native.kernels import History, Kernels, ThreadPool
 from bytelm.transfer import to_host
 from bytelm.units import VOCAB
 
@@ -24,16 +24,16 @@ Reals = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class New:
+class NewTokens:
     """Ids to be read: those of one row stand together, in order. Each array is `[n]`."""
 
     row: Ints
     position: Ints
     ids: Ints
 
-    def __getitem__(self, which: Any) -> New:
+    def __getitem__(self, which: Any) -> NewTokens:
         """Some of them."""
-        return New(self.row[which], self.position[which], self.ids[which])
+        return NewTokens(self.row[which], self.position[which], self.ids[which])
 
 
 @runtime_checkable
@@ -54,7 +54,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def team(self) -> Team | None:
+    def thread_pool(self) -> ThreadPool | None:
         """See `Decoder.team`."""
         ...
 
@@ -125,7 +125,7 @@ class Decoder(abc.ABC):
     """Whether `draft` is there: a cheaper guess at what `read` would give."""
     repeats = True
     """Whether what a row gives is the same to the last bit whatever is read beside it, and in pieces of any size."""
-    team: Team | None = None
+    thread_pool: ThreadPool | None = None
     """The threads that the kernels run in, where there are kernels."""
     chunk = CHUNK
     """Ids of one row that may be read at once."""
@@ -135,7 +135,7 @@ class Decoder(abc.ABC):
     def __init__(self, rows: int, capacity: int, backend: Backend | None = None) -> None:
         self.rows, self.capacity = rows, capacity
         if backend:
-            self.team, self.chunk, self.repeats = backend.team, backend.chunk, backend.repeats
+            self.thread_pool, self.chunk, self.repeats = backend.thread_pool, backend.chunk, backend.repeats
         self.lengths: Ints = np.zeros(rows, np.int64)
         """Ids that each row has read."""
         self.ids: Ints = np.zeros((rows, capacity), np.int64)
@@ -151,11 +151,11 @@ class Decoder(abc.ABC):
         """What `read` would give if no patch were closed by these ids. Go back with `undo` before reading on."""
         raise NotImplementedError(f"{type(self).__name__} has no cheaper guess")
 
-    def undo(self, rows: Ints, lengths: Ints) -> None:
+    def rollback(self, rows: Ints, lengths: Ints) -> None:
         """Take rows back to where they had read so many ids, by CHUNK at the most, or to 0."""
         self.lengths[rows] = lengths
 
-    def placed(self, rows: Ints, ids: Ints) -> New:
+    def placed(self, rows: Ints, ids: Ints) -> NewTokens:
         """New ids at the positions after those of before, written down. Raises UsageError as `read` does."""
         rows, ids = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(ids, np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocabulary:
@@ -173,7 +173,7 @@ class Decoder(abc.ABC):
             )
         self.ids[rows, position] = ids
         self.lengths[rows] = position + 1
-        return New(rows, position, ids)
+        return NewTokens(rows, position, ids)
 
     @property
     def vocabulary(self) -> int:
@@ -181,7 +181,7 @@ class Decoder(abc.ABC):
         return VOCAB if self.tokens is None else self.tokens.vocabulary
 
     @abc.abstractmethod
-    def after(self, new: New) -> Any:
+    def after(self, new: NewTokens) -> Any:
         """The logits after new ids, where they were computed; see `read`."""
 
     @property
@@ -198,7 +198,7 @@ class Decoder(abc.ABC):
 class EntropyDecoder(Protocol):
     """An entropy model over rows: what the module `entropy_decoder` of an architecture builds."""
 
-    def entropies(self, new: New, history: History) -> Reals:
+    def entropies(self, new: NewTokens, history: History) -> Reals:
         """The entropy in nats of what follows each new id."""
         ...
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytelm.data.bpe import Bpe
-from bytelm.nn.rows import Slopes
+from bytelm.nn.rows import RowGradients
 from bytelm.nn.transformer import Stack
 from bytelm.patching.base import Patcher
 from bytelm.units import BYTES, VOCAB
@@ -42,7 +42,7 @@ class LookupTable(Protocol):
 
     sparse: bool
     """Whether its gradient is to hold only the rows that were looked up, for optimizers that take such."""
-    kept: Slopes | None
+    kept: RowGradients | None
     """Where its gradients go, for an optimizer that takes them from there; None for a gradient of its own."""
 
     @property
@@ -70,11 +70,11 @@ class ByteModel(nn.Module, abc.ABC):
         """What cuts patches; None for a model that counts them, or reads none."""
 
     @abc.abstractmethod
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Set every trainable parameter from `seed`."""
 
     @abc.abstractmethod
-    def begin(self, batch: int) -> Any:
+    def initial_state(self, batch: int) -> Any:
         """The state of `batch` rows that have read nothing yet."""
 
     @abc.abstractmethod
@@ -147,7 +147,7 @@ class ByteModel(nn.Module, abc.ABC):
         """Ids that the model knows, specials included: the width of its logits."""
         return VOCAB
 
-    def bytes_in(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    def byte_lengths(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """The bytes that each id stands for: one for a byte, none for a special."""
         return (ids < BYTES).long()
 

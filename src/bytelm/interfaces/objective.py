@@ -66,7 +66,7 @@ def prepare(
         counted = ids != BOS
     counted = (counted & rows.real)[:, 1:]
     ids, boundaries = ids[:, :-1], None if boundaries is None else boundaries[:, :-1]
-    bytes = (model.bytes_in(targets) * counted).sum()
+    bytes = (model.byte_lengths(targets) * counted).sum()
     plan = model.plan(ids, None, boundaries)
     return Prepared(ids, boundaries, plan, to_device(targets, model.device), to_device(counted, model.device), bytes)
 

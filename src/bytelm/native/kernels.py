@@ -128,7 +128,7 @@ class Rule(ctypes.Structure):
     _fields_ = (
         ("scheme", c_int64),
         ("threshold", c_double),
-        ("rise", c_double),
+        ("relative", c_double),
         *((name, c_int64) for name in ("longest", "singles", "spared", "eos")),
         *((name, c_void_p) for name in ("spacelike", "gap", "run", "closed", "first", "entropy")),
     )
@@ -170,7 +170,7 @@ def tokens(row: Ints, position: Ints, start: Ints | None = None, patch: Ints | N
 
 
 @dataclass
-class Team:
+class ThreadPool:
     """Number of threads of a product: at most `most`, fewer on a busy machine. Results do not depend on it."""
 
     most: int
@@ -186,7 +186,7 @@ class Kernels:
 
     functions: ctypes.CDLL
     exact: bool
-    team: Team
+    thread_pool: ThreadPool
     weights: str | None
     """Quantization of linear layers: "bf16", "int8", or None."""
     streamed: bool = False
@@ -194,7 +194,11 @@ class Kernels:
 
     @classmethod
     def open(
-        cls: type[K], exact: bool = False, weights: str | None = None, streamed: bool = False, team: Team | None = None
+        cls: type[K],
+        exact: bool = False,
+        weights: str | None = None,
+        streamed: bool = False,
+        thread_pool: ThreadPool | None = None,
     ) -> K:
         """The kernels of this machine, with all of torch's threads. Raises UsageError if there are none."""
         functions = library("kernels")
@@ -205,7 +209,7 @@ class Kernels:
             *(addresses, addresses, c_double, addresses, addresses, integers, integers, integers)
         ]
         most = torch.get_num_threads()
-        return cls(functions, exact, team or Team(most, most), weights, streamed)
+        return cls(functions, exact, thread_pool or ThreadPool(most, most), weights, streamed)
 
     @property
     def real(self) -> type[np.floating[Any]]:
@@ -271,7 +275,14 @@ class Kernels:
         """`[n, out]` from contiguous `[n, in]`, RMS-normed before if there is a weight for it."""
         out = np.empty((len(x), matrix.out), self.real)
         self.functions.bytelm_linear(
-            byref(matrix), address(norm), eps, address(x), address(out), len(x), int(self.exact), self.team.threads
+            byref(matrix),
+            address(norm),
+            eps,
+            address(x),
+            address(out),
+            len(x),
+            int(self.exact),
+            self.thread_pool.threads,
         )
         return out
 
@@ -302,11 +313,11 @@ class Kernels:
         at = c_void_p(address(x))
         self.functions.bytelm_ngrams(byref(ngrams), byref(history), byref(batch), at, self._exact)
 
-    def counted(self, scorer: Counted, history: History, batch: Tokens) -> Reals:
+    def counted(self, entropy_model: Counted, history: History, batch: Tokens) -> Reals:
         """Entropies after new positions, looked up."""
         out = np.empty(batch.count, self.real)
         at = c_void_p(address(out))
-        self.functions.bytelm_counted(byref(scorer), byref(history), byref(batch), at, self._exact)
+        self.functions.bytelm_counted(byref(entropy_model), byref(history), byref(batch), at, self._exact)
         return out
 
     def entropies(self, logits: Reals) -> Reals:
@@ -335,7 +346,7 @@ class Kernels:
 
     @property
     def _threads(self) -> c_int64:
-        return c_int64(self.team.threads)
+        return c_int64(self.thread_pool.threads)
 
 
 def checksum(tensor: Tensor) -> bytes:

@@ -39,21 +39,21 @@ def pairs(new: int, window: int | None) -> int:
 
 
 @dataclass(frozen=True)
-class Where:
+class RowPositions:
     """Per-row position, and the position at which its current document started."""
 
     position: Int[Tensor, " batch"]
     start: Int[Tensor, " batch"]
 
     @classmethod
-    def zero(cls, batch: int) -> Where:
+    def zero(cls, batch: int) -> RowPositions:
         """Rows that have read nothing."""
         zero = torch.zeros(batch, dtype=torch.long)
         return cls(zero, zero)
 
     def read(
         self, lengths: Int[Tensor, " batch"], starts: Bool[Tensor, "batch new"]
-    ) -> tuple[Int[Tensor, "batch new"], Int[Tensor, "batch new"], Where]:
+    ) -> tuple[Int[Tensor, "batch new"], Int[Tensor, "batch new"], RowPositions]:
         """Of new positions, at the first `lengths` of which documents start where `starts` says so.
 
         Returns where each stands, where its document started, and where the rows stand after them.
@@ -61,7 +61,7 @@ class Where:
         positions = self.position[:, None] + torch.arange(starts.shape[1])
         start = torch.where(starts, positions, -1).cummax(1).values
         start = torch.maximum(start, self.start[:, None])
-        return positions, start, Where(self.position + lengths, at_end(start, lengths, self.start))
+        return positions, start, RowPositions(self.position + lengths, at_end(start, lengths, self.start))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ Memory = TypeVar("Memory")
 
 
 @runtime_checkable
-class Sight(Protocol[Memory]):
+class AttentionPattern(Protocol[Memory]):
     """What new positions see, derived once per call and shared by all layers of a stack.
 
     `View` is one; others are in `nn.patches` and `nn.linear`.
@@ -117,7 +117,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class View:
+class CausalPattern:
     """Causal attention pattern: each new position attends to the slots from `first` to its own.
 
     All but the rotation is on the host (`bytelm.transfer`); masks are made on the device of attention.
@@ -136,7 +136,7 @@ class View:
     """Slots before a block that its queries may see: the window, rounded up to whole blocks."""
     keep: int
     """Slots to keep for the next call."""
-    after: Where
+    after: RowPositions
     device: torch.device
     """Where attention is computed."""
     runs: runs.Runs | None
@@ -147,13 +147,13 @@ class View:
         cls,
         lengths: Int[Tensor, " batch"],
         starts: Bool[Tensor, "batch new"],
-        where: Where,
+        where: RowPositions,
         cached: int,
         window: int | None,
         head_dim: int,
         theta: float,
         device: torch.device = HOST,
-    ) -> View:
+    ) -> CausalPattern:
         """Derive the view. `starts` marks the new positions at which a document starts."""
         new = starts.shape[1]
         slots = cached + torch.arange(new)
@@ -275,7 +275,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "rows new dim"], view: Sight[Memory], cache: Memory | None
+        self, x: Float[Tensor, "rows new dim"], view: AttentionPattern[Memory], cache: Memory | None
     ) -> tuple[Float[Tensor, "rows new dim"], Memory | None]:
         """The attention's output, and the cache to continue from (None if none was given)."""
         query, keys, values = rotate_two(self.qkv(x).unflatten(-1, (3, self.heads, -1)), view.rotation)

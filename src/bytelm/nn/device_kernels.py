@@ -149,8 +149,8 @@ class _RotateTwo(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        return _turned(slopes, *ctx.saved_tensors, sign=-1.0), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _turned(gradients, *ctx.saved_tensors, sign=-1.0), None, None
 
 
 def rotate_two(qkv: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor, Tensor]:

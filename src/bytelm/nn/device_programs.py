@@ -53,11 +53,11 @@ def norm_back(
         at = line[:, None] * WIDTH + column
         factor = tl.load(factors + line, mask=line < lines, other=0.0)[:, None]
         unit = tl.load(x + at, mask=here, other=0.0).to(tl.float32) * factor
-        slope = tl.load(d_y + at, mask=here, other=0.0).to(tl.float32)
-        added += slope * unit
-        slope *= gain
-        along = tl.sum(slope * unit, 1)[:, None] / WIDTH
-        tl.store(d_x + at, ((slope - unit * along) * factor).to(d_x.dtype.element_ty), mask=here)
+        gradient = tl.load(d_y + at, mask=here, other=0.0).to(tl.float32)
+        added += gradient * unit
+        gradient *= gain
+        along = tl.sum(gradient * unit, 1)[:, None] / WIDTH
+        tl.store(d_x + at, ((gradient - unit * along) * factor).to(d_x.dtype.element_ty), mask=here)
         first += tl.num_programs(0) * LINES
     tl.store(d_weight + program * WIDTH + column, tl.sum(added, 0), mask=column < WIDTH)
 
@@ -89,11 +89,11 @@ def swiglu_back(
     at = line[:, None] * (2 * WIDTH) + column
     gate = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
     up = tl.load(x + at + WIDTH, mask=here, other=0.0).to(tl.float32)
-    slope = tl.load(d_y + line[:, None] * WIDTH + column, mask=here, other=0.0).to(tl.float32)
+    gradient = tl.load(d_y + line[:, None] * WIDTH + column, mask=here, other=0.0).to(tl.float32)
     open = tl.sigmoid(gate)
-    d_gate = slope * up * open * (1 + gate * (1 - open))
+    d_gate = gradient * up * open * (1 + gate * (1 - open))
     tl.store(d_x + at, d_gate.to(d_x.dtype.element_ty), mask=here)
-    tl.store(d_x + at + WIDTH, (slope * gate * open).to(d_x.dtype.element_ty), mask=here)
+    tl.store(d_x + at + WIDTH, (gradient * gate * open).to(d_x.dtype.element_ty), mask=here)
 
 
 @kernel
@@ -181,8 +181,8 @@ def maxima_back(
     own = tl.load(segment + slot, mask=slot < slots, other=runs)
     at = own[:, None] * WIDTH + column
     chosen = tl.load(best + at, mask=(own < runs)[:, None] & (column < WIDTH), other=-1)
-    slope = tl.load(d_y + at, mask=chosen == slot[:, None], other=0.0)
-    tl.store(d_values + slot[:, None] * WIDTH + column, slope, mask=(slot < slots)[:, None] & (column < WIDTH))
+    gradient = tl.load(d_y + at, mask=chosen == slot[:, None], other=0.0)
+    tl.store(d_values + slot[:, None] * WIDTH + column, gradient, mask=(slot < slots)[:, None] & (column < WIDTH))
 
 
 @kernel
@@ -314,24 +314,24 @@ def slopes_of_parts(
         there, here = lines[:, None] * HEAD + column, real[:, None] & wide
         if ASKS:
             asked = tl.load(query + at, mask=wide, other=0.0).to(tl.float32)[None, :]
-            slope = tl.load(d_y + at, mask=wide, other=0.0).to(tl.float32)[None, :]
+            gradient = tl.load(d_y + at, mask=wide, other=0.0).to(tl.float32)[None, :]
             key = tl.load(keys + there, mask=here, other=0.0).to(tl.float32)
             value = tl.load(values + there, mask=here, other=0.0).to(tl.float32)
             level, mean = tl.load(lse + line), tl.load(along + line)
         else:
             asked = tl.load(query + there, mask=here, other=0.0).to(tl.float32)
-            slope = tl.load(d_y + there, mask=here, other=0.0).to(tl.float32)
+            gradient = tl.load(d_y + there, mask=here, other=0.0).to(tl.float32)
             key = tl.load(keys + at, mask=wide, other=0.0).to(tl.float32)[None, :]
             value = tl.load(values + at, mask=wide, other=0.0).to(tl.float32)[None, :]
             level = tl.load(lse + lines, mask=real, other=0.0)
             mean = tl.load(along + lines, mask=real, other=0.0)
         weights = tl.where(real, tl.exp(tl.sum(asked * key, 1) * scale - level), 0.0)
-        scores = weights * (tl.sum(slope * value, 1) - mean) * scale
+        scores = weights * (tl.sum(gradient * value, 1) - mean) * scale
         if ASKS:
             one += tl.sum(scores[:, None] * key, 0)
         else:
             one += tl.sum(scores[:, None] * asked, 0)
-            two += tl.sum(weights[:, None] * slope, 0)
+            two += tl.sum(weights[:, None] * gradient, 0)
         byte += BLOCK
     tl.store(d_one + at, one.to(d_one.dtype.element_ty), mask=wide)
     if not ASKS:
@@ -358,18 +358,18 @@ def slopes_of_bytes(
         there = others[:, None] * HEAD + column
         asks, asked_from, seen = (at, lines, there) if ASKS else (there, others, at)
         asked = tl.load(query + asks, mask=here, other=0.0).to(tl.float32)
-        slope = tl.load(d_y + asks, mask=here, other=0.0).to(tl.float32)
+        gradient = tl.load(d_y + asks, mask=here, other=0.0).to(tl.float32)
         key = tl.load(keys + seen, mask=here, other=0.0).to(tl.float32)
         value = tl.load(values + seen, mask=here, other=0.0).to(tl.float32)
         level = tl.load(lse + asked_from, mask=real, other=0.0)
         mean = tl.load(along + asked_from, mask=real, other=0.0)
         weights = tl.where(real, tl.exp(tl.sum(asked * key, 1) * scale - level), 0.0)
-        scores = weights * (tl.sum(slope * value, 1) - mean) * scale
+        scores = weights * (tl.sum(gradient * value, 1) - mean) * scale
         if ASKS:
             one += scores[:, None] * key
         else:
             one += scores[:, None] * asked
-            two += weights[:, None] * slope
+            two += weights[:, None] * gradient
     inside = (byte < slots)[:, None] & wide
     tl.store(d_one + at, one.to(d_one.dtype.element_ty), mask=inside)
     if not ASKS:

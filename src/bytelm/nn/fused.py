@@ -193,12 +193,12 @@ class _Attention(Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: what is recomputed may be asked for once
-        slopes = [torch.empty(x.shape, dtype=x.dtype) for x in saved[:3]]
+        gradients = [torch.empty(x.shape, dtype=x.dtype) for x in saved[:3]]
         d_out, shape = d_out.contiguous(), _attend(*saved)
         shape.d_out = d_out.data_ptr()
-        shape.d_query, shape.d_keys, shape.d_values = (x.data_ptr() for x in slopes)
+        shape.d_query, shape.d_keys, shape.d_values = (x.data_ptr() for x in gradients)
         call("bytelm_attend", shape, 1)
-        return (*slopes, None)
+        return (*gradients, None)
 
 
 def attention(
@@ -235,12 +235,12 @@ class _Cross(Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        slopes = [torch.zeros_like(x) for x in saved[:3]]
+        gradients = [torch.zeros_like(x) for x in saved[:3]]
         d_out, shape = d_out.contiguous(), _crossed(*saved)
         shape.d_out = d_out.data_ptr()
-        shape.d_query, shape.d_keys, shape.d_values = (x.data_ptr() for x in slopes)
+        shape.d_query, shape.d_keys, shape.d_values = (x.data_ptr() for x in gradients)
         call("bytelm_crossed", shape, int(saved[0].ndim == 4), 1)
-        return (*slopes, None)
+        return (*gradients, None)
 
 
 def cross(query: Tensor, keys: Tensor, values: Tensor, patch: Int[Tensor, " bytes"]) -> Tensor:
@@ -266,10 +266,10 @@ class _Bags(Function):
         d_out = d_out.contiguous()
         ordered, order = index.flatten().sort(stable=True)
         rows, counts = ordered.unique_consecutive(return_counts=True)
-        slopes = torch.empty(len(rows), d_out.shape[1])
+        gradients = torch.empty(len(rows), d_out.shape[1])
         reader, ends = order // index.shape[1], counts.cumsum(0)
-        call("bytelm_gather_rows", d_out, reader, ends, len(rows), d_out.shape[1], slopes)
-        sparse = torch.sparse_coo_tensor(rows[None], slopes, ctx.shape, check_invariants=False, is_coalesced=True)
+        call("bytelm_gather_rows", d_out, reader, ends, len(rows), d_out.shape[1], gradients)
+        sparse = torch.sparse_coo_tensor(rows[None], gradients, ctx.shape, check_invariants=False, is_coalesced=True)
         return sparse, None
 
 

@@ -38,7 +38,7 @@ def _first(rows, place):
 
 @kernel
 @no_type_check
-def _sum(rows, order, slopes, place, row, places, DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr):
+def _sum(rows, order, gradients, place, row, places, DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr):
     """The gradients of all bags that read a row, whose first place this is."""
     column = tl.arange(0, COLUMNS)
     total = tl.zeros((BAGS, COLUMNS), tl.float32)
@@ -47,7 +47,7 @@ def _sum(rows, order, slopes, place, row, places, DIM: tl.constexpr, COLUMNS: tl
         here = place + tl.arange(0, BAGS)
         own = tl.load(rows + here, mask=here < places, other=-1) == row
         bag = tl.load(order + here, mask=own, other=0)
-        total += tl.load(slopes + bag[:, None] * DIM + column, mask=own[:, None] & (column < DIM), other=0.0)
+        total += tl.load(gradients + bag[:, None] * DIM + column, mask=own[:, None] & (column < DIM), other=0.0)
         place += BAGS
         more = tl.sum(own.to(tl.int32)) == BAGS
     return tl.sum(total, 0)
@@ -55,50 +55,50 @@ def _sum(rows, order, slopes, place, row, places, DIM: tl.constexpr, COLUMNS: tl
 
 @kernel
 @no_type_check
-def _squares(rows, order, slopes, out, places, DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr):
+def _squares(rows, order, gradients, out, places, DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr):
     place = tl.program_id(0).to(tl.int64)
     row, first = _first(rows, place)
     found = 0.0
     if first:
-        slope = _sum(rows, order, slopes, place, row, places, DIM, COLUMNS, BAGS)
-        found = tl.sum(slope * slope)
+        gradient = _sum(rows, order, gradients, place, row, places, DIM, COLUMNS, BAGS)
+        found = tl.sum(gradient * gradient)
     tl.store(out + place, found)
 
 
 @kernel
 @no_type_check
 def _move(
-    rows, order, slopes, table, second, places, rate, beta2, rest, eps,
+    rows, order, gradients, table, second, places, rate, beta2, rest, eps,
     DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0).to(tl.int64)
     row, first = _first(rows, place)
     if first:
-        slope = _sum(rows, order, slopes, place, row, places, DIM, COLUMNS, BAGS)
+        gradient = _sum(rows, order, gradients, place, row, places, DIM, COLUMNS, BAGS)
         column = tl.arange(0, COLUMNS)
         at, there = row * DIM + column, column < DIM
-        square = beta2 * tl.load(second + at, mask=there, other=0.0) + rest * slope * slope
+        square = beta2 * tl.load(second + at, mask=there, other=0.0) + rest * gradient * gradient
         tl.store(second + at, square, mask=there)
         own = tl.load(table + at, mask=there, other=0.0)
-        tl.store(table + at, own - rate * slope / (tl.sqrt(square) + eps), mask=there)
+        tl.store(table + at, own - rate * gradient / (tl.sqrt(square) + eps), mask=there)
 
 
-def _shape(slopes: Tensor) -> dict[str, int]:
-    dim = slopes.shape[1]
+def _shape(gradients: Tensor) -> dict[str, int]:
+    dim = gradients.shape[1]
     columns = triton.next_power_of_2(dim)
     return {"DIM": dim, "COLUMNS": columns, "BAGS": BAGS, "num_warps": 4 if columns <= 512 else 8}
 
 
-def norm(rows: Tensor, order: Tensor, slopes: Tensor) -> Tensor:
+def norm(rows: Tensor, order: Tensor, gradients: Tensor) -> Tensor:
     """The norm of the gradients of all rows. `rows`, `order`: `[places]`; `slopes`: `[bags, dim]`, float32."""
-    squares = torch.empty(len(rows), device=slopes.device)
-    _squares[(len(rows),)](rows, order, slopes, squares, len(rows), **_shape(slopes))
+    squares = torch.empty(len(rows), device=gradients.device)
+    _squares[(len(rows),)](rows, order, gradients, squares, len(rows), **_shape(gradients))
     return squares.sum().sqrt()
 
 
 def move(
-    rows: Tensor, order: Tensor, slopes: Tensor, table: Tensor, second: Tensor, rate: float, beta2: float, eps: float
+    rows: Tensor, order: Tensor, gradients: Tensor, table: Tensor, second: Tensor, rate: float, beta2: float, eps: float
 ) -> None:
     """Apply the update in place to the rows of `table` and of its second moment, both `[rows, dim]`."""
     numbers = len(rows), rate, beta2, 1 - beta2, eps  # in float32 the kernel would find another rest
-    _move[(len(rows),)](rows, order, slopes, table, second, *numbers, **_shape(slopes))
+    _move[(len(rows),)](rows, order, gradients, table, second, *numbers, **_shape(gradients))

@@ -39,7 +39,7 @@ def sum_rows(table: Float[Tensor, "rows dim"], index: Int[Tensor, "bags tables"]
 
 class _Bags(Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor, kept: Slopes) -> Tensor:
+    def forward(ctx: Any, table: Tensor, index: Tensor, kept: RowGradients) -> Tensor:
         ctx.save_for_backward(index)
         ctx.kept = kept
         return sum_rows(table, index)
@@ -48,12 +48,12 @@ class _Bags(Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[None, ...]:
         ctx.kept.index.append(ctx.saved_tensors[0])
-        ctx.kept.slopes.append(d_out.contiguous())
+        ctx.kept.gradients.append(d_out.contiguous())
         return None, None, None
 
 
 def bags(
-    table: Float[Tensor, "rows dim"], index: Int[Tensor, "bags tables"], kept: Slopes
+    table: Float[Tensor, "rows dim"], index: Int[Tensor, "bags tables"], kept: RowGradients
 ) -> Float[Tensor, "bags dim"]:
     """The sum of each bag's rows. Its gradients go to `kept`: the table has no gradient of its own."""
     return _Bags.apply(table, index, kept)
@@ -66,45 +66,45 @@ def numbered(index: Int[Tensor, "bags tables"]) -> Int[Tensor, "tables bags"]:
     return torch.empty_like(order).scatter_(1, order, number)
 
 
-def summed(slopes: list[Float[Tensor, "some dim"]], number: Int[Tensor, " bags"]) -> Float[Tensor, "bags dim"]:
+def summed(gradients: list[Float[Tensor, "some dim"]], number: Int[Tensor, " bags"]) -> Float[Tensor, "bags dim"]:
     """The gradient of each row that was read of a table, by its number; behind the last there are zeros.
 
     Equal rows are always added in the same order, as `index_add_` on a GPU is not: processes that share a training
     would go down different gradients.
     """
     add, count = torch.ops.aten.embedding_dense_backward, len(number)
-    parts = number.split([len(part) for part in slopes])
-    found = (add(part, of, count, -1, False) for part, of in zip(slopes, parts, strict=True))
+    parts = number.split([len(part) for part in gradients])
+    found = (add(part, of, count, -1, False) for part, of in zip(gradients, parts, strict=True))
     return functools.reduce(Tensor.add_, found)
 
 
 @dataclass
-class Slopes:
+class RowGradients:
     """The gradients of a table since they were last forgotten: of all bags, in the order in which they came."""
 
     index: list[Int[Tensor, "bags tables"]] = field(default_factory=list)
-    slopes: list[Float[Tensor, "bags dim"]] = field(default_factory=list)
+    gradients: list[Float[Tensor, "bags dim"]] = field(default_factory=list)
     order: tuple[Tensor, Tensor] | None = None
     """How rows and bags go together, which `norm` finds out."""
 
     def forget(self) -> None:
         """Reset."""
-        self.index, self.slopes, self.order = [], [], None
+        self.index, self.gradients, self.order = [], [], None
 
     @torch.no_grad()
     def norm(self) -> Float[Tensor, ""]:
         """That of the gradients of all rows."""
         index = torch.cat(self.index)
-        if fits(self.slopes[0]):
+        if fits(self.gradients[0]):
             from bytelm.nn import row_kernels
 
             rows, order = index.T.contiguous().sort(stable=True)  # tables have no rows in common: one line of all
             places = self.order = rows.flatten(), order.flatten()
-            self.slopes = [torch.cat(self.slopes)] if len(self.slopes) > 1 else self.slopes
-            return row_kernels.norm(*places, self.slopes[0])
+            self.gradients = [torch.cat(self.gradients)] if len(self.gradients) > 1 else self.gradients
+            return row_kernels.norm(*places, self.gradients[0])
         numbers = numbered(index)
         self.order = index, numbers
-        return torch.stack([torch.linalg.vector_norm(summed(self.slopes, number)) for number in numbers]).norm()
+        return torch.stack([torch.linalg.vector_norm(summed(self.gradients, number)) for number in numbers]).norm()
 
     @torch.no_grad()
     def move(self, table: Tensor, second: Tensor, rate: float, beta2: float, eps: float) -> None:
@@ -114,19 +114,19 @@ class Slopes:
         computes the same new values of the row, and writes them.
         """
         assert self.order is not None
-        if fits(self.slopes[0]):
+        if fits(self.gradients[0]):
             from bytelm.nn import row_kernels
 
-            row_kernels.move(*self.order, self.slopes[0], table, second, rate, beta2, eps)
+            row_kernels.move(*self.order, self.gradients[0], table, second, rate, beta2, eps)
             return
         index, numbers = self.order
         for rows, number in zip(index.T, numbers, strict=True):
-            slope = summed(self.slopes, number)[number]
-            square = second[rows].mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
+            gradient = summed(self.gradients, number)[number]
+            square = second[rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             second.index_copy_(0, rows, square)
-            table.index_copy_(0, rows, table[rows].addcdiv_(slope, square.sqrt_().add_(eps), value=-rate))
+            table.index_copy_(0, rows, table[rows].addcdiv_(gradient, square.sqrt_().add_(eps), value=-rate))
 
 
-def fits(slopes: Tensor) -> bool:
+def fits(gradients: Tensor) -> bool:
     """Whether there is a kernel for such gradients."""
-    return slopes.dtype == torch.float32 and slopes.shape[1] <= WIDEST and fused.kernels(slopes) is not None
+    return gradients.dtype == torch.float32 and gradients.shape[1] <= WIDEST and fused.kernels(gradients) is not None

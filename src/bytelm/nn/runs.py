@@ -93,14 +93,14 @@ class Runs:
         count = len(queries) - 1
         spare = (1 << (count - 1).bit_length()) - count
         both = torch.cat([both, both[:, -1:].expand(-1, spare)], 1)
-        begin, begin_of_keys = to_device(both, device).unbind()  # one copy
-        return cls(begin, begin_of_keys, most_queries, most_keys, window)
+        initial_state, begin_of_keys = to_device(both, device).unbind()  # one copy
+        return cls(initial_state, begin_of_keys, most_queries, most_keys, window)
 
     def fits(self, query: Float[Tensor, "... heads head_dim"]) -> bool:
         """Whether the kernel takes such queries in these runs, and their gradients."""
         count, (heads, head_dim) = len(self.queries) - 1, query.shape[-2:]
-        slopes = (query.numel() // (heads * head_dim) + TILE * count) * heads * max(32, head_dim)
-        return known(query.dtype, head_dim) and query.numel() > 0 and count <= MOST and slopes < ROOM
+        gradients = (query.numel() // (heads * head_dim) + TILE * count) * heads * max(32, head_dim)
+        return known(query.dtype, head_dim) and query.numel() > 0 and count <= MOST and gradients < ROOM
 
     def attend(
         self,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bytelm.nn import fused, runs
-from bytelm.nn.attention import BLOCK, Attention, Cache, Memory, Sight, View, Where, pairs
+from bytelm.nn.attention import BLOCK, Attention, AttentionPattern, Cache, CausalPattern, Memory, RowPositions, pairs
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.state import put_rows, take_rows
 from bytelm.transfer import HOST, to_device
@@ -23,12 +23,12 @@ LINE = 256  # positions: where attention goes by runs, packed lines are filled u
 
 @dataclass(frozen=True)
 class StackConfig:
-    """Shape of a stack. `window` in positions, the own one included; None sees everything before."""
+    """Shape of a stack. `attention_window` in positions, the own one included; None sees everything before."""
 
     layers: int
     dim: int
     heads: int
-    window: int | None
+    attention_window: int | None
     theta: float
     ffn_multiple: int = 1
     ffn_dim: int | None = field(default=None, kw_only=True)
@@ -42,8 +42,8 @@ class StackConfig:
                 f"{name}: {self.heads} heads do not divide width {self.dim} into heads of even width; "
                 f"take heads from {[h for h in range(1, min(self.dim // 2, 1024) + 1) if self.dim % (2 * h) == 0][:12]}"
             )
-        if self.window is not None and self.window < 1:
-            found.append(f"{name}: window {self.window} must be at least 1")
+        if self.attention_window is not None and self.attention_window < 1:
+            found.append(f"{name}: window {self.attention_window} must be at least 1")
         if self.layers < 0 or self.ffn_multiple < 1:
             found.append(f"{name}: {self.layers} layers, ffn_multiple {self.ffn_multiple}: at least 0 and 1")
         if self.ffn_dim is not None and self.ffn_dim < 1:
@@ -71,7 +71,7 @@ class StackConfig:
 
     def flops(self, new: int) -> int:
         """Operations of the matrix products of a whole pass over `new` positions."""
-        return self.layers * (self.products(new) + 4 * self.dim * pairs(new, self.window))
+        return self.layers * (self.products(new) + 4 * self.dim * pairs(new, self.attention_window))
 
     def products(self, new: int) -> int:
         """Those of one layer's linear parts: all but the attention itself."""
@@ -91,8 +91,8 @@ class StackConfig:
 
         The gate once more, and the mask in bfloat16; in blocks also the keys and values that each copies.
         """
-        seen = pairs(new, self.window) // max(1, new)
-        copies = 4 * self.dim * (seen // BLOCK - 2) if self.window is not None and new > BLOCK else 0
+        seen = pairs(new, self.attention_window) // max(1, new)
+        copies = 4 * self.dim * (seen // BLOCK - 2) if self.attention_window is not None and new > BLOCK else 0
         return 2 * self.hidden() + 2 * seen + copies
 
 
@@ -132,7 +132,7 @@ class Block(nn.Module):
         """Dropout probability of a sublayer's output (Srivastava et al. 2014)."""
 
     def forward(
-        self, x: Float[Tensor, "rows new dim"], view: Sight[Memory], cache: Memory | None
+        self, x: Float[Tensor, "rows new dim"], view: AttentionPattern[Memory], cache: Memory | None
     ) -> tuple[Float[Tensor, "rows new dim"], Memory | None]:
         """One layer over the new positions."""
         mixed, cache = self.attention(self.attention_norm(x), view, cache)
@@ -158,7 +158,7 @@ class Stack(nn.Module):
         self.recompute = False
         """Activation checkpointing: keep only each block's input for the backward pass, and compute the rest again."""
 
-    def begin(self, batch: int, device: torch.device) -> tuple[Cache, ...]:
+    def initial_state(self, batch: int, device: torch.device) -> tuple[Cache, ...]:
         """The caches of rows that have read nothing."""
         empty = Cache.empty(batch, self.config.heads, self.config.head_dim, device)
         return (empty,) * self.config.layers
@@ -167,14 +167,14 @@ class Stack(nn.Module):
         self,
         lengths: Int[Tensor, " batch"],
         starts: Bool[Tensor, "batch new"],
-        where: Where,
+        where: RowPositions,
         caches: tuple[Cache, ...] | None,
-    ) -> View:
+    ) -> CausalPattern:
         """What each of the new positions sees; the first `lengths` of each row are real."""
         config = self.config
         cached = caches[0].keys.shape[1] if caches else 0
-        shape = (config.window, config.head_dim, config.theta)
-        return View.of(lengths, starts, where, cached, *shape, self.device)
+        shape = (config.attention_window, config.head_dim, config.theta)
+        return CausalPattern.of(lengths, starts, where, cached, *shape, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +187,7 @@ class Stack(nn.Module):
         return any(block.dropout for block in self.blocks)
 
     def layer(
-        self, index: int, x: Tensor, view: Sight[Memory], caches: tuple[Memory, ...] | None
+        self, index: int, x: Tensor, view: AttentionPattern[Memory], caches: tuple[Memory, ...] | None
     ) -> tuple[Tensor, Memory | None]:
         """One block over the new positions, and its cache to continue from."""
         block = self.blocks[index]
@@ -197,7 +197,7 @@ class Stack(nn.Module):
         return block(x, view, caches[index] if caches else None)
 
     def forward(
-        self, x: Float[Tensor, "rows new dim"], view: Sight[Memory], caches: tuple[Memory, ...] | None
+        self, x: Float[Tensor, "rows new dim"], view: AttentionPattern[Memory], caches: tuple[Memory, ...] | None
     ) -> tuple[Float[Tensor, "rows new dim"], tuple[Memory, ...] | None]:
         """All blocks in order."""
         kept: list[Memory] = []
@@ -212,9 +212,9 @@ class Stack(nn.Module):
         x: Float[Tensor, "batch new dim"],
         counts: Int[Tensor, " batch"],
         starts: Bool[Tensor, "batch new"],
-        where: Where,
+        where: RowPositions,
         caches: tuple[Cache, ...] | None,
-    ) -> tuple[Float[Tensor, "batch new dim"], Where, tuple[Cache, ...] | None]:
+    ) -> tuple[Float[Tensor, "batch new dim"], RowPositions, tuple[Cache, ...] | None]:
         """All blocks over the first `counts` positions of each row, in the rows that have any and in no others.
 
         Returns the outputs (zeros in rows without), where the rows stand, and the caches. At least one row has some.
@@ -254,7 +254,7 @@ class Stack(nn.Module):
         length = len(index)
         spare = -length % multiple
         opens = F.pad((starts | (slots == 0)).flatten()[index], (0, spare))[None]
-        view = self.view(torch.tensor([length + spare]), opens, Where.zero(1), None)
+        view = self.view(torch.tensor([length + spare]), opens, RowPositions.zero(1), None)
         among = to_device(F.pad(index, (0, spare)), x)
         lines = x.flatten(0, 1)
         mixed, _ = self(lines.index_select(0, among)[None], view, None)

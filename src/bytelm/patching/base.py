@@ -45,7 +45,7 @@ class Patcher(nn.Module, abc.ABC):
     ) -> tuple[Bool[Tensor, "batch new"], Any]:
         """The scheme's decisions, those that are `forced` among them, and its memory after the rows' real ids."""
 
-    def begin(self, batch: int) -> PatchState:
+    def initial_state(self, batch: int) -> PatchState:
         """The state of `batch` rows that have read nothing yet."""
         return PatchState(torch.zeros(batch, dtype=torch.long), self.memory(batch))
 
@@ -54,7 +54,7 @@ class Patcher(nn.Module, abc.ABC):
         self, ids: Int[Tensor, "batch new"], state: PatchState | None = None
     ) -> tuple[Bool[Tensor, "batch new"], PatchState]:
         """Read `ids` after what `state` has read. Returns the decisions and the state to continue from."""
-        state = state or self.begin(len(ids))
+        state = state or self.initial_state(len(ids))
         rows = Rows.of(ids)
         forced = forced_openings(rows.ids, rows.starts(state.position))
         opens, memory = self.propose(rows, forced, state.memory)
@@ -79,15 +79,15 @@ class Guard:
     """
 
     max_length: int | None
-    max_singles: int | None
+    max_single_byte_run: int | None
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "max_singles"):
+        for name in ("max_length", "max_single_byte_run"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f'patching.{name} = {value}: must be at least 1, or "none" for no bound')
 
-    def begin(self, batch: int) -> GuardState:
+    def initial_state(self, batch: int) -> GuardState:
         """The state of rows that have read nothing."""
         zero = torch.zeros(batch, dtype=torch.long)
         return GuardState(zero, zero)
@@ -102,8 +102,8 @@ class Guard:
         """The accepted proposals, with forced openings and those that the length bound adds."""
         # A document starts with an empty run: its patches do not depend on the document before.
         run = since(~proposed | forced, state.run)
-        if self.max_singles is not None:
-            proposed = proposed & ((run <= self.max_singles) | (run % SPARED == 0))
+        if self.max_single_byte_run is not None:
+            proposed = proposed & ((run <= self.max_single_byte_run) | (run % SPARED == 0))
         proposed = proposed | forced
         gap = since(proposed, state.gap)
         opens = proposed

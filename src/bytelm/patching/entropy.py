@@ -5,7 +5,7 @@
     rise       ... if H(x_t) - H(x_{t-1}) > rise                                   (approximate monotonic constraint)
     both       ... if both hold
 
-An entropy model may be reset at each newline (`scorer.reset_newline`), which keeps repetitive text from drifting
+An entropy model may be reset at each newline (`entropy_model.reset_newline`), which keeps repetitive text from drifting
 into ever longer patches (paper, section 4.4). Entropies are always computed in float32: a boundary is decided once.
 """
 
@@ -24,10 +24,10 @@ from bytelm.patching.layout import Rows, at_end
 
 
 @runtime_checkable
-class Scorer(Protocol):
+class EntropyModel(Protocol):
     """A model of the next byte, seen only through its uncertainty."""
 
-    def begin(self, batch: int) -> Any:
+    def initial_state(self, batch: int) -> Any:
         """The state of rows that have read nothing yet."""
         ...
 
@@ -40,29 +40,29 @@ class Scorer(Protocol):
 class Config:
     """The thresholds of the `rule` must be set before patches can be cut; `calibrate` finds them.
 
-    `mean_size` is the patch size in bytes that calibration aims at; the bounds are those of `Guard`.
+    `target_mean_length` is the patch size in bytes that calibration aims at; the bounds are those of `Guard`.
     """
 
-    scored: ClassVar[bool] = True
+    uses_entropy_model: ClassVar[bool] = True
 
     threshold: float | None = None
-    rise: float | None = None
-    mean_size: float = 4.5
+    relative_threshold: float | None = None
+    target_mean_length: float = 4.5
     rule: str = "threshold"
     max_length: int | None = 32
-    max_singles: int | None = 16
+    max_single_byte_run: int | None = 16
 
     def __post_init__(self) -> None:
-        if self.rule not in ("threshold", "rise", "both"):
+        if self.rule not in ("threshold", "relative", "both"):
             raise ConfigError(f"patching.rule = {self.rule!r}: known: threshold, rise, both")
-        if not self.mean_size > 1:
-            raise ConfigError(f"patching.mean_size = {self.mean_size}: must be above 1 byte")
+        if not self.target_mean_length > 1:
+            raise ConfigError(f"patching.target_mean_length = {self.target_mean_length}: must be above 1 byte")
         self.guard()
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
         """Small shapes that together cover every path of this file, for the invariant tests."""
-        return {rule: cls(rule=rule) for rule in ("threshold", "rise", "both")}
+        return {rule: cls(rule=rule) for rule in ("threshold", "relative", "both")}
 
     @property
     def calibrated(self) -> bool:
@@ -71,16 +71,20 @@ class Config:
 
     def missing(self) -> list[str]:
         """The thresholds that the rule needs and that are not set."""
-        needed = {"threshold": ("threshold",), "rise": ("rise",), "both": ("threshold", "rise")}[self.rule]
+        needed = {
+            "threshold": ("threshold",),
+            "relative": ("relative_threshold",),
+            "both": ("threshold", "relative_threshold"),
+        }[self.rule]
         return [name for name in needed if getattr(self, name) is None]
 
     def guard(self) -> Guard:
         """The guard of this configuration."""
-        return Guard(self.max_length, self.max_singles)
+        return Guard(self.max_length, self.max_single_byte_run)
 
-    def build(self, scorer: Scorer) -> Entropy:
+    def build(self, entropy_model: EntropyModel) -> Entropy:
         """The patcher of this configuration around an entropy model."""
-        return Entropy(self, scorer)
+        return Entropy(self, entropy_model)
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,14 @@ class EntropyMemory:
     """The last entropy, the entropy model's state and the guard's."""
 
     entropy: Float[Tensor, " batch"]
-    scorer: Any
+    entropy_model: Any
     guard: GuardState
 
 
 class Entropy(Patcher):
     """A patch starts where the entropy model's prediction is uncertain."""
 
-    def __init__(self, config: Config, scorer: Scorer) -> None:
+    def __init__(self, config: Config, entropy_model: EntropyModel) -> None:
         super().__init__()
         if missing := config.missing():
             raise ConfigError(
@@ -103,21 +107,21 @@ class Entropy(Patcher):
             )
         self.config = config
         self.guard = config.guard()
-        self.scorer = scorer
+        self.entropy_model = entropy_model
 
     def memory(self, batch: int) -> EntropyMemory:
         """No entropy seen: the first id of a document opens a patch anyway."""
         zero = torch.zeros(batch)
-        return EntropyMemory(zero, self.scorer.begin(batch), self.guard.begin(batch))
+        return EntropyMemory(zero, self.entropy_model.initial_state(batch), self.guard.initial_state(batch))
 
     def propose(
         self, rows: Rows, forced: Bool[Tensor, "batch new"], memory: EntropyMemory
     ) -> tuple[Bool[Tensor, "batch new"], EntropyMemory]:
         """The rule of the configuration under the guard."""
-        entropy, scorer = self.scorer.entropies(rows.ids, memory.scorer)
+        entropy, entropy_model = self.entropy_model.entropies(rows.ids, memory.entropy_model)
         before = torch.cat([memory.entropy[:, None], entropy], 1)[:, : entropy.shape[1]]
         opens, guard = self.guard.apply(propose(self.config, entropy, before), forced, rows, memory.guard)
-        return opens, EntropyMemory(at_end(entropy, rows.lengths, memory.entropy), scorer, guard)
+        return opens, EntropyMemory(at_end(entropy, rows.lengths, memory.entropy), entropy_model, guard)
 
 
 def propose(
@@ -125,8 +129,8 @@ def propose(
 ) -> Bool[Tensor, "batch new"]:
     """The rule alone: where the next byte's entropy, and its rise over this byte's, are above their thresholds."""
     opens = torch.ones_like(entropy, dtype=torch.bool)
-    if config.rule != "rise" and config.threshold is not None:
+    if config.rule != "relative" and config.threshold is not None:
         opens &= entropy > config.threshold
-    if config.rule != "threshold" and config.rise is not None:
-        opens &= entropy - before > config.rise
+    if config.rule != "threshold" and config.relative_threshold is not None:
+        opens &= entropy - before > config.relative_threshold
     return opens

@@ -16,7 +16,7 @@ from bytelm.patching.layout import Rows
 class Config:
     """`size`: bytes in a patch."""
 
-    scored: ClassVar[bool] = False
+    uses_entropy_model: ClassVar[bool] = False
 
     size: int = 4
 
@@ -30,7 +30,7 @@ class Config:
 
     def guard(self) -> Guard:
         """A fixed patch is what is left of a scheme that proposes nothing and is bounded in length."""
-        return Guard(max_length=self.size, max_singles=None)
+        return Guard(max_length=self.size, max_single_byte_run=None)
 
     def build(self) -> Fixed:
         """The patcher of this configuration."""
@@ -47,7 +47,7 @@ class Fixed(Patcher):
 
     def memory(self, batch: int) -> GuardState:
         """Bytes in the patch so far."""
-        return self.guard.begin(batch)
+        return self.guard.initial_state(batch)
 
     def propose(
         self, rows: Rows, forced: Bool[Tensor, "batch new"], memory: GuardState

@@ -23,10 +23,10 @@ from bytelm.units import VOCAB
 class Config:
     """Bounds on runaway input: see `Guard`."""
 
-    scored: ClassVar[bool] = False
+    uses_entropy_model: ClassVar[bool] = False
 
     max_length: int | None = 32
-    max_singles: int | None = 16
+    max_single_byte_run: int | None = 16
 
     def __post_init__(self) -> None:
         self.guard()
@@ -34,11 +34,11 @@ class Config:
     @classmethod
     def tiny(cls) -> dict[str, Config]:
         """Small shapes that together cover every path of this file, for the invariant tests."""
-        return {"bounded": cls(max_length=9, max_singles=5), "unbounded": cls(None, None)}
+        return {"bounded": cls(max_length=9, max_single_byte_run=5), "unbounded": cls(None, None)}
 
     def guard(self) -> Guard:
         """The guard of this configuration."""
-        return Guard(self.max_length, self.max_singles)
+        return Guard(self.max_length, self.max_single_byte_run)
 
     def build(self) -> Space:
         """The patcher of this configuration."""
@@ -71,7 +71,7 @@ class Space(Patcher):
 
     def memory(self, batch: int) -> SpaceMemory:
         """Nothing read counts as space-like, as a BOS does."""
-        return SpaceMemory(torch.ones(batch, dtype=torch.bool), self.guard.begin(batch))
+        return SpaceMemory(torch.ones(batch, dtype=torch.bool), self.guard.initial_state(batch))
 
     def propose(
         self, rows: Rows, forced: Bool[Tensor, "batch new"], memory: SpaceMemory

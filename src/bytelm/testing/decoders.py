@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bytelm.decoding import Decoder, Weights, open_decoder, rounded
+from bytelm.decoding import Decoder, Quantization, open_decoder, rounded
 from bytelm.interfaces.model import ByteModel
 from bytelm.testing.exact import exact
 from bytelm.testing.examples import LONG, SHORT, document
-from bytelm.testing.law import EXAMPLES, agree
+from bytelm.testing.invariant import EXAMPLES, agree
 from bytelm.testing.models import BOUND
 from bytelm.units import BOS
 
 CAPACITY = LONG + 40
 LOOSE = 1e-4  # where torch rounds differently in another batch
-ROUNDED: tuple[Weights, ...] = ("bf16", "int8")
+ROUNDED: tuple[Quantization, ...] = ("bf16", "int8")
 HALF = 0.01  # root mean square of what caches in bf16 change, to the spread of the logits
 
 
 def check_decoder(model: ByteModel, *, seed: int = 0, examples: int = EXAMPLES) -> dict[str, float]:
     """Check every invariant below. Returns the worst difference by invariant; raises LawError."""
-    return {name: law(model, seed, examples) for name, law in DECODER_LAWS.items()}
+    return {name: invariant(model, seed, examples) for name, invariant in DECODER_INVARIANTS.items()}
 
 
 def documents(rng: random.Random, count: int) -> list[list[int]]:
@@ -96,7 +96,7 @@ def company(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
             decoder = open_decoder(model, rows=1, capacity=CAPACITY)
             alone = read(decoder, [line], partial(int, 1 + row % 3))[0]
             where = f"a document of {len(line)}, alone and in a batch"
-            worst = max(worst, agree("company", model, alone, together[row], where, bound(decoder)))
+            worst = max(worst, agree("batch_invariance", model, alone, together[row], where, bound(decoder)))
     finally:
         torch.set_num_threads(threads)
     return worst
@@ -111,22 +111,22 @@ def again(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     first = np.zeros(1, np.int64)
     for line in lines:
         once = read(decoder, [line], lambda: 7)
-        decoder.undo(first, first)
+        decoder.rollback(first, first)
         twice: list[Tensor] = []
         while len(twice) < len(line):
             before = decoder.lengths.copy()
             for _ in range(rng.choice((0, 1, 9)) if decoder.drafts else 0):
                 decoder.draft(first, np.array([rng.randrange(256)]))
-            decoder.undo(first, before)
+            decoder.rollback(first, before)
             part = np.array(line[len(twice) :][: rng.choice((1, 6))])
             if decoder.repeats:
                 other = np.array([rng.randrange(256) for _ in range(rng.choice((1, 20)))])
                 decoder.read(first.repeat(len(other)), other)
-                decoder.undo(first, before)
+                decoder.rollback(first, before)
             twice += torch.from_numpy(decoder.read(np.repeat(first, len(part)), part))
         where = f"a document of {len(line)} after going back"
         worst = max(worst, agree("again", model, torch.stack(twice), once[0], where, bound(decoder)))
-        decoder.undo(first, first)
+        decoder.rollback(first, first)
     return worst
 
 
@@ -135,7 +135,7 @@ def rounding(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float
     """With rounded weights, the root mean square from a model that holds such weights is a small part of the spread."""
     worst, lines = 0.0, documents(random.Random(seed), examples)
     for weights in ROUNDED:
-        decoder = open_decoder(model, rows=len(lines), capacity=CAPACITY, weights=weights)
+        decoder = open_decoder(model, rows=len(lines), capacity=CAPACITY, quantize=weights)
         found = torch.cat(read(decoder, lines, lambda: 40))
         other = torch.cat(wanted(rounded(model, weights), lines))
         apart = ((found - other).square().mean() / other.var().clamp(min=1e-12)).sqrt()
@@ -143,9 +143,9 @@ def rounding(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float
     return worst
 
 
-DECODER_LAWS: dict[str, Callable[[ByteModel, int, int], float]] = {
+DECODER_INVARIANTS: dict[str, Callable[[ByteModel, int, int], float]] = {
     "forward": forward,
-    "company": company,
+    "batch_invariance": company,
     "again": again,
     "rounding": rounding,
 }

@@ -12,7 +12,7 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
 from bytelm.nn.state import join_rows, take_rows
 from bytelm.testing.examples import marks, padded, rows
-from bytelm.testing.law import EXAMPLES, LawError, agree, subject
+from bytelm.testing.invariant import EXAMPLES, InvariantError, agree, subject
 from bytelm.testing.pretend import PlacementError, moved, near, pretend
 from bytelm.transfer import to_host
 from bytelm.units import PAD
@@ -29,7 +29,7 @@ def elsewhere(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> floa
     try:
         return _elsewhere(model, seed, examples)
     except PlacementError as error:
-        raise LawError("elsewhere", subject(model), str(error), 1.0, 0.0) from error
+        raise InvariantError("elsewhere", subject(model), str(error), 1.0, 0.0) from error
 
 
 def _elsewhere(model: ByteModel, seed: int, examples: int) -> float:
@@ -45,7 +45,7 @@ def _elsewhere(model: ByteModel, seed: int, examples: int) -> float:
         loss.backward()
         waits = dict(seen.fetches)
     if waits:
-        raise LawError("elsewhere", subject(model), f"{waits}, where boundaries are recorded: waits", 1.0, 0.0)
+        raise InvariantError("elsewhere", subject(model), f"{waits}, where boundaries are recorded: waits", 1.0, 0.0)
     wanted, counted = score(model, batch, boundaries=given)
     wanted.backward()
     agree("elsewhere", model, torch.as_tensor([count]), torch.as_tensor([counted]), "the number of bytes")
@@ -58,7 +58,7 @@ def _elsewhere(model: ByteModel, seed: int, examples: int) -> float:
 
     def through(one: ByteModel) -> Tensor:
         """The logits of all rows, in two pieces that are joined."""
-        state, found = one.begin(len(batch)), list[Tensor]()
+        state, found = one.initial_state(len(batch)), list[Tensor]()
         for cut in (slice(0, 40), slice(40, 41), slice(41, None)):
             states = [take_rows(state, torch.tensor([row])) for row in range(len(batch))]
             logits, state = one(batch[:, cut], join_rows(states))

@@ -42,7 +42,7 @@ from bytelm.patching.layout import forced_openings
 from bytelm.testing.elsewhere import elsewhere
 from bytelm.testing.exact import exact
 from bytelm.testing.examples import LONG, PIECES, SHORT, marks, moments, padded, pieces, row, rows, whole_document
-from bytelm.testing.law import EXAMPLES, LawError, agree, agree_states, subject
+from bytelm.testing.invariant import EXAMPLES, InvariantError, agree, agree_states, subject
 from bytelm.units import BOS, BYTES
 
 BOUND = 1e-9  # nats, in float64
@@ -50,7 +50,7 @@ BOUND = 1e-9  # nats, in float64
 
 def check_model(model: ByteModel, *, seed: int = 0, examples: int = EXAMPLES) -> dict[str, float]:
     """Check every invariant below but the slow one. Returns the worst difference by invariant; raises LawError."""
-    return {name: law(model, seed, examples) for name, law in MODEL_LAWS.items()}
+    return {name: invariant(model, seed, examples) for name, invariant in MODEL_INVARIANTS.items()}
 
 
 def read(
@@ -62,7 +62,7 @@ def read(
     """The logits of one row: in one pass without a state, or through a state in the pieces that `cuts` says."""
     if cuts is None:
         return model(ids[None], None, None if given is None else given[None])[0][0]
-    state, found = model.begin(1), list[Tensor]()
+    state, found = model.initial_state(1), list[Tensor]()
     for cut in cuts:
         logits, state = model(ids[None, cut], state, None if given is None else given[None, cut])
         found.append(logits[0])
@@ -106,7 +106,9 @@ def gradient(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float
                 random_mix = logits[t] @ torch.rand_like(logits[t])
                 found = torch.autograd.grad(random_mix, embedded, retain_graph=True)
                 if not any(bool(g[:, : t + 1].any()) for g in found):
-                    raise LawError("gradient", subject(model), f"position {t}, which no embedding reaches", 0.0, 0.0)
+                    raise InvariantError(
+                        "gradient", subject(model), f"position {t}, which no embedding reaches", 0.0, 0.0
+                    )
                 for later in (g[0, t + 1 :] for g in found):
                     where = f"what follows {t} in a row of {len(ids)}"
                     worst = max(worst, agree("gradient", model, later, torch.zeros_like(later), where))
@@ -136,7 +138,7 @@ def state(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     rng, worst = random.Random(seed), 0.0
     for ids in rows(rng, examples):
         t = rng.randrange(len(ids))
-        _, middle = model(ids[None, :t], model.begin(1))
+        _, middle = model(ids[None, :t], model.initial_state(1))
         before = map_state(torch.clone, middle)
         first, _ = model(ids[None, t:], middle)
         model(row(rng, len(ids))[None], middle)
@@ -158,7 +160,7 @@ def rows_alone(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> flo
             alone = torch.cat([read(precise, *one) for one in zip(lines, recorded or [None] * len(lines), strict=True)])
             given = None if recorded is None else torch.zeros_like(real).masked_scatter(real, torch.cat(recorded))
             whole, _ = precise(batch, None, given)
-            through, found = precise.begin(len(lines)), list[Tensor]()
+            through, found = precise.initial_state(len(lines)), list[Tensor]()
             for cut in pieces(rng, batch.shape[1]):
                 logits, through = precise(batch[:, cut], through, None if given is None else given[:, cut])
                 found.append(logits)
@@ -174,7 +176,7 @@ def joined(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     rng, worst = random.Random(seed), 0.0
     with exact(model) as precise:
         lines = rows(rng, examples)
-        states, done = [precise.begin(1) for _ in lines], [0] * len(lines)
+        states, done = [precise.initial_state(1) for _ in lines], [0] * len(lines)
         found: list[list[Tensor]] = [[] for _ in lines]
         while any(read < len(ids) for read, ids in zip(done, lines, strict=True)):
             group = rng.sample(range(len(lines)), rng.randint(1, len(lines)))
@@ -187,7 +189,7 @@ def joined(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
                 done[r] += len(parts[index])
         for ids, logits in zip(lines, found, strict=True):
             where = f"a row of {len(ids)} that joined others"
-            worst = max(worst, agree("joined", model, torch.cat(logits), read(precise, ids), where, BOUND))
+            worst = max(worst, agree("dynamic_batching", model, torch.cat(logits), read(precise, ids), where, BOUND))
     return worst
 
 
@@ -256,18 +258,18 @@ def precision(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> floa
     for half in (False, True):
         with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
             whole, _ = model(batch, None, given)
-            through, found = model.begin(len(lines)), list[Tensor]()
+            through, found = model.initial_state(len(lines)), list[Tensor]()
             for cut in cuts:
                 logits, through = model(batch[:, cut], through, given[:, cut])
                 found.append(logits)
         ratio = distance(torch.cat(found, 1)) / max(distance(whole), 1e-12)
         if not ratio <= 2:
-            raise LawError("precision", subject(model), "bfloat16" if half else "float32", ratio, 2)
+            raise InvariantError("precision", subject(model), "bfloat16" if half else "float32", ratio, 2)
         worst = max(worst, ratio)
     return worst
 
 
-def initialise(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
+def init_weights(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """`model.initialise(seed)` sets every trainable parameter, the same for the same seed, and touches nothing else."""
     del examples
     copies = [copy.deepcopy(model) for _ in range(3)]
@@ -275,14 +277,14 @@ def initialise(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> flo
         for parameter in (p for one in copies for p in one.parameters() if p.requires_grad):
             parameter.fill_(math.nan)
     for one, own_seed in zip(copies, (seed, seed, seed + 1), strict=True):
-        one.initialise(own_seed)
+        one.init_weights(own_seed)
     for name, old in model.named_parameters():
         first, again, other = (one.get_parameter(name).detach().flatten() for one in copies)
         agree("initialise", model, again, first, name)
         if not old.requires_grad:
             agree("initialise", model, first, old.flatten(), f"{name}, which is frozen")
         elif bool(first.ne(first[0]).any()) and torch.equal(first, other):
-            raise LawError("initialise", subject(model), f"{name}, the same under two seeds", 0.0, 0.0)
+            raise InvariantError("initialise", subject(model), f"{name}, the same under two seeds", 0.0, 0.0)
     return 0.0
 
 
@@ -315,7 +317,7 @@ def compiled(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float
         eager, found = (float((read(m, ids) - wanted).detach().square().mean().sqrt()) for m in (model, fast))
         ratio = found / max(eager, 1e-12)
         if not ratio <= 2:
-            raise LawError("compiled", subject(model), f"a row of {len(ids)}", ratio, 2)
+            raise InvariantError("compiled", subject(model), f"a row of {len(ids)}", ratio, 2)
         worst = max(worst, ratio)
     return worst
 
@@ -344,19 +346,19 @@ def cost(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     return worst
 
 
-MODEL_LAWS: dict[str, Callable[[ByteModel, int, int], float]] = {
+MODEL_INVARIANTS: dict[str, Callable[[ByteModel, int, int], float]] = {
     "causality": causality,
     "gradient": gradient,
     "split": split,
     "state": state,
     "rows": rows_alone,
-    "joined": joined,
+    "dynamic_batching": joined,
     "documents": documents,
     "boundaries": boundaries,
     "sums": sums,
     "precision": precision,
     "cost": cost,
-    "initialise": initialise,
+    "initialise": init_weights,
     "saved": saved,
     "elsewhere": elsewhere,
 }

@@ -24,13 +24,13 @@ from bytelm.nn.state import join_rows, map_state, take_rows
 from bytelm.patching.base import Guard, Patcher
 from bytelm.patching.layout import since
 from bytelm.testing.examples import PIECES, moments, padded, pieces, row, rows
-from bytelm.testing.law import EXAMPLES, LawError, agree, agree_states, subject
+from bytelm.testing.invariant import EXAMPLES, InvariantError, agree, agree_states, subject
 from bytelm.units import BOS, EOS
 
 
 def check_patcher(patcher: Patcher, *, seed: int = 0, examples: int = EXAMPLES) -> dict[str, float]:
     """Check every invariant below. Returns the worst difference by invariant; raises LawError."""
-    return {name: law(patcher, seed, examples) for name, law in PATCHER_LAWS.items()}
+    return {name: invariant(patcher, seed, examples) for name, invariant in PATCHER_INVARIANTS.items()}
 
 
 def decide(patcher: Patcher, ids: Int[Tensor, " time"], state: Any = None) -> Bool[Tensor, " time"]:
@@ -54,7 +54,7 @@ def split(patcher: Patcher, seed: int = 0, examples: int = EXAMPLES) -> float:
     """Deciding in any pieces is deciding whole; a state that was continued from is as it was before."""
     rng, worst = random.Random(seed), 0.0
     for ids in rows(rng, examples):
-        state, found = patcher.begin(1), list[Tensor]()
+        state, found = patcher.initial_state(1), list[Tensor]()
         for cut in pieces(rng, len(ids)):
             before = map_state(torch.clone, state)
             opens, after = patcher.extend(ids[None, cut], state)
@@ -70,7 +70,7 @@ def rows_alone(patcher: Patcher, seed: int = 0, examples: int = EXAMPLES) -> flo
     """Rows that are decided with ever other rows, in any order, PADs anywhere, are decided as alone."""
     rng, worst = random.Random(seed), 0.0
     lines = rows(rng, examples)
-    states, done = [patcher.begin(1) for _ in lines], [0] * len(lines)
+    states, done = [patcher.initial_state(1) for _ in lines], [0] * len(lines)
     found: list[list[Tensor]] = [[] for _ in lines]
     while any(read < len(ids) for read, ids in zip(done, lines, strict=True)):
         group = rng.sample(range(len(lines)), rng.randint(1, len(lines)))
@@ -117,13 +117,19 @@ def guard(patcher: Patcher, seed: int = 0, examples: int = EXAMPLES) -> float:
         longest = int(since(opens[None], begun).max()) + 1
         singles = int(since(~free[None], begun).max())
         if bounds.max_length is not None and longest > bounds.max_length:
-            raise LawError("guard", subject(patcher), "a patch's length", longest, bounds.max_length)
-        if bounds.max_singles is not None and bounds.max_length != 1 and singles > bounds.max_singles + 2:
-            raise LawError("guard", subject(patcher), "one-byte patches in a row", singles, bounds.max_singles + 2)
+            raise InvariantError("guard", subject(patcher), "a patch's length", longest, bounds.max_length)
+        if (
+            bounds.max_single_byte_run is not None
+            and bounds.max_length != 1
+            and singles > bounds.max_single_byte_run + 2
+        ):
+            raise InvariantError(
+                "guard", subject(patcher), "one-byte patches in a row", singles, bounds.max_single_byte_run + 2
+            )
     return 0.0
 
 
-PATCHER_LAWS: dict[str, Callable[[Patcher, int, int], float]] = {
+PATCHER_INVARIANTS: dict[str, Callable[[Patcher, int, int], float]] = {
     "causality": causality,
     "split": split,
     "rows": rows_alone,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bytelm.find import find, names
 from bytelm.interfaces.model import ByteModel
 from bytelm.patching.base import Patcher
-from bytelm.patching.entropy import Scorer
+from bytelm.patching.entropy import EntropyModel
 from bytelm.testing.examples import document, row
 from bytelm.units import VOCAB
 
@@ -31,30 +31,32 @@ def tiny_models(seed: int = 0) -> Iterator[tuple[str, ByteModel]]:
     for name in names("models"):
         for number, (shape, config) in enumerate(shapes("models", name)):
             if not config.patched:
-                yield f"{name}{shape}", initialised(config.build(), seed)
+                yield f"{name}{shape}", initialized(config.build(), seed)
                 continue
             for which, patcher in patchers if number == 0 else patchers[number :: len(patchers)]:
-                yield f"{name}{shape} on {which}", initialised(config.build(patcher), seed)
+                yield f"{name}{shape} on {which}", initialized(config.build(patcher), seed)
 
 
 def tiny_patchers(seed: int = 0) -> Iterator[tuple[str, Patcher]]:
     """(name, patcher) for every patching scheme; those of the entropy patcher alternate between entropy models."""
     for name in names("patching"):
-        for (shape, config), (kind, scorer) in zip(shapes("patching", name), cycle(tiny_scorers(seed)), strict=False):
-            if config.scored:
-                yield f"{name}{shape} of {kind}", calibrated(config, scorer, seed).build(scorer)
+        for (shape, config), (kind, entropy_model) in zip(
+            shapes("patching", name), cycle(tiny_entropy_models(seed)), strict=False
+        ):
+            if config.uses_entropy_model:
+                yield f"{name}{shape} of {kind}", calibrated(config, entropy_model, seed).build(entropy_model)
             else:
                 yield f"{name}{shape}", config.build()
 
 
-def tiny_scorers(seed: int = 0) -> Iterator[tuple[str, Scorer]]:
+def tiny_entropy_models(seed: int = 0) -> Iterator[tuple[str, EntropyModel]]:
     """Windowed Transformers with random weights, and a table counted from a few documents."""
     transformer = find("entropy_models", "transformer")
     for kind, reset in (("a Transformer", False), ("a Transformer by lines", True)):
-        shape = transformer.Config(layers=1, dim=16, heads=2, window=7, ffn_multiple=16, reset_newline=reset)
-        scorer = shape.build()
-        initialised(scorer.model, seed)
-        yield kind, scorer
+        shape = transformer.Config(layers=1, dim=16, heads=2, attention_window=7, ffn_multiple=16, reset_newline=reset)
+        entropy_model = shape.build()
+        initialized(entropy_model.model, seed)
+        yield kind, entropy_model
     rng = random.Random(seed)
     counted = find("entropy_models", "ngram").Config(order=2, rows=512, reset_newline=True).build()
     counted.count([np.frombuffer(document(rng, 200), np.uint8) for _ in range(20)])
@@ -69,28 +71,28 @@ def shapes(floor: str, name: str) -> list[tuple[str, Any]]:
     return [(f" ({shape})", small) for shape, small in config.tiny().items()]
 
 
-def initialised(model: Any, seed: int) -> Any:
+def initialized(model: Any, seed: int) -> Any:
     """The model, its parameters set from the seed."""
-    model.initialise(seed)
+    model.init_weights(seed)
     return model
 
 
-def calibrated(config: Any, scorer: Scorer, seed: int) -> Any:
+def calibrated(config: Any, entropy_model: EntropyModel, seed: int) -> Any:
     """An entropy configuration whose rules are met by about every third byte of the examples."""
     ids = row(random.Random(seed), 1000)[None]
-    entropy, _ = scorer.entropies(ids, scorer.begin(1))
-    threshold, rise = (float(x.quantile(0.7)) for x in (entropy, entropy.diff()))
-    return dataclasses.replace(config, threshold=threshold, rise=rise)
+    entropy, _ = entropy_model.entropies(ids, entropy_model.initial_state(1))
+    threshold, relative_threshold = (float(x.quantile(0.7)) for x in (entropy, entropy.diff()))
+    return dataclasses.replace(config, threshold=threshold, relative_threshold=relative_threshold)
 
 
-class ScriptedScorer(nn.Module):
+class ScriptedEntropyModel(nn.Module):
     """An entropy model whose every answer is known: the entropy after an id is what the script says of that id."""
 
     def __init__(self, script: dict[int, float], otherwise: float = 0.0) -> None:
         super().__init__()
         self.table = torch.tensor([script.get(index, otherwise) for index in range(VOCAB)])
 
-    def begin(self, batch: int) -> None:
+    def initial_state(self, batch: int) -> None:
         """There is nothing to remember."""
 
     def entropies(self, ids: Int[Tensor, "batch new"], state: None) -> tuple[Float[Tensor, "batch new"], None]:
@@ -105,7 +107,7 @@ class UniformModel(ByteModel):
         super().__init__()
         self.anchor = nn.Parameter(torch.zeros(()))
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """There is one parameter, and one value for it."""
         nn.init.zeros_(self.anchor)
 
@@ -113,7 +115,7 @@ class UniformModel(ByteModel):
         """Nothing is multiplied."""
         return 0
 
-    def begin(self, batch: int) -> None:
+    def initial_state(self, batch: int) -> None:
         """There is nothing to remember."""
 
     def forward(

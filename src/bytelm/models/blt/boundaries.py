@@ -1,11 +1,11 @@
-"""Where patches open in rows that are being generated: the scheme's rule, its scorer, and what was decided."""
+"""Where patches open in rows that are being generated: the scheme's rule, its entropy model, and what was decided."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from bytelm.find import part_of
-from bytelm.interfaces.decoder import Backend, EntropyDecoder, New
+from bytelm.interfaces.decoder import Backend, EntropyDecoder, NewTokens
 from bytelm.native import kernels as native
 from bytelm.native.kernels import address, tokens
 from bytelm.patching.base import SPARED, Patcher
@@ -15,13 +15,13 @@ from bytelm.patching.space import Space
 from bytelm.transfer import to_host
 from bytelm.units import EOS, PAD
 
-RULES = {"threshold": 2, "rise": 3, "both": 4}
+RULES = {"threshold": 2, "relative": 3, "both": 4}
 
 
 def known(patcher: Patcher) -> bool:
     """Whether the kernels know the scheme and its entropy model."""
     if type(patcher) is Entropy:
-        return part_of(patcher.scorer, "entropy_decoder") is not None
+        return part_of(patcher.entropy_model, "entropy_decoder") is not None
     return type(patcher) in (Fixed, Space)
 
 
@@ -34,31 +34,37 @@ class Patches:
         self.history = native.History(address(ids), capacity, PAD)
         self.closed, self.first, gap, run = (np.zeros(ids.shape, np.int64) for _ in range(4))
         """How many patches are whole once this id is read; where the patch of the next id begins."""
-        self.scorer: EntropyDecoder | None = None
-        scheme, threshold, rise = 0, 0.0, 0.0
+        self.entropy_model: EntropyDecoder | None = None
+        scheme, threshold, relative_threshold = 0, 0.0, 0.0
         spacelike = entropy = None
         if isinstance(patcher, Space):
             scheme, spacelike = 1, np.ascontiguousarray(to_host(patcher.table).numpy().astype(np.uint8))
         if isinstance(patcher, Entropy):
             config = patcher.config
-            scheme, threshold, rise = RULES[config.rule], config.threshold or 0.0, config.rise or 0.0
+            scheme, threshold, relative_threshold = (
+                RULES[config.rule],
+                config.threshold or 0.0,
+                config.relative_threshold or 0.0,
+            )
             entropy = self.kernels.zeros(rows, capacity)
-            entropy_decoder = part_of(patcher.scorer, "entropy_decoder")
+            entropy_decoder = part_of(patcher.entropy_model, "entropy_decoder")
             assert entropy_decoder is not None  # `known`
-            self.scorer = entropy_decoder.build(patcher.scorer, kernels, rows, capacity)
+            self.entropy_model = entropy_decoder.build(patcher.entropy_model, kernels, rows, capacity)
         guard = patcher.guard
         self.longest = guard.max_length
-        bounds = (guard.max_length or 0, guard.max_singles or 0, SPARED, EOS)
+        bounds = (guard.max_length or 0, guard.max_single_byte_run or 0, SPARED, EOS)
         by_position = (gap, run, self.closed, self.first, entropy)
         self.held = (spacelike, *by_position, ids)
-        self.rule = native.Rule(scheme, threshold, rise, *bounds, address(spacelike), *map(address, by_position))
+        self.rule = native.Rule(
+            scheme, threshold, relative_threshold, *bounds, address(spacelike), *map(address, by_position)
+        )
 
-    def decide(self, new: New) -> None:
+    def decide(self, new: NewTokens) -> None:
         """Read new ids, and write down where patches open after them."""
-        entropy = self.scorer.entropies(new, self.history) if self.scorer else None
+        entropy = self.entropy_model.entropies(new, self.history) if self.entropy_model else None
         self.kernels.decide(self.rule, self.history, tokens(new.row, new.position), entropy)
 
-    def stay(self, new: New) -> None:
+    def stay(self, new: NewTokens) -> None:
         """Write down that no patch opens after new ids, of each row one."""
         before = np.maximum(new.position - 1, 0)
         self.closed[new.row, new.position] = self.closed[new.row, before]
@@ -68,4 +74,4 @@ class Patches:
     def row_bytes(self) -> int:
         """Bytes of memory that one row takes."""
         own = sum(x[0].nbytes for x in self.held[1:] if x is not None)
-        return own + (self.scorer.row_bytes if self.scorer else 0)
+        return own + (self.entropy_model.row_bytes if self.entropy_model else 0)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bytelm.interfaces.decoder import Backend, Decoder, Ints, New, Reals, fetched
+from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals, fetched
 from bytelm.models.blt import device_decoder, host_decoder
 from bytelm.models.blt.boundaries import Patches, known
 from bytelm.models.blt.model import BLT
@@ -24,11 +24,11 @@ class BLTDecoder(Decoder):
         super().__init__(rows, capacity, kernels)
         config, self.kernels = model.config, kernels
         parts: Any = device_decoder if kernels.on_device else host_decoder
-        self.window = config.window
+        self.attention_window = config.attention_window
         # A boundary is decided in float32 whatever the weights are, or it would not be the one that was trained with.
         self.patches = Patches(model.patcher, kernels.precise(), self.ids)  # pyright: ignore[reportArgumentType]
         held = min(capacity, (self.patches.longest or capacity) + self.chunk)
-        local = min(capacity, config.window + self.chunk)
+        local = min(capacity, config.attention_window + self.chunk)
         encoder, decoder = model.encoder, model.decoder
         self.byte = kernels.table(encoder.embed.byte.weight)
         self.ngrams = parts.Hashed(kernels, encoder.embed, self.ids) if encoder.embed.ngram else None
@@ -43,23 +43,23 @@ class BLTDecoder(Decoder):
         )
         self.norm, self.head = kernels.vector(decoder.norm.weight), kernels.matrix(decoder.head.weight)
 
-    def after(self, new: New) -> Any:
+    def after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
-        # On a device the encoder is under way while a scorer is waited for.
+        # On a device the encoder is under way while an entropy model is waited for.
         x = self.encoder.run(self.embedded(new), new.row, new.position, np.zeros_like(new.row))
         self.patches.decide(new)
         closed = self.patches.closed[new.row, new.position]
         before = np.maximum(new.position - 1, 0)
         whole = (closed > self.patches.closed[new.row, before]) | (new.position == 0)
         if whole.any():
-            self.think(new.row[whole], closed[whole] - 1, self.begun(new, before)[whole], new.position[whole])
+            self.latent_step(new.row[whole], closed[whole] - 1, self.begun(new, before)[whole], new.position[whole])
         return self.bytes(x, new, closed)
 
-    def begun(self, new: New, before: Ints) -> Ints:
+    def begun(self, new: NewTokens, before: Ints) -> Ints:
         """Where the patch that each new id lies in begins."""
         return np.where(new.position > 0, self.patches.first[new.row, before], 0)
 
-    def think(self, row: Ints, patch: Ints, first: Ints, last: Ints) -> None:
+    def latent_step(self, row: Ints, patch: Ints, first: Ints, last: Ints) -> None:
         """One latent step for each patch that closes."""
         x = self.pool.patches(row, first, last)
         if self.widen:
@@ -67,12 +67,12 @@ class BLTDecoder(Decoder):
         x = self.latents.run(x, row, patch, np.zeros_like(row))
         self.decoder.hold(self.kernels.linear(self.split, x), row, patch)
 
-    def embedded(self, new: New) -> Any:
+    def embedded(self, new: NewTokens) -> Any:
         """Bytes and their n-grams."""
         x = self.kernels.embed(self.byte, new.ids)
         return self.ngrams.added(x, new) if self.ngrams else x
 
-    def bytes(self, x: Any, new: New, closed: Ints) -> Any:
+    def bytes(self, x: Any, new: NewTokens, closed: Ints) -> Any:
         """The local decoder, each byte reading the newest patch that is whole."""
         x = self.decoder.run(x, new.row, new.position, np.zeros_like(new.row), closed - 1)
         return self.kernels.linear(self.head, x, self.norm, EPS)
@@ -95,14 +95,14 @@ class BLTDecoder(Decoder):
         read = int(self.lengths.sum())
         opened = sum(int(self.patches.closed[row, n - 1]) for row, n in enumerate(self.lengths) if n)
         size = read / opened if opened else float(self.patches.longest or 4)
-        seen = min(length, self.window)
+        seen = min(length, self.attention_window)
         cached = seen * (self.encoder.slot_bytes + self.decoder.slot_bytes)
         cached += length / size / size * self.latents.slot_bytes
-        scorer = self.patches.scorer.traffic(length) if self.patches.scorer else 0.0
+        entropy_model = self.patches.entropy_model.traffic(length) if self.patches.entropy_model else 0.0
         bytewise = self.encoder.weight_bytes + self.decoder.weight_bytes + self.head.bytes
         widen = self.widen.bytes if self.widen else 0
         patchwise = self.latents.weight_bytes + self.split.bytes + self.decoder.cross_bytes + self.pool.bytes + widen
-        return scorer + bytewise + patchwise / size + self.rows * cached
+        return entropy_model + bytewise + patchwise / size + self.rows * cached
 
 
 def unsupported(model: BLT) -> str:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from bytelm.decoding.graphs import Graphs, bucket, filled
 from bytelm.decoding.rings import TOGETHER, Cross
 from bytelm.decoding.tensors import Tensors
-from bytelm.interfaces.decoder import Ints, New
+from bytelm.interfaces.decoder import Ints, NewTokens
 from bytelm.models.blt.embed import PUBLISHED_OFFSET, NgramEmbedding, hash_powers
 from bytelm.models.blt.model import BLT
 from bytelm.nn.cross import CrossAttention
@@ -77,7 +77,7 @@ class Hashed:
         tables = [np.pad(line[:size], (embed.reach + 1 - size, 0)) for line in powers for size in embed.sizes]
         self.powers = np.stack(tables)
 
-    def added(self, x: Tensor, new: New) -> Tensor:
+    def added(self, x: Tensor, new: NewTokens) -> Tensor:
         """Bytes `[n, dim]` and the n-grams that end there."""
         at = new.position[:, None] + np.arange(-self.reach, 1)
         ids = np.where(at < 0, PAD, self.ids[new.row[:, None], np.maximum(at, 0)])

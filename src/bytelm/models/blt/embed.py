@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.nn import fused
-from bytelm.nn.rows import Slopes, bags, sum_rows
+from bytelm.nn.rows import RowGradients, bags, sum_rows
 from bytelm.patching.layout import Rows, tail
 from bytelm.units import PAD, VOCAB
 
@@ -47,7 +47,7 @@ class NgramEmbedding(nn.Module):
         self.ngram = nn.Embedding(functions * len(sizes) * rows, dim) if sizes else None
         self.sparse = False
         """Whether the gradient of the tables holds only the rows that were looked up, for optimizers that take such."""
-        self.kept: Slopes | None = None
+        self.kept: RowGradients | None = None
         """Where the tables' gradients are kept for an optimizer that reads them; else they are parameter gradients."""
         self.dropout = 0.0
         """Chance of each byte to go without its n-grams in training, against overfitting."""
@@ -58,7 +58,7 @@ class NgramEmbedding(nn.Module):
         assert self.ngram is not None
         return self.ngram.weight
 
-    def begin(self, batch: int) -> Int[Tensor, "batch reach"]:
+    def initial_state(self, batch: int) -> Int[Tensor, "batch reach"]:
         """The ids before the first: none."""
         return torch.full((batch, self.reach), PAD)
 

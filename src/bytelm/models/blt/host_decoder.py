@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from bytelm.interfaces.decoder import Ints, New, Reals
+from bytelm.interfaces.decoder import Ints, NewTokens, Reals
 from bytelm.models.blt.embed import PUBLISHED_OFFSET, NgramEmbedding, hash_powers
 from bytelm.models.blt.model import BLT
 from bytelm.native import kernels as native
@@ -60,7 +60,7 @@ class Hashed:
         self.tables = native.Ngrams(table, address(sizes), address(powers), *shape)
         self.tables.held = (table, sizes, powers)
 
-    def added(self, x: Reals, new: New) -> Reals:
+    def added(self, x: Reals, new: NewTokens) -> Reals:
         """Bytes `[n, dim]` and the n-grams that end there, in place."""
         self.kernels.ngrams(self.tables, self.history, tokens(new.row, new.position), x)
         return x

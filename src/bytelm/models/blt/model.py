@@ -25,8 +25,8 @@ from bytelm.models.blt.cross import BytesFromPatches, PatchesFromBytes
 from bytelm.models.blt.embed import PRIMES, NgramEmbedding
 from bytelm.models.blt.pool import run_maxima
 from bytelm.nn import cross
-from bytelm.nn.attention import Cache, View, Where
-from bytelm.nn.initialise import initialise
+from bytelm.nn.attention import Cache, CausalPattern, RowPositions
+from bytelm.nn.init_weights import init_weights
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.base import Patcher, PatchState
@@ -40,7 +40,7 @@ class Config:
     """Shape of a BLT. The defaults are those of `blt-tiny`.
 
     `queries`: sub-vectors of a patch (the paper's k). `encoder_cross`: whether patches query the bytes after the
-    "last" encoder layer or after "all" of them. `window`: bytes that a byte sees in the local models, itself
+    "last" encoder layer or after "all" of them. `attention_window`: bytes that a byte sees in the local models, itself
     included. `ngram_rows`: rows of one hash table; there is one for each of `ngram_functions` × `ngram_sizes`.
     `ffn_dims`: widths of the feed-forward layers of encoder, latent Transformer and decoder; left out, 8/3 of the width
     of each, rounded up to a multiple of `ffn_multiple`.
@@ -50,7 +50,7 @@ class Config:
 
     local_dim: int = 128
     local_heads: int = 4
-    window: int = 128
+    attention_window: int = 128
     encoder_layers: int = 1
     decoder_layers: int = 3
     global_dim: int = 256
@@ -88,7 +88,7 @@ class Config:
     @classmethod
     def tiny(cls) -> dict[str, Config]:
         """Small shapes that between them reach every path of this file: what the laws are tried on."""
-        bytes = cls(local_dim=16, local_heads=2, cross_heads=2, window=6, decoder_layers=2, ngram_rows=101)
+        bytes = cls(local_dim=16, local_heads=2, cross_heads=2, attention_window=6, decoder_layers=2, ngram_rows=101)
         small = replace(bytes, global_dim=32, global_heads=2, global_layers=2, ffn_multiple=16)
         return {
             "last layer crossed": small,
@@ -101,7 +101,7 @@ class Config:
 
     def encoder(self) -> StackConfig:
         """The shape of the local encoder over bytes."""
-        return self._stack(self.encoder_layers, self.local_dim, self.local_heads, self.window, 0)
+        return self._stack(self.encoder_layers, self.local_dim, self.local_heads, self.attention_window, 0)
 
     def latent(self) -> StackConfig:
         """The shape of the latent Transformer over patches."""
@@ -109,7 +109,7 @@ class Config:
 
     def decoder(self) -> StackConfig:
         """The shape of the local decoder over bytes."""
-        return self._stack(self.decoder_layers, self.local_dim, self.local_heads, self.window, 2)
+        return self._stack(self.decoder_layers, self.local_dim, self.local_heads, self.attention_window, 2)
 
     def _stack(self, layers: int, dim: int, heads: int, window: int | None, part: int) -> StackConfig:
         ffn_dim = self.ffn_dims[part] if self.ffn_dims else None
@@ -133,7 +133,7 @@ class Plan:
     starts: Bool[Tensor, "batch new"]
     recent: Int[Tensor, "batch reach"]
     patcher: PatchState
-    view: View
+    view: CausalPattern
     layout: Layout
     reached: Int[Tensor, "batch reach"]
     """The ids that n-grams reach afterwards."""
@@ -144,8 +144,8 @@ class BLTState:
     """All that a row has to remember: nothing of it grows with the bytes read but the latent caches."""
 
     patcher: PatchState
-    bytes: Where
-    patches: Where
+    bytes: RowPositions
+    patches: RowPositions
     recent: Int[Tensor, "batch reach"]
     """The ids that n-grams still reach."""
     held: Int[Tensor, " batch"]
@@ -173,7 +173,7 @@ class Encoder(nn.Module):
         self.cross = nn.ModuleList(PatchesFromBytes(dim, config.cross_heads) for _ in self.crossed)
 
     def forward(
-        self, x: Tensor, view: View, caches: tuple[Cache, ...] | None
+        self, x: Tensor, view: CausalPattern, caches: tuple[Cache, ...] | None
     ) -> tuple[list[Tensor], tuple[Cache, ...]]:
         """Byte states after each layer that patches query (the last layer's come last), and the caches."""
         states: list[Tensor] = []
@@ -215,7 +215,7 @@ class Decoder(nn.Module):
         x: Float[Tensor, "batch new dim"],
         latents: Float[Tensor, "batch patches k dim"],
         index: Int[Tensor, "batch new"],
-        view: View,
+        view: CausalPattern,
         caches: tuple[Cache, ...] | None,
     ) -> tuple[Float[Tensor, "batch new vocab"], tuple[Cache, ...]]:
         """`index` says which of the latents each byte reads."""
@@ -247,13 +247,13 @@ class BLT(ByteModel):
         assert self.patcher is not None
         return self.patcher
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Set every parameter of the model itself from `seed`; the patcher's are left as they are."""
         config = self.config
-        initialise(self.encoder, config.encoder_layers, seed)
-        initialise(self.widen, 1, seed + 1)
-        initialise(self.latent, config.global_layers, seed + 2)
-        initialise(self.decoder, config.decoder_layers, seed + 3)
+        init_weights(self.encoder, config.encoder_layers, seed)
+        init_weights(self.widen, 1, seed + 1)
+        init_weights(self.latent, config.global_layers, seed + 2)
+        init_weights(self.decoder, config.decoder_layers, seed + 3)
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`."""
@@ -296,20 +296,20 @@ class BLT(ByteModel):
         """Where the parameters live."""
         return self.decoder.head.weight.device
 
-    def begin(self, batch: int) -> BLTState:
+    def initial_state(self, batch: int) -> BLTState:
         """The state of rows that have read nothing yet."""
         config, device = self.config, self.device
         return BLTState(
-            patcher=self.cutter.begin(batch),
-            bytes=Where.zero(batch),
-            patches=Where.zero(batch),
-            recent=self.encoder.embed.begin(batch),
+            patcher=self.cutter.initial_state(batch),
+            bytes=RowPositions.zero(batch),
+            patches=RowPositions.zero(batch),
+            recent=self.encoder.embed.initial_state(batch),
             held=torch.zeros(batch, dtype=torch.long),
             open=(torch.zeros(batch, 0, config.local_dim, device=device),) * len(self.encoder.crossed),
             latent=torch.zeros(batch, config.queries, config.local_dim, device=device),
-            encoder=self.encoder.stack.begin(batch, device),
-            latents=self.latent.begin(batch, device),
-            decoder=self.decoder.stack.begin(batch, device),
+            encoder=self.encoder.stack.initial_state(batch, device),
+            latents=self.latent.initial_state(batch, device),
+            decoder=self.decoder.stack.initial_state(batch, device),
         )
 
     def forward(
@@ -322,7 +322,7 @@ class BLT(ByteModel):
         """See `ByteModel`."""
         plan = plan or self.plan(ids, state, boundaries)
         keep = state is not None
-        state = state if state is not None else self.begin(len(ids))
+        state = state if state is not None else self.initial_state(len(ids))
         rows, view, layout = plan.rows, plan.view, plan.layout
 
         x = self.encoder.embed(plan.ids, plan.starts, plan.recent)
@@ -330,7 +330,7 @@ class BLT(ByteModel):
         states, encoder = self.encoder(x, view, state.encoder if keep else None)
         x = states[-1]
         held = [torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state.open, states, strict=True)]
-        latents, patches, latent_caches = self.think(held, layout, state, keep)
+        latents, patches, latent_caches = self.latent_step(held, layout, state, keep)
         logits, decoder = self.decoder(x, latents, layout.closed, view, state.decoder if keep else None)
         if not keep:
             return rows.restore(logits), None
@@ -359,7 +359,7 @@ class BLT(ByteModel):
     ) -> Plan:
         """See `ByteModel`."""
         caches = state.encoder if state is not None else None
-        state = state if state is not None else self.begin(len(ids))
+        state = state if state is not None else self.initial_state(len(ids))
         rows = Rows.of(ids)
         starts = rows.starts(state.bytes.position)
         patcher = state.patcher
@@ -378,9 +378,9 @@ class BLT(ByteModel):
             reached=self.encoder.embed.reached(rows, starts, state.recent),
         )
 
-    def think(
+    def latent_step(
         self, held: list[Tensor], layout: Layout, state: BLTState, keep: bool
-    ) -> tuple[Float[Tensor, "batch readable k dim"], Where, tuple[Cache, ...]]:
+    ) -> tuple[Float[Tensor, "batch readable k dim"], RowPositions, tuple[Cache, ...]]:
         """One latent step for each patch that closes, in the rows where one does.
 
         Returns what the decoder may read (the newest patch of before first, then those that closed), where each row

@@ -23,14 +23,14 @@ from bytelm.models.blt import model as blt
 from bytelm.models.blt.embed import PUBLISHED_OFFSET
 
 Dialect = Literal["hf", "meta"]
-SCORER = "entropy_model"
+ENTROPY_MODEL = "entropy_model"
 """What the names in the file of Meta's entropy model are put under here."""
 
 STACKS = {
     "encoder.stack": {"hf": "model.local_encoder", "meta": "local_encoder"},
     "latent": {"hf": "model.global_transformer", "meta": "global_transformer"},
     "decoder.stack": {"hf": "model.local_decoder", "meta": "local_decoder"},
-    "patcher.scorer.model.stack": {"hf": "model.patcher", "meta": SCORER},
+    "patcher.entropy_model.model.stack": {"hf": "model.patcher", "meta": ENTROPY_MODEL},
 }
 BLOCK = {
     "attention_norm": {"hf": "input_layernorm", "meta": "attention_norm"},
@@ -67,11 +67,19 @@ ALONE = {
     },
     "decoder.norm": {"hf": "model.local_decoder.norm", "meta": "local_decoder.norm"},
     "decoder.head": {"hf": "lm_head", "meta": "local_decoder.output"},
-    "patcher.scorer.model.embedding": {"hf": "model.patcher.embed_tokens", "meta": f"{SCORER}.tok_embeddings"},
-    "patcher.scorer.model.norm": {"hf": "model.patcher.norm", "meta": f"{SCORER}.norm"},
-    "patcher.scorer.model.head": {"hf": "model.patcher.lm_head", "meta": f"{SCORER}.output"},
+    "patcher.entropy_model.model.embedding": {
+        "hf": "model.patcher.embed_tokens",
+        "meta": f"{ENTROPY_MODEL}.tok_embeddings",
+    },
+    "patcher.entropy_model.model.norm": {"hf": "model.patcher.norm", "meta": f"{ENTROPY_MODEL}.norm"},
+    "patcher.entropy_model.model.head": {"hf": "model.patcher.lm_head", "meta": f"{ENTROPY_MODEL}.output"},
 }
-BY_ID = {"encoder.embed.byte", "decoder.head", "patcher.scorer.model.embedding", "patcher.scorer.model.head"}
+BY_ID = {
+    "encoder.embed.byte",
+    "decoder.head",
+    "patcher.entropy_model.model.embedding",
+    "patcher.entropy_model.model.head",
+}
 
 
 @dataclass(frozen=True)

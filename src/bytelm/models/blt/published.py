@@ -27,7 +27,7 @@ from bytelm.exchange.format import MODALITY, Reading
 from bytelm.find import name_of
 from bytelm.models.blt import model as blt
 from bytelm.models.blt import names
-from bytelm.models.blt.names import SCORER, Dialect, Match
+from bytelm.models.blt.names import ENTROPY_MODEL, Dialect, Match
 
 CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "consolidated.pth"
 
@@ -60,9 +60,9 @@ def reading(
         recipe = build(Recipe, merge(to_mapping(recipe), sets), "--set")
     if not isinstance(recipe.model, blt.Config):
         raise ConfigError("--set model.name: what is converted is a BLT")
-    if recipe.scored and name_of(recipe.scorer) != "transformer":
-        raise ConfigError("--set scorer.name: the entropy model that is converted is a Transformer")
-    likes = recipe.blank().state_dict()
+    if recipe.uses_entropy_model and name_of(recipe.entropy_model) != "transformer":
+        raise ConfigError("--set entropy_model.name: the entropy model that is converted is a Transformer")
+    likes = recipe.build_on_meta().state_dict()
     opened = Opened(recipe, weights, names.matches(likes, recipe.model, layout, layer), layer)
     expected = dict[str, Tensor]()
     for match in opened.matches:
@@ -92,7 +92,7 @@ def idle(name: str, opened: Opened) -> bool:
     """
     if found := re.match(r"model\.local_encoder\.cross_attn_layers\.(\d{1,4})\.", name):
         return int(found[1]) < opened.layer
-    if name.startswith((f"{SCORER}.", "model.patcher.")) and not opened.recipe.scored:
+    if name.startswith((f"{ENTROPY_MODEL}.", "model.patcher.")) and not opened.recipe.uses_entropy_model:
         return True
     return name.endswith((".inv_freq", ".freqs_cis")) or name == "freqs_cis"
 
@@ -126,7 +126,7 @@ def write_folder(folder: Path, recipe: Recipe, texts: dict[str, Any], weights: d
     """
     if recipe.modality is not None:
         texts[CONFIG][MODALITY] = to_mapping(recipe)["modality"]
-    own = {n.removeprefix(f"{SCORER}."): weights.pop(n) for n in [*weights] if n.startswith(f"{SCORER}.")}
+    own = {n.removeprefix(f"{ENTROPY_MODEL}."): weights.pop(n) for n in [*weights] if n.startswith(f"{ENTROPY_MODEL}.")}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.tmp-", dir=folder.parent) as name:
         aside = Path(name) / folder.name
@@ -138,7 +138,7 @@ def write_folder(folder: Path, recipe: Recipe, texts: dict[str, Any], weights: d
             for piece in tensors.pieces(tensors.header(weights, {"format": "pt"}), weights):
                 file.write(piece)
         if own:
-            torch.save({"model": {key: value.clone() for key, value in own.items()}}, aside / SCORER / PICKLED)
+            torch.save({"model": {key: value.clone() for key, value in own.items()}}, aside / ENTROPY_MODEL / PICKLED)
         if folder.exists():
             folder.rmdir()
         shutil.move(aside, folder)

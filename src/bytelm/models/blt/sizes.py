@@ -5,14 +5,20 @@ from __future__ import annotations
 from bytelm.interfaces.sizes import Family, Table, heads, usual
 
 
-def blt(width: int, odd: int, number: int) -> Table:
+def blt(width: int, depth_offset: int, number: int) -> Table:
     """BLT: a shallow encoder, a deeper decoder, and twice their width between them."""
-    local = {"local_dim": width, "local_heads": heads(width), "cross_heads": heads(width), "window": 128, "queries": 2}
+    local = {
+        "local_dim": width,
+        "local_heads": heads(width),
+        "cross_heads": heads(width),
+        "attention_window": 128,
+        "queries": 2,
+    }
     latent = {"global_dim": 2 * width, "global_heads": heads(2 * width), "global_layers": usual(width)}
     return {
         "name": "blt",
         "encoder_layers": 1,
-        "decoder_layers": usual(width) + odd - 1,
+        "decoder_layers": usual(width) + depth_offset - 1,
         **local,
         **latent,
         "ngram_rows": 8192,
@@ -21,18 +27,18 @@ def blt(width: int, odd: int, number: int) -> Table:
 
 def entropy_patches(size: int) -> Table:
     """The other tables of BLT."""
-    patching = {"name": "entropy", "mean_size": float(size)}
-    return {"patching": patching, "scorer": {"name": "ngram"}, "train": {"embedding_rate": 3.0}}
+    patching = {"name": "entropy", "target_mean_length": float(size)}
+    return {"patching": patching, "entropy_model": {"name": "ngram"}, "train": {"embedding_lr_scale": 3.0}}
 
 
 def space_patches(_: int) -> Table:
     """The other tables of BLT on space patches."""
-    return {"patching": {"name": "space"}, "train": {"embedding_rate": 3.0}}
+    return {"patching": {"name": "space"}, "train": {"embedding_lr_scale": 3.0}}
 
 
-def without_ngrams(width: int, odd: int, number: int) -> Table:
+def without_ngrams(width: int, depth_offset: int, number: int) -> Table:
     """BLT whose bytes are embedded alone."""
-    return {**blt(width, odd, number), "ngram_sizes": []}
+    return {**blt(width, depth_offset, number), "ngram_sizes": []}
 
 
 FAMILIES = {

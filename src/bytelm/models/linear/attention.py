@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bytelm.nn.attention import Where
+from bytelm.nn.attention import RowPositions
 from bytelm.nn.rope import Rotation, rotate, rotation
 from bytelm.transfer import HOST, to_device
 
@@ -66,14 +66,14 @@ class LinearView:
     rotation: Rotation
     """No rotation: attention turns features, and not queries and keys."""
     turn: Rotation
-    after: Where
+    after: RowPositions
 
     @classmethod
     def of(
         cls,
         lengths: Int[Tensor, " batch"],
         starts: Bool[Tensor, "batch new"],
-        where: Where,
+        where: RowPositions,
         head_dim: int,
         theta: float,
         device: torch.device = HOST,

@@ -15,8 +15,8 @@ from bytelm.errors import ConfigError
 from bytelm.interfaces.model import ByteModel, Stage
 from bytelm.models.linear import attention as linear
 from bytelm.models.linear.attention import LinearView, Sums
-from bytelm.nn.attention import Where
-from bytelm.nn.initialise import initialise
+from bytelm.nn.attention import RowPositions
+from bytelm.nn.init_weights import init_weights
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows
@@ -62,7 +62,7 @@ Plan = tuple[Rows, Int[Tensor, "batch new"], LinearView]
 class LinearState:
     """Where each row stands, and the sums of its layers."""
 
-    where: Where
+    where: RowPositions
     sums: tuple[Sums, ...]
 
 
@@ -77,9 +77,9 @@ class LinearTransformer(ByteModel):
         self.norm = RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, VOCAB, bias=False)
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Set every parameter from `seed`."""
-        initialise(self, self.config.layers, seed)
+        init_weights(self, self.config.layers, seed)
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`; there are no patches here."""
@@ -92,16 +92,16 @@ class LinearTransformer(ByteModel):
         features = 32 * self.config.dim + 8 * self.config.heads * linear.CHUNK
         return [Stage("local", self.stack, ids, beside=6 * self.config.dim + self.config.layers * features)]
 
-    def begin(self, batch: int) -> LinearState:
+    def initial_state(self, batch: int) -> LinearState:
         """The state of rows that have read nothing yet."""
         config = self.config
         nothing = Sums.zero(batch, config.heads, config.dim // config.heads, self.device)
-        return LinearState(Where.zero(batch), (nothing,) * config.layers)
+        return LinearState(RowPositions.zero(batch), (nothing,) * config.layers)
 
     def plan(self, ids: Int[Tensor, "batch new"], state: LinearState | None = None, boundaries: Any = None) -> Plan:
         """See `ByteModel`."""
         rows, config = Rows.of(ids), self.config
-        where = state.where if state else Where.zero(len(ids))
+        where = state.where if state else RowPositions.zero(len(ids))
         shape = (config.dim // config.heads, config.theta)
         view = LinearView.of(rows.lengths, rows.starts(where.position), where, *shape, self.device)
         return rows, to_device(rows.ids, self.device), view

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.interfaces.decoder import Backend, Decoder, Ints, New, Reals, fetched
+from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals, fetched
 from bytelm.models.megabyte import device_decoder, host_decoder
 from bytelm.models.megabyte.model import Config, Megabyte
 from bytelm.nn.norm import EPS
@@ -32,7 +32,7 @@ class MegabyteDecoder(Decoder):
         self.byte = kernels.table(model.byte.weight)
         self.head = kernels.matrix(model.byte.weight, whole=True)  # a table is not rounded
 
-    def after(self, new: New) -> Any:
+    def after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
         for level, unit in enumerate(self.units[:-1]):
             opens = new.position % unit == 0
@@ -40,7 +40,7 @@ class MegabyteDecoder(Decoder):
                 self.open(level, new[opens])
         return self.bytes(new)
 
-    def open(self, level: int, new: New) -> None:
+    def open(self, level: int, new: NewTokens) -> None:
         """A step of a stage at each id that opens one of its positions: what the stage below goes by."""
         x = self.embed[level].patches(self.ids, new.row, new.position)
         position = new.position // self.units[level]
@@ -53,7 +53,7 @@ class MegabyteDecoder(Decoder):
             norm = self.norm
         self.stages[level].open(new.row, position, self.kernels.normed(x, norm, EPS))
 
-    def bytes(self, new: New) -> Any:
+    def bytes(self, new: NewTokens) -> Any:
         """The last stage, whose positions are ids."""
         last = self.stages[-1]
         x = self.kernels.embed(self.byte, np.where(new.position % last.size == 0, BOS, new.ids))

@@ -68,7 +68,7 @@ class PatchEmbedding(nn.Module):
         found = sum(2 * ids * width * self.byte_dim**2 for width in self.filters)
         return found + (2 * patches * self.widen.weight.numel() if isinstance(self.widen, nn.Linear) else 0)
 
-    def begin(self, batch: int, device: torch.device) -> Recent:
+    def initial_state(self, batch: int, device: torch.device) -> Recent:
         """Nothing was read."""
 
         def none(reach: int) -> Tensor:

@@ -31,8 +31,8 @@ from bytelm.errors import ConfigError
 from bytelm.interfaces.model import ByteModel, Stage
 from bytelm.models.megabyte.embedding import PatchEmbedding, Recent
 from bytelm.models.megabyte.grid import Grid, PatchView
-from bytelm.nn.attention import Cache, Where
-from bytelm.nn.initialise import fill, initialise
+from bytelm.nn.attention import Cache, RowPositions
+from bytelm.nn.init_weights import fill, init_weights
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows, at_end, fronted, since
@@ -125,7 +125,7 @@ class MegabyteState:
     """Where the newest of them stands in its document."""
     recent: tuple[Recent, ...]
     """What the next patches and sub-patches hold so far."""
-    patches: Where
+    patches: RowPositions
     latents: tuple[Float[Tensor, "batch _"], ...]
     """The newest output of each stage but the last: what the open patch is predicted from."""
     caches: tuple[tuple[Cache, ...], ...]
@@ -145,10 +145,10 @@ class Inner(nn.Module):
         self.stack = Stack(config.stack(level))
         self.norm = RMSNorm(dim)
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Set every parameter from `seed`, so that slices of the output above are as large as byte vectors are."""
         config = self.stack.config
-        initialise(self, max(1, config.layers), seed)
+        init_weights(self, max(1, config.layers), seed)
         generator = torch.Generator().manual_seed(seed)
         fill(self.condition.weight, (self.part * config.dim) ** -0.5, generator)
 
@@ -163,7 +163,7 @@ class Inner(nn.Module):
         narrow = 2 * lines * self.narrow.weight.numel() if isinstance(self.narrow, nn.Linear) else 0
         return inside + narrow + 2 * cells * self.part * config.dim
 
-    def begin(self, batch: int, device: torch.device) -> tuple[Cache, ...]:
+    def initial_state(self, batch: int, device: torch.device) -> tuple[Cache, ...]:
         """The caches of rows that have read nothing: room for what a place may see."""
         config = self.stack.config
         room = torch.zeros(batch, self.reach + self.size, config.heads, config.dim // config.heads, device=device)
@@ -180,7 +180,7 @@ class Inner(nn.Module):
         parts = self.narrow(above).unflatten(-1, (self.size, self.part))
         if grid.patches == 1:
             rows = torch.arange(len(x), device=x.device)[:, None]
-            places = grid.begin[:, None] + torch.arange(grid.width, device=x.device)
+            places = grid.initial_state[:, None] + torch.arange(grid.width, device=x.device)
             parts = parts[rows, 0, places.clamp(max=self.size - 1)][:, None]
         x = (x + self.condition(parts)).flatten(0, 1)
         config = self.stack.config
@@ -224,14 +224,14 @@ class Megabyte(ByteModel):
         filters = config.filters if level == 0 else ()
         return PatchEmbedding(dim, unit, -(-dim // unit), filters, config.positions if level == 0 else None)
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Set every parameter from `seed`."""
-        initialise(self.outer, max(1, self.config.layers[0]), seed)
-        initialise(self.byte, 1, seed + 1)
+        init_weights(self.outer, max(1, self.config.layers[0]), seed)
+        init_weights(self.byte, 1, seed + 1)
         for index, part in enumerate((*self.embed, *self.pads)):
-            initialise(part, 1, seed + 2 + index)
+            init_weights(part, 1, seed + 2 + index)
         for index, inner in enumerate(self.inner):
-            inner.initialise(seed + 100 + index)
+            inner.init_weights(seed + 100 + index)
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`: of one document. Its patches follow from its ids, so that `patches` are not looked at."""
@@ -259,19 +259,19 @@ class Megabyte(ByteModel):
         """Where the parameters live."""
         return self.byte.weight.device
 
-    def begin(self, batch: int) -> MegabyteState:
+    def initial_state(self, batch: int) -> MegabyteState:
         """The state of rows that have read nothing yet."""
         zero = torch.zeros(batch, dtype=torch.long)
         latents = tuple(torch.zeros(batch, dim, device=self.device) for dim in self.config.dims[:-1])
         return MegabyteState(
             read=zero,
             offset=zero,
-            recent=tuple(embed.begin(batch, self.device) for embed in self.embed),
-            patches=Where.zero(batch),
+            recent=tuple(embed.initial_state(batch, self.device) for embed in self.embed),
+            patches=RowPositions.zero(batch),
             latents=latents,
             caches=(
-                self.outer.stack.begin(batch, self.device),
-                *(inner.begin(batch, self.device) for inner in self.inner),
+                self.outer.stack.initial_state(batch, self.device),
+                *(inner.initial_state(batch, self.device) for inner in self.inner),
             ),
         )
 
@@ -285,7 +285,7 @@ class Megabyte(ByteModel):
         if not ids.shape[1]:
             return self.byte.weight.new_zeros(*ids.shape, VOCAB), state
         keep = state is not None
-        state = state if state is not None else self.begin(len(ids))
+        state = state if state is not None else self.initial_state(len(ids))
         rows = Rows.of(ids)
         offset = since(rows.starts(state.read), state.offset).masked_fill(~rows.real, 0)
         slots, counts = self.openings(offset, rows, 0)
@@ -332,7 +332,7 @@ class Megabyte(ByteModel):
 
     def advance(
         self, x: Tensor, counts: Tensor, starts: Tensor, state: MegabyteState, keep: bool
-    ) -> tuple[Float[Tensor, "batch known dim"], Where, tuple[Cache, ...]]:
+    ) -> tuple[Float[Tensor, "batch known dim"], RowPositions, tuple[Cache, ...]]:
         """One global step for each patch that opens. Returns the newest output of before, then those of the steps."""
         latent, caches = state.latents[0][:, None], state.caches[0]
         if not x.shape[1]:
@@ -379,7 +379,7 @@ class Megabyte(ByteModel):
         """Some patches after others without a state: of those before, no more is handed on than a patch sees."""
         if not inner.reach:
             return self.piece(inner, cells, grid, above, None)[0], ()
-        caches = inner.begin(len(cells), cells.device)
+        caches = inner.initial_state(len(cells), cells.device)
         if ends:
             caches = tuple(Cache(*(F.pad(x, (0, 0, 0, 0, grid.size, 0)) for x in (e.keys, e.values))) for e in ends)
         out, after = self.piece(inner, cells, grid, above, caches)

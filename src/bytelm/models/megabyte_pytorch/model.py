@@ -32,8 +32,8 @@ from torch.nn import functional as F
 from bytelm.errors import ConfigError, UsageError
 from bytelm.interfaces.model import ByteModel, Stage
 from bytelm.models.megabyte_pytorch.shift import EPS, ShiftCache, ShiftConfig, ShiftStack
-from bytelm.nn.attention import Where
-from bytelm.nn.initialise import initialise
+from bytelm.nn.attention import RowPositions
+from bytelm.nn.init_weights import init_weights
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.rope import rotate, rotation
 from bytelm.patching.layout import Rows, at_end, fronted, since, tail
@@ -139,7 +139,7 @@ class Config:
             layers=self.layers[level],
             dim=self.dims[level],
             heads=heads,
-            window=None if places is None else places + 1,
+            attention_window=None if places is None else places + 1,
             theta=THETA,
             ffn_dim=self.ffn_dims[level] if self.ffn_dims else self.ffn[level] * self.dims[level],
             inner=heads * self.head_dims[level],
@@ -160,7 +160,7 @@ class MegabytePyTorchState:
     """Bytes of its document that were read."""
     recent: Int[Tensor, "batch reach"]
     """The newest ids, of which the next patches will be made."""
-    where: tuple[Where, ...]
+    where: tuple[RowPositions, ...]
     caches: tuple[tuple[ShiftCache, ...], ...]
     known: tuple[Float[Tensor, "batch 2 _ _"], ...]
     """Of each stage but the last, in their parts: the output after its start token alone, and the newest output."""
@@ -205,9 +205,9 @@ class Level(nn.Module):
         x: Float[Tensor, "batch count dim"],
         place: Int[Tensor, "batch count"],
         counts: Int[Tensor, " batch"],
-        where: Where,
+        where: RowPositions,
         caches: tuple[ShiftCache, ...] | None,
-    ) -> tuple[Float[Tensor, "batch count dim"], Where, tuple[ShiftCache, ...]]:
+    ) -> tuple[Float[Tensor, "batch count dim"], RowPositions, tuple[ShiftCache, ...]]:
         """The outputs at the first `counts` new positions of each row: a start token is put before each at place 1.
 
         Place 0 is a start token by itself. At least one row has a position.
@@ -263,7 +263,7 @@ class Outer(Level):
 
     def alone(self, batch: int) -> Float[Tensor, "batch 1 places below"]:
         """What the stage inside is told after the start token alone, for so many rows."""
-        view = self.stack.view(torch.tensor([1]), torch.tensor([[True]]), Where.zero(1), None)
+        view = self.stack.view(torch.tensor([1]), torch.tensor([[True]]), RowPositions.zero(1), None)
         x, _ = self.stack(self.start(), view, None)
         return self.shared(self.norm(x)).expand(batch, -1, -1, -1)
 
@@ -284,11 +284,11 @@ class MegabytePyTorch(ByteModel):
         self.inner = Level(config, last)
         self.head = nn.Linear(config.dims[-1], VOCAB)
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Set every parameter from `seed`."""
         for level, part in enumerate((*self.outer, self.inner)):
-            initialise(part, max(1, self.config.layers[level]), seed + level)
-        initialise(self.head, 1, seed + 100)
+            init_weights(part, max(1, self.config.layers[level]), seed + level)
+        init_weights(self.head, 1, seed + 100)
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`: of one document. Its patches follow from its ids, so that `patches` are not looked at."""
@@ -312,14 +312,14 @@ class MegabytePyTorch(ByteModel):
             found.append(Stage(name, part.stack, positions, beside, apart=config.places(level)))
         return found
 
-    def begin(self, batch: int) -> MegabytePyTorchState:
+    def initial_state(self, batch: int) -> MegabytePyTorchState:
         """The state of rows that have read nothing yet."""
         parts = (*self.outer, self.inner)
         return MegabytePyTorchState(
             offset=torch.zeros(batch, dtype=torch.long),
             recent=torch.full((batch, self.config.patch - 1), PAD),
-            where=tuple(Where.zero(batch) for _ in parts),
-            caches=tuple(part.stack.begin(batch, self.device) for part in parts),
+            where=tuple(RowPositions.zero(batch) for _ in parts),
+            caches=tuple(part.stack.initial_state(batch, self.device) for part in parts),
             known=tuple(part.alone(batch).repeat(1, 2, 1, 1) for part in self.outer),
         )
 
@@ -337,12 +337,12 @@ class MegabytePyTorch(ByteModel):
         if not bool(rows.real.any()):
             return self.head.weight.new_zeros(*ids.shape, VOCAB), state
         keep = state is not None
-        state = state if state is not None else self.begin(len(ids))
+        state = state if state is not None else self.initial_state(len(ids))
         offset = since(rows.ids == BOS, state.offset).masked_fill(~rows.real, 0)
         self.check(offset)
         line = torch.cat([state.recent, rows.ids], 1)
         above: Above | None = None
-        wheres, caches, knowns = list[Where](), list[tuple[ShiftCache, ...]](), list[Tensor]()
+        wheres, caches, knowns = list[RowPositions](), list[tuple[ShiftCache, ...]](), list[Tensor]()
         for level, part in enumerate(self.outer):
             ends = part.ends(offset)
             slots, counts = fronted(ends)

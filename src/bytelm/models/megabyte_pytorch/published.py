@@ -96,7 +96,7 @@ def renamed(tensors: Mapping[str, Any], recipe: Recipe) -> dict[str, Tensor]:
     found, _ = plain(tensors)
     found = {name: x.float() if x.is_floating_point() else x for name, x in found.items()}
     config: Config = recipe.model
-    ours = recipe.sketch().state_dict()
+    ours = recipe.build_for_counting().state_dict()
     names = {name: theirs(name, config) for name in ours}
     vocabulary = vocabulary_of(found)
     expected: dict[str, Tensor] = {}
@@ -118,7 +118,7 @@ def renamed(tensors: Mapping[str, Any], recipe: Recipe) -> dict[str, Tensor]:
 
 def rows(tensors: Mapping[str, Tensor], recipe: Recipe) -> list[tuple[str, str, str]]:
     """Of each tensor its name, dtype and shape, and the name of ours; "" where it is left out."""
-    ours = {theirs(name, recipe.model): name for name in recipe.sketch().state_dict()}
+    ours = {theirs(name, recipe.model): name for name in recipe.build_for_counting().state_dict()}
     ours[f"start_tokens.{len(recipe.model.sizes)}"] = "inner.byte.weight"
     names = zip(tensors.items(), plain(tensors)[0], strict=True)
     return sorted((name, kind(tensor), ours.get(spelt, "")) for (name, tensor), spelt in names)

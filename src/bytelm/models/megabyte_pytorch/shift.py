@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bytelm.nn.attention import Cache, View, pairs
+from bytelm.nn.attention import Cache, CausalPattern, pairs
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.rope import rotate
 from bytelm.nn.transformer import Stack, StackConfig
@@ -53,7 +53,7 @@ class ShiftConfig(StackConfig):
 
     def flops(self, new: int) -> int:
         """See `StackConfig`."""
-        return self.layers * (self.products(new) + 4 * self.inner * pairs(new, self.window))
+        return self.layers * (self.products(new) + 4 * self.inner * pairs(new, self.attention_window))
 
     def products(self, new: int) -> int:
         """See `StackConfig`."""
@@ -74,7 +74,7 @@ class ShiftCache(Cache):
 
 
 def shift(
-    x: Float[Tensor, "rows new dim"], view: View, before: Float[Tensor, "rows half"]
+    x: Float[Tensor, "rows new dim"], view: CausalPattern, before: Float[Tensor, "rows half"]
 ) -> tuple[Float[Tensor, "rows new dim"], Float[Tensor, "rows half"]]:
     """Half of each vector from the position before, nothing where a document starts; and the newest such half."""
     own, other = x.chunk(2, -1)
@@ -94,7 +94,7 @@ class ShiftAttention(nn.Module):
         self.out = nn.Linear(config.inner, config.dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "rows new dim"], view: View, cache: Cache | None
+        self, x: Float[Tensor, "rows new dim"], view: CausalPattern, cache: Cache | None
     ) -> tuple[Float[Tensor, "rows new dim"], Cache | None]:
         """The attention's output, and the cache to continue from (None if none was given)."""
         query = self.query(x).unflatten(-1, (self.config.heads, -1))
@@ -119,7 +119,7 @@ class ShiftBlock(nn.Module):
         """See `nn.transformer.Block`."""
 
     def forward(
-        self, x: Float[Tensor, "rows new dim"], view: View, cache: ShiftCache | None
+        self, x: Float[Tensor, "rows new dim"], view: CausalPattern, cache: ShiftCache | None
     ) -> tuple[Float[Tensor, "rows new dim"], ShiftCache | None]:
         """One layer over the new positions."""
         nothing = x.new_zeros(len(x), x.shape[-1] // 2)
@@ -144,7 +144,7 @@ class ShiftStack(Stack):
         super().__init__(config)
         self.shape = config
 
-    def begin(self, batch: int, device: torch.device) -> tuple[ShiftCache, ...]:
+    def initial_state(self, batch: int, device: torch.device) -> tuple[ShiftCache, ...]:
         """The caches of rows that have read nothing."""
         empty = Cache.empty(batch, self.shape.key_heads, self.shape.head_dim, device)
         half = torch.zeros(batch, self.shape.dim // 2, device=device)

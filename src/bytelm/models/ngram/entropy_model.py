@@ -1,4 +1,4 @@
-"""A scorer that needs no training run: the entropy of the next byte after the last few, counted once and looked up."""
+"""An entropy model that is counted and not trained: the entropy of the next byte after the last few, looked up."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class Config:
 
     def __post_init__(self) -> None:
         if not 1 <= self.order <= 8:
-            raise ConfigError(f"scorer.order = {self.order}: from 1 to 8 bytes")
+            raise ConfigError(f"entropy_model.order = {self.order}: from 1 to 8 bytes")
         if not 256 <= self.rows <= 2**20:
-            raise ConfigError(f"scorer.rows = {self.rows}: from 256 to {2**20}")
+            raise ConfigError(f"entropy_model.rows = {self.rows}: from 256 to {2**20}")
 
     def counting(self, bytes: int) -> int:
         """The memory that counting so many bytes takes at its peak, in bytes: a table of counts, and their contexts."""
         return self.rows * BYTES * 28 + bytes * (16 + 32 * self.order)
 
-    def build(self) -> NgramScorer:
-        """The scorer of this configuration, which has counted nothing yet."""
-        return NgramScorer(self)
+    def build(self) -> NgramEntropyModel:
+        """The entropy model of this configuration, which has counted nothing yet."""
+        return NgramEntropyModel(self)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class NgramState:
     recent: Int[Tensor, "batch order"]
 
 
-class NgramScorer(nn.Module):
+class NgramEntropyModel(nn.Module):
     """A table of entropies for each length of context; the longest context that was ever seen answers.
 
     Before anything is counted every context is as uncertain as can be.
@@ -69,12 +69,12 @@ class NgramScorer(nn.Module):
         self.config = config
         self.register_buffer("tables", torch.full((config.order, config.rows), UNSEEN))
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> NgramScorer:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> NgramEntropyModel:
         """Tables are looked up on the host, in float32, wherever and in whatever dtype a model computes."""
         return super()._apply(fn, recurse) if self.tables.is_meta else self
 
     @property
-    def weights(self) -> NgramScorer:
+    def weights(self) -> NgramEntropyModel:
         """What its checkpoints hold: all of it."""
         return self
 
@@ -82,7 +82,7 @@ class NgramScorer(nn.Module):
         """Count the documents; nothing is trained."""
         self.count(documents())
 
-    def begin(self, batch: int) -> NgramState:
+    def initial_state(self, batch: int) -> NgramState:
         """The state of rows that have read nothing yet."""
         return NgramState(torch.full((batch, self.config.order), PAD))
 

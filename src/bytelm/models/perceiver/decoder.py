@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.interfaces.decoder import Backend, Decoder, New
+from bytelm.interfaces.decoder import Backend, Decoder, NewTokens
 from bytelm.models.perceiver.model import PerceiverAR
 from bytelm.nn.norm import EPS
 
@@ -23,7 +23,7 @@ class PerceiverDecoder(Decoder):
         self.latents = kernels.layers(model.latents, rows, min(capacity, self.block + self.chunk))
         self.norm, self.head = kernels.vector(model.norm.weight), kernels.matrix(model.head.weight)
 
-    def after(self, new: New) -> Any:
+    def after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
         x = self.kernels.embed(self.table, new.ids)
         x = self.cross.run(x, new.row, new.position, np.zeros_like(new.row))

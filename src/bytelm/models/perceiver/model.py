@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from bytelm.errors import ConfigError
 from bytelm.interfaces.model import ByteModel, Stage
-from bytelm.nn.attention import Cache, View, Where
-from bytelm.nn.initialise import initialise
+from bytelm.nn.attention import Cache, CausalPattern, RowPositions
+from bytelm.nn.init_weights import init_weights
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows, since
@@ -72,7 +72,7 @@ class Config:
         return PerceiverAR(self)
 
 
-Plan = tuple[Rows, Int[Tensor, "batch new"], View, View]
+Plan = tuple[Rows, Int[Tensor, "batch new"], CausalPattern, CausalPattern]
 """Rows on the host, their ids where the model computes, and what inputs and latents see."""
 
 
@@ -80,8 +80,8 @@ Plan = tuple[Rows, Int[Tensor, "batch new"], View, View]
 class PerceiverState:
     """Where each row stands in its document and in its block, keys and values of all inputs, and those of the block."""
 
-    inputs: Where
-    block: Where
+    inputs: RowPositions
+    block: RowPositions
     cross: tuple[Cache, ...]
     latents: tuple[Cache, ...]
 
@@ -98,9 +98,9 @@ class PerceiverAR(ByteModel):
         self.norm = RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, VOCAB, bias=False)
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Set every parameter from `seed`."""
-        initialise(self, 1 + self.config.layers, seed)
+        init_weights(self, 1 + self.config.layers, seed)
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`; there are no patches here."""
@@ -110,10 +110,10 @@ class PerceiverAR(ByteModel):
         """See `ByteModel`."""
         return [Stage("local", self.cross, ids, beside=6 * self.config.dim), Stage("local", self.latents, ids)]
 
-    def begin(self, batch: int) -> PerceiverState:
+    def initial_state(self, batch: int) -> PerceiverState:
         """The state of rows that have read nothing yet."""
-        nowhere = Where.zero(batch)
-        caches = (stack.begin(batch, self.device) for stack in (self.cross, self.latents))
+        nowhere = RowPositions.zero(batch)
+        caches = (stack.initial_state(batch, self.device) for stack in (self.cross, self.latents))
         return PerceiverState(nowhere, nowhere, *caches)
 
     def forward(
@@ -135,7 +135,7 @@ class PerceiverAR(ByteModel):
     def plan(self, ids: Int[Tensor, "batch new"], state: PerceiverState | None = None, boundaries: Any = None) -> Plan:
         """See `ByteModel`."""
         rows = Rows.of(ids)
-        nowhere = Where.zero(len(ids))
+        nowhere = RowPositions.zero(len(ids))
         begun = state or PerceiverState(nowhere, nowhere, (), ())
         starts = rows.starts(begun.inputs.position)
         place = since(starts, begun.inputs.position - begun.inputs.start - 1)

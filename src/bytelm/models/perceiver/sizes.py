@@ -5,9 +5,9 @@ from __future__ import annotations
 from bytelm.interfaces.sizes import Family, Table, heads, usual
 
 
-def perceiver(width: int, odd: int, number: int) -> Table:
+def perceiver(width: int, depth_offset: int, number: int) -> Table:
     """PerceiverAR."""
-    layers = usual(width) + odd - 1  # one more of them is the cross-attention
+    layers = usual(width) + depth_offset - 1  # one more of them is the cross-attention
     return {"name": "perceiver", "latents": number, "layers": layers, "dim": width, "heads": heads(width)}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.interfaces.decoder import Backend, Decoder, New
+from bytelm.interfaces.decoder import Backend, Decoder, NewTokens
 from bytelm.models.transformer.model import NEWLINE, ByteTransformer
 from bytelm.nn.norm import EPS
 
@@ -20,13 +20,15 @@ class TransformerDecoder(Decoder):
         super().__init__(rows, capacity, kernels)
         config, self.kernels = model.config, kernels
         self.tokens = model.tokens
-        self.window = config.window
+        self.attention_window = config.attention_window
         self.table = kernels.table(model.embedding.weight)
-        self.layers = kernels.layers(model.stack, rows, min(capacity, (config.window or capacity) + self.chunk))
+        self.layers = kernels.layers(
+            model.stack, rows, min(capacity, (config.attention_window or capacity) + self.chunk)
+        )
         self.norm, self.head = kernels.vector(model.norm.weight), kernels.matrix(model.head.weight)
         self.start = np.zeros((rows, capacity), np.int64) if config.reset_newline else None
 
-    def after(self, new: New) -> Any:
+    def after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
         x = self.kernels.embed(self.table, new.ids)
         start = np.zeros_like(new.row) if self.start is None else self.lines(new, self.start)
@@ -34,7 +36,7 @@ class TransformerDecoder(Decoder):
         return self.kernels.linear(self.head, x, self.norm, EPS)
 
     @staticmethod
-    def lines(new: New, start: np.ndarray) -> np.ndarray:
+    def lines(new: NewTokens, start: np.ndarray) -> np.ndarray:
         """The newest newline at or before each new position, written down by position."""
         first = np.ones(len(new.row), bool)
         first[1:] = new.row[1:] != new.row[:-1]
@@ -52,7 +54,7 @@ class TransformerDecoder(Decoder):
 
     def traffic(self, length: int) -> float:
         """See `Decoder`."""
-        cached = min(length, self.window or length) * self.layers.slot_bytes
+        cached = min(length, self.attention_window or length) * self.layers.slot_bytes
         return self.layers.weight_bytes + self.head.bytes + self.rows * cached
 
 

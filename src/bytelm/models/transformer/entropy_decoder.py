@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from bytelm.device import full_float32
-from bytelm.interfaces.decoder import Backend, New, Reals
+from bytelm.interfaces.decoder import Backend, NewTokens, Reals
 from bytelm.models.transformer.decoder import TransformerDecoder
-from bytelm.models.transformer.entropy_model import TransformerScorer
+from bytelm.models.transformer.entropy_model import TransformerEntropyModel
 from bytelm.native.kernels import History
 
 
 class TransformerEntropies:
     """See `interfaces.decoder.EntropyDecoder`."""
 
-    def __init__(self, scorer: TransformerScorer, kernels: Backend, rows: int, capacity: int) -> None:
-        self.kernels, self.decoder = kernels, TransformerDecoder(scorer.model, kernels, rows, capacity)
+    def __init__(self, entropy_model: TransformerEntropyModel, kernels: Backend, rows: int, capacity: int) -> None:
+        self.kernels, self.decoder = kernels, TransformerDecoder(entropy_model.model, kernels, rows, capacity)
 
-    def entropies(self, new: New, history: History) -> Reals:
+    def entropies(self, new: NewTokens, history: History) -> Reals:
         """See `EntropyDecoder`."""
         with full_float32():
             return self.kernels.entropies(self.decoder.after(new))

@@ -18,7 +18,7 @@ from bytelm.transfer import to_host
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of the scorer; gains beyond a window of 512 bytes are small (paper, figure 8).
+    """Shape of the entropy model; gains beyond a window of 512 bytes are small (paper, figure 8).
 
     `reset_newline` gives it a fresh context at each newline, which keeps repetitive text from drifting into ever
     longer patches (paper, section 4.4).
@@ -27,7 +27,7 @@ class Config:
     layers: int = 2
     dim: int = 64
     heads: int = 4
-    window: int = 64
+    attention_window: int = 64
     theta: float = 10_000.0
     ffn_multiple: int = 64
     reset_newline: bool = False
@@ -39,19 +39,27 @@ class Config:
 
     def shape(self) -> transformer.Config:
         """The byte Transformer inside."""
-        shape = (self.layers, self.dim, self.heads, self.window, self.theta, self.ffn_multiple, self.reset_newline)
+        shape = (
+            self.layers,
+            self.dim,
+            self.heads,
+            self.attention_window,
+            self.theta,
+            self.ffn_multiple,
+            self.reset_newline,
+        )
         return transformer.Config(*shape, ffn_dim=self.ffn_dim)
 
     def counting(self, bytes: int) -> int:
         """The memory that counting so many bytes takes: nothing is counted."""
         return 0
 
-    def build(self) -> TransformerScorer:
-        """The scorer of this configuration, its parameters not yet initialised."""
-        return TransformerScorer(self)
+    def build(self) -> TransformerEntropyModel:
+        """The entropy model of this configuration, its parameters not yet initialised."""
+        return TransformerEntropyModel(self)
 
 
-class TransformerScorer(nn.Module):
+class TransformerEntropyModel(nn.Module):
     """The entropy of a byte Transformer's prediction over all ids, always in float32, without TF32."""
 
     def __init__(self, config: Config) -> None:
@@ -68,9 +76,9 @@ class TransformerScorer(nn.Module):
         """Have the model trained; no documents are counted."""
         train(self.model)
 
-    def begin(self, batch: int) -> TransformerState:
+    def initial_state(self, batch: int) -> TransformerState:
         """The state of rows that have read nothing yet."""
-        return self.model.begin(batch)
+        return self.model.initial_state(batch)
 
     @torch.no_grad()
     def entropies(

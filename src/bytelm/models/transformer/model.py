@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from bytelm.data.bpe import Bpe
 from bytelm.errors import ConfigError
 from bytelm.interfaces.model import ByteModel, Stage
-from bytelm.nn.attention import Cache, View, Where
-from bytelm.nn.initialise import initialise
+from bytelm.nn.attention import Cache, CausalPattern, RowPositions
+from bytelm.nn.init_weights import init_weights
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows
@@ -33,11 +33,11 @@ LARGEST = 1 << 20  # vocabulary: of a larger one the merges alone would fill mem
 
 @dataclass(frozen=True)
 class Config:
-    """`window`: bytes that a byte sees, itself included; left out, all before it. `theta`: rotary base.
+    """`attention_window`: bytes that a byte sees, itself included; None for all before it. `theta`: rotary base.
 
-    `reset_newline`: each newline starts a fresh context, as a BOS does (for scorers). `vocabulary`: ids; what is above
-    those of bytes and specials are tokens, which are learnt from the training documents. `ffn_dim`: width of the
-    feed-forward layers; left out, 8/3 of `dim`, rounded up to a multiple of `ffn_multiple`.
+    `reset_newline`: each newline starts a fresh context, as a BOS does (for entropy models). `vocabulary`: ids; above
+    those of bytes and specials are tokens, trained on the training documents. `ffn_dim`: width of the
+    feed-forward layers; None for 8/3 of `dim`, rounded up to a multiple of `ffn_multiple`.
     """
 
     patched: ClassVar[bool] = False
@@ -45,7 +45,7 @@ class Config:
     layers: int = 6
     dim: int = 256
     heads: int = 4
-    window: int | None = None
+    attention_window: int | None = None
     theta: float = 10_000.0
     ffn_multiple: int = 64
     reset_newline: bool = False
@@ -63,11 +63,15 @@ class Config:
     def tiny(cls) -> dict[str, Config]:
         """Small shapes that between them reach every path of this file: what the laws are tried on."""
         full = cls(layers=2, dim=16, heads=2, ffn_multiple=16)
-        return {"full": full, "windowed": replace(full, window=6, ffn_dim=56), "tokens": replace(full, vocabulary=300)}
+        return {
+            "full": full,
+            "windowed": replace(full, attention_window=6, ffn_dim=56),
+            "tokens": replace(full, vocabulary=300),
+        }
 
     def stack(self) -> StackConfig:
         """The shape of the one stack."""
-        shape = (self.layers, self.dim, self.heads, self.window, self.theta, self.ffn_multiple)
+        shape = (self.layers, self.dim, self.heads, self.attention_window, self.theta, self.ffn_multiple)
         return StackConfig(*shape, ffn_dim=self.ffn_dim)
 
     def build(self) -> ByteTransformer:
@@ -75,7 +79,7 @@ class Config:
         return ByteTransformer(self)
 
 
-Plan = tuple[Rows, Int[Tensor, "batch new"], View]
+Plan = tuple[Rows, Int[Tensor, "batch new"], CausalPattern]
 """Rows on the host, their ids where the model computes, and what each position sees."""
 
 
@@ -83,7 +87,7 @@ Plan = tuple[Rows, Int[Tensor, "batch new"], View]
 class TransformerState:
     """Where each row stands, and the caches of its layers."""
 
-    where: Where
+    where: RowPositions
     caches: tuple[Cache, ...]
 
 
@@ -103,9 +107,9 @@ class ByteTransformer(ByteModel):
             self.take_tokens(Bpe.empty(config.vocabulary))
             self.register_load_state_dict_post_hook(lambda model, _: model.take_tokens(model.read_tokens()))
 
-    def initialise(self, seed: int) -> None:
+    def init_weights(self, seed: int) -> None:
         """Set every parameter from `seed`."""
-        initialise(self, self.config.layers, seed)
+        init_weights(self, self.config.layers, seed)
 
     def take_tokens(self, tokens: Bpe) -> None:
         """Read these tokens from now on; there are as many ids as the configuration says."""
@@ -127,9 +131,9 @@ class ByteTransformer(ByteModel):
         """See `ByteModel`."""
         return self.config.vocabulary
 
-    def bytes_in(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    def byte_lengths(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """See `ByteModel`."""
-        return super().bytes_in(ids) if self._tokens is None else torch.from_numpy(self._tokens.sizes)[ids]
+        return super().byte_lengths(ids) if self._tokens is None else torch.from_numpy(self._tokens.sizes)[ids]
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`; there are no patches here."""
@@ -139,16 +143,16 @@ class ByteTransformer(ByteModel):
         """See `ByteModel`."""
         return [Stage("local", self.stack, ids, beside=6 * self.config.dim)]
 
-    def begin(self, batch: int) -> TransformerState:
+    def initial_state(self, batch: int) -> TransformerState:
         """The state of rows that have read nothing yet."""
-        return TransformerState(Where.zero(batch), self.stack.begin(batch, self.device))
+        return TransformerState(RowPositions.zero(batch), self.stack.initial_state(batch, self.device))
 
     def plan(
         self, ids: Int[Tensor, "batch new"], state: TransformerState | None = None, boundaries: Any = None
     ) -> Plan:
         """See `ByteModel`."""
         rows = Rows.of(ids)
-        begun = state or TransformerState(Where.zero(len(ids)), ())
+        begun = state or TransformerState(RowPositions.zero(len(ids)), ())
         starts = rows.starts(begun.where.position)
         if self.config.reset_newline:
             starts = starts | (rows.ids == NEWLINE)

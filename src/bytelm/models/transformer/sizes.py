@@ -8,16 +8,20 @@ from bytelm.interfaces.sizes import Family, Table, heads, usual
 from bytelm.units import VOCAB
 
 
-def transformer(width: int, odd: int, **more: Any) -> Table:
+def transformer(width: int, depth_offset: int, **more: Any) -> Table:
     """The Transformer over bytes, all of them or those in a window, or over tokens."""
-    return {"name": "transformer", "layers": usual(width) + odd, "dim": width, "heads": heads(width), **more}
+    return {"name": "transformer", "layers": usual(width) + depth_offset, "dim": width, "heads": heads(width), **more}
 
 
 FAMILIES = {
-    "byte": Family(lambda width, odd, _: transformer(width, odd), rate=8e-3),
-    "byte-window": Family(lambda width, odd, window: transformer(width, odd, window=window), rate=8e-3, number=128),
+    "byte": Family(lambda width, depth_offset, _: transformer(width, depth_offset), rate=8e-3),
+    "byte-window": Family(
+        lambda width, depth_offset, window: transformer(width, depth_offset, attention_window=window),
+        rate=8e-3,
+        number=128,
+    ),
     "bpe": Family(
-        lambda width, odd, ids: transformer(width, odd, vocabulary=ids),
+        lambda width, depth_offset, ids: transformer(width, depth_offset, vocabulary=ids),
         rate=8e-3,
         number=4096,
         least=VOCAB + 1,

@@ -32,7 +32,7 @@ from bytelm.patching import entropy
 from bytelm.units import VOCAB
 
 CARD = "README.md"
-THETA, SCORER_THETA = 500_000.0, 10_000.0  # where a configuration has none
+THETA, ENTROPY_MODEL_THETA = 500_000.0, 10_000.0  # where a configuration has none
 SIZES, ROWS, THRESHOLD = (3, 4, 5, 6, 7, 8), 500_002, 1.335442066192627
 CONTEXT = 24_576
 LAYERS, QUERIES, NGRAMS, LONG = 1 << 10, 1 << 10, 1 << 6, 1 << 30  # the most: of layers, k, n, and rows and bytes
@@ -95,7 +95,7 @@ def described(folder: Path) -> tuple[Recipe, int, int]:
     model = blt.Config(
         local_dim=encoder.count("hidden_size"),
         local_heads=heads,
-        window=top.count("local_attention_window_len", 512, LONG),
+        attention_window=top.count("local_attention_window_len", 512, LONG),
         encoder_layers=depth,
         decoder_layers=layers,
         global_dim=latent.count("hidden_size"),
@@ -110,21 +110,21 @@ def described(folder: Path) -> tuple[Recipe, int, int]:
         ffn_dims=(hidden(encoder), hidden(latent), hidden(decoder)),
     )
     threshold = top.number("patching_threshold", THRESHOLD)
-    patching = entropy.Config(threshold=threshold, max_length=None, max_singles=None)
+    patching = entropy.Config(threshold=threshold, max_length=None, max_single_byte_run=None)
     crossed = depth - 1 if encoder.get("cross_attn_all_layers", bool, False) else 0
     context = encoder.count("max_position_embeddings", CONTEXT, LONG)
-    return Recipe(model, patching, scorer(parts["patcher"])), context, crossed
+    return Recipe(model, patching, entropy_model(parts["patcher"])), context, crossed
 
 
-def scorer(part: Options) -> transformer.Config:
+def entropy_model(part: Options) -> transformer.Config:
     """The entropy model."""
     part.present("sliding_window")
     return transformer.Config(
         layers=part.count("num_hidden_layers", most=LAYERS),
         dim=part.count("hidden_size"),
         heads=part.count("num_attention_heads"),
-        window=part.count("sliding_window", 512, LONG),
-        theta=theta(part, SCORER_THETA),
+        attention_window=part.count("sliding_window", 512, LONG),
+        theta=theta(part, ENTROPY_MODEL_THETA),
         ffn_dim=hidden(part),
     )
 
@@ -165,12 +165,13 @@ def same(values: list[float], what: str) -> float:
 
 def config_of(made: Recipe, context: int) -> dict[str, Any]:
     """The config.json of a recipe. Raises ConfigError for what transformers has not got."""
-    model, patching, scorer = exported(made)
-    if patching.rule != "threshold" or patching.max_length is not None or patching.max_singles is not None:
+    model, patching, entropy_model = exported(made)
+    if patching.rule != "threshold" or patching.max_length is not None or patching.max_single_byte_run is not None:
         raise ConfigError(
             "transformers cuts patches by a threshold of entropy alone; this model has "
-            f"patching.rule={patching.rule}, max_length={patching.max_length}, max_singles={patching.max_singles}: "
-            "to leave bounds out, --set patching.max_length=none --set patching.max_singles=none"
+            f"patching.rule={patching.rule}, max_length={patching.max_length}, "
+            f"max_single_byte_run={patching.max_single_byte_run}: "
+            "to leave bounds out, --set patching.max_length=none --set patching.max_single_byte_run=none"
         )
     if model.encoder_cross == "all" and model.encoder_layers > 1:
         raise ConfigError("model.encoder_cross = 'all' with several encoder layers is computed otherwise there")
@@ -189,7 +190,7 @@ def config_of(made: Recipe, context: int) -> dict[str, Any]:
     encoder, decoder = ((*local, stack.hidden(), model.theta) for stack in (model.encoder(), model.decoder()))
     ids = {"vocab_size": VOCAB}
     cross = {"cross_attn_k": model.queries, "hidden_size_global": model.global_dim, "max_position_embeddings": context}
-    shape = scorer.shape().stack()
+    shape = entropy_model.shape().stack()
     return {
         "model_type": "blt",
         "architectures": ["BltForCausalLM"],
@@ -206,7 +207,7 @@ def config_of(made: Recipe, context: int) -> dict[str, Any]:
         "patching_threshold": patching.threshold,
         "max_patch_length": None,
         "cross_attn_k": model.queries,
-        "local_attention_window_len": model.window,
+        "local_attention_window_len": model.attention_window,
         "max_position_embeddings": context,
         "encoder_hash_byte_group_size": list(model.ngram_sizes),
         "encoder_hash_byte_group_vocab": model.ngram_rows,
@@ -215,7 +216,13 @@ def config_of(made: Recipe, context: int) -> dict[str, Any]:
         "global_config": part(model.global_layers, *latent, max_position_embeddings=context),
         "decoder_config": part(model.decoder_layers, *decoder, **ids, **cross, cross_attn_all_layers=True),
         "patcher_config": part(
-            scorer.layers, scorer.dim, scorer.heads, shape.hidden(), scorer.theta, **ids, sliding_window=scorer.window
+            entropy_model.layers,
+            entropy_model.dim,
+            entropy_model.heads,
+            shape.hidden(),
+            entropy_model.theta,
+            **ids,
+            sliding_window=entropy_model.attention_window,
         ),
     }
 
@@ -225,14 +232,14 @@ def exported(made: Recipe) -> tuple[blt.Config, entropy.Config, transformer.Conf
     if not isinstance(made.model, blt.Config):
         name = name_of(made.model)
         raise ConfigError(f"a {name} cannot be exported: both layouts are those of BLT")
-    if not isinstance(made.patching, entropy.Config) or not isinstance(made.scorer, transformer.Config):
+    if not isinstance(made.patching, entropy.Config) or not isinstance(made.entropy_model, transformer.Config):
         raise ConfigError(
-            "only patches of entropy whose scorer is a Transformer can be exported: "
-            "train with patching.name=entropy and scorer.name=transformer"
+            "only patches of entropy whose entropy model is a Transformer can be exported: "
+            "train with patching.name=entropy and entropy_model.name=transformer"
         )
-    if made.scorer.reset_newline:
-        raise ConfigError("scorer.reset_newline = true: neither layout has it")
-    return made.model, made.patching, made.scorer
+    if made.entropy_model.reset_newline:
+        raise ConfigError("entropy_model.reset_newline = true: neither layout has it")
+    return made.model, made.patching, made.entropy_model
 
 
 def tokenizer_json() -> dict[str, Any]:

@@ -26,8 +26,8 @@ from bytelm.exchange.format import Reading
 from bytelm.interfaces.model import ByteModel
 from bytelm.models.blt import model as blt
 from bytelm.models.blt import published
-from bytelm.models.blt.formats.hf import LAYERS, LONG, NGRAMS, QUERIES, SCORER_THETA, SIZES, exported, theta
-from bytelm.models.blt.names import SCORER
+from bytelm.models.blt.formats.hf import ENTROPY_MODEL_THETA, LAYERS, LONG, NGRAMS, QUERIES, SIZES, exported, theta
+from bytelm.models.blt.names import ENTROPY_MODEL
 from bytelm.models.blt.published import CONFIG, PICKLED, WEIGHTS
 from bytelm.models.transformer import entropy_model as transformer
 from bytelm.nn.norm import EPS
@@ -44,7 +44,7 @@ def layout(folder: Path) -> tuple[Path, Path, Path]:
     """The files of a folder: options, weights, and the entropy model's folder. Raises CheckpointError."""
     for options, weights in ((CONFIG, WEIGHTS), (PARAMS, PICKLED)):
         if (folder / options).exists():
-            inside, beside = folder / SCORER, folder.resolve().parent / SCORER
+            inside, beside = folder / ENTROPY_MODEL, folder.resolve().parent / ENTROPY_MODEL
             return folder / options, folder / weights, inside if inside.exists() else beside
     raise CheckpointError(f"{folder} has neither {CONFIG} nor {PARAMS}: name the folder of one of Meta's checkpoints")
 
@@ -63,7 +63,7 @@ def described(folder: Path, weights: Weights) -> tuple[Recipe, int]:
     model = blt.Config(
         local_dim=dim,
         local_heads=args.count("n_heads_local_encoder"),
-        window=args.count("local_attention_window_len", WINDOW, LONG),
+        attention_window=args.count("local_attention_window_len", WINDOW, LONG),
         encoder_layers=args.count("n_layers_local_encoder", most=LAYERS),
         decoder_layers=args.count("n_layers_local_decoder", most=LAYERS),
         global_dim=latent,
@@ -82,7 +82,7 @@ def described(folder: Path, weights: Weights) -> tuple[Recipe, int]:
         ),
     )
     patching = cuts(folder, table, args, home)
-    own = scorer(home, weights) if isinstance(patching, entropy.Config) else None
+    own = entropy_model(home, weights) if isinstance(patching, entropy.Config) else None
     return Recipe(model, patching, own), args.count("max_encoder_seq_length", CONTEXT, LONG)
 
 
@@ -126,7 +126,7 @@ def cuts(folder: Path, table: dict[str, Any], args: Options, home: Path) -> entr
         if isinstance(data, dict) and isinstance(data.get("patcher_args"), dict):
             return cut(Options(data["patcher_args"], f"{file}: data: patcher_args"))
     if "patching_threshold" in args.table:
-        return entropy.Config(args.number("patching_threshold"), max_length=None, max_singles=None)
+        return entropy.Config(args.number("patching_threshold"), max_length=None, max_single_byte_run=None)
     names = ", ".join(str(file) for file, _ in tables)
     raise ConfigError(f"{folder} does not say how patches are cut: none of {names} has data.patcher_args")
 
@@ -136,17 +136,17 @@ def cut(args: Options) -> entropy.Config | space.Config:
     args.only("patching_mode", "entropy", "space")
     longest = None if args.table.get("max_patch_length") is None else args.count("max_patch_length")
     if args.table.get("patching_mode") == "space":
-        return space.Config(max_length=longest, max_singles=None)
+        return space.Config(max_length=longest, max_single_byte_run=None)
     threshold = args.number("threshold")
-    plain = entropy.Config(threshold, max_length=longest, max_singles=None)
+    plain = entropy.Config(threshold, max_length=longest, max_single_byte_run=None)
     if args.get("monotonicity", bool, False):
-        return replace(plain, threshold=None, rise=threshold, rule="rise")
+        return replace(plain, threshold=None, relative_threshold=threshold, rule="relative")
     if args.table.get("threshold_add") is not None:
-        return replace(plain, rise=args.number("threshold_add"), rule="both")
+        return replace(plain, relative_threshold=args.number("threshold_add"), rule="both")
     return plain
 
 
-def scorer(home: Path, weights: Weights) -> transformer.Config:
+def entropy_model(home: Path, weights: Weights) -> transformer.Config:
     """The entropy model in its folder."""
     table = json_in(home / PARAMS)
     args = Options(table.get("entropy_model", table), str(home / PARAMS))
@@ -159,9 +159,9 @@ def scorer(home: Path, weights: Weights) -> transformer.Config:
         layers=args.count("n_layers", most=LAYERS),
         dim=dim,
         heads=args.count("n_heads"),
-        window=args.count("sliding_window", WINDOW, LONG),
-        theta=theta(args, SCORER_THETA),
-        ffn_dim=feed_forward(weights, f"{SCORER}.layers.0", args.where),
+        attention_window=args.count("sliding_window", WINDOW, LONG),
+        theta=theta(args, ENTROPY_MODEL_THETA),
+        ffn_dim=feed_forward(weights, f"{ENTROPY_MODEL}.layers.0", args.where),
     )
 
 
@@ -177,13 +177,13 @@ def multiple(*stacks: StackConfig) -> int:
 
 def configs(made: Recipe, context: int) -> dict[str, dict[str, Any]]:
     """The JSON files of a recipe, by their place in the folder. Raises ConfigError for what Meta's code has not got."""
-    model, patching, scorer = exported(made)
-    if patching.max_singles is not None:
+    model, patching, entropy_model = exported(made)
+    if patching.max_single_byte_run is not None:
         raise ConfigError(
-            f"patching.max_singles = {patching.max_singles} is unknown there: to leave it out, "
-            "--set patching.max_singles=none"
+            f"patching.max_single_byte_run = {patching.max_single_byte_run} is unknown there: to leave it out, "
+            "--set patching.max_single_byte_run=none"
         )
-    multiples = (multiple(model.encoder(), model.latent(), model.decoder()), multiple(scorer.shape().stack()))
+    multiples = (multiple(model.encoder(), model.latent(), model.decoder()), multiple(entropy_model.shape().stack()))
     args = {
         "vocab_size": VOCAB,
         "dim_local_encoder": model.local_dim,
@@ -199,7 +199,7 @@ def configs(made: Recipe, context: int) -> dict[str, dict[str, Any]]:
         "rope_theta": model.theta,
         "use_rope": True,
         "multiple_of": multiples[0],
-        "local_attention_window_len": model.window,
+        "local_attention_window_len": model.attention_window,
         "max_encoder_seq_length": context,
         "cross_attn_encoder": True,
         "cross_attn_decoder": True,
@@ -214,16 +214,26 @@ def configs(made: Recipe, context: int) -> dict[str, dict[str, Any]]:
         "encoder_hash_byte_group_nb_functions": model.ngram_functions,
     }
     patcher: dict[str, Any] = {"patching_mode": "entropy", "max_patch_length": patching.max_length}
-    patcher |= {"threshold": patching.rise if patching.rule == "rise" else patching.threshold}
-    patcher |= {"monotonicity": patching.rule == "rise"}
-    patcher |= {"threshold_add": patching.rise if patching.rule == "both" else None}
-    own = {"vocab_size": VOCAB, "dim": scorer.dim, "n_layers": scorer.layers, "n_heads": scorer.heads, "norm_eps": EPS}
-    own |= {"rope_theta": scorer.theta, "sliding_window": scorer.window, "multiple_of": multiples[1]}
+    patcher |= {"threshold": patching.relative_threshold if patching.rule == "relative" else patching.threshold}
+    patcher |= {"monotonicity": patching.rule == "relative"}
+    patcher |= {"threshold_add": patching.relative_threshold if patching.rule == "both" else None}
+    own = {
+        "vocab_size": VOCAB,
+        "dim": entropy_model.dim,
+        "n_layers": entropy_model.layers,
+        "n_heads": entropy_model.heads,
+        "norm_eps": EPS,
+    }
+    own |= {
+        "rope_theta": entropy_model.theta,
+        "sliding_window": entropy_model.attention_window,
+        "multiple_of": multiples[1],
+    }
     data = {"patcher_args": patcher}
     return {
         CONFIG: {"args": args},
         TRAINED: {"model": args, "data": data},
-        f"{SCORER}/{PARAMS}": {"entropy_model": own, "data": data},
+        f"{ENTROPY_MODEL}/{PARAMS}": {"entropy_model": own, "data": data},
     }
 
 
@@ -237,7 +247,7 @@ def read(source: Path, sets: Mapping[str, Any], stack: ExitStack) -> Reading:
     weights = files.unwrapped(files.weights_in(file, stack), "local_encoder.tok_embeddings.weight")
     if (home / PICKLED).exists():
         own = files.unwrapped(files.weights_in(home / PICKLED, stack), "tok_embeddings.weight")
-        weights |= {f"{SCORER}.{name}": weight for name, weight in own.items()}
+        weights |= {f"{ENTROPY_MODEL}.{name}": weight for name, weight in own.items()}
     return published.reading(source, "meta", described(source, weights), weights, sets)
 
 

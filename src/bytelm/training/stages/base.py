@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from bytelm.data.corpus import Corpus
 from bytelm.data.selection import spread
-from bytelm.train.journal import Journal
-from bytelm.train.stop import StopRequest
+from bytelm.training.journal import Journal
+from bytelm.training.stop import StopRequest
 from bytelm.units import show_bytes
 
 T = TypeVar("T")

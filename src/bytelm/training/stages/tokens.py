@@ -13,7 +13,7 @@ from bytelm.data.corpus import Corpus
 from bytelm.data.files import write_whole
 from bytelm.data.tokens import TokenCorpus, encoded, table_of
 from bytelm.errors import DataError
-from bytelm.train.stages.base import Count, Stage, sampled
+from bytelm.training.stages.base import Count, Stage, sampled
 from bytelm.units import VOCAB, show_bytes
 
 MERGES = "merges.npy"

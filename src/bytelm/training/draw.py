@@ -11,7 +11,7 @@ from torch import Tensor
 from bytelm.data.sampler import Batch, Sampler
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import Prepared, prepare
-from bytelm.train import lengths
+from bytelm.training import lengths
 from bytelm.units import BOS, BYTES, PAD
 
 Ids = Int[Tensor, "batch ids"]
@@ -39,10 +39,10 @@ def draw(model: ByteModel, sampler: Sampler, step: int, accumulate: int) -> Draw
     Not under autocast: its end forgets the weights that it has cast, in all threads, and a step may be using them.
     """
     batches = [to_tensors(sampler.batch(step * accumulate + i)) for i in range(accumulate)]
-    bytes = sum(int(model.bytes_in(ids[:, 1:]).sum()) for ids, _ in batches)
+    bytes = sum(int(model.byte_lengths(ids[:, 1:]).sum()) for ids, _ in batches)
     symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
     if model.tokens is not None:
-        patches = sum(int((model.bytes_in(ids[:, 1:]) > 0).sum()) for ids, _ in batches)
+        patches = sum(int((model.byte_lengths(ids[:, 1:]) > 0).sum()) for ids, _ in batches)
     else:
         patches = sum(int((opens & (ids < BYTES)).sum()) for ids, opens in batches if opens is not None)
     prepared = [prepare(model, ids, boundaries=opens) for ids, opens in batches]

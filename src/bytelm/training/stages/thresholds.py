@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bytelm.checkpoint import legacy
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import build, dump_toml, load_toml, to_mapping
 from bytelm.data.corpus import Corpus
@@ -12,8 +13,8 @@ from bytelm.data.files import write_whole
 from bytelm.data.selection import spread
 from bytelm.evaluate.calibrate import calibrate
 from bytelm.patching import entropy
-from bytelm.patching.entropy import Scorer
-from bytelm.train.stages.base import Count, Stage
+from bytelm.patching.entropy import EntropyModel
+from bytelm.training.stages.base import Count, Stage
 
 SAMPLE = 1 << 20  # bytes that thresholds are calibrated on
 
@@ -25,7 +26,7 @@ class ThresholdStage(Stage[Recipe]):
     name = "calibrating thresholds"
     path: Path
     recipe: Recipe
-    scorer: Scorer
+    entropy_model: EntropyModel
     corpus: Corpus
     kept: bool = True
 
@@ -35,7 +36,7 @@ class ThresholdStage(Stage[Recipe]):
 
     def load(self) -> Recipe:
         """See `Stage`."""
-        return build(Recipe, load_toml(self.path), str(self.path))
+        return build(Recipe, legacy.current(load_toml(self.path)), str(self.path))
 
     def make(self, count: Count) -> Recipe:
         """See `Stage`."""
@@ -43,7 +44,7 @@ class ThresholdStage(Stage[Recipe]):
         if isinstance(recipe.patching, entropy.Config) and not recipe.patching.calibrated:
             sample = [data for _, data in spread(self.corpus, "train", SAMPLE)]
             self.total = sum(map(len, sample))
-            recipe = replace(recipe, patching=calibrate(recipe.patching, self.scorer, sample, count))
+            recipe = replace(recipe, patching=calibrate(recipe.patching, self.entropy_model, sample, count))
         if self.kept:
             keep_recipe(self.path, recipe)
         return recipe

@@ -12,7 +12,7 @@ import torch
 from bytelm.interfaces.model import ByteModel, Stage
 from bytelm.interfaces.objective import PIECE
 from bytelm.nn import fused, runs
-from bytelm.train.config import TrainConfig
+from bytelm.training.config import TrainConfig
 from bytelm.transfer import HOST
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the numbers of these settings in glibc's malloc.h
@@ -48,23 +48,25 @@ def predict(model: ByteModel, config: TrainConfig, mean_patch: float, device: to
     sparse = sum(p.numel() for p in own if id(p) in tables)
     dense = sum(p.numel() for p in own) - sparse
     frozen = sum(4 * p.numel() for p in model.parameters() if not p.requires_grad)
-    stages = model.stages(config.window, round(config.window / mean_patch))
+    stages = model.stages(config.context_length, round(config.context_length / mean_patch))
     widest = max((widest_layer(stage, config, device) for stage in stages), default=0)
-    logits = 4 * model.vocabulary * (config.window * config.batch + min(config.window * config.batch, PIECE))
+    logits = (
+        4 * model.vocabulary * (config.context_length * config.batch + min(config.context_length * config.batch, PIECE))
+    )
     activations = kept(model, config, mean_patch, device) + widest + logits
     if device.type == "cpu":
         return Memory(dense * (4 + 8 + 2) + sparse * (4 + 8) + frozen, activations, 4 * dense)
     # Per-byte gradients of tables are kept until all micro-batches are done; then buffers of that size are temporary.
-    slopes = 4 * config.window * config.batch * sum(weight.shape[1] for weight in tables.values())
+    gradients = 4 * config.context_length * config.batch * sum(weight.shape[1] for weight in tables.values())
     memory = dense * (4 + 8 + 2) + sparse * (4 + 4) + frozen
-    gradients = 4 * dense + config.accumulate * (1 + BUFFERS) * slopes
-    return Memory(memory, activations + (config.accumulate - 1) * slopes, gradients)
+    gradients = 4 * dense + config.gradient_accumulation_steps * (1 + BUFFERS) * gradients
+    return Memory(memory, activations + (config.gradient_accumulation_steps - 1) * gradients, gradients)
 
 
 def kept(model: ByteModel, config: TrainConfig, mean_patch: float, device: torch.device) -> int:
     """Bytes of saved activations: of layers, of the rest, and logits in float32."""
-    found = 4 * model.vocabulary * config.window * config.batch
-    for stage in model.stages(config.window, round(config.window / mean_patch)):
+    found = 4 * model.vocabulary * config.context_length * config.batch
+    for stage in model.stages(config.context_length, round(config.context_length / mean_patch)):
         positions, shape = stage.positions * config.batch, stage.stack.config
         beside, more = stage.beside, 0
         if plain(device):
@@ -95,7 +97,7 @@ def plain(device: torch.device) -> bool:
 
 def recomputes(config: TrainConfig, stage: str) -> bool:
     """Whether a stage uses activation checkpointing."""
-    return config.recompute is True or config.recompute == stage
+    return config.activation_checkpointing is True or config.activation_checkpointing == stage
 
 
 def give_back_large_blocks() -> None:

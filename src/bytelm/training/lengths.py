@@ -22,7 +22,7 @@ def of_step(
     counts = torch.zeros(LONGEST, dtype=torch.long)
     for ids, opens in batches:
         if model.tokens is not None:
-            counts += counted(model.bytes_in(ids[:, 1:]).flatten())
+            counts += counted(model.byte_lengths(ids[:, 1:]).flatten())
         elif opens is not None:
             counts += counted(between(ids, opens))
     return counts

@@ -13,7 +13,7 @@ from bytelm.data.options import DataConfig
 from bytelm.data.pack import pack as pack_files
 from bytelm.data.sources import fingerprint
 from bytelm.errors import DataError
-from bytelm.train.stages.base import Count, Stage
+from bytelm.training.stages.base import Count, Stage
 from bytelm.units import show_bytes
 
 
@@ -59,7 +59,7 @@ class PackingStage(Stage[Corpus]):
         """See `Stage`. Raises ConfigError where `pack` was packed in another way."""
         if self.pack is not None:
             packed.check_options(Corpus.open(self.pack), self.options, self.modality and self.modality.table)
-            return packed.take_over(self.pack, self.path)
+            return packed.link_corpus(self.pack, self.path)
         options = asdict(self.options)
         return pack_files(
             self.paths, self.path, modality=self.modality, exclude=self.exclude, progress=count, **options

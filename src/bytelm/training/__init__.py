@@ -11,7 +11,7 @@ class _Called(ModuleType):
     """Importing a package puts it into its parent under its name, here in the place of the function of that name."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        from bytelm.train.finish import train
+        from bytelm.training.finish import train
 
         return train(*arguments, **options)
 

@@ -27,15 +27,15 @@ from bytelm.find import unknown
 from bytelm.interfaces.sizes import Family, Table, usual
 
 WIDTHS = range(32, 4097, 16)
-ODD = (0, -1, 1, -2, 2)  # layers more or less than usual
-ODDNESS = 0.02  # what the square of one layer more or less weighs, as the logarithm of a cost missed
+DEPTH_OFFSETS = (0, -1, 1, -2, 2)  # layers more or less than usual
+DEPTH_PENALTY = 0.02  # what the square of one layer more or less weighs, as the logarithm of a cost missed
 
 
 DEFAULT = "blt,megabyte,space,byte,byte-window,perceiver,linear,bpe:4096"
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Candidate:
     """A family and its number, as they were named."""
 
     name: str
@@ -47,11 +47,11 @@ class Entrant:
         """Whether it reads tokens."""
         return self.family.tokens
 
-    def tables(self, width: int, odd: int) -> Table:
+    def tables(self, width: int, depth_offset: int) -> Table:
         """The tables of a run of this size: what the model is made of, and what differs in how it learns."""
         found, rate = self.family.tables(self.number), self.family.rate
         train = ({} if rate is None else {"learning_rate": rate * (128 / width) ** 0.5}) | found.get("train", {})
-        return {**found, "model": self.family.shape(width, odd, self.number), "train": train}
+        return {**found, "model": self.family.shape(width, depth_offset, self.number), "train": train}
 
 
 def families() -> dict[str, Family]:
@@ -67,14 +67,14 @@ def of_one_size(name: str) -> Family:
     """An architecture that says nothing of its sizes: that of its Config, on space patches where it reads patches."""
     patching = {"patching": {"name": "space"}}
     return Family(
-        lambda width, odd, number: {"name": name},
+        lambda width, depth_offset, number: {"name": name},
         tables=lambda number: patching if find.find("models", name).Config.patched else {},
     )
 
 
-def entrants(names: str) -> list[Entrant]:
+def candidates(names: str) -> list[Candidate]:
     """The models that a text such as "blt,bpe:4096" names. Raises UsageError for others, or the same one twice."""
-    found = [entrant(name.strip()) for name in names.split(",")]
+    found = [candidate(name.strip()) for name in names.split(",")]
     seen: set[tuple[str, int]] = set()
     for one in found:
         if (key := (one.name.partition(":")[0], one.number)) in seen:
@@ -83,7 +83,7 @@ def entrants(names: str) -> list[Entrant]:
     return found
 
 
-def entrant(text: str) -> Entrant:
+def candidate(text: str) -> Candidate:
     """One model by its name. Raises UsageError."""
     name, colon, number = text.partition(":")
     known = families()
@@ -91,12 +91,12 @@ def entrant(text: str) -> Entrant:
         raise UsageError(unknown("model", name, list(known)))
     family = known[name]
     if not colon:
-        return Entrant(text, family, family.number)
+        return Candidate(text, family, family.number)
     if not family.number:
         raise UsageError(f"{text}: {name} takes no number")
     if not number.isdecimal() or int(number) < family.least:
         raise UsageError(f"{text}: the number of {name} must be a whole one from {family.least} up")
-    return Entrant(text, family, int(number))
+    return Candidate(text, family, int(number))
 
 
 def nearest(cost: Callable[[int, int], float], goal: float) -> tuple[int, int]:
@@ -104,8 +104,11 @@ def nearest(cost: Callable[[int, int], float], goal: float) -> tuple[int, int]:
 
     def apart(size: tuple[int, int]) -> float:
         found = cost(*size)
-        return abs(math.log(found / goal)) + ODDNESS * size[1] ** 2
+        return abs(math.log(found / goal)) + DEPTH_PENALTY * size[1] ** 2
 
     index = bisect.bisect_left(WIDTHS, goal, key=lambda width: cost(width, 0))
     near = WIDTHS[max(0, index - 2) : index + 2]
-    return min(((width, odd) for width in near for odd in ODD if usual(width) + odd > 1), key=apart)
+    return min(
+        ((width, depth_offset) for width in near for depth_offset in DEPTH_OFFSETS if usual(width) + depth_offset > 1),
+        key=apart,
+    )

@@ -17,20 +17,20 @@ from bytelm.data.corpus import Corpus
 from bytelm.data.sampler import Sampler, held_out
 from bytelm.device import fitting
 from bytelm.interfaces.model import ByteModel
-from bytelm.patching.entropy import Scorer
-from bytelm.train.config import TrainConfig
-from bytelm.train.journal import Journal
-from bytelm.train.loop import Trainer
-from bytelm.train.stages.base import Count, Stage, sampled
-from bytelm.train.stop import Interrupted
-from bytelm.train.team import ALONE, Team
+from bytelm.patching.entropy import EntropyModel
+from bytelm.training.config import TrainConfig
+from bytelm.training.dist import SINGLE_PROCESS, DistContext
+from bytelm.training.journal import Journal
+from bytelm.training.loop import Trainer
+from bytelm.training.stages.base import Count, Stage, sampled
+from bytelm.training.stop import Interrupted
 from bytelm.transfer import HOST
 
 COUNTED = 1 << 25  # bytes that are counted at the most
 
 
-class EntropyModel(Scorer, Protocol):
-    """What a file of `scorers/` builds. It counts documents, or has a byte model of its own trained as any other."""
+class TrainableEntropyModel(EntropyModel, Protocol):
+    """What a module `entropy_model` of an architecture builds. It counts documents, or trains a byte model."""
 
     @property
     def weights(self) -> nn.Module:
@@ -43,7 +43,7 @@ class EntropyModel(Scorer, Protocol):
 
 
 @dataclass
-class EntropyModelStage(Stage[EntropyModel]):
+class EntropyModelStage(Stage[TrainableEntropyModel]):
     """The entropy model of `config`, in a run of its own. Where it is trained: by `train`, told of in `journal`."""
 
     name = "fitting entropy model"
@@ -55,7 +55,7 @@ class EntropyModelStage(Stage[EntropyModel]):
     journal: Journal
     aligned: bool = False
     device: torch.device = HOST
-    team: Team = ALONE
+    dist: DistContext = SINGLE_PROCESS
 
     def done(self) -> bool:
         """See `Stage`: whether the budget is used up. A checkpoint that says nothing of bytes is of counts."""
@@ -68,9 +68,9 @@ class EntropyModelStage(Stage[EntropyModel]):
         except (KeyError, TypeError):
             return False  # no checkpoint of ours, which the training will say
 
-    def load(self) -> EntropyModel:
+    def load(self) -> TrainableEntropyModel:
         """See `Stage`."""
-        model: EntropyModel = self.config.build()
+        model: TrainableEntropyModel = self.config.build()
         path, _ = store.newest_good(self.path)
         tensors = store.read_tensors(path, "model")
         store.check_keys(model.weights.state_dict(), tensors, str(path))
@@ -78,10 +78,10 @@ class EntropyModelStage(Stage[EntropyModel]):
         model.weights.to(self.device)
         return model
 
-    def make(self, count: Count) -> EntropyModel:
+    def make(self, count: Count) -> TrainableEntropyModel:
         """See `Stage`."""
         self.path.mkdir(exist_ok=True)
-        model: EntropyModel = self.config.build()
+        model: TrainableEntropyModel = self.config.build()
         model.fit(lambda: sampled(self.corpus, COUNTED, count), self.trained)
         if not store.checkpoints(self.path):
             store.save(self.path, 1, {"model": model.weights.state_dict()}, {})
@@ -90,12 +90,12 @@ class EntropyModelStage(Stage[EntropyModel]):
     def trained(self, model: ByteModel) -> None:
         """Train a byte model from its beginning, or from its newest checkpoint. Raises Interrupted."""
         train = self.train
-        model.initialise(self.seed)
+        model.init_weights(self.seed)
         model.to(self.device)
-        sampler = Sampler(self.corpus, "train", train.window, train.batch, train.seed, aligned=self.aligned)
-        valid = held_out(self.corpus, train.window, aligned=self.aligned)
-        trainer = Trainer(model, train, sampler, self.path, self.journal, valid=valid, team=self.team.alone())
-        half = f"--set scorer_train.batch={max(1, train.batch // 2)} halves it"
+        sampler = Sampler(self.corpus, "train", train.context_length, train.batch, train.seed, aligned=self.aligned)
+        valid = held_out(self.corpus, train.context_length, aligned=self.aligned)
+        trainer = Trainer(model, train, sampler, self.path, self.journal, valid=valid, dist=self.dist.alone())
+        half = f"--set entropy_model_train.batch={max(1, train.batch // 2)} halves it"
         with fitting(self.device, "a step of the entropy model", lambda: half):
             outcome = trainer.fit()
         if outcome.signal is not None:

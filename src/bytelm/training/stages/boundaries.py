@@ -17,8 +17,8 @@ from bytelm.data.boundaries import Boundaries, BoundaryWriter
 from bytelm.data.corpus import Corpus, iterate_documents
 from bytelm.evaluate.stream import chunks, device_of, extended
 from bytelm.patching.base import Patcher
-from bytelm.train.stages.base import Count, Stage
-from bytelm.train.stop import StopRequest
+from bytelm.training.stages.base import Count, Stage
+from bytelm.training.stop import StopRequest
 from bytelm.units import PAD, show_bytes
 
 AREA = 1 << 16  # ids, padding included, that are read at once
@@ -82,7 +82,7 @@ def cut(patcher: Patcher, documents: Iterator[NDArray[np.uint8]]) -> Iterator[ND
 def cut_group(patcher: Patcher, group: list[NDArray[np.uint8]]) -> Iterator[NDArray[np.bool_]]:
     """Documents side by side, a chunk at a time."""
     rows = [list(chunks(document)) for document in group]
-    state = patcher.begin(len(group))
+    state = patcher.initial_state(len(group))
     found: list[torch.Tensor] = []
     for column in itertools.zip_longest(*rows, fillvalue=torch.zeros(0, dtype=torch.long)):
         StopRequest.check()

@@ -1,4 +1,4 @@
-"""Training settings: the tables [train] and [scorer_train] of a run's configuration."""
+"""Training settings: the tables [train] and [entropy_model_train] of a run's configuration."""
 
 from __future__ import annotations
 
@@ -17,59 +17,66 @@ from bytelm.errors import ConfigError
 class TrainConfig:
     """One run of the training loop. It ends at the first of `steps`, `minutes` and `bytes` that is reached.
 
-    `window`: context length in bytes, also of evaluation. `batch`: sequences per forward pass; `accumulate`
-    micro-batches make a step. The learning rate warms up over `warmup` steps, then falls along a cosine to
-    `final_rate` of itself; embedding tables use `embedding_rate` times it. `dropout`: probability for residual
-    branches and n-grams, for training over several epochs. `precision` "auto" is bfloat16 with native hardware
-    support. `recompute`: activation checkpointing of all stages, of those over bytes ("local"), or of the one over
-    patches ("global"). `spikes`: whether to "skip" a step whose loss or gradient is far above those of the steps before
-    (`train.spikes`), or to "keep" it. `device`: to train on, the entropy model too, as `bytelm.device` names it.
-    `timeout_minutes`: timeout of processes that wait for each other (`train.team`).
+    `context_length`: in bytes, also of evaluation. `batch`: sequences per forward pass;
+    `gradient_accumulation_steps` forward passes make a step. The learning rate warms up over `warmup_steps`, then falls
+    along a cosine to `min_lr_ratio` of itself; embedding tables use `embedding_lr_scale` times it. `dropout`:
+    probability for residual branches and n-grams, for training over several epochs. `precision` "auto" is bfloat16
+    with native hardware support. `activation_checkpointing`: of all stages, of those over bytes ("local"), or of the
+    one over patches ("global"). `spikes`: whether to "skip" a step whose loss or gradient is far above those of the steps before
+    (`training.spikes`), or to "keep" it. `device`: to train on, the entropy model too, as `bytelm.device` names it.
+    `timeout_minutes`: timeout of processes that wait for each other (`training.dist`).
     """
 
     steps: int | None = None
     minutes: float | None = None
     bytes: int | None = None
-    window: int = 1024
+    context_length: int = 1024
     batch: int = 16
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-3
-    final_rate: float = 0.05
-    embedding_rate: float = 1.0
-    warmup: int = 50
+    min_lr_ratio: float = 0.05
+    embedding_lr_scale: float = 1.0
+    warmup_steps: int = 50
     weight_decay: float = 0.1
     dropout: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     spikes: Literal["skip", "keep"] = "skip"
     seed: int = 0
     device: str = AUTO
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    recompute: Literal[False, True, "local", "global"] = False
+    activation_checkpointing: Literal[False, True, "local", "global"] = False
     compile: bool = False
-    valid_minutes: float = 1.0
-    valid_bytes: int = 65536
-    save_minutes: float = 2.0
+    eval_every_minutes: float = 1.0
+    eval_bytes: int = 65536
+    checkpoint_every_minutes: float = 2.0
     sample_bytes: int = 160
     timeout_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        for name in ("window", "batch", "accumulate", "valid_bytes"):
+        for name in ("context_length", "batch", "gradient_accumulation_steps", "eval_bytes"):
             if getattr(self, name) < 1:
                 problems.append(f"train.{name} = {getattr(self, name)}: must be at least 1")
         for name in ("steps", "minutes", "bytes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 problems.append(f'train.{name} = {value}: must be above 0, or "none" for no such limit')
-        for name in ("learning_rate", "embedding_rate", "clip", "valid_minutes", "save_minutes", "timeout_minutes"):
+        for name in (
+            "learning_rate",
+            "embedding_lr_scale",
+            "max_grad_norm",
+            "eval_every_minutes",
+            "checkpoint_every_minutes",
+            "timeout_minutes",
+        ):
             if not getattr(self, name) > 0:
                 problems.append(f"train.{name} = {getattr(self, name)}: must be above 0")
-        for name in ("beta1", "beta2", "final_rate", "dropout"):
+        for name in ("beta1", "beta2", "min_lr_ratio", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"train.{name} = {getattr(self, name)}: must be at least 0 and below 1")
-        for name in ("warmup", "weight_decay", "seed", "sample_bytes"):
+        for name in ("warmup_steps", "weight_decay", "seed", "sample_bytes"):
             if getattr(self, name) < 0:
                 problems.append(f"train.{name} = {getattr(self, name)}: must not be negative")
         if problems:
@@ -90,30 +97,32 @@ class TrainConfig:
 class RunConfig:
     """The configuration of a run: model, data, and training of the model and its entropy model.
 
-    `start`: the run to fine-tune, its entropy model included.
+    `init_from`: the run to fine-tune, its entropy model included.
     """
 
     model: Annotated[Any, Chosen("models")]
     patching: Annotated[Any, Chosen("patching")] | None = None
-    scorer: Annotated[Any, Chosen("entropy_models")] | None = None
+    entropy_model: Annotated[Any, Chosen("entropy_models")] | None = None
     modality: Annotated[Any, Chosen("data.modalities")] | None = None
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    scorer_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, window=512))
-    start: str | None = None
+    entropy_model_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, context_length=512))
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         recipe = self.recipe  # which refuses invalid combinations
         if not self.train.limited:
             raise ConfigError("no training budget: set steps, minutes or bytes")
-        if self.scorer_train.device != AUTO:
+        if self.entropy_model_train.device != AUTO:
             raise ConfigError(
-                "scorer_train.device: the entropy model is trained on the model's device; set train.device"
+                "entropy_model_train.device: the entropy model is trained on the model's device; set train.device"
             )
-        if recipe.scored and not self.scorer_train.limited:
-            raise ConfigError("scorer_train has no training budget: set scorer_train.steps, minutes or bytes")
+        if recipe.uses_entropy_model and not self.entropy_model_train.limited:
+            raise ConfigError(
+                "entropy_model_train has no training budget: set entropy_model_train.steps, minutes or bytes"
+            )
 
     @property
     def recipe(self) -> Recipe:
         """What the model is made of."""
-        return Recipe(self.model, self.patching, self.scorer, self.modality)
+        return Recipe(self.model, self.patching, self.entropy_model, self.modality)

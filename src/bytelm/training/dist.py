@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bytelm.errors import ConfigError, TrainingError
-from bytelm.train.stop import StopRequest
+from bytelm.training.stop import StopRequest
 from bytelm.transfer import HOST
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ ROLL_CALL = 3.0  # seconds for the liveness check after a failed collective
 
 
 @dataclass(frozen=True)
-class Team:
+class DistContext:
     """This process's rank in a data-parallel training."""
 
     rank: int = 0
@@ -50,7 +50,7 @@ class Team:
     """The process id of the torchrun that started this process; None if started otherwise."""
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the main process, which prepares, logs and saves."""
         return self.rank == 0
 
@@ -60,15 +60,15 @@ class Team:
             raise ConfigError(f"train.batch = {batch} cannot be shared by {self.world} processes: take a multiple")
         return batch // self.world
 
-    def alone(self) -> Team:
+    def alone(self) -> DistContext:
         """The same process without collectives."""
-        return Team(self.rank)
+        return DistContext(self.rank)
 
-    def in_order(self, work: Callable[[], T]) -> T:
+    def main_process_first(self, work: Callable[[], T]) -> T:
         """Run some work, the main process first: the others find its files on disk."""
         if self.store is None:
             return work()
-        if self.leads:
+        if self.is_main_process:
             done = work()
             self.store.set(PREPARED, "yes")
             return done
@@ -102,8 +102,8 @@ class Team:
                 parameter.grad = torch.zeros_like(parameter)
             if parameter.grad.is_sparse:
                 gradient = parameter.grad.coalesce()  # NCCL has no sparse all-reduce: their rows are gathered
-                rows, slopes = (self.everyones(x) for x in (gradient._indices()[0], gradient._values()))
-                found = torch.sparse_coo_tensor(rows[None], slopes, gradient.shape, check_invariants=False)
+                rows, gradients = (self.everyones(x) for x in (gradient._indices()[0], gradient._values()))
+                found = torch.sparse_coo_tensor(rows[None], gradients, gradient.shape, check_invariants=False)
                 parameter.grad = found.coalesce()
             else:
                 dense.append(parameter.grad)
@@ -163,18 +163,18 @@ class Team:
         return f"process {', '.join(map(str, lost))}" if lost else "one"
 
 
-ALONE = Team()
+SINGLE_PROCESS = DistContext()
 
 
 @contextlib.contextmanager
-def joined(timeout_minutes: float, device: torch.device = HOST) -> Generator[Team]:
+def joined(timeout_minutes: float, device: torch.device = HOST) -> Generator[DistContext]:
     """The team of processes started by torchrun, or a team of one; `timeout_minutes`: of collectives.
 
     `device`: of this process; on GPUs one per process, its current device.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        yield Team()
+        yield DistContext()
         return
     rank = int(os.environ.get("RANK", "0"))
     timeout = timedelta(minutes=timeout_minutes if math.isfinite(timeout_minutes) else 1e6)
@@ -183,12 +183,12 @@ def joined(timeout_minutes: float, device: torch.device = HOST) -> Generator[Tea
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        yield Team(rank, world, dist.distributed_c10d._get_default_store(), launcher)
+        yield DistContext(rank, world, dist.distributed_c10d._get_default_store(), launcher)
     finally:
         with contextlib.suppress(RuntimeError):  # peers may be gone
             dist.destroy_process_group()
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this is the only process, or rank 0."""
     return os.environ.get("RANK", "0") == "0"

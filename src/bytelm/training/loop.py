@@ -32,16 +32,16 @@ from bytelm.device import peak_memory
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import prepare, scored
-from bytelm.train import lengths
-from bytelm.train.ahead import Ahead
-from bytelm.train.config import TrainConfig
-from bytelm.train.draw import Drawn, draw, to_tensors
-from bytelm.train.journal import Journal
-from bytelm.train.memory import give_back_large_blocks, keep_large_blocks, predict, recomputes
-from bytelm.train.optimise import Optimizer, learning_rate
-from bytelm.train.spikes import Spikes
-from bytelm.train.stop import StopRequest
-from bytelm.train.team import ALONE, Team
+from bytelm.training import lengths
+from bytelm.training.ahead import Ahead
+from bytelm.training.config import TrainConfig
+from bytelm.training.dist import SINGLE_PROCESS, DistContext
+from bytelm.training.draw import Drawn, draw, to_tensors
+from bytelm.training.journal import Journal
+from bytelm.training.memory import give_back_large_blocks, keep_large_blocks, predict, recomputes
+from bytelm.training.optimise import Optimizer, learning_rate
+from bytelm.training.spikes import Spikes
+from bytelm.training.stop import StopRequest
 from bytelm.transfer import to_host
 from bytelm.units import bits_per_byte, show_bytes, show_seconds
 
@@ -67,7 +67,7 @@ class Outcome:
 
 
 @dataclass
-class Tally:
+class RunningSums:
     """Sums since the last line of the journal, divided once when it is written."""
 
     nats: float = 0.0
@@ -91,10 +91,10 @@ class Trainer:
         valid: Sampler | None = None,
         recipe: dict[str, Any] | None = None,
         sample: Callable[[ByteModel], tuple[bytes, bytes]] | None = None,
-        team: Team = ALONE,
+        dist: DistContext = SINGLE_PROCESS,
     ) -> None:
         self.model, self.config, self.sampler, self.run, self.journal = model, config, sampler, run, journal
-        self.team = team
+        self.dist = dist
         self.valid, self.recipe, self.sample = valid, recipe, sample
         self.precision = precision(config, model.device)
         self.optimizer = Optimizer(model, config)
@@ -102,13 +102,13 @@ class Trainer:
         self.ahead = None if model.device.type == "cpu" else Ahead(self.draw, model.device)
         self.progress = Progress()
         self.spikes = Spikes()
-        self.unfit = 0  # consecutive non-finite steps
+        self.nonfinite_steps = 0  # consecutive non-finite steps
         self.warned = False  # that the disk is nearly full
-        self.tally = Tally()
+        self.tally = RunningSums()
         self.mean_patch = 1.0  # bytes, as last logged
         self.baseline = 0  # peak memory in bytes before the first step of this session
         if model.device.type == "cpu":
-            (give_back_large_blocks if config.recompute else keep_large_blocks)()
+            (give_back_large_blocks if config.activation_checkpointing else keep_large_blocks)()
         for stage in model.stages(1, 1):
             stage.stack.recompute = recomputes(config, stage.name)
         model.set_dropout(config.dropout)
@@ -126,26 +126,26 @@ class Trainer:
         self.model.train()
         self.baseline = peak_memory(self.model.device)
         valid_due = save_due = time.monotonic()
-        valid_due += 60 * self.config.valid_minutes
-        save_due += 60 * self.config.save_minutes
-        self.tally = Tally(since=time.monotonic())
+        valid_due += 60 * self.config.eval_every_minutes
+        save_due += 60 * self.config.checkpoint_every_minutes
+        self.tally = RunningSums(since=time.monotonic())
         with StopRequest() as stop, self.ahead or contextlib.nullcontext():
-            while self.used() < 1 and self.team.agreed(stop.received) is None:
+            while self.used() < 1 and self.dist.agreed(stop.received) is None:
                 self.step()
                 now = time.monotonic()
-                if not self.team.leads:
+                if not self.dist.is_main_process:
                     continue
                 if now >= valid_due and self.used() < 0.95:  # the last validation is at the end
-                    self.look(stop)
-                    valid_due = time.monotonic() + 60 * self.config.valid_minutes
+                    self.validate(stop)
+                    valid_due = time.monotonic() + 60 * self.config.eval_every_minutes
                 if now >= save_due and stop.received is None:
                     self.save()
-                    save_due = time.monotonic() + 60 * self.config.save_minutes
-            if self.team.leads and self.used() >= 1:
-                self.look(stop)
-            if self.team.leads:
+                    save_due = time.monotonic() + 60 * self.config.checkpoint_every_minutes
+            if self.dist.is_main_process and self.used() >= 1:
+                self.validate(stop)
+            if self.dist.is_main_process:
                 self.save()
-            return Outcome(self.progress, self.team.agreed(stop.received))
+            return Outcome(self.progress, self.dist.agreed(stop.received))
 
     def used(self) -> float:
         """The fraction of the budget that is used up."""
@@ -158,58 +158,63 @@ class Trainer:
         config, progress = self.config, self.progress
         began = time.monotonic()
         drawn = self.ahead.take(progress.step) if self.ahead else self.draw(progress.step)
-        bytes, symbols, patches = map(int, self.team.total(drawn.bytes, drawn.symbols, drawn.patches))
+        bytes, symbols, patches = map(int, self.dist.total(drawn.bytes, drawn.symbols, drawn.patches))
         if config.dropout:  # the mask depends on the step and the rank
-            torch.manual_seed((config.seed << 32) + (self.team.rank << 26) + progress.step)
+            torch.manual_seed((config.seed << 32) + (self.dist.rank << 26) + progress.step)
         found: list[Tensor] = []
         for batch in drawn.batches:
             with self.autocast():
                 summed, _ = scored(self.model, batch)
             (summed / max(1, symbols)).backward()
             found.append(summed.detach())
-        self.optimizer.share(self.team)
+        self.optimizer.share(self.dist)
         *parts, norm = numbers([*found, self.optimizer.norm()])  # the only synchronization
-        (nats,) = self.team.total(added(parts))
+        (nats,) = self.dist.total(added(parts))
         rate = learning_rate(config, progress.step, self.used())
-        refusal = self.refusal(nats, bytes, norm)
-        if refusal is None:
+        skip_reason = self.skip_reason(nats, bytes, norm)
+        if skip_reason is None:
             self.optimizer.step(rate)
         self.optimizer.zero_grad()
-        seconds = progress.seconds + self.team.longest(time.monotonic() - began)
+        seconds = progress.seconds + self.dist.longest(time.monotonic() - began)
         self.progress = Progress(
-            progress.step + 1, progress.bytes + bytes, seconds, progress.skipped + (refusal is not None)
+            progress.step + 1, progress.bytes + bytes, seconds, progress.skipped + (skip_reason is not None)
         )
         self.tally.lengths += drawn.lengths
-        self.account(refusal, nats, bytes, patches, rate, norm)
+        self.log_step(skip_reason, nats, bytes, patches, rate, norm)
 
     def draw(self, step: int) -> Drawn:
         """The inputs of a step that depend on the data alone, not on the weights."""
-        return draw(self.model, self.sampler, step, self.config.accumulate)
+        return draw(self.model, self.sampler, step, self.config.gradient_accumulation_steps)
 
-    def refusal(self, nats: float, bytes: int, norm: float) -> str | None:
+    def skip_reason(self, nats: float, bytes: int, norm: float) -> str | None:
         """Why a step must be skipped, or None: non-finite values, or a spike compared with recent steps."""
         if not (math.isfinite(nats) and math.isfinite(norm)):
-            self.unfit += 1
+            self.nonfinite_steps += 1
             return f"loss {nats!r} nats, gradient norm {norm!r}"
-        self.unfit = 0
+        self.nonfinite_steps = 0
         if self.config.spikes == "keep" or not bytes:
             return None
         # A norm below the clipping threshold is no spike, however small the recent ones.
-        return self.spikes.judge(bits_per_byte=bits_per_byte(nats, bytes), grad_norm=max(norm, self.config.clip))
+        return self.spikes.judge(
+            bits_per_byte=bits_per_byte(nats, bytes), grad_norm=max(norm, self.config.max_grad_norm)
+        )
 
-    def account(self, refusal: str | None, nats: float, bytes: int, patches: int, rate: float, norm: float) -> None:
+    def log_step(
+        self, skip_reason: str | None, nats: float, bytes: int, patches: int, rate: float, norm: float
+    ) -> None:
         """Log the step, and stop a run after too many non-finite steps."""
         progress, tally = self.progress, self.tally
-        if refusal is not None:
-            told = {**dataclasses.asdict(progress), "reason": refusal, "nats": repr(nats), "grad_norm": repr(norm)}
+        if skip_reason is not None:
+            told = {**dataclasses.asdict(progress), "reason": skip_reason, "nats": repr(nats), "grad_norm": repr(norm)}
             self.journal.write("skipped", **told)
-            self.journal.say(f"step {progress.step} skipped: {refusal}; weights unchanged")
-            if self.unfit >= PATIENCE:
-                if self.team.leads:
+            self.journal.say(f"step {progress.step} skipped: {skip_reason}; weights unchanged")
+            if self.nonfinite_steps >= PATIENCE:
+                if self.dist.is_main_process:
                     self.save()
                 raise TrainingError(
-                    f"{self.unfit} consecutive steps with a non-finite loss or gradient, up to step {progress.step}: "
-                    f"lower train.learning_rate = {self.config.learning_rate} and fine-tune from {self.run}"
+                    f"{self.nonfinite_steps} consecutive steps with a non-finite loss or gradient, "
+                    f"up to step {progress.step}: lower train.learning_rate = {self.config.learning_rate} "
+                    f"and fine-tune from {self.run}"
                 )
             return
         tally.nats, tally.bytes, tally.patches = tally.nats + nats, tally.bytes + bytes, tally.patches + patches
@@ -230,7 +235,7 @@ class Trainer:
                 patch_lengths=tally.lengths.tolist() if mean else None,
             )
             self.journal.progress(self.line(bpb, speed, mean), force=progress.step == 1)
-            self.tally = Tally(since=now)
+            self.tally = RunningSums(since=now)
 
     def line(self, bpb: float, speed: float, mean_patch: float | None) -> str:
         """The progress line."""
@@ -244,7 +249,7 @@ class Trainer:
 
     # --- now and then -------------------------------------------------------------------------------------------------
 
-    def look(self, stop: StopRequest) -> None:
+    def validate(self, stop: StopRequest) -> None:
         """Evaluate the same validation windows each time, and log a generated sample.
 
         An interrupted validation logs nothing; it is repeated by the session that resumes.
@@ -259,7 +264,7 @@ class Trainer:
                     summed, count = scored(self.model, prepare(self.model, ids, boundaries=boundaries))
                 found.append(summed)
                 bytes += int(count)
-                if bytes >= self.config.valid_bytes or stop.received is not None:
+                if bytes >= self.config.eval_bytes or stop.received is not None:
                     break
             nats = added(numbers(found))
             if stop.received is None:
@@ -286,8 +291,8 @@ class Trainer:
             if parameter.requires_grad:
                 for key, value in self.optimizer.moments(parameter).items():
                     moments[f"{name}/{key}"] = torch.as_tensor(value)
-        state = {**progress, "recipe": self.recipe, "context": self.config.window, "spikes": self.spikes.state}
-        state |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "world": self.team.world}
+        state = {**progress, "recipe": self.recipe, "context": self.config.context_length, "spikes": self.spikes.state}
+        state |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "world": self.dist.world}
         state["precision"] = str(self.precision)
         path = store.save(self.run, self.progress.step, {"model": self.model.state_dict(), "optimizer": moments}, state)
         self.journal.write("phase", **progress, name="saving", duration=time.monotonic() - began)
@@ -306,7 +311,7 @@ class Trainer:
     def resume(self) -> None:
         """Resume from the latest intact checkpoint, if there is one, and report corrupt ones."""
         if not store.checkpoints(self.run):
-            self.journal.rewind(0)
+            self.journal.truncate_after(0)
             return
         path, corrupt = store.newest_good(self.run)
         for reason in corrupt:
@@ -320,8 +325,8 @@ class Trainer:
         for name, tensor in self.model.state_dict().items():
             if name.startswith("patcher.") and not torch.equal(weights[name], tensor.cpu()):
                 raise CheckpointError(
-                    f"{path} was trained with another entropy model than that in {self.run}/scorer ({name} differs): "
-                    "restore it, or start another run"
+                    f"{path} was trained with another entropy model than that in {self.run} "
+                    f"({name} differs): restore it, or start another run"
                 )
         self.model.load_state_dict(weights)
         moments = store.read_tensors(path, "optimizer")
@@ -336,7 +341,7 @@ class Trainer:
             self.spikes = Spikes(state.get("spikes"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path / store.STATE} was not written by this loop ({error!r})") from None
-        self.journal.rewind(self.progress.step)
+        self.journal.truncate_after(self.progress.step)
         self.journal.write("resumed", **dataclasses.asdict(self.progress))
         self.journal.say(f"resuming from step {self.progress.step} ({show_bytes(self.progress.bytes)} processed)")
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from bytelm.checkpoint.metrics import read_metrics
 from bytelm.data.files import shown, write_whole
 from bytelm.errors import ResourceError
-from bytelm.train.loggers import Loggers
+from bytelm.training.loggers import Loggers
 
 PLAIN_SECONDS = 10.0  # between lines without a terminal
 
@@ -22,8 +22,8 @@ PLAIN_SECONDS = 10.0  # between lines without a terminal
 class Journal:
     """`metrics.jsonl`, one JSON object per line, and a progress line on standard error.
 
-    Every line has "kind" ("train", "validation", "sample", "skipped", ...), "step", "bytes", and "seconds", in steps alone.
-    Lines that a resumed run will write again are truncated first, so that no step is logged twice.
+    Every line has "kind" ("train", "validation", "sample", "skipped", ...), "step", "bytes", and "seconds", in
+    steps alone. Lines that a resumed run will write again are truncated first, so that no step is logged twice.
     "phase" is wall-clock time by phase: a "name" and its "duration" in seconds.
     """
 
@@ -52,7 +52,7 @@ class Journal:
         """Lines of earlier sessions, some of which a resumed run may write again."""
         return [] if self.path is None else read_metrics(self.path)
 
-    def rewind(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Truncate lines of later steps, and a partial line after a crash."""
         if self.mute or self.path is None or not self.path.exists():
             return

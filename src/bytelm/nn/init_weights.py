@@ -17,7 +17,7 @@ from torch import nn
 RESIDUAL = ("out", "down")
 
 
-def initialise(model: nn.Module, layers: int, seed: int) -> None:
+def init_weights(model: nn.Module, layers: int, seed: int) -> None:
     """Set every trainable parameter of `model` from `seed`; `layers` is its depth."""
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():

@@ -14,7 +14,7 @@ from bytelm.data.corpus import Corpus, Split
 from bytelm.data.modalities.base import Modality
 from bytelm.data.selection import spread
 from bytelm.device import use
-from bytelm.evaluate.verdict import Verdict, judge
+from bytelm.evaluate.verdict import EvalReport, judge
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
 from bytelm.inspection import Watch, inspect
@@ -22,10 +22,10 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.report.artifacts import keep_evaluation, keep_inspection
 from bytelm.report.gather import gather
 from bytelm.report.page import render, write
-from bytelm.train import run as training
-from bytelm.train.config import RunConfig
-from bytelm.train.stop import Interrupted, StopRequest
-from bytelm.train.team import leads
+from bytelm.training import run as training
+from bytelm.training.config import RunConfig
+from bytelm.training.dist import is_main_process
+from bytelm.training.stop import Interrupted, StopRequest
 
 EVALUATED = 1 << 18  # held-out bytes that the final evaluation scores at the most
 REPORT = "report.html"
@@ -36,7 +36,7 @@ class Final:
     """The final evaluation of a run on held-out documents of `split` (both None where there are none), its report."""
 
     split: Split | None
-    evaluation: Verdict | None
+    evaluation: EvalReport | None
     report: Path
     modality: Modality | None
 
@@ -69,7 +69,7 @@ def train(
 ) -> Result:
     """Train on `paths` in the directory `run`, or resume what it holds; then evaluate it and write its report.html.
 
-    Folders `exclude` are not read. `log` names experiment trackers (`train.loggers`). `force` starts even if the
+    Folders `exclude` are not read. `log` names experiment trackers (`training.loggers`). `force` starts even if the
     estimate exceeds memory or disk. `allow_change` are settings of [train], as in "train.learning_rate", that may
     differ from those of the existing run. Without `evaluate` it ends with the last step; `watch` makes what is called
     with the progress of the evaluation.
@@ -89,7 +89,9 @@ def train(
             sample=continued,
         )
         result = Result(ended.run, ended.progress, ended.signal)
-        if ended.signal is not None or not evaluate or not leads():  # of several processes the first one evaluates
+        if (
+            ended.signal is not None or not evaluate or not is_main_process()
+        ):  # of several processes the first one evaluates
             return result
         try:
             return Result(ended.run, ended.progress, None, finish(ended.run, use(config.train.device), watch))

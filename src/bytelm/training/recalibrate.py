@@ -14,10 +14,10 @@ from bytelm.config import build
 from bytelm.data.corpus import Corpus, Split
 from bytelm.data.selection import spread
 from bytelm.errors import UsageError
-from bytelm.evaluate.patches import lengths_by_kind, mean_size
-from bytelm.train.journal import Journal
-from bytelm.train.stages.base import run_stage
-from bytelm.train.stages.thresholds import ThresholdStage
+from bytelm.evaluate.patches import lengths_by_kind, mean_length
+from bytelm.training.journal import Journal
+from bytelm.training.stages.base import run_stage
+from bytelm.training.stages.thresholds import ThresholdStage
 from bytelm.transfer import HOST
 
 CHECKED = 1 << 19  # held-out bytes that the sizes are reported on
@@ -29,8 +29,8 @@ class Calibration:
 
     rule: str
     threshold: float | None
-    rise: float | None
-    mean_size: float
+    relative_threshold: float | None
+    mean_length: float
     realised: float
     by_kind: dict[str, float]
 
@@ -49,23 +49,25 @@ def recalibrate(
     run = Path(run)
     loaded = load(run, device)
     recipe = build(Recipe, loaded.state["recipe"], str(loaded.checkpoint))
-    if not recipe.scored:
+    if not recipe.uses_entropy_model:
         raise UsageError(
             f"{run} has no entropy model whose thresholds could be found: it was not trained on entropy patches"
         )
     corpus = Corpus.open(run / "data")
-    scorer: Any = loaded.model.get_submodule("patcher.scorer")
+    entropy_model: Any = loaded.model.get_submodule("patcher.entropy_model")
     patching: Any = recipe.patching
-    unset = replace(patching, mean_size=size, rule=rule or patching.rule, threshold=None, rise=None)
-    stage = ThresholdStage(run / "recipe.toml", replace(recipe, patching=unset), scorer, corpus, kept=False)
+    unset = replace(
+        patching, target_mean_length=size, rule=rule or patching.rule, threshold=None, relative_threshold=None
+    )
+    stage = ThresholdStage(run / "recipe.toml", replace(recipe, patching=unset), entropy_model, corpus, kept=False)
     found: Any = run_stage(stage, Journal(None, quiet)).patching
     split: Split = next(s for s in ("valid", "test", "train") if corpus.bytes(s))
-    kinds = lengths_by_kind(found.build(scorer), spread(corpus, split, CHECKED))
+    kinds = lengths_by_kind(found.build(entropy_model), spread(corpus, split, CHECKED))
     return Calibration(
         found.rule,
-        found.threshold if found.rule != "rise" else None,
-        found.rise if found.rule != "threshold" else None,
+        found.threshold if found.rule != "relative" else None,
+        found.relative_threshold if found.rule != "threshold" else None,
         size,
-        mean_size(sum(kinds.values(), Counter[int]())),
-        {kind: mean_size(lengths) for kind, lengths in sorted(kinds.items()) if lengths},
+        mean_length(sum(kinds.values(), Counter[int]())),
+        {kind: mean_length(lengths) for kind, lengths in sorted(kinds.items()) if lengths},
     )

@@ -60,7 +60,6 @@ class TensorBoard:
     """Event files in run/tensorboard: `tensorboard --logdir runs`. Written every ten events or ten seconds."""
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        import tensorboard  # noqa: F401  # pyright: ignore  # torch's writer needs it, with a less clear error
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.folder = str(run / "tensorboard")

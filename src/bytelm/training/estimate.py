@@ -23,10 +23,10 @@ from bytelm.evaluate.costs import counted, usual_mean
 from bytelm.find import name_of
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
-from bytelm.train.config import RunConfig, TrainConfig
-from bytelm.train.loop import precision
-from bytelm.train.memory import predict
-from bytelm.train.stages.entropy_model import COUNTED
+from bytelm.training.config import RunConfig, TrainConfig
+from bytelm.training.loop import precision
+from bytelm.training.memory import predict
+from bytelm.training.stages.entropy_model import COUNTED
 from bytelm.units import BYTES, show_bytes, show_count, show_seconds
 
 PROBES = 3  # steps by which a model's speed is measured
@@ -73,7 +73,7 @@ class Estimate:
     """Of a step of training: three forward passes."""
     step_bytes: int
     bytes_per_second: float
-    scorer_seconds: float
+    entropy_model_seconds: float
     seconds: float
     """Of the training itself."""
     bytes: int
@@ -92,12 +92,14 @@ class Estimate:
 
 def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Sequence[Path] = ()) -> Needs:
     """Needed resources, from shapes and sizes alone. Raises DataError for paths that are not there."""
-    model = config.recipe.sketch()
+    model = config.recipe.build_for_counting()
     stored = sum(STORED * p.numel() if p.requires_grad else 4 * p.numel() for p in model.parameters())
     size = to_be_packed(paths, run, exclude)
     mean, device = usual_mean(config.recipe), resolve(config.train.device)
-    scorer = config.scorer if config.recipe.scored and config.start is None and size != 0 else None
-    counting = 0 if scorer is None else scorer.counting(min(COUNTED, size or 0))
+    entropy_model = (
+        config.entropy_model if config.recipe.uses_entropy_model and config.init_from is None and size != 0 else None
+    )
+    counting = 0 if entropy_model is None else entropy_model.counting(min(COUNTED, size or 0))
     return Needs(
         predict(model, config.train, mean, device).peak + BESIDE,
         counting and counting + BESIDE,
@@ -123,12 +125,12 @@ def check(needed: Needs, config: RunConfig, run: Path) -> None:
     if needed.memory > needed.free_memory:
         raise ResourceError(
             f"a step takes {show_bytes(needed.memory)} of memory and {show_bytes(needed.free_memory)} are free: "
-            f"{knob(config, needed.free_memory)}, or start anyway with --force"
+            f"{suggest_fit(config, needed.free_memory)}, or start anyway with --force"
         )
     if needed.counting > needed.free_host:
         raise ResourceError(
             f"counting n-grams takes {show_bytes(needed.counting)} of memory and {show_bytes(needed.free_host)} are "
-            "free: take --set patching.name=space or fewer scorer.rows, or start anyway with --force"
+            "free: take --set patching.name=space or fewer entropy_model.rows, or start anyway with --force"
         )
     if needed.disk > needed.free_disk:
         raise ResourceError(
@@ -138,13 +140,17 @@ def check(needed: Needs, config: RunConfig, run: Path) -> None:
         )
 
 
-def knob(config: RunConfig, free: int) -> str:
+def suggest_fit(config: RunConfig, free: int) -> str:
     """The smallest change of a configuration with which a step fits into memory, as command-line options."""
-    model, mean, device = config.recipe.sketch(), usual_mean(config.recipe), resolve(config.train.device)
+    model, mean, device = config.recipe.build_for_counting(), usual_mean(config.recipe), resolve(config.train.device)
     for changed in smaller(config.train):
         peak = predict(model, changed, mean, device).peak + BESIDE
         if peak <= free:
-            names = [n for n in ("window", "batch", "recompute") if getattr(changed, n) != getattr(config.train, n)]
+            names = [
+                n
+                for n in ("context_length", "batch", "activation_checkpointing")
+                if getattr(changed, n) != getattr(config.train, n)
+            ]
             sets = " ".join(f"--set train.{n}={str(getattr(changed, n)).lower()}" for n in names)
             return f"{sets} takes {show_bytes(peak)}"
     return "use a smaller --preset (bytelm presets lists their memory)"
@@ -153,8 +159,8 @@ def knob(config: RunConfig, free: int) -> str:
 def lighter(config: RunConfig) -> str:
     """A change of a configuration whose step did not fit, by which activations take three quarters at the most."""
     device = resolve(config.train.device)
-    found = predict(config.recipe.sketch(), config.train, usual_mean(config.recipe), device)
-    return knob(config, found.peak - found.activations // 4 + BESIDE)
+    found = predict(config.recipe.build_for_counting(), config.train, usual_mean(config.recipe), device)
+    return suggest_fit(config, found.peak - found.activations // 4 + BESIDE)
 
 
 def smaller(train: TrainConfig) -> Iterator[TrainConfig]:
@@ -163,21 +169,21 @@ def smaller(train: TrainConfig) -> Iterator[TrainConfig]:
     yield from (replace(train, batch=batch) for batch in rows)
     yield replace(train, recompute=True)
     yield from (replace(train, batch=batch, recompute=True) for batch in rows)
-    window = train.window // 2
+    window = train.context_length // 2
     while window >= 64:
-        yield replace(train, batch=1, recompute=True, window=window)
+        yield replace(train, batch=1, activation_checkpointing=True, context_length=window)
         window //= 2
 
 
 def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estimate:
     """The cost of a training, its speed measured with a few steps. Raises DataError."""
-    model, train = config.recipe.sketch(), config.train
+    model, train = config.recipe.build_for_counting(), config.train
     mean = usual_mean(config.recipe)
-    cost = counted(model, train.window, mean)
+    cost = counted(model, train.context_length, mean)
     needed = needs(paths, config, run)
     speed = bytes_per_second(config, mean)
     per_id = mean if model.tokens is not None else 1.0
-    step = round(train.window * train.batch * train.accumulate * per_id)
+    step = round(train.context_length * train.batch * train.gradient_accumulation_steps * per_id)
     bytes = round(train.budget.expected_bytes(step, speed))
     return Estimate(
         needs=needed,
@@ -188,26 +194,34 @@ def estimate(paths: Sequence[str | Path], config: RunConfig, run: Path) -> Estim
         flops_per_byte=TRAINING * cost.executed,
         step_bytes=step,
         bytes_per_second=speed,
-        scorer_seconds=scorer_seconds(config),
+        entropy_model_seconds=entropy_model_seconds(config),
         seconds=bytes / speed,
         bytes=bytes,
     )
 
 
-def scorer_seconds(config: RunConfig) -> float:
+def entropy_model_seconds(config: RunConfig) -> float:
     """Training time of a neural entropy model; 0 for counted n-grams, or for that of another run."""
-    if not config.scorer or not config.recipe.scored or config.start is not None or config.scorer.counting(1):
+    if (
+        not config.entropy_model
+        or not config.recipe.uses_entropy_model
+        or config.init_from is not None
+        or config.entropy_model.counting(1)
+    ):
         return 0.0
-    model, train = config.scorer.build().weights, config.scorer_train
-    model.initialise(0)
+    model, train = config.entropy_model.build().weights, config.entropy_model_train
+    model.init_weights(0)
     speed = timed(model.to(resolve(config.train.device)), train, None)
-    return train.budget.expected_bytes(train.window * train.batch * train.accumulate, speed) / speed
+    return (
+        train.budget.expected_bytes(train.context_length * train.batch * train.gradient_accumulation_steps, speed)
+        / speed
+    )
 
 
 def bytes_per_second(config: RunConfig, mean: float) -> float:
     """Training throughput in bytes per second on this machine, patches or tokens `mean` bytes long."""
-    model = config.recipe.draft().assemble()
-    model.initialise(0)
+    model = config.recipe.draft().build()
+    model.init_weights(0)
     device = resolve(config.train.device)
     with fitting(device, "a step", lambda: lighter(config)):
         return timed(model.to(device), config.train, mean) * (mean if model.tokens else 1.0)
@@ -229,10 +243,10 @@ def multiplied(device: torch.device) -> float:
 def timed(model: ByteModel, train: TrainConfig, mean: float | None) -> float:
     """Training throughput in ids per second, from a few steps on random bytes; `mean`: of a patch."""
     model.train()
-    row = TRAINING * model.flops(train.window, round(train.window / (mean or 1.0)))
+    row = TRAINING * model.flops(train.context_length, round(train.context_length / (mean or 1.0)))
     shape = (
         max(1, min(train.batch, (PROBED if model.device.type == "cpu" else PROBED_ON_DEVICE) // max(1, row))),
-        train.window,
+        train.context_length,
     )
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, BYTES, shape, generator=generator)
@@ -257,14 +271,18 @@ def lines(found: Estimate, run: Path) -> list[tuple[str, str]]:
     needed = found.needs
     data = "unknown beforehand" if needed.data is None else show_bytes(needed.data)
     tables = f" ({show_count(found.tables)} in n-gram tables)" if found.tables else ""
-    scorer = f", after {show_seconds(found.scorer_seconds)} for the entropy model" if found.scorer_seconds else ""
+    entropy_model = (
+        f", after {show_seconds(found.entropy_model_seconds)} for the entropy model"
+        if found.entropy_model_seconds
+        else ""
+    )
     return [
         ("model", f"{found.model}, {show_count(found.parameters)} parameters{tables}, {found.precision}"),
         ("memory", f"{show_bytes(max(needed.memory, needed.counting))} of {show_bytes(needed.free_memory)} free"),
         ("speed", f"{show_bytes(found.bytes_per_second)}/s, measured here"),
         ("steps", f"{found.steps:,} of {show_bytes(found.step_bytes)}: {show_bytes(found.bytes)} total"),
         ("FLOPs", f"{show_count(found.flops_per_byte)} per byte, {found.flops:.2e} total"),
-        ("time", f"{show_seconds(found.seconds)}{scorer}; without packing and computing patch boundaries"),
+        ("time", f"{show_seconds(found.seconds)}{entropy_model}; without packing and computing patch boundaries"),
         ("disk", f"data {data}, checkpoints {show_bytes(needed.checkpoints)}, of {show_bytes(needed.free_disk)} free"),
         ("run", str(run)),
     ]

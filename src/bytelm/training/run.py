@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bytelm import __version__
+from bytelm.checkpoint import legacy
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
@@ -21,20 +22,20 @@ from bytelm.device import fitting, use
 from bytelm.errors import ConfigError, ResourceError
 from bytelm.find import unknown
 from bytelm.interfaces.model import ByteModel
-from bytelm.train.config import RunConfig, TrainConfig
-from bytelm.train.estimate import check, lighter, needs
-from bytelm.train.journal import Journal
-from bytelm.train.loggers import Loggers
-from bytelm.train.loop import Progress, Trainer
-from bytelm.train.prepare import Prepared, prepare
-from bytelm.train.stop import Interrupted, StopRequest
-from bytelm.train.team import Team, joined
+from bytelm.training.config import RunConfig, TrainConfig
+from bytelm.training.dist import DistContext, joined
+from bytelm.training.estimate import check, lighter, needs
+from bytelm.training.journal import Journal
+from bytelm.training.loggers import Loggers
+from bytelm.training.loop import Progress, Trainer
+from bytelm.training.prepare import Prepared, prepare
+from bytelm.training.stop import Interrupted, StopRequest
 from bytelm.units import show_count
 
 # What may change between two sittings of one run: how long it goes on, where, and how often it tells and saves.
-FREE = {
+MUTABLE_SETTINGS = {
     *("steps", "minutes", "bytes", "device", "timeout_minutes"),
-    *("valid_minutes", "valid_bytes", "save_minutes", "sample_bytes"),
+    *("eval_every_minutes", "eval_bytes", "checkpoint_every_minutes", "sample_bytes"),
 }
 Sample = Callable[[ByteModel, bytes, int, int], bytes]
 """From a model, a prompt, a number of bytes and a seed to the bytes that the model continues the prompt with."""
@@ -62,11 +63,11 @@ def train(
     allow_change: Sequence[str] = (),
     sample: Sample | None = None,
 ) -> Result:
-    """Train on `paths` in the directory `run`, or go on with what it holds; folders `exclude` are not read.
+    """Train on `paths` in the directory `run`, or resume what it holds; folders `exclude` are not read.
 
-    `log` names loggers that are told of the training too (`train.loggers`). With `force` it is tried even where memory
-    or disk will not do. `allow_change` are settings of [train], as in "train.learning_rate", that may be others than
-    those the run was begun with. `sample` is called at each validation, for text of the model's own.
+    `log` names experiment trackers (`training.loggers`). `force` starts even if the estimate exceeds memory or disk.
+    `allow_change` are settings of [train], as in "train.learning_rate", that may differ from those of the existing run.
+    `sample` generates a text sample at each validation.
     Raises DataError, ConfigError, CheckpointError, ResourceError or TrainingError; a signal is no error. And UsageError
     for a device that is not there.
     """
@@ -77,29 +78,29 @@ def train(
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"cannot make {run} ({error.strerror}): choose another place with --run") from error
-    with StopRequest(), joined(config.train.timeout_minutes, device) as team:
-        journal = Journal(run / METRICS, quiet, mute=not team.leads)
-        if not team.leads:
-            return sitting(paths, config, run, journal, device, exclude, team, sample)
+    with StopRequest(), joined(config.train.timeout_minutes, device) as dist:
+        journal = Journal(run / METRICS, quiet, mute=not dist.is_main_process)
+        if not dist.is_main_process:
+            return session(paths, config, run, journal, device, exclude, dist, sample)
         with exclusive(run):
             keep_config(config, run, allow_change, journal)
             with closing(Loggers(log, run, to_mapping(config), journal.lines, journal.say)) as journal.loggers:
-                return sitting(paths, config, run, journal, device, exclude, team, sample)
+                return session(paths, config, run, journal, device, exclude, dist, sample)
 
 
-def sitting(
+def session(
     paths: Sequence[str | Path],
     config: RunConfig,
     run: Path,
     journal: Journal,
     device: torch.device,
     exclude: Sequence[Path],
-    team: Team,
+    dist: DistContext,
     sample: Sample | None,
 ) -> Result:
     """Prepare and fit, in a directory that is ours."""
     try:
-        prepared = team.in_order(lambda: prepare(paths, config, run, journal, device, exclude, team))
+        prepared = dist.main_process_first(lambda: prepare(paths, config, run, journal, device, exclude, dist))
     except Interrupted as stopped:
         return Result(run, None, stopped.signal)
     parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
@@ -113,7 +114,7 @@ def sitting(
         valid=prepared.valid,
         recipe=recipe,
         sample=sampler_of_text(prepared, config.train, sample),
-        team=team,
+        dist=dist,
     )
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
     begun = {"step": 0, "bytes": 0, "seconds": 0.0, "paths": [str(path) for path in paths]}
@@ -137,13 +138,19 @@ def keep_config(config: RunConfig, run: Path, allow_change: Sequence[str], journ
     known = [f"train.{name}" for name in asked["train"]]
     for key in allow_change:
         if key not in known:  # what weights are of, and were made from, cannot change under them
-            raise ConfigError(f"{unknown('key of --allow-change', key, known)}; for others start a run --from {run}")
+            raise ConfigError(
+                f"{unknown('key of --allow-change', key, known)}; for others start a run --init-from {run}"
+            )
     path = run / "config.toml"
     if path.exists():
         differences = {
             key: f"{key} is {old!r} there and {new!r} here"
-            for key, old, new in compare(to_mapping(build(RunConfig, load_toml(path), str(path))), asked)
-            if not (key.split(".")[0] in ("train", "scorer_train") and key.rpartition(".")[2] in FREE)
+            for key, old, new in compare(
+                to_mapping(build(RunConfig, legacy.current(load_toml(path)), str(path))), asked
+            )
+            if not (
+                key.split(".")[0] in ("train", "entropy_model_train") and key.rpartition(".")[2] in MUTABLE_SETTINGS
+            )
         }
         refused = [line for key, line in differences.items() if key not in allow_change]
         if refused:

@@ -1,7 +1,7 @@
 """From raw files to windows: the stages of a training, made from its configuration and run in order.
 
 run/data/          packed shards, and patch boundaries or tokens beside them
-run/scorer/        the entropy model's own run, with its checkpoints
+run/entropy_model/        the entropy model's own run, with its checkpoints
 run/recipe.toml    what the model is made of, thresholds calibrated
 run/merges.npy     what tokens are made of, for a model that reads tokens
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bytelm.checkpoint import store
+from bytelm.checkpoint import legacy, store
 from bytelm.checkpoint.assemble import Recipe, restore, trained
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.data.corpus import Corpus
@@ -24,15 +24,15 @@ from bytelm.data.packed import pack_of
 from bytelm.data.sampler import Sampler, held_out
 from bytelm.device import fitting
 from bytelm.interfaces.model import ByteModel
-from bytelm.train.config import RunConfig
-from bytelm.train.journal import Journal
-from bytelm.train.stages.base import run_stage
-from bytelm.train.stages.boundaries import BoundaryStage
-from bytelm.train.stages.entropy_model import EntropyModel, EntropyModelStage
-from bytelm.train.stages.packing import PackingStage
-from bytelm.train.stages.thresholds import ThresholdStage, keep_recipe
-from bytelm.train.stages.tokens import MERGES, TokenizerStage, TokenStage, keep_merges
-from bytelm.train.team import ALONE, Team
+from bytelm.training.config import RunConfig
+from bytelm.training.dist import SINGLE_PROCESS, DistContext
+from bytelm.training.journal import Journal
+from bytelm.training.stages.base import run_stage
+from bytelm.training.stages.boundaries import BoundaryStage
+from bytelm.training.stages.entropy_model import EntropyModelStage, TrainableEntropyModel
+from bytelm.training.stages.packing import PackingStage
+from bytelm.training.stages.thresholds import ThresholdStage, keep_recipe
+from bytelm.training.stages.tokens import MERGES, TokenizerStage, TokenStage, keep_merges
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def prepare(
     journal: Journal,
     device: torch.device,
     exclude: Sequence[Path] = (),
-    team: Team = ALONE,
+    dist: DistContext = SINGLE_PROCESS,
 ) -> Prepared:
     """Everything up to the first step. Raises Interrupted, DataError, ConfigError, ResourceError."""
     train, recipe = config.train, config.recipe
@@ -63,15 +63,18 @@ def prepare(
     packing = PackingStage(run / "data", paths, config.data, modality, (run, *exclude), pack_of(paths, run))
     corpus = run_stage(packing, journal)
     entropy_model = None
-    if recipe.scored and config.start is None:
-        home, words = run / "scorer", (config.scorer, config.scorer_train, train.seed, corpus)
+    if recipe.uses_entropy_model and config.init_from is None:
+        home, words = (
+            legacy.entropy_model_home(run),
+            (config.entropy_model, config.entropy_model_train, train.seed, corpus),
+        )
         own = journal.beside(home / METRICS, "entropy model: ")
-        stage = EntropyModelStage(home, *words, own, aligned=aligned, device=device, team=team)
+        stage = EntropyModelStage(home, *words, own, aligned=aligned, device=device, dist=dist)
         entropy_model = run_stage(stage, journal)
         recipe = run_stage(ThresholdStage(run / "recipe.toml", recipe, entropy_model, corpus), journal)
     elif not (run / "recipe.toml").exists():
         keep_recipe(run / "recipe.toml", recipe)
-    model = begun(recipe, train.seed, run, journal, entropy_model, config.start)
+    model = begun(recipe, train.seed, run, journal, entropy_model, config.init_from)
     with fitting(device, "the model", lambda: "take a smaller --preset, or --device cpu"):
         model.to(device)
     source, boundaries = corpus, None
@@ -80,25 +83,30 @@ def prepare(
     if model.tokens is not None:
         model.take_tokens(run_stage(TokenizerStage(run / MERGES, model.vocabulary, corpus), journal))
         source = run_stage(TokenStage(corpus, model.tokens), journal)
-    place = (team.rows(train.batch), train.seed, team.rank, team.world)
-    sampler = Sampler(source, "train", train.window, *place, boundaries=boundaries, aligned=aligned)
-    valid = held_out(source, train.window, boundaries, aligned)
+    place = (dist.rows(train.batch), train.seed, dist.rank, dist.world)
+    sampler = Sampler(source, "train", train.context_length, *place, boundaries=boundaries, aligned=aligned)
+    valid = held_out(source, train.context_length, boundaries, aligned)
     return Prepared(corpus, modality, recipe, model, sampler, valid)
 
 
 def begun(
-    recipe: Recipe, seed: int, run: Path, journal: Journal, entropy_model: EntropyModel | None, start: str | None
+    recipe: Recipe,
+    seed: int,
+    run: Path,
+    journal: Journal,
+    entropy_model: TrainableEntropyModel | None,
+    start: str | None,
 ) -> ByteModel:
     """The model at its beginning: initialised around its entropy model, or with the weights of another run."""
     if start is None:
-        model = recipe.assemble()
-        model.initialise(seed)
+        model = recipe.build()
+        model.init_weights(seed)
         if entropy_model is not None:
-            own: Any = model.get_submodule("patcher.scorer")
+            own: Any = model.get_submodule("patcher.entropy_model")
             own.weights.load_state_dict(entropy_model.weights.state_dict())
         return model
     resumed = bool(store.checkpoints(run))
-    model = recipe.blank()
+    model = recipe.build_on_meta()
     checkpoint = store.newest_good(run)[0] if resumed else trained(start)[0]
     restore(model, checkpoint)
     if not resumed:

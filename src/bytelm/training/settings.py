@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from bytelm.checkpoint import legacy
 from bytelm.checkpoint.assemble import trained
 from bytelm.config import assignments, build, load_toml, merge, nominal_size, preset, to_mapping
 from bytelm.data.convert import modality_table
@@ -14,15 +15,15 @@ from bytelm.data.corpus import Corpus, Index
 from bytelm.data.packed import check_options
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.evaluate.costs import usual_mean
-from bytelm.train.config import RunConfig, TrainConfig
-from bytelm.train.memory import predict
+from bytelm.training.config import RunConfig, TrainConfig
+from bytelm.training.memory import predict
 from bytelm.units import show_bytes, show_count
 
 DEFAULT_PRESET = "blt-tiny"
 DEFAULTS = {"image": "megabyte-image", "audio": "megabyte-audio"}  # of modalities for which fixed patches are best
 DEFAULT_MINUTES = 10.0
 VARIABLE = "BYTELM_"  # of environment variables; two underscores separate table and key
-GENTLER = 0.1  # factor of the learning rate in fine-tuning
+FINETUNE_LR_SCALE = 0.1  # factor of the learning rate in fine-tuning
 LONGEST_STEP = 4  # times the bytes of a preset's step: what a step of one whole document may take
 
 
@@ -33,7 +34,7 @@ def configure(
     *,
     modality: str | None = None,
     packed: str | Path | None = None,
-    start: str | Path | None = None,
+    init_from: str | Path | None = None,
     run: str | Path | None = None,
     steps: int | None = None,
     minutes: float | None = None,
@@ -43,9 +44,9 @@ def configure(
     """The configuration of a run: a preset, overridden by a TOML file, by variables of the `environment` such as
     BYTELM_TRAIN__BATCH=4, by `a.b=c` settings, and by the arguments.
 
-    `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it. `start`
+    `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it. `init_from`
     is a run to fine-tune: its model and, without a preset, its hyperparameters but for the learning rate; an
-    existing `run` keeps them after `start` is gone. `packed` is a folder of `bytelm data pack` to train on,
+    existing `run` keeps them after `init_from` is gone. `packed` is a folder of `bytelm data pack` to train on,
     whose options are fixed.
     Raises ConfigError, one line that names every unknown key, invalid value or conflict with the packed data.
     """
@@ -54,8 +55,8 @@ def configure(
     name = preset_name or DEFAULTS.get((modality or kept.get("modality", {}).get("name", "")).partition(":")[0])
     name = name or DEFAULT_PRESET
     mapping, source = preset(name), f"preset {name}"
-    if start is not None:
-        mapping = going_on(Path(start), preset_name, None if run is None else Path(run))
+    if init_from is not None:
+        mapping = going_on(Path(init_from), preset_name, None if run is None else Path(run))
     layers = [(str(packed), kept)] if kept else []
     if file is not None:
         layers.append((str(file), load_toml(Path(file))))
@@ -109,26 +110,34 @@ def blamed(base: Mapping[str, Any], layers: Sequence[tuple[str, Mapping[str, Any
 
 def going_on(start: Path, preset_name: str | None, run: Path | None) -> dict[str, Any]:
     """The configuration of a training that starts from the weights of another run. Raises CheckpointError."""
-    begun = {} if run is None or not (run / "config.toml").exists() else load_toml(run / "config.toml")
+    begun = {} if run is None or not (run / "config.toml").exists() else legacy.current(load_toml(run / "config.toml"))
     try:
         _, state = trained(start)
     except CheckpointError:
-        if begun.get("start") == str(start):
+        if begun.get("init_from") == str(start):
             return begun
         raise
     own = start / "config.toml"
     kept = own.exists() and preset_name is None
-    base = to_mapping(build(RunConfig, load_toml(own), str(own))) if kept else preset(preset_name or DEFAULT_PRESET)
-    train = {"learning_rate": TrainConfig.learning_rate, **base["train"], "window": state["context"]}
-    ids = base["train"].get("window", TrainConfig.window) * base["train"].get("batch", TrainConfig.batch)
+    base = (
+        to_mapping(build(RunConfig, legacy.current(load_toml(own)), str(own)))
+        if kept
+        else preset(preset_name or DEFAULT_PRESET)
+    )
+    train = {"learning_rate": TrainConfig.learning_rate, **base["train"], "context_length": state["context"]}
+    ids = base["train"].get("context_length", TrainConfig.context_length) * base["train"].get(
+        "batch", TrainConfig.batch
+    )
     if kept:
         train |= {"steps": "none", "minutes": "none", "bytes": "none"}
     else:
-        train["window"] = min(train["window"], ids)
-        train["batch"] = max(1, ids // train["window"])
-    train["learning_rate"] *= GENTLER
-    others = {key: table for key, table in base.items() if key not in ("model", "patching", "scorer", "modality")}
-    return {**others, **state["recipe"], "train": train, "start": str(start)}
+        train["context_length"] = min(train["context_length"], ids)
+        train["batch"] = max(1, ids // train["context_length"])
+    train["learning_rate"] *= FINETUNE_LR_SCALE
+    others = {
+        key: table for key, table in base.items() if key not in ("model", "patching", "entropy_model", "modality")
+    }
+    return {**others, **state["recipe"], "train": train, "init_from": str(start)}
 
 
 def one_document_a_window(config: RunConfig, asked: Mapping[str, Any]) -> RunConfig:
@@ -140,22 +149,22 @@ def one_document_a_window(config: RunConfig, asked: Mapping[str, Any]) -> RunCon
     """
     train, said = config.train, asked.get("train", {})
     size = config.modality.build().size if config.modality is not None and "modality" in asked else None
-    if size is None or "window" in said or size + 1 > LONGEST_STEP * train.window * train.batch:
+    if size is None or "context_length" in said or size + 1 > LONGEST_STEP * train.context_length * train.batch:
         return config
-    batch = train.batch if "batch" in said else max(1, round(train.window * train.batch / (size + 1)))
-    return replace(config, train=replace(train, window=size + 1, batch=batch))
+    batch = train.batch if "batch" in said else max(1, round(train.context_length * train.batch / (size + 1)))
+    return replace(config, train=replace(train, context_length=size + 1, batch=batch))
 
 
 def describe(name: str) -> dict[str, Any]:
     """A preset in a line: its parts and actual parameter counts, of the model built on the meta device."""
     config = build(RunConfig, merge({"train": {"minutes": DEFAULT_MINUTES}}, preset(name)), f"preset {name}")
     recipe = config.recipe
-    model = recipe.sketch()
-    scorer = 0 if model.patcher is None else sum(p.numel() for p in model.patcher.parameters())
+    model = recipe.build_for_counting()
+    entropy_model = 0 if model.patcher is None else sum(p.numel() for p in model.patcher.parameters())
     tables = sum(table.weight.numel() for table in model.lookup_tables())
-    own = sum(p.numel() for p in model.parameters()) - scorer
+    own = sum(p.numel() for p in model.parameters()) - entropy_model
     parts = to_mapping(recipe)
-    window = config.train.window
+    window = config.train.context_length
     mean = usual_mean(recipe)
     ids = mean if model.tokens is not None else 1.0  # bytes of one
     flops = model.flops(window, round(window / mean)) / window / ids
@@ -166,10 +175,10 @@ def describe(name: str) -> dict[str, Any]:
         "nominal": nominal_size(name) or "",
         "parameters": show_count(own),
         "n-gram tables": show_count(tables) if tables else "none",
-        "scorer": show_count(scorer) if scorer else "none",
-        "window": window,
+        "entropy_model": show_count(entropy_model) if entropy_model else "none",
+        "context_length": window,
         "FLOPs/byte": show_count(flops),
         "flops_per_byte": flops,
         "memory": show_bytes(predict(model, config.train, mean).peak),
-        "counts": {"parameters": own, "ngram_tables": tables, "scorer": scorer},
+        "counts": {"parameters": own, "ngram_tables": tables, "entropy_model": entropy_model},
     }

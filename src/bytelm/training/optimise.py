@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from bytelm.interfaces.model import ByteModel, LookupTable
 from bytelm.native.training import Rows, call, functions
 from bytelm.nn.fused import VECTOR
-from bytelm.nn.rows import Slopes
-from bytelm.train.config import TrainConfig
-from bytelm.train.team import Team
+from bytelm.nn.rows import RowGradients
+from bytelm.training.config import TrainConfig
+from bytelm.training.dist import DistContext
 
 
 class RowAdam(torch.optim.SparseAdam):
@@ -38,10 +38,10 @@ class RowAdam(torch.optim.SparseAdam):
             state["step"] += 1
             beta1, beta2 = group["betas"]
             rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-            index, slopes = parameter.grad._indices()[0].contiguous(), parameter.grad._values().contiguous()
-            tensors = (index, slopes, parameter, state["exp_avg"], state["exp_avg_sq"])
+            index, gradients = parameter.grad._indices()[0].contiguous(), parameter.grad._values().contiguous()
+            tensors = (index, gradients, parameter, state["exp_avg"], state["exp_avg_sq"])
             addresses = (x.data_ptr() for x in tensors)
-            call("bytelm_adam_rows", Rows(*slopes.shape, *addresses, rate, beta1, beta2, group["eps"]))
+            call("bytelm_adam_rows", Rows(*gradients.shape, *addresses, rate, beta1, beta2, group["eps"]))
 
 
 class BagAdam(torch.optim.Optimizer):
@@ -50,7 +50,7 @@ class BagAdam(torch.optim.Optimizer):
     def __init__(self, tables: list[LookupTable], lr: float, beta2: float, times: float) -> None:
         weights = [table.weight for table in tables]
         super().__init__([{"params": weights, "times": times}], {"lr": lr, "beta2": beta2, "eps": 1e-8})
-        self.kept = [Slopes() for _ in weights]
+        self.kept = [RowGradients() for _ in weights]
         for table, kept in zip(tables, self.kept, strict=True):
             table.kept = kept
 
@@ -84,7 +84,7 @@ class Optimizer:
     """
 
     def __init__(self, model: ByteModel, config: TrainConfig) -> None:
-        self.clip = config.clip
+        self.clip = config.max_grad_norm
         own = {id(p): p for p in model.parameters() if p.requires_grad}
         device = next(iter(own.values())).device.type
         found = model.lookup_tables()
@@ -97,31 +97,31 @@ class Optimizer:
         groups: list[dict[str, Any]] = [
             {"params": matrices, "weight_decay": config.weight_decay, "times": 1.0},
             {"params": others, "weight_decay": 0.0, "times": 1.0},
-            {"params": embeddings, "weight_decay": 0.0, "times": config.embedding_rate},
+            {"params": embeddings, "weight_decay": 0.0, "times": config.embedding_lr_scale},
         ]
         fused = device in ("cpu", "cuda")
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=fused)
         ]
-        self.kept: list[Slopes] = []
+        self.kept: list[RowGradients] = []
         """Gradients of n-gram tables that are kept per bag."""
         if tables and device == "cpu":
             for table in found:
                 table.sparse = True
-            group = {"params": tables, "times": config.embedding_rate}
+            group = {"params": tables, "times": config.embedding_lr_scale}
             self.parts.append(RowAdam([group], lr=config.learning_rate, betas=(0.0, config.beta2)))
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
         """All parameters with a dense or sparse gradient."""
         if tables and device != "cpu":
-            bags = BagAdam(found, config.learning_rate, config.beta2, config.embedding_rate)
+            bags = BagAdam(found, config.learning_rate, config.beta2, config.embedding_lr_scale)
             self.parts.append(bags)
             self.kept = bags.kept
 
-    def share(self, team: Team) -> None:
+    def share(self, dist: DistContext) -> None:
         """All-reduce the gradients over the processes of a team."""
-        team.add_gradients(self.parameters)
+        dist.add_gradients(self.parameters)
         for kept in self.kept:
-            kept.index, kept.slopes = ([team.everyones(x) for x in some] for some in (kept.index, kept.slopes))
+            kept.index, kept.gradients = ([dist.everyones(x) for x in some] for some in (kept.index, kept.gradients))
 
     def norm(self) -> Tensor:
         """The global gradient norm; gradients are clipped to `clip`. Does not synchronize."""
@@ -133,8 +133,8 @@ class Optimizer:
                 dense.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
         norm = torch.nn.utils.get_total_norm([*dense, *(kept.norm() for kept in self.kept)])
         factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        slopes = [part for kept in self.kept for part in kept.slopes]
-        torch._foreach_mul_([*dense, *slopes], factor)  # pyright: ignore[reportPrivateImportUsage]
+        gradients = [part for kept in self.kept for part in kept.gradients]
+        torch._foreach_mul_([*dense, *gradients], factor)  # pyright: ignore[reportPrivateImportUsage]
         return norm
 
     def step(self, rate: float) -> None:
@@ -163,6 +163,6 @@ def each_once(gradient: Tensor) -> Tensor:
 
 def learning_rate(config: TrainConfig, step: int, fraction: float) -> float:
     """The learning rate at a step (from 0 on), when `fraction` of the run's budget is used up."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
-    return config.learning_rate * warm * (config.final_rate + (1 - config.final_rate) * cosine)
+    return config.learning_rate * warm * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)

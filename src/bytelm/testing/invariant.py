@@ -13,14 +13,20 @@ from bytelm.transfer import to_host
 EXAMPLES = 4  # sequences that each invariant is checked on by default; the first of them is long
 
 
-class LawError(AssertionError):
+class InvariantError(AssertionError):
     """A model or patcher violates an invariant: which one, whose, where, the difference and the bound."""
 
-    def __init__(self, law: str, subject: str, where: str, difference: float, bound: float) -> None:
+    def __init__(self, invariant: str, subject: str, where: str, difference: float, bound: float) -> None:
         super().__init__(
-            f"{subject} violates the invariant {law!r} at {where}: off by {difference:.3g}, bound {bound:.3g}"
+            f"{subject} violates the invariant {invariant!r} at {where}: off by {difference:.3g}, bound {bound:.3g}"
         )
-        self.law, self.subject, self.where, self.difference, self.bound = law, subject, where, difference, bound
+        self.invariant, self.subject, self.where, self.difference, self.bound = (
+            invariant,
+            subject,
+            where,
+            difference,
+            bound,
+        )
 
 
 def subject(module: nn.Module) -> str:
@@ -31,7 +37,7 @@ def subject(module: nn.Module) -> str:
 
 
 def agree(
-    law: str,
+    invariant: str,
     module: nn.Module,
     found: Shaped[Tensor, "time ..."],
     wanted: Shaped[Tensor, "time ..."],
@@ -49,15 +55,15 @@ def agree(
     worst = float(gaps.max())
     if worst > bound:
         first = int((gaps > bound).nonzero()[0])
-        raise LawError(law, subject(module), f"position {first} of {where}", worst, bound)
+        raise InvariantError(invariant, subject(module), f"position {first} of {where}", worst, bound)
     return worst
 
 
-def agree_states(law: str, module: nn.Module, now: Any, then: Any, where: str) -> None:
+def agree_states(invariant: str, module: nn.Module, now: Any, then: Any, where: str) -> None:
     """Raises LawError unless two states are bitwise identical."""
 
     def compare(new: Tensor, old: Tensor) -> Tensor:
-        agree(law, module, new.flatten(), old.flatten(), f"a tensor of {where}")
+        agree(invariant, module, new.flatten(), old.flatten(), f"a tensor of {where}")
         return new
 
     map_state(compare, now, then)
