@@ -181,4 +181,4 @@ def test_one_of_the_name_of_ours_does_not_replace_it(here: Path, monkeypatch: py
     entry = here / "somebody_elses-1.0.dist-info" / "entry_points.txt"
     entry.write_text("[bytelm.models]\nblt = bytelm_full\n")
     forget()
-    assert find.architectures()["blt"] == "bytelm.models.blt.model"
+    assert find.architectures()["blt"] == "bytelm.models.blt"

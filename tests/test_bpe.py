@@ -231,7 +231,7 @@ def test_every_token_is_priced_once_in_windows(context: int, stride: int | None)
     for document, data in zip(found, DOCUMENTS.values(), strict=True):
         ids = ids_of(data)
         begins = [0 if at < context else (1 + (at - context) // step) * step for at in range(len(ids) - 1)]
-        prices = [price(ids[initial_state : at + 2]) for at, initial_state in enumerate(begins)]
+        prices = [price(ids[begin : at + 2]) for at, begin in enumerate(begins)]
         assert document.nats == pytest.approx(sum(prices), rel=1e-5)
         assert_allclose(nats_of_document(MODEL, data, context=context, stride=stride), prices, rtol=1e-4, atol=1e-5)
 

@@ -402,7 +402,7 @@ def test_curves_fall_as_operations_and_seconds_are_spent(home: Path, found: Foun
             for line in read_metrics(run_of(home, model["model"]) / "metrics.jsonl")
             if line["kind"] == "validation"
         ]
-        assert [point["bits_per_byte"] for point in curve] == [validate["bits_per_byte"] for validate in validations]
+        assert [point["bits_per_byte"] for point in curve] == [line["bits_per_byte"] for line in validations]
 
 
 def test_differences_are_those_of_the_levels(found: Found) -> None:

@@ -566,10 +566,10 @@ def test_nothing_that_is_there_is_written_over(one: Pair, tmp_path: Path) -> Non
     (tmp_path / "full" / "notes").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("full", "file"):
-        with pytest.raises(CheckpointError, match=f"{name} is there already"):
+        with pytest.raises(CheckpointError, match=f"{name} already exists"):
             convert(one.folder, "hf", tmp_path / name, {})
         for layout in ("hf", "meta"):
-            with pytest.raises(CheckpointError, match=f"{name} is there already"):
+            with pytest.raises(CheckpointError, match=f"{name} already exists"):
                 export(one.run, layout, tmp_path / name, {})
     assert (tmp_path / "full" / "notes").read_text() == (tmp_path / "file").read_text() == "mine"
     for name in ("run", "out"):

@@ -310,9 +310,9 @@ def metrics() -> list[dict[str, object]]:
     ]
     validation = [line("validation", step, 2.5) for step in (300, 600)]
     beside: list[dict[str, object]] = [
-        {"kind": "phase", "step": 0, "name": "packing", "seconds": 3.0},
-        {"kind": "phase", "step": 300, "name": "validation", "seconds": 7.0},
-        {"kind": "phase", "step": 600, "name": "validation", "seconds": 8.0},
+        {"kind": "phase", "step": 0, "name": "packing", "duration": 3.0},
+        {"kind": "phase", "step": 300, "name": "validation", "duration": 7.0},
+        {"kind": "phase", "step": 600, "name": "validation", "duration": 8.0},
         {"kind": "memory", "step": 600, "bytes": 600_000, "peak": 900e6, "baseline": 300e6, "predicted": 500e6},
         {"kind": "skipped", "step": 250, "bytes": 250_000, "seconds": 125.0, "reason": "a <spike>"},
         {"kind": "resumed", "step": 400, "bytes": 400_000, "seconds": 200.0},
@@ -393,7 +393,7 @@ def test_patch_lengths_that_cannot_change_have_no_picture() -> None:
 def test_nothing_in_the_data_becomes_markup(data: bytes, text: str) -> None:
     line: dict[str, object] = {"kind": "sample", "step": 3, "prompt": text, "text": text}
     skipped: dict[str, object] = {"kind": "skipped", "step": 3, "bytes": 3, "reason": text}
-    phase: dict[str, object] = {"kind": "phase", "name": text, "seconds": 3.0}
+    phase: dict[str, object] = {"kind": "phase", "name": text, "duration": 3.0}
     lines = [*metrics(), line, skipped, phase]
     report = full(
         title=text, metrics=lines, samples=[Sample(1, data, data)], compressors={text: 2.0},

@@ -65,16 +65,16 @@ def texts(folder: Path, seed: int) -> Path:
 @pytest.fixture(scope="module", params=KINDS)
 def start(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of each kind of model."""
-    return initial_state(corpus, tmp_path_factory.mktemp("start") / "run", request.param)
+    return begin(corpus, tmp_path_factory.mktemp("start") / "run", request.param)
 
 
 @pytest.fixture(scope="module")
 def entropy(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of a model whose patches an entropy model cuts."""
-    return initial_state(corpus, tmp_path_factory.mktemp("entropy") / "run", "entropy")
+    return begin(corpus, tmp_path_factory.mktemp("entropy") / "run", "entropy")
 
 
-def initial_state(corpus: Path, run: Path, kind: str) -> Path:
+def begin(corpus: Path, run: Path, kind: str) -> Path:
     preset, sets = KINDS[kind]
     train([corpus], configure(preset, sets=[*sets, *TRAINED], steps=4), run, quiet=True)
     return run

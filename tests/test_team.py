@@ -55,7 +55,7 @@ def nobody_is_left() -> Iterator[None]:
         process.stderr.close()
 
 
-def initial_state(words: list[str], world: int) -> list[subprocess.Popen[str]]:
+def launch(words: list[str], world: int) -> list[subprocess.Popen[str]]:
     """As many processes as torchrun would start, by its variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -89,7 +89,7 @@ def test_one_process_two_and_one_again_learn_as_one_does(notes: Path, tmp_path: 
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     for steps, world in ((2, 1), (4, 2), (6, 1)):  # the rate follows from how many steps there will be
         train([notes], configure("blt-tiny", sets=SETS, steps=steps), alone, quiet=True)
-        for code, error in end(initial_state(command(notes, shared, steps), world)):
+        for code, error in end(launch(command(notes, shared, steps), world)):
             assert code == 0, error
         assert store.read_state(store.newest(shared))["world"] == world
     a, b = store.read_state(store.newest(alone)), store.read_state(store.newest(shared))
@@ -105,28 +105,37 @@ TABLES = """
 from contextlib import nullcontext
 import torch
 from bytelm.models.blt.embed import NgramEmbedding
+from bytelm.testing import UniformModel
 from bytelm.testing.pretend import moved, near, pretend
 from bytelm.training.config import TrainConfig
 from bytelm.training.optimise import Optimizer
-from bytelm.training.dist import joined
+from bytelm.training.dist import init_distributed
 from bytelm.transfer import to_device, to_host
 
 torch.manual_seed(0)
-embed = NgramEmbedding(8, (3, 5), 1, 9)
+class OneTable(UniformModel):
+    def __init__(self):
+        super().__init__()
+        self.embed = NgramEmbedding(8, (3, 5), 1, 9)
+
+    def lookup_tables(self):
+        return [self.embed]
+
+model = OneTable()
 index, slopes = torch.randint(0, 9, (7, 2)) + torch.tensor([0, 9]), torch.randn(7, 8)
 share = {0: slice(0, 5), 1: slice(5, 7)}
 with pretend():
     tables = []
     for world in (1, 2):
-        far = moved(embed)
-        optimizer = Optimizer(far, TrainConfig(steps=1))
+        where = moved(model)
+        far, optimizer = where.embed, Optimizer(where, TrainConfig(steps=1))
         weight = far.get_submodule("ngram").get_parameter("weight")
-        with joined(0.5) if world == 2 else nullcontext() as team:
-            part = share[team.rank] if team else slice(None)
+        with init_distributed(0.5) if world == 2 else nullcontext() as dist:
+            part = share[dist.rank] if dist else slice(None)
             far.looked_up(to_device(index[part], weight)).backward(to_device(slopes[part], weight))
-            if team:
-                optimizer.share(team)
-                assert [len(x) for x in (*optimizer.kept[0].index, *optimizer.kept[0].slopes)] == [7, 7]
+            if dist:
+                optimizer.share(dist)
+                assert [len(x) for x in (*optimizer.kept[0].index, *optimizer.kept[0].gradients)] == [7, 7]
         norm = optimizer.norm()
         optimizer.step(0.01)
         tables.append((float(to_host(norm)), near(weight.detach())))
@@ -138,7 +147,7 @@ torch.testing.assert_close(alone, shared, rtol=1e-6, atol=1e-6)
 
 def test_what_each_process_read_of_a_table_on_a_device_moves_that_of_all() -> None:
     """One of them reads more than the other."""
-    for code, error in end(initial_state([sys.executable, "-c", TABLES], 2)):
+    for code, error in end(launch([sys.executable, "-c", TABLES], 2)):
         assert code == 0, error
 
 
@@ -157,7 +166,7 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_goes_on(
 ) -> None:
     run = tmp_path / "run"
     words = command(notes, run, 100_000, "train.checkpoint_every_minutes=1e-9", "train.timeout_minutes=0.1")
-    processes = initial_state(words, 2)
+    processes = launch(words, 2)
     deadline = time.monotonic() + 120
     while len(store.checkpoints(run)) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -170,14 +179,14 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_goes_on(
     processes[lost].communicate()
     step = store.read_state(store.newest_good(run)[0])["step"]
     assert step >= 1
-    for code, told in end(initial_state(command(notes, run, step + 2), 2)):
+    for code, told in end(launch(command(notes, run, step + 2), 2)):
         assert code == 0, told
     assert store.read_state(store.newest(run))["step"] == step + 2
 
 
 ADDED = """
 import torch
-from bytelm.training.dist import joined
+from bytelm.training.dist import init_distributed
 
 ROWS = [[2, 0, 2], [3]]  # that each process looked up, one of them twice
 
@@ -185,7 +194,7 @@ def table(rows):
     ids, slopes = torch.tensor([rows]), torch.arange(1.0, 1 + len(rows))[:, None].expand(-1, 2)
     return torch.sparse_coo_tensor(ids, slopes.clone(), (5, 2), check_invariants=True)
 
-with joined(1.0) as team:
+with init_distributed(1.0) as team:
     sparse, dense = torch.nn.Parameter(torch.zeros(5, 2)), torch.nn.Parameter(torch.zeros(3))
     sparse.grad, dense.grad = table(ROWS[team.rank]), torch.full((3,), 1.0 + team.rank)
     team.add_gradients([sparse, dense])
@@ -198,7 +207,7 @@ with joined(1.0) as team:
 
 def test_sparse_gradients_are_brought_together_and_added() -> None:
     """NCCL adds none: their rows, of which every process has another number, travel padded."""
-    for code, error in end(initial_state([sys.executable, "-c", ADDED], 2)):
+    for code, error in end(launch([sys.executable, "-c", ADDED], 2)):
         assert code == 0 and not error, error
 
 
@@ -216,7 +225,7 @@ def test_a_team_on_gpus_adds_gradients_there_and_the_few_numbers_of_the_host_on_
     monkeypatch.setattr(dist.dist, "all_reduce", lambda tensor, how: added.append(tensor))
     monkeypatch.setattr(dist.dist, "get_backend", lambda: backends)
     monkeypatch.setattr(dist.dist, "destroy_process_group", lambda: None)
-    with dist.joined(1.0, torch.device(where)) as found:
+    with dist.init_distributed(1.0, torch.device(where)) as found:
         assert found.total(1.0, 2.0) == [1.0, 2.0] and found.longest(3.0) == 3.0 and found.agreed(None) is None
     assert asked == [backends] and len(added) == 3
     assert all(tensor.device.type == "cpu" for tensor in added)
@@ -227,7 +236,7 @@ def test_a_team_on_gpus_adds_gradients_there_and_the_few_numbers_of_the_host_on_
 @pytest.mark.parametrize("heard", [0, 1], ids=["the first", "the second"])
 def test_a_signal_to_one_stops_all_at_the_same_step(notes: Path, tmp_path: Path, heard: int) -> None:
     run = tmp_path / "run"
-    processes = initial_state(command(notes, run, 100_000), 2)
+    processes = launch(command(notes, run, 100_000), 2)
     deadline = time.monotonic() + 120
     while not losses(run) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -10,11 +10,11 @@ from typing import Any
 
 from bytelm.cli import app
 from bytelm.config import preset_names, to_mapping
-from bytelm.find import GROUND, find, names
+from bytelm.find import find, names
 from bytelm.training.config import DataConfig, RunConfig, TrainConfig
 from bytelm.training.settings import describe
 
-FLOORS = {"models": "model", "patching": "patching", "scorers": "entropy_model", "data.modalities": "modality"}
+TABLES = {"models": "model", "patching": "patching", "entropy_models": "entropy_model", "data.modalities": "modality"}
 CONTENTS = re.compile(r"## Table of Contents\n.*?(?=\*\*Commands)", re.DOTALL)
 EXAMPLES = re.compile(r"(?:^Example: .*\n)+", re.MULTILINE)
 
@@ -39,10 +39,9 @@ def configuration() -> str:
         table("data", DataConfig),
         table("train, entropy_model_train", TrainConfig),
     ]
-    for floor, key in FLOORS.items():
-        assert floor in GROUND
-        for name in names(floor):
-            parts.append(table(key, find(floor, name).Config, name))
+    for kind, key in TABLES.items():
+        for name in names(kind):
+            parts.append(table(key, find(kind, name).Config, name))
     return "\n".join(parts)
 
 

@@ -58,7 +58,13 @@ print(day(1200))
 
 # %%
 sets = ["model.local_dim=64", "model.decoder_layers=1", "model.global_dim=64", "model.global_layers=1"]
-sets += ["model.ngram_rows=1024", "entropy_model.rows=4096", "train.context_length=128", "train.learning_rate=8e-3", "train.warmup_steps=20"]
+sets += [
+    "model.ngram_rows=1024",
+    "entropy_model.rows=4096",
+    "train.context_length=128",
+    "train.learning_rate=8e-3",
+    "train.warmup_steps=20",
+]
 sets += ["train.eval_every_minutes=0.005", "train.eval_bytes=4096", "train.sample_bytes=0"]
 settings = bytelm.configure("blt-tiny", sets=sets, steps=100)
 bytelm.train(["diary"], settings, "run", quiet=True).progress

@@ -44,7 +44,13 @@ sets = [
     "model.global_layers=1",
     "model.attention_window=32",
 ]
-sets += ["model.ngram_rows=1024", "entropy_model.rows=8192", "train.context_length=128", "train.learning_rate=8e-3", "train.warmup_steps=20"]
+sets += [
+    "model.ngram_rows=1024",
+    "entropy_model.rows=8192",
+    "train.context_length=128",
+    "train.learning_rate=8e-3",
+    "train.warmup_steps=20",
+]
 sets += ["train.eval_bytes=4096", "train.sample_bytes=0"]
 bytelm.train(sources, bytelm.configure("blt-tiny", sets=sets, steps=100), "run", quiet=True)
 lm = bytelm.load("run")

@@ -126,12 +126,12 @@ def walk(
     starts = np.arange(lanes) * each
     sizes = np.clip(len(data) - starts, 0, each)
     reader = open_decoder(model, rows=lanes, capacity=1 + half + half)
-    for initial_state in range(0, each, half):
-        rows = np.flatnonzero(sizes > initial_state)
+    for begin in range(0, each, half):
+        rows = np.flatnonzero(sizes > begin)
         reader.rollback(rows, np.zeros(len(rows), np.int64))
-        seen = data[starts[rows, None] + np.arange(max(0, initial_state - half), initial_state)]
+        seen = data[starts[rows, None] + np.arange(max(0, begin - half), begin)]
         logits = primed(reader, rows, seen)
-        for step in range(initial_state, min(initial_state + half, each)):
+        for step in range(begin, min(begin + half, each)):
             going = sizes[rows] > step
             rows, logits = rows[going], logits[going]
             places = starts[rows] + step
@@ -146,7 +146,7 @@ def primed(reader: Reader, rows: NDArray[np.int64], seen: NDArray[np.uint8]) -> 
     """The logits `[rows, vocab]` of the byte after BOS and the bytes `seen` `[rows, bytes]`."""
     ids = np.concatenate([np.full((len(rows), 1), BOS), seen.astype(np.int64)], 1)
     logits = np.empty(0, np.float32)
-    for initial_state in range(0, ids.shape[1], reader.chunk):
-        part = ids[:, initial_state : initial_state + reader.chunk]
+    for begin in range(0, ids.shape[1], reader.chunk):
+        part = ids[:, begin : begin + reader.chunk]
         logits = reader.read(rows.repeat(part.shape[1]), part.ravel()).reshape(len(rows), part.shape[1], -1)[:, -1]
     return logits

@@ -118,13 +118,13 @@ class BoundaryWriter:
 
 def _read_progress(path: Path, partial: Path, fingerprint: str, total: int) -> _Progress:
     """How far an interrupted writer of the same boundaries came; the beginning when there is none to rely on."""
-    initial_state = _Progress(fingerprint, total, 0, 0)
+    begin = _Progress(fingerprint, total, 0, 0)
     try:
         progress = _Progress(**json.loads(path.read_bytes()))
         whole = partial.stat().st_size * 8 >= progress.position
     except (OSError, ValueError, TypeError):
-        return initial_state
-    return progress if whole and (progress.fingerprint, progress.total) == (fingerprint, total) else initial_state
+        return begin
+    return progress if whole and (progress.fingerprint, progress.total) == (fingerprint, total) else begin
 
 
 class Boundaries:

@@ -85,9 +85,9 @@ def _starts(data: Bytes, begins: Places) -> Places:
         return np.zeros(0, np.int64)
     opens = np.zeros(last + 1, bool)
     opens[1:] = data[:last] == ord("\n")
-    for initial_state, end in zip(begins.tolist(), [*begins[1:].tolist(), len(data)], strict=True):
-        opens[initial_state:end:WINDOW] = True
-        opens[max(initial_state, end - WINDOW + 1) : end] = False  # no window reaches into the next document
+    for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(data)], strict=True):
+        opens[begin:end:WINDOW] = True
+        opens[max(begin, end - WINDOW + 1) : end] = False  # no window reaches into the next document
     return np.flatnonzero(opens)
 
 

@@ -113,9 +113,9 @@ class Sampler:
         number = permuted(turn, self.windows, keys[1:])
         if self._firsts is not None:
             return [self._aligned_span(number, self._firsts)]
-        initial_state = number * self._window
-        length = min(self._window, self.ids - initial_state) + 1
-        start = (initial_state + keys[0] % self._window) % self.ids
+        begin = number * self._window
+        length = min(self._window, self.ids - begin) + 1
+        start = (begin + keys[0] % self._window) % self.ids
         stop = min(start + length, self.ids)
         rest = length - (stop - start)
         return [(start, stop), (0, rest)] if rest else [(start, stop)]

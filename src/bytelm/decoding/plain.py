@@ -38,7 +38,7 @@ class PlainDecoder(Decoder):
         """To nothing, or to where the rows are. Raises UsageError for any other length: states only go on."""
         for row, length in zip(rows.tolist(), lengths.tolist(), strict=True):
             if length not in (0, self.lengths[row]):
-                raise UsageError(f"a row of {self.lengths[row]} ids cannot go back to {length} here: only to 0")
+                raise UsageError(f"a sequence of {self.lengths[row]} ids cannot go back to {length} here: only to 0")
         super().rollback(rows, lengths)
         self.forget(set(rows[lengths == 0].tolist()))
 
@@ -50,12 +50,12 @@ class PlainDecoder(Decoder):
     @torch.inference_mode()
     def after(self, new: NewTokens) -> Reals:
         """See `Decoder`. Rows with one new id, and those with more, are read apart: none waits for longer ones."""
-        rows, initial_state, count = np.unique(new.row, return_index=True, return_counts=True)
+        rows, begin, count = np.unique(new.row, return_index=True, return_counts=True)
         exact = next(self.model.parameters()).dtype == torch.float64
         logits = np.empty((len(new.row), self.vocabulary), np.float64 if exact else np.float32)
         for some in (count == 1, count > 1):
             if some.any():
-                where = [np.arange(a, a + n) for a, n in zip(initial_state[some], count[some], strict=True)]
+                where = [np.arange(a, a + n) for a, n in zip(begin[some], count[some], strict=True)]
                 self.together(new, rows[some], where, logits)
         return logits
 

@@ -33,10 +33,10 @@ def grids(row: Ints) -> Iterator[Ints]:
         found[: len(row), 0] = np.arange(len(row))
         yield found
         return
-    initial_state = np.flatnonzero(np.concatenate([[True], row[1:] != row[:-1]]))
-    count = np.diff(np.append(initial_state, len(row)))
+    begin = np.flatnonzero(np.concatenate([[True], row[1:] != row[:-1]]))
+    count = np.diff(np.append(begin, len(row)))
     for some in (count == 1, count > 1):
-        first, longest = initial_state[some], bucket(int(count[some].max(initial=1)))
+        first, longest = begin[some], bucket(int(count[some].max(initial=1)))
         step = max(1, TOGETHER // longest) if longest > 1 else max(1, len(first))
         place = np.arange(longest)
         for at in range(0, len(first), step):

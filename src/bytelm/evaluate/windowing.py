@@ -49,8 +49,8 @@ def sliding(model: ByteModel, context: int) -> ByteModel:
     """The model read in windows of `context` ids. Raises UsageError for one whose patches would be cut anew in each."""
     if model.patcher is not None:
         raise UsageError(
-            f"sliding inference starts afresh within a document, and {type(model).__name__} would cut it into other "
-            "patches there: use basic"
+            f"sliding windows start within a document, where {type(model).__name__} would place other patch "
+            "boundaries: use basic"
         )
     if context < 2:
         raise UsageError(f"context = {context}: sliding inference needs windows of at least 2 ids")

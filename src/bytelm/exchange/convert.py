@@ -72,7 +72,7 @@ def keep(
 def fresh(path: Path) -> None:
     """Refuse a place where something lies already. Raises CheckpointError."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} is there already: name a new folder")
+        raise CheckpointError(f"{path} already exists: name a new folder")
 
 
 # --- the other way ----------------------------------------------------------------------------------------------------

@@ -357,14 +357,14 @@ def _run(
 ) -> Iterator[Chunk]:
     """All prompts through one session; prompts without a free row are queued."""
     needed = Utf8State.after(prompts).missing().tolist() if options.utf8 else [0] * len(prompts)
-    initial_state = [row for row, need in enumerate(needed) if max(need, 1) <= options.max_bytes]
-    yield from (Chunk(row, b"", "length") for row in range(len(prompts)) if row not in set(initial_state))
-    if not initial_state:
+    begin = [row for row, need in enumerate(needed) if max(need, 1) <= options.max_bytes]
+    yield from (Chunk(row, b"", "length") for row in range(len(prompts)) if row not in set(begin))
+    if not begin:
         return
-    longest = max(len(prompts[row]) for row in initial_state)
-    session = Session(_opened(model, min(len(initial_state), ROWS), 1 + longest + options.max_bytes, quantize))
+    longest = max(len(prompts[row]) for row in begin)
+    session = Session(_opened(model, min(len(begin), ROWS), 1 + longest + options.max_bytes, quantize))
     of: dict[int, int] = {}
-    waiting = initial_state[::-1]
+    waiting = begin[::-1]
     while waiting or session.rows:
         while waiting and session.free:
             row = waiting.pop()

@@ -155,13 +155,13 @@ class Reader:
                 if len(part) and part[0] == BOS and self.decoder.lengths[row.slot]:
                     self.rollback(row.slot, 0)
             logits = self.decoder.read(self.slots.repeat([len(part) for part in parts]), np.concatenate(parts))
-            initial_state = 0
+            begin = 0
             for row, part, out in zip(unread, parts, found, strict=True):
                 place = row.newest - row.read
                 here = (place >= 0) & (place < len(part))
-                out[here] = logits[initial_state + place[here]]
+                out[here] = logits[begin + place[here]]
                 row.read += len(part)
-                initial_state += len(part)
+                begin += len(part)
         return found
 
     @property

@@ -168,8 +168,8 @@ class Decoder(abc.ABC):
         position = self.lengths[rows] + place
         if len(rows) and (int(position.max()) >= self.capacity or int(place.max()) >= self.chunk):
             raise UsageError(
-                f"a row of {int(position.max()) + 1} ids in steps of up to {int(place.max()) + 1}: "
-                f"this decoder has room for {self.capacity} ids a row and reads {self.chunk} of one row at once"
+                f"a sequence of {int(position.max()) + 1} ids in steps of up to {int(place.max()) + 1}: "
+                f"this decoder has room for {self.capacity} ids per sequence, read {self.chunk} at a time"
             )
         self.ids[rows, position] = ids
         self.lengths[rows] = position + 1

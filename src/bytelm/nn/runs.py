@@ -93,8 +93,8 @@ class Runs:
         count = len(queries) - 1
         spare = (1 << (count - 1).bit_length()) - count
         both = torch.cat([both, both[:, -1:].expand(-1, spare)], 1)
-        initial_state, begin_of_keys = to_device(both, device).unbind()  # one copy
-        return cls(initial_state, begin_of_keys, most_queries, most_keys, window)
+        begin, begin_of_keys = to_device(both, device).unbind()  # one copy
+        return cls(begin, begin_of_keys, most_queries, most_keys, window)
 
     def fits(self, query: Float[Tensor, "... heads head_dim"]) -> bool:
         """Whether the kernel takes such queries in these runs, and their gradients."""

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from bytelm.report.glyphs import character, pieces
 
@@ -66,7 +67,7 @@ def _environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    return _holdable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return _holdable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _holdable(text: str) -> str:

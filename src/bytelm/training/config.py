@@ -22,7 +22,7 @@ class TrainConfig:
     along a cosine to `min_lr_ratio` of itself; embedding tables use `embedding_lr_scale` times it. `dropout`:
     probability for residual branches and n-grams, for training over several epochs. `precision` "auto" is bfloat16
     with native hardware support. `activation_checkpointing`: of all stages, of those over bytes ("local"), or of the
-    one over patches ("global"). `spikes`: whether to "skip" a step whose loss or gradient is far above those of the steps before
+    one over patches ("global"). `spikes`: whether to "skip" a step whose loss or gradient is far above recent ones
     (`training.spikes`), or to "keep" it. `device`: to train on, the entropy model too, as `bytelm.device` names it.
     `timeout_minutes`: timeout of processes that wait for each other (`training.dist`).
     """

@@ -167,7 +167,7 @@ SINGLE_PROCESS = DistContext()
 
 
 @contextlib.contextmanager
-def joined(timeout_minutes: float, device: torch.device = HOST) -> Generator[DistContext]:
+def init_distributed(timeout_minutes: float, device: torch.device = HOST) -> Generator[DistContext]:
     """The team of processes started by torchrun, or a team of one; `timeout_minutes`: of collectives.
 
     `device`: of this process; on GPUs one per process, its current device.

@@ -23,7 +23,7 @@ from bytelm.errors import ConfigError, ResourceError
 from bytelm.find import unknown
 from bytelm.interfaces.model import ByteModel
 from bytelm.training.config import RunConfig, TrainConfig
-from bytelm.training.dist import DistContext, joined
+from bytelm.training.dist import DistContext, init_distributed
 from bytelm.training.estimate import check, lighter, needs
 from bytelm.training.journal import Journal
 from bytelm.training.loggers import Loggers
@@ -78,7 +78,7 @@ def train(
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"cannot make {run} ({error.strerror}): choose another place with --run") from error
-    with StopRequest(), joined(config.train.timeout_minutes, device) as dist:
+    with StopRequest(), init_distributed(config.train.timeout_minutes, device) as dist:
         journal = Journal(run / METRICS, quiet, mute=not dist.is_main_process)
         if not dist.is_main_process:
             return session(paths, config, run, journal, device, exclude, dist, sample)
@@ -155,7 +155,7 @@ def keep_config(config: RunConfig, run: Path, allow_change: Sequence[str], journ
         refused = [line for key, line in differences.items() if key not in allow_change]
         if refused:
             raise ConfigError(
-                f"{run} was begun with another configuration: {'; '.join(refused[:5])}: "
+                f"the configuration differs from that of {run}: {'; '.join(refused[:5])}: "
                 "give the same one, another --run, or --allow-change KEY for a KEY of [train]"
             )
         for line in differences.values():

@@ -44,7 +44,7 @@ class Grid:
     """Places of a line: `size`, or fewer where one patch is touched."""
     cell: Int[Tensor, "batch new"]
     """The cell of each position; one behind the last for slots that hold none. A row's first real one is in line 0."""
-    initial_state: Int[Tensor, " batch"]
+    begin: Int[Tensor, " batch"]
     """The place of line 0's first cell."""
     fresh: Bool[Tensor, " batch"]
     """Whether the row's first new position opens a patch."""
@@ -73,11 +73,11 @@ class Grid:
         patches = int(last.max()) + 1
         width = size if patches > 1 else max(1, int(lengths.max()))
         filled = torch.where(lengths > 0, place[:, 0], size)
-        initial_state = torch.zeros_like(filled) if patches > 1 else filled
+        begin = torch.zeros_like(filled) if patches > 1 else filled
         outside = patches * width
-        cell = torch.where(real, line * width + place - initial_state[:, None], outside)
+        cell = torch.where(real, line * width + place - begin[:, None], outside)
         follows = linked.new_zeros(batch, patches + 1).scatter(1, torch.where(real, line, patches), linked)
-        return cls(size, patches, width, cell, initial_state, fresh, filled, last, follows[:, :patches])
+        return cls(size, patches, width, cell, begin, fresh, filled, last, follows[:, :patches])
 
     def carried(self, device: torch.device) -> Grid:
         """The same on a device; what decides there was decided on the host."""
@@ -124,7 +124,7 @@ class Grid:
             patches=stop - first,
             width=self.width,
             cell=self.cell - first * self.width,
-            initial_state=torch.zeros_like(self.initial_state),
+            begin=torch.zeros_like(self.begin),
             fresh=among if first else self.fresh,
             filled=torch.where(among, 0, self.size) if first else self.filled,
             last=(self.last - first).clamp(0, stop - first - 1),
@@ -155,9 +155,7 @@ class PatchView:
         size, device = grid.size, grid.filled.device
         slots = torch.arange(size, device=device)
         # Lines that begin at place 0 share one row of angles.
-        places = (
-            slots[None] if grid.patches > 1 else grid.initial_state[:, None] + torch.arange(grid.width, device=device)
-        )
+        places = slots[None] if grid.patches > 1 else grid.begin[:, None] + torch.arange(grid.width, device=device)
         angles = rotation(places, head_dim, theta)
         turn = rotation(torch.full((1, 1), -size, device=device), head_dim, theta)
         first = None if grid.patches == 1 and cached else slots.new_zeros(1, grid.width, dtype=torch.int32)
@@ -214,7 +212,7 @@ class PatchView:
         places = torch.arange(grid.size, device=new.device)
         if grid.patches == 1:
             rows = torch.arange(len(new), device=new.device)[:, None]
-            new = new[rows, (places - grid.initial_state[:, None]).clamp(0, grid.width - 1)]
+            new = new[rows, (places - grid.begin[:, None]).clamp(0, grid.width - 1)]
         # Places after the latest are undefined: they are written before they are read.
         return torch.where(at(places >= grid.filled[:, None]), new, cached)
 

@@ -180,7 +180,7 @@ class Inner(nn.Module):
         parts = self.narrow(above).unflatten(-1, (self.size, self.part))
         if grid.patches == 1:
             rows = torch.arange(len(x), device=x.device)[:, None]
-            places = grid.initial_state[:, None] + torch.arange(grid.width, device=x.device)
+            places = grid.begin[:, None] + torch.arange(grid.width, device=x.device)
             parts = parts[rows, 0, places.clamp(max=self.size - 1)][:, None]
         x = (x + self.condition(parts)).flatten(0, 1)
         config = self.stack.config

@@ -284,7 +284,9 @@ def by_stage(options: Mapping[str, Any], mblm: bool, stages: int) -> dict[str, A
     if not mblm:
         return told
     if "block" not in options:
-        raise ConfigError("block is missing: MBLM's tensors do not tell pos_emb_type; give the block, or one a stage")
+        raise ConfigError(
+            "block is missing: MBLM's tensors do not contain pos_emb_type; give the block, or one per stage"
+        )
     blocks = options["block"] if isinstance(options["block"], Sequence) else [options["block"]] * stages
     if len(blocks) != stages:
         raise ConfigError(f"block: {len(blocks)} blocks for {stages} stages: give one a stage, or one for all")
