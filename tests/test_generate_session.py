@@ -309,7 +309,7 @@ def written(model: ByteModel, sampling: Sampling, lengths: tuple[int, ...], **op
     """What three rows write when so many bytes are drafted; also that drafts were made if they could be."""
     requests = [Request(prompt, sampling=sampling, seed=7, row=row, **options) for row, prompt in enumerate(PROMPTS)]
     at_work = Session(open_decoder(model, rows=len(PROMPTS), capacity=3000), Speculation(lengths))
-    found = {at_work.join(request): b"" for request in requests}
+    found = {at_work.submit(request): b"" for request in requests}
     while at_work.rows:
         for piece in at_work.step():
             found[piece.row] += piece.data
@@ -351,7 +351,7 @@ def test_drafts_leave_the_distribution_as_it_is() -> None:
     count, prompt = 3000, b"the"
     at_work = Session(open_decoder(model, rows=count, capacity=9), Speculation((3,)))
     for row in range(count):
-        at_work.join(Request(prompt, 4, sampling, seed=5, row=row, eos=False))
+        at_work.submit(Request(prompt, 4, sampling, seed=5, row=row, eos=False))
     found = [b""] * count
     while at_work.rows:
         for piece in at_work.step():
@@ -382,23 +382,23 @@ def test_rows_join_and_leave_between_steps() -> None:
     waiting, left = list(PROMPTS), set[int]()
     while waiting or at_work.rows:
         while waiting and at_work.free:
-            found[at_work.join(Request(waiting.pop(0), **options))] = b""
+            found[at_work.submit(Request(waiting.pop(0), **options))] = b""
             if len(found) == 2:
                 with pytest.raises(UsageError, match="all 2 rows are in use"):
-                    at_work.join(Request(b""))
+                    at_work.submit(Request(b""))
         for piece in at_work.step():
             found[piece.row] += piece.data
         if 3 in found and 3 not in left and len(found[3]) > 5:
-            at_work.leave(3)
+            at_work.cancel(3)
             left.add(3)
             with pytest.raises(UsageError, match="no request has ticket 3"):
-                at_work.leave(3)
+                at_work.cancel(3)
     for request_id, text in found.items():
         assert text == wanted[request_id][: len(text)]
         assert (text == wanted[request_id]) == (request_id not in left)
     said = "a prompt of 90 bytes and 256 more take 347 ids, and a sequence holds at most 100"
     with pytest.raises(UsageError, match=said):
-        at_work.join(Request(bytes(90)))
+        at_work.submit(Request(bytes(90)))
 
 
 def test_more_prompts_than_rows_wait_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
