@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 import shutil
@@ -12,106 +11,30 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from itertools import combinations, pairwise, product
+from dataclasses import asdict
+from itertools import combinations, pairwise
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import bytelm
 from bytelm.checkpoint.metrics import read_metrics
 from bytelm.cli import run as cli
-from bytelm.cli.comparing import BUDGETS
 from bytelm.compare import held_out, results, run, worker
-from bytelm.compare.candidates import (
-    DEFAULT,
-    DEPTH_OFFSETS,
-    DEPTH_PENALTY,
-    WIDTHS,
-    candidate,
-    candidates,
-    nearest,
-    usual,
-)
 from bytelm.compare.page import charts, show_power
-from bytelm.compare.plan import (
-    EPOCHS,
-    LARGE_STEP,
-    OFF,
-    RATIO,
-    STEP,
-    STEPS,
-    WINDOW,
-    Budget,
-    built,
-    check_memory,
-    planned,
-    step_of,
-    window_of,
-)
+from bytelm.compare.plan import EPOCHS, OFF, STEP, WINDOW, built
 from bytelm.data.corpus import Corpus, iterate_documents
-from bytelm.errors import ConfigError, DataError, ResourceError, UsageError
 from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.costs import costs
 from bytelm.evaluate.meter import interval
 from bytelm.machine import Memory
 from bytelm.report.charts import log_ticks
-from bytelm.training.config import RunConfig
-from bytelm.training.settings import modality_table
 from bytelm.units import LN2
+from comparisons import BUDGET, MODELS, Begun, Found, results_of, run_of, words, write_data
 from report_pages import Page
-
-MODELS = ("byte-window:32", "bpe:300", "space")
-BUDGET = "1.3e11"  # about the least that suits them on this much data: some seconds each
-WORDS = ["the", "patch", "byte", "model", "reads", "and", "writes", "déjà", "vu", "return", "x =", "tree", "light"]
-MEANS = {"blt": 5.0, "space": 5.0, "megabyte": 8.0, "bpe": 3.0}
-Found = Mapping[str, Any]
-Results = dict[str, tuple[int, bytes]]
-
-
-def write_data(path: Path, size: int) -> str:
-    """So many bytes of text and some more, a document a line; some of them longer than a window."""
-    rng, lines = random.Random(0), list[str]()
-    while sum(map(len, lines)) < size:
-        lines.append(" ".join(rng.choice(WORDS) for _ in range(rng.choice((20, 30, 200)))))
-    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    return str(path)
-
-
-def words(data: str | Path, home: Path, models: str, *more: str, budget: str = BUDGET) -> list[str]:
-    return ["compare", str(data), "--run", str(home), "--models", models, "--budget", budget, "--quiet", *more]
-
-
-def results_of(home: Path) -> Results:
-    """The result of each run there is: when it was written, and what."""
-    return {path.parent.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in home.glob("*/result.json")}
-
-
-def run_of(home: Path, model: str) -> Path:
-    return home / f"{model.replace(':', '-')}-0"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_data(tmp_path_factory.mktemp("data") / "texts.jsonl", 76_000)
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A comparison of two models that was interrupted, then ended, then given a third; what was there after each."""
-
-    home: Path
-    code: int
-    said: str
-    metrics: str
-    plans: list[bytes]
-    results: list[Results]
 
 
 @pytest.fixture(scope="module")
@@ -146,202 +69,6 @@ def found(home: Path) -> Found:
 def copied(home: Path, tmp_path: Path) -> Path:
     """A copy of the comparison that a test may spoil."""
     return shutil.copytree(home, tmp_path / "home", symlinks=True)
-
-
-class Sized(Corpus):
-    """A corpus of which only the size is asked."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def bytes(self, split: str) -> int:
-        return self.size
-
-
-def sized(name: str, budget: Budget, size: int = 10**9, table: Mapping[str, Any] | None = None) -> Any:
-    return planned(candidate(name), budget, Sized(size), MEANS.get(name.split(":")[0], 1.0), table)
-
-
-# ---- who takes part
-
-
-def test_names_carry_numbers_or_have_their_own() -> None:
-    found = [(one.name, one.number, one.tokens) for one in candidates("blt, byte-window:7,bpe:300,linear")]
-    assert found == [("blt", 5, False), ("byte-window:7", 7, False), ("bpe:300", 300, True), ("linear", 0, False)]
-    assert candidate("bpe:300").tables(64, 0)["model"]["vocabulary"] == 300
-    assert candidate("blt:7").tables(64, 0)["patching"]["target_mean_length"] == 7
-    assert candidate("megabyte:4").tables(64, 0)["model"]["sizes"] == [4]
-
-
-UNKNOWN = [("byte,megabite", "did you mean 'megabyte'"), ("", "unknown model ''"), ("space:4", "space takes no number")]
-UNKNOWN += [("bpe:260", "from 261 up"), ("megabyte:1", "from 2 up"), ("byte-window:0", "from 1 up")]
-UNKNOWN += [("blt:4.5", "a whole one"), ("blt:", "a whole one"), ("byte,blt:5,byte", "byte twice")]
-UNKNOWN += [("blt,blt:5", "twice")]
-
-
-@pytest.mark.parametrize(("names", "said"), UNKNOWN)
-def test_a_model_that_cannot_be_had_is_told(names: str, said: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(said)):
-        candidates(names)
-
-
-@given(st.floats(3, 11), st.floats(0, 1))
-@settings(max_examples=30)
-def test_the_nearest_shape_is_the_nearest_of_all(power: float, linear: float) -> None:
-    def cost(width: int, depth_offset: int) -> float:
-        return (
-            24.0 * (usual(width) + depth_offset) * width**2 + linear * 1e5 * (usual(width) + depth_offset) + 520 * width
-        )
-
-    def apart(size: tuple[int, int]) -> float:
-        return abs(math.log(cost(*size) / 10**power)) + DEPTH_PENALTY * size[1] ** 2
-
-    shapes = [
-        (width, depth_offset)
-        for width, depth_offset in product(WIDTHS, DEPTH_OFFSETS)
-        if usual(width) + depth_offset > 1
-    ]
-    assert apart(nearest(cost, 10**power)) == pytest.approx(min(map(apart, shapes)))
-
-
-@pytest.mark.parametrize("modality", [None, "image:8", "audio:16k"])
-def test_every_model_can_be_had_in_every_size(modality: str | None) -> None:
-    table = modality_table(modality) if modality else None
-    for name in [*DEFAULT.split(","), "blt-no-ngrams:3", "megabyte:5", "perceiver:2000", "byte-window:1", "bpe:261"]:
-        for width, depth_offset in [(32, 0), (48, 2), (80, -1), (208, 1)]:
-            tables = candidate(name).tables(width, depth_offset) | ({"modality": table} if table else {})
-            config = built(tables, steps=1, context_length=window_of(table))
-            assert costs(config.recipe, config.train.context_length, 3.0).executed > 0
-
-
-# ---- what a budget gives each
-
-
-def test_the_same_operations_for_all() -> None:
-    amount, spent = BUDGETS["flops"], list[float]()
-    for name in DEFAULT.split(","):
-        model = sized(name, Budget("flops", amount))
-        config = model.run(0)
-        counted = costs(config.recipe, config.train.context_length, model.mean)
-        assert counted == model.costs and config.train.bytes == model.bytes
-        assert abs(3 * counted.executed * model.bytes - amount) <= 3 * counted.executed
-        spent.append(counted.executed)
-    goal, read = Budget("flops", amount).goal(10**9)
-    assert 3 * goal * read == pytest.approx(amount) and read == pytest.approx(RATIO * goal / 2)
-    assert max(spent) / min(spent) < OFF and all(1 / OFF < cost / goal < OFF for cost in spent)
-
-
-def test_the_same_bytes_and_parameters_for_all() -> None:
-    amount = BUDGETS["bytes"]
-    models = [sized(name, Budget("bytes", amount)) for name in DEFAULT.split(",")]
-    assert {model.bytes for model in models} == {amount}
-    own = [model.costs.parameters - model.costs.tables for model in models]
-    assert max(own) / min(own) < OFF and all(1 / OFF < count * RATIO / amount < OFF for count in own)
-
-
-def test_the_same_seconds_for_all() -> None:
-    model = sized("blt", Budget("time", 90.0, rate=1e11))
-    assert (model.run(0).train.minutes, model.run(0).train.bytes, model.bytes) == (1.5, None, None)
-    assert model.costs == sized("blt", Budget("flops", 9e12)).costs
-
-
-def test_little_data_is_not_read_more_often_than_is_worth_it() -> None:
-    budget = Budget("flops", 1e13)
-    goal, read = budget.goal(10**6)
-    assert read == EPOCHS * 10**6 and 3 * goal * read == pytest.approx(1e13) and goal > budget.goal(10**9)[0]
-    assert Budget("bytes", 1e8).goal(10**6)[1] == 1e8
-
-
-@pytest.mark.parametrize(
-    ("name", "match", "amount", "size"),
-    [
-        ("byte-window", "flops", 1e9, 10**9),
-        ("byte-window", "flops", 2e10, 40_000),  # so little data that it would be read more than EPOCHS times
-        ("byte-window", "flops", 1e19, 10**5),
-        ("space", "bytes", 1e6, 10**9),
-    ],
-)
-def test_a_budget_that_suits_no_shape_names_one_that_does(name: str, match: Any, amount: float, size: int) -> None:
-    with pytest.raises(ConfigError, match=f"^{name}: .* or leave it out of --models$") as refused:
-        sized(name, Budget(match, amount), size)
-    said = re.search(r"nearest shape has ([\d.]+)([KB]): give (\w+) --budget \(([^ ]+) suits it", str(refused.value))
-    assert said is not None
-    suits = Budget(match, float(said[4]))
-    assert said[3] == ("more" if suits.amount > amount else "less")
-    assert suits.goal(size)[0] == pytest.approx(float(said[1]) * {"K": 1e3, "B": 1e9}[said[2]], rel=0.1)
-    sized(name, suits, size)
-
-
-def test_little_data_does_not_make_the_look_at_the_machine_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[float] = []
-
-    def timed(config: RunConfig, mean: float) -> float:
-        seen.append(costs(config.recipe, config.train.context_length, mean).executed)
-        return 1e5
-
-    monkeypatch.setattr(run, "bytes_per_second", timed)
-    for size in (1 << 17, 1 << 30):
-        assert run.rate_of(Sized(size), run.ComparisonSpec(["-"], "byte", "time", 60.0)) == 3e5 * seen[-1]
-    assert max(seen) < 1e7, "a step of the probe would take minutes"
-
-
-def test_a_document_of_one_size_is_read_in_a_row() -> None:
-    windows = {"dna": WINDOW, "image:8": 8 * 8 * 3 + 1, "image:64:grey": 64 * 64 + 1, "image:128": WINDOW}
-    assert {text: window_of(modality_table(text)) for text in windows} == windows and window_of(None) == WINDOW
-    for name, text, window in [("byte-window", "image:8", 193), ("bpe", None, round(WINDOW / 3))]:
-        train = sized(name, Budget("flops", 1e13), table=modality_table(text) if text else None).run(0).train
-        bytes = train.context_length * train.batch * (MEANS["bpe"] if name == "bpe" else 1)
-        assert train.context_length == window and bytes == pytest.approx(STEP, rel=0.05)
-
-
-def test_memory_is_asked_for_before_it_is_missing() -> None:
-    model = sized("byte-window", Budget("flops", 1e13))
-    assert model.memory > 12 * model.costs.parameters  # weights, and two moments, in float32
-    check_memory(model, model.memory)
-    with pytest.raises(ResourceError, match=r"byte-window: a step takes .* less --budget"):
-        check_memory(model, model.memory - 1)
-
-
-# ---- what all are measured on
-
-
-@given(st.lists(st.integers(0, 60), min_size=1, max_size=20), st.integers(1, 200), st.integers(1, 40))
-@settings(max_examples=50)
-def test_stretches_are_parts_of_documents_in_order(sizes: list[int], limit: int, longest: int) -> None:
-    documents = [bytes(range(size)) for size in sizes]
-    for grain in (1, 3):
-        if not sum(sizes):
-            with pytest.raises(DataError, match="no held-out bytes"):
-                held_out.stretches(documents, limit, longest, grain)
-            return
-        chosen = held_out.stretches(documents, limit, longest, grain)
-        for number, data in chosen:
-            assert data[0] % grain == 0 and 0 < len(data) <= max(longest, grain)
-            assert documents[number][data[0] :].startswith(data)
-            assert len(data) % grain == 0 or data[-1] == sizes[number] - 1
-        assert all(a[0] < b[0] or (a[0] == b[0] and a[1][-1] < b[1][0]) for a, b in pairwise(chosen))
-        assert chosen and (sum(sizes) > limit or sum(len(data) for _, data in chosen) == sum(sizes))
-
-
-@pytest.mark.parametrize("size", [6400, 16384, 20000, 40000])
-def test_stretches_come_to_about_the_limit_evenly_over_all(size: int) -> None:
-    chosen = held_out.stretches([bytes([number]) * size for number in range(64)], limit=64 * size // 2)
-    numbers = [number for number, _ in chosen]
-    assert sum(len(data) for _, data in chosen) == pytest.approx(64 * size // 2, rel=0.2)
-    assert fmean(numbers) == pytest.approx(31.5, abs=2) and max(b - a for a, b in pairwise(numbers)) <= 3
-
-
-def test_stretches_are_kept(tmp_path: Path) -> None:
-    chosen = [(0, b"\n\n[]"), (0, bytes(range(256))), (7, b"\xff")]
-    held_out.keep(tmp_path / "kept", chosen)
-    assert held_out.kept(tmp_path / "kept") == chosen
-
-
-def test_documents_are_what_is_resampled_where_there_are_enough() -> None:
-    few = [DocumentBits(str(i % 7), 10, float(i)) for i in range(21)]
-    assert held_out.units(few) == few
-    many = [DocumentBits(str(i % 8), 10 + i, float(i)) for i in range(16)]
-    assert held_out.units(many) == [DocumentBits(str(i), 28 + 2 * i, 8.0 + 2 * i) for i in range(8)]
 
 
 # ---- what is found
@@ -433,7 +160,7 @@ def test_the_page_and_the_picture_show_all_and_fetch_nothing(home: Path, found: 
     assert picture.count("://") == 1 and "url(" not in picture  # the name of SVG
     drawn = "".join(ET.fromstring(picture).itertext())
     for model in found["models"]:
-        for words in (model["model"], f"{model['bits_per_byte']:.3f}"):
+        for words in (model["model"], f"{model['bits_per_byte']:.3f}"):  # noqa: F402
             assert min(page.text.count(words), drawn.count(words)) >= 2
         for key, chart in zip(("flops", "seconds"), charts(found)[1:], strict=True):
             said = re.search(rf"{model['model']}: (\d+) points, from \S+ at (\S+) to \S+ at (\S+)\. ?", chart[0])
@@ -607,111 +334,3 @@ def test_bad_input_is_one_line_before_anything_is_trained(
     err = capfd.readouterr().err
     assert said in err and err.startswith("bytelm: ") and err.count("\n") == 1
     assert not list(tmp_path.glob("home/*-0")) and not (tmp_path / "home" / "results.json").exists()
-
-
-# ---- a look before, and bytes of one's own
-
-
-def test_a_dry_run_says_what_it_would_take_and_trains_nothing(
-    data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "trained", None)
-    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
-
-    def shown(models: str, *more: str) -> list[list[str]]:
-        assert cli(words(data, tmp_path / "home", models, "--dry-run", *more)) == 0
-        return [line.split() for line in capfd.readouterr().out.splitlines() if line.strip()][2:]
-
-    def clock(seconds: float) -> str:
-        return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
-
-    rows = shown("byte-window:32,space")
-    plan = json.loads((tmp_path / "home" / "plan.json").read_bytes())["models"]
-    seconds = [plan[name]["bytes"] / 1000 for name in ("byte-window:32", "space")]
-    assert [row[0] for row in rows] == ["byte-window:32", "space", "all"]
-    assert [row[-1] for row in rows] == [*map(clock, seconds), clock(sum(seconds))]
-    assert f"{plan['space']['costs']['executed'] / 1e6:.3g}" in rows[1]
-    # Of those that are asked for now, every seed.
-    rows = shown("space", "--seeds", "2")
-    assert [row[0] for row in rows] == ["space", "all,"] and rows[1][-1] == clock(2 * seconds[1])
-    assert not list(tmp_path.glob("home/*-0")) and not (tmp_path / "home" / "results.json").exists()
-
-
-@pytest.mark.parametrize("where", ["elsewhere", "after a command that came to nothing", "among the paths"])
-def test_files_of_ones_own_are_what_is_measured_and_nothing_is_learnt_from(
-    data: str, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
-    home, folder = tmp_path / "home", tmp_path / "folder"
-    folder.mkdir()
-    shutil.copy(data, folder)
-    own = (folder if "among" in where else tmp_path) / "own.txt"
-    own.write_bytes(b"measured " * 50)
-    if "after" in where:
-        assert cli(words(folder, home, MODELS[0], budget="1e9")) == 2
-    command = words(folder, home, MODELS[0], "--held-out", str(own), "--dry-run")
-    assert cli(command) == 0
-    assert held_out.kept(home / "held-out.bin") == [(0, b"measured " * 50)]
-    learnt = [data.tobytes() for _, data in iterate_documents(Corpus.open(home / "data"), "train")]
-    assert not any(b"measured" in document for document in learnt)
-    own.write_bytes(b"changed " * 50)  # nothing was trained yet: nothing binds
-    assert cli(command) == 0
-    assert held_out.kept(home / "held-out.bin") == [(0, b"changed " * 50)]
-
-
-def test_data_packed_for_a_command_that_came_to_nothing_is_not_taken_for_another_kind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
-    home, genome, rng = tmp_path / "home", tmp_path / "genome.fa", random.Random(0)
-    genome.write_text(">name\n" + "".join("".join(rng.choices("ACGT", k=70)) + "\n" for _ in range(1200)))
-    assert cli(words(genome, home, MODELS[0], budget="1e9")) == 2
-    assert cli(words(genome, home, MODELS[0], "--as", "dna", "--dry-run")) == 0
-    kept = [data.tobytes() for _, data in iterate_documents(Corpus.open(home / "data"))]
-    assert set(b"".join(kept)) == set(b"ACGT")
-
-
-def test_a_folder_that_holds_other_runs_takes_a_comparison_too(
-    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "config.toml").write_text("")
-    assert cli(words(data, tmp_path, MODELS[0], "--dry-run")) == 0
-
-
-def test_a_worker_looks_often_enough_for_a_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Also where the budget is time: so many looks in the minutes there are."""
-    seen: list[Any] = []
-    stopped = SimpleNamespace(signal=signal.SIGTERM, progress=None)
-    monkeypatch.setattr(worker, "train", lambda paths, config, run, **_: seen.append(config.train) or stopped)
-    held_out.keep(tmp_path / "held-out.bin", [(0, b"a")])
-    model = sized("byte-window", Budget("time", 1200.0, rate=1e9))
-    plan = {"models": {"byte-window": model.mapping()}, "paths": [], "held_out": [], "speeds": {"byte-window": 5.0}}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    assert worker.work(tmp_path, "byte-window", 3, tmp_path, "cpu", True) == 128 + signal.SIGTERM
-    assert (seen[0].eval_every_minutes, seen[0].minutes, seen[0].seed) == (20 / worker.LOOKS, 20.0, 3)
-    assert seen[0].device == "cpu"
-
-
-def test_steps_grow_where_there_are_many_of_them() -> None:
-    """From 4096 bytes, which all that is published was trained with, to 64 KiB."""
-    assert [step_of(n) for n in (0, 1.2e7, STEPS * 2 * STEP, 2e8, 1e12)] == [
-        STEP,
-        STEP,
-        2 * STEP,
-        LARGE_STEP,
-        LARGE_STEP,
-    ]
-    assert all(n / step_of(n) >= STEPS for n in (1.7e7, 5e7, 1e9))
-
-
-def test_wide_models_have_heads_of_64() -> None:
-    shapes = {width: candidate("byte").tables(width, 0)["model"] for width in (128, 480, 512, 1008, 1024)}
-    assert {width: width // shape["heads"] for width, shape in shapes.items()} == {
-        128: 32,
-        480: 32,
-        512: 64,
-        1008: 48,
-        1024: 64,
-    }
