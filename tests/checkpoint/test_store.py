@@ -1,4 +1,4 @@
-"""What a run has saved survives kills and full disks, and what was damaged is named, never loaded."""
+"""What a run has saved comes back bit for bit, and what was damaged is named, never loaded."""
 
 from __future__ import annotations
 

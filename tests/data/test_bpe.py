@@ -1,4 +1,4 @@
-"""Byte-pair encoding: exact on any bytes; and a model of tokens, which is measured, trained and asked in bytes."""
+"""Byte-pair encoding: exact on any bytes, and what it cannot learn is refused."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ DATA = {f"{size} of noise": noise(size, size) for size in (0, 1, 2, 3, 7, 31, 32
 DATA |= {f"{size} of {byte}": bytes([byte]) * size for byte in (0, 9, 10, 32, 48, 97, 255) for size in (LONGEST, 999)}
 DATA |= {"every byte": bytes(range(256)) * 2, "text": TEXT, "scripts": SCRIPTS, "cut": SCRIPTS[1:-1]}
 DATA |= {"not UTF-8": b"\xc3(\xff\xfe\x80 \xf0\x9f\x99 ok \xed\xa0\x80", "spaces": b"  a   b \n\n c\x0b\x0c\r\n  "}
-
-
-# --- encoding ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("coder", CODERS)

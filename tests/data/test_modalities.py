@@ -1,4 +1,4 @@
-"""Images, sound and DNA: what is kept comes back, what is lost is counted, and what is unfit is skipped by name."""
+"""Modalities of any kind: what a name of one may say, and folders packed as one; what is unfit is skipped by name."""
 
 from __future__ import annotations
 

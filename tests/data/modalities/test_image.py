@@ -23,9 +23,6 @@ from media_files import encoded, one, picture, raster, saved
 RANDOM = np.random.default_rng(0)
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
-
-
 def noise(*shape: int) -> NDArray[np.uint8]:
     return RANDOM.integers(0, 256, shape, np.uint8)
 
@@ -225,9 +222,6 @@ def test_the_formats_made_for_images_are_measured() -> None:
     assert raster(8, 8, grey=True).compressors()["png"](bytes(64)) < 100
     for size in image.Config(64, 64).build().compressors().values():
         assert 12288 < size(noise(12288).tobytes()) < 12800  # noise has no shorter form without loss
-
-
-# --- sound ------------------------------------------------------------------------------------------------------------
 
 
 def test_without_pillow_images_stop_and_the_rest_goes_on() -> None:
