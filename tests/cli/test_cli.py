@@ -28,7 +28,7 @@ global_dim = 32
 global_heads = 2
 global_layers = 1
 decoder_layers = 1
-window = 16
+attention_window = 16
 ngram_rows = 64
 
 [entropy_model]
@@ -37,9 +37,9 @@ order = 3
 rows = 1024
 
 [train]
-window = 64
+context_length = 64
 batch = 2
-warmup = 2
+warmup_steps = 2
 sample_bytes = 8
 precision = "float32"
 """
@@ -137,7 +137,7 @@ def test_patches_are_shown_and_written(home: Path, capfd: pytest.CaptureFixture[
 
 def test_calibrate_reports_what_it_reached(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = json.loads(said(capfd, "calibrate", str(home / "run"), "3", "--rule", "both", "--json"))
-    assert found["threshold"] is not None and found["relative"] is not None
+    assert found["threshold"] is not None and found["relative_threshold"] is not None
     assert 2 < found["realised"] < 4.5 and ".py" in found["by_kind"]
 
 

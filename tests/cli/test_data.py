@@ -35,7 +35,7 @@ global_dim = 32
 global_heads = 2
 global_layers = 1
 decoder_layers = 1
-window = 16
+attention_window = 16
 ngram_rows = 64
 
 [patching]

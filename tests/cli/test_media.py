@@ -49,9 +49,9 @@ dim = 16
 heads = 2
 
 [train]
-window = 64
+context_length = 64
 batch = 2
-warmup = 1
+warmup_steps = 1
 steps = 2
 sample_bytes = 8
 precision = "float32"
@@ -66,7 +66,7 @@ global_dim = 32
 global_heads = 2
 global_layers = 1
 decoder_layers = 1
-window = 16
+attention_window = 16
 ngram_rows = 64
 
 [patching]

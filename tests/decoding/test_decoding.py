@@ -36,14 +36,14 @@ MODELS = dict(tiny_models())
 COMPILED = library.library("kernels") is not None
 needs_kernels = pytest.mark.skipif(not COMPILED, reason=f"no kernels: {library.reason('kernels')}")
 CASES = [(name, invariant) for name in MODELS for invariant in DECODER_INVARIANTS]
-WINDOWED, RESET = "transformer (windowed)", "blt (last layer crossed) on entropy (rise) of a Transformer by lines"
+WINDOWED, RESET = "transformer (windowed)", "blt (last layer crossed) on entropy (relative) of a Transformer by lines"
 BLT = "blt (last layer crossed) on entropy (threshold) of a Transformer"
 COUNTED = "blt (last layer crossed) on entropy (both) of n-grams by lines"
 LINKED, THREE = "megabyte (cross-patch attention, convolutions)", "megabyte (three stages)"
 
 
 @pytest.mark.fault("M2")
-@pytest.mark.parametrize(("name", "law"), CASES, ids=map(" · ".join, CASES))
+@pytest.mark.parametrize(("name", "invariant"), CASES, ids=map(" · ".join, CASES))
 def test_decoder(name: str, invariant: str) -> None:
     DECODER_INVARIANTS[invariant](MODELS[name], list(MODELS).index(name), 3)
 
@@ -81,7 +81,7 @@ OTHERS: dict[str, Callable[[], ByteModel]] = {
 
 
 @pytest.mark.fault("M2")
-@pytest.mark.parametrize("law", DECODER_INVARIANTS)
+@pytest.mark.parametrize("invariant", DECODER_INVARIANTS)
 @pytest.mark.parametrize("name", OTHERS)
 def test_models_of_other_kinds_are_read_by_their_forward_pass(name: str, invariant: str) -> None:
     model = OTHERS[name]()
@@ -288,7 +288,7 @@ def test_rings_without_room_for_what_is_taken_back(monkeypatch: pytest.MonkeyPat
 
 @needs_kernels
 def test_a_draft_that_is_left_standing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base.Decoder, "undo", lambda self, rows, lengths: None)
+    monkeypatch.setattr(base.Decoder, "rollback", lambda self, rows, lengths: None)
     with pytest.raises(UsageError):
         DECODER_INVARIANTS["again"](MODELS[BLT], 0, 3)
 

@@ -33,7 +33,13 @@ MODELS = {name: model for name, model in tiny_models() if not decoding.why_plain
 WINDOWED, LINKED = "transformer (windowed)", "megabyte (cross-patch attention, convolutions)"
 BLT = "blt (last layer crossed) on entropy (threshold) of a Transformer"
 COUNTED = "blt (last layer crossed) on entropy (both) of n-grams by lines"
-SOME = [WINDOWED, LINKED, BLT, COUNTED, "blt (all layers crossed, widened) on entropy (rise) of a Transformer by lines"]
+SOME = [
+    WINDOWED,
+    LINKED,
+    BLT,
+    COUNTED,
+    "blt (all layers crossed, widened) on entropy (relative) of a Transformer by lines",
+]
 CASES = [(name, invariant) for name in MODELS for invariant in DECODER_INVARIANTS]
 pytestmark = pytest.mark.skipif(library.library("kernels") is None, reason=f"no kernels: {library.reason('kernels')}")
 
@@ -44,12 +50,12 @@ def _on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "ROUNDED", ("bf16",))
 
 
-@pytest.mark.parametrize(("name", "law"), CASES, ids=map(" · ".join, CASES))
+@pytest.mark.parametrize(("name", "invariant"), CASES, ids=map(" · ".join, CASES))
 def test_laws(name: str, invariant: str) -> None:
     DECODER_INVARIANTS[invariant](MODELS[name], list(MODELS).index(name), 3)
 
 
-@pytest.mark.parametrize("law", DECODER_INVARIANTS)
+@pytest.mark.parametrize("invariant", DECODER_INVARIANTS)
 @pytest.mark.parametrize("name", [WINDOWED, "transformer (full)", BLT])
 def test_attention_of_one_position_by_products(name: str, invariant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rings, "SHORT", 0)
@@ -103,7 +109,7 @@ def test_a_device_without_float64_is_read_plainly(monkeypatch: pytest.MonkeyPatc
 
 
 def test_int8_is_refused() -> None:
-    with pytest.raises(UsageError, match=r'weights = "int8" on cpu: .* take "bf16"'):
+    with pytest.raises(UsageError, match=r'quantize = "int8" on cpu: .* take "bf16"'):
         open_decoder(MODELS[WINDOWED], rows=1, capacity=3, quantize="int8")
 
 
@@ -189,7 +195,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("played")
-@pytest.mark.parametrize("law", ["forward", "batch_invariance", "again"])
+@pytest.mark.parametrize("invariant", ["forward", "batch_invariance", "again"])
 @pytest.mark.parametrize("name", SOME)
 def test_laws_with_graphs(name: str, invariant: str) -> None:
     DECODER_INVARIANTS[invariant](MODELS[name], 0, 3)

@@ -17,7 +17,7 @@ from bytelm.errors import ConfigError, DataError, UsageError
 from bytelm.evaluate import calibrate as calibration
 from bytelm.evaluate import stream
 from bytelm.evaluate.calibrate import calibrate
-from bytelm.evaluate.patches import lengths_by_kind, mean_size, opens_of, patch_lengths, patch_view, realised
+from bytelm.evaluate.patches import lengths_by_kind, mean_length, opens_of, patch_lengths, patch_view, realised
 from bytelm.models.blt import model as blt
 from bytelm.models.ngram import entropy_model as ngram
 from bytelm.models.transformer import entropy_model as transformer
@@ -85,9 +85,9 @@ def test_sizes_by_kind() -> None:
     assert realised(patcher, documents) == {".py": 2.5, ".txt": 3.0}
     lengths = lengths_by_kind(patcher, documents)
     assert lengths[".txt"] == Counter({4: 2, 1: 1})
-    assert mean_size(sum(lengths.values(), Counter())) == 14 / 5
+    assert mean_length(sum(lengths.values(), Counter())) == 14 / 5
     with pytest.raises(ValueError, match="at least one patch"):
-        mean_size(Counter())
+        mean_length(Counter())
 
 
 @pytest.mark.parametrize("chunk", [3, 8192])
@@ -127,7 +127,7 @@ SIZES = [0, 1, 2, 700, 30, 2000, 6000, 3]
 def test_calibration_meets_the_wanted_size(rule: str, wanted: float) -> None:
     entropy_model = transformer_entropy_model()
     documents = documents_of(text(sum(SIZES), 3), SIZES)
-    config = calibrate(entropy.Config(mean_size=wanted, rule=rule), entropy_model, documents)
+    config = calibrate(entropy.Config(target_mean_length=wanted, rule=rule), entropy_model, documents)
     assert whole_mean(config, entropy_model, documents) == pytest.approx(wanted, rel=0.01)
     assert (config.threshold is not None, config.relative_threshold is not None) == (
         rule != "relative",
@@ -147,13 +147,13 @@ def test_what_calibration_measures_is_what_the_patcher_does(rule: str, data: str
     for rank in (0, 1000, 3000, 5996, 5997):
         candidate = sample.cut(config, rank)
         # Nearly exact: a cut is amid its neighbours, but pieces of a document are not one pass to the last bit.
-        assert sample.mean_size(candidate) == pytest.approx(whole_mean(candidate, entropy_model, documents), rel=2e-3)
+        assert sample.mean_length(candidate) == pytest.approx(whole_mean(candidate, entropy_model, documents), rel=2e-3)
 
 
 @pytest.mark.parametrize("area", [1, 5000])
 def test_how_the_sample_is_batched_does_not_matter(area: int, monkeypatch: pytest.MonkeyPatch) -> None:
     entropy_model, documents = transformer_entropy_model(), documents_of(text(sum(SIZES), 5), SIZES)
-    config = entropy.Config(mean_size=3.0)
+    config = entropy.Config(target_mean_length=3.0)
     once = calibrate(config, entropy_model, documents)
     monkeypatch.setattr(calibration, "AREA", area)
     assert calibrate(config, entropy_model, documents) == once
@@ -169,10 +169,10 @@ def test_how_the_sample_is_batched_does_not_matter(area: int, monkeypatch: pytes
 )
 def test_the_guard_is_made_up_for(wanted: float, bounds: dict[str, int | None]) -> None:
     entropy_model, documents = transformer_entropy_model(), documents_of(np.random.default_rng(6).bytes(8000), [8000])
-    held = calibrate(entropy.Config(mean_size=wanted, **bounds), entropy_model, documents)
+    held = calibrate(entropy.Config(target_mean_length=wanted, **bounds), entropy_model, documents)
     assert whole_mean(held, entropy_model, documents) == pytest.approx(wanted, rel=0.01)
     free = calibrate(
-        entropy.Config(mean_size=wanted, max_length=None, max_single_byte_run=None), entropy_model, documents
+        entropy.Config(target_mean_length=wanted, max_length=None, max_single_byte_run=None), entropy_model, documents
     )
     assert whole_mean(free, entropy_model, documents) == pytest.approx(wanted, rel=0.01)
     bounded = entropy.Config(threshold=free.threshold, **bounds)
@@ -181,10 +181,10 @@ def test_the_guard_is_made_up_for(wanted: float, bounds: dict[str, int | None]) 
 
 def test_a_size_that_the_guard_forbids_on_random_bytes_is_come_near_to() -> None:
     entropy_model, documents = transformer_entropy_model(), documents_of(np.random.default_rng(6).bytes(8000), [8000])
-    config = entropy.Config(mean_size=1.2, max_single_byte_run=2)
+    config = entropy.Config(target_mean_length=1.2, max_single_byte_run=2)
     reached = whole_mean(calibrate(config, entropy_model, documents), entropy_model, documents)
     sample = calibration._Sample.of(entropy_model, documents)
-    nearest = min(sample.mean_size(sample.cut(config, rank)) for rank in range(0, 8000, 200))
+    nearest = min(sample.mean_length(sample.cut(config, rank)) for rank in range(0, 8000, 200))
     assert nearest > 2
     assert reached == pytest.approx(nearest, rel=0.01)
 
@@ -192,7 +192,7 @@ def test_a_size_that_the_guard_forbids_on_random_bytes_is_come_near_to() -> None
 def test_what_ties_forbid_is_not_claimed() -> None:
     documents = documents_of(np.random.default_rng(7).bytes(4000), [4000])
     constant = ngram.Config().build()  # as yet uncounted: every entropy is log 256
-    config = calibrate(entropy.Config(mean_size=4.5, max_single_byte_run=None), constant, documents)
+    config = calibrate(entropy.Config(target_mean_length=4.5, max_single_byte_run=None), constant, documents)
     # Everything opens, or nothing does but what the bound on length demands: patches of 1 are nearer than those of 32.
     assert whole_mean(config, constant, documents) == 1.0
 
@@ -200,10 +200,10 @@ def test_what_ties_forbid_is_not_claimed() -> None:
 def test_ngram_entropies_are_calibrated_as_near_as_their_ties_allow() -> None:
     documents = documents_of(text(20_000, 8), [10_000, 10_000])
     entropy_model = ngram_entropy_model(documents[:1])
-    config = calibrate(entropy.Config(mean_size=4.0, rule="relative"), entropy_model, documents[:1])
+    config = calibrate(entropy.Config(target_mean_length=4.0, rule="relative"), entropy_model, documents[:1])
     reached = whole_mean(config, entropy_model, documents[:1])
     sample = calibration._Sample.of(entropy_model, documents[:1])
-    others = [sample.mean_size(sample.cut(config, rank)) for rank in range(0, 9999, 397)]
+    others = [sample.mean_length(sample.cut(config, rank)) for rank in range(0, 9999, 397)]
     assert abs(reached - 4.0) <= max(0.04, min(abs(other - 4.0) for other in others))
     # Held-out documents are reported as they are, not as they were wished.
     assert whole_mean(config, entropy_model, documents[1:]) == pytest.approx(reached, rel=0.1)
@@ -216,13 +216,15 @@ def test_calibration_refuses_what_cannot_be() -> None:
     with pytest.raises(DataError, match="2 bytes"):
         calibrate(entropy.Config(), entropy_model, [])
     with pytest.raises(ConfigError, match="max_length = 4"):
-        calibrate(entropy.Config(mean_size=4.5, max_length=4), entropy_model, documents_of(b"abcd", [4]))
+        calibrate(entropy.Config(target_mean_length=4.5, max_length=4), entropy_model, documents_of(b"abcd", [4]))
 
 
 @settings(max_examples=12)
 @given(data=st.binary(min_size=2, max_size=300), wanted=st.floats(1.1, 30.0))
 def test_calibration_comes_to_an_end_on_any_data(data: bytes, wanted: float) -> None:
-    config = calibrate(entropy.Config(mean_size=wanted), transformer_entropy_model(), documents_of(data, [len(data)]))
+    config = calibrate(
+        entropy.Config(target_mean_length=wanted), transformer_entropy_model(), documents_of(data, [len(data)])
+    )
     assert config.threshold is not None
 
 

@@ -42,7 +42,7 @@ def wrapped(name: str) -> ByteModel:
     }[name]()
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("invariant", LAWS)
 @pytest.mark.parametrize("name", ["strided", "sliding", "both"])
 def test_the_laws_hold(name: str, invariant: str) -> None:
     MODEL_INVARIANTS[invariant](wrapped(name), 3, 2)
@@ -94,7 +94,7 @@ def test_what_cannot_be_read_so_is_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match="ByteTransformer has none: use basic or sliding"):
         strided(plain)
     patched = blt.Config.tiny()["no n-grams"].build(fixed.Config(4).build())
-    with pytest.raises(UsageError, match="BLT would cut it into other patches there: use basic"):
+    with pytest.raises(UsageError, match="BLT would place other patch boundaries: use basic"):
         sliding(patched, 64)
     with pytest.raises(UsageError, match="context = 1"):
         sliding(plain, 1)
@@ -136,7 +136,7 @@ def test_generation_goes_on_beyond_the_positions_where_it_slides(run: Path, capf
         assert cli([*words, "--windowing", mode]) == 0
         texts[mode] = json.loads(capfd.readouterr().out)["hex"]
     lm = bytelm.load(run)
-    greedy = lm.reading("sliding").generate(b"line", max_bytes=200, temperature=0)
+    greedy = lm.with_windowing("sliding").generate(b"line", max_bytes=200, temperature=0)
     assert texts["sliding"] == greedy.hex()
     ids, out = [BOS, *b"line"], bytearray()  # by hand: a window of 64, then ever 32 of it and what came since
     with torch.no_grad():

@@ -334,7 +334,12 @@ BOTH = ("hf", "meta")
 UNSAID: list[tuple[str, tuple[str, ...], Recipe, str]] = [
     ("MEGABYTE", BOTH, Recipe(next(iter(megabyte.Config.tiny().values()))), "a megabyte cannot be exported"),
     ("patches of spaces", BOTH, Recipe(SMALL, space.Config()), "patches of entropy"),
-    ("n-gram scorer", BOTH, Recipe(SMALL, CUT, ngram.Config(order=2, rows=256)), "whose scorer is a Transformer"),
+    (
+        "n-gram scorer",
+        BOTH,
+        Recipe(SMALL, CUT, ngram.Config(order=2, rows=256)),
+        "whose entropy model is a Transformer",
+    ),
     ("newlines", BOTH, Recipe(SMALL, CUT, transformer.Config(reset_newline=True)), "reset_newline"),
     (
         "guards",

@@ -341,7 +341,7 @@ def test_a_wrong_guess_that_is_kept_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     def half_way(self: Decoder, rows: Any, lengths: Any) -> None:
         rollback(self, rows, np.where(lengths > 0, np.maximum(lengths, self.lengths[rows] - 1), 0))
 
-    monkeypatch.setattr(Decoder, "undo", half_way)
+    monkeypatch.setattr(Decoder, "rollback", half_way)
     assert written(model, GREEDY, (5,), max_bytes=150) != plain
 
 

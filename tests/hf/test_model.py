@@ -333,7 +333,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
     recipe = to_mapping(Recipe(transformer.Config.tiny()["tokens"]))
     with pytest.raises(UsageError, match="reads 300 tokens"):
         BytelmForCausalLM(BytelmConfig(recipe=recipe))
-    for unknown in (LM(UniformModel(), 8), MODELS["transformer (windowed)"].reading("sliding")):
+    for unknown in (LM(UniformModel(), 8), MODELS["transformer (windowed)"].with_windowing("sliding")):
         with pytest.raises(UsageError, match="this LM has no recipe"):
             unknown.save_pretrained(tmp_path)
         with pytest.raises(UsageError, match="this LM has no recipe"):

@@ -236,8 +236,8 @@ def test_characters_are_not_chosen_byte_by_byte() -> None:
 def test_a_model_of_tokens_slides() -> None:
     lm = LM(WRITER, 64)
     prompt, tokens = longest()
-    assert lm.reading("sliding").generate(prompt, max_bytes=38, temperature=0) == b"".join(tokens)[:38]
-    assert len(LM(WRITER, 6).reading("sliding").generate(prompt, max_bytes=50, eos=False)) == 50
+    assert lm.with_windowing("sliding").generate(prompt, max_bytes=38, temperature=0) == b"".join(tokens)[:38]
+    assert len(LM(WRITER, 6).with_windowing("sliding").generate(prompt, max_bytes=50, eos=False)) == 50
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -85,7 +85,10 @@ def test_an_entropy_equal_to_the_threshold_opens_nothing() -> None:
 
 
 def test_entropy_needs_the_thresholds_of_its_rule() -> None:
-    for config, missing in ((entropy.Config(), "threshold"), (entropy.Config(threshold=1.0, rule="both"), "relative")):
+    for config, missing in (
+        (entropy.Config(), "threshold"),
+        (entropy.Config(threshold=1.0, rule="both"), "relative_threshold"),
+    ):
         with pytest.raises(ConfigError, match=rf"patching\.{missing} is not set"):
             config.build(ScriptedEntropyModel({}))
     with pytest.raises(ConfigError, match="known: threshold, rise, both"):
@@ -136,7 +139,7 @@ def test_the_guard_counts_as_written_out(proposed: list[bool], longest: int | No
 def test_a_guard_must_be_able_to_bound() -> None:
     with pytest.raises(ConfigError, match=r"patching\.max_length = 0: must be at least 1"):
         fixed.Config(0)
-    with pytest.raises(ConfigError, match=r"patching\.max_singles = 0"):
+    with pytest.raises(ConfigError, match=r"patching\.max_single_byte_run = 0"):
         space.Config(max_single_byte_run=0)
 
 

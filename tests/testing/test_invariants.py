@@ -60,7 +60,7 @@ CASES = [
 
 
 @pytest.mark.fault("M1", "M3")
-@pytest.mark.parametrize(("name", "law"), CASES, ids=map(" · ".join, CASES))
+@pytest.mark.parametrize(("name", "invariant"), CASES, ids=map(" · ".join, CASES))
 def test_model(name: str, invariant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 queries, so that short rows cross them too."""
     monkeypatch.setattr(attention, "BLOCK", 16)
@@ -222,7 +222,7 @@ def parameter_left_alone(patch: pytest.MonkeyPatch) -> None:
         init_weights(self, seed)
         nn.Module.get_parameter(self, "head.weight").data.copy_(before)
 
-    patch.setattr(ByteTransformer, "initialise", wrong)
+    patch.setattr(ByteTransformer, "init_weights", wrong)
 
 
 def weight_not_stored(patch: pytest.MonkeyPatch) -> None:
@@ -338,7 +338,7 @@ PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (open_patch_read, SPACED, "gradient"),
     (state_written_to, WINDOWED, "state"),
     (boundaries_dropped, SPACED, "boundaries"),
-    (parameter_left_alone, WINDOWED, "initialise"),
+    (parameter_left_alone, WINDOWED, "init_weights"),
     (weight_not_stored, SPACED, "saved"),
     (pieces_in_half, WINDOWED, "precision"),
     (ids_left_on_the_host, WINDOWED, "elsewhere"),
@@ -351,7 +351,7 @@ PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
 
 
 @pytest.mark.fault("M1", "M3")
-@pytest.mark.parametrize(("plant", "name", "law"), PLANTS, ids=lambda x: getattr(x, "__name__", x))
+@pytest.mark.parametrize(("plant", "name", "invariant"), PLANTS, ids=lambda x: getattr(x, "__name__", x))
 def test_a_bug_is_caught(
     plant: Callable[[pytest.MonkeyPatch], None], name: str, invariant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,7 +377,7 @@ def padding_opens(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.fault("M1", "M2")
 @pytest.mark.parametrize(
-    ("plant", "law"),
+    ("plant", "invariant"),
     [
         (next_byte_peeked_at, "causality"),
         (next_byte_peeked_at, "split"),

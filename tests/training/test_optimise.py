@@ -32,7 +32,7 @@ from bytelm.transfer import to_device, to_host
 from bytelm.units import BOS
 from processors import PROCESSORS, used
 
-CONFIG = TrainConfig(steps=10, learning_rate=0.01, clip=0.5, embedding_lr_scale=4.0)
+CONFIG = TrainConfig(steps=10, learning_rate=0.01, max_grad_norm=0.5, embedding_lr_scale=4.0)
 
 
 @pytest.fixture(params=[*PROCESSORS, "torch"])
@@ -166,7 +166,7 @@ def learnt(sessions: list[str], kept: bool = True) -> dict[str, Tensor]:
     return {**embed.state_dict(), "second": moments["exp_avg_sq"]}
 
 
-@pytest.mark.parametrize("sittings", [["device"], ["device", "device"], ["cpu", "device"], ["device", "cpu"]])
+@pytest.mark.parametrize("sessions", [["device"], ["device", "device"], ["cpu", "device"], ["device", "cpu"]])
 def test_tables_learn_on_a_device_what_they_do_on_a_cpu_and_go_on_there(kernels: bool, sessions: list[str]) -> None:
     found, wanted = learnt(sessions), learnt(["cpu"] * len(sessions))
     for name, tensor in wanted.items():

@@ -68,7 +68,7 @@ def test_a_bad_slope_of_a_table_touches_nothing_and_the_next_step_is_that_of_a_r
 def test_ten_in_a_row_save_the_run_and_end_with_6(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    exact, run = objective.uses_entropy_model, tmp_path / "run"
+    exact, run = objective.scored, tmp_path / "run"
 
     def poisoned(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
         nats, count = exact(model, prepared)
@@ -91,7 +91,7 @@ def test_ten_in_a_row_save_the_run_and_end_with_6(
 
 def spiked(patch: pytest.MonkeyPatch, at: set[int], run: str, seen: list[tuple[int, dict[str, Tensor]]]) -> None:
     """The loss of these steps (counted from 1) of a run of this name is four times what it is."""
-    exact, step = objective.uses_entropy_model, loop.Trainer.step
+    exact, step = objective.scored, loop.Trainer.step
     due = 0
 
     def larger(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:

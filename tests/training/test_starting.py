@@ -81,7 +81,7 @@ def begin(corpus: Path, run: Path, kind: str) -> Path:
 
 
 def going(start: Path, run: Path, *sets: str, steps: int = 4) -> RunConfig:
-    return configure(start=start, run=run, sets=sets, steps=steps)
+    return configure(init_from=start, run=run, sets=sets, steps=steps)
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -185,7 +185,7 @@ def test_another_shape_is_a_table_of_differences(entropy: Path, others: Path, tm
 
 def test_how_a_start_learnt_goes_on_more_gently(entropy: Path, tmp_path: Path) -> None:
     """Windows, batches and data as there, a tenth of the rate, but no limit of there; what is given goes over it."""
-    found = configure(start=entropy, run=tmp_path / "run", steps=7)
+    found = configure(init_from=entropy, run=tmp_path / "run", steps=7)
     old = configure("demo", sets=[*BLT, *TRAINED], steps=4).train
     assert found.train.learning_rate == pytest.approx(old.learning_rate / 10)
     assert (found.train.context_length, found.train.batch, found.train.embedding_lr_scale) == (
@@ -194,20 +194,20 @@ def test_how_a_start_learnt_goes_on_more_gently(entropy: Path, tmp_path: Path) -
         old.embedding_lr_scale,
     )
     assert (found.train.steps, found.train.minutes, found.train.bytes) == (7, None, None)
-    assert configure(start=entropy).train.minutes == 10.0 and configure(start=entropy).train.steps is None
-    given = configure(start=entropy, sets=["train.learning_rate=0.5", "train.batch=3"], steps=7)
+    assert configure(init_from=entropy).train.minutes == 10.0 and configure(init_from=entropy).train.steps is None
+    given = configure(init_from=entropy, sets=["train.learning_rate=0.5", "train.batch=3"], steps=7)
     assert (given.train.learning_rate, given.train.batch) == (0.5, 3)
-    assert found.start == str(entropy)
+    assert found.init_from == str(entropy)
 
 
 def test_a_preset_says_how_to_learn_what_a_start_is(entropy: Path) -> None:
     """The bytes of a step are those of the preset, in windows of the start, which here is the shorter one."""
     usual = configure("blt-tiny").train
-    found = configure("blt-tiny", start=entropy)
+    found = configure("blt-tiny", init_from=entropy)
     assert found.train.context_length == 64
-    assert found.train.batch == usual.window * usual.batch // 64
+    assert found.train.batch == usual.context_length * usual.batch // 64
     assert found.train.learning_rate == pytest.approx(usual.learning_rate / 10)
-    assert found.model == configure(start=entropy).model
+    assert found.model == configure(init_from=entropy).model
 
 
 def test_a_converted_run_is_a_start(entropy: Path, others: Path, tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_a_converted_run_is_a_start(entropy: Path, others: Path, tmp_path: Path)
     convert(tmp_path / "hf", "hf", tmp_path / "start", {})
     assert trained(tmp_path / "start")[1]["context"] == 1_000_000
     usual = configure("blt-tiny").train
-    found = configure(start=tmp_path / "start").train
-    assert (found.window, found.batch) == (usual.window * usual.batch, 1)
+    found = configure(init_from=tmp_path / "start").train
+    assert (found.context_length, found.batch) == (usual.context_length * usual.batch, 1)
     run = tmp_path / "run"
     train([others], going(tmp_path / "start", run, *TRAINED, steps=1), run, quiet=True)
     old, new = weights(tmp_path / "start"), weights(run)
@@ -256,7 +256,7 @@ def test_the_command_starts_from_a_run_and_goes_on(
     shutil.rmtree(own)
     assert cli([*words, "--steps", "3"]) == 0
     assert "resuming from step 2" in capfd.readouterr().err
-    with pytest.raises(ConfigError, match="start is"):
+    with pytest.raises(ConfigError, match="init_from is"):
         train([others], going(entropy, run), run, quiet=True)
     words[3] = str(tmp_path / "another")
     assert cli([*words, "--steps", "4"]) == 4
@@ -267,7 +267,7 @@ def test_a_configuration_that_was_spoilt_is_named(entropy: Path, tmp_path: Path)
     text = (own / "config.toml").read_text()
     (own / "config.toml").write_text(text.replace("learning_rate = 0.006", 'learning_rate = "fast"'))
     with pytest.raises(ConfigError, match=r"config\.toml: train\.learning_rate must be a number"):
-        configure(start=own)
+        configure(init_from=own)
     (own / "config.toml").write_text("x = 1\n")
     with pytest.raises(ConfigError, match=r"config\.toml"):
-        configure(start=own)
+        configure(init_from=own)

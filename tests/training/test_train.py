@@ -79,7 +79,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: list[str]
 ) -> None:
     if "entropy_model.name=ngram" in sets:
-        base = [s for s in NANO if not s.startswith("scorer.")]
+        base = [s for s in NANO if not s.startswith("entropy_model.")]
         monkeypatch.setattr(sys.modules[__name__], "NANO", base)
     through = train([corpus], nano(*sets), tmp_path / "through", quiet=True)
     assert through.progress is not None and through.progress.step == 6
@@ -133,7 +133,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
 ) -> None:
     """A loss that is not finite at step 2, a gradient that is not at step 3: both are skipped, and told."""
     calls = 0
-    exact = objective.uses_entropy_model
+    exact = objective.scored
 
     def poisoned(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
         nonlocal calls
@@ -168,7 +168,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
 def test_a_run_that_stays_not_finite_ends_and_keeps_its_weights(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = objective.uses_entropy_model
+    exact = objective.scored
 
     def poisoned(model: Any, prepared: Any) -> tuple[Tensor, Tensor]:
         nats, count = exact(model, prepared)
@@ -189,7 +189,7 @@ def test_accumulation_sums_before_it_divides(corpus: Path, tmp_path: Path, monke
         norms.setdefault(self.config.gradient_accumulation_steps, rest[-1])
         log_step(self, skip_reason, nats, *rest)
 
-    monkeypatch.setattr(loop.Trainer, "account", watched)
+    monkeypatch.setattr(loop.Trainer, "log_step", watched)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.txt").write_bytes((corpus / "0.txt").read_bytes()[:700])
     for batch, accumulate in ((12, 1), (1, 12)):  # more rows than windows: the short last one is among them
@@ -243,7 +243,7 @@ def test_resume_falls_back_to_the_newest_sound_checkpoint(
 
 
 def test_the_rate_warms_up_and_falls_to_its_end() -> None:
-    config = TrainConfig(learning_rate=1.0, warmup=4, min_lr_ratio=0.1, steps=10)
+    config = TrainConfig(learning_rate=1.0, warmup_steps=4, min_lr_ratio=0.1, steps=10)
     assert [learning_rate(config, step, 0.0) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
     assert learning_rate(config, 9, 0.5) == pytest.approx(0.55)
     assert learning_rate(config, 9, 1.0) == pytest.approx(0.1)
