@@ -242,7 +242,7 @@ def test_what_cannot_be_made_to_fit_and_a_full_disk_have_other_ways_out(
 
 def test_recomputation_and_shorter_windows_are_tried_last() -> None:
     train = configure(sets=["train.batch=4", "train.context_length=256"], steps=1).train
-    tried = [(t.batch, t.recompute, t.window) for t in estimate.smaller(train)]
+    tried = [(t.batch, t.activation_checkpointing, t.context_length) for t in estimate.smaller(train)]
     assert tried[:4] == [(2, False, 256), (1, False, 256), (4, True, 256), (2, True, 256)]
     assert tried[-2:] == [(1, True, 128), (1, True, 64)]
 
