@@ -296,7 +296,7 @@ def test_figures_say_what_the_papers_say(drawn: list[Figure], convention: str) -
 
 def test_the_figure_of_patches(drawn: list[Figure]) -> None:
     found = drawn[2]
-    alone, scored, tokens = (line(found, name, "paper") for name in ("BLT", "with scorer", "BPE"))
+    alone, scored, tokens = (line(found, name, "paper") for name in ("BLT", "with entropy model", "BPE"))
     assert alone == sorted(alone, reverse=True) and len(set(tokens)) == 1
     at = dict(zip(MEANS, alone, strict=True))
     assert at[4.5] == pytest.approx(tokens[0], rel=0.03)  # matched, as the paper says
@@ -304,7 +304,7 @@ def test_the_figure_of_patches(drawn: list[Figure]) -> None:
     assert scored[5] / alone[5] == pytest.approx(1.06, abs=0.005)
     config = configure("blt-8b")
     whole = [costs(config.recipe, 16384, mean).executed for mean in (4.5, 16.0)]
-    assert [p.executed for p in found.lines["with scorer"] if p.x in (4.5, 16.0)] == pytest.approx(whole)
+    assert [p.executed for p in found.lines["with entropy model"] if p.x in (4.5, 16.0)] == pytest.approx(whole)
 
 
 NUMBERS = st.floats(1e-9, 1e12) | st.sampled_from([0.0, -1.0, math.nan, math.inf])

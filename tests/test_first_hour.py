@@ -89,7 +89,7 @@ def test_a_container_has_what_it_may_use(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_setting_comes_from_the_nearest_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "my.toml"
-    file.write_text("[train]\nbatch = 3\nwindow = 300\nclip = 0.3\n")
+    file.write_text("[train]\nbatch = 3\ncontext_length = 300\nmax_grad_norm = 0.3\n")
     environment = {
         "BYTELM_TRAIN__BATCH": "4",
         "BYTELM_TRAIN__CONTEXT_LENGTH": "400",
@@ -131,8 +131,16 @@ def test_variables_reach_the_command_line(
             {"BYTELM_TRAIN__BATCH": "many"},
             "BYTELM_TRAIN__BATCH: train.batch must be an in",
         ),
-        (["--set", "train.batch=many"], {"BYTELM_TRAIN__CLIP": "2"}, "--set: train.batch must be an integer, not"),
-        (["--config", "bad.toml"], {"BYTELM_TRAIN__CLIP": "2"}, "bad.toml: train.batch = -1: must be at least 1"),
+        (
+            ["--set", "train.batch=many"],
+            {"BYTELM_TRAIN__MAX_GRAD_NORM": "2"},
+            "--set: train.batch must be an integer, not",
+        ),
+        (
+            ["--config", "bad.toml"],
+            {"BYTELM_TRAIN__MAX_GRAD_NORM": "2"},
+            "bad.toml: train.batch = -1: must be at least 1",
+        ),
         (["--steps", "some"], {}, 'Invalid value for --steps: unable to convert "some" into int'),
         (["--stepps", "3"], {}, "Unknown option: --stepps. Did you mean --steps?"),
     ],
