@@ -8,7 +8,7 @@ file name. There is no registry to keep.
                 decoder.py        generation with cached state              else: by the forward pass
                 costs.py          FLOPs by its paper, bytes read per byte   else: counted from the model
                 sizes.py          candidates of `compare`, in every size    else: one size, that of its Config
-                entropy_model.py  what entropy patching asks                else: it cannot be asked
+                entropy_model.py  what entropy patching calls               else: it is none
                 formats/NAME.py   published weights, in and out             else: none
 """
 

@@ -1,4 +1,4 @@
-"""The laws of the house itself: floors, sizes, the public surface, what import does, what the project says of itself.
+"""The rules of the project: layers, sizes, the public surface, what import does, what the project says of itself.
 
 `python tests/project/test_house.py --write` records the public surface anew, after a change of it that was meant.
 """

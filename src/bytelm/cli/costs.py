@@ -56,8 +56,9 @@ def costs(
 
         write(svg, _picture(drawn))
     if json:
-        keys = ("preset", "context_length", "mean")
-        found = [{**dict(zip(keys, row[:3], strict=True)), **asdict(row[3])} for row in counts]
+        found = [
+            {"preset": name, "context_length": window, "mean": mean, **asdict(c)} for name, window, mean, c in counts
+        ]
         print_json({"presets": found, "figures": [asdict(figure) for figure in drawn]})
         return 0
     _print_presets(counts)
