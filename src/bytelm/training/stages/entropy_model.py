@@ -35,11 +35,9 @@ class TrainableEntropyModel(EntropyModel, Protocol):
     @property
     def weights(self) -> nn.Module:
         """What its checkpoints hold."""
-        ...
 
     def fit(self, documents: Callable[[], Sequence[NDArray[np.uint8]]], train: Callable[[ByteModel], None]) -> None:
         """Count the documents, or have a model trained."""
-        ...
 
 
 @dataclass
