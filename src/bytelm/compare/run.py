@@ -131,7 +131,7 @@ def plan_of(asked: ComparisonSpec, home: Path, begun: bool) -> dict[str, Any]:
         return {**lasting, "models": {}, "speeds": {}, "rate": None}
     plan = json.loads(path.read_text(encoding="utf-8"))
     changed = [key for key, value in lasting.items() if plan[key] != value]
-    differences = [f"{key} is {plan[key]!r} there and {lasting[key]!r} here" for key in changed]
+    differences = [f"{key} was {plan[key]!r}, now {lasting[key]!r}" for key in changed]
     if differences:
         raise ConfigError(f"{home} holds another comparison: {'; '.join(differences)}: give the same, or another --run")
     return plan

@@ -43,15 +43,18 @@ class Format(Protocol):
         Raises CheckpointError with a table of differences if the weights do not match the options, ConfigError for an
         unsupported option.
         """
+        ...
 
     def write(self, folder: Path, recipe: Recipe, context: int, ours: dict[str, Tensor]) -> None:
         """Write a model's weights in this layout. Raises ConfigError for what it does not support."""
+        ...
 
     def compared(self, source: Path, model: ByteModel, ids: Tensor, ours: Tensor) -> tuple[Tensor, Tensor]:
         """The logits of the source's own library after each of `ids`, and the corresponding ones of `ours`.
 
         Raises MissingExtraError without that library, UsageError if it has no such model.
         """
+        ...
 
 
 def find_layout(name: str) -> Format:

@@ -46,52 +46,67 @@ class Backend(Protocol):
     @property
     def chunk(self) -> int:
         """See `Decoder.chunk`; caches of a window hold so many positions beyond it."""
+        ...
 
     @property
     def repeats(self) -> bool:
         """See `Decoder.repeats`."""
+        ...
 
     @property
     def thread_pool(self) -> ThreadPool | None:
         """See `Decoder.thread_pool`."""
+        ...
 
     @property
     def on_device(self) -> bool:
         """Whether activations are tensors on a device."""
+        ...
 
     @property
     def host(self) -> Kernels:
         """The host kernels that decide patch boundaries and look up n-grams."""
+        ...
 
     def precise(self) -> Backend:
         """The same without quantization."""
+        ...
 
     def vector(self, weight: Tensor) -> Any:
         """A norm's weight, or a few rows of a table, in the compute dtype."""
+        ...
 
     def table(self, weight: Tensor) -> Any:
         """An embedding table, not quantized."""
+        ...
 
     def matrix(self, weight: Tensor, *, whole: bool = False) -> Any:
         """The weight `[out, in]` of a linear layer, quantized unless `whole`; has `bytes`."""
+        ...
 
     def embed(self, table: Any, ids: Ints) -> Any:
         """Rows of a table `[n, dim]`."""
+        ...
 
     def linear(self, matrix: Any, x: Any, norm: Any = None, eps: float = 0.0) -> Any:
         """`[n, out]` from `[n, in]`, after RMSNorm if `norm` is given, as before logits."""
+        ...
 
     def normed(self, x: Any, weight: Any, eps: float) -> Any:
         """RMSNorm of `[n, dim]`."""
+        ...
 
     def instead(self, x: Any, where: NDArray[np.bool_], line: Any) -> Any:
         """`x` [n, dim] with `line` in the rows `where`."""
+        ...
 
     def entropies(self, logits: Any) -> Reals:
         """The entropy in nats of each row of logits, on the host."""
+        ...
 
     def layers(self, *args: Any, **options: Any) -> Any:
         """A stack over rows, see `stacks.Layers`."""
+        ...
 
 
 def fetched(x: NDArray[Any] | Tensor) -> Reals:
@@ -184,10 +199,13 @@ class EntropyDecoder(Protocol):
 
     def entropies(self, new: NewTokens, history: History) -> Reals:
         """The next-byte entropy after each new id, in nats."""
+        ...
 
     @property
     def row_bytes(self) -> int:
         """See `Decoder`."""
+        ...
 
     def traffic(self, length: int) -> float:
         """See `Decoder`."""
+        ...

@@ -48,6 +48,7 @@ class LookupTable(Protocol):
     @property
     def weight(self) -> Tensor:
         """`[rows, dim]`."""
+        ...
 
 
 class ByteModel(nn.Module, abc.ABC):

@@ -85,8 +85,10 @@ def rows(opened: Opened) -> list[tuple[str, str, str]]:
 
 
 def idle(name: str, opened: Opened) -> bool:
-    """Whether an unexpected tensor is unused: tables of angles, cross-attention overwritten by the next layer's, the
-    entropy model of a scheme without one."""
+    """Whether an unexpected tensor is unused.
+
+    Such are tables of angles, cross-attention overwritten by the next layer's, an entropy model that is not consulted.
+    """
     if found := re.match(r"model\.local_encoder\.cross_attn_layers\.(\d{1,4})\.", name):
         return int(found[1]) < opened.layer
     if name.startswith((f"{ENTROPY_MODEL}.", "model.patcher.")) and not opened.recipe.uses_entropy_model:
@@ -95,7 +97,7 @@ def idle(name: str, opened: Opened) -> bool:
 
 
 def joined(match: Match, weights: Weights, source: Path) -> Tensor:
-    """One of our tensors, float64 cast to float32. Raises CheckpointError for NaN."""
+    """One of our tensors, float64 cast to float32. Raises CheckpointError unless finite."""
     parts = {name: weights[name].read() for name in match.theirs}
     parts = {name: part.float() if part.dtype == torch.float64 else part for name, part in parts.items()}
     store.check_keys(parts, parts, source)
