@@ -1,8 +1,7 @@
-"""Name → module, resolved when it is used: `find("patching", "space")` imports one file and nothing else.
+"""Name → module, imported when used: `find("patching", "space")` imports one file only. There is no registry.
 
 A patching scheme and a modality are one file in their folder. An architecture is one folder, `bytelm/models/NAME`, or
-a package of somebody else's that is installed under the entry point group `bytelm.models`; what it can do is found by
-file name. There is no registry to keep.
+an installed package under the entry point group `bytelm.models`; its parts are found by file name.
 
     models/NAME/model.py          Config and the ByteModel that it builds                                    required
                 decoder.py        generation with cached state              else: by the forward pass
@@ -26,14 +25,14 @@ from typing import Any
 from bytelm.errors import ConfigError
 
 GROUP = "bytelm.models"  # of entry points: NAME = a package whose files are as above
-# What a folder of one thing a file holds beside them.
+# Modules in a kind's folder that are not of that kind.
 SHARED = {"data.modalities": {"base"}, "patching": {"base", "layout"}}
-# What is one part of an architecture.
+# Kinds that are one part of an architecture.
 PARTS = {"models": "model", "entropy_models": "entropy_model"}
 
 
 def names(kind: str) -> list[str]:
-    """The names that `find(kind, name)` takes, sorted. None of their modules is imported for it."""
+    """The names that `find(kind, name)` accepts, sorted; their modules are not imported."""
     if kind in PARTS:
         return [name for name, package in sorted(architectures().items()) if has(package, PARTS[kind])]
     package = importlib.import_module(f"bytelm.{kind}")
@@ -41,10 +40,7 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> ModuleType:
-    """The module whose Config builds one architecture, entropy model, patching scheme or modality.
-
-    Raises ConfigError with the nearest spelling.
-    """
+    """The module of an architecture, entropy model, patching scheme or modality. Raises ConfigError."""
     known = names(kind)
     if name not in known:
         raise ConfigError(unknown(f"{kind} name", name, known))
@@ -53,18 +49,18 @@ def find(kind: str, name: str) -> ModuleType:
 
 
 def part(name: str, which: str) -> ModuleType | None:
-    """A file of an architecture, such as `decoder`; None where it has none, or where there is no such architecture."""
+    """A module of an architecture, such as `decoder`; None if there is none, or no such architecture."""
     package = architectures().get(name)
     return importlib.import_module(f"{package}.{which}") if package and has(package, which) else None
 
 
 def part_of(value: Any, which: str) -> ModuleType | None:
-    """The same of the architecture to which a model or a Config belongs."""
+    """`part` of the architecture of a model or a Config."""
     return part(name_of(value), which)
 
 
 def name_of(value: Any) -> str:
-    """The name by which `find` finds the module of a component or of its Config: "blt", "space", "image"."""
+    """The name by which `find` finds a component or its Config: "blt", "space", "image"."""
     module = type(value).__module__
     for name, package in architectures().items():
         if module.startswith(f"{package}."):
@@ -84,7 +80,7 @@ def formats() -> dict[str, str]:
 
 @functools.cache
 def architectures() -> dict[str, str]:
-    """Each architecture's package. One that comes with bytelm is not replaced by an installed one of the same name."""
+    """Each architecture's package. Those of bytelm are not replaced by installed ones of the same name."""
     here = importlib.import_module("bytelm.models")
     own = {m.name: f"{here.__name__}.{m.name}" for m in pkgutil.iter_modules(here.__path__)}
     return {point.name: point.value for point in entry_points(group=GROUP)} | own
@@ -95,11 +91,11 @@ def has(package: str, which: str) -> bool:
     """Whether a package has a module or package of this name."""
     try:
         return find_spec(f"{package}.{which}") is not None
-    except ModuleNotFoundError:  # an entry point whose package is gone
+    except ModuleNotFoundError:  # an entry point whose package was removed
         return False
 
 
 def unknown(what: str, value: str, known: list[str]) -> str:
-    """The sentence for a name that is not known: the nearest spelling, or what exists where nothing is near."""
+    """The message for an unknown name: the nearest spelling, or else all names."""
     near = difflib.get_close_matches(value, known, n=1)
     return f"unknown {what} {value!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")

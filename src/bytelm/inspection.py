@@ -1,4 +1,4 @@
-"""What a trained model is and does, for its report: its size, where it opens patches, what it generates."""
+"""Inspection of a trained model for its report: its size, its patches, its samples."""
 
 from __future__ import annotations
 
@@ -32,19 +32,16 @@ from bytelm.report.patches import PatchView
 from bytelm.transfer import HOST
 from bytelm.units import show_bytes
 
-SHOWN = 400  # bytes of a held-out document that are shown with their patches
-COUNTED = 1 << 17  # held-out bytes whose patch lengths are counted
+SHOWN = 400  # bytes of a held-out document shown with patches
+COUNTED = 1 << 17  # held-out bytes for patch lengths
 PROMPTS = 3
-EXAMPLES = {".png": 4, ".wav": 2}  # pictures and clips that are completed, and as many that are sampled without prompt
-LONGEST = 1 << 14  # bytes of a picture that is sampled, and what clips are cut to: half a second of the usual sound
+EXAMPLES = {".png": 4, ".wav": 2}  # completions, and as many unconditional samples
+LONGEST = 1 << 14  # bytes: larger pictures are not sampled, clips are cut (0.5 s at 16 kHz)
 Watch = Callable[[str, int], Callable[[int], None] | None]  # see `cli.common.counter`
 
 
 def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection:
-    """Count parameters and patch lengths, and generate; the model is that of a run with its data.
-
-    Pictures and sound take a while to sample; `watch` makes what is called with the progress.
-    """
+    """Count parameters and patch lengths, and generate samples. `watch` makes a callback for progress."""
     model, modality = loaded.model, loaded.modality
     corpus = Corpus.open(run / "data")
     split: Split = next(s for s in ("test", "valid", "train") if corpus.bytes(s))
@@ -69,10 +66,7 @@ def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection
 
 
 def inspected(run: Path, loaded: Callable[[], Loaded], watch: Watch | None = None) -> Inspection:
-    """The inspection of a run's newest checkpoint: that kept in the run, or else made, and kept where the disk allows.
-
-    `loaded` is called only where it must be made.
-    """
+    """The inspection of a run's newest checkpoint: stored in the run, or made (then `loaded` is called) and stored."""
     kept = read_inspection(run)
     if kept.step == store.read_state(store.newest(run))["step"]:
         return kept
@@ -83,19 +77,19 @@ def inspected(run: Path, loaded: Callable[[], Loaded], watch: Watch | None = Non
 
 
 def trained(part: nn.Module) -> int:
-    """Parameters that training changes."""
+    """Trainable parameters."""
     return sum(p.numel() for p in part.parameters() if p.requires_grad)
 
 
 def segmentation_of(loaded: Loaded) -> str:
-    """What divides documents for the model: a patching scheme, "tokens", or nothing."""
+    """The patching scheme, "tokens", or "" for a model over bytes."""
     if loaded.model.tokens is not None:
         return "tokens"
     return loaded.state["recipe"]["patching"]["name"] if loaded.model.patcher is not None else ""
 
 
 def description(loaded: Loaded) -> str:
-    """What the model is, in a line."""
+    """A one-line description of the model."""
     name, segmentation = loaded.state["recipe"]["model"]["name"].replace("_", " "), segmentation_of(loaded)
     if segmentation == "tokens":
         return f"{name} over {loaded.model.vocabulary:,} tokens"
@@ -106,7 +100,7 @@ def description(loaded: Loaded) -> str:
 
 
 def view(model: ByteModel, data: bytes) -> PatchView:
-    """Where a model opens patches in `data`. Raises UsageError for a model without patches."""
+    """The patches of a model in `data`. Raises UsageError for a model without patches."""
     found = patch_view(model, data)
     patcher = model.patcher
     threshold = patcher.config.threshold if isinstance(patcher, Entropy) else None
@@ -115,9 +109,9 @@ def view(model: ByteModel, data: bytes) -> PatchView:
 
 
 def view_of(source: str, data: bytes, device: torch.device = HOST) -> PatchView:
-    """Where a run opens patches in `data`, or a scheme without an entropy model: its name, and a size as in fixed:8.
+    """The patches in `data` of a run, or of a scheme without an entropy model, such as space or fixed:8.
 
-    Raises UsageError for a scheme that needs an entropy model, CheckpointError for what is neither.
+    Raises UsageError for a scheme that needs an entropy model, CheckpointError if `source` is neither.
     """
     name, _, size = source.partition(":")
     if Path(source).is_dir() or name not in names("patching"):
@@ -126,14 +120,14 @@ def view_of(source: str, data: bytes, device: torch.device = HOST) -> PatchView:
     if config.uses_entropy_model:
         raise UsageError(f"patches by {name} need an entropy model: name a run that has one, or one of fixed, space")
     if size and not (name == "fixed" and size.isdecimal()):
-        raise UsageError(f"{source}: only fixed takes a size, a whole number, as in fixed:8")
+        raise UsageError(f"{source}: only fixed takes a size, an integer, as in fixed:8")
     patcher = (config(size=int(size)) if size else config()).build()
     opens = np.concatenate([np.zeros(0, bool), *opens_of(patcher, data)])
     return PatchView(data, [bool(o) for o in opens], None, None)
 
 
 def samples(model: ByteModel, shown: list[bytes], count: int) -> list[Sample]:
-    """Continuations of the beginnings of documents, of `count` bytes at the most."""
+    """Continuations of the beginnings of documents, at most `count` bytes each."""
     prompts = [data[: min(64, max(1, len(data) // 2))] for data in shown]
     generated = generate(model, prompts, max_bytes=count) if prompts and count else []
     return [Sample(None, g.prompt, g.data) for g in generated]
@@ -159,7 +153,7 @@ def media(loaded: Loaded, documents: Sequence[tuple[str, NDArray[np.uint8]]], wa
 
 
 def generated(model: ByteModel, tasks: Sequence[Task], watch: Watch | None) -> list[bytes]:
-    """What the model adds to each prompt, all of them in one batch."""
+    """The generated bytes after each prompt, in one batch."""
     most = max(task.max_bytes for task in tasks)
     progress = watch("sampling", most * len(tasks)) if watch else None
     prompts, added = [task.prompt for task in tasks], [bytearray() for _ in tasks]

@@ -146,7 +146,7 @@ def test_what_a_decoder_has_no_room_for_is_refused() -> None:
         assert decoder.read(row, np.array([5])).shape == (1, VOCAB)
         with pytest.raises(UsageError, match="ids from 260 to 260"):
             decoder.read(row, np.array([VOCAB]))
-    with pytest.raises(UsageError, match="cannot go back to 2 here"):
+    with pytest.raises(UsageError, match="cannot be rolled back to 2"):
         decoder.rollback(row, np.array([2]))
     with pytest.raises(UsageError, match="0 rows"):
         open_decoder(MODELS[WINDOWED], rows=0, capacity=3)

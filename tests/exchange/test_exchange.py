@@ -316,7 +316,7 @@ def test_a_tensor_that_is_there_wrapped_and_bare_is_refused(one: Pair, tmp_path:
     copy = Path(shutil.copytree(one.folder, tmp_path / "hf"))
     weights = load_file(copy / hf.WEIGHTS)
     save_file(weights | {"_orig_mod.lm_head.weight": weights["lm_head.weight"] + 1}, copy / hf.WEIGHTS)
-    with pytest.raises(CheckpointError, match="is there twice, in a model and in what it is wrapped in"):
+    with pytest.raises(CheckpointError, match="is there twice, in a model and in its wrapper"):
         convert(copy, "hf", tmp_path / "run", {})
 
 

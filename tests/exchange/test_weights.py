@@ -173,7 +173,7 @@ def test_an_index_that_names_what_no_disk_can_hold(folder: Path, file: str) -> N
 
 def test_an_index_that_names_a_tensor_too_many(folder: Path) -> None:
     in_pieces(folder, lambda where: where.update({"a": "model-0.safetensors", "b": "model-1.safetensors"}))
-    assert "names 'a' and 1 more, which its files do not hold" in refused(folder, error=CheckpointError)
+    assert "names 'a' and 1 more, which its files do not contain" in refused(folder, error=CheckpointError)
 
 
 @pytest.mark.fault("K7")

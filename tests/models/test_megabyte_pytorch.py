@@ -240,7 +240,7 @@ def test_mamba_stages_and_what_else_of_mblm_is_refused() -> None:
         ({**blocks[1], "block_type": "transformerEncoder"}, "'transformerEncoder' of stage 1 is not supported"),
         ({**blocks[1], "pos_emb_type": "alibi"}, "pos_emb_type = 'alibi' of stage 1 is not supported"),
         ({**blocks[1], "qk_norm": True}, "stage 1: option qk_norm = True is not supported"),
-        ({**blocks[1], "attn_num_heads": 1}, r"heads = \(3, 1\), but the tensors say \(3, 2\)"),
+        ({**blocks[1], "attn_num_heads": 1}, r"heads = \(3, 1\), but the tensors have \(3, 2\)"),
         ("transformer", "block of stage 1 = 'transformer': give its settings as a table"),
     ):
         refused(ConfigError, good, words, block=[blocks[0], block])
@@ -353,7 +353,7 @@ def test_what_is_no_such_checkpoint_is_refused() -> None:
     good = theirs("two stages, pos_emb=False, rel_pos=False").state_dict()
     refused(CheckpointError, {}, "no start_tokens.0: it is neither of MEGABYTE-pytorch nor of MBLM")
     refused(CheckpointError, {"weight": torch.zeros(3)}, "no start_tokens.0")
-    refused(CheckpointError, {**good, "step": 7}, "'step', which is no tensor")
+    refused(CheckpointError, {**good, "step": 7}, "'step', which is not a tensor")
     one = {n: x for n, x in good.items() if n != "start_tokens.1"}
     refused(ConfigError, one, "one stage is a plain Transformer", heads=3)
     extra = {**good, "surprise.weight": torch.zeros(3), "transformers.0.layers.0.0.to_gate.weight": torch.zeros(1)}
@@ -394,18 +394,18 @@ def test_options_that_are_missing_or_not_theirs_are_refused() -> None:
     refused(ConfigError, good, "heads is missing: .*the 24 rows of transformers.0.*give heads or dim_head")
     for options, words in (
         ({"heads": 5}, "heads of width 4 do not divide the 24 rows|heads"),
-        ({"heads": (3, 3, 3)}, r"heads = \(3, 3, 3\): give a whole number, or 2 of them, one a stage"),
+        ({"heads": (3, 3, 3)}, r"heads = \(3, 3, 3\): give an integer, or 2 of them, one per stage"),
         ({"heads": "3"}, "heads = '3': give a whole number"),
         ({"heads": 0}, "heads"),
         ({"dim_head": 0}, "heads of width 0"),
-        ({"heads": 3, "dim_head": 4}, r"heads = \(3, 3\), but the tensors say \(6, 6\)"),
-        ({"heads": 3, "max_seq_len": (24, 8)}, r"max_seq_len = \(24, 8\), but the tensors say \(None, 4\)"),
-        ({"heads": 3, "dim": (32, 32)}, r"dim = \(32, 32\), but the tensors say \(32, 16\)"),
-        ({"heads": 3, "depth": 3}, r"depth = \(3, 3\), but the tensors say \(2, 2\)"),
+        ({"heads": 3, "dim_head": 4}, r"heads = \(3, 3\), but the tensors have \(6, 6\)"),
+        ({"heads": 3, "max_seq_len": (24, 8)}, r"max_seq_len = \(24, 8\), but the tensors have \(None, 4\)"),
+        ({"heads": 3, "dim": (32, 32)}, r"dim = \(32, 32\), but the tensors have \(32, 16\)"),
+        ({"heads": 3, "depth": 3}, r"depth = \(3, 3\), but the tensors have \(2, 2\)"),
         ({"heads": 3, "ff_mult": 2}, "ff_mult"),
         ({"heads": 3, "rel_pos": True}, "rel_pos"),
         ({"heads": 3, "pos_emb": True}, "pos_emb"),
-        ({"heads": 3, "num_tokens": 300}, "num_tokens = 300, but the tensors say 256"),
+        ({"heads": 3, "num_tokens": 300}, "num_tokens = 300, but the tensors have 256"),
         ({"heads": 3, "alibi": True}, "option alibi = True is not supported; those that are: num_tokens, max_seq_len"),
     ):
         refused(ConfigError, good, words, **options)
@@ -422,7 +422,7 @@ def test_other_frequencies_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sizes": ()}, "give one of each a stage"),
+        ({"sizes": ()}, "give one each per stage"),
         ({"dims": (32,)}, "1 dims, 2 layers"),
         ({"sizes": (1,)}, r"model.sizes = \[1\]: each must be at least 2"),
         ({"rotary": (True, False), "head_dims": (7, 8)}, r"model.head_dims\[0\] = 7: rotary needs an even width"),

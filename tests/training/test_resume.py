@@ -182,10 +182,10 @@ def test_what_may_change_changes_and_what_may_not_is_named(
     assert "changed" not in said("--set", "train.eval_bytes=100")  # free: how it looks, not how it learns
     steps, changed = 4, ["--set", "train.learning_rate=0.01", "--set", "train.batch=3"]
     line = said(*changed, "--allow-change", "train.batch", code=2)
-    assert "train.learning_rate is 0.001 there and 0.01 here" in line and "train.batch is" not in line
+    assert "train.learning_rate was 0.001, now 0.01" in line and "train.batch was" not in line
     assert "--allow-change" in line and line.count("\n") == 1
     told = said(*changed, "--allow-change", "train.batch", "--allow-change", "train.learning_rate")
-    assert "changed: train.batch is 2 there and 3 here" in told and "changed: train.learning_rate" in told
+    assert "changed: train.batch was 2, now 3" in told and "changed: train.learning_rate" in told
     assert store.read_state(store.newest(run))["step"] == 4
     assert load_toml(run / "config.toml")["train"]["learning_rate"] == 0.01
     said(*changed)  # it is the run's own now
@@ -196,5 +196,5 @@ def test_what_may_change_changes_and_what_may_not_is_named(
             f"unknown key of --allow-change '{key}'" in line and f"--init-from {run}" in line and line.count("\n") == 1
         )
     assert "did you mean 'train.learning_rate'?" in line
-    assert "model.dim is 16 there and 32 here" in said("--set", "model.dim=32", code=2)
+    assert "model.dim was 16, now 32" in said("--set", "model.dim=32", code=2)
     assert same(before, held(run))

@@ -77,7 +77,7 @@ def test_a_run_on_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert told.count("\n") == 1 and f"skipped {name}: not an image" in told
 
     assert trained(tmp_path, source, "image:8:raster", "--quiet") == 2
-    assert "modality.block is 2 there and 1 here" in capfd.readouterr().err
+    assert "modality.block was 2, now 1" in capfd.readouterr().err
     assert trained(tmp_path, source, "image:8", "--quiet") == 0
 
 

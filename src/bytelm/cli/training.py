@@ -142,12 +142,12 @@ def train(
 
 
 def ended(result: Result, quiet: bool, json: bool) -> int:
-    """Print how a training ended, as an exit code: 0, or 128 and the signal where one ended it early."""
+    """Print how a training ended and return its exit code: 0, or 128 + signal if one stopped it."""
     from bytelm.training.dist import is_main_process
 
     run, signal, final = result.run, result.signal, result.final
     if signal is not None:
-        if is_main_process():  # of several processes the first one reports
+        if is_main_process():
             saved = "prepared data" if result.progress is None else f"step {result.progress.step}"
             print(f"saved {saved} in {run}; run the same command again to resume", file=sys.stderr)
         return 128 + signal
@@ -169,7 +169,7 @@ def ended(result: Result, quiet: bool, json: bool) -> int:
 
 
 def say_what_it_takes(sources: Sequence[str], settings: RunConfig, run: Path, force: bool, json: bool) -> int:
-    """Print the estimate of a training, or refuse it as the training itself would."""
+    """Print the estimate of a training; raises as the training itself would."""
     from bytelm.training.estimate import check, estimate, lines, mapping, needs
 
     if not force:
@@ -262,5 +262,5 @@ def standard_library() -> list[str]:
     """The source files of this Python's standard library, top folder only: about five megabytes of code."""
     root = Path(sysconfig.get_path("stdlib"))
     if not any(root.glob("*.py")):
-        raise DataError(f"no Python sources in {root}: this Python came without them; try `bytelm train PATH`")
+        raise DataError(f"no Python sources in {root}: this Python has none; try `bytelm train PATH`")
     return [f"{root}/*.py"]

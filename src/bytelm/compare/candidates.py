@@ -1,17 +1,17 @@
-"""The models that are compared, each in every size: a name, and a shape for whatever a byte may cost.
+"""The candidates of a comparison, each available in every size.
 
-    blt:5             BLT, patches cut where the next byte is hard to predict, of 5 bytes on average
-    blt-no-ngrams:5   the same without its tables of n-grams
-    space             BLT, patches cut at spaces
+    blt:5             BLT, entropy patches, target mean length 5 bytes
+    blt-no-ngrams:5   the same without n-gram tables
+    space             BLT, space patches
     megabyte:8        MEGABYTE, patches of 8 bytes
     byte              byte Transformer
-    byte-window:128   byte Transformer that sees 128 bytes
+    byte-window:128   byte Transformer, attention window of 128 bytes
     perceiver:256     PerceiverAR, blocks of 256 latents
     linear            linear Transformer
-    bpe:4096          Transformer over tokens, 4096 ids in its vocabulary
+    bpe:4096          Transformer over tokens, vocabulary of 4096
 
-The numbers are those that hold where none is given. Each architecture says its own in `sizes.py`; one that has none,
-such as somebody else's, is compared in the one size of its Config, under its own name.
+The numbers are the defaults. Each architecture defines its candidates in `sizes.py`; one without that file (a plugin)
+is compared in the one size of its Config, under its own name.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from bytelm.find import unknown
 from bytelm.interfaces.sizes import Family, Table, usual
 
 WIDTHS = range(32, 4097, 16)
-DEPTH_OFFSETS = (0, -1, 1, -2, 2)  # layers more or less than usual
-DEPTH_PENALTY = 0.02  # what the square of one layer more or less weighs, as the logarithm of a cost missed
+DEPTH_OFFSETS = (0, -1, 1, -2, 2)  # from the usual number of layers
+DEPTH_PENALTY = 0.02  # per squared depth offset, in units of |log(cost / goal)|
 
 
 DEFAULT = "blt,megabyte,space,byte,byte-window,perceiver,linear,bpe:4096"
@@ -36,7 +36,7 @@ DEFAULT = "blt,megabyte,space,byte,byte-window,perceiver,linear,bpe:4096"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A family and its number, as they were named."""
+    """A family and its number."""
 
     name: str
     family: Family
@@ -48,14 +48,14 @@ class Candidate:
         return self.family.tokens
 
     def tables(self, width: int, depth_offset: int) -> Table:
-        """The tables of a run of this size: what the model is made of, and what differs in how it learns."""
+        """The configuration tables of a run of this size: the recipe, and training settings that differ."""
         found, rate = self.family.tables(self.number), self.family.rate
         train = ({} if rate is None else {"learning_rate": rate * (128 / width) ** 0.5}) | found.get("train", {})
         return {**found, "model": self.family.shape(width, depth_offset, self.number), "train": train}
 
 
 def families() -> dict[str, Family]:
-    """All that can be compared, by name: what architectures say of their sizes; others in the one that they have."""
+    """All families by name: those of the architectures' `sizes.py`; other architectures in their one size."""
     found: dict[str, Family] = {}
     for name in find.names("models"):
         sizes = find.part(name, "sizes")
@@ -64,7 +64,7 @@ def families() -> dict[str, Family]:
 
 
 def of_one_size(name: str) -> Family:
-    """An architecture that says nothing of its sizes: that of its Config, on space patches where it reads patches."""
+    """The family of an architecture without `sizes.py`: its default Config, on space patches if it is patched."""
     patching = {"patching": {"name": "space"}}
     return Family(
         lambda width, depth_offset, number: {"name": name},
@@ -73,12 +73,12 @@ def of_one_size(name: str) -> Family:
 
 
 def candidates(names: str) -> list[Candidate]:
-    """The models that a text such as "blt,bpe:4096" names. Raises UsageError for others, or the same one twice."""
+    """Parse a list such as "blt,bpe:4096". Raises UsageError for unknown names and duplicates."""
     found = [candidate(name.strip()) for name in names.split(",")]
     seen: set[tuple[str, int]] = set()
     for one in found:
         if (key := (one.name.partition(":")[0], one.number)) in seen:
-            raise UsageError(f"--models names {one.name} twice: once is enough")
+            raise UsageError(f"--models names {one.name} twice")
         seen.add(key)
     return found
 
@@ -95,12 +95,12 @@ def candidate(text: str) -> Candidate:
     if not family.number:
         raise UsageError(f"{text}: {name} takes no number")
     if not number.isdecimal() or int(number) < family.least:
-        raise UsageError(f"{text}: the number of {name} must be a whole one from {family.least} up")
+        raise UsageError(f"{text}: the number of {name} must be an integer, at least {family.least}")
     return Candidate(text, family, int(number))
 
 
 def nearest(cost: Callable[[int, int], float], goal: float) -> tuple[int, int]:
-    """The width and oddness whose cost is nearest to `goal`; costs rise with the width."""
+    """The width and depth offset whose cost is nearest to `goal`; costs increase with the width."""
 
     def apart(size: tuple[int, int]) -> float:
         found = cost(*size)

@@ -16,15 +16,15 @@ Shape = tuple[int, int, int]
 """Layers, width, heads."""
 
 TEXT = 8192  # bytes: the context of MEGABYTE's models of text (Table 13)
-SIXTEEN = 16384  # bytes: the context of BLT's largest runs, BLT-1T (section 4.8)
-PER_TOKEN = 4.4  # bytes of a token of Llama 3 (BLT, Table 1), whose ids are so many:
+SIXTEEN = 16384  # bytes: the context of BLT-1T (section 4.8)
+PER_TOKEN = 4.4  # mean bytes per token of Llama 3 (BLT, Table 1), and its vocabulary:
 LLAMA3 = 128_256
 GPT3: tuple[Shape, ...] = (
     *((12, 768, 12), (24, 1024, 16), (24, 1536, 16), (24, 2048, 32), (32, 2560, 32), (32, 4096, 32)),
     *((40, 5120, 40), (96, 12288, 96)),
 )
-# (global, local). The second, fourth and last are 452M + 151M, 5.8B + 604M and 170B + 3.2B, of which the paper tells no
-# shapes; the third is the paper's 1.3B + 350M; the others go on in the same way.
+# (global, local). The second, fourth and last are 452M + 151M, 5.8B + 604M and 170B + 3.2B, whose shapes are not in the
+# paper; the third is the paper's 1.3B + 350M; the others are extrapolated.
 MEGABYTES: tuple[tuple[Shape, Shape], ...] = (
     ((12, 768, 12), (12, 512, 8)),
     ((9, 2048, 32), (12, 1024, 16)),
@@ -49,7 +49,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Figure:
-    """Lines by their names; `x` says what stands on the axis, `says` what the lines are."""
+    """Lines by name; `x` is the axis label, `says` the caption."""
 
     title: str
     says: str
@@ -58,12 +58,12 @@ class Figure:
 
 
 def figures() -> list[Figure]:
-    """Both papers' figures of costs."""
+    """The cost figures of both papers."""
     return [by_size(), by_length(), by_patch()]
 
 
 def by_size() -> Figure:
-    """MEGABYTE's Figure 3 against model size, at the context of its models of text."""
+    """MEGABYTE's Figure 3 against model size, at the context of its text models."""
 
     def line(recipes: Iterable[Recipe]) -> list[Point]:
         found = [costs(recipe, TEXT) for recipe in recipes]
@@ -79,7 +79,7 @@ def by_size() -> Figure:
 
 
 def by_length() -> Figure:
-    """MEGABYTE's Figure 3 against the bytes in a sequence, at the middle one of its three sizes."""
+    """MEGABYTE's Figure 3 against sequence length, at the middle one of its three sizes."""
 
     def line(recipe: Recipe) -> list[Point]:
         model = recipe.build_for_counting()
@@ -96,10 +96,9 @@ def by_length() -> Figure:
 
 
 def by_patch() -> Figure:
-    """BLT 8B against its mean patch, its entropy model counted or not, beside a Transformer over tokens.
+    """BLT 8B against mean patch length, with and without its entropy model, and a Transformer over tokens.
 
-    That one is as large as BLT's latent Transformer, which is the shape of Llama 3 8B but for grouped queries and
-    a feed-forward layer that is wider instead.
+    The latter has the size of BLT's latent Transformer: Llama 3 8B with a wider feed-forward layer, no grouped queries.
     """
     table = preset("blt-8b")
     blt = build(Recipe, {part: table[part] for part in ("model", "patching", "entropy_model")}, "preset blt-8b")
@@ -136,5 +135,5 @@ def _in_eights(outer: Shape, inner: Shape) -> Recipe:
 
 
 def recipe(name: str, **model: Any) -> Recipe:
-    """A model whose feed-forward layers are rounded up to 256, as published ones are."""
+    """A recipe with feed-forward widths rounded up to 256, as in published models."""
     return build(Recipe, {"model": {"name": name, "ffn_multiple": 256, **model}}, name)

@@ -1,4 +1,4 @@
-"""What all models are measured on: stretches of held-out documents, the same bytes for each, kept in one file."""
+"""What all models are evaluated on: segments of held-out documents, the same bytes for each, kept in one file."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from bytelm.data.files import write_whole
 from bytelm.errors import DataError
 from bytelm.evaluate.bits import DocumentBits
 
-LIMIT = 1 << 19  # bytes that are measured
-LONGEST = 1 << 14  # bytes of a stretch
-UNITS = 8  # documents from which on they are what is resampled, and stretches below
+LIMIT = 1 << 19  # bytes evaluated
+LONGEST = 1 << 14  # bytes per segment
+UNITS = 8  # from this many documents on, documents are resampled; below, segments
 
 Stretch = tuple[int, bytes]
-"""The number of a document, and some bytes of it in a row."""
+"""The number of a document, and consecutive bytes of it."""
 
 
 def stretches(documents: Iterable[bytes], limit: int = LIMIT, longest: int = LONGEST, grain: int = 1) -> list[Stretch]:
-    """Stretches of up to `longest` bytes, evenly over all documents, that come to about `limit` bytes.
+    """Segments of up to `longest` bytes, evenly over all documents, about `limit` bytes in total.
 
-    They begin at multiples of `grain`, at least one of which is a stretch. Raises DataError where there are no bytes.
+    They start at multiples of `grain`, and are at least that long. Raises DataError if there are no bytes.
     """
     found: list[Stretch] = []
     for number, document in enumerate(documents):
         parts = -(-len(document) // (max(longest // grain, 1) * grain))
-        size = -(-len(document) // (max(parts, 1) * grain)) * grain  # parts of one size, but for the last
+        size = -(-len(document) // (max(parts, 1) * grain)) * grain  # equal parts, except the last
         found += [(number, document[start : start + size]) for start in range(0, len(document), max(size, 1))]
     sizes = [len(data) for _, data in found]
     if not sum(sizes):
-        raise DataError("there are no held-out bytes to measure on: give more data, or files with --held-out")
+        raise DataError("no held-out bytes to evaluate on: give more data, or files with --held-out")
     if sum(sizes) <= limit:
         return found
-    # The stretches in which evenly spaced bytes lie: a stretch is met as often as it is long.
+    # The segments that contain evenly spaced bytes: sampled in proportion to their length.
     count = max(1, round(limit * sum(sizes) / sum(size**2 for size in sizes)))
     ends, places = list(accumulate(sizes)), ((2 * k + 1) * sum(sizes) // (2 * count) for k in range(count))
     return [found[index] for index in sorted({bisect.bisect_right(ends, place) for place in places})]
 
 
 def keep(path: Path, chosen: Sequence[Stretch]) -> None:
-    """Write stretches: a line of JSON that says which are whose, and their bytes."""
+    """Write segments: one line of JSON (document numbers and lengths), then their bytes."""
     head = json.dumps([[number, len(data)] for number, data in chosen]).encode()
     write_whole(path, head + b"\n" + b"".join(data for _, data in chosen))
 
 
 def kept(path: Path) -> list[Stretch]:
-    """The stretches that `keep` wrote."""
+    """Read the segments that `keep` wrote."""
     head, _, data = path.read_bytes().partition(b"\n")
     found: list[Stretch] = []
     for number, size in json.loads(head):
@@ -58,7 +58,7 @@ def kept(path: Path) -> list[Stretch]:
 
 
 def units(found: Iterable[DocumentBits]) -> list[DocumentBits]:
-    """Measured stretches as what is resampled: those of a document together, where there are documents enough."""
+    """The units of the bootstrap: documents, or single segments where there are few documents."""
     found = list(found)
     names = list(dict.fromkeys(stretch.name for stretch in found))
     if len(names) < UNITS:

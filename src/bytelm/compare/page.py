@@ -1,4 +1,4 @@
-"""The results of a comparison for people: one picture, and one self-contained page."""
+"""The results of a comparison as one picture and one self-contained page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_all(found: Mapping[str, Any], home: Path) -> None:
 
 
 def budget_of(found: Mapping[str, Any]) -> str:
-    """The budget in words."""
+    """The budget as text."""
     amount, match = found["budget"], found["match"]
     shown = {"flops": f"{amount:.3g} FLOPs", "time": show_seconds(amount), "bytes": show_bytes(amount)}
     return f"{shown[match]} per model: {SAME[match]}"
@@ -90,7 +90,7 @@ def html(found: Mapping[str, Any]) -> str:
 
 
 def differences(found: Mapping[str, Any]) -> Table:
-    """All pairs as a table."""
+    """The paired differences as a table."""
     names = [model["model"] for model in found["models"]]
     pairs = {(pair["baseline"], pair["model"]): pair for pair in found["differences"]}
 

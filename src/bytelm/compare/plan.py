@@ -1,12 +1,12 @@
-"""From a budget to models of the right size: what each is made of, what it will cost, and whether it can be had at all.
+"""From a budget to models of the right size: the recipe and cost of each, and whether the budget allows it.
 
-    --match flops   the same operations a byte, and in all            budget: FLOPs of a training, C = 3 · F · D
-    --match time    the same seconds on this machine                  budget: seconds; shapes as for the FLOPs it can do
-    --match bytes   the same bytes, and the same parameters           budget: bytes, D
+    --match flops   equal FLOPs per byte and in total        budget: training FLOPs, C = 3 · F · D
+    --match time    equal training time on this machine      budget: seconds; shapes for the FLOPs possible in that time
+    --match bytes   equal training bytes and parameters      budget: bytes, D
 
-F, the operations of a forward pass per byte, and D, the bytes learnt from, go up together: a Transformer of N
-parameters has F = 2 N, and D is RATIO · N, but at the most EPOCHS times the training bytes there are. Operations are
-those that are executed, entropy models and hash tables among them; parameters are those beside embedding tables.
+F (forward FLOPs per byte) and D (training bytes) grow together: a Transformer of N parameters has F = 2 N, and D is
+RATIO · N, at most EPOCHS times the training split. FLOPs are as executed, entropy models and hash tables included;
+parameters are non-embedding parameters.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from bytelm.units import show_bytes, show_count
 
 Match = Literal["flops", "time", "bytes"]
 
-RATIO = 30  # bytes that a parameter learns from: between what suits models with and without large tables (docs/log.md)
-EPOCHS = 4  # times that a byte is read at the most: more teach little (Muennighoff et al. 2023, arXiv 2305.16264)
-WINDOW = 1024  # bytes that are read in a row
-STEP, LARGE_STEP = 4096, 65536  # bytes of a step, and of one where there are many
-STEPS = 2048  # that a training has, before they are made larger
-LONGEST = 4  # steps that one document may be as long as to be read in a row, where all have one size
-SAMPLE = 1 << 20  # bytes on which the size of patches is counted
-OFF = 1.5  # by how much a model may miss its cost before it counts as one that cannot be had
+RATIO = 30  # training bytes per parameter: between the optima with and without large tables (docs/log.md)
+EPOCHS = 4  # at most: further epochs add little (Muennighoff et al. 2023, arXiv 2305.16264)
+WINDOW = 1024  # context length in bytes
+STEP, LARGE_STEP = 4096, 65536  # smallest and largest bytes per step
+STEPS = 2048  # steps per training before they are made larger
+LONGEST = 4  # a document may be this many steps long to be read whole, if all have one size
+SAMPLE = 1 << 20  # bytes on which the mean patch length is measured
+OFF = 1.5  # largest ratio of cost to goal, or the reverse
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A model in the size that the budget gives it. `mean`: bytes of a patch or token. `bytes`: None to match time."""
+    """A candidate sized to the budget. `mean`: bytes per patch or token. `bytes`: None to match time."""
 
     name: str
     config: dict[str, Any]
@@ -54,28 +54,28 @@ class Planned:
     memory: int
 
     def mapping(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """As JSON."""
         return asdict(self)
 
     @classmethod
     def of(cls, mapping: Mapping[str, Any]) -> Planned:
-        """The same back."""
+        """The inverse of `mapping`."""
         fields: dict[str, Any] = {**mapping, "costs": Costs(**mapping["costs"])}
         return cls(**fields)
 
     def run(self, seed: int, **train: Any) -> RunConfig:
-        """Its training under one seed."""
+        """The configuration of its training with one seed."""
         return built(self.config, seed=seed, **train)
 
 
 def built(tables: Mapping[str, Any], **train: Any) -> RunConfig:
-    """The configuration of tables, and of more for [train]."""
+    """The configuration from tables, with further settings of [train]."""
     return build(RunConfig, {**tables, "train": {**tables.get("train", {}), **train}}, "compare")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What is the same for all. `rate`: operations a second, for budgets of time."""
+    """What is equal for all candidates. `rate`: FLOPs per second, for time budgets."""
 
     match: Match
     amount: float
@@ -87,11 +87,11 @@ class Budget:
 
     @property
     def what(self) -> str:
-        """What one byte costs."""
+        """The unit of `goal`."""
         return "parameters" if self.match == "bytes" else "FLOPs a byte"
 
     def goal(self, train_bytes: int) -> tuple[float, float]:
-        """What a model may cost (operations a byte, or parameters to match bytes), and the bytes it learns from."""
+        """The cost of a model (FLOPs per byte, or parameters to match bytes), and its training bytes."""
         if self.match == "bytes":
             return self.amount / RATIO, self.amount
         operations = self.amount * (self.rate if self.match == "time" else 1.0)
@@ -100,19 +100,19 @@ class Budget:
         return (cost, bytes) if bytes <= most else (operations / (TRAINING * most), most)
 
     def needed(self, cost: float, train_bytes: int) -> float:
-        """The amount that lets a model cost so much: `goal` the other way round."""
+        """The budget amount for a cost: the inverse of `goal`."""
         if self.match == "bytes":
             return cost * RATIO
         operations = TRAINING * cost * min(RATIO / 2 * cost, EPOCHS * train_bytes)
         return operations / (self.rate if self.match == "time" else 1.0)
 
     def counted(self, found: Costs) -> float:
-        """What a model costs, in what the budget limits."""
+        """A model's cost in the unit of `goal`."""
         return float(found.parameters - found.tables) if self.match == "bytes" else found.executed
 
 
 def mean_of(candidate: Candidate, corpus: Corpus, tokens: Bpe | None) -> float:
-    """Bytes of a patch in training documents, or of one of `tokens`, where the entrant reads those."""
+    """Mean bytes per patch, or per token, in training documents."""
     tables = candidate.tables(64, 0)
     patching = tables.get("patching", {})
     sample = [data for _, data in spread(corpus, "train", SAMPLE)]
@@ -130,10 +130,7 @@ def mean_of(candidate: Candidate, corpus: Corpus, tokens: Bpe | None) -> float:
 def planned(
     candidate: Candidate, budget: Budget, corpus: Corpus, mean: float, modality: Mapping[str, Any] | None
 ) -> Planned:
-    """An entrant in the size that the budget gives it.
-
-    Raises ConfigError where no shape costs about as much as it may, ResourceError where the memory does not suffice.
-    """
+    """A candidate sized to the budget. Raises ConfigError if no shape comes near its cost."""
     goal, bytes = budget.goal(corpus.bytes("train"))
     window = window_of(modality)
     ids = max(1, round(window / mean)) if candidate.tokens else window
@@ -166,15 +163,15 @@ def planned(
 
 
 def limits(budget: Budget, bytes: float, step: int) -> dict[str, Any]:
-    """When a training ends, and how long it warms up; `step`: bytes of one."""
+    """The budget and warm-up of a training; `step`: bytes per step."""
     warmup = {"warmup_steps": max(1, min(100, round(bytes / step) // 20))}
     return warmup | ({"minutes": budget.amount / 60} if budget.match == "time" else {"bytes": max(step, round(bytes))})
 
 
 def step_of(bytes: float) -> int:
-    """Bytes of a step of a training on so many: of STEP, doubled as long as STEPS of them remain.
+    """Bytes per step: STEP, doubled as long as STEPS of them remain.
 
-    Small steps learn more from few bytes; of long trainings they would leave a GPU waiting for the next launch.
+    Small steps learn more from few bytes; in long trainings they would make a GPU launch-bound.
     """
     found = STEP
     while found < LARGE_STEP and bytes >= STEPS * 2 * found:
@@ -183,7 +180,7 @@ def step_of(bytes: float) -> int:
 
 
 def window_of(modality: Mapping[str, Any] | None) -> int:
-    """Bytes that are read in a row: a document of a modality whose documents have one size, and its end; or WINDOW."""
+    """Context length: a document and its EOS for a modality whose documents have one size, else WINDOW."""
     if modality is None:
         return WINDOW
     size = modality_of(modality, "compare").size
@@ -191,7 +188,7 @@ def window_of(modality: Mapping[str, Any] | None) -> int:
 
 
 def check_memory(planned: Planned, available: int) -> None:
-    """Raises ResourceError for a model whose training takes more than there is."""
+    """Raises ResourceError if a training step needs more memory than is available."""
     if planned.memory > available:
         raise ResourceError(
             f"{planned.name}: a step takes {show_bytes(planned.memory)} of memory, and {show_bytes(available)} are "

@@ -1,4 +1,4 @@
-"""What a comparison found, from the results of its runs: one mapping for machines, and rows for people."""
+"""Results of a comparison, from the results of its runs: one mapping (JSON), and rows of a table."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ Result = Mapping[str, Any]
 
 
 def averaged(results: Sequence[Result]) -> list[DocumentBits]:
-    """What each stretch costs, averaged over the seeds of a model."""
+    """Bits of each segment, averaged over the seeds of a model."""
     rows = zip(*(result["documents"] for result in results), strict=True)
     return [DocumentBits(row[0][0], row[0][1], fmean(nats for _, _, nats in row)) for row in rows]
 
 
 def difference(one: Sequence[DocumentBits], other: Sequence[DocumentBits]) -> dict[str, float | None]:
-    """By how many bits per byte one model needs more than another, on the same bytes, with its 95 % interval.
+    """Paired difference in bits per byte of one model to another, with its 95 % interval.
 
-    It is paired: what is drawn again and again are the differences of each document, so that what makes a document
-    hard for both does not widen the interval.
+    The differences of documents are resampled, so that documents that are hard for both do not widen the interval.
     """
     pairs = zip(one, other, strict=True)
     apart = [DocumentBits(a.name, a.bytes, a.nats - b.nats) for a, b in pairs]
@@ -46,7 +45,7 @@ def difference(one: Sequence[DocumentBits], other: Sequence[DocumentBits]) -> di
 
 
 def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
-    """Everything, as plain JSON: models from the best to the worst, and all pairs of them."""
+    """Everything, as JSON: models from best to worst, and all pairs of them."""
     corpus, plan = Corpus.open(home / "data"), outcome.plan
     of: dict[str, list[Result]] = {}
     for result in outcome.results:
@@ -72,7 +71,7 @@ def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
 
 
 def machine(results: Iterable[Result]) -> dict[str, Any]:
-    """Where it was done."""
+    """The machine."""
     threads = sorted({result["threads"] for result in results})
     kinds = sorted({result.get("device", processor()) for result in results})
     return {"device": ", ".join(kinds), "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
@@ -81,7 +80,7 @@ def machine(results: Iterable[Result]) -> dict[str, Any]:
 def model_of(
     planned: Planned, results: Sequence[Result], measured: Sequence[DocumentBits], train_bytes: int
 ) -> dict[str, Any]:
-    """What is known of one model; figures of runs are means over seeds."""
+    """One model; figures are means over seeds."""
 
     def mean(key: str) -> float:
         return fmean(result[key] for result in results)
@@ -115,7 +114,7 @@ def model_of(
     }
 
 
-# --- for people -------------------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 HEAD = [
     "model",
@@ -140,12 +139,12 @@ HEAD_COSTS = [
 
 
 def interval_of(low: float | None, high: float | None) -> str:
-    """An interval in words, where there is one."""
+    """An interval as text."""
     return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """A row a model, under HEAD and HEAD_COSTS."""
+    """One row per model, under HEAD and HEAD_COSTS."""
     models = found["models"]
     apart = (
         {pair["baseline"]: pair for pair in found["differences"] if pair["model"] == models[0]["model"]}

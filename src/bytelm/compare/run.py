@@ -1,10 +1,10 @@
-"""The whole comparison: plan, train and measure each model in turn, and go on where it was by the same command.
+"""A comparison: plan, train and evaluate each model in turn; the same command resumes it.
 
-HOME/data            the corpus, packed once; boundaries and tokens beside it
-HOME/held-out.bin    what all are measured on
-HOME/plan.json       what was asked, and each model in the size that the budget gives it
-HOME/blt-5-0/        a run as `bytelm train` leaves it, of a model under seed 0, and its result.json
-HOME/results.json    everything that was found; HOME/index.html and HOME/picture.svg show it
+HOME/data            the corpus, packed once, with boundaries and tokens
+HOME/held-out.bin    the evaluated segments
+HOME/plan.json       the specification, and each model sized to the budget
+HOME/blt-5-0/        the run of a model with seed 0, as of `bytelm train`, and its result.json
+HOME/results.json    all results; HOME/index.html and HOME/picture.svg show them
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from bytelm.training.stages.tokens import MERGES, TokenizerStage
 from bytelm.training.stop import Interrupted, StopRequest
 from bytelm.units import show_bytes, show_count, show_seconds
 
-CONFIG = "config.toml"  # of a run that was begun
-PROBED = 1e7  # bytes that would go with the model by which the machine is timed
-LEAST = 1 << 16  # bytes to learn from, below which nothing can be compared
+CONFIG = "config.toml"  # of a run that was started
+PROBED = 1e7  # training bytes of the model by which the machine is timed
+LEAST = 1 << 16  # training bytes
 
 
 @dataclass(frozen=True)
 class ComparisonSpec:
-    """What is compared. All but `models`, `seeds` and `device` are the same for the life of a comparison."""
+    """What is compared. All but `models`, `seeds` and `device` are fixed for the life of a comparison."""
 
     paths: Sequence[str]
     models: str
@@ -63,18 +63,18 @@ class ComparisonSpec:
 
     @property
     def excluded(self) -> list[Path]:
-        """What is measured, and so not learnt from where it lies among `paths`."""
+        """Held-out files, which are not trained on where they are among `paths`."""
         return [Path(file) for path in self.held_out for file in expanded(str(path))]
 
     def lasting(self) -> dict[str, Any]:
-        """What cannot change, as plain JSON."""
+        """The fixed fields, as JSON."""
         paths = {"paths": list(map(str, self.paths)), "held_out": list(map(str, self.held_out))}
         return {**paths, "match": self.match, "budget": self.budget, "modality": dict(self.modality or {}) or None}
 
 
 @dataclass
 class Outcome:
-    """How a sitting ended: the results there are, what failed and why, and the signal that ended it early."""
+    """How a session ended: results so far, failures with reasons, and the signal that stopped it."""
 
     plan: dict[str, Any]
     results: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -83,10 +83,10 @@ class Outcome:
 
 
 def prepared(asked: ComparisonSpec, home: Path, journal: Journal) -> tuple[Corpus, dict[str, Any]]:
-    """The corpus, and the plan for all models, made now or found. Every fault that can be known by now is raised."""
+    """The corpus and the plan for all models, made or loaded. Raises every error that can be detected by now."""
     wanted = candidates(asked.models)
     budget = Budget(asked.match, asked.budget)
-    begun = (home / PLAN).exists() and any(home.glob(f"*/{CONFIG}"))  # until something was trained, nothing binds
+    begun = (home / PLAN).exists() and any(home.glob(f"*/{CONFIG}"))  # before the first training the plan may change
     if not begun:
         unpack(home, asked)
         for stale in home.glob(f"*.{MERGES}"):
@@ -112,26 +112,26 @@ def prepared(asked: ComparisonSpec, home: Path, journal: Journal) -> tuple[Corpu
 
 
 def unpack(home: Path, asked: ComparisonSpec) -> None:
-    """Have the data packed again that were packed for a command that came to nothing, unless for the same kind."""
+    """Remove data of a command that trained nothing, unless packed with the same modality: it is packed again."""
     index = home / "data" / INDEX
     with contextlib.suppress(OSError, ValueError, LookupError):
         if json.loads((home / PLAN).read_bytes())["modality"] == asked.lasting()["modality"]:
             return
-    if not (home / CONFIG).exists():  # a run of `bytelm train` keeps what it has
+    if not (home / CONFIG).exists():  # not in a run of `bytelm train`
         with contextlib.suppress(DataError):
             Corpus.open(index.parent)
             index.unlink()
 
 
 def plan_of(asked: ComparisonSpec, home: Path, begun: bool) -> dict[str, Any]:
-    """The plan as it stands. Raises ConfigError where another comparison was begun in `home`."""
+    """The present plan. Raises ConfigError if `home` contains another comparison."""
     path = home / PLAN
     lasting = asked.lasting() | {"held_out_fingerprint": fingerprint(asked.held_out) if asked.held_out else None}
     if not begun:
         return {**lasting, "models": {}, "speeds": {}, "rate": None}
     plan = json.loads(path.read_text(encoding="utf-8"))
     changed = [key for key, value in lasting.items() if plan[key] != value]
-    differences = [f"{key} is {plan[key]!r} there and {lasting[key]!r} here" for key in changed]
+    differences = [f"{key} was {plan[key]!r}, now {lasting[key]!r}" for key in changed]
     if differences:
         raise ConfigError(f"{home} holds another comparison: {'; '.join(differences)}: give the same, or another --run")
     return plan
@@ -146,7 +146,7 @@ def plan_for(
     home: Path,
     journal: Journal,
 ) -> None:
-    """Put one model into the plan."""
+    """Add one model to the plan."""
     journal.progress(f"planning: {one.name}", force=True)
     if budget.match == "time":
         plan["rate"] = plan["rate"] or rate_of(corpus, asked)
@@ -162,14 +162,14 @@ def plan_for(
 
 
 def rate_of(corpus: Corpus, asked: ComparisonSpec) -> float:
-    """Operations a second that this machine trains a windowed byte Transformer with."""
+    """FLOPs per second at which this machine trains a windowed byte Transformer."""
     (byte,) = candidates("byte-window")
     found = planned(byte, Budget("bytes", PROBED), corpus, 1.0, asked.modality)
     return TRAINING * found.costs.executed * bytes_per_second(found.run(0, device=asked.device), found.mean)
 
 
 def keep_held_out(asked: ComparisonSpec, home: Path, corpus: Corpus, modality: Modality | None) -> None:
-    """Choose what is measured: of the files given for it, or else of the corpus's test documents."""
+    """Choose the evaluated segments, from --held-out files or else the test split."""
     if asked.held_out:
         documents = (b"".join(document.pieces) for document in read(asked.held_out, modality))
     else:
@@ -180,15 +180,15 @@ def keep_held_out(asked: ComparisonSpec, home: Path, corpus: Corpus, modality: M
 
 
 def slug(name: str, seed: int | None = None) -> str:
-    """A folder for a model under a seed."""
+    """The folder of a model with one seed."""
     return name.replace(":", "-") + ("" if seed is None else f"-{seed}")
 
 
 def run_all(asked: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool = False) -> Outcome:
-    """Train and measure all that is not yet; `dry` only plans. A signal ends it early, and loses nothing.
+    """Train and evaluate what is missing; `dry` only plans. It can be stopped by a signal and resumed.
 
-    Raises DataError, UsageError, ConfigError, ResourceError and MissingExtraError before anything is trained; what
-    fails later is told, and does not keep others from their results.
+    Raises DataError, UsageError, ConfigError, ResourceError and MissingExtraError before the first training; a later
+    failure is reported, and the other models continue.
     """
     resolve(asked.device)
     try:
@@ -218,7 +218,7 @@ def run_all(asked: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool
 def trained(
     asked: ComparisonSpec, home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: bool, outcome: Outcome
 ) -> int | None:
-    """One run in a process of its own; returns the signal that ended it, None if it came to an end of some kind."""
+    """One run in a separate process; returns the signal that stopped it, None if it finished or failed."""
     run.mkdir(exist_ok=True)
     if not (run / "data").exists():
         (run / "data").symlink_to(os.path.relpath(corpus.directory, run))
@@ -229,7 +229,7 @@ def trained(
     command = [sys.executable, "-m", "bytelm.compare.worker", json.dumps(job)]
     (run / FAILED).unlink(missing_ok=True)
     with StopRequest() as stop:
-        # In a group of its own, so that Ctrl-C reaches this process alone, which passes it on once.
+        # In a separate process group, so that Ctrl-C reaches only this process, which forwards it once.
         process = subprocess.Popen(command, start_new_session=True)
         told = False
         while process.poll() is None:
@@ -250,12 +250,12 @@ def trained(
 
 
 def died(code: int) -> str:
-    """What is known of a process that left no word."""
+    """Why a process ended that left no failed.txt."""
     return f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
 
 
 def expected(plan: Mapping[str, Any], asked: ComparisonSpec) -> tuple[list[str], list[list[str]]]:
-    """What the plan comes to: a head and a row a model, and the time of all of them."""
+    """The plan as a table: a head, one row per model, and the total time."""
     head = ["model", "parameters", "+ tables", "MFLOP/byte", "to learn", "patch", "memory", "time, about"]
     found: list[list[str]] = []
     whole = 0.0

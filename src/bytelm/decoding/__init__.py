@@ -1,13 +1,12 @@
-"""How generation reads a model: rows that are read byte by byte, each giving the logits of its next one.
+"""Decoders: incremental generation for a batch of rows (sequences), each with a cached state.
 
     open_decoder(model, rows=8, capacity=4096) -> Decoder
-        read(rows, ids)     logits after each new id; prompts in chunks, and single bytes of other rows beside them
-        draft(rows, ids)    a cheaper guess, if `drafts`
-        undo(rows, lengths) back to where a row had read less
+        read(rows, ids)          logits after each new id, for chunks of prompts and single bytes in one call
+        draft(rows, ids)         a cheaper guess, if `drafts`
+        rollback(rows, lengths)  back to shorter rows
 
-A model's forward pass is its definition. The decoders of this floor compute the same from the same weights, with
-kernels of our own that read each weight once, or with tensors on a device; a law holds them to it, in float64
-(`testing.decoders`, ADR 0006 and 0013).
+A model is defined by its forward pass. Decoders compute the same from the same weights, with kernels of our own on the
+host or with tensors on a device; an invariant test compares them in float64 (`testing.decoders`, ADR 0006 and 0013).
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ from bytelm.native.library import reason
 
 Quantization = Literal["bf16", "int8"]
 
-STREAMED = 1 << 26  # bytes of weights above which no processor's caches are counted on
+STREAMED = 1 << 26  # bytes of weights that exceed the caches of any processor
 
 __all__ = ["Decoder", "Quantization", "open_decoder", "rounded", "why_plain"]
 
 
 def open_decoder(model: ByteModel, *, rows: int, capacity: int, quantize: Quantization | None = None) -> Decoder:
-    """A decoder of `rows` documents of up to `capacity` ids each, BOS among them.
+    """A decoder of `rows` documents of up to `capacity` ids each, BOS included. Raises UsageError.
 
-    `quantize`: linear layers in bfloat16, or in int8 with a scale a row, instead of what they are; caches are bfloat16
-    then. The patcher's are never rounded. The model's weights are not to be changed meanwhile. Raises UsageError.
+    `quantize`: linear layers in bfloat16, or in int8 with a scale per row, and caches in bfloat16; the patcher is never
+    quantized. The model's weights must not change while the decoder is used.
     """
     if rows < 1 or capacity < 1:
         raise UsageError(f"a decoder of {rows} rows of {capacity} ids: give at least 1 of each")
     if why_plain(model):
         return PlainDecoder(rounded(model, quantize) if quantize else model, rows, capacity)
-    # Its own: an entropy model stays in float32 where the rest of a model is in bfloat16.
+    # Not the patcher's: an entropy model stays in float32 in a bfloat16 model.
     parameter = next(p for name, p in model.named_parameters() if not name.startswith("patcher."))
     rounding = quantize or ("bf16" if parameter.dtype == torch.bfloat16 else None)
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
@@ -54,7 +53,7 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, quantize: Quanti
         if quantize == "int8":
             where = model.device.type
             raise UsageError(
-                f'quantize = "int8" on {where}: the products are for CPUs; take "bf16", or the device "cpu"'
+                f'quantize = "int8" on {where}: int8 kernels are for CPUs; use "bf16", or the device "cpu"'
             )
         kernels = Device.open(model.device, parameter.dtype == torch.float64, rounding)
     else:
@@ -65,7 +64,7 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, quantize: Quanti
 
 
 def why_plain(model: ByteModel) -> str:
-    """Why a model is read by its own forward pass, in words; empty where the kernels read it."""
+    """Why a model has no fast decoder; empty if it has one."""
     decoder = part_of(model, "decoder")
     if decoder is None:
         return f"the kernels do not know {type(model).__name__}"
@@ -77,12 +76,12 @@ def why_plain(model: ByteModel) -> str:
 
 
 def remote(model: ByteModel) -> bool:
-    """Whether a model is computed where numbers of the host have to be sent."""
+    """Whether a model is on a device."""
     return model.device.type != "cpu"
 
 
 def changed(model: ByteModel) -> str:
-    """What stands in a model that is not its own, and that kernels would pass over; empty where there is nothing."""
+    """Modifications of a model (submodules, hooks, dtypes) that kernels would ignore; empty if there are none."""
     for name, module in model.named_modules():
         if not type(module).__module__.startswith(("bytelm.", "torch.nn.modules.")):
             return f"the kernels do not know {type(module).__module__}.{type(module).__name__}, which {name} is"

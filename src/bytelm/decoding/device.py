@@ -1,9 +1,9 @@
-"""Decoders on a device: the parts of decoders as tensors, with whole numbers planned on the host.
+"""Decoders on a device: parts compute on tensors, with integers planned on the host.
 
-host    ids, rows, positions, patches → plan [numbers, positions]     one copy a part, from pinned memory
+host    ids, rows, positions, patches → plan [integers, positions]    one copy per part, from pinned memory
                                  │
 device  activations ─► part ─────▼────► activations ─► next part      a CUDA graph for each shape of a plan
-                        rings, which stay where they are
+                        ring buffers, at fixed addresses
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Functions of plans and activations on a device, recorded as CUDA graphs where there are such: one launch for many.
+"""Functions of plans and activations, captured as CUDA graphs if possible: one launch instead of many.
 
-Graphs have fixed shapes: what is planned is filled up to powers of two, so that few shapes are met.
+Graphs have fixed shapes: plans are padded to powers of two, so that there are few shapes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 from bytelm.interfaces.decoder import Ints
 from bytelm.transfer import to_device
 
-GRAPHED = 256  # positions of a shape above which launches cost less than arithmetic, and no graph is kept
+GRAPHED = 256  # positions above which arithmetic dominates launches, and no graph is captured
 
 
 class Graphs:
-    """Those of one function of a plan and of activations, which waits for nothing: a graph for each shape.
+    """The graphs of one function of a plan and activations, one per shape. The function must not synchronise.
 
-    The first call of a shape computes, and the second records: shapes that are met once are not worth a graph.
-    What the function writes lies in memory that stays, and is the same however often it is written.
+    The first call of a shape computes eagerly, the second captures: a shape that is used once needs no graph. What the
+    function writes is idempotent, at fixed addresses.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -36,9 +36,9 @@ class Graphs:
     def __call__(
         self, function: Callable[..., Tensor], plan: Ints, *activations: Tensor, shape: tuple[int, ...] = ()
     ) -> Tensor:
-        """What the function gives. `plan` [numbers, ...] is copied; `shape`: numbers of the host that decide one.
+        """The result of the function. `plan` [integers, ...] is copied; `shape`: further host integers of the shape.
 
-        The function is not kept: a method would keep its owner, and that the memory it writes to.
+        The function is not stored: a method would keep its owner alive, and with it the memory that it writes to.
         """
         key = plan.shape, shape
         if self.recorder.records and plan[0].size <= GRAPHED:
@@ -54,7 +54,7 @@ class Graphs:
 
 @dataclass
 class Graph:
-    """A recorded function: what it reads stands where it stood."""
+    """A captured function, with its static inputs."""
 
     graph: Any
     plan: Tensor
@@ -62,17 +62,17 @@ class Graph:
     out: Tensor
 
     def replay(self, plan: Ints, activations: Sequence[Tensor]) -> Tensor:
-        """What the function gives for these."""
+        """Replay with these inputs."""
         self.plan.copy_(torch.from_numpy(plan).pin_memory(), non_blocking=True)
         for mine, given in zip(self.activations, activations, strict=True):
             mine.copy_(given)
         self.graph.replay()
-        # Graphs share their memory: another one that was recorded before this one may write over it.
+        # Graphs share a memory pool: another graph may overwrite the output.
         return self.out.clone()
 
 
 class Recorder:
-    """Where parts run, and the memory that their graphs share."""
+    """The device, and the memory pool that graphs share."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.records = device, device.type == "cuda"
@@ -80,27 +80,27 @@ class Recorder:
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def sent(self, numbers: NDArray[Any]) -> Tensor:
-        """Numbers of the host, on the device."""
+        """Copy a host array to the device."""
         return to_device(torch.from_numpy(np.ascontiguousarray(numbers)), self.device)
 
     def tried(
         self, function: Callable[..., Tensor], plan: Ints, activations: Sequence[Tensor], shape: tuple[int, ...]
     ) -> Graph | None:
-        """A graph; None where the device, or a library, does not let one be recorded: then none is tried any more."""
+        """A graph; None if capture is unsupported or fails, after which it is not tried again."""
         try:
             return self.record(function, plan, activations, shape)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             self.records = False
-            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"CUDA graph capture failed, generation is slower: {told}", RuntimeWarning, stacklevel=2)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"CUDA graph capture failed, generation is slower: {reason}", RuntimeWarning, stacklevel=2)
             return None
 
     def record(
         self, function: Callable[..., Tensor], plan: Ints, activations: Sequence[Tensor], shape: tuple[int, ...]
     ) -> Graph:
-        """A graph of the function, after a run on the same stream, which allocates what libraries keep."""
+        """Capture, after a warm-up on the same stream, in which libraries allocate their workspaces."""
         mine, given = self.sent(plan), tuple(x.clone() for x in activations)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -113,10 +113,10 @@ class Recorder:
 
 
 def bucket(count: int, least: int = 1) -> int:
-    """The power of two that so many are filled up to."""
+    """The power of two to which so many are padded."""
     return max(least, 1 << (count - 1).bit_length())
 
 
 def filled(index: Ints) -> Ints:
-    """Indices filled up to a power of two by the last of them."""
+    """Indices padded to a power of two by repeating the last."""
     return np.concatenate([index, index[-1:].repeat(bucket(len(index)) - len(index))])

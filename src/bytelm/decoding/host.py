@@ -1,4 +1,4 @@
-"""The kernels of this machine, and what decoders build of them."""
+"""The host backend: kernels on arrays."""
 
 from __future__ import annotations
 

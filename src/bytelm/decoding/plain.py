@@ -1,4 +1,4 @@
-"""Any model in rows, by its own forward pass: for models of other kinds, and without a C++ compiler."""
+"""A decoder for any model, by its forward pass: for plugins, and without a C++ compiler."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bytelm.units import PAD
 
 @dataclass(frozen=True)
 class Group:
-    """Rows whose state is held together, in this order."""
+    """Rows whose states are batched, in this order."""
 
     rows: tuple[int, ...]
     state: Any
 
 
 class PlainDecoder(Decoder):
-    """Rows that are read together are kept together, so that a step of the same rows as before moves nothing."""
+    """Rows that are read together stay batched, so that a step of the same rows moves no state."""
 
     repeats = False  # torch rounds differently in a batch
     chunk = 1024
@@ -35,21 +35,21 @@ class PlainDecoder(Decoder):
         self.groups: list[Group] = []
 
     def rollback(self, rows: Ints, lengths: Ints) -> None:
-        """To nothing, or to where the rows are. Raises UsageError for any other length: states only go on."""
+        """To 0, or to the present lengths. Raises UsageError for others: states cannot be rolled back."""
         for row, length in zip(rows.tolist(), lengths.tolist(), strict=True):
             if length not in (0, self.lengths[row]):
-                raise UsageError(f"a sequence of {self.lengths[row]} ids cannot go back to {length} here: only to 0")
+                raise UsageError(f"a sequence of {self.lengths[row]} ids cannot be rolled back to {length}: only to 0")
         super().rollback(rows, lengths)
         self.forget(set(rows[lengths == 0].tolist()))
 
     def forget(self, rows: set[int]) -> None:
-        """Hold no state of these rows any longer."""
+        """Drop the states of these rows."""
         left = [(group, [i for i, row in enumerate(group.rows) if row not in rows]) for group in self.groups]
         self.groups = [self.part(group, which) for group, which in left if which]
 
     @torch.inference_mode()
     def after(self, new: NewTokens) -> Reals:
-        """See `Decoder`. Rows with one new id, and those with more, are read apart: none waits for longer ones."""
+        """See `Decoder`. Rows with one new id and rows with more are read separately, to avoid padding."""
         rows, begin, count = np.unique(new.row, return_index=True, return_counts=True)
         exact = next(self.model.parameters()).dtype == torch.float64
         logits = np.empty((len(new.row), self.vocabulary), np.float64 if exact else np.float32)
@@ -60,7 +60,7 @@ class PlainDecoder(Decoder):
         return logits
 
     def together(self, new: NewTokens, rows: Ints, where: list[Ints], logits: Reals) -> None:
-        """Some rows in one call; `where` their new ids are among all."""
+        """Read some rows in one call; `where`: indices of their new ids."""
         width = max(map(len, where))
         ids = np.full((len(rows), width), PAD)
         for line, slots in zip(ids, where, strict=True):
@@ -74,7 +74,7 @@ class PlainDecoder(Decoder):
             logits[slots] = line[: len(slots)]
 
     def gathered(self, rows: tuple[int, ...], fresh: list[int]) -> Any:
-        """The state of these rows, which is taken out of where it is held; that of others stays."""
+        """The batched state of these rows, removed from their groups; those of others stay."""
         mine = [(group, [i for i, row in enumerate(group.rows) if row in rows]) for group in self.groups]
         parts = [self.part(group, which) for group, which in mine if which]
         self.forget(set(rows))
@@ -91,12 +91,12 @@ class PlainDecoder(Decoder):
         return Group(tuple(group.rows[i] for i in which), self.take(group.state, which))
 
     def take(self, state: Any, rows: list[int]) -> Any:
-        """Rows of a state."""
+        """Select rows of a state."""
         return take_rows(state, torch.tensor(rows, device=self.model.device))
 
     @property
     def row_bytes(self) -> int:
-        """See `Decoder`; of the longest row so far, as the states of other models are not known beforehand."""
+        """See `Decoder`; of the longest row so far, as the states of plugins are not known in advance."""
         found = [0]
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ class PlainDecoder(Decoder):
         return max(found)
 
     def traffic(self, length: int) -> float:
-        """See `Decoder`: all parameters, and the states as they are."""
+        """See `Decoder`: all parameters, and the present states."""
         tables = {id(table.weight) for table in self.model.lookup_tables()}
         weights = sum(p.nbytes for p in self.model.parameters() if id(p) not in tables)
         return weights + self.rows * self.row_bytes

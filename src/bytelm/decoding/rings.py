@@ -1,6 +1,6 @@
-"""A stack of blocks over rows on a device: position p of a row lies in slot p mod slots of its ring.
+"""A stack of blocks over rows on a device, with ring buffers: position p of a row is in slot p mod slots.
 
-New positions are a grid `[rows, new]`; what fills it up writes into a spare row.
+New positions are a grid `[rows, new]`; padding writes into a spare row.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from bytelm.nn import fused
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.transformer import Block, Stack
 
-TOGETHER = 4096  # positions of rows with several new ones that are computed at once
-LEAST = 64  # positions seen: fewer are no faster, and would be shapes of their own
-ALIGNED = 8  # positions of a ring are a multiple: attention kernels like whole vectors of masks
-FEW, SHORT = 128, 256  # heads of all rows, and positions seen, up to which attention of one position is done otherwise
+TOGETHER = 4096  # positions computed at once, of rows with several new ones
+LEAST = 64  # visible positions: fewer are not faster, and would be further shapes
+ALIGNED = 8  # slots of a ring are a multiple, for the vectorised masks of attention kernels
+FEW, SHORT = 128, 256  # up to rows × heads, and above visible positions: attention by batched matmuls
 
 
 def grids(row: Ints) -> Iterator[Ints]:
-    """New positions as grids `[rows, new]` of their indices, -1 where filled up; rows with one new position apart."""
+    """New positions as grids `[rows, new]` of indices, -1 for padding; rows with one new position separately."""
     if len(row) == 1 or bool((row[1:] != row[:-1]).all()):
         found = np.full((bucket(len(row)), 1), -1)
         found[: len(row), 0] = np.arange(len(row))
@@ -55,7 +55,7 @@ def turns(position: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def turned(x: Tensor, turn: Tensor) -> Tensor:
-    """Vectors `[n, 2, heads, head_dim]` whose pairs are turned by their angles."""
+    """Rotate the pairs of vectors `[n, 2, heads, head_dim]`."""
     return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2)
 
 
@@ -68,11 +68,11 @@ def gated(gate_up: Tensor) -> Tensor:
 
 
 def attended(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Attention `[rows, heads, new, head_dim]`, to what `bias` [rows, heads or 1, new, spans] leaves."""
+    """Attention `[rows, heads, new, head_dim]` with the additive mask `bias` [rows, heads or 1, new, spans]."""
     rows, heads, new, size = query.shape
     if new > 1 or rows * heads > FEW or keys.shape[2] <= SHORT:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
-    # The fused kernel goes over the keys of a head one after another: of few heads products use more of the device.
+    # The fused kernel is sequential over the keys of a head: with few heads, matmuls use more of the device.
     query, keys, values, bias = (x.flatten(0, 1) for x in (query, keys, values, bias))
     scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=size**-0.5)
     return (scores.softmax(-1) @ values).unflatten(0, (rows, heads))
@@ -153,7 +153,7 @@ class Layers:
             self.blocks.append(Weights.of(device, block))
         self.cross = [Cross.of(device, module) for module in cross]
         self.cross_heads = cross[0].heads if cross else 0
-        whole = rows + 1  # the spare one takes what fills up
+        whole = rows + 1  # the spare row takes the padding
         ring = (whole, config.heads, 2, self.slots, config.head_dim)
         self.rings = [device.zeros(*ring, dtype=device.stored) for _ in self.blocks]
         self.kept_layers, self.kept_slots = list(kept), kept_slots
@@ -168,14 +168,14 @@ class Layers:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of memory that one row takes."""
+        """See `Decoder`."""
         return sum(x.nbytes for x in (*self.rings, *self.kept, self.held)) // (self.rows + 1)
 
     def run(self, x: Tensor, row: Ints, position: Ints, start: Ints, patch: Ints | None = None) -> Tensor:
-        """All blocks over new positions `x` [n, dim]. `start`: the first position that each of them sees."""
+        """All blocks over new positions `x` [n, dim]. `start`: the first visible position of each."""
         first = np.maximum(start, position - (self.config.attention_window or self.slots) + 1)
         every = list(grids(row))
-        if every[0].size == len(row):  # there is no other, and nothing fills it up
+        if every[0].size == len(row):  # a single grid without padding
             return self.over(every[0], x, row, position, first, patch)
         found: list[Tensor] = []
         for grid in every:
@@ -189,7 +189,7 @@ class Layers:
     def over(self, grid: Ints, x: Tensor, row: Ints, position: Ints, first: Ints, patch: Ints | None) -> Tensor:
         """All blocks over a grid of the new positions."""
         real = grid >= 0
-        index = np.maximum(np.maximum.accumulate(grid, 1), 0)  # what fills a row up repeats its last position
+        index = np.maximum(np.maximum.accumulate(grid, 1), 0)  # padding repeats the last position of its row
         own = np.where(real[:, :1], row[index], self.rows)
         spare = own == self.rows
         into = np.where(real, own, self.rows)
@@ -202,12 +202,12 @@ class Layers:
             plan[6] = own * self.patches + patch[index] % self.patches
         newest = int(at.max())
         spans, top = bucket(int((at[:, -1:] - since).max()) + 1, LEAST), min(bucket(newest + 1, LEAST), self.slots)
-        # Rings from the first row and slot on need no gathering.
+        # A prefix of rows and slots needs no gathering.
         plain = newest < top <= spans and bool((own[:, 0] == np.arange(len(own))).all())
         return self.read(self._read, plan, x, shape=(top if plain else spans, plain))
 
     def _read(self, plan: Tensor, x: Tensor, spans: int, plain: bool) -> Tensor:
-        """All blocks over a grid of positions, which see `spans` of their rows: the first of them, or the newest."""
+        """All blocks over a grid of positions that see `spans` slots: the first ones (`plain`), or the newest."""
         rows, dtype, heads = plan.shape[1], self.device.dtype, self.config.heads
         own, position, first = plan[0, :, :1], plan[1], plan[2]
         into, slot, kept = plan[3].flatten(), plan[4].flatten(), plan[5].flatten()
@@ -217,7 +217,7 @@ class Layers:
         hidden = (seen[:, None] < first[..., None]) | (seen[:, None] > position[..., None])
         bias = torch.zeros(hidden.shape, dtype=self.device.stored, device=plan.device)
         bias = bias.masked_fill(hidden, float("-inf"))[:, None]
-        if position.shape[1] == 1:  # once, and not in each layer
+        if position.shape[1] == 1:  # once instead of per layer
             bias = bias.expand(-1, heads, -1, -1).contiguous()
         turn = turns(position.flatten(), self.frequencies, dtype)
         parts = self.held.index_select(0, plan[6].flatten()) if self.cross else None
@@ -238,7 +238,7 @@ class Layers:
         return x
 
     def _crossed(self, cross: Cross, x: Tensor, parts: Tensor) -> Tensor:
-        """Positions that query the parts `[n, parts, 2, dim]` of one patch each."""
+        """Cross-attention of positions to the parts `[n, parts, 2, dim]` of one patch each."""
         heads = (self.cross_heads, -1)
         query = cross.query(self.device.ready(x, cross.query_norm)).unflatten(-1, heads)[:, :, None]
         keys, values = parts.unflatten(-1, heads).permute(2, 0, 3, 1, 4)
@@ -246,9 +246,9 @@ class Layers:
         return torch.add(cross.out(mixed.flatten(1)), x, alpha=2)  # the published models add the residual twice
 
     def hold(self, x: Tensor, row: Ints, patch: Ints) -> None:
-        """Patches `[n, parts · dim]`, as the cross-attentions read them from now on."""
+        """Store patches `[n, parts · dim]` for the cross-attentions."""
         at = filled(row * self.patches + patch % self.patches)
-        if len(at) > len(x):  # what fills up writes the last patch again
+        if len(at) > len(x):  # padding writes the last patch again
             x = x.index_select(0, self.device.recorder.sent(filled(np.arange(len(x)))))
         self.write(self._hold, at[None], x)
 

@@ -1,4 +1,4 @@
-"""Weights with fewer bits: a model as a decoder with rounded weights computes it."""
+"""Quantized weights: a model as a decoder with `quantize` computes it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bytelm.native.kernels import quantised
 
 @torch.no_grad()
 def rounded(model: ByteModel, weights: str) -> ByteModel:
-    """A copy whose linear layers hold what "bf16" or "int8" leaves of their weights; the patcher stays as it is.
+    """A copy with linear layers quantized to "bf16" or "int8" and restored; the patcher is unchanged.
 
-    int8: a scale a row of the weight, its largest entry being 127 (symmetric, per output channel).
+    int8: symmetric, one scale per output channel, whose largest entry is 127.
     """
     found = copy.deepcopy(model)
     spared = set[nn.Module]() if found.patcher is None else set(found.patcher.modules())
@@ -26,7 +26,7 @@ def rounded(model: ByteModel, weights: str) -> ByteModel:
 
 
 def restored(weight: torch.Tensor, weights: str) -> torch.Tensor:
-    """A weight after rounding."""
+    """A weight after quantization."""
     if weights == "int8":
         whole, scale = quantised(weight)
         return whole * scale[:, None]

@@ -1,4 +1,4 @@
-"""A stack of blocks as the kernels read it: the module's own weights, and caches that stand still."""
+"""A stack of blocks for the host kernels: packed weights, and ring buffers at fixed addresses."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bytelm.nn.transformer import Block, Stack
 
 
 class Layers:
-    """All blocks of a stack over rows. `seen`: positions that a row's caches hold, rounded up to whole vectors.
+    """All blocks of a stack over rows. `seen`: positions in a row's caches, rounded up to complete vectors.
 
-    `kept`: layers whose outputs are kept for so many `kept_slots` positions. `cross`: what each block is preceded by,
-    which reads one patch of `parts` vectors, of which each row keeps `patches`.
+    `kept`: layers whose outputs are kept for `kept_slots` positions. `cross`: the cross-attention before each block, to
+    one patch of `parts` vectors; each row keeps `patches` of them.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Layers:
         hidden = -(-config.hidden() // native.ROWS) * native.ROWS
         numbers = (config.layers, config.dim, hidden, kernels.cached)
         heads = cross[0].heads if cross else 0
-        # ctypes keeps what its structures were made of only where they hold it themselves.
+        # ctypes structures keep arrays alive only if they own them.
         self.layers = array_of(native.Layer, layers)
         self.held = layers
         self.stack = native.Stack(*numbers, shape, EPS, kept_slots, heads, parts, patches, self.layers)
@@ -88,11 +88,11 @@ class Layers:
         before = self.weight_bytes
         layer.key_value = self.matrix(cross.key_value.weight)
         self.cross_bytes += self.weight_bytes - before
-        self.weight_bytes = before  # read once a patch, and not once a position
+        self.weight_bytes = before  # read per patch instead of per position
         layer.parts = address(parts)
 
     def room(self, *shape: int, kind: int | None = None) -> NDArray[Any]:
-        """Memory of a row after another, counted."""
+        """Allocate memory with rows as first axis, counted."""
         self.arrays.append(self.kernels.zeros(*shape, kind=kind))
         return self.arrays[-1]
 
@@ -102,22 +102,22 @@ class Layers:
         return address(self.arrays[-1])
 
     def matrix(self, weight: Any, halves: bool = False) -> native.Matrix:
-        """A linear layer's weight, kept and counted."""
+        """A linear layer's weight, kept alive and counted."""
         found = self.kernels.matrix(weight, halves=halves)
         self.weights.append(found)
         self.weight_bytes += found.bytes
         return found
 
     def run(self, x: Reals, row: Ints, position: Ints, start: Ints, patch: Ints | None = None) -> Reals:
-        """All blocks over new positions `x` [n, dim], in place. `start`: the first position that each of them sees."""
+        """All blocks over new positions `x` [n, dim], in place. `start`: the first visible position of each."""
         self.kernels.run(self.stack, tokens(row, position, start, patch), x)
         return x
 
     def hold(self, x: Reals, row: Ints, patch: Ints) -> None:
-        """Patches `[n, parts · dim]`, as the cross-attentions read them from now on."""
+        """Store patches `[n, parts · dim]` for the cross-attentions."""
         self.kernels.parts(self.stack, x, row, patch)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of memory that one row takes."""
+        """See `Decoder`."""
         return sum(array[0].nbytes for array in self.arrays if array.ndim > 2)

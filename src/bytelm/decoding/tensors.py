@@ -1,6 +1,6 @@
-"""What decoders compute with on a device: weights, embeddings, products and norms as tensors.
+"""The operations of the device backend: weights, embeddings, matmuls and norms as tensors.
 
-Weights in bfloat16 stay so, as do caches; what is between layers, norms and logits are float32.
+bfloat16 weights and caches stay bfloat16; activations between layers, norms and logits are float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bytelm.native.kernels import Kernels
 from bytelm.nn import fused
 from bytelm.nn.norm import EPS
 
-CHUNK = 256  # ids of one row that are read at once at the most
+CHUNK = 256  # ids of one row per call at most
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Matrix:
 
     @property
     def bytes(self) -> int:
-        """Bytes that a product with it reads."""
+        """Its size in bytes."""
         return self.weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The product, in the precision of the weight."""
+        """The matmul, in the precision of the weight."""
         return F.linear(x.to(self.weight.dtype), self.weight)
 
 
@@ -44,12 +44,12 @@ T = TypeVar("T", bound="Tensors")
 
 @dataclass(frozen=True)
 class Tensors:
-    """See `base.Backend`: activations are tensors of `dtype` on a device."""
+    """See `Backend`: activations are tensors of `dtype` on a device."""
 
     device: torch.device
     dtype: torch.dtype
     weights: str | None
-    """What linear layers are rounded to: "bf16", or None for `dtype`."""
+    """Quantization of linear layers: "bf16", or None for `dtype`."""
     host: Kernels
     recorder: Recorder = field(repr=False)
 
@@ -59,13 +59,13 @@ class Tensors:
 
     @classmethod
     def open(cls: type[T], device: torch.device, exact: bool, weights: str | None) -> T:
-        """A device. Raises UsageError where there are no kernels to decide on the host with."""
+        """A device backend. Raises UsageError without the host kernels, which decide boundaries."""
         dtype = torch.float64 if exact else torch.float32
         return cls(device, dtype, weights, Kernels.open(exact), Recorder(device))
 
     @property
     def stored(self) -> torch.dtype:
-        """What weights and caches are."""
+        """The dtype of weights and caches."""
         return torch.bfloat16 if self.weights else self.dtype
 
     def precise(self: T) -> T:
@@ -73,8 +73,8 @@ class Tensors:
         return replace(self, weights=None)
 
     def zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Room on the device."""
-        with torch.inference_mode(False):  # it is written to in any mode
+        """Zeros on the device."""
+        with torch.inference_mode(False):  # writable in any mode
             return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
 
     def vector(self, weight: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Tensors:
         return weight.detach()
 
     def matrix(self, weight: Tensor, *, whole: bool = False) -> Matrix:
-        """See `Backend`; no copy of what is in the right precision already."""
+        """See `Backend`; not a copy if the precision is right already."""
         return Matrix(weight.detach() if whole else weight.detach().to(self.stored))
 
     def embed(self, table: Tensor, ids: Ints) -> Tensor:
@@ -94,20 +94,20 @@ class Tensors:
         return F.embedding(self.recorder.sent(ids), table).to(self.dtype)
 
     def linear(self, matrix: Matrix, x: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> Tensor:
-        """See `Backend`. After a norm come logits: they are not rounded."""
+        """See `Backend`. After a norm come logits, which are not rounded."""
         if norm is None:
             return matrix(x).to(self.dtype)
         return F.linear(self.normed(x, norm, eps), matrix.weight.to(self.dtype))
 
     def normed(self, x: Tensor, weight: Tensor, eps: float, kind: torch.dtype | None = None) -> Tensor:
-        """See `Backend`; rounded to `kind` for a product to read."""
+        """See `Backend`; rounded to `kind` for a matmul."""
         kind = kind or self.dtype
         if device := fused.kernels(x):
             return device.rms_norm(x, weight, eps, kind)
         return F.rms_norm(x, weight.shape, weight, eps).to(kind)
 
     def ready(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Lines after RMSNorm, in the precision of weights."""
+        """After RMSNorm, in the precision of weights."""
         return self.normed(x, weight, EPS, self.stored)
 
     def instead(self, x: Tensor, where: NDArray[np.bool_], line: Tensor) -> Tensor:
@@ -115,6 +115,6 @@ class Tensors:
         return torch.where(self.recorder.sent(where)[:, None], line, x)
 
     def entropies(self, logits: Tensor) -> Reals:
-        """See `Backend`: one wait."""
+        """See `Backend`: one synchronisation."""
         chances = logits.log_softmax(-1)
         return fetched(-(chances.exp() * chances).sum(-1))

@@ -1,11 +1,11 @@
-"""What a model costs, counted from its shape without training it.
+"""FLOPs and memory traffic of a model, counted from its shape without training it.
 
-    paper      the formula of the architecture's own paper: attention over the causal half, what surrounds it left out
-    executed   everything that a pass here multiplies: masked parts of attention, the entropy model, hash tables
-    hnet       ... and the lookup of a byte, or token, as if it were a product with a one-hot vector (as H-Net counts)
+    paper      the formula of the architecture's own paper: attention over the causal half, no entropy model
+    executed   every matmul that runs: masked parts of attention, the entropy model, hash tables
+    hnet       ... and embedding lookups counted as products with one-hot vectors (H-Net's convention)
 
-All three are operations of a forward pass, two for a multiplication and its addition; a step of training is three times
-that. None counts norms, softmax, activations, rotations, residuals or hashing.
+FLOPs are of a forward pass, two per multiply-add; a training step takes three times as many. None counts norms,
+softmax, activations, rotations, residuals or hashing.
 """
 
 from __future__ import annotations
@@ -21,48 +21,47 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.patching import entropy
 from bytelm.units import VOCAB
 
-TOKEN = 3.4  # bytes: the mean token of a vocabulary of 4096 on English novels
+TOKEN = 3.4  # mean bytes per token of a vocabulary of 4096 on English novels
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs. FLOPs are of a forward pass, per byte; see the file for the conventions."""
+    """Costs of a model. FLOPs are of a forward pass, per byte; see the module for the conventions."""
 
     parameters: int
-    """Trained ones, of the model itself: the patcher's entropy model is not among them."""
+    """Trainable parameters, without the entropy model."""
     tables: int
-    """Of them in embedding tables: bytes or tokens, n-grams, learned positions, pads. No output matrix is one."""
+    """Of them in embedding tables: bytes or tokens, n-grams, learned positions, pads; not the output matrix."""
     entropy_model: int
-    """Parameters of the patcher's scorer."""
+    """Parameters of the entropy model."""
     paper: float
-    """FLOPs by the formula of the paper, to which the entropy model is free."""
+    """FLOPs by the formula of the paper, without the entropy model."""
     executed: float
-    """FLOPs of all matrix products, the entropy model's too; additions of hash-table rows; BLT's cross-attention."""
+    """FLOPs of all matmuls, entropy model included; additions of hash-table rows; BLT's cross-attention."""
     hnet: float
-    """FLOPs executed, and those of the input embeddings as products. n-gram tables stay lookups."""
+    """`executed`, and the input embeddings as products; n-gram tables stay lookups."""
     read: float
-    """Bytes of weights and caches read for one more byte, in bfloat16, one row, in the middle of a window."""
+    """Bytes of weights and caches read per decoded byte, in bfloat16, batch 1, in the middle of a window."""
 
 
 def usual_mean(recipe: Recipe) -> float:
-    """Bytes of a patch or token where nothing was read yet: what patching is to be calibrated to, or TOKEN."""
+    """Expected bytes per patch or token before any data was read: the calibration target, or TOKEN."""
     if isinstance(recipe.patching, entropy.Config):
         return recipe.patching.target_mean_length
     return 1.0 if recipe.build_for_counting().tokens is None else TOKEN
 
 
 def costs(recipe: Recipe, window: int, mean: float = 1.0) -> Costs:
-    """The costs of a recipe's model that reads `window` ids in a row, built without memory.
+    """The costs of a recipe's model at a context of `window` ids, built on the meta device.
 
-    `mean`: bytes of a patch, or of a token for a model of tokens; models of bytes, and MEGABYTE, which counts its own
-    patches, do not look at it. Patching need not be calibrated. Without a formula of an architecture's
-    own, FLOPs by the paper are those executed.
+    `mean`: bytes per patch or token, ignored by models of bytes and by MEGABYTE, whose patches are fixed. Patching need
+    not be calibrated. For an architecture without a formula, `paper` equals `executed`.
     """
     return counted(recipe.build_for_counting(), window, mean)
 
 
 def counted(model: ByteModel, window: int, mean: float = 1.0) -> Costs:
-    """The same of a model that is there."""
+    """`costs` of an existing model."""
     patcher, counts = model.patcher or nn.Identity(), costs_of(model)
     entropy_model = next((part for part in patcher.modules() if isinstance(part, ByteModel)), None)
     scored = sum(p.numel() for p in patcher.parameters())
@@ -78,7 +77,7 @@ def counted(model: ByteModel, window: int, mean: float = 1.0) -> Costs:
         executed += entropy_model.flops(window, 0) / window
         read += 2 * costs_of(entropy_model).read(
             window // 2, 1.0
-        )  # in float32 whatever the model is in: a boundary is decided once
+        )  # in float32 whatever the dtype of the model: boundaries do not depend on it
     return Costs(
         parameters=sum(p.numel() for p in model.parameters()) - scored,
         tables=own - counts.multiplied_tables(),
@@ -91,6 +90,6 @@ def counted(model: ByteModel, window: int, mean: float = 1.0) -> Costs:
 
 
 def costs_of(model: ByteModel) -> ArchitectureCosts:
-    """How an architecture's costs are counted: by its own formulas where it has some."""
+    """The cost formulas of an architecture: its own, or the default."""
     own = part_of(model, "costs")
     return ArchitectureCosts(model) if own is None else own.Costs(model)

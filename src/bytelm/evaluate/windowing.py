@@ -1,6 +1,6 @@
-"""Other ways to read with a trained model: strided and sliding (MEGABYTE, section 2.3.3 and Table 9).
+"""Strided and sliding windows over a trained model (MEGABYTE, section 2.3.3 and Table 9).
 
-Each is a model around a model: measuring and generation call it as they call any other, and the laws hold for it.
+Each wraps a model in a model, for evaluation and generation alike; the invariants hold for it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Mode = Literal["basic", "sliding", "strided", "both"]
 
 
 def for_measuring(model: ByteModel, mode: Mode, context: int) -> tuple[ByteModel, int]:
-    """The model, and by how many ids each window of `context` goes further than the one before. Raises UsageError."""
+    """The wrapped model, and the stride of windows of `context` ids. Raises UsageError."""
     stride = max(1, context // 2) if mode in ("sliding", "both") else context
     return strided(model) if mode in ("strided", "both") else model, stride
 
 
 def for_generating(model: ByteModel, mode: Mode, context: int) -> ByteModel:
-    """The model as one stream; basic has no windows, and goes on beyond `context`. Raises UsageError."""
+    """The model as one stream; basic has no windows, and continues beyond `context`. Raises UsageError."""
     model = strided(model) if mode in ("strided", "both") else model
     return sliding(model, context) if mode in ("sliding", "both") else model
 
 
 def strided(model: ByteModel) -> ByteModel:
-    """The model read with a stride of half a patch. Raises UsageError for a model without patches of one size."""
+    """Two passes offset by half a patch. Raises UsageError for a model without patches of fixed size."""
     if model.patch_size is None:
         raise UsageError(
             f"strided inference reads patches of one size from two offsets, and {type(model).__name__} has none: "
@@ -46,7 +46,7 @@ def strided(model: ByteModel) -> ByteModel:
 
 
 def sliding(model: ByteModel, context: int) -> ByteModel:
-    """The model read in windows of `context` ids. Raises UsageError for one whose patches would be cut anew in each."""
+    """Overlapping windows of `context` ids. Raises UsageError if patch boundaries would differ between windows."""
     if model.patcher is not None:
         raise UsageError(
             f"sliding windows start within a document, where {type(model).__name__} would place other patch "
@@ -59,7 +59,7 @@ def sliding(model: ByteModel, context: int) -> ByteModel:
 
 @dataclass(frozen=True)
 class StridedState:
-    """Two readings of the same rows, the second one half a patch behind."""
+    """The states of the two passes, the second offset by half a patch."""
 
     read: Int[Tensor, " batch"]
     offset: Int[Tensor, " batch"]
@@ -68,12 +68,12 @@ class StridedState:
 
 
 class Strided(ByteModel):
-    """Late places of a patch are predicted worse than early ones; so each byte comes from where it stands early.
+    """Late positions in a patch are predicted worse than early ones, so each byte is taken from where it is early.
 
         ids        0 1 2 3 | 4 5 6 7 | 8 9 . .       patch 4, offsets in the document
         first      a a . . | a a . . | a a           from the document's start
-        second         0 1   2 3 | 4 5   6 7         two ids later: BOS, then as if the document began there
-        taken      a a a a   a a b b   a a b b       the first patch is the first reading's
+        second         0 1   2 3 | 4 5   6 7         two ids later: BOS, then as if the document started there
+        taken      a a a a   a a b b   a a b b       the first patch is from the first pass
 
     It costs two passes.
     """
@@ -87,7 +87,7 @@ class Strided(ByteModel):
         self.model.init_weights(seed)
 
     def flops(self, ids: int, patches: int) -> int:
-        """See `ByteModel`: both readings, the second of which lacks half a patch."""
+        """See `ByteModel`: both passes, the second without half a patch."""
         rest = max(0, ids - self.patch // 2)
         return self.model.flops(ids, patches) + (self.model.flops(rest, patches) if rest else 0)
 
@@ -125,7 +125,7 @@ class Strided(ByteModel):
 
 @dataclass(frozen=True)
 class SlidingState:
-    """What the present window of each row has read, and what the next one will begin with."""
+    """The state of each row's present window, and the ids with which the next will start."""
 
     read: Int[Tensor, " batch"]
     offset: Int[Tensor, " batch"]
@@ -134,14 +134,14 @@ class SlidingState:
 
 
 class Sliding(ByteModel):
-    """No id is predicted from more than `context` ids: when a window is full, the next begins with its newer half.
+    """No id is predicted from more than `context` ids: when a window is full, the next starts with its newer half.
 
         ids        0 1 2 3 4 5 6 7 8 9          context 4, offsets in the document
         window 0   0 1 2 3
-        window 1       . . 4 5                  "." is read again
+        window 1       . . 4 5                  "." is processed again
         window 2           . . 6 7
 
-    So a model goes on for ever at the length it was trained for. It costs two passes.
+    So a model continues indefinitely at the length it was trained for, at twice the cost.
     """
 
     def __init__(self, model: ByteModel, context: int) -> None:
@@ -154,7 +154,7 @@ class Sliding(ByteModel):
         self.model.init_weights(seed)
 
     def flops(self, ids: int, patches: int) -> int:
-        """See `ByteModel`: of one document, whose windows are read one after the other."""
+        """See `ByteModel`: of one document, all its windows."""
         kept = self.context - self.stride
         found = self.model.flops(min(ids, self.context), patches)
         for first in range(self.context, ids, self.stride):
@@ -192,7 +192,7 @@ class Sliding(ByteModel):
         state: SlidingState | None = None,
         boundaries: Bool[Tensor, "batch new"] | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], SlidingState | None]:
-        """See `ByteModel`. Ids of one window are read together, those of other windows being PADs meanwhile."""
+        """See `ByteModel`. Ids of one window are read together; those of other windows are PADs meanwhile."""
         begun = state if state is not None else self.initial_state(len(ids))
         rows = Rows.of(ids)
         offset = since(rows.starts(begun.read), begun.offset)
@@ -215,7 +215,7 @@ class Sliding(ByteModel):
         return rows.restore(logits), SlidingState(state.read + rows.lengths, after, recent, inner)
 
     def restarted(self, inner: Any, opens: Bool[Tensor, "batch new"], line: Int[Tensor, "batch slots"]) -> Any:
-        """The state in which the rows that open a window at `opens` have read what it begins with, and no more."""
+        """The state in which rows that start a window at `opens` have read its overlap only."""
         rows, slots = opens.nonzero(as_tuple=True)
         kept = self.context - self.stride
         _, fresh = self.model(tail(line[rows], slots + kept, kept), self.model.initial_state(len(rows)))

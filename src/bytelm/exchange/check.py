@@ -1,4 +1,4 @@
-"""A run that was converted beside its source in the source's own library: are the logits the same?"""
+"""Compare the logits of a converted run with those of the source's own library."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bytelm.units import BOS, BYTES
 
 TEXT = b"The quick brown fox, d\xc3\xa9j\xc3\xa0 vu: 0123456789\n" * 2 + bytes(range(BYTES))
 NEAR = 1e-3
-"""Of the largest logit. Float32 in another order of sums stays far below; anything done otherwise comes far above."""
+"""Relative to the largest logit: far above float32 rounding, far below any difference in the computation."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far logits are apart at the most, how large the largest is, and after how many bytes they were compared."""
+    """The largest difference of logits, the largest logit, and the number of positions compared."""
 
     apart: float
     largest: float
@@ -28,10 +28,10 @@ class Agreement:
 
 
 def check(source: Path, layout: str, run: Path) -> Agreement:
-    """Compare the logits of a source and of the run that `convert` made of it, in float32, on some text and every byte.
+    """Compare a source with the run that `convert` made of it, in float32, on some text and every byte value.
 
-    Raises MissingExtraError without the source's library, UsageError where that has no such model, and CheckpointError
-    where logits differ by more than rounding does.
+    Raises MissingExtraError without the source's library, UsageError if it has no such model, and CheckpointError if
+    logits differ by more than rounding.
     """
     loaded = load(run)
     text = TEXT[: int(loaded.state["context"])]

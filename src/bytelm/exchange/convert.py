@@ -1,4 +1,4 @@
-"""Weights of other projects to a run of ours, and back: `exchange.format` says what a layout is."""
+"""Import published weights as a run, and export them; see `exchange.format` for layouts."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ from bytelm.exchange.format import find_layout
 
 @dataclass(frozen=True)
 class Converted:
-    """A run that was made of other weights, or would be: its parameters, and bytes of its context."""
+    """A run that was converted, or would be: its parameters, and its context length in bytes."""
 
     parameters: int
     context: int
     table: list[tuple[str, str, str]]
-    """Of each tensor of theirs its name, dtype and shape, and the name of ours; "" where it is left out."""
+    """Of each source tensor its name, dtype and shape, and our name; "" if it is left out."""
 
 
 def convert(source: Path, layout: str, run: Path, sets: Mapping[str, Any], *, dry_run: bool = False) -> Converted:
-    """Make a run of published weights, in the precision that they have there.
+    """Make a run from published weights, in their precision; it must not exist yet.
 
-    `sets` is for what a source says wrongly or not at all: of a recipe, or of what the layout names. Raises as
-    `Format.read` does, and ResourceError where the disk refuses. The run must not exist yet. In a `dry_run` names and
-    shapes are compared and nothing is written.
+    `sets` overrides or adds to what the source says of the recipe, or of what the layout names. A `dry_run` compares
+    names and shapes, and writes nothing. Raises as `Format.read` does, and ResourceError on disk errors.
     """
     fresh(run)
     with ExitStack() as stack:
@@ -54,7 +53,7 @@ def keep(
     origin: Mapping[str, str],
     table: list[tuple[str, str, str]],
 ) -> Converted:
-    """Write the one checkpoint of a run. Raises ResourceError; nothing is left where the disk refuses."""
+    """Write the one checkpoint of a run. Raises ResourceError, and then leaves nothing behind."""
     state = {"recipe": to_mapping(recipe), "context": context, "bytes": 0, "seconds": 0.0, "skipped": 0}
     state |= {"converted": dict(origin)}
     try:
@@ -64,23 +63,23 @@ def keep(
     try:
         store.save(run, 0, {"model": ours}, state)
     except BaseException:
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # so that the same command can be given again
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # so that the command can be repeated
         raise
     return Converted(sum(tensor.numel() for tensor in ours.values()), context, table)
 
 
 def fresh(path: Path) -> None:
-    """Refuse a place where something lies already. Raises CheckpointError."""
+    """Raises CheckpointError if the path exists."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} already exists: name a new folder")
 
 
-# --- the other way ----------------------------------------------------------------------------------------------------
+# --- export -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder that was written: its parameters, and the name of what its bytes stand for ("": the bytes of files)."""
+    """An exported folder: its parameters, and its modality ("": raw bytes)."""
 
     parameters: int
     modality: str
@@ -89,8 +88,8 @@ class Exported:
 def export(run: Path, layout: str, folder: Path, sets: Mapping[str, Any]) -> Exported:
     """Write the newest checkpoint of a run in another project's layout.
 
-    `sets` is merged into the recipe first. Raises CheckpointError, ConfigError for what that layout cannot say, and
-    ResourceError; `folder` is then as it was.
+    `sets` is merged into the recipe first. Raises CheckpointError, ConfigError for what the layout does not support,
+    and ResourceError; `folder` is then unchanged.
     """
     fresh(folder)
     written = find_layout(layout)

@@ -1,7 +1,7 @@
-"""Files of other projects, opened without trust: safetensors in one piece or many, PyTorch's own, JSON.
+"""Untrusted files of other projects: safetensors (single or sharded), PyTorch's own, JSON.
 
-Names, shapes and dtypes are known before any weight is read, and weights are read one by one. Nothing is executed: a
-pickle that holds more than tensors is refused.
+Names, shapes and dtypes are known before any weight is read; weights are read one by one. Nothing is executed: a
+pickle that contains more than tensors is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bytelm.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
 INDEX = ".index.json"
-# What no model here computes in: it may stand in a file where it means nothing, as tables of angles do.
+# Dtypes that no model here computes in, but that a file may use for unused tensors, such as tables of angles.
 FOREIGN = {
     "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn,
@@ -37,15 +37,15 @@ FOREIGN = {
 }
 KNOWN = NAMED | FOREIGN
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-MOST = 1 << 20  # of what an option counts: more is a broken file, and would be built before it is compared
+MOST = 1 << 20  # limit of counts in options: more is a broken file, and the model is built before it is compared
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of a file: what it looks like, and how to read it."""
+    """One tensor of a file."""
 
     like: Tensor
-    """Of its shape and dtype, without memory."""
+    """On the meta device, with its shape and dtype."""
     read: Callable[[], Tensor]
 
 
@@ -53,15 +53,15 @@ Weights = dict[str, Weight]
 
 
 def weights_in(path: Path, stack: ExitStack) -> Weights:
-    """The tensors of a file, or of all the files that an index names. They stay open as long as `stack`.
+    """The tensors of a file, or of all files of an index; open as long as `stack`.
 
-    Raises CheckpointError for what is missing, damaged, or not tensors alone.
+    Raises CheckpointError if one is missing, damaged, or contains more than tensors.
     """
     if path.name.endswith(INDEX):
         return sharded(path, stack)
     try:
         plain, there = path.is_file(), path.exists()
-    except OSError as error:  # a name that no disk can hold
+    except OSError as error:  # a name that the file system cannot represent
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     if not plain:
         raise CheckpointError(f"{path} is not a plain file" if there else f"{path} is missing")
@@ -69,23 +69,23 @@ def weights_in(path: Path, stack: ExitStack) -> Weights:
 
 
 def sharded(index: Path, stack: ExitStack) -> Weights:
-    """The tensors that an index distributes over files beside it."""
+    """The tensors of the shards that an index names."""
     where = json_in(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
         raise CheckpointError(f"{index} has no weight_map: it is not the index of a checkpoint")
     found: Weights = {}
     for file in sorted(set(cast("dict[str, str]", where).values())):
         if Path(file).name != file or not file.endswith(".safetensors"):  # which an index itself does not
-            raise CheckpointError(f"{index} names {file!r}: its files must be safetensors that lie beside it")
+            raise CheckpointError(f"{index} names {file!r}: its files must be safetensors in the same folder")
         found |= weights_in(index.with_name(file), stack)
     if missing := sorted(where.keys() - found.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{index} names {missing[0]!r}{more}, which its files do not hold")
+        raise CheckpointError(f"{index} names {missing[0]!r}{more}, which its files do not contain")
     return found
 
 
 def mapped(path: Path, stack: ExitStack) -> Weights:
-    """The tensors of a safetensors file, which stays on the disk until they are read."""
+    """The tensors of a safetensors file, memory-mapped."""
     found: Weights = {}
     try:
         file = stack.enter_context(safetensors.safe_open(path, "pt"))
@@ -101,7 +101,7 @@ def mapped(path: Path, stack: ExitStack) -> Weights:
 
 
 def pickled(path: Path) -> Weights:
-    """The tensors of a file that PyTorch wrote, by themselves or under "model" or "state_dict"."""
+    """The tensors of a file from torch.save, at top level or under "model" or "state_dict"."""
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"  # what older versions wrote cannot be mapped
@@ -124,11 +124,10 @@ def pickled(path: Path) -> Weights:
 
 
 def unwrapped(tensors: Mapping[str, T], known: str) -> dict[str, T]:
-    """Tensors under the names that a model gives them, without those of what it was wrapped in when it was saved.
+    """Strip prefixes of wrappers from tensor names.
 
-    `known` is a name that the model itself has: what stands before it there (module., model., net., as DDP and trainers
-    put it) is taken from all names that begin so. torch.compile's `_orig_mod.` is taken from anywhere.
-    Raises CheckpointError where two names become one.
+    `known` is a name of the model itself: its prefix (module., model., net., from DDP and trainers) is removed from all
+    names, and torch.compile's `_orig_mod.` anywhere. Raises CheckpointError if two names become one.
     """
     bare = {".".join(part for part in name.split(".") if part != "_orig_mod"): name for name in tensors}
     wrapped = re.compile(rf"((?:(?:module|model|net)\.)*){re.escape(known)}")
@@ -136,12 +135,12 @@ def unwrapped(tensors: Mapping[str, T], known: str) -> dict[str, T]:
     names = {name.removeprefix(root): own for name, own in bare.items()}
     if len(names) != len(tensors):
         twice = next(name for name in tensors if name not in names.values())
-        raise CheckpointError(f"{twice!r} is there twice, in a model and in what it is wrapped in: save one of them")
+        raise CheckpointError(f"{twice!r} is there twice, in a model and in its wrapper: save one of them")
     return {name: tensors[own] for name, own in names.items()}
 
 
 def dense(value: object) -> bool:
-    """Whether something is a tensor with all its values in memory."""
+    """Whether something is a dense tensor."""
     return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
@@ -159,21 +158,18 @@ def json_in(path: Path) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The message of an error in one line."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def check_folder(source: Path) -> None:
-    """Raises CheckpointError for a source that is no folder."""
+    """Raises CheckpointError if the source is not a folder."""
     if not source.is_dir():
-        raise CheckpointError(f"{source} is not a folder: name the one that holds the weights and their config.json")
+        raise CheckpointError(f"{source} is not a folder: name the one with the weights and their config.json")
 
 
 def check(expected: Mapping[str, Tensor], found: Weights, where: Path) -> None:
-    """Compare names and shapes with those `expected`, before anything is read; any float will do for a float.
-
-    Raises CheckpointError with a table of differences.
-    """
+    """Compare names, shapes and kinds of dtype with `expected`, before reading. Raises CheckpointError with a table."""
     likes = {name: weight.like for name, weight in found.items()}
     wanted = {
         name: torch.empty(tensor.shape, dtype=likes[name].dtype, device="meta")
@@ -185,7 +181,7 @@ def check(expected: Mapping[str, Tensor], found: Weights, where: Path) -> None:
 
 
 class Options:
-    """The options of another project's model, read by name, so that an error can say which file and key it means."""
+    """The options of another project's model; errors name the file and key."""
 
     def __init__(self, table: Any, where: str) -> None:
         if not isinstance(table, dict):
@@ -198,32 +194,32 @@ class Options:
         return Options(self.table.get(key), f"{self.where}: {key}")
 
     def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        """One option; `default` where it is missing or null. Raises ConfigError for a missing one without a default."""
+        """One option, or `default` if missing or null. Raises ConfigError if it is required and missing."""
         value = self.table.get(key)
         if value is None:
             value = default
         if value is None:
             raise ConfigError(f"{self.where} lacks {key}")
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
-            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} is not what it should be")
+            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} has the wrong type")
         return value
 
     def count(self, key: str, default: int | None = None, most: int = MOST) -> int:
-        """An option that counts something. Raises ConfigError for less than 1 and more than `most`."""
+        """An option that is a count. Raises ConfigError if it is not from 1 to `most`."""
         value = self.get(key, int, default)
         if not 1 <= value <= most:
             raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} is not from 1 to {most}")
         return value
 
     def counts(self, key: str, default: Sequence[int], most: int) -> tuple[int, ...]:
-        """An option that is a list of counts, no more than `most` of them, none larger than it."""
+        """An option that is a list of at most `most` counts, none larger than `most`."""
         values = self.get(key, list, list(default))
         if len(values) > most or not all(type(value) is int and 1 <= value <= most for value in values):
-            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(values)} is not what it should be")
+            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(values)} is not a list of counts up to {most}")
         return tuple(values)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """An option that is a number. Raises ConfigError for NaN, infinity, and what is too large for a float."""
+        """An option that is a finite number. Raises ConfigError."""
         value = self.get(key, (int, float), default)
         try:
             if math.isfinite(value):
@@ -233,15 +229,13 @@ class Options:
         raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} is not a finite number")
 
     def present(self, key: str) -> None:
-        """Refuse null where it does not mean the same as nothing."""
+        """Refuse null where it means something else than a missing option."""
         if key in self.table and self.table[key] is None:
             raise ConfigError(f"{self.where}: {key} = null is not supported")
 
     def only(self, key: str, *known: Any) -> None:
-        """Refuse any value of an option but those `known`, of which the first holds where it is missing."""
+        """Refuse any value of an option but those `known`; the first is the default."""
         value = self.table.get(key, known[0])
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in known):
             shown = " or ".join(repr(one) for one in known)
-            raise ConfigError(
-                f"{self.where}: {key} = {reprlib.repr(value)} is not supported: bytelm's BLT has {shown} there"
-            )
+            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} is not supported: bytelm's BLT has {shown}")

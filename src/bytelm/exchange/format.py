@@ -1,4 +1,4 @@
-"""What a layout of published weights is: a file `formats/NAME.py` of an architecture, with three functions."""
+"""The interface of a layout of published weights: `formats/NAME.py` of an architecture, with three functions."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from bytelm.errors import UsageError
 from bytelm.find import formats, unknown
 from bytelm.interfaces.model import ByteModel
 
-MODALITY = "bytelm_modality"  # a key of ours in config.json, which other libraries pass over
+MODALITY = "bytelm_modality"  # a key of ours in config.json, which other libraries ignore
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A checkpoint of another project, of which nothing but names and shapes was read yet."""
+    """A checkpoint of another project, of which only names and shapes were read yet."""
 
     name: str
     recipe: Recipe
     context: int
     """Bytes."""
     table: list[tuple[str, str, str]]
-    """Of each tensor of theirs its name, dtype and shape, and the name of ours; "" where it is left out."""
+    """Of each source tensor its name, dtype and shape, and our name; "" if it is left out."""
     tensors: Callable[[], dict[str, Tensor]]
-    """Reads the weights: ours by our names."""
+    """Reads the weights, under our names."""
 
 
 @runtime_checkable
 class Format(Protocol):
-    """The functions of such a file."""
+    """The functions of a layout."""
 
     def read(self, source: Path, sets: Mapping[str, Any], stack: ExitStack) -> Reading:
-        """What a source holds; its files stay open as long as `stack`.
+        """The contents of a source, overridden by `sets`; its files stay open as long as `stack`.
 
-        `sets` says what the source says wrongly or not at all. Raises CheckpointError with a table of differences where
-        weights are not those that the options describe, ConfigError for an option that is not supported.
+        Raises CheckpointError with a table of differences if the weights do not match the options, ConfigError for an
+        unsupported option.
         """
         ...
 
     def write(self, folder: Path, recipe: Recipe, context: int, ours: dict[str, Tensor]) -> None:
-        """Write a model's weights as that project reads them. Raises ConfigError for what it cannot say."""
+        """Write a model's weights in this layout. Raises ConfigError for what it does not support."""
         ...
 
     def compared(self, source: Path, model: ByteModel, ids: Tensor, ours: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of the source's own library after each of `ids`, and those of `ours` that go with them.
+        """The logits of the source's own library after each of `ids`, and the corresponding ones of `ours`.
 
-        Raises MissingExtraError without that library, UsageError where it has no such model.
+        Raises MissingExtraError without that library, UsageError if it has no such model.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The one interface of generation: rows that stand still in memory, read byte by byte or in chunks, and step back."""
+"""The interface of decoders: a fixed batch of sequences (rows), read in chunks or byte by byte, with rollback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bytelm.native.kernels import History, Kernels, ThreadPool
 from bytelm.transfer import to_host
 from bytelm.units import VOCAB
 
-CHUNK = 64  # ids of one row that are read at once at the most: what rings hold beyond their window
+CHUNK = 64  # ids of one row per call at most: what ring buffers hold beyond their window
 
 Ints = NDArray[np.int64]
 Reals = NDArray[Any]
@@ -25,7 +25,7 @@ Reals = NDArray[Any]
 
 @dataclass(frozen=True)
 class NewTokens:
-    """Ids to be read: those of one row stand together, in order. Each array is `[n]`."""
+    """Ids to be read, grouped by row, in order. Each array is `[n]`."""
 
     row: Ints
     position: Ints
@@ -38,14 +38,14 @@ class NewTokens:
 
 @runtime_checkable
 class Backend(Protocol):
-    """What computes for a decoder, and where activations stay between its parts: arrays here, tensors on a device.
+    """What computes for a decoder. Activations are arrays on the host, or tensors on a device.
 
-    Whole numbers come in as arrays of the host. What `table`, `matrix` and `vector` give is for the others to read.
+    Integer inputs are host arrays. The results of `table`, `matrix` and `vector` are arguments of the other methods.
     """
 
     @property
     def chunk(self) -> int:
-        """Ids of one row that may be read at once; caches of a window hold so many positions beyond it."""
+        """See `Decoder.chunk`; caches of a window hold so many positions beyond it."""
         ...
 
     @property
@@ -55,33 +55,33 @@ class Backend(Protocol):
 
     @property
     def thread_pool(self) -> ThreadPool | None:
-        """See `Decoder.team`."""
+        """See `Decoder.thread_pool`."""
         ...
 
     @property
     def on_device(self) -> bool:
-        """Whether activations are tensors on a device, and not arrays."""
+        """Whether activations are tensors on a device."""
         ...
 
     @property
     def host(self) -> Kernels:
-        """The kernels that decide where patches open, and look up n-grams."""
+        """The host kernels that decide patch boundaries and look up n-grams."""
         ...
 
     def precise(self) -> Backend:
-        """The same without rounded weights."""
+        """The same without quantization."""
         ...
 
     def vector(self, weight: Tensor) -> Any:
-        """A norm's weight, or a few rows of a table, as numbers to compute with."""
+        """A norm's weight, or a few rows of a table, in the compute dtype."""
         ...
 
     def table(self, weight: Tensor) -> Any:
-        """A weight that rows are taken from, as it is."""
+        """An embedding table, not quantized."""
         ...
 
     def matrix(self, weight: Tensor, *, whole: bool = False) -> Any:
-        """The weight `[out, in]` of a linear layer, rounded unless it is to stay `whole`; has `bytes`."""
+        """The weight `[out, in]` of a linear layer, quantized unless `whole`; has `bytes`."""
         ...
 
     def embed(self, table: Any, ids: Ints) -> Any:
@@ -89,15 +89,15 @@ class Backend(Protocol):
         ...
 
     def linear(self, matrix: Any, x: Any, norm: Any = None, eps: float = 0.0) -> Any:
-        """`[n, out]` from `[n, in]`, RMS-normed before if there is a weight for it, as before logits."""
+        """`[n, out]` from `[n, in]`, after RMSNorm if `norm` is given, as before logits."""
         ...
 
     def normed(self, x: Any, weight: Any, eps: float) -> Any:
-        """Lines `[n, dim]` after RMSNorm."""
+        """RMSNorm of `[n, dim]`."""
         ...
 
     def instead(self, x: Any, where: NDArray[np.bool_], line: Any) -> Any:
-        """Lines `[n, dim]`, some of them replaced by one."""
+        """`x` [n, dim] with `line` in the rows `where`."""
         ...
 
     def entropies(self, logits: Any) -> Reals:
@@ -110,27 +110,26 @@ class Backend(Protocol):
 
 
 def fetched(x: NDArray[Any] | Tensor) -> Reals:
-    """Activations on the host: from a device the one wait of a step."""
+    """Activations on the host; from a device, the one synchronisation of a step."""
     return x if isinstance(x, np.ndarray) else to_host(x).numpy()
 
 
 class Decoder(abc.ABC):
     """A model that generates in a fixed number of rows, each one document: BOS at position 0, then its bytes.
 
-    All that is remembered lies at its position, so that a row goes back by being told its length, and starts again
-    by going back to nothing.
+    Caches are indexed by position, so that rollback is a new length, and a new document a rollback to 0.
     """
 
     drafts = False
-    """Whether `draft` is there: a cheaper guess at what `read` would give."""
+    """Whether `draft` is supported: a cheaper guess at the logits of `read`."""
     repeats = True
-    """Whether what a row gives is the same to the last bit whatever is read beside it, and in pieces of any size."""
+    """Whether results are batch-invariant and chunking-invariant: bitwise identical in any batch and any chunks."""
     thread_pool: ThreadPool | None = None
-    """The threads that the kernels run in, where there are kernels."""
+    """The threads of the kernels, if any."""
     chunk = CHUNK
-    """Ids of one row that may be read at once."""
+    """Ids of one row per call at most."""
     tokens: Bpe | None = None
-    """What ids are of a model of tokens."""
+    """The tokens of a model over tokens."""
 
     def __init__(self, rows: int, capacity: int, backend: Backend | None = None) -> None:
         self.rows, self.capacity = rows, capacity
@@ -141,25 +140,25 @@ class Decoder(abc.ABC):
         self.ids: Ints = np.zeros((rows, capacity), np.int64)
 
     def read(self, rows: Ints, ids: Ints) -> Reals:
-        """Logits `[n, vocab]` after each new id `[n]`, ids of one row together and in order, `chunk` a row at the most.
+        """Logits `[n, vocab]` after each new id `[n]`, ids grouped by row and in order, at most `chunk` per row.
 
         Raises UsageError for more ids than a row has room for.
         """
         return fetched(self.after(self.placed(rows, ids)))
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
-        """What `read` would give if no patch were closed by these ids. Go back with `undo` before reading on."""
-        raise NotImplementedError(f"{type(self).__name__} has no cheaper guess")
+        """The logits of `read` if these ids completed no patch. Call `rollback` before reading further."""
+        raise NotImplementedError(f"{type(self).__name__} has no drafts")
 
     def rollback(self, rows: Ints, lengths: Ints) -> None:
-        """Take rows back to where they had read so many ids, by CHUNK at the most, or to 0."""
+        """Return rows to shorter lengths: by at most CHUNK ids, or to 0."""
         self.lengths[rows] = lengths
 
     def placed(self, rows: Ints, ids: Ints) -> NewTokens:
-        """New ids at the positions after those of before, written down. Raises UsageError as `read` does."""
+        """Append new ids to their rows. Raises UsageError as `read` does."""
         rows, ids = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(ids, np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocabulary:
-            raise UsageError(f"ids from {ids.min()} to {ids.max()}: all are at least 0 and below {self.vocabulary}")
+            raise UsageError(f"ids from {ids.min()} to {ids.max()}: must be at least 0 and below {self.vocabulary}")
         place = np.arange(len(rows))
         if len(rows) > 1:
             opens = np.ones(len(rows), bool)
@@ -182,29 +181,29 @@ class Decoder(abc.ABC):
 
     @abc.abstractmethod
     def after(self, new: NewTokens) -> Any:
-        """The logits after new ids, where they were computed; see `read`."""
+        """The logits after new ids, as the backend has them; see `read`."""
 
     @property
     @abc.abstractmethod
     def row_bytes(self) -> int:
-        """Bytes of memory that one row takes when it is full."""
+        """Memory of one row, in bytes."""
 
     @abc.abstractmethod
     def traffic(self, length: int) -> float:
-        """Bytes of weights and caches that one more byte in every row reads, each having read `length` ids."""
+        """Bytes of weights and caches read by a step of one byte in every row, after `length` ids."""
 
 
 @runtime_checkable
 class EntropyDecoder(Protocol):
-    """An entropy model over rows: what the module `entropy_decoder` of an architecture builds."""
+    """An entropy model over rows, built by the module `entropy_decoder` of an architecture."""
 
     def entropies(self, new: NewTokens, history: History) -> Reals:
-        """The entropy in nats of what follows each new id."""
+        """The next-byte entropy after each new id, in nats."""
         ...
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of memory that one row takes."""
+        """See `Decoder`."""
         ...
 
     def traffic(self, length: int) -> float:

@@ -1,4 +1,4 @@
-"""The one interface of every architecture: `model(ids, state) -> (logits, state)`."""
+"""The interface of every architecture: `model(ids, state) -> (logits, state)`."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from bytelm.units import BYTES, VOCAB
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a model: its layers, and where they work."""
+    """A stack of a model, and the positions it processes; for estimates of memory and FLOPs."""
 
     name: Literal["global", "local"]
-    """Over patches or over bytes; what is inside patches is local."""
+    """Over patches, or over bytes and inside patches."""
     stack: Stack
     positions: int
     beside: int = 0
-    """Bytes that are kept at each position until its gradient is taken, besides those of the stack itself."""
+    """Bytes of activations saved per position, in addition to those of the stack."""
     piece: int | None = None
-    """Positions that are recomputed together, all layers at once; None where layers are, one by one."""
+    """Positions recomputed together through all layers; None if layers are recomputed one by one."""
     plain: int = 0
-    """Bytes more beside the stack where torch's kernels compute instead of ours."""
+    """Further bytes in addition to the stack if torch's kernels compute instead of ours."""
     apart: int | None = None
-    """Positions that attend among themselves alone, as those of one patch do; None where all of a row may."""
+    """Positions of one attention block, as a patch; None if all of a row may attend to each other."""
 
 
 @runtime_checkable
 class LookupTable(Protocol):
-    """A table of which a byte reads few rows."""
+    """An embedding table of which a byte reads few rows."""
 
     sparse: bool
-    """Whether its gradient is to hold only the rows that were looked up, for optimizers that take such."""
+    """Whether its gradient is sparse: only the rows that were looked up."""
     kept: RowGradients | None
-    """Where its gradients go, for an optimizer that takes them from there; None for a gradient of its own."""
+    """Where its gradients are collected for an optimizer that reads them there; None for a parameter gradient."""
 
     @property
     def weight(self) -> Tensor:
@@ -54,20 +54,20 @@ class LookupTable(Protocol):
 class ByteModel(nn.Module, abc.ABC):
     """`logits[:, t]` scores `ids[:, t + 1]`. Training, evaluation, generation and serving all call it, and only it.
 
-    A document starts with BOS, so that every byte of it is scored exactly once. PAD ids are positions that do not
-    exist: wherever they stand in a row, the other positions are as if the row had been given without them; the
-    logits at a PAD mean nothing. A row may be given nothing but PADs: its state stays as it is.
+    A document starts with BOS, so that each of its bytes is scored exactly once. PAD ids are positions that do not
+    exist: wherever they are in a row, other positions are unchanged by them; the logits at a PAD are undefined. A row
+    may consist of PADs only: its state is then unchanged.
     """
 
     config: Any = None
-    """What built it; None for a model around another one."""
+    """What built it; None for a wrapper."""
     patch_sizes: tuple[int, ...] = ()
-    """Where patches are counted from the start of a document: what their size is the product of, outermost first."""
+    """The factors of a fixed patch size, outermost first; patches count from the start of a document."""
 
     def __init__(self) -> None:
         super().__init__()
         self.patcher: Patcher | None = None
-        """What cuts patches; None for a model that counts them, or reads none."""
+        """What decides boundaries; None for fixed patches, or none."""
 
     @abc.abstractmethod
     def init_weights(self, seed: int) -> None:
@@ -75,7 +75,7 @@ class ByteModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def initial_state(self, batch: int) -> Any:
-        """The state of `batch` rows that have read nothing yet."""
+        """The initial state of `batch` rows."""
 
     @abc.abstractmethod
     def forward(
@@ -86,72 +86,69 @@ class ByteModel(nn.Module, abc.ABC):
     ) -> tuple[Float[Tensor, "batch new vocab"], Any]:
         """Read `ids` after what `state` has read, and return the logits and the state to continue from.
 
-        With `state=None` nothing is kept (training): the returned state is None. A state is never written to, so it
-        may be continued from more than once. `boundaries[:, t]` says that the byte after `ids[:, t]` opens a patch,
-        where that was decided and recorded before; without it the model's patcher decides. The patcher does not read
-        what it is not asked about: a row that was given boundaries is given them to its end.
+        With `state=None` (training) the returned state is None. A state is immutable, and may be continued from more
+        than once. `boundaries[:, t]` says that the byte after `ids[:, t]` starts a patch, if that was recorded before;
+        otherwise the patcher decides. The patcher does not read ids with given boundaries, so that a row which was
+        given boundaries must be given them to its end.
 
-        Ids, boundaries and the whole numbers of a state are on the host, logits where the weights are: what is given on
-        a device is fetched, which waits for it once (`bytelm.transfer`). A model that makes plans also takes the one
-        that it made of the same ids, state and boundaries, as `plan`.
+        Ids, boundaries and the integers of a state are on the host, logits on the device of the weights: ids on a
+        device are fetched, with one synchronisation (`bytelm.transfer`). A model that makes plans also accepts its plan
+        for the same ids, state and boundaries, as `plan`.
         """
 
     def plan(self, ids: Int[Tensor, "batch new"], state: Any = None, boundaries: Any = None) -> Any:
-        """All that `forward` derives on the host before it computes: made a step ahead, it costs a GPU no time.
-
-        None for a model that makes no plans, which is the default.
-        """
+        """All that `forward` derives on the host, so that it can be made a step ahead; None if the model makes none."""
         return None
 
     @abc.abstractmethod
     def flops(self, ids: int, patches: int) -> int:
-        """Floating-point operations of the matrix products when one row reads `ids` ids at once, from nothing.
+        """FLOPs of the matmuls of one row over `ids` ids from an empty state, completing `patches`, BOS's included.
 
-        `patches` of them close meanwhile, BOS's own among them. What is executed is counted: masked parts of attention
-        are, embeddings, elementwise work and the patcher are not. Times 3 for a training step.
+        As executed: masked parts of attention count; embeddings, elementwise work and the patcher do not. Times 3 for a
+        training step.
         """
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
-        """The stacks of layers, and at how many positions each works when one row reads so many ids and patches."""
+        """The stacks, and the positions that each processes for one row of so many ids and patches."""
         return []
 
     def blocks(self) -> list[nn.Module]:
-        """The layers that are compiled one by one, and drop out by their attribute `dropout`."""
+        """The layers that are compiled one by one, each with an attribute `dropout`."""
         return [block for stage in self.stages(1, 1) for block in stage.stack.blocks]
 
     def set_dropout(self, chance: float) -> None:
-        """Leave out this share of activations in training."""
+        """Set the dropout probability of training."""
         for block in self.blocks():
             setattr(block, "dropout", chance)  # noqa: B010  # pyright takes attributes of modules for modules
 
     def lookup_tables(self) -> list[LookupTable]:
-        """Tables of which a byte reads few rows: their gradients are kept by row."""
+        """Embedding tables whose gradients are kept by row."""
         return []
 
     @property
     def patch_size(self) -> int | None:
-        """Bytes of a patch, where patches are counted; None where they are not."""
+        """Bytes of a fixed patch; None for other patches, or none."""
         return math.prod(self.patch_sizes) if self.patch_sizes else None
 
     @property
     def tokens(self) -> Bpe | None:
-        """What a model reads that does not read bytes: the ids of these tokens. None for every model of bytes."""
+        """The tokens of a model over tokens; None for a model over bytes."""
         return None
 
     def take_tokens(self, tokens: Bpe) -> None:
-        """Read these tokens from now on. Only a model that has `tokens` can."""
+        """Set the tokens. Only for a model that has `tokens`."""
         raise NotImplementedError
 
     @property
     def vocabulary(self) -> int:
-        """Ids that the model knows, specials included: the width of its logits."""
+        """The width of the logits: all ids, specials included."""
         return VOCAB
 
     def byte_lengths(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """The bytes that each id stands for: one for a byte, none for a special."""
+        """The number of bytes of each id: 1 for a byte, 0 for a special."""
         return (ids < BYTES).long()
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device of the parameters."""
         return next(self.parameters()).device

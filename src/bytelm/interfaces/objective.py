@@ -1,4 +1,4 @@
-"""(model, ids) → (nats, bytes): a pair of sums, never a mean. Training and measuring both start here."""
+"""(model, ids) → (nats, bytes): a pair of sums, never a mean, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bytelm.patching.layout import Rows
 from bytelm.transfer import to_device
 from bytelm.units import BOS
 
-PIECE = 1 << 16  # targets that are scored at a time
+PIECE = 1 << 16  # targets scored at a time
 
 
 def score(
@@ -25,29 +25,28 @@ def score(
     counted: Bool[Tensor, "batch new"] | None = None,
     boundaries: Bool[Tensor, "batch new"] | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Summed nats of the counted ids given all before them in their row, and how many bytes those ids stand for.
+    """Summed nats of the counted ids, each given all ids before it in its row, and the number of their bytes.
 
-    The first id of a row has nothing before it and is never counted. Without `counted`, every byte and every EOS
-    counts: what a model has to learn. PADs may stand anywhere, and count nowhere.
+    The first id of a row is never counted. Without `counted`, every byte and every EOS counts. PADs never count.
     """
     return scored(model, prepare(model, ids, counted, boundaries))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Ids to be scored, with all that follows from them on the host: the rest is for the device."""
+    """Ids to be scored, with all that is derived from them on the host."""
 
     ids: Int[Tensor, "batch new"]
-    """What the model reads."""
+    """The input of the model."""
     boundaries: Bool[Tensor, "batch new"] | None
     plan: Any
-    """The model's own: see `ByteModel.plan`."""
+    """See `ByteModel.plan`."""
     targets: Int[Tensor, "batch new"]
-    """What follows each id, where the model computes."""
+    """The id after each id, on the model's device."""
     counted: Bool[Tensor, "batch new"]
-    """Which of them count, likewise."""
+    """Which targets count, on the model's device."""
     bytes: Int[Tensor, ""]
-    """The bytes that those stand for."""
+    """The number of their bytes."""
 
 
 def prepare(
@@ -56,7 +55,7 @@ def prepare(
     counted: Bool[Tensor, "batch new"] | None = None,
     boundaries: Bool[Tensor, "batch new"] | None = None,
 ) -> Prepared:
-    """All of `score` that needs no device. What travels to one is on its way."""
+    """The host part of `score`; transfers to the device are asynchronous."""
     rows = Rows.of(ids)
     ids = rows.ids
     counted = None if counted is None else rows.align(counted)
@@ -72,7 +71,7 @@ def prepare(
 
 
 def scored(model: ByteModel, prepared: Prepared) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """The rest of `score`."""
+    """The device part of `score`."""
     planned = {} if prepared.plan is None else {"plan": prepared.plan}
     logits, _ = model(prepared.ids, None, prepared.boundaries, **planned)
     return (nats_of(logits, prepared.targets) * prepared.counted).sum(), prepared.bytes
@@ -81,7 +80,7 @@ def scored(model: ByteModel, prepared: Prepared) -> tuple[Float[Tensor, ""], Int
 def nats_of(logits: Float[Tensor, "batch new vocab"], targets: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new"]:
     """-log p of each target, in nats, float32.
 
-    Many targets are taken in pieces, each computed again for its gradient, so that nothing but the logits is kept.
+    Many targets are scored in pieces, each recomputed in the backward pass, so that only the logits are saved.
     """
     found: list[Tensor] = []
     for part, wanted in zip(logits.flatten(0, 1).split(PIECE), targets.flatten().split(PIECE), strict=True):

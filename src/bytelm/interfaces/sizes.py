@@ -1,7 +1,4 @@
-"""What `compare` needs of an architecture: candidates, each in every size.
-
-`sizes.py` of an architecture has `FAMILIES`, families of candidates by the names that `--models` takes.
-"""
+"""Candidates of `compare`: `sizes.py` of an architecture has `FAMILIES`, by the names that `--models` accepts."""
 
 from __future__ import annotations
 
@@ -9,35 +6,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-HEADS = (32, 48, 16)  # widths of a head, the first that divides the width; kernels want multiples of 16
-WIDE, WIDE_HEADS = 512, (64, *HEADS)  # from this width on: what kernels of GPUs are made for
+HEADS = (32, 48, 16)  # head widths: the first that divides the width; kernels need multiples of 16
+WIDE, WIDE_HEADS = 512, (64, *HEADS)  # from this width on: the head width of GPU kernels
 
 Table = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model. `shape(width, odd, number)` is its table [model]: as wide as `width` where it works on bytes,
-    `odd` layers deeper than usual. `rate`: its learning rate at width 128; at others the inverse root of the width.
-    Without one it is that of every training.
+    """A kind of model. `shape(width, depth_offset, number)` is its table [model]: `width` over bytes, `depth_offset`
+    layers deeper than usual. `rate`: its learning rate at width 128, scaled by the inverse root of the width; or None
+    for the default.
     """
 
     shape: Callable[[int, int, int], Table]
     rate: float | None = None
     number: int = 0
-    """What may follow the name, where something may; this is what it is otherwise."""
+    """The default of the number after the name; None if it takes no number."""
     least: int = 1
     tables: Callable[[int], Table] = field(default=lambda number: {})
-    """The other tables of a run."""
+    """Further tables of a run."""
     tokens: bool = False
-    """Whether it reads tokens, and the number is that of its vocabulary."""
+    """Whether it reads tokens; the number is then its vocabulary."""
 
 
 def usual(width: int) -> int:
-    """Layers that go with a width."""
+    """The usual number of layers for a width."""
     return 2 + width // 64
 
 
 def heads(width: int) -> int:
-    """Heads of a width."""
+    """The number of heads for a width."""
     return width // next(head for head in (WIDE_HEADS if width >= WIDE else HEADS) if width % head == 0)

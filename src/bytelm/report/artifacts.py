@@ -1,8 +1,8 @@
-"""What evaluation leaves in a run for its report: small JSON files, each with the step of the checkpoint it is of.
+"""JSON files of evaluation and inspection in a run, for its report, each with the step of its checkpoint.
 
-    held_out.json   bits per byte: an `evaluate.verdict.Verdict`, its split and step
-    model.json      what the model is, and its parameters
-    patches.json    patch lengths by type of file, and passages with their boundaries
+    held_out.json   bits per byte: an `evaluate.verdict.EvalReport`, its split and step
+    model.json      description of the model, parameters
+    patches.json    patch lengths by file type, passages with boundaries
     samples.json    generated text, or completions of pictures and sound
 
 Bytes are {"base64": "..."}. Runs of older versions have the first file only, without a split and a step.
@@ -28,10 +28,10 @@ EVALUATION, MODEL, PATCHES, SAMPLES = "held_out.json", "model.json", "patches.js
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model is and does, from one look at it; fields of files that are not there are empty.
+    """An inspection of a model; fields of missing files are empty.
 
-    `segmentation` is the patching scheme, "tokens", or empty; `lengths` are counts of patch lengths by type of file.
-    `note` says why no picture or sound was sampled.
+    `segmentation`: the patching scheme, "tokens", or empty. `lengths`: counts of patch lengths by file type. `note`:
+    why no picture or sound was sampled.
     """
 
     step: int | None = None
@@ -57,17 +57,14 @@ _LISTS = {"passages": PatchView, "samples": Sample, "completions": Completion}
 
 
 def keep_inspection(run: Path, found: Inspection) -> None:
-    """Write an inspection into its run. Raises ResourceError where the disk refuses."""
+    """Write an inspection into its run. Raises ResourceError on disk errors."""
     values = asdict(found)
     for name, keys in FILES.items():
         _write(run / name, {"step": found.step, **{key: values[key] for key in keys}})
 
 
 def read_inspection(run: Path) -> Inspection:
-    """The inspection in a run; what is not there is empty, and `step` is None unless all of it is of one step.
-
-    Raises CheckpointError for a damaged file.
-    """
+    """The inspection in a run; `step` is None unless all files are of one step. Raises CheckpointError if damaged."""
     try:
         files = [_read(run / name) for name in FILES]
         steps = {file.get("step") for file in files}
@@ -86,12 +83,12 @@ def read_inspection(run: Path) -> Inspection:
 
 
 def keep_evaluation(run: Path, step: int, split: str, evaluation: Mapping[str, Any]) -> None:
-    """Write an evaluation into its run. Raises ResourceError where the disk refuses."""
+    """Write an evaluation into its run. Raises ResourceError on disk errors."""
     _write(run / EVALUATION, {"step": step, "split": split, **evaluation})
 
 
 def read_evaluation(run: Path) -> dict[str, Any]:
-    """The evaluation in a run; empty if there is none. Raises CheckpointError for a damaged file."""
+    """The evaluation in a run; empty if there is none. Raises CheckpointError if damaged."""
     try:
         return _read(run / EVALUATION)
     except ValueError as error:

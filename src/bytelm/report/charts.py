@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from bytelm.report.markup import escape, sheet
 from bytelm.units import show_count
 
-Show = Callable[[float], str]  # how a value on an axis is written
+Show = Callable[[float], str]  # formats a value
 Series = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 14, 34, HEIGHT - 40
 COLOURS = 10  # --series0 .. --series9
-MARKED = 40  # a line of at most so many points shows each of them
+MARKED = 40  # up to so many points of a line are marked
 LONGEST = 26  # letters of a bar's name
 BINS = 48  # of a histogram; larger values share the last bar
 
@@ -28,7 +28,7 @@ def show_plain(value: float) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from `low` to `high`, onto pixels from `start` to `stop`, linearly or by their logarithm."""
+    """Maps values from `low` to `high` to pixels from `start` to `stop`, linearly or logarithmically."""
 
     low: float
     high: float
@@ -47,7 +47,7 @@ class Axis:
 
 
 def axis_over(values: Sequence[float], start: float, stop: float, log: bool = False) -> Axis:
-    """The axis that just holds the values, widened where they are all (nearly) one value."""
+    """The axis over the range of values, widened if they are (nearly) equal."""
     low, high = min(values), max(values)
     if log:
         return Axis(low, high, start, stop, log) if high > low * 1.01 else Axis(low / 2, high * 2, start, stop, log)
@@ -64,7 +64,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from `low` to `high`; 2 and 5 times them where those are few, round values where still few."""
+    """Powers of ten from `low` to `high`; with 2 and 5 times them if few; round values if still few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = max(1, len(powers) // 6)
     for factors in ((1,), (1, 2, 5)):
@@ -91,8 +91,7 @@ def line_chart(
 ) -> str:
     """Lines of (x, y) points with axes and a legend, as one `<svg>`.
 
-    Points that are not finite are left out, with `log_x` those at x <= 0 and with `log_y` those at y <= 0; so is
-    a series that has none left.
+    Points that are not finite, or not positive on a logarithmic axis, are omitted, as are series without points.
     """
     lines = {name: _drawable(points, log_x, log_y) for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
@@ -113,7 +112,7 @@ def line_chart(
 
 
 def _line(index: int, name: str, points: Sequence[tuple[float, float, str]]) -> Iterator[str]:
-    """One line through points, each of them in pixels and in words."""
+    """One line through points (x and y in pixels, text)."""
     colour = f"var(--series{index % COLOURS})"
     dashes = ' stroke-dasharray="5 4"' if index >= COLOURS else ""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
@@ -124,10 +123,7 @@ def _line(index: int, name: str, points: Sequence[tuple[float, float, str]]) -> 
 
 
 def histogram(counts: Mapping[int, int], x_label: str, y_label: str, title: str) -> str:
-    """How often each small integer was counted, with the mean as a dashed line, as one `<svg>`.
-
-    Values more than 48 above the smallest share the last bar.
-    """
+    """Counts of small integers, with the mean as a dashed line, as one `<svg>`; values from BINS on share a bar."""
     counts = {value: count for value, count in counts.items() if count > 0}
     if not counts:
         return _svg(title, "No data.", [_text(WIDTH / 2, HEIGHT / 2, "no data yet", anchor="middle")])
@@ -159,12 +155,12 @@ def histogram(counts: Mapping[int, int], x_label: str, y_label: str, title: str)
 
 
 def height_of(chart: str) -> int:
-    """Pixels from top to bottom, as its viewBox says."""
+    """The height of a chart in pixels, from its viewBox."""
     return int(chart.split('viewBox="', 1)[1].split('"', 1)[0].split()[3])
 
 
 def page(rows: Sequence[Sequence[tuple[str, str]]]) -> str:
-    """Charts in rows, each with a caption under it, as one self-contained SVG."""
+    """Charts in rows, with captions, as one self-contained SVG."""
     margin, line = 24, 17
     parts: list[str] = []
     top = margin
@@ -181,14 +177,14 @@ def page(rows: Sequence[Sequence[tuple[str, str]]]) -> str:
 
 
 def placed(chart: str, x: int, y: int) -> str:
-    """A chart at a place of another one, as large as it is drawn."""
+    """A chart nested in another at its natural size."""
     return chart.replace("<svg ", f'<svg x="{x}" y="{y}" width="{WIDTH}" height="{height_of(chart)}" ', 1)
 
 
 def alone(parts: Sequence[str], breadth: int, height: int) -> str:
-    """Charts and words at their places, with the style they need, as one SVG file."""
+    """Placed charts and text as one SVG file with its stylesheet."""
     size = f'width="{breadth}" height="{height}" viewBox="0 0 {breadth} {height}"'
-    css = sheet().replace("width: 100%; height: auto;", "")  # charts are as large here as they are drawn
+    css = sheet().replace("width: 100%; height: auto;", "")  # charts have their natural size here
     style = f"<style>{css}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
     paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{style}\n{paper}\n' + "\n".join(parts) + "\n</svg>\n"
@@ -196,7 +192,7 @@ def alone(parts: Sequence[str], breadth: int, height: int) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a bar chart, with the ends of its interval if it has one; `ours` stands out."""
+    """One bar of a bar chart, with the ends of its interval if it has one; `ours` is highlighted."""
 
     name: str
     value: float
@@ -206,7 +202,7 @@ class Bar:
 
 
 def show_thousandths(value: float) -> str:
-    """A value with three digits after the point."""
+    """A value with three decimals."""
     return f"{value:.3f}"
 
 
@@ -242,7 +238,7 @@ def _drawable(points: Series, log_x: bool, log_y: bool) -> list[tuple[float, flo
 
 
 def _rounded(axis: Axis) -> Axis:
-    """The axis widened to the round values just outside it; powers of ten, of a logarithmic one."""
+    """The axis widened to round values, or to powers of ten if logarithmic."""
     if axis.log:
         low, high = math.floor(math.log10(axis.low) + 1e-9), math.ceil(math.log10(axis.high) - 1e-9)
         return Axis(10.0**low, 10.0**high, axis.start, axis.stop, axis.log)
@@ -254,7 +250,7 @@ def _rounded(axis: Axis) -> Axis:
 def _frame(
     x: Axis, y: Axis, x_label: str, y_label: str, show_x: Show, show_y: Show, whole: bool = False
 ) -> Iterator[str]:
-    """Grid, ticks and labels; `whole` puts more ticks on the x axis, and whole numbers only."""
+    """Grid, ticks and labels; `whole`: more ticks on the x axis, at integers only."""
     for value in y.ticks():
         at = y.at(value)
         yield f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
@@ -269,10 +265,7 @@ def _frame(
 
 
 def _legend(names: Sequence[str]) -> tuple[list[str], int]:
-    """Names with the colour of their line, in as many rows from the right end as they need.
-
-    Returns them, and by how much they push down what is below the first row.
-    """
+    """Names with the colours of their lines, right-aligned, in one or more rows; and the height of the further rows."""
     letter, swatch, row = 6.6, 32, 18
     longest = int((RIGHT - LEFT - 60 - swatch) / letter)
     names = [shortened(name, longest) for name in names]
@@ -287,7 +280,7 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
         y, at = 12 + row * number, RIGHT - sum(widths[i] for i in line) + swatch
         for index in line:
             colour = f"var(--series{index % COLOURS})"
-            breadth = 12 if index < COLOURS else 6  # a dash, for a line of dashes
+            breadth = 12 if index < COLOURS else 6  # short for dashed lines
             parts.append(f'<rect x="{at - 18:.1f}" y="{y - 5}" width="{breadth}" height="3" rx="1" fill="{colour}"/>')
             parts.append(_text(at, y, names[index], "start", "strong"))
             at += widths[index]
@@ -295,7 +288,7 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of at most so many letters, an ellipsis for what is not there."""
+    """A name shortened to at most so many characters, with an ellipsis."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 

@@ -1,6 +1,6 @@
-"""Charts of a training over its processed bytes: panels of lines above each other, a strip of histograms.
+"""Charts of a training over its processed bytes: stacked panels of lines, a strip of histograms.
 
-The x-axis shows bytes, steps and time. Hovering shows the values below: by the stylesheet alone, without a script.
+The x-axis shows bytes, steps and time. Hovering shows the values below, by the stylesheet, without a script.
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ from bytelm.report.markup import escape
 from bytelm.report.recorded import Clock, Mark, Series
 from bytelm.units import show_bytes, show_seconds
 
-FAR = WIDTH - 74  # where lines end; their names are to the right
-TITLE, GAP, BELOW = 28, 16, 76  # pixels above a panel, between two, and under the last one
+FAR = WIDTH - 74  # right end of lines, before their names
+TITLE, GAP, BELOW = 28, 16, 76  # pixels above a panel, between two, and below the last one
 APART = 28  # pixels between two names
-EARLY = 0.05  # of the training: its first losses are clipped, as they would take most of the height
+EARLY = 0.05  # share of the training whose losses are clipped, as they would take most of the height
 SHADES = 10  # of a strip
 LETTER = 6.2  # pixels
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of (processed bytes, value). `colour` is the number of its series; `dots` marks each point.
-
-    Its name is at its end where a panel has several.
-    """
+    """One line of (processed bytes, value). `colour`: number of its series; `dots`: mark each point."""
 
     name: str
     points: Series
@@ -52,7 +49,7 @@ class Panel:
 
 
 def panels(shown: Sequence[Panel], title: str, clock: Clock, marks: Sequence[Mark] = ()) -> str:
-    """Panels that share an axis of processed bytes, as one `<svg>`; those without a point are left out."""
+    """Panels that share an axis of processed bytes, as one `<svg>`; empty ones are omitted."""
     shown = [panel for panel in shown if any(line.points for line in panel.lines)]
     if not shown:
         return _svg(title, "No data.", [_text(WIDTH / 2, 20, "no data yet", anchor="middle")], 40)
@@ -107,7 +104,7 @@ def _panel(panel: Panel, x: Axis, top: int) -> Iterator[str]:
 
 
 def _within(points: Series, low: float, high: float) -> list[tuple[float, float]]:
-    """The points from the first on that is not too high; before it, where the line comes in from above."""
+    """The points from the first within range; before it, where the line enters from above."""
     first = next((i for i, (_, v) in enumerate(points) if v <= high), len(points))
     kept = [(at, max(low, min(high, v))) for at, v in points[first:]]
     if first and kept:
@@ -185,7 +182,7 @@ def _bands(places: Sequence[tuple[float, str]], x: Axis, clock: Clock, bottom: i
 
 
 def strip(columns: Sequence[tuple[float, float, Counter[int]]], of: str, longest: int, clock: Clock, title: str) -> str:
-    """Histograms side by side, each (first byte, last byte, counts): darker cells are more frequent.
+    """Histograms as columns, each (first byte, last byte, counts): darker cells are more frequent.
 
     `of` is what was counted; lengths from `longest` on are counted together. The line is the mean.
     """
@@ -232,7 +229,7 @@ def _enough(counts: Counter[int]) -> int:
 
 
 def _quantile(counts: Counter[int], share: float) -> int:
-    """The least length that so large a share of all does not exceed."""
+    """The smallest length that so large a share does not exceed."""
     left = share * counts.total()
     for length, count in sorted(counts.items()):
         left -= count

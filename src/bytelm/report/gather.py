@@ -1,4 +1,4 @@
-"""Everything for the report of a run, read from its files: no model is loaded here."""
+"""The data of a run's report, read from its files, without loading a model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from bytelm.units import show_bytes, show_count, show_seconds
 
 
 def gather(run: str | Path, inspection: Inspection | None = None) -> ReportData:
-    """The report of a run, finished or not, from its files and its `inspection`, read from the run unless given.
+    """The report of a run, finished or not, from its files and its `inspection` (default: read from the run).
 
-    A run without inspection files (of an older version, or interrupted) has a report without the panels they fill;
-    `bytelm report` makes the files first. Raises CheckpointError for a run without a checkpoint.
+    Without inspection files (older versions, interrupted runs) some panels are missing; `bytelm report` makes the files
+    first. Raises CheckpointError for a run without a checkpoint.
     """
     run = Path(run)
     state = store.read_state(store.newest(run))
@@ -64,13 +64,13 @@ def gather(run: str | Path, inspection: Inspection | None = None) -> ReportData:
 
 @dataclass(frozen=True)
 class _Bytes:
-    """The part of a recipe that says what the bytes of documents are."""
+    """The part of a recipe with the modality."""
 
     modality: Annotated[Any, Chosen("data.modalities")] | None = None
 
 
 def modality_of(state: Mapping[str, Any]) -> Modality | None:
-    """What the bytes of a run are; None for those of files."""
+    """The modality of a run; None for raw bytes."""
     recipe = {key: value for key, value in state["recipe"].items() if key == "modality"}
     config = build(_Bytes, recipe, store.STATE).modality
     return None if config is None else config.build()
@@ -83,7 +83,7 @@ def media(modality: Modality, found: Inspection) -> Media:
 
 
 def held_out(evaluation: Mapping[str, Any], found: Inspection, step: int) -> HeldOut | None:
-    """The evaluation as the page wants it; that of an older bytelm has no split, step and planes."""
+    """The evaluation for the page; that of an older version has no split, step and planes."""
     if not evaluation:
         return None
     by_type = [
@@ -104,14 +104,14 @@ def held_out(evaluation: Mapping[str, Any], found: Inspection, step: int) -> Hel
 
 
 def mean_length(lengths: Mapping[int, int] | None) -> float | None:
-    """Bytes over patches; None without patches."""
+    """Mean patch length; None without patches."""
     return sum(size * count for size, count in lengths.items()) / sum(lengths.values()) if lengths else None
 
 
 def key_figures(
     state: Mapping[str, Any], found: Inspection, corpus: Corpus, lengths: Counter[int]
 ) -> list[tuple[str, str]]:
-    """The most wanted figures, each with what it counts."""
+    """The key figures, each with its description."""
     tables = f", {show_count(found.ngram_parameters)} in n-gram tables" if found.ngram_parameters else ""
     epochs, speed = state["bytes"] / corpus.bytes("train"), show_bytes(state["bytes"] / max(1e-9, state["seconds"]))
     shown = [
@@ -127,7 +127,7 @@ def key_figures(
 
 
 def files(corpus: Corpus) -> Files:
-    """What the corpus consists of, by type, and what was skipped."""
+    """The corpus by file type, and skipped files."""
     rows: dict[str, list[int]] = {}
     for number, split in enumerate(SPLITS):
         table = corpus.documents(split)
@@ -144,7 +144,7 @@ def files(corpus: Corpus) -> Files:
 
 
 def command(run: Path, metrics: Metrics) -> str:
-    """What resumes the training, from where it was started; empty for runs that did not record their inputs."""
+    """The command that resumes the training; empty for runs that did not record their inputs."""
     paths = last_session(metrics).get("paths")
     if not isinstance(paths, list):
         return ""
@@ -152,7 +152,7 @@ def command(run: Path, metrics: Metrics) -> str:
 
 
 def facts(run: Path, state: Mapping[str, Any], found: Inspection, metrics: Metrics) -> dict[str, str]:
-    """What a reader needs to know of a run, and to reproduce it."""
+    """Configuration and environment, to reproduce the run."""
     session = last_session(metrics)
     unit = "" if not found.description else " tokens" if found.segmentation == "tokens" else " bytes"
     recorded = [f"{name} {session[name]}" for name in ("bytelm", "python", "torch") if name in session]

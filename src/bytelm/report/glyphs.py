@@ -1,4 +1,4 @@
-"""Bytes as things the eye can see: whole characters where the bytes are one, the value of the byte where not."""
+"""Bytes as visible text: characters where bytes are valid UTF-8, the value of the byte elsewhere."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from rich.cells import cell_len
 
-MARKS = {b"\n": "⏎", b"\t": "⇥"}  # the two control characters that text is made of
-CIRCLE = "◌"  # what Unicode sets under a combining mark that stands alone
+MARKS = {b"\n": "⏎", b"\t": "⇥"}
+CIRCLE = "◌"  # base of an isolated combining mark
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
-    """Cut bytes into UTF-8 characters that can be shown; every other byte is a piece of its own. Nothing is lost."""
+    """Split bytes into printable UTF-8 characters; every other byte is a separate piece. Lossless."""
     at = 0
     while at < len(data):
         length = _claimed(data[at])
@@ -24,21 +24,21 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 
 def character(piece: bytes) -> str | None:
-    """The one character these bytes are, or None if they are not one or it leaves no trace on paper."""
+    """The character that these bytes encode, or None if they are not one, or it is invisible."""
     if piece in MARKS:
         return piece.decode()
     try:
         text = piece.decode()
     except UnicodeDecodeError:
         return None
-    # Controls, direction overrides, joiners, private and unassigned characters are not printable; a few fillers
-    # are, and are empty all the same.
+    # Controls, direction overrides, joiners, private and unassigned characters are not printable; some fillers are
+    # printable, but blank.
     seen = len(text) == 1 and text.isprintable() and (_is_mark(text) or cell_len(text) > 0)
     return text if seen else None
 
 
 def glyph(piece: bytes) -> str:
-    """What stands for one piece on its own: the character, ⏎ and ⇥, or ‹E2› for a byte that is no character."""
+    """A piece as text: the character, ⏎ or ⇥, or ‹E2› for a byte that is not a character."""
     if piece in MARKS:
         return MARKS[piece]
     text = character(piece)
@@ -48,7 +48,7 @@ def glyph(piece: bytes) -> str:
 
 
 def _claimed(first: int) -> int:
-    """The length of the character that its first byte claims; whether the claim holds, decoding will tell."""
+    """The length of a character by its first byte; decoding checks the rest."""
     return 1 if first < 0x80 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
 
 

@@ -1,4 +1,4 @@
-"""HTML from the templates beside this file, in which every value is escaped; and text as SVG holds it."""
+"""HTML from the templates of this package, every value escaped; and text for SVG."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from markupsafe import Markup
 
 from bytelm.report.glyphs import character, pieces
 
-# What neither XML nor UTF-8 can hold: control characters, lone surrogates, the two non-characters.
+# Not valid in XML or UTF-8: control characters, lone surrogates, the two non-characters.
 _UNHOLDABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 class Table(NamedTuple):
-    """Text cells, numbers to the right; row `ours` stands out."""
+    """Text cells, numbers right-aligned; row `ours` is highlighted."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -35,12 +35,12 @@ class Figure(NamedTuple):
 
 
 def escape(text: str) -> str:
-    """Text that is nothing but text in HTML and XML, attributes included. What they cannot hold becomes U+FFFD."""
+    """Escape text for HTML and XML, attributes included; invalid characters become U+FFFD."""
     return html.escape(_holdable(text))
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A template of this package with its values, each of them escaped."""
+    """Render a template of this package, every value escaped."""
     return _environment().get_template(template).render(values)
 
 
@@ -52,7 +52,7 @@ def sheet() -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    """`finalize` sees every value before it is escaped; what is markup already goes through as it is."""
+    """`finalize` sees every value before it is escaped; markup passes unchanged."""
     environment = Environment(
         loader=PackageLoader("bytelm.report"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page, made from what was recorded, whether or not the run ended."""
+"""The report of a run, finished or not: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bytelm.report.sections import lengths_over_training, resources, summary_of_
 from bytelm.units import show_bytes
 
 SAMPLES = 12  # shown, evenly through the training
-TYPES = 12  # of files that are shown; the rest is summed
+TYPES = 12  # file types shown; the rest is summed
 NAMED = 40  # skipped files that are named
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was generated after a prompt, and the training step it was generated at (None: not during training)."""
+    """A prompt, the bytes generated after it, and the training step (None: after training)."""
 
     step: int | None
     prompt: bytes
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class FileType:
-    """The evaluated bytes of one type of file: their number, bits per byte, mean patch length in bytes."""
+    """The evaluated bytes of one file type: their number, bits per byte, mean patch length in bytes."""
 
     name: str
     bytes: int
@@ -44,10 +44,7 @@ class FileType:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The evaluation on held-out bytes, with its 95 % confidence interval if it has one, and by plane.
-
-    `outdated` says which step it is of, where that is not the newest.
-    """
+    """The evaluation on held-out bytes: 95 % interval, bits by plane. `outdated`: its step if not the newest."""
 
     bits_per_byte: float
     bytes: int
@@ -61,10 +58,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Files:
-    """What a corpus consists of: (type, (documents, bytes for training, validation and test)), and what was skipped.
-
-    `left_out` are (name, reason); `notes` are other losses, in words.
-    """
+    """A corpus by type: (type, (documents, bytes for training, validation, test)); skipped files: (name, reason)."""
 
     types: Sequence[tuple[str, Sequence[int]]]
     left_out: Sequence[tuple[str, str]] = ()
@@ -73,13 +67,12 @@ class Files:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report can show; whatever is missing is left out of the page.
+    """All that a report can show; whatever is missing is omitted from the page.
 
-    `metrics` are lines of `read_history` (unknown kinds are ignored); `views` are patch views with their captions;
-    `compressors` are the bits per byte of gzip and others on the held-out bytes. `media` replaces all text samples.
-    `unit` is what bits per byte are called. `subtitle` describes the model, `state` is its status badge, `key_figures`
-    are (figure, what it counts), `segmentation` is the patching scheme, or "tokens"; `split` is that whose patches are
-    counted, `command` resumes the training.
+    `metrics`: lines of `read_history`, unknown kinds ignored. `views`: patch views with captions. `compressors`: bits
+    per byte of gzip and others on the held-out bytes. `media` replaces all text samples. `unit`: the name of bits per
+    byte. `state`: status badge. `key_figures`: (figure, description). `segmentation`: the patching scheme, or "tokens".
+    `split`: where patches are counted. `command` resumes the training.
     """
 
     title: str
@@ -104,7 +97,7 @@ class ReportData:
 
 
 def render(data: ReportData) -> str:
-    """The whole page. Nothing in `data` can become markup, and the page fetches nothing."""
+    """The page. Nothing in `data` can become markup, and the page fetches nothing."""
     bits, words = _headline(data)
     drift = lengths_over_training(data.metrics, data.segmentation)
     return rendered(
@@ -128,12 +121,12 @@ def render(data: ReportData) -> str:
 
 
 def write(path: Path, html: str) -> None:
-    """Put the page in place whole or not at all. Raises ResourceError if it cannot be written."""
+    """Write the page atomically. Raises ResourceError."""
     write_whole(path, html.encode())
 
 
 def _headline(data: ReportData) -> tuple[str, str]:
-    """Bits per byte, and of what: of the evaluation, else of the last validation."""
+    """Bits per byte of the evaluation, else of the last validation, and their description."""
     held = data.held_out
     if held is not None:
         interval = "" if held.low is None or held.high is None else f", 95 % CI {held.low:.3f} to {held.high:.3f}"
@@ -148,7 +141,7 @@ def _headline(data: ReportData) -> tuple[str, str]:
 
 
 def _compressors(data: ReportData) -> list[Sequence[Figure]]:
-    """The model beside compressors on the same bytes, as a chart and as a table."""
+    """The model and compressors on the same bytes, as a chart and as a table."""
     held = data.held_out
     if held is None or not data.compressors:
         return []
@@ -170,7 +163,7 @@ def _planes(data: ReportData) -> list[Sequence[Figure]]:
 
 
 def _file_types(data: ReportData) -> list[Sequence[Figure]]:
-    """Bits per byte of each type of file, in bars and in figures; bars only where there are several types."""
+    """Bits per byte of each file type as a table, and as a chart if there are several types."""
     held = data.held_out
     if held is None or not held.by_type:
         return []
@@ -202,7 +195,7 @@ def _lengths(data: ReportData) -> Figure | None:
 
 
 def _samples(data: ReportData) -> dict[str, Any] | None:
-    """The newest samples, and older ones to be folded; None where there are none."""
+    """The newest samples, and older ones to be folded; None if there are none."""
     through, now = list(dict.fromkeys(_recorded(data.metrics))), list(data.samples)
     if not through and not now:
         return None
@@ -224,12 +217,12 @@ def _recorded(metrics: Metrics) -> Iterator[Sample]:
 
 
 def _encoded(text: str) -> bytes:
-    """The bytes of a recorded string, a lone surrogate (which JSON lets through) included."""
+    """The bytes of a recorded string, lone surrogates (valid in JSON) included."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def _files(files: Files) -> dict[str, Any]:
-    """What the corpus consists of, and what was skipped and why."""
+    """The corpus by file type, and skipped files with reasons."""
     types = sorted(files.types, key=lambda row: -sum(row[1][1:]))
     if len(types) > TYPES:
         rest = [sum(counts) for counts in zip(*(counts for _, counts in types[TYPES:]), strict=True)]

@@ -1,4 +1,4 @@
-"""Text split into patches, with the entropies that decided it: for the terminal, for a pipe, and as HTML.
+"""Text split into patches, with next-byte entropies: for the terminal, for a pipe, and as HTML.
 
 Patches alternate between two colours; below them is the next-byte entropy at each byte:
 
@@ -32,7 +32,7 @@ UNBROKEN = 24  # a patch of at most so many pieces stays on one line of the page
 class PatchView:
     """Bytes, and where patches start.
 
-    `opens[i]` says that byte i opens a patch (byte 0 always does); `entropies[i]`, in nats, is the entropy of the
+    `opens[i]`: whether byte i starts a patch (byte 0 always does); `entropies[i]`, in nats, is the entropy of the
     prediction of byte i; `threshold`, in nats, is what it is compared with.
     """
 
@@ -42,17 +42,17 @@ class PatchView:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises DataError where the fields do not fit each other."""
+        """Raises DataError if the fields are inconsistent."""
         size = len(self.data)
         for name, values in (("opens", self.opens), ("entropies", self.entropies)):
             if values is not None and len(values) != size:
                 raise DataError(f"a patch view of {size} bytes has {len(values)} {name}: give one for each byte")
         if self.data and not self.opens[0]:
-            raise DataError("a patch view has opens[0] False, but byte 0 always opens a patch: set it to True")
+            raise DataError("a patch view has opens[0] False, but byte 0 always starts a patch: set it to True")
 
     @property
     def starts(self) -> list[int]:
-        """Where each patch begins."""
+        """Where each patch starts."""
         return [at for at, opens in enumerate(self.opens) if opens]
 
     @property
@@ -61,17 +61,17 @@ class PatchView:
         return [self.data[a:b] for a, b in itertools.pairwise([*self.starts, len(self.data)])]
 
     def bits(self, start: int, count: int) -> list[float]:
-        """The entropies of `count` bytes from `start`, in bits; none if none are known."""
+        """The entropies of `count` bytes from `start`, in bits; empty if unknown."""
         return [] if self.entropies is None else [nats / LN2 for nats in self.entropies[start : start + count]]
 
     @property
     def full(self) -> int:
-        """The bits at the full height of a bar: whole, and at least 4 so that a confident prediction looks like one."""
+        """The bits at full height of a bar: an integer, at least 4, so that confident predictions have low bars."""
         known = [bits for bits in self.bits(0, len(self.data)) if math.isfinite(bits)]
         return max(4, math.ceil(max(known, default=0.0)), math.ceil((self.threshold or 0.0) / LN2))
 
     def is_above(self, bits: float) -> bool:
-        """Is this entropy, in bits, above the threshold?"""
+        """Whether an entropy, in bits, is above the threshold."""
         return self.threshold is not None and bits > self.threshold / LN2
 
 
@@ -88,7 +88,7 @@ def summary(view: PatchView) -> str:
 
 
 def plain(view: PatchView) -> str:
-    """The patches without colour, `|` between them; a `|` of the text itself is shown as its byte, ‹7C›."""
+    """The patches without colour, separated by `|`; a `|` of the text is shown as ‹7C›."""
     shown = ["".join(_plain_glyph(piece) for piece in pieces(patch)) for patch in view.patches]
     return "|".join(shown).removesuffix("\n")
 
@@ -100,7 +100,7 @@ def _plain_glyph(piece: bytes) -> str:
 def terminal(view: PatchView, width: int) -> Text:
     """The patches in alternating colours, in lines of at most `width` columns, the entropy of each byte below.
 
-    A character of more bytes than columns is followed by blanks, so that each of its bytes has its own block.
+    A character with more bytes than columns is padded with blanks, so that each byte has a block.
     """
     page, upper, lower = Text(no_wrap=True), Text(), Text()
 
@@ -142,17 +142,17 @@ def _within(bits: float, most: float) -> float:
 
 
 def html(view: PatchView, title: str) -> str:
-    """A whole page that shows one view."""
+    """A page that shows one view."""
     return rendered("patches.html", title=title, view=drawable(view))
 
 
 def fragment(view: PatchView, caption: str = "") -> str:
-    """The view as a `<figure>` for a page that has the stylesheet of `markup.sheet`."""
+    """The view as a `<figure>` for a page with the stylesheet of `markup.sheet`."""
     return rendered("fragment.html", view=drawable(view, caption)).strip()
 
 
 def drawable(view: PatchView, caption: str = "") -> dict[str, Any]:
-    """The view as the `patches` macro takes it."""
+    """The arguments of the `patches` macro."""
     full = view.full
     threshold = None if view.entropies is None or view.threshold is None else _height(view.threshold / LN2, full)
     words = [f"{caption}: {summary(view)}." if caption else f"{summary(view)}."]
@@ -164,7 +164,7 @@ def drawable(view: PatchView, caption: str = "") -> dict[str, Any]:
 
 
 def _cells(view: PatchView, full: int, at: int, patch: bytes) -> Iterator[dict[str, Any]]:
-    """Each piece of a patch above the bars of its bytes; the first one says how long the patch is."""
+    """Each piece of a patch above the bars of its bytes; the first one shows the patch length."""
     length: int | None = len(patch)
     for piece in pieces(patch):
         bits = view.bits(at, len(piece))

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 Metrics = Sequence[Mapping[str, object]]
 Series = Sequence[tuple[float, float]]
 
-POINTS = 120  # on a line; more are averaged in groups
+POINTS = 120  # per line; more are averaged in groups
 
 
 def number(value: object) -> float | None:
-    """A number that can be drawn."""
+    """A finite number, else None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def of_kind(metrics: Metrics, *kinds: str) -> list[Mapping[str, object]]:
-    """The lines of some kinds, in the order in which they were written."""
+    """The lines of some kinds, in order."""
     return [line for line in metrics if line.get("kind") in kinds]
 
 
 def curve(metrics: Metrics, kind: str, y: str = "bits_per_byte", x: str = "bytes") -> list[tuple[float, float]]:
-    """(x, y) of the lines of one kind. Of a step done again after a resume, the last line counts."""
+    """(x, y) of the lines of one kind; of a step repeated after a resume, the last line counts."""
     found: dict[object, tuple[float, float]] = {}
     for line in of_kind(metrics, kind):
         at, value = number(line.get(x)), number(line.get(y))
@@ -35,7 +35,7 @@ def curve(metrics: Metrics, kind: str, y: str = "bits_per_byte", x: str = "bytes
 
 
 def thinned(points: Series, most: int = POINTS) -> Series:
-    """No more than so many points: means of neighbours."""
+    """Means of neighbours, at most so many."""
     size = math.ceil(len(points) / most)
     if size <= 1:
         return points
@@ -62,7 +62,7 @@ class Clock:
         return cls(bytes, steps, seconds)
 
     def at(self, bytes: float) -> tuple[int, float]:
-        """The step, and the seconds, between the two lines around."""
+        """The step and the seconds, interpolated between lines."""
         after = min(max(bisect.bisect_left(self.bytes, bytes), 1), len(self.bytes) - 1)
         if after < 1:
             return 0, 0.0
@@ -97,7 +97,7 @@ def marks(metrics: Metrics) -> list[Mark]:
 
 
 def phases(metrics: Metrics) -> dict[str, float]:
-    """Seconds by phase over all sessions, in the order in which they happen; training steps are one of them."""
+    """Seconds by phase over all sessions, in order; training steps are one phase."""
     before: dict[str, float] = {}
     later: dict[str, float] = {}
     for line in of_kind(metrics, "phase"):
@@ -110,7 +110,7 @@ def phases(metrics: Metrics) -> dict[str, float]:
 
 
 def memory(metrics: Metrics) -> dict[str, float]:
-    """Bytes at the most: the "baseline" before the first step, the "peak", and what was "predicted" of one step."""
+    """Peak memory in bytes: "baseline" before the first step, "peak", and "predicted" for a step."""
     found: dict[str, float] = {}
     for line in of_kind(metrics, "memory"):
         for key in ("baseline", "predicted", "peak"):
@@ -121,7 +121,7 @@ def memory(metrics: Metrics) -> dict[str, float]:
 
 
 def intervals(metrics: Metrics, most: int) -> list[tuple[float, float, Counter[int]]]:
-    """(first byte, last byte, patches of each length) of intervals of the training, about equally long."""
+    """(first byte, last byte, patches of each length) of about equal intervals of the training."""
     lines = [line for line in of_kind(metrics, "train") if isinstance(line.get("patch_lengths"), list)]
     end = max((number(line.get("bytes")) or 0.0 for line in lines), default=0.0)
     found: list[tuple[float, float, Counter[int]]] = []
@@ -145,6 +145,6 @@ def _lengths(line: Mapping[str, object]) -> Iterator[tuple[int, int]]:
 
 
 def last_session(metrics: Metrics) -> Mapping[str, object]:
-    """What the newest session recorded at its start; empty where it did not."""
+    """The session_start line of the newest session; may be empty."""
     found = of_kind(metrics, "session_start")
     return found[-1] if found else {}

@@ -1,4 +1,4 @@
-"""Sections that metrics.jsonl alone fills: training curves, patch lengths over the training, time and memory."""
+"""Sections from metrics.jsonl: training curves, patch lengths over the training, time and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bytelm.report.recorded import Clock, Metrics, curve, intervals, marks, memo
 from bytelm.units import show_bytes, show_seconds
 
 COLUMNS = 32  # of the strip of histograms
-TALL, SHORT = 210, 83  # pixels of a panel, and of one of two above each other
+TALL, SHORT = 210, 83  # pixels of a panel, and of one of two stacked ones
 NAMED = 3  # events that are described
 WHY = {
     "entropy": "The entropy model is frozen before the first step and boundaries are computed once, so the rule stays "
@@ -23,17 +23,17 @@ MIXED = "what changes here is the sampled data. In well-mixed data all columns l
 
 
 def show_lr(value: float) -> str:
-    """A learning rate or a norm."""
+    """Format a learning rate or a norm."""
     return f"{value:.2g}" if abs(value) > 1e-7 else "0"
 
 
 def show_bits(value: float) -> str:
-    """Bits per byte."""
+    """Format bits per byte."""
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def training_curves(metrics: Metrics, unit: str) -> list[Sequence[Figure]]:
-    """Loss, and beside it learning rate and gradient norm; empty where nothing was recorded."""
+    """Loss, learning rate and gradient norm; empty if nothing was recorded."""
     training, validation = curve(metrics, "train"), curve(metrics, "validation")
     if not training and not validation:
         return []
@@ -54,33 +54,33 @@ def training_curves(metrics: Metrics, unit: str) -> list[Sequence[Figure]]:
 
 
 def summary_of_curves(metrics: Metrics, unit: str) -> str:
-    """The final values of the curves, and the events on the way, in words."""
+    """The final values of the curves, and the events, as text."""
     training, validation = curve(metrics, "train"), curve(metrics, "validation")
-    said: list[str] = []
+    sentences: list[str] = []
     tail = training[-max(1, len(training) // 10) :]
     if training and validation:
         mean = sum(value for _, value in tail) / len(tail)
         best = min(value for _, value in validation)
         last = validation[-1][1]
-        said.append(
+        sentences.append(
             f"Final training loss {mean:.3f} {unit} (mean of the last 10 %), final validation loss {last:.3f}, best "
             f"{best:.3f}; generalisation gap {last - mean:+.3f} (negative where the validation split is easier)."
         )
     elif training:
-        said.append("The validation split is empty: overfitting cannot be seen here.")
+        sentences.append("The validation split is empty: overfitting cannot be seen here.")
     found = marks(metrics)
     for kind, sign in (("skipped", "▼"), ("resumed", "○")):
         own = [mark for mark in found if mark.kind == kind]
         if own:
             more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
-            said.append(f"{sign} {kind}: {'; '.join(mark.words for mark in own[:NAMED])}{more}.")
+            sentences.append(f"{sign} {kind}: {'; '.join(mark.words for mark in own[:NAMED])}{more}.")
     if len(training) > 1:
-        said.append("The y-axis is clipped to values after the first 5 % of the training. Hover to read values.")
-    return " ".join(said)
+        sentences.append("The y-axis is clipped to values after the first 5 % of the training. Hover to read values.")
+    return " ".join(sentences)
 
 
 def lengths_over_training(metrics: Metrics, segmentation: str) -> Figure | None:
-    """The patch lengths of the training batches over time; None where they cannot change."""
+    """The patch lengths of training batches over time; None if they cannot change."""
     columns = intervals(metrics, COLUMNS)
     if segmentation not in WHY or len(columns) < 2:
         return None
@@ -88,8 +88,8 @@ def lengths_over_training(metrics: Metrics, segmentation: str) -> Figure | None:
     longest = max(len(lengths) for line in metrics if isinstance(lengths := line.get("patch_lengths"), list))  # pyright: ignore[reportUnknownArgumentType]
     title = f"Length of training {plural} over the training"
     words = (
-        f"Lengths of the training {plural}, one histogram per column; the line is their mean. Only {plural} that lie "
-        f"wholly in a window are counted. {WHY[segmentation]} {MIXED}"
+        f"Lengths of the training {plural}, one histogram per column; the line is their mean. Only {plural} that are "
+        f"completely within a window are counted. {WHY[segmentation]} {MIXED}"
     )
     return Figure(strip(columns, of, longest, Clock.of(metrics), title), words)
 

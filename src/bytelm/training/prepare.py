@@ -1,9 +1,9 @@
-"""From raw files to windows: the stages of a training, made from its configuration and run in order.
+"""From raw files to windows: runs the stages of a training in order.
 
-run/data/          packed shards, and patch boundaries or tokens beside them
-run/entropy_model/        the entropy model's own run, with its checkpoints
-run/recipe.toml    what the model is made of, thresholds calibrated
-run/merges.npy     what tokens are made of, for a model that reads tokens
+run/data/          packed shards, with patch boundaries or tokens
+run/entropy_model/ the run of the entropy model
+run/recipe.toml    the recipe, with calibrated thresholds
+run/merges.npy     BPE merges, for a model over tokens
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bytelm.training.stages.tokens import MERGES, TokenizerStage, TokenStage, ke
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that the loop needs."""
+    """The inputs of the training loop."""
 
     corpus: Corpus
     modality: Modality | None
@@ -97,7 +97,7 @@ def begun(
     entropy_model: TrainableEntropyModel | None,
     start: str | None,
 ) -> ByteModel:
-    """The model at its beginning: initialised around its entropy model, or with the weights of another run."""
+    """The initial model: initialised around its entropy model, or with the weights of another run."""
     if start is None:
         model = recipe.build()
         model.init_weights(seed)

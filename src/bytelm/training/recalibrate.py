@@ -1,4 +1,4 @@
-"""Other thresholds for a trained run's entropy model: what `bytelm calibrate` answers."""
+"""New thresholds for a run's entropy model (`bytelm calibrate`)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from bytelm.training.stages.base import run_stage
 from bytelm.training.stages.thresholds import ThresholdStage
 from bytelm.transfer import HOST
 
-CHECKED = 1 << 19  # held-out bytes that the sizes are reported on
+CHECKED = 1 << 19  # held-out bytes for the reported lengths
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds in nats, and the mean patch size in bytes that they give on held-out bytes, by kind of file."""
+    """Thresholds in nats, and the mean patch length in bytes on held-out bytes, by file type."""
 
     rule: str
     threshold: float | None
@@ -35,24 +35,19 @@ class Calibration:
     by_kind: dict[str, float]
 
     def mapping(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """As JSON."""
         return asdict(self)
 
 
 def recalibrate(
     run: str | Path, size: float, rule: str | None = None, device: torch.device = HOST, quiet: bool = True
 ) -> Calibration:
-    """Find the thresholds for a mean patch of `size` bytes, in the run's own rule or another.
-
-    Raises UsageError for a run without an entropy model, and Interrupted.
-    """
+    """Thresholds for a mean patch of `size` bytes, by the run's rule or another. Raises UsageError and Interrupted."""
     run = Path(run)
     loaded = load(run, device)
     recipe = build(Recipe, loaded.state["recipe"], str(loaded.checkpoint))
     if not recipe.uses_entropy_model:
-        raise UsageError(
-            f"{run} has no entropy model whose thresholds could be found: it was not trained on entropy patches"
-        )
+        raise UsageError(f"{run} has no entropy model to calibrate: it was not trained on entropy patches")
     corpus = Corpus.open(run / "data")
     entropy_model: Any = loaded.model.get_submodule("patcher.entropy_model")
     patching: Any = recipe.patching

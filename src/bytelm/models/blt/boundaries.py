@@ -1,4 +1,4 @@
-"""Where patches open in rows that are being generated: the scheme's rule, its entropy model, and what was decided."""
+"""Patch boundaries during decoding: the scheme's rule, its entropy model, and the decisions by position."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ RULES = {"threshold": 2, "relative": 3, "both": 4}
 
 
 def known(patcher: Patcher) -> bool:
-    """Whether the kernels know the scheme and its entropy model."""
+    """Whether the kernels support the scheme and its entropy model."""
     if type(patcher) is Entropy:
         return part_of(patcher.entropy_model, "entropy_decoder") is not None
     return type(patcher) in (Fixed, Space)
 
 
 class Patches:
-    """What a patcher decides about rows, by position. `ids` are those that the rows have read, `[rows, capacity]`."""
+    """The decisions of a patcher by position. `ids` [rows, capacity] are those that the rows have read."""
 
     def __init__(self, patcher: Fixed | Space | Entropy, kernels: Backend, ids: np.ndarray) -> None:
         rows, capacity = ids.shape
         self.kernels = kernels.host
         self.history = native.History(address(ids), capacity, PAD)
         self.closed, self.first, gap, run = (np.zeros(ids.shape, np.int64) for _ in range(4))
-        """How many patches are whole once this id is read; where the patch of the next id begins."""
+        """Complete patches once this id is read; where the patch of the next id starts."""
         self.entropy_model: EntropyDecoder | None = None
         scheme, threshold, relative_threshold = 0, 0.0, 0.0
         spacelike = entropy = None
@@ -60,18 +60,18 @@ class Patches:
         )
 
     def decide(self, new: NewTokens) -> None:
-        """Read new ids, and write down where patches open after them."""
+        """Read new ids, and store the boundaries after them."""
         entropy = self.entropy_model.entropies(new, self.history) if self.entropy_model else None
         self.kernels.decide(self.rule, self.history, tokens(new.row, new.position), entropy)
 
     def stay(self, new: NewTokens) -> None:
-        """Write down that no patch opens after new ids, of each row one."""
+        """Store that no patch starts after new ids, one per row."""
         before = np.maximum(new.position - 1, 0)
         self.closed[new.row, new.position] = self.closed[new.row, before]
         self.first[new.row, new.position] = self.first[new.row, before]
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of memory that one row takes."""
+        """See `Decoder`."""
         own = sum(x[0].nbytes for x in self.held[1:] if x is not None)
         return own + (self.entropy_model.row_bytes if self.entropy_model else 0)

@@ -1,4 +1,4 @@
-"""What BLT costs: see `interfaces.costs`."""
+"""Costs of BLT, see `interfaces.costs`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from bytelm.nn.cross import CrossAttention
 
 
 class Costs(ArchitectureCosts):
-    """BLT's."""
+    """Costs of BLT."""
 
     model: BLT
 
     def paper(self, context: int, mean: float) -> float:
-        """Appendix B, its last equation, n_p = `mean`. Projections between widths are not in it."""
+        """Appendix B, last equation, n_p = `mean`; without the projections between widths."""
         config = self.model.config
         k, dim = config.queries, config.local_dim
         crossed = config.encoder_layers if config.encoder_cross == "all" else 1
@@ -25,7 +25,7 @@ class Costs(ArchitectureCosts):
     def read(self, length: int, mean: float) -> float:
         """See `ArchitectureCosts`."""
         config, encoder, decoder = self.model.config, self.model.encoder, self.model.decoder
-        keys = [part.key_value for part in decoder.cross if isinstance(part, CrossAttention)]  # of patches, kept
+        keys = [part.key_value for part in decoder.cross if isinstance(part, CrossAttention)]  # of patches, cached
         widen, latent = self.model.widen, self.model.latent
         patchwise = weights(encoder.split, encoder.cross, widen, latent, decoder.split, *keys)
         bytewise = weights(encoder, widen, latent, decoder) - patchwise
@@ -33,11 +33,7 @@ class Costs(ArchitectureCosts):
         return 2 * (bytewise + (patchwise + cached(config.latent(), length / mean)) / mean)
 
     def other_operations(self) -> float:
-        """`dim` additions for each n-gram, and the scores and mixes of cross-attention, which cost bytes × k.
-
-        Each byte of a patch is met by the k queries of that patch, and each byte queries the k parts of one; both in
-        every crossed layer.
-        """
+        """`dim` additions per n-gram, and cross-attention: bytes × k scores and sums, in both directions, per layer."""
         config = self.model.config
         ngrams = len(config.ngram_sizes) * config.ngram_functions
         crossed = len(self.model.encoder.cross) + config.decoder_layers

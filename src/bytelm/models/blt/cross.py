@@ -1,10 +1,10 @@
 """Cross-attention between bytes and the patches they make up (BLT paper, sections 3.2.2 and 3.3.1).
 
-    encoder   each patch's k queries attend the patch's own bytes      a softmax over each segment of bytes
-    decoder   each byte attends the k parts of the newest whole patch  a gather of k keys
+    encoder   each patch's k queries attend to the patch's own bytes          a softmax over each segment of bytes
+    decoder   each byte attends to the k parts of the newest complete patch   a gather of k keys
 
-so that both cost bytes × k, never bytes × patches. The published models add the residual twice, once inside the
-module and once around it; so does this one, which returns 2x + attention.
+so that both cost bytes × k, never bytes × patches. The published models add the residual twice, inside the module and
+around it; so does this one, which returns 2x + attention.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PatchesFromBytes(CrossAttention):
         bytes: Float[Tensor, "slots dim"],
         segment: Int[Tensor, " slots"],
     ) -> Float[Tensor, "patches k dim"]:
-        """`segment` says which patch each byte belongs to; the patch after the last is for bytes of none."""
+        """`segment`: the patch of each byte; the number of patches for bytes of none."""
         patches = len(queries)
         query, key, value = self.project(queries, bytes)
         if fast := self.fast(query):
@@ -50,7 +50,7 @@ class BytesFromPatches(CrossAttention):
         patches: Float[Tensor, "batch patches k dim"],
         index: Int[Tensor, "batch new"],
     ) -> Float[Tensor, "batch new dim"]:
-        """`index` says which patch each byte attends."""
+        """`index`: the patch to which each byte attends."""
         query, key, value = self.project(queries, patches)
         row = torch.arange(len(index), device=index.device)[:, None]
         flat = (row * patches.shape[1] + index).flatten()

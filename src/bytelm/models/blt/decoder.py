@@ -1,4 +1,4 @@
-"""The Byte Latent Transformer in rows: what closes a patch, thinks; every byte reads what was thought last."""
+"""Decoder of BLT: the latent model runs when a patch is complete; bytes cross-attend to the newest latent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bytelm.nn.norm import EPS
 
 
 class BLTDecoder(Decoder):
-    """`models.blt` in rows."""
+    """See `Decoder`."""
 
     drafts = True
 
@@ -25,7 +25,7 @@ class BLTDecoder(Decoder):
         config, self.kernels = model.config, kernels
         parts: Any = device_decoder if kernels.on_device else host_decoder
         self.attention_window = config.attention_window
-        # A boundary is decided in float32 whatever the weights are, or it would not be the one that was trained with.
+        # Boundaries are decided in float32 whatever the dtype of the weights, as in training.
         self.patches = Patches(model.patcher, kernels.precise(), self.ids)  # pyright: ignore[reportArgumentType]
         held = min(capacity, (self.patches.longest or capacity) + self.chunk)
         local = min(capacity, config.attention_window + self.chunk)
@@ -45,7 +45,7 @@ class BLTDecoder(Decoder):
 
     def after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
-        # On a device the encoder is under way while an entropy model is waited for.
+        # On a device the encoder runs while the host waits for the entropy model.
         x = self.encoder.run(self.embedded(new), new.row, new.position, np.zeros_like(new.row))
         self.patches.decide(new)
         closed = self.patches.closed[new.row, new.position]
@@ -56,11 +56,11 @@ class BLTDecoder(Decoder):
         return self.bytes(x, new, closed)
 
     def begun(self, new: NewTokens, before: Ints) -> Ints:
-        """Where the patch that each new id lies in begins."""
+        """Where the patch of each new id starts."""
         return np.where(new.position > 0, self.patches.first[new.row, before], 0)
 
     def latent_step(self, row: Ints, patch: Ints, first: Ints, last: Ints) -> None:
-        """One latent step for each patch that closes."""
+        """One latent step per completed patch."""
         x = self.pool.patches(row, first, last)
         if self.widen:
             x = self.kernels.linear(self.widen, x)
@@ -68,17 +68,17 @@ class BLTDecoder(Decoder):
         self.decoder.hold(self.kernels.linear(self.split, x), row, patch)
 
     def embedded(self, new: NewTokens) -> Any:
-        """Bytes and their n-grams."""
+        """Embeddings of bytes and their n-grams."""
         x = self.kernels.embed(self.byte, new.ids)
         return self.ngrams.added(x, new) if self.ngrams else x
 
     def bytes(self, x: Any, new: NewTokens, closed: Ints) -> Any:
-        """The local decoder, each byte reading the newest patch that is whole."""
+        """The local decoder; each byte reads the newest complete patch."""
         x = self.decoder.run(x, new.row, new.position, np.zeros_like(new.row), closed - 1)
         return self.kernels.linear(self.head, x, self.norm, EPS)
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
-        """See `Decoder`: the local models go on from the newest latent (Fast BLT's BLT-S), one id a row."""
+        """See `Decoder`: the local models continue from the newest latent (BLT-S of Fast BLT), one id per row."""
         new = self.placed(rows, ids)
         self.patches.stay(new)
         x = self.embedded(new)
@@ -91,7 +91,7 @@ class BLTDecoder(Decoder):
         return self.patches.row_bytes + sum(part.row_bytes for part in (self.encoder, self.latents, self.decoder))
 
     def traffic(self, length: int) -> float:
-        """See `Decoder`. A patch is as long as the rows' patches were so far."""
+        """See `Decoder`; with the mean patch length of the rows so far."""
         read = int(self.lengths.sum())
         opened = sum(int(self.patches.closed[row, n - 1]) for row, n in enumerate(self.lengths) if n)
         size = read / opened if opened else float(self.patches.longest or 4)
@@ -106,7 +106,7 @@ class BLTDecoder(Decoder):
 
 
 def unsupported(model: BLT) -> str:
-    """Why a model is not for this decoder, in words; empty where it is."""
+    """Why this decoder does not support a model; empty if it does."""
     if known(model.cutter):
         return ""
     return f"the kernels do not know the patching of {type(model.patcher).__name__}, or its entropy model"

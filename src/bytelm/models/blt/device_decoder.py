@@ -16,7 +16,7 @@ from bytelm.models.blt.model import BLT
 from bytelm.nn.cross import CrossAttention
 from bytelm.units import PAD, VOCAB
 
-LEAST = 16  # bytes that a patch is filled up to
+LEAST = 16  # bytes to which a patch is padded
 
 
 class Pool:
@@ -43,7 +43,7 @@ class Pool:
         return torch.cat(found) if len(found) > 1 else found[0]
 
     def _pool(self, plan: Tensor, longest: int) -> Tensor:
-        """Patches of up to `longest` bytes."""
+        """The patches of up to `longest` bytes."""
         row, first, last = plan[:, :, None]
         at = first + torch.arange(longest, device=plan.device)
         slots, beyond = (row * self.slots + at.remainder(self.slots)).flatten(), at > last
@@ -66,19 +66,19 @@ class Pool:
 
 
 class Hashed:
-    """Hashed n-grams, see `host_decoder.Hashed`: ids of table rows are computed on the host."""
+    """Hashed n-grams, see `host_decoder.Hashed`."""
 
     def __init__(self, device: Tensors, embed: NgramEmbedding, ids: Ints) -> None:
         assert embed.ngram is not None
         self.device, self.ids, self.rows, self.reach = device, ids, embed.rows, embed.reach
         self.table = device.table(embed.ngram.weight)
-        # prime^k of the id k places after the oldest one, for each table; 0 for ids that it does not reach.
+        # prime^k for the id k after the oldest, for each table; 0 for ids that it does not reach.
         powers = hash_powers(embed)
         tables = [np.pad(line[:size], (embed.reach + 1 - size, 0)) for line in powers for size in embed.sizes]
         self.powers = np.stack(tables)
 
     def added(self, x: Tensor, new: NewTokens) -> Tensor:
-        """Bytes `[n, dim]` and the n-grams that end there."""
+        """Add the n-grams that end at bytes `x` [n, dim]."""
         at = new.position[:, None] + np.arange(-self.reach, 1)
         ids = np.where(at < 0, PAD, self.ids[new.row[:, None], np.maximum(at, 0)])
         published = (ids + PUBLISHED_OFFSET) % VOCAB

@@ -28,14 +28,14 @@ PRIMES = (
     5463458053,
     3367900313,
 )
-PUBLISHED_OFFSET = 4  # the published hash runs over ids whose specials come first: theirs = (ours + 4) mod 260
+PUBLISHED_OFFSET = 4  # the published hash is over ids whose specials come first: theirs = (ours + 4) mod 260
 
 
 class NgramEmbedding(nn.Module):
     """e_t = byte(x_t) + sum over functions and sizes n of table[hash(x_{t-n+1} .. x_t)].
 
     hash = (sum over k of id_k · prime^k) mod rows, oldest id first, in wrapping 64-bit arithmetic. n-grams do not
-    reach over the start of a document: what is before it counts as id PAD.
+    cross the start of a document: ids before it count as PAD.
     """
 
     def __init__(self, dim: int, sizes: tuple[int, ...], functions: int, rows: int) -> None:
@@ -43,14 +43,14 @@ class NgramEmbedding(nn.Module):
         self.sizes, self.functions, self.rows = sizes, functions, rows
         self.reach = max(sizes, default=1) - 1
         self.byte = nn.Embedding(VOCAB, dim)
-        # All tables in one, function by function and size by size within: one gather looks all of them up.
+        # All tables in one, by function and then size, so that one gather looks up all.
         self.ngram = nn.Embedding(functions * len(sizes) * rows, dim) if sizes else None
         self.sparse = False
-        """Whether the gradient of the tables holds only the rows that were looked up, for optimizers that take such."""
+        """See `LookupTable`."""
         self.kept: RowGradients | None = None
-        """Where the tables' gradients are kept for an optimizer that reads them; else they are parameter gradients."""
+        """See `LookupTable`."""
         self.dropout = 0.0
-        """Chance of each byte to go without its n-grams in training, against overfitting."""
+        """Probability of a byte to lose its n-grams in training, against overfitting."""
 
     @property
     def weight(self) -> Tensor:
@@ -59,13 +59,13 @@ class NgramEmbedding(nn.Module):
         return self.ngram.weight
 
     def initial_state(self, batch: int) -> Int[Tensor, "batch reach"]:
-        """The ids before the first: none."""
+        """The ids before the first: PAD."""
         return torch.full((batch, self.reach), PAD)
 
     def hashes(
         self, ids: Int[Tensor, "batch new"], starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
     ) -> Int[Tensor, "batch new tables"]:
-        """The table row of every n-gram that ends at each new id, computed where the ids are."""
+        """The table row of every n-gram that ends at each new id, on the device of the ids."""
         if device := fused.kernels(ids):
             shape = (self.rows, PRIMES[: self.functions], self.sizes)
             return device.hashes(ids, starts, recent, *shape, OFFSET=PUBLISHED_OFFSET, PAD=PAD, VOCAB=VOCAB)
@@ -74,7 +74,7 @@ class NgramEmbedding(nn.Module):
         ago = torch.arange(self.reach + 1, device=ids.device)
         back = torch.arange(new, device=ids.device)[:, None] + self.reach - ago
         window = ids[:, back]  # [batch, new, reach + 1], newest first
-        # An id belongs to the document if no start lies after it and at or before the byte that is being embedded.
+        # An id belongs to the document if no start is after it and at or before the byte to embed.
         document = torch.cat([starts.new_zeros(starts.shape[0], self.reach), starts], 1).long().cumsum(1)
         inside = document[:, back] == document[:, back[:, :1]]
         published = (torch.where(inside, window, PAD) + PUBLISHED_OFFSET) % VOCAB
@@ -92,7 +92,7 @@ class NgramEmbedding(nn.Module):
     def forward(
         self, ids: Int[Tensor, "batch new"], starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
     ) -> Float[Tensor, "batch new dim"]:
-        """The embeddings of new ids, all where the tables are. `starts`: where a document starts."""
+        """The embeddings of new ids, all on the device of the tables. `starts`: where a document starts."""
         x = self.byte(ids)
         if self.ngram is None:
             return x
@@ -115,7 +115,7 @@ class NgramEmbedding(nn.Module):
     def reached(
         self, rows: Rows, starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
     ) -> Int[Tensor, "batch reach"]:
-        """The ids that n-grams may still reach after new ones, on the host: PAD for those of an earlier document."""
+        """The ids that later n-grams reach, on the host; PAD for those of an earlier document."""
         if not self.reach:
             return recent
         ids = torch.cat([recent, rows.ids], 1)
@@ -126,7 +126,7 @@ class NgramEmbedding(nn.Module):
 
 
 def wrap(value: int) -> int:
-    """A Python integer as 64-bit two's-complement arithmetic leaves it."""
+    """A Python integer in 64-bit two's-complement arithmetic."""
     return (value + 2**63) % 2**64 - 2**63
 
 

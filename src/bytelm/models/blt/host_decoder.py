@@ -36,7 +36,7 @@ class Pool:
         self.pool = native.Pool(*shape, EPS, self.split, self.layers)
 
     def matrix(self, weight: Tensor) -> native.Matrix:
-        """A linear layer's weight, kept and counted."""
+        """A linear layer's weight, kept alive and counted."""
         found = self.kernels.matrix(weight)
         self.bytes += found.bytes
         self.weights.append(found)
@@ -48,7 +48,7 @@ class Pool:
 
 
 class Hashed:
-    """`NgramEmbedding`: tables that hashes of the last ids look into."""
+    """`NgramEmbedding`: hashed n-grams."""
 
     def __init__(self, kernels: Kernels, embed: NgramEmbedding, ids: Ints) -> None:
         assert embed.ngram is not None
@@ -61,6 +61,6 @@ class Hashed:
         self.tables.held = (table, sizes, powers)
 
     def added(self, x: Reals, new: NewTokens) -> Reals:
-        """Bytes `[n, dim]` and the n-grams that end there, in place."""
+        """Add the n-grams that end at bytes `x` [n, dim], in place."""
         self.kernels.ngrams(self.tables, self.history, tokens(new.row, new.position), x)
         return x

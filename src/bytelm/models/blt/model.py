@@ -1,13 +1,13 @@
 """The Byte Latent Transformer (Pagnoni et al. 2024, arXiv 2412.09871): bytes → patches → latent Transformer → bytes.
 
     bytes    BOS T h e _ c a t          byte and hashed n-gram embeddings, windowed local encoder        (3.2)
-    patches   |  \\_____/ \\___           whole patches query their own bytes                               (3.2.2)
-    latents   g0    g1                  causal Transformer over whole patches                            (3.1)
-    bytes     g0 g0g0g0g1 g1 ..         each byte reads the newest patch that is whole once it is read   (3.3)
+    patches   |  \\_____/ \\___           complete patches query their own bytes                            (3.2.2)
+    latents   g0    g1                  causal Transformer over complete patches                         (3.1)
+    bytes     g0 g0g0g0g1 g1 ..         each byte reads the newest complete patch                        (3.3)
 
-The byte at t sees the latent of the last patch that is known to be whole when byte t has been read: of its own
-patch only if byte t + 1 opens a new one. So a latent step happens when a patch closes, and at no other time, and
-reading a text in pieces is the same computation as reading it whole.
+The byte at t sees the latent of the last patch that is complete when byte t has been read: of its own patch only if
+byte t + 1 starts a new one. So a latent step happens exactly when a patch is complete, and reading incrementally is the
+same computation as reading at once.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ from bytelm.units import VOCAB
 class Config:
     """Shape of a BLT. The defaults are those of `blt-tiny`.
 
-    `queries`: sub-vectors of a patch (the paper's k). `encoder_cross`: whether patches query the bytes after the
-    "last" encoder layer or after "all" of them. `attention_window`: bytes that a byte sees in the local models, itself
-    included. `ngram_rows`: rows of one hash table; there is one for each of `ngram_functions` × `ngram_sizes`.
-    `ffn_dims`: widths of the feed-forward layers of encoder, latent Transformer and decoder; left out, 8/3 of the width
-    of each, rounded up to a multiple of `ffn_multiple`.
+    `queries`: sub-vectors of a patch (the paper's k). `encoder_cross`: patches query the bytes after the "last" encoder
+    layer, or after "all". `attention_window`: of the local models, in bytes. `ngram_rows`: rows per hash table, one
+    table for each of `ngram_functions` × `ngram_sizes`. `ffn_dims`: feed-forward widths of encoder, latent Transformer
+    and decoder; default: 8/3 of each width, rounded up to a multiple of `ffn_multiple`.
     """
 
     patched: ClassVar[bool] = True
@@ -68,7 +67,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if len(self.ffn_dims) not in (0, 3):
-            raise ConfigError(f"model.ffn_dims = {list(self.ffn_dims)}: give encoder, latent and decoder one, or none")
+            raise ConfigError(
+                f"model.ffn_dims = {list(self.ffn_dims)}: give one each for encoder, latent and decoder, or none"
+            )
         local = [*self.encoder().problems("model.local"), *self.decoder().problems("model.local")]
         problems = [*dict.fromkeys(local), *self.latent().problems("model.global")]
         if self.cross_heads < 1 or self.local_dim % self.cross_heads:
@@ -87,7 +88,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
-        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        """Small shapes for the invariant tests, together covering every path of this file."""
         bytes = cls(local_dim=16, local_heads=2, cross_heads=2, attention_window=6, decoder_layers=2, ngram_rows=101)
         small = replace(bytes, global_dim=32, global_heads=2, global_layers=2, ffn_multiple=16)
         return {
@@ -116,17 +117,17 @@ class Config:
         return StackConfig(layers, dim, heads, window, self.theta, self.ffn_multiple, ffn_dim=ffn_dim)
 
     def build(self, patcher: Patcher) -> BLT:
-        """The model of this configuration, its parameters not yet initialised."""
+        """The model, parameters uninitialised."""
         return BLT(self, patcher)
 
 
 TRAVEL = ("segment", "closed")
-"""What of a layout is looked into where the model computes."""
+"""The fields of a layout that are needed on the model's device."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from ids on the host; ids, starts and recent ids also where the model computes."""
+    """What is derived from ids on the host; ids, starts and recent ids also on the model's device."""
 
     rows: Rows
     ids: Int[Tensor, "batch new"]
@@ -136,31 +137,31 @@ class Plan:
     view: CausalPattern
     layout: Layout
     reached: Int[Tensor, "batch reach"]
-    """The ids that n-grams reach afterwards."""
+    """The ids that later n-grams reach."""
 
 
 @dataclass(frozen=True)
 class BLTState:
-    """All that a row has to remember: nothing of it grows with the bytes read but the latent caches."""
+    """The state of rows; only the latent caches grow with the bytes read."""
 
     patcher: PatchState
     bytes: RowPositions
     patches: RowPositions
     recent: Int[Tensor, "batch reach"]
-    """The ids that n-grams still reach."""
+    """The ids that later n-grams reach."""
     held: Int[Tensor, " batch"]
-    """Bytes read of the patch that is open."""
+    """Bytes read of the incomplete patch."""
     open: tuple[Float[Tensor, "batch slots dim"], ...]
-    """Encoder outputs of those bytes, aligned on the right, for each layer that patches query."""
+    """Encoder outputs of those bytes, right-aligned, for each layer that patches query."""
     latent: Float[Tensor, "batch k dim"]
-    """The newest whole patch, as the decoder reads it."""
+    """The newest complete patch, as the decoder reads it."""
     encoder: tuple[Cache, ...]
     latents: tuple[Cache, ...]
     decoder: tuple[Cache, ...]
 
 
 class Encoder(nn.Module):
-    """Bytes to byte states, and whole patches out of them."""
+    """Bytes to byte states, and those of complete patches to patches."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -175,7 +176,7 @@ class Encoder(nn.Module):
     def forward(
         self, x: Tensor, view: CausalPattern, caches: tuple[Cache, ...] | None
     ) -> tuple[list[Tensor], tuple[Cache, ...]]:
-        """Byte states after each layer that patches query (the last layer's come last), and the caches."""
+        """Byte states after each layer that patches query (the last layer's last), and the caches."""
         states: list[Tensor] = []
         kept: list[Cache] = []
         for index in range(self.config.encoder_layers):
@@ -187,7 +188,7 @@ class Encoder(nn.Module):
         return states, tuple(kept)
 
     def patches(self, states: list[Tensor], layout: Layout) -> Float[Tensor, "batch patches width"]:
-        """The patches that close: queries max-pooled from their bytes, then carried through the cross-attentions."""
+        """The completed patches: queries max-pooled from their bytes, then the cross-attentions."""
         batch, count = len(layout.counts), layout.patches
         segment = layout.segment.flatten()
         pooled = run_maxima(states[0].flatten(0, 1), segment, batch * count)
@@ -218,7 +219,7 @@ class Decoder(nn.Module):
         view: CausalPattern,
         caches: tuple[Cache, ...] | None,
     ) -> tuple[Float[Tensor, "batch new vocab"], tuple[Cache, ...]]:
-        """`index` says which of the latents each byte reads."""
+        """`index`: the latent that each byte reads."""
         kept: list[Cache] = []
         for layer, read in enumerate(self.cross):
             x, cache = self.stack.layer(layer, read(x, latents, index), view, caches)
@@ -228,7 +229,7 @@ class Decoder(nn.Module):
 
 
 class BLT(ByteModel):
-    """Local encoder, latent Transformer over patches, local decoder, and the patcher that cuts."""
+    """Local encoder, latent Transformer over patches, local decoder, and the patcher."""
 
     def __init__(self, config: Config, patcher: Patcher) -> None:
         super().__init__()
@@ -243,12 +244,12 @@ class BLT(ByteModel):
 
     @property
     def cutter(self) -> Patcher:
-        """The patcher, which is always there."""
+        """The patcher, never None."""
         assert self.patcher is not None
         return self.patcher
 
     def init_weights(self, seed: int) -> None:
-        """Set every parameter of the model itself from `seed`; the patcher's are left as they are."""
+        """See `ByteModel`; the patcher's parameters are unchanged."""
         config = self.config
         init_weights(self.encoder, config.encoder_layers, seed)
         init_weights(self.widen, 1, seed + 1)
@@ -277,7 +278,7 @@ class BLT(ByteModel):
         return [] if self.encoder.embed.ngram is None else [self.encoder.embed]
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
-        """See `ByteModel`. Beside the stacks are the embeddings, the norms and the cross-attentions."""
+        """See `ByteModel`. In addition to the stacks: embeddings, norms and cross-attentions."""
         config = self.config
         dim, k = config.local_dim, config.queries
         tables = 8 * len(config.ngram_sizes) * config.ngram_functions
@@ -293,11 +294,11 @@ class BLT(ByteModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """See `ByteModel`."""
         return self.decoder.head.weight.device
 
     def initial_state(self, batch: int) -> BLTState:
-        """The state of rows that have read nothing yet."""
+        """See `ByteModel`."""
         config, device = self.config, self.device
         return BLTState(
             patcher=self.cutter.initial_state(batch),
@@ -326,7 +327,7 @@ class BLT(ByteModel):
         rows, view, layout = plan.rows, plan.view, plan.layout
 
         x = self.encoder.embed(plan.ids, plan.starts, plan.recent)
-        # Both local models have the same width and window, and stand at the same bytes: they share one view.
+        # Both local models have the same width, window and positions: they share one view.
         states, encoder = self.encoder(x, view, state.encoder if keep else None)
         x = states[-1]
         held = [torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state.open, states, strict=True)]
@@ -381,10 +382,10 @@ class BLT(ByteModel):
     def latent_step(
         self, held: list[Tensor], layout: Layout, state: BLTState, keep: bool
     ) -> tuple[Float[Tensor, "batch readable k dim"], RowPositions, tuple[Cache, ...]]:
-        """One latent step for each patch that closes, in the rows where one does.
+        """One latent step per completed patch, in the rows that have one.
 
-        Returns what the decoder may read (the newest patch of before first, then those that closed), where each row
-        stands among its patches, and the latent caches.
+        Returns what the decoder may read (the newest patch so far, then those completed now), each row's position among
+        its patches, and the latent caches.
         """
         newest = state.latent[:, None]
         if not layout.patches:

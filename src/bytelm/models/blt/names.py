@@ -1,12 +1,12 @@
-"""What the parts of a BLT are called elsewhere, and how their tensors differ from ours.
+"""The parameter names of published BLTs, and how their tensors differ from ours.
 
     ours                          Hugging Face                               Meta
     encoder.embed.byte            model.local_encoder.embed_tokens           local_encoder.tok_embeddings
     latent.blocks.0.attention.qkv model.global_transformer.layers.0          global_transformer.layers.0
                                       .self_attn.{q,k,v}_proj                    .attention.{wq,wk,wv}
 
-Ours join along the first axis what they keep apart. Their ids are ours + 4 mod 260, so that rows of bytes and specials
-stand elsewhere. Rotary pairs are interleaved in all three, and nothing is permuted.
+Ours are theirs concatenated along the first axis. Their ids are (ours + 4) mod 260, which permutes embedding rows.
+Rotary pairs are interleaved in all three, so that nothing else is permuted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bytelm.models.blt.embed import PUBLISHED_OFFSET
 
 Dialect = Literal["hf", "meta"]
 ENTROPY_MODEL = "entropy_model"
-"""What the names in the file of Meta's entropy model are put under here."""
+"""The prefix given to the names in the file of Meta's entropy model."""
 
 STACKS = {
     "encoder.stack": {"hf": "model.local_encoder", "meta": "local_encoder"},
@@ -84,34 +84,31 @@ BY_ID = {
 
 @dataclass(frozen=True)
 class Match:
-    """One of our tensors, and those that it is joined from."""
+    """One of our tensors, and theirs of which it is the concatenation."""
 
     ours: str
     theirs: tuple[str, ...]
     by_id: bool
-    """Whether its rows are ids."""
+    """Whether its first axis is ids."""
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """Ours of theirs."""
+        """Ours from theirs."""
         joined = torch.cat(parts) if len(parts) > 1 else parts[0]
         return joined.roll(-PUBLISHED_OFFSET, 0) if self.by_id else joined
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Theirs of ours."""
+        """Theirs from ours."""
         whole = tensor.roll(PUBLISHED_OFFSET, 0) if self.by_id else tensor
         return dict(zip(self.theirs, whole.chunk(len(self.theirs)), strict=True))
 
 
 def matches(names: Mapping[str, Tensor], config: blt.Config, dialect: Dialect, layer: int = 0) -> list[Match]:
-    """A match for each of our `names`, of a BLT of this configuration.
-
-    `layer` is what they call the encoder's first cross-attention.
-    """
+    """A match for each of our `names`. `layer`: their number of the encoder's first cross-attention."""
     return [match(name, config, dialect, layer) for name in names]
 
 
 def match(name: str, config: blt.Config, dialect: Dialect, layer: int) -> Match:
-    """What one of our tensors is called elsewhere."""
+    """The match of one of our tensors."""
     part = name.removesuffix(".weight")
     if found := re.fullmatch(r"(.+)\.blocks\.(\d+)\.(.+)", part):
         stack, index, inner = found.groups()

@@ -11,7 +11,7 @@ from bytelm.nn import fused
 def segment_max(
     values: Float[Tensor, "slots ..."], segment: Int[Tensor, " slots"], segments: int
 ) -> Float[Tensor, "segments ..."]:
-    """The largest value of each segment; segments without a slot are -inf."""
+    """The maximum of each segment; -inf for empty segments."""
     index = segment.reshape((-1,) + (1,) * (values.ndim - 1)).expand_as(values)
     empty = values.new_full((segments, *values.shape[1:]), float("-inf"))
     return empty.scatter_reduce(0, index, values, "amax")
@@ -20,10 +20,7 @@ def segment_max(
 def run_maxima(
     values: Float[Tensor, "slots dim"], segment: Int[Tensor, " slots"], runs: int
 ) -> Float[Tensor, "runs dim"]:
-    """The largest value of each run of slots, 0 where it has none.
-
-    The slots of a run are adjacent; slots of no run have the number `runs`.
-    """
+    """The maximum of each run of adjacent slots, 0 for empty runs; slots of no run have the number `runs`."""
     if runs and (device := fused.kernels(values)):
         return device.run_maxima(values, segment, runs)
     highest = segment_max(values, segment, runs + 1)[:-1]
@@ -33,5 +30,5 @@ def run_maxima(
 def segment_sum(
     values: Float[Tensor, "slots ..."], segment: Int[Tensor, " slots"], segments: int
 ) -> Float[Tensor, "segments ..."]:
-    """The sum of each segment, added in the order of the slots."""
+    """The sum of each segment, in slot order."""
     return values.new_zeros((segments, *values.shape[1:])).index_add(0, segment, values)

@@ -1,6 +1,6 @@
-"""Published BLTs, in whatever layout: their tensors matched with ours, read, joined and written.
+"""Published BLTs in any layout: match tensor names, check, read and write.
 
-folder ─ options ─▶ Recipe ─ blank model ─▶ our names ─ names.Match ─▶ theirs ─ compared ─ read, joined ─▶ ours
+folder ─ options ─▶ Recipe ─ meta model ─▶ our names ─ names.Match ─▶ theirs ─ checked ─ read, joined ─▶ ours
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "consolidated.pth
 
 @dataclass(frozen=True)
 class Opened:
-    """A folder of which nothing but names and shapes was read yet."""
+    """A folder of which only names and shapes were read yet."""
 
     recipe: Recipe
     weights: Weights
     matches: list[Match]
     layer: int
-    """The encoder's layer whose cross-attention counts."""
+    """The encoder layer whose cross-attention is used."""
 
 
 def reading(
@@ -51,17 +51,17 @@ def reading(
     sets: Mapping[str, Any],
     layer: int = 0,
 ) -> Reading:
-    """What a folder holds: the recipe and context that it describes, under what is set. Raises as `Format.read`."""
+    """The recipe and context of a folder, overridden by `sets`. Raises as `Format.read`."""
     recipe, context = described
     modality = json_in(source / CONFIG).get(MODALITY) if (source / CONFIG).exists() else None
-    if modality is not None:  # of a run of ours that was exported
+    if modality is not None:  # exported from a run of ours
         recipe = build(Recipe, {**to_mapping(recipe), "modality": modality}, f"{source / CONFIG}: {MODALITY}")
     if sets:
         recipe = build(Recipe, merge(to_mapping(recipe), sets), "--set")
     if not isinstance(recipe.model, blt.Config):
-        raise ConfigError("--set model.name: what is converted is a BLT")
+        raise ConfigError("--set model.name: only a BLT can be converted")
     if recipe.uses_entropy_model and name_of(recipe.entropy_model) != "transformer":
-        raise ConfigError("--set entropy_model.name: the entropy model that is converted is a Transformer")
+        raise ConfigError("--set entropy_model.name: only a Transformer entropy model can be converted")
     likes = recipe.build_on_meta().state_dict()
     opened = Opened(recipe, weights, names.matches(likes, recipe.model, layout, layer), layer)
     expected = dict[str, Tensor]()
@@ -85,10 +85,9 @@ def rows(opened: Opened) -> list[tuple[str, str, str]]:
 
 
 def idle(name: str, opened: Opened) -> bool:
-    """Whether a tensor that is not expected means nothing.
+    """Whether an unexpected tensor is unused.
 
-    So it is with tables of angles, cross-attention that is overwritten by the next layer's, and the entropy model of
-    patches that ask none.
+    Such are tables of angles, cross-attention overwritten by the next layer's, an entropy model that is not consulted.
     """
     if found := re.match(r"model\.local_encoder\.cross_attn_layers\.(\d{1,4})\.", name):
         return int(found[1]) < opened.layer
@@ -98,21 +97,18 @@ def idle(name: str, opened: Opened) -> bool:
 
 
 def joined(match: Match, weights: Weights, source: Path) -> Tensor:
-    """One of our tensors; float64 becomes float32, which a model computes in.
-
-    Raises CheckpointError for a value that is no number.
-    """
+    """One of our tensors, float64 cast to float32. Raises CheckpointError unless finite."""
     parts = {name: weights[name].read() for name in match.theirs}
     parts = {name: part.float() if part.dtype == torch.float64 else part for name, part in parts.items()}
     store.check_keys(parts, parts, source)
     return match.join(list(parts.values())).contiguous()
 
 
-# --- the other way ----------------------------------------------------------------------------------------------------
+# --- export -----------------------------------------------------------------------------------------------------------
 
 
 def theirs(recipe: Recipe, layout: Dialect, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors by their names."""
+    """All tensors under their names."""
     found: dict[str, Tensor] = {}
     for match in names.matches(ours, cast("blt.Config", recipe.model), layout, 0):
         found |= match.split(ours[match.ours])
@@ -120,9 +116,9 @@ def theirs(recipe: Recipe, layout: Dialect, ours: Mapping[str, Tensor]) -> dict[
 
 
 def write_folder(folder: Path, recipe: Recipe, texts: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """All files of a folder, aside first: it is there whole, or not at all.
+    """Write all files of a folder atomically.
 
-    `texts` are JSON files and others by their names; weights of an entropy model go into a file of their own.
+    `texts`: JSON and other files by name. Weights of an entropy model go into a separate file.
     """
     if recipe.modality is not None:
         texts[CONFIG][MODALITY] = to_mapping(recipe)["modality"]

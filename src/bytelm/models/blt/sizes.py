@@ -1,4 +1,4 @@
-"""BLT in every size: see `interfaces.sizes`."""
+"""Candidates of BLT, see `interfaces.sizes`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bytelm.interfaces.sizes import Family, Table, heads, usual
 
 
 def blt(width: int, depth_offset: int, number: int) -> Table:
-    """BLT: a shallow encoder, a deeper decoder, and twice their width between them."""
+    """BLT: a shallow encoder, a deeper decoder, and a latent Transformer of twice their width."""
     local = {
         "local_dim": width,
         "local_heads": heads(width),
@@ -26,18 +26,18 @@ def blt(width: int, depth_offset: int, number: int) -> Table:
 
 
 def entropy_patches(size: int) -> Table:
-    """The other tables of BLT."""
+    """Further tables of BLT."""
     patching = {"name": "entropy", "target_mean_length": float(size)}
     return {"patching": patching, "entropy_model": {"name": "ngram"}, "train": {"embedding_lr_scale": 3.0}}
 
 
 def space_patches(_: int) -> Table:
-    """The other tables of BLT on space patches."""
+    """Further tables of BLT on space patches."""
     return {"patching": {"name": "space"}, "train": {"embedding_lr_scale": 3.0}}
 
 
 def without_ngrams(width: int, depth_offset: int, number: int) -> Table:
-    """BLT whose bytes are embedded alone."""
+    """BLT without n-gram embeddings."""
     return {**blt(width, depth_offset, number), "ngram_sizes": []}
 
 

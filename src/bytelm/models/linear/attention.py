@@ -2,10 +2,9 @@
 
     out_t = Σ_{s ≤ t} (R_t φ(q_t) · R_s φ(k_s)) v_s / Σ_{s ≤ t} φ(q_t) · φ(k_s)         φ(x) = elu(x) + 1
 
-R turns features by their position, in the numerator alone (RoFormer, arXiv 2104.09864, eq. 19), so that words know
-their order. Everything before t is known by two sums, S = Σ R φ(k) vᵀ and z = Σ φ(k): that is the recurrent form, and
-what a state holds. A pass over many positions goes in chunks, each of which multiplies its own queries and keys, and
-has the sums of the chunks before; one id is a chunk of one.
+R rotates features by their position, in the numerator only (RoFormer, arXiv 2104.09864, eq. 19). The recurrent form
+needs two sums over all positions before t, S = Σ R φ(k) vᵀ and z = Σ φ(k), which are the state. The parallel form goes
+in chunks: products of queries and keys within a chunk, the sums for the chunks before; one id is a chunk of one.
 
     chunk 0          chunk 1          chunk 2
     q kᵀ v ── S, z ─▶ q kᵀ v + q S ── S, z ─▶ q kᵀ v + q S           cost: positions × (chunk + head_dim) × dim
@@ -24,13 +23,13 @@ from bytelm.nn.attention import RowPositions
 from bytelm.nn.rope import Rotation, rotate, rotation
 from bytelm.transfer import HOST, to_device
 
-CHUNK = 64  # positions that are multiplied with each other
-STRETCH = 64  # chunks whose sums are added up in one product
-LEAST = 1e-6  # what a denominator is at the least
+CHUNK = 64  # positions per chunk
+STRETCH = 64  # chunks whose sums are combined in one product
+LEAST = 1e-6  # lower bound of the denominator
 
 
 def flops(dim: int, heads: int, new: int) -> int:
-    """Operations of the matrix products of one layer's attention over `new` positions read at once."""
+    """FLOPs of the matmuls of one layer's attention over `new` positions read at once."""
     width = min(CHUNK, new)
     chunks = -(-new // width) if new else 0
     stretches = [STRETCH] * (chunks // STRETCH) + [chunks % STRETCH] * (chunks % STRETCH > 0)
@@ -40,7 +39,7 @@ def flops(dim: int, heads: int, new: int) -> int:
 
 @dataclass(frozen=True)
 class Sums:
-    """The constant-size state of a layer for a row's document."""
+    """The state of a layer, of constant size."""
 
     products: Float[Tensor, "batch heads head_dim head_dim"]
     """S: keys by values."""
@@ -49,7 +48,7 @@ class Sums:
 
     @classmethod
     def zero(cls, batch: int, heads: int, head_dim: int, device: torch.device) -> Sums:
-        """Of nothing."""
+        """The sums of an empty document."""
         return cls(
             torch.zeros(batch, heads, head_dim, head_dim, device=device),
             torch.zeros(batch, heads, head_dim, device=device),
@@ -58,13 +57,13 @@ class Sums:
 
 @dataclass(frozen=True)
 class LinearView:
-    """What new positions see: a `Sight` whose memory is `Sums`, derived once and shared by all layers."""
+    """An `AttentionPattern` whose memory is `Sums`, derived once and shared by all layers."""
 
     document: Int[Tensor, "batch new"]
     """Documents started at or before each position; 0 continues the one read before."""
     lengths: Int[Tensor, " batch"]
     rotation: Rotation
-    """No rotation: attention turns features, and not queries and keys."""
+    """No rotation: features are rotated instead of queries and keys."""
     turn: Rotation
     after: RowPositions
 
@@ -91,7 +90,7 @@ class LinearView:
         values: Float[Tensor, "batch new heads head_dim"],
         cache: Sums | None,
     ) -> tuple[Float[Tensor, "batch new heads head_dim"], Sums | None]:
-        """What each query makes of the values it sees, and the sums after them. Sums are float32 at the least."""
+        """The attention outputs, and the sums after them, in float32 or more."""
         batch, new, heads, head_dim = query.shape
         kind = torch.promote_types(query.dtype, torch.float32)
         with torch.autocast(query.device.type, enabled=False):
@@ -102,7 +101,7 @@ class LinearView:
         return mixed.to(query.dtype), sums if cache is not None else None
 
     def over(self, query: Tensor, keys: Tensor, values: Tensor, sums: Sums) -> tuple[Tensor, Sums]:
-        """The same in one dtype; `[batch, chunks, width, ...]` within."""
+        """`attend` in one dtype, on `[batch, chunks, width, ...]`."""
         new = query.shape[1]
         width = min(CHUNK, new)
         spare = -new % width
@@ -116,7 +115,7 @@ class LinearView:
         real = chunked(slots < self.lengths[:, None])
         document = chunked(self.document)
         q_turned, k_turned, q, k, v = map(chunked, (rotate(q, self.turn), rotate(k, self.turn), q, k, values))
-        # Of a row's documents in a chunk, only the last real one continues after it.
+        # Of the documents in a chunk, only the last one continues after it.
         last = torch.where(real, document, -1).amax(2)
         last = torch.cat([torch.zeros_like(last[:, :1]), last], 1).cummax(1).values  # [batch, 1 + chunks]
         going = ((document == last[:, 1:, None]) & real).to(k.dtype)[..., None, None]
@@ -152,7 +151,7 @@ class LinearView:
 
 
 def reach(goes_on: Float[Tensor, "batch chunks"]) -> Float[Tensor, "batch later earlier"]:
-    """1 where the state before a chunk, or its own sum, carries over to a later one; 0 if a chunk between resets it."""
+    """1 if the state before a chunk, or its own sum, carries over to a later one; 0 if a chunk between resets it."""
     resets = F.pad(1 - goes_on, (1, 0)).cumsum(1)
     return (resets[:, :, None] == resets[:, None]).to(goes_on.dtype).tril()
 

@@ -1,7 +1,4 @@
-"""The linear Transformer (Katharopoulos et al. 2020): a byte costs the same however many came before it.
-
-Its attention is `nn.linear`: two sums of fixed size stand for the whole document. The rest is the house's Transformer.
-"""
+"""The linear Transformer (Katharopoulos et al. 2020): `nn.transformer` with linear attention, a state of fixed size."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from bytelm.units import VOCAB
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of a linear Transformer. More `heads` remember less: a head's sums are as wide as the head is."""
+    """Shape of a linear Transformer. More `heads` mean a smaller state: head_dim × head_dim per head."""
 
     patched: ClassVar[bool] = False
 
@@ -42,7 +39,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
-        """A small shape: what the laws are tried on."""
+        """A small shape for the invariant tests."""
         return {"two heads": cls(layers=2, dim=16, heads=2, ffn_multiple=16)}
 
     def stack(self) -> StackConfig:
@@ -50,17 +47,17 @@ class Config:
         return StackConfig(self.layers, self.dim, self.heads, None, self.theta, self.ffn_multiple)
 
     def build(self) -> LinearTransformer:
-        """The model of this configuration, its parameters not yet initialised."""
+        """The model, parameters uninitialised."""
         return LinearTransformer(self)
 
 
 Plan = tuple[Rows, Int[Tensor, "batch new"], LinearView]
-"""Rows on the host, their ids where the model computes, and what each position sees."""
+"""Rows on the host, their ids on the model's device, and the attention pattern."""
 
 
 @dataclass(frozen=True)
 class LinearState:
-    """Where each row stands, and the sums of its layers."""
+    """The position of each row, and the sums of its layers."""
 
     where: RowPositions
     sums: tuple[Sums, ...]
@@ -78,22 +75,22 @@ class LinearTransformer(ByteModel):
         self.head = nn.Linear(config.dim, VOCAB, bias=False)
 
     def init_weights(self, seed: int) -> None:
-        """Set every parameter from `seed`."""
+        """See `ByteModel`."""
         init_weights(self, self.config.layers, seed)
 
     def flops(self, ids: int, patches: int) -> int:
-        """See `ByteModel`; there are no patches here."""
+        """See `ByteModel`."""
         config = self.config
         layer = config.stack().products(ids) + linear.flops(config.dim, config.heads, ids)
         return config.layers * layer + 2 * ids * config.dim * VOCAB
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
-        """See `ByteModel`. Beside the stack, in float32: q, k, v, features, turned and not, a chunk's weights."""
+        """See `ByteModel`. In addition to the stack, in float32: q, k, v, features, rotated too, a chunk's weights."""
         features = 32 * self.config.dim + 8 * self.config.heads * linear.CHUNK
         return [Stage("local", self.stack, ids, beside=6 * self.config.dim + self.config.layers * features)]
 
     def initial_state(self, batch: int) -> LinearState:
-        """The state of rows that have read nothing yet."""
+        """See `ByteModel`."""
         config = self.config
         nothing = Sums.zero(batch, config.heads, config.dim // config.heads, self.device)
         return LinearState(RowPositions.zero(batch), (nothing,) * config.layers)
@@ -113,7 +110,7 @@ class LinearTransformer(ByteModel):
         boundaries: Bool[Tensor, "batch new"] | None = None,
         plan: Plan | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], LinearState | None]:
-        """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
+        """See `ByteModel`; `boundaries` are ignored."""
         rows, ids, view = plan or self.plan(ids, state)
         x, kept = self.stack(self.embedding(ids), view, state.sums if state else None)
         logits = self.head(self.norm(x)).float()

@@ -1,4 +1,4 @@
-"""The linear Transformer in every size: see `interfaces.sizes`."""
+"""Candidates of the linear Transformer, see `interfaces.sizes`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from bytelm.interfaces.sizes import Family, Table, heads, usual
 
 def linear(width: int, depth_offset: int, number: int) -> Table:
     """The linear Transformer."""
-    # Turned faster than usual: without a softmax, places have to differ more for a byte to find its neighbours.
+    # A smaller theta than usual: without a softmax, positions must differ more for a byte to find its neighbours.
     return {"name": "linear", "layers": usual(width) + depth_offset, "dim": width, "heads": heads(width), "theta": 30.0}
 
 

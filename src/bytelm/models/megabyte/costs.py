@@ -1,4 +1,4 @@
-"""What MEGABYTE costs: see `interfaces.costs`."""
+"""Costs of MEGABYTE, see `interfaces.costs`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from bytelm.models.megabyte.model import Megabyte
 
 
 class Costs(ArchitectureCosts):
-    """MEGABYTE's."""
+    """Costs of MEGABYTE."""
 
     model: Megabyte
 
     def paper(self, context: int, mean: float) -> float:
-        """Its section 3.1: 2 (m_g / P + m_l), and attention as Kaplan counts it.
-
-        The global context is T / P patches, that of a stage inside is a patch and what it sees of the one before.
-        """
+        """Section 3.1: 2 (m_g / P + m_l), and Kaplan et al.'s attention: to T / P patches, then a patch and `reach`."""
         config = self.model.config
         found = kaplan(config.stack(0), context / config.patch) / config.patch
         for level, size in enumerate(config.sizes, 1):
@@ -27,12 +24,12 @@ class Costs(ArchitectureCosts):
         model, config = self.model, self.model.config
         found = (weights(model.outer) + cached(config.stack(0), length / config.patch)) / config.patch
         for level, (embed, inner) in enumerate(zip(model.embed, model.inner, strict=True)):
-            # As a position opens, what it stands for is embedded, and its output is cut for the stage below.
+            # Per position: embedding of its bytes, and the slices of its output for the stage below.
             found += weights(embed, inner.narrow, inner.condition) / config.unit(level)
             stage = weights(inner.stack) + cached(config.stack(level + 1), inner.size / 2 + inner.reach)
             found += stage / config.unit(level + 1)
         return 2 * (found + model.byte.weight.numel())
 
     def multiplied_tables(self) -> int:
-        """The table of bytes is the output matrix."""
+        """The byte table is tied to the output matrix."""
         return self.model.byte.weight.numel()

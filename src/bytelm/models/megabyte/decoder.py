@@ -1,4 +1,4 @@
-"""MEGABYTE in rows: a global step when a patch opens, a step of each stage inside when one of its own does."""
+"""Decoder of MEGABYTE: a step of each stage when one of its patches starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bytelm.units import BOS
 
 
 class MegabyteDecoder(Decoder):
-    """`models.megabyte` in rows. A position of a stage is the place in the document at which it opens."""
+    """See `Decoder`. A position of a stage is the offset in the document at which it starts."""
 
     drafts = True
 
@@ -30,7 +30,7 @@ class MegabyteDecoder(Decoder):
         self.stages = [parts.Stage(kernels, inner, rows) for inner in model.inner]
         self.pads = [kernels.vector(pad.weight) for pad in model.pads]
         self.byte = kernels.table(model.byte.weight)
-        self.head = kernels.matrix(model.byte.weight, whole=True)  # a table is not rounded
+        self.head = kernels.matrix(model.byte.weight, whole=True)  # tied to a table, not quantized
 
     def after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
@@ -41,7 +41,7 @@ class MegabyteDecoder(Decoder):
         return self.bytes(new)
 
     def open(self, level: int, new: NewTokens) -> None:
-        """A step of a stage at each id that opens one of its positions: what the stage below goes by."""
+        """A step of a stage at each id that starts one of its positions."""
         x = self.embed[level].patches(self.ids, new.row, new.position)
         position = new.position // self.units[level]
         if level:
@@ -54,14 +54,14 @@ class MegabyteDecoder(Decoder):
         self.stages[level].open(new.row, position, self.kernels.normed(x, norm, EPS))
 
     def bytes(self, new: NewTokens) -> Any:
-        """The last stage, whose positions are ids."""
+        """The last stage, over ids."""
         last = self.stages[-1]
         x = self.kernels.embed(self.byte, np.where(new.position % last.size == 0, BOS, new.ids))
         x = last.read(x, new.row, new.position)
         return self.kernels.linear(self.head, x, last.norm, EPS)
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
-        """See `Decoder`: the bytes' stage goes on, in a new patch from what it was given for the last; one id a row."""
+        """See `Decoder`: only the byte stage continues, in a new patch with the input of the last; one id per row."""
         new = self.placed(rows, ids)
         last = self.stages[-1]
         opens = new.position % last.size == 0
@@ -75,7 +75,7 @@ class MegabyteDecoder(Decoder):
         return self.ids[0].nbytes + self.outer.row_bytes + sum(stage.row_bytes for stage in self.stages)
 
     def traffic(self, length: int) -> float:
-        """See `Decoder`: the mean over the bytes of a patch."""
+        """See `Decoder`; the mean over the bytes of a patch."""
         found = self.outer.weight_bytes + self.rows * self.outer.slot_bytes * length / self.units[0]
         found = (found + self.embed[0].weight_bytes + self.stages[0].opening_bytes()) / self.units[0]
         for level, stage in enumerate(self.stages, 1):

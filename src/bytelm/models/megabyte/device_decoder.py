@@ -22,7 +22,7 @@ class Embedding(host_decoder.Embedding):
         self.device, self.graphs = device, Graphs(device.recorder)
 
     def patches(self, ids: Ints, row: Ints, last: Ints) -> Tensor:
-        """The patches `[n, dim]` that end at positions `last` of rows."""
+        """The patches `[n, dim]` that end at positions `last`."""
         index = filled(np.arange(len(row)))
         offset = last[index, None] - (self.embed.size + self.reach) + 1 + np.arange(self.embed.size + self.reach)
         real = np.maximum(offset, 0)
@@ -40,7 +40,7 @@ class Embedding(host_decoder.Embedding):
             line = torch.where(seen[..., None], x[:, at.clamp(min=0)], 0.0)
             x = x + F.relu(weight(line.flatten(2)))
         first = offset[:, width - size :] < 0
-        pad = torch.cat([self.pad, self.pad[:1]])  # the last place of a patch is never one
+        pad = torch.cat([self.pad, self.pad[:1]])  # the last place of a patch is never a pad
         x = torch.where(first[..., None], pad, x[:, width - size :]).flatten(1)
         return x if self.widen is None else self.widen(x).to(dtype)
 
@@ -65,5 +65,5 @@ class Stage(host_decoder.Stage):
         return self.given.flatten(0, 2).index_select(0, self.kernels.recorder.sent(at))
 
     def sent(self, row: Ints, patch: Ints) -> Tensor:
-        """Where patches of rows lie, on the device."""
+        """Indices of patches, on the device."""
         return self.kernels.recorder.sent(row * self.patches + patch % self.patches)

@@ -16,7 +16,7 @@ from bytelm.units import VOCAB
 
 
 class CausalConvolution(nn.Module):
-    """x_t + relu(sum over k of W_k x_{t-k}), within the document; the paper names the filter sizes and no more."""
+    """x_t + relu(sum over k of W_k x_{t-k}), within the document; the paper gives only the filter sizes."""
 
     def __init__(self, dim: int, size: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class CausalConvolution(nn.Module):
         offset: Int[Tensor, "batch new"],
         recent: Float[Tensor, "batch reach dim"],
     ) -> tuple[Float[Tensor, "batch new dim"], Float[Tensor, "batch reach_new dim"]]:
-        """The layer's output, and its inputs `recent` and new in one line; `offset` is that in the document."""
+        """The layer's output, and its inputs, `recent` and new, concatenated; `offset`: in the document."""
         new = x.shape[1]
         line = torch.cat([recent.to(x.dtype), x], 1)
         ago = torch.arange(self.size - 1, -1, -1, device=x.device)
@@ -40,17 +40,17 @@ class CausalConvolution(nn.Module):
 
 @dataclass(frozen=True)
 class Recent:
-    """What patches and convolutions still reach: the newest bytes' vectors, and the newest inputs of each filter."""
+    """The newest byte vectors, and the newest inputs of each filter, for later patches and convolutions."""
 
     vectors: Float[Tensor, "batch reach dim"]
     inputs: tuple[Float[Tensor, "batch _ dim"], ...]
 
 
 class PatchEmbedding(nn.Module):
-    """h_embed[t] = E[x_t] + E_pos[t], `size` of them concatenated; then a linear layer if that is not `dim` wide.
+    """h_embed[t] = E[x_t] + E_pos[t], `size` of them concatenated; then a linear layer if the width is not `dim`.
 
-    `positions`: rows of E_pos, as in the paper one for each byte of the longest document; None for one for each place
-    in a patch, so that documents may be of any length and the Transformer tells patches apart.
+    `positions`: rows of E_pos, as in the paper one per byte of the longest document; None for one per place in a patch,
+    so that documents may have any length: the Transformer's rotary positions distinguish patches.
     """
 
     def __init__(self, dim: int, size: int, byte_dim: int, filters: tuple[int, ...], positions: int | None) -> None:
@@ -58,18 +58,18 @@ class PatchEmbedding(nn.Module):
         self.size, self.byte_dim, self.filters, self.limit = size, byte_dim, filters, positions
         self.byte = nn.Embedding(VOCAB, byte_dim)
         self.position = nn.Embedding(positions or size, byte_dim)
-        # E_global-pad: what a patch holds in front of the first id of a document, which in training is BOS.
+        # E_global-pad: in a patch, the places before the first id (BOS) of a document.
         self.pad = nn.Embedding(size - 1, byte_dim)
         self.convolutions = nn.ModuleList(CausalConvolution(byte_dim, width) for width in filters)
         self.widen = nn.Identity() if size * byte_dim == dim else nn.Linear(size * byte_dim, dim, bias=False)
 
     def flops(self, ids: int, patches: int) -> int:
-        """Operations of the matrix products for `patches` patches among `ids` ids."""
+        """FLOPs of the matmuls for `patches` patches among `ids` ids."""
         found = sum(2 * ids * width * self.byte_dim**2 for width in self.filters)
         return found + (2 * patches * self.widen.weight.numel() if isinstance(self.widen, nn.Linear) else 0)
 
     def initial_state(self, batch: int, device: torch.device) -> Recent:
-        """Nothing was read."""
+        """The initial state."""
 
         def none(reach: int) -> Tensor:
             return torch.zeros(batch, reach, self.byte_dim, device=device)
@@ -84,11 +84,11 @@ class PatchEmbedding(nn.Module):
         lengths: Int[Tensor, " batch"],
         recent: Recent,
     ) -> tuple[Float[Tensor, "batch patches dim"], Recent]:
-        """The patches that end at `slots` of the new ids, whose place in their documents is `offset` (0 at BOS).
+        """The patches that end at `slots` of the new ids; `offset`: in their documents, 0 at BOS.
 
         Raises UsageError for a document longer than E_pos.
         """
-        first = bool((offset.gather(1, slots) < self.size - 1).any())  # whether the first patch of a document is here
+        first = bool((offset.gather(1, slots) < self.size - 1).any())  # whether one is the first of its document
         index, ids, offset, slots = (to_device(x, self.byte.weight) for x in (self.index(offset), ids, offset, slots))
         x = self.byte(ids) + self.position(index)
         inputs: list[Tensor] = []
@@ -108,7 +108,7 @@ class PatchEmbedding(nn.Module):
         return self.widen(patches.flatten(2)), kept
 
     def index(self, offset: Int[Tensor, "batch new"]) -> Int[Tensor, "batch new"]:
-        """The row of E_pos for each id. The first byte of a patch is the one after its opening: offset 1, 1 + size."""
+        """The row of E_pos for each id. The first bytes of patches have offsets 1, 1 + size, ..."""
         if self.limit is None:
             return (offset - 1) % self.size
         longest = int(offset.max()) + 1 if offset.numel() else 0

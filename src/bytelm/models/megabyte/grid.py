@@ -3,7 +3,7 @@
     patch before      own patch
     . . b b           n n q .            reach 2, size 4: q sees b b n n q
 
-A patch is independent of all others but for `reach`: the last keys and values of the patch before ("cross-patch
+Patches are independent except for `reach`, the last keys and values of the patch before ("cross-patch
 attention"). So the cost is positions × (size + reach), and many patches are one batch:
 
     positions of a row      2 3 | 0 1 2 3 | 0          places in their patches; two were read before
@@ -11,7 +11,7 @@ attention"). So the cost is positions × (size + reach), and many patches are on
                             0 1 2 3
                             0 . . .
 
-A call that touches one patch alone has one short line instead, from its first place on: a decode step is one cell.
+A call within a single patch has one short line instead, from its first place on: a decode step is one cell.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from bytelm.transfer import to_device
 
 @dataclass(frozen=True)
 class Grid:
-    """The cell of each new position in `[batch, patches, width]`, and the state of each row's patches."""
+    """The cell of each new position in `[batch, patches, width]`, and the progress of each row's patches."""
 
     size: int
     """Positions in a patch."""
     patches: int
-    """Patches that the call touches in the row that touches most of them."""
+    """Patches touched by the call, at most, over rows."""
     width: int
-    """Places of a line: `size`, or fewer where one patch is touched."""
+    """Places of a line: `size`, or fewer within a single patch."""
     cell: Int[Tensor, "batch new"]
-    """The cell of each position; one behind the last for slots that hold none. A row's first real one is in line 0."""
+    """The cell of each position, from line 0 on; the number of cells for padding."""
     begin: Int[Tensor, " batch"]
     """The place of line 0's first cell."""
     fresh: Bool[Tensor, " batch"]
-    """Whether the row's first new position opens a patch."""
+    """Whether the row's first new position starts a patch."""
     filled: Int[Tensor, " batch"]
-    """Places of line 0 that were read before this call; `size` in a row without a new position."""
+    """Places of line 0 read before this call; `size` in a row without a new position."""
     last: Int[Tensor, " batch"]
     """The row's last line."""
     linked: Bool[Tensor, "batch patches"]
-    """Whether the patch follows another one of its document."""
+    """Whether the patch follows another of its document."""
 
     @classmethod
     def of(
@@ -63,13 +63,13 @@ class Grid:
         lengths: Int[Tensor, " batch"],
         size: int,
     ) -> Grid:
-        """Derive the grid of new positions, the first `lengths` of each row real, from their places in patches."""
+        """Derive the grid from places in patches; the first `lengths` of each row are real."""
         batch, new = place.shape
         real = torch.arange(new, device=place.device) < lengths[:, None]
         opens = (place == 0) & real
         fresh = opens[:, 0]
         line = opens.long().cumsum(1) - fresh.long()[:, None]
-        last = line[:, -1]  # slots behind the real ones open nothing
+        last = line[:, -1]  # padding starts no patch
         patches = int(last.max()) + 1
         width = size if patches > 1 else max(1, int(lengths.max()))
         filled = torch.where(lengths > 0, place[:, 0], size)
@@ -80,7 +80,7 @@ class Grid:
         return cls(size, patches, width, cell, begin, fresh, filled, last, follows[:, :patches])
 
     def carried(self, device: torch.device) -> Grid:
-        """The same on a device; what decides there was decided on the host."""
+        """Copy to a device."""
         if device.type == "cpu":
             return self
         names = ("cell", "begin", "fresh", "filled", "last", "linked")
@@ -90,7 +90,7 @@ class Grid:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether the new slots are the first cells, in order: then nothing has to be moved."""
+        """Whether the new slots are the first cells, in order: then nothing is moved."""
         cells = torch.arange(self.patches * self.width, device=self.cell.device)
         new = self.cell.shape[1]
         return new <= len(cells) and torch.equal(self.cell, cells[:new].expand_as(self.cell))
@@ -115,7 +115,7 @@ class Grid:
         return cells[torch.arange(len(cells), device=cells.device)[:, None], index]
 
     def lines(self, first: int, stop: int) -> Grid:
-        """The grid of some of the lines, as a call that comes after one with the lines before."""
+        """The grid of some lines, as a call after one with the lines before."""
         if (first, stop) == (0, self.patches):
             return self
         among = (self.last >= first) if first else torch.ones_like(self.fresh)
@@ -134,27 +134,27 @@ class Grid:
 
 @dataclass(frozen=True)
 class PatchView:
-    """What each cell of a grid sees. See `nn.attention.Sight`; the rows of a call are the lines of the grid.
+    """The `nn.attention.AttentionPattern` of a grid, whose lines are the rows of a call.
 
-    A cache is as long as `reach` and a patch: the end of the patch before, then the open patch by place. Keys of the
-    patch before are turned by its distance, so that angles depend on places alone and all patches share them.
+    A cache has `reach` + `size` slots: the end of the patch before, then the present patch by place. Keys of the patch
+    before are rotated by its distance, so that angles depend on places only, and all patches share them.
     """
 
     grid: Grid
     reach: int
     mask: Mask
     first: Int[Tensor, "lines_or_1 width"] | None
-    """The first slot a cell sees, of all up to its own (int32); None where lines are in place in a cache."""
+    """The first visible slot of each cell (int32), of those up to its own; None for lines in place in a cache."""
     rotation: Rotation
     turn: Rotation
     """Maps a place in a patch to its place relative to the next patch."""
 
     @classmethod
     def of(cls, grid: Grid, reach: int, cached: bool, head_dim: int, theta: float) -> PatchView:
-        """Derive the view of a call with a cache or without."""
+        """Derive the pattern of a call with a cache or without."""
         size, device = grid.size, grid.filled.device
         slots = torch.arange(size, device=device)
-        # Lines that begin at place 0 share one row of angles.
+        # Lines that start at place 0 share one row of angles.
         places = slots[None] if grid.patches > 1 else grid.begin[:, None] + torch.arange(grid.width, device=device)
         angles = rotation(places, head_dim, theta)
         turn = rotation(torch.full((1, 1), -size, device=device), head_dim, theta)
@@ -173,7 +173,7 @@ class PatchView:
         return cls(grid, reach, Mask(seen, grid.width, device), first, angles, turn)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, cache: Cache | None) -> tuple[Tensor, Cache | None]:
-        """See `Sight`."""
+        """See `AttentionPattern`."""
         keys = self.slots(keys, cache.keys if cache else None, self.turned)
         values = self.slots(values, cache.values if cache else None, lambda x: x)
         if self.first is not None and fused.fits(query):
@@ -187,11 +187,11 @@ class PatchView:
         return rotate(keys, self.turn)
 
     def slots(self, new: Tensor, cached: Tensor | None, turned: Callable[[Tensor], Tensor]) -> Tensor:
-        """For each line what it may see: the end of the patch before, then its own patch."""
+        """The slots of each line: the end of the patch before, then its own patch."""
         grid, reach = self.grid, self.reach
         own = new.unflatten(0, (-1, grid.patches))
         if cached is None and (not reach or grid.patches == 1):
-            return new  # nothing was read before, so that a single patch has none before it
+            return new  # a single patch without one before
         before = own[:, 0, :0]
         if cached is not None:
             cached = cached.to(new.dtype)
@@ -207,21 +207,21 @@ class PatchView:
         return own.flatten(0, 1)
 
     def completed(self, new: Tensor, cached: Tensor) -> Tensor:
-        """Line 0 by place `[batch, size, ...]`: what was read before this call, then what is new."""
+        """Line 0 by place `[batch, size, ...]`: places read before this call, then new ones."""
         grid = self.grid
         places = torch.arange(grid.size, device=new.device)
         if grid.patches == 1:
             rows = torch.arange(len(new), device=new.device)[:, None]
             new = new[rows, (places - grid.begin[:, None]).clamp(0, grid.width - 1)]
-        # Places after the latest are undefined: they are written before they are read.
+        # Places after the newest are undefined: they are written before they are read.
         return torch.where(at(places >= grid.filled[:, None]), new, cached)
 
     def newest(self, slots: Tensor) -> Tensor:
-        """The line that stays open in each row: the cache to continue from."""
+        """The last line of each row: the cache to continue from."""
         lines = slots.unflatten(0, (-1, self.grid.patches))
         return lines[torch.arange(len(lines), device=lines.device), self.grid.last]
 
 
 def at(mark: Tensor) -> Tensor:
-    """A mark of rows `[batch]`, or of their places `[batch, size]`, beside keys `[batch, places, heads, head_dim]`."""
+    """Unsqueeze a mask `[batch]` or `[batch, size]` to broadcast to keys `[batch, places, heads, head_dim]`."""
     return mark.reshape(*mark.shape, *(1,) * (4 - mark.ndim))

@@ -14,7 +14,7 @@ from bytelm.models.megabyte.model import Inner
 
 
 class Embedding:
-    """`nn.concatenate.PatchEmbedding`: patches from the ids that lie in them, read again from where they stand."""
+    """`PatchEmbedding`: patches from their ids, read again by position."""
 
     def __init__(self, kernels: Any, embed: PatchEmbedding) -> None:
         self.kernels, self.embed = kernels, embed
@@ -27,7 +27,7 @@ class Embedding:
         self.reach = sum(size - 1 for size, _ in self.filters)
 
     def patches(self, ids: Ints, row: Ints, last: Ints) -> Any:
-        """The patches `[n, dim]` that end at positions `last` of rows."""
+        """The patches `[n, dim]` that end at positions `last`."""
         size, width = self.embed.size, self.embed.size + self.reach
         offset = last[:, None] - width + 1 + np.arange(width)
         real = np.maximum(offset, 0)
@@ -35,7 +35,7 @@ class Embedding:
         index = self.embed.index(torch.from_numpy(real)).numpy().ravel()
         x = self.kernels.embed(self.position, index, x).reshape(*offset.shape, -1)
         for taps, weight in self.filters:
-            # Places too far left to have all their taps come out wrong, and no place of the patch reaches them.
+            # Outputs too far left to have all their taps are wrong, and no place of the patch reaches them.
             ago = np.arange(width)[:, None] - np.arange(taps - 1, -1, -1)
             seen = (offset[:, :, None] - np.arange(taps - 1, -1, -1) >= 0) & (ago >= 0)
             line = np.where(seen[..., None], x[:, np.maximum(ago, 0)], 0).reshape(x.shape[0] * width, -1)
@@ -43,14 +43,14 @@ class Embedding:
         x = x[:, width - size :]
         first = offset[:, width - size :] < 0
         if first.any():
-            pad = np.concatenate([self.pad, self.pad[:1]])  # the last place of a patch is never one
+            pad = np.concatenate([self.pad, self.pad[:1]])  # the last place of a patch is never a pad
             x = np.where(first[..., None], pad, x)
         x = np.ascontiguousarray(x.reshape(len(x), -1))
         return x if self.widen is None else self.kernels.linear(self.widen, x)
 
 
 class Stage:
-    """An inner stage: its stack, and what each of its newest patches is predicted from, place by place."""
+    """An inner stage: its stack, and the conditioning of its newest patches, by place."""
 
     def __init__(self, kernels: Any, inner: Inner, rows: int) -> None:
         self.kernels, self.inner, self.size, self.part = kernels, inner, inner.size, inner.part
@@ -62,36 +62,36 @@ class Stage:
         self.given = kernels.zeros(rows, self.patches, inner.size, inner.stack.config.dim)
 
     def open(self, row: Ints, patch: Ints, above: Any) -> None:
-        """The outputs `[n, above]` of the stage above for patches of this one."""
+        """Store the outputs `[n, above]` of the stage above for patches of this one."""
         parts = self.kernels.linear(self.narrow, above) if self.narrow else above
         parts = parts.reshape(len(row) * self.size, self.part)
         given = self.kernels.linear(self.condition, parts)
         self.given[row, patch % self.patches] = given.reshape(len(row), self.size, -1)
 
     def stale(self, row: Ints, patch: Ints) -> None:
-        """Patches that have only the outputs for the patch before to go by."""
+        """Reuse for patches the outputs for the patch before."""
         self.given[row, patch % self.patches] = self.given[row, (patch - 1) % self.patches]
 
     def read(self, x: Any, row: Ints, position: Ints) -> Any:
-        """The stack over positions `x` [n, dim] of this stage, in place."""
+        """The stack over positions `x` [n, dim], in place."""
         patch, place = position // self.size, position % self.size
         x += self.given_at(row, patch, place)
         start = patch * self.size
         return self.layers.run(x, row, position, np.where(start > 0, start - self.inner.reach, 0))
 
     def given_at(self, row: Ints, patch: Ints, place: Ints) -> Any:
-        """What places in patches are predicted from `[n, dim]`."""
+        """The conditioning `[n, dim]` of places in patches."""
         return self.given[row, patch % self.patches, place]
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of memory that one row takes."""
+        """See `Decoder`."""
         return self.layers.row_bytes + self.given[0].nbytes
 
     def cached(self) -> float:
-        """Bytes of caches that a step reads in the middle."""
+        """Bytes of caches read per step, in the middle of a patch."""
         return (self.size / 2 + self.inner.reach) * self.layers.slot_bytes
 
     def opening_bytes(self) -> int:
-        """Bytes of weights that a patch reads as it opens."""
+        """Bytes of weights read per patch, at its start."""
         return self.condition.bytes + (self.narrow.bytes if self.narrow else 0)

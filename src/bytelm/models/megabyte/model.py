@@ -1,17 +1,16 @@
 """MEGABYTE (Yu et al. 2023, arXiv 2305.07185): fixed patches, a global Transformer over them, a local one inside each.
 
-    ids        BOS a b c | d e f g | h          patches of 4; BOS stands where the paper has its pads
-    global     pad BOS   | a b c d | e f g h    what a position has read: the ids up to where its patch opens  (1-3)
+    ids        BOS a b c | d e f g | h          patches of 4; BOS where the paper has its pads
+    global     pad BOS   | a b c d | e f g h    the ids up to the start of the patch                           (1-3)
                g0        | g1      | g2
     local      ^ a b c   | ^ e f g | ^          "^" is the local pad; each cell adds its slice of g            (4-5)
     logits     a b c d   | e f g h | i                                                                         (6)
 
-The id that ends a patch opens the next one: from there on the global model has read it, and the local one starts
-afresh. So the first byte of a patch is predicted from everything before it, as in the paper, and a global step
-happens once a patch, when it is known. Three and more stages are the same, one inside the other: the stage between
-reads the sub-patches of one patch, and the bytes are inside those.
+The id that ends a patch starts the next one: the global model has read it by then, and the local one restarts. So the
+first byte of a patch is predicted from everything before it, as in the paper, and there is one global step per patch,
+when it is complete. Three and more stages are nested: the middle stage is over the sub-patches of one patch.
 
-Attention, norms and feed-forward layers are the house's (rotary, RMSNorm, SwiGLU); docs/decisions/0005 says why.
+Attention, norms and feed-forward layers are those of `nn` (rotary, RMSNorm, SwiGLU); see docs/decisions/0005.
 """
 
 from __future__ import annotations
@@ -39,21 +38,21 @@ from bytelm.patching.layout import Rows, at_end, fronted, since
 from bytelm.transfer import to_device
 from bytelm.units import BOS, PAD, VOCAB
 
-PIECE = 1 << 23  # positions × width × layers of an inner stage that are computed at a time where memory is to be spared
-WIDE = 1 << 28  # the same on a device where no gradients are kept: smaller pieces would leave most of it idle
+PIECE = 1 << 23  # positions × width × layers of an inner stage that are computed at a time to save memory
+WIDE = 1 << 28  # the same on a device without gradients: smaller pieces would leave most of it idle
 
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of a MEGABYTE; tuples have one entry a stage, the global one first, and the defaults are two stages.
+    """Shape of a MEGABYTE; tuples have one entry per stage, the global one first.
 
-    `sizes`: how many positions of the next stage a patch of each stage has (the paper's P; the last one counts bytes).
-    `reach`: cross-patch attention, the last keys and values of the patch before that inner stages see (the paper's r).
+    `sizes`: positions of the next stage per patch of each stage (the paper's P; the last one counts bytes). `reach`:
+    cross-patch attention, the last keys and values of the patch before that inner stages see (the paper's r).
     `filters`: causal convolutions over the global stage's byte vectors (the paper's 3, 5, 7). `positions`: rows of the
-    learned E_pos, one for each byte of the longest document; "none" for one a place in the patch and no limit.
+    learned E_pos, one per byte of the longest document; "none" for one per place in the patch, without a limit.
     """
 
-    patched: ClassVar[bool] = False  # patches follow from positions: there is no scheme to choose
+    patched: ClassVar[bool] = False  # patches are fixed: there is no scheme to choose
 
     sizes: tuple[int, ...] = (8,)
     dims: tuple[int, ...] = (384, 192)
@@ -70,7 +69,7 @@ class Config:
         if len({len(self.dims), len(self.layers), len(self.heads), len(self.sizes) + 1}) > 1 or not self.sizes:
             problems.append(
                 f"model: {len(self.dims)} dims, {len(self.layers)} layers and {len(self.heads)} heads for "
-                f"{len(self.sizes)} sizes: give one of each a stage, and one size less"
+                f"{len(self.sizes)} sizes: give one each per stage, and one size less"
             )
         for name, least in (("sizes", 2), ("dims", 1), ("heads", 1), ("layers", 0), ("filters", 1)):
             if any(value < least for value in getattr(self, name)):
@@ -87,7 +86,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
-        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        """Small shapes for the invariant tests, together covering every path of this file."""
         two = cls(sizes=(4,), dims=(32, 16), layers=(2, 2), heads=(2, 2), ffn_multiple=16)
         return {
             "two stages": two,
@@ -97,7 +96,7 @@ class Config:
         }
 
     def unit(self, level: int) -> int:
-        """Bytes that one position of a stage stands for."""
+        """Bytes per position of a stage."""
         return math.prod(self.sizes[level:])
 
     @property
@@ -111,28 +110,28 @@ class Config:
         return StackConfig(self.layers[level], dim, heads, None, self.theta, self.ffn_multiple)
 
     def build(self) -> Megabyte:
-        """The model of this configuration, its parameters not yet initialised."""
+        """The model, parameters uninitialised."""
         return Megabyte(self)
 
 
 @dataclass(frozen=True)
 class MegabyteState:
-    """All that a row has to remember: only the global caches grow, by one position a patch."""
+    """The state of rows; only the global caches grow, by one position per patch."""
 
     read: Int[Tensor, " batch"]
     """Ids read."""
     offset: Int[Tensor, " batch"]
-    """Where the newest of them stands in its document."""
+    """The offset of the newest of them in its document."""
     recent: tuple[Recent, ...]
-    """What the next patches and sub-patches hold so far."""
+    """The bytes so far of the next patches and sub-patches."""
     patches: RowPositions
     latents: tuple[Float[Tensor, "batch _"], ...]
-    """The newest output of each stage but the last: what the open patch is predicted from."""
+    """The newest output of each stage but the last: the conditioning of the present patch."""
     caches: tuple[tuple[Cache, ...], ...]
 
 
 class Inner(nn.Module):
-    """A stage inside the patches of the one above: each patch by itself, from its own output of the stage above."""
+    """A stage inside the patches of the one above: each patch separately, from its output of that stage."""
 
     def __init__(self, config: Config, level: int) -> None:
         super().__init__()
@@ -146,14 +145,14 @@ class Inner(nn.Module):
         self.norm = RMSNorm(dim)
 
     def init_weights(self, seed: int) -> None:
-        """Set every parameter from `seed`, so that slices of the output above are as large as byte vectors are."""
+        """Initialise, with slices of the output above at the scale of byte vectors."""
         config = self.stack.config
         init_weights(self, max(1, config.layers), seed)
         generator = torch.Generator().manual_seed(seed)
         fill(self.condition.weight, (self.part * config.dim) ** -0.5, generator)
 
     def flops(self, positions: int) -> int:
-        """Operations of the matrix products for so many positions, the first of which opens a patch."""
+        """FLOPs of the matmuls for so many positions, the first of which starts a patch."""
         lines = -(-positions // self.size)
         width = self.size if lines > 1 else positions
         slots = self.size + self.reach if lines > 1 else positions
@@ -164,7 +163,7 @@ class Inner(nn.Module):
         return inside + narrow + 2 * cells * self.part * config.dim
 
     def initial_state(self, batch: int, device: torch.device) -> tuple[Cache, ...]:
-        """The caches of rows that have read nothing: room for what a place may see."""
+        """The empty caches of rows: `reach` + `size` slots."""
         config = self.stack.config
         room = torch.zeros(batch, self.reach + self.size, config.heads, config.dim // config.heads, device=device)
         return (Cache(room, room),) * config.layers
@@ -176,7 +175,7 @@ class Inner(nn.Module):
         above: Float[Tensor, "batch patches above"],
         caches: tuple[Cache, ...] | None,
     ) -> tuple[Float[Tensor, "batch patches width dim"], tuple[Cache, ...] | None]:
-        """The stage over a grid of positions, `above` being what each of their patches is predicted from."""
+        """The stage over a grid of positions; `above`: the output of the stage above for each patch."""
         parts = self.narrow(above).unflatten(-1, (self.size, self.part))
         if grid.patches == 1:
             rows = torch.arange(len(x), device=x.device)[:, None]
@@ -213,19 +212,19 @@ class Megabyte(ByteModel):
         self.embed = cast("Sequence[PatchEmbedding]", nn.ModuleList(self.embedding(level) for level in levels))
         self.outer = Global(config)
         self.inner = cast("Sequence[Inner]", nn.ModuleList(Inner(config, level + 1) for level in levels))
-        # The local pads of the stages between; that of the bytes is the row of BOS in their own table.
+        # The local pads of middle stages; that of the bytes is the row of BOS in their table.
         self.pads = cast("Sequence[nn.Embedding]", nn.ModuleList(nn.Embedding(1, dim) for dim in config.dims[1:-1]))
-        self.byte = nn.Embedding(VOCAB, config.dims[-1])  # E_local, which is the output matrix too
+        self.byte = nn.Embedding(VOCAB, config.dims[-1])  # E_local, tied to the output matrix
 
     def embedding(self, level: int) -> PatchEmbedding:
-        """How patches of a stage, or sub-patches, are made of bytes; convolutions are the global stage's."""
+        """The patch embedding of a stage; only the global stage has convolutions."""
         config, unit = self.config, self.config.unit(level)
         dim = config.dims[level]
         filters = config.filters if level == 0 else ()
         return PatchEmbedding(dim, unit, -(-dim // unit), filters, config.positions if level == 0 else None)
 
     def init_weights(self, seed: int) -> None:
-        """Set every parameter from `seed`."""
+        """See `ByteModel`."""
         init_weights(self.outer, max(1, self.config.layers[0]), seed)
         init_weights(self.byte, 1, seed + 1)
         for index, part in enumerate((*self.embed, *self.pads)):
@@ -234,7 +233,7 @@ class Megabyte(ByteModel):
             inner.init_weights(seed + 100 + index)
 
     def flops(self, ids: int, patches: int) -> int:
-        """See `ByteModel`: of one document. Its patches follow from its ids, so that `patches` are not looked at."""
+        """See `ByteModel`, for one document; `patches` is ignored, as patches are fixed."""
         config = self.config
         counts = [-(-ids // config.unit(level)) for level in range(len(config.dims))]
         found = config.stack(0).flops(counts[0])
@@ -245,7 +244,7 @@ class Megabyte(ByteModel):
         return found + 2 * cells * config.dims[-1] * VOCAB
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
-        """See `ByteModel`. Beside the stacks: byte vectors, patches made of them, slices of the stage above."""
+        """See `ByteModel`. In addition to the stacks: byte vectors, their patches, slices of the stage above."""
         config, found = self.config, list[Stage]()
         for level, part in enumerate([self.outer, *self.inner]):
             dim, name = config.dims[level], "local" if level else "global"
@@ -256,11 +255,11 @@ class Megabyte(ByteModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """See `ByteModel`."""
         return self.byte.weight.device
 
     def initial_state(self, batch: int) -> MegabyteState:
-        """The state of rows that have read nothing yet."""
+        """See `ByteModel`."""
         zero = torch.zeros(batch, dtype=torch.long)
         latents = tuple(torch.zeros(batch, dim, device=self.device) for dim in self.config.dims[:-1])
         return MegabyteState(
@@ -281,7 +280,7 @@ class Megabyte(ByteModel):
         state: MegabyteState | None = None,
         boundaries: Bool[Tensor, "batch new"] | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], MegabyteState | None]:
-        """See `ByteModel`. Patches are counted from the start of each document: `boundaries` are not looked at."""
+        """See `ByteModel`; `boundaries` are ignored, as patches are fixed."""
         if not ids.shape[1]:
             return self.byte.weight.new_zeros(*ids.shape, VOCAB), state
         keep = state is not None
@@ -322,18 +321,18 @@ class Megabyte(ByteModel):
     def openings(
         self, offset: Int[Tensor, "batch new"], rows: Rows, level: int
     ) -> tuple[Int[Tensor, "batch opened"], Int[Tensor, " batch"]]:
-        """The slots of the new ids at which a position of a stage opens, to the front, and how many each row has."""
+        """The slots of new ids that start a position of a stage, left-aligned, and their number per row."""
         return fronted((offset % self.config.unit(level) == 0) & rows.real)
 
     def grid(self, level: int, offset: Int[Tensor, "batch new"], counts: Int[Tensor, " batch"]) -> Grid:
-        """Where new positions of an inner stage stand, from the offsets in the document at which they open."""
+        """The grid of new positions of an inner stage, from the offsets at which they start."""
         place = offset // self.config.unit(level) % self.config.sizes[level - 1]
         return Grid.of(place, offset >= self.config.unit(level - 1), counts, self.config.sizes[level - 1])
 
     def advance(
         self, x: Tensor, counts: Tensor, starts: Tensor, state: MegabyteState, keep: bool
     ) -> tuple[Float[Tensor, "batch known dim"], RowPositions, tuple[Cache, ...]]:
-        """One global step for each patch that opens. Returns the newest output of before, then those of the steps."""
+        """One global step per new patch. Returns the newest output so far, then those of the steps."""
         latent, caches = state.latents[0][:, None], state.caches[0]
         if not x.shape[1]:
             return latent, state.patches, caches
@@ -344,10 +343,10 @@ class Megabyte(ByteModel):
     def inside(
         self, level: int, cells: Tensor, grid: Grid, above: Tensor, caches: tuple[Cache, ...] | None
     ) -> tuple[Tensor, tuple[Cache, ...] | None]:
-        """An inner stage over its grid: outputs `[batch, patches, width, ...]`, logits where they are bytes.
+        """An inner stage over its grid: outputs `[batch, patches, width, ...]`, logits in the byte stage.
 
-        Where memory is to be spared it goes over some patches after others, and computes each again for its gradient:
-        then what is kept grows with the patches and not with their bytes.
+        To save memory it processes patches in pieces, recomputed in the backward pass: saved activations then grow with
+        patches instead of bytes.
         """
         inner = self.inner[level - 1]
         lines = torch.arange(grid.patches, device=above.device) + grid.fresh.long()[:, None]
@@ -376,7 +375,7 @@ class Megabyte(ByteModel):
     def piece_after(
         self, inner: Inner, cells: Tensor, grid: Grid, above: Tensor, ends: tuple[Cache, ...]
     ) -> tuple[Tensor, tuple[Cache, ...]]:
-        """Some patches after others without a state: of those before, no more is handed on than a patch sees."""
+        """A piece after another, without a state: only the keys and values that a patch sees are passed on."""
         if not inner.reach:
             return self.piece(inner, cells, grid, above, None)[0], ()
         caches = inner.initial_state(len(cells), cells.device)
@@ -388,7 +387,7 @@ class Megabyte(ByteModel):
     def piece(
         self, inner: Inner, cells: Tensor, grid: Grid, above: Tensor, caches: tuple[Cache, ...] | None
     ) -> tuple[Tensor, tuple[Cache, ...] | None]:
-        """Some patches of an inner stage; those of bytes come as ids, and become logits by the same table."""
+        """A piece of an inner stage; in the byte stage from ids to logits."""
         if cells.is_floating_point():
             return inner(cells, grid, above, caches)
         x, caches = inner(F.embedding(cells, self.byte.weight), grid, above, caches)
@@ -396,5 +395,5 @@ class Megabyte(ByteModel):
 
 
 def newest(known: Float[Tensor, "batch known dim"], counts: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
-    """Each row's last output, after the one of before and `counts` more."""
+    """Each row's last output: `counts` new ones follow the one before."""
     return known[torch.arange(len(known), device=known.device), to_device(counts, known)]

@@ -1,4 +1,4 @@
-"""MEGABYTE in every size: see `interfaces.sizes`."""
+"""Candidates of MEGABYTE, see `interfaces.sizes`."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
 """MEGABYTE as the public implementations have it (MEGABYTE-pytorch 0.3.6, MBLM 0.4.2), for their checkpoints.
 
     ids        BOS a b c d e f g h          patches of 4
-    global         ^ . . A . . . B          a position for each patch that is whole: A = abcd; before the first, "^"
-               g0 ───────g1──────g2         g0 from "^" alone, g1 also from A
+    global         ^ . . A . . . B          one position per complete patch: A = abcd; before the first, "^"
+               g0 ───────g1──────g2         g0 from "^" only, g1 also from A
     local          ^abcd   ^efgh            "^" before each patch; a adds the first part of g0, b the second, ...
-    logits     a b c d e f g h i            from "^" alone, then from each byte: e by the patch that d is the last of
+    logits     a b c d e f g h i            from "^", then from each byte: e in the patch whose last byte is d
 
-What differs from `models.megabyte`, which is the paper's: the last byte of a patch predicts the first of the next one,
-so that this one is predicted from a global output that has not read the patch before; one matrix makes of an output as
-many vectors as there are places inside; every stage has a learned start token "^"; a patch is its bytes' vectors,
-normed, projected and normed again; blocks have token shift (`nn.shift`); the output matrix is one of its own.
+Differences to `models.megabyte`, which is the paper's: the last byte of a patch predicts the first of the next, which
+is therefore predicted from a global output that has not read the patch before; one matrix maps an output to vectors for
+all places inside; every stage has a learned start token "^"; a patch is its byte vectors, normed, projected and normed
+again; blocks have token shift (`shift`); the output matrix is not tied.
 
-BOS stands for "^" and is no byte: it opens a document, and what the last stage's "^" predicts scores the first byte.
-What follows from the others' "^" alone is known as a row begins, so that a row which starts in the middle of a document
-has its first byte read as a document's first. The last sub-patch of each patch is left out of a stage between: nothing
-inside is predicted from it. Attention inside patches is windowed attention in which each patch is a document.
+BOS is "^": it starts a document, and the prediction at the last stage's "^" scores the first byte. The outputs at the
+other stages' "^" are known when a row starts, so that a row which starts within a document has its first byte read as
+the first of a document. A middle stage does not read the last sub-patch of each patch: nothing is predicted from it.
+Attention inside patches is windowed attention in which each patch is a document.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ from bytelm.patching.layout import Rows, at_end, fronted, since, tail
 from bytelm.transfer import to_device
 from bytelm.units import BOS, PAD, VOCAB
 
-THETA = 10_000.0  # of both implementations, in which it is no option
+THETA = 10_000.0  # fixed in both implementations
 Positions = Literal["none", "learned", "rotary"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of such a MEGABYTE; tuples have one entry a stage, the global one first, and `sizes` one less.
+    """Shape of such a MEGABYTE; tuples have one entry per stage, the global one first, and `sizes` one less.
 
-    `sizes`: how many positions of the next stage a patch of each stage has (their max_seq_len without its first entry).
-    `ffn`: widths of feed-forward layers as multiples; `ffn_dims`: any others. `rotary`: whether attention rotates.
-    `positions`: what is added to the patches or bytes of a stage; "rotary" turns their vectors instead (MBLM's "rope").
-    `patches`: rows of the global stage's learned positions, which bound a document; "none" where it has no such.
+    `sizes`: positions of the next stage per patch of each stage (their max_seq_len without its first entry). `ffn`:
+    feed-forward widths as multiples; `ffn_dims`: any others. `rotary`: whether attention has rotary positions.
+    `positions`: added to the patches or bytes of a stage; "rotary" rotates their vectors instead (MBLM's "rope").
+    `patches`: rows of the global stage's learned positions, which limit a document; "none" if it has none.
     `multi_query`: one head of keys and values for all queries, as before 0.3.0 of MEGABYTE-pytorch.
     """
 
-    patched: ClassVar[bool] = False  # patches follow from positions: there is no scheme to choose
+    patched: ClassVar[bool] = False  # patches are fixed: there is no scheme to choose
 
     sizes: tuple[int, ...] = (4,)
     dims: tuple[int, ...] = (512, 256)
@@ -74,8 +74,8 @@ class Config:
         each = ("dims", "layers", "heads", "head_dims", "ffn", "ffn_dims", "rotary", "positions")
         counts = {name: len(getattr(self, name)) for name in each if name != "ffn_dims" or self.ffn_dims}
         if set(counts.values()) != {len(self.sizes) + 1} or not self.sizes:
-            said = ", ".join(f"{count} {name}" for name, count in counts.items())
-            problems.append(f"model: {said} for {len(self.sizes)} sizes: give one of each a stage, and one size less")
+            given = ", ".join(f"{count} {name}" for name, count in counts.items())
+            problems.append(f"model: {given} for {len(self.sizes)} sizes: give one each per stage, and one size less")
         least = {"sizes": 2, "dims": 2, "layers": 0, "heads": 1, "head_dims": 1, "ffn": 1, "ffn_dims": 1}
         for name, bound in least.items():
             if any(value < bound for value in getattr(self, name)):
@@ -97,7 +97,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
-        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        """Small shapes for the invariant tests, together covering every path of this file."""
         three = cls((3, 4), (24, 16, 16), (1, 2, 1), (2, 2, 2), (8, 8, 4), (2, 2, 2), (True,) * 3, ("none",) * 3)
         return {
             "two stages, learned positions": cls(
@@ -110,7 +110,7 @@ class Config:
         }
 
     def unit(self, level: int) -> int:
-        """Bytes that one position of a stage stands for."""
+        """Bytes per position of a stage."""
         return math.prod(self.sizes[level:])
 
     @property
@@ -119,13 +119,13 @@ class Config:
         return self.unit(0)
 
     def places(self, level: int) -> int | None:
-        """Positions of a stage from one start token to the next, that one not counted: None for any number."""
+        """Positions of a stage between start tokens; None for any number."""
         if level == 0:
             return None
-        return self.sizes[level - 1] - (level < len(self.sizes))  # a stage between leaves the last one out
+        return self.sizes[level - 1] - (level < len(self.sizes))  # a middle stage does not read the last one
 
     def positions_of(self, level: int, ids: int) -> tuple[int, int]:
-        """Of a document of `ids` ids: the patches, or ids, that a stage reads, and the start tokens before them."""
+        """For a document of `ids` ids: the patches, or ids, that a stage reads, and its start tokens."""
         whole = (ids - 1) // self.unit(level)
         if level == 0:
             return whole, min(1, whole)
@@ -148,26 +148,26 @@ class Config:
         )
 
     def build(self) -> MegabytePyTorch:
-        """The model of this configuration, its parameters not yet initialised."""
+        """The model, parameters uninitialised."""
         return MegabytePyTorch(self)
 
 
 @dataclass(frozen=True)
 class MegabytePyTorchState:
-    """All that a row has to remember. Only the global caches grow, by one position a patch."""
+    """The state of rows; only the global caches grow, by one position per patch."""
 
     offset: Int[Tensor, " batch"]
-    """Bytes of its document that were read."""
+    """Bytes read of the document."""
     recent: Int[Tensor, "batch reach"]
-    """The newest ids, of which the next patches will be made."""
+    """The newest ids, for the next patches."""
     where: tuple[RowPositions, ...]
     caches: tuple[tuple[ShiftCache, ...], ...]
     known: tuple[Float[Tensor, "batch 2 _ _"], ...]
-    """Of each stage but the last, in their parts: the output after its start token alone, and the newest output."""
+    """Of each stage but the last, in parts: the output after its start token only, and the newest output."""
 
 
 class Level(nn.Module):
-    """A stage: its tables, its Transformer, and what its outputs become for the stage inside."""
+    """A stage: its tables, its Transformer, and the projection of its outputs for the stage inside."""
 
     def __init__(self, config: Config, level: int) -> None:
         super().__init__()
@@ -182,18 +182,18 @@ class Level(nn.Module):
         self.norm = RMSNorm(dim, EPS)
 
     def start(self) -> Float[Tensor, "1 1 dim"]:
-        """The start token: in the last stage the row of BOS."""
+        """The start token; in the last stage the row of BOS."""
         return self.byte.weight[None, BOS : BOS + 1]
 
     def place(self, offset: Int[Tensor, "*some"]) -> Int[Tensor, "*some"]:
-        """Where the position that ends with byte `offset`, counted from 1, stands behind its start token: from 1 on."""
+        """The place after the start token, from 1, of the position that ends with byte `offset`, from 1."""
         index = (offset - 1).clamp(min=0) // self.unit
         return 1 + (index if self.size is None else index % self.size)
 
     def placed(
         self, x: Float[Tensor, "batch count dim"], place: Int[Tensor, "batch count"]
     ) -> Float[Tensor, "batch count dim"]:
-        """Vectors of bytes or patches, and where they stand."""
+        """Vectors of bytes or patches with positions added."""
         if self.position is not None:
             return x + F.embedding(to_device(place - 1, x), self.position.weight)
         if self.turned:
@@ -208,9 +208,9 @@ class Level(nn.Module):
         where: RowPositions,
         caches: tuple[ShiftCache, ...] | None,
     ) -> tuple[Float[Tensor, "batch count dim"], RowPositions, tuple[ShiftCache, ...]]:
-        """The outputs at the first `counts` new positions of each row: a start token is put before each at place 1.
+        """The outputs at the first `counts` new positions of each row, with a start token inserted before place 1.
 
-        Place 0 is a start token by itself. At least one row has a position.
+        Place 0 is a start token. At least one row has a position.
         """
         slots = torch.arange(x.shape[1])
         real = slots < counts[:, None]
@@ -230,7 +230,7 @@ class Level(nn.Module):
 
 
 class Outer(Level):
-    """A stage of patches: the global one, or one between."""
+    """A stage of patches: the global one, or a middle one."""
 
     def __init__(self, config: Config, level: int) -> None:
         super().__init__(config, level)
@@ -245,12 +245,12 @@ class Outer(Level):
         return F.embedding(torch.zeros(1, 1, dtype=torch.long, device=self.pad.weight.device), self.pad.weight)
 
     def flops(self, positions: int) -> int:
-        """Operations of making so many positions and of sharing out their outputs, and the one of the start token."""
+        """FLOPs of embedding so many positions and of projecting their outputs, start token included."""
         linear = cast("nn.Linear", self.widen[1])
         return 2 * positions * linear.weight.numel() + 2 * (1 + positions) * self.parts.weight.numel()
 
     def ends(self, offset: Int[Tensor, "batch new"]) -> Bool[Tensor, "batch new"]:
-        """At which bytes a patch ends that the stage reads; `offset` is 0 at what is no byte."""
+        """The bytes at which a patch ends that the stage reads; `offset` is 0 for specials."""
         whole = (offset > 0) & (offset % self.unit == 0)
         return whole if self.size is None else whole & (self.place(offset) < self.size)
 
@@ -262,13 +262,13 @@ class Outer(Level):
         return self.widen(self.byte(to_device(ids, self.byte.weight)).flatten(2))
 
     def alone(self, batch: int) -> Float[Tensor, "batch 1 places below"]:
-        """What the stage inside is told after the start token alone, for so many rows."""
+        """The conditioning of the stage inside after the start token only."""
         view = self.stack.view(torch.tensor([1]), torch.tensor([[True]]), RowPositions.zero(1), None)
         x, _ = self.stack(self.start(), view, None)
         return self.shared(self.norm(x)).expand(batch, -1, -1, -1)
 
     def shared(self, x: Float[Tensor, "batch count dim"]) -> Float[Tensor, "batch count places below"]:
-        """Outputs as what each place of the stage inside is told."""
+        """Outputs as the conditioning of each place of the stage inside."""
         return self.parts(x).unflatten(-1, (-1, self.below))
 
 
@@ -285,13 +285,13 @@ class MegabytePyTorch(ByteModel):
         self.head = nn.Linear(config.dims[-1], VOCAB)
 
     def init_weights(self, seed: int) -> None:
-        """Set every parameter from `seed`."""
+        """See `ByteModel`."""
         for level, part in enumerate((*self.outer, self.inner)):
             init_weights(part, max(1, self.config.layers[level]), seed + level)
         init_weights(self.head, 1, seed + 100)
 
     def flops(self, ids: int, patches: int) -> int:
-        """See `ByteModel`: of one document. Its patches follow from its ids, so that `patches` are not looked at."""
+        """See `ByteModel`, for one document; `patches` is ignored, as patches are fixed."""
         config = self.config
         found = 2 * ids * self.head.weight.numel()
         for level in range(len(config.dims)):
@@ -302,7 +302,7 @@ class MegabytePyTorch(ByteModel):
         return found
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
-        """See `ByteModel`. Beside the stacks: vectors of bytes, normed, and of patches; what places inside are told."""
+        """See `ByteModel`. In addition to the stacks: vectors of bytes, normed, and of patches; conditioning."""
         config, found = self.config, list[Stage]()
         for level, part in enumerate((*self.outer, self.inner)):
             beside = 12 * config.dims[level]
@@ -313,7 +313,7 @@ class MegabytePyTorch(ByteModel):
         return found
 
     def initial_state(self, batch: int) -> MegabytePyTorchState:
-        """The state of rows that have read nothing yet."""
+        """See `ByteModel`."""
         parts = (*self.outer, self.inner)
         return MegabytePyTorchState(
             offset=torch.zeros(batch, dtype=torch.long),
@@ -329,10 +329,7 @@ class MegabytePyTorch(ByteModel):
         state: MegabytePyTorchState | None = None,
         boundaries: Bool[Tensor, "batch new"] | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], MegabytePyTorchState | None]:
-        """See `ByteModel`. Patches are counted from the start of each document: `boundaries` are not looked at.
-
-        Raises UsageError for a document longer than learned positions.
-        """
+        """See `ByteModel`; `boundaries` are ignored. Raises UsageError for a document longer than learned positions."""
         rows = Rows.of(ids)
         if not bool(rows.real.any()):
             return self.head.weight.new_zeros(*ids.shape, VOCAB), state
@@ -350,7 +347,7 @@ class MegabytePyTorch(ByteModel):
             if slots.shape[1]:
                 place = part.place(offset.gather(1, slots))
                 x = part.placed(part.embed(line, slots + self.config.patch - 1), place)
-                x = x if above is None else x + above.told(slots, place)
+                x = x if above is None else x + above.at(slots, place)
                 x, where, cache = part(x, place, counts, where, cache if keep else None)
                 known = torch.cat([known, part.shared(x).to(known.dtype)], 1)
             above = Above(known, torch.where(part.place(offset) == 1, 0, 1 + ends.cumsum(1) - ends.long()))
@@ -359,8 +356,8 @@ class MegabytePyTorch(ByteModel):
             knowns.append(torch.stack([known[:, 0], newest], 1))
         assert above is not None
         x, place = self.inner.byte(to_device(rows.ids, self.device)), self.inner.place(offset)
-        told = above.told(torch.arange(ids.shape[1]).expand_as(place), place)
-        placed = self.inner.placed(x, place) + told
+        conditioning = above.at(torch.arange(ids.shape[1]).expand_as(place), place)
+        placed = self.inner.placed(x, place) + conditioning
         x = torch.where(to_device(offset > 0, x)[..., None], placed, x)  # BOS's row is the start token
         place = place.masked_fill(offset == 0, 0)
         x, where, cache = self.inner(x, place, rows.lengths, state.where[-1], state.caches[-1] if keep else None)
@@ -384,16 +381,16 @@ class MegabytePyTorch(ByteModel):
 
 @dataclass(frozen=True)
 class Above:
-    """What a stage has for the one inside it."""
+    """The conditioning of a stage by the one outside it."""
 
     known: Float[Tensor, "batch outputs places dim"]
-    """Outputs: that after the start token alone, the newest of before, the new ones; what each tells every place."""
+    """By place: the output after the start token only, the newest so far, the new ones."""
     output: Int[Tensor, "batch new"]
-    """Which of them each new byte is predicted from."""
+    """The one from which each new byte is predicted."""
 
-    def told(
+    def at(
         self, slots: Int[Tensor, "batch count"], place: Int[Tensor, "batch count"]
     ) -> Float[Tensor, "batch count dim"]:
-        """What the positions that end at new bytes `slots`, at `place` behind their start tokens, are told."""
+        """The conditioning of positions that end at new bytes `slots`, at `place` after their start tokens."""
         rows, output = torch.arange(len(slots))[:, None], self.output.gather(1, slots)
         return self.known[tuple(to_device(x, self.known) for x in (rows, output, place - 1))]

@@ -1,16 +1,16 @@
 """Checkpoints of MEGABYTE-pytorch and MBLM as weights of `models.megabyte_pytorch`.
 
-    recipe(tensors, options)    the shape: from names and shapes as far as they tell it, else from their options
+    recipe(tensors, options)    the shape: from tensor names and shapes where possible, else from their options
     renamed(tensors, recipe)    the same weights under our names
 
-MBLM's names are read as MEGABYTE-pytorch's, whose classes it stacks. A state dict may stand under a key of its own, as
-trainers save it. `options` are their constructors' arguments, by their names: `heads` or `dim_head` where no tensor
-tells them apart, and MBLM's `block`. What tensors tell too is compared, what changes no logits is passed over (dropout,
-flash attention, the id of padding), and any other option is refused.
+MBLM's names are read as MEGABYTE-pytorch's, whose classes it stacks. A state dict may be under a key, as trainers save
+it. `options` are their constructors' arguments: `heads` or `dim_head` if no tensor determines them, and MBLM's `block`.
+Options that tensors also determine are compared, those that change no logits are ignored (dropout, flash attention, the
+id of padding), and any other option is refused.
 
-Ids 0 to 255 are bytes. A checkpoint that knows no more gets embeddings of zeros for our four specials, and a bias of
--30 where they are predicted: the bytes' logits are theirs, and EOS can still be learnt. Of one that knows up to 260
-ids, those from 256 on are left out, ours in their places as above: no file says what they stood for.
+Ids 0 to 255 are bytes. A checkpoint with 256 ids gets zero embeddings for our four specials, and an output bias of -30:
+the bytes' logits are unchanged, and EOS can still be trained. In one with up to 260 ids those from 256 on are replaced
+in the same way: no file says what they mean.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from bytelm.exchange.files import unwrapped
 from bytelm.models.megabyte_pytorch.model import THETA, Config, Positions
 from bytelm.units import BOS, BYTES, VOCAB
 
-UNLIKELY = -30.0  # the bias of ids that the checkpoint does not know
-WRAPPERS = ("model", "state_dict", "MODEL")  # keys that trainers put a state dict under; the last is MBLM's
+UNLIKELY = -30.0  # the bias of ids that the checkpoint does not have
+WRAPPERS = ("model", "state_dict", "MODEL")  # keys of a state dict in trainers' files; the last is MBLM's
 
 # MBLM's names -> MEGABYTE-pytorch's; patch embeddings had its numbers in MBLM up to 0.3.
 SPELLINGS = (
@@ -58,7 +58,7 @@ LAYER = {
     "down.bias": "1.4.bias",
 }
 WITHOUT_EFFECT = ("attn_dropout", "ff_dropout", "flash_attn", "pad_id", "pad_token_id", "train_checkpoint_chunks")
-# Of MBLM's blocks, their names -> MEGABYTE-pytorch's; and those that are looked at in other ways, or not at all.
+# Of MBLM's blocks, their names -> MEGABYTE-pytorch's; and those that are handled otherwise, or ignored.
 BLOCK = {
     "attn_num_heads": "heads",
     "attn_head_dims": "dim_head",
@@ -71,16 +71,16 @@ BLOCK_TOO = ("block_type", "pos_emb_type", "attn_dropout", "ff_dropout", "use_fl
 def recipe(tensors: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
     """The recipe of a checkpoint's model.
 
-    Raises ConfigError, one line, for an option that is missing, unknown, not supported or contradicted by the tensors,
-    and for a vocabulary that is not of bytes; CheckpointError for tensors from which no shape can be read.
+    Raises ConfigError for an option that is missing, unknown, unsupported or contradicted by the tensors, and for a
+    vocabulary that is not of bytes; CheckpointError if the shape cannot be read.
     """
     found, mblm = plain(tensors)
-    told = by_stage(options, mblm, len(starts(found)))
-    config, seen = seen_in(found, told, mblm)
+    given = by_stage(options, mblm, len(starts(found)))
+    config, seen = seen_in(found, given, mblm)
     wrong = [
-        f"{name} = {told[name]!r}, but the tensors say {have!r}"
+        f"{name} = {given[name]!r}, but the tensors have {have!r}"
         for name, have in seen.items()
-        if differs(told, name, have)
+        if differs(given, name, have)
     ]
     if wrong:
         raise ConfigError(f"options that are not the checkpoint's: {'; '.join(wrong)}")
@@ -88,10 +88,10 @@ def recipe(tensors: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
 
 
 def renamed(tensors: Mapping[str, Any], recipe: Recipe) -> dict[str, Tensor]:
-    """The state dict, in float32, of the model of `recipe`, which is what the function above made of `tensors`.
+    """The state dict, in float32, of the model of `recipe`, itself from the function above.
 
-    Raises CheckpointError with a table of differences, by their names, where tensors are missing, unknown, of another
-    shape, or hold what is not a number.
+    Raises CheckpointError with a table, under their names, of tensors that are missing, unknown, of another shape, or
+    not finite.
     """
     found, _ = plain(tensors)
     found = {name: x.float() if x.is_floating_point() else x for name, x in found.items()}
@@ -117,7 +117,7 @@ def renamed(tensors: Mapping[str, Any], recipe: Recipe) -> dict[str, Tensor]:
 
 
 def rows(tensors: Mapping[str, Tensor], recipe: Recipe) -> list[tuple[str, str, str]]:
-    """Of each tensor its name, dtype and shape, and the name of ours; "" where it is left out."""
+    """Of each tensor its name, dtype and shape, and our name; "" if it is left out."""
     ours = {theirs(name, recipe.model): name for name in recipe.build_for_counting().state_dict()}
     ours[f"start_tokens.{len(recipe.model.sizes)}"] = "inner.byte.weight"
     names = zip(tensors.items(), plain(tensors)[0], strict=True)
@@ -125,7 +125,7 @@ def rows(tensors: Mapping[str, Tensor], recipe: Recipe) -> list[tuple[str, str, 
 
 
 def context(config: Config, options: Mapping[str, Any]) -> int | None:
-    """Bytes that the model was made to read in a row, where options or learned positions say it."""
+    """The context length in bytes, if options or learned positions determine it."""
     lengths = options.get("max_seq_len", options.get("seq_lens"))
     if isinstance(lengths, Sequence) and lengths:
         return math.prod(cast("Sequence[int]", lengths))
@@ -136,13 +136,13 @@ def context(config: Config, options: Mapping[str, Any]) -> int | None:
 
 
 def plain(tensors: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
-    """The tensors under MEGABYTE-pytorch's names, and whether they had MBLM's. Raises CheckpointError for others."""
+    """The tensors under MEGABYTE-pytorch's names, and whether they had MBLM's. Raises CheckpointError."""
     for key in WRAPPERS:
         if isinstance(tensors.get(key), Mapping):
             tensors = tensors[key]
     other = sorted(name for name, x in tensors.items() if not isinstance(x, Tensor))
     if other:
-        raise CheckpointError(f"the checkpoint has {other[0]!r}, which is no tensor: give a state dict of tensors")
+        raise CheckpointError(f"the checkpoint has {other[0]!r}, which is not a tensor: give a state dict of tensors")
     tensors, found = unwrapped(tensors, "start_tokens.0"), dict[str, Tensor]()
     for name, tensor in tensors.items():
         for pattern, spelling in SPELLINGS:
@@ -165,7 +165,7 @@ def starts(found: Mapping[str, Tensor]) -> list[int]:
 
 
 def size(found: Mapping[str, Tensor], name: str, axis: int = 0) -> int:
-    """A dimension of a tensor. Raises CheckpointError where it has none."""
+    """A dimension of a tensor. Raises CheckpointError if it is missing."""
     if name not in found or found[name].ndim <= axis:
         have = f"of shape {list(found[name].shape)}" if name in found else "missing"
         raise CheckpointError(f"the checkpoint's shape cannot be read: {name} is {have}")
@@ -173,15 +173,15 @@ def size(found: Mapping[str, Tensor], name: str, axis: int = 0) -> int:
 
 
 def vocabulary_of(found: Mapping[str, Tensor]) -> int:
-    """Ids that the checkpoint knows. Raises ConfigError where they are not bytes and a few specials."""
+    """Ids of the checkpoint. Raises ConfigError if they are not the bytes and a few specials."""
     count = size(found, "to_logits.weight")
     if not BYTES <= count <= VOCAB:
         raise ConfigError(f"num_tokens = {count}: a model of bytes has {BYTES} ids, and up to {VOCAB} with specials")
     return count
 
 
-def seen_in(found: Mapping[str, Tensor], told: Mapping[str, Any], mblm: bool) -> tuple[Config, dict[str, Any]]:
-    """The shape, and what the tensors say of each option that may have been told."""
+def seen_in(found: Mapping[str, Tensor], given: Mapping[str, Any], mblm: bool) -> tuple[Config, dict[str, Any]]:
+    """The shape, and the value in the tensors of each option that may be given."""
     vocabulary = vocabulary_of(found)
     dims = tuple(starts(found))
     stages = range(len(dims))
@@ -195,15 +195,15 @@ def seen_in(found: Mapping[str, Tensor], told: Mapping[str, Any], mblm: bool) ->
     layers = tuple(depth(found, stage) for stage in stages)
     turned = [frequencies(found, stage) for stage in stages]
     learned = [f"pos_embs.{stage}.weight" in found for stage in stages]
-    if not mblm:  # where one stage has them all have, so that a lost one is missed
+    if not mblm:  # all stages have them or none, so that a missing one is detected
         some = next((one for one in turned if one is not None), None)
         turned, learned = [some if one is None else one for one in turned], [any(learned)] * len(dims)
-    shapes = [heads_of(found, stage, turned[stage], told) if layers[stage] else (1, 2, False) for stage in stages]
+    shapes = [heads_of(found, stage, turned[stage], given) if layers[stage] else (1, 2, False) for stage in stages]
     wide = [size(found, f"transformers.{s}.layers.0.1.1.weight") if layers[s] else dims[s] for s in stages]
     ffn = tuple(max(1, inner // dim) for inner, dim in zip(wide, dims, strict=True))
     other = () if wide == [times * dim for times, dim in zip(ffn, dims, strict=True)] else tuple(wide)
     rotary = tuple(one is not None for one in turned)
-    rope = told.get("rope", {})  # of MBLM, of which no tensor tells
+    rope = given.get("rope", {})  # of MBLM, not visible in tensors
     positions: tuple[Positions, ...] = tuple(
         "learned" if one else "rotary" if rope.get(stage) else "none" for stage, one in enumerate(learned)
     )
@@ -215,13 +215,13 @@ def seen_in(found: Mapping[str, Tensor], told: Mapping[str, Any], mblm: bool) ->
     return config, {**seen, "pos_emb": tuple(learned), "num_tokens": vocabulary, "max_seq_len": (patches, *sizes)}
 
 
-def differs(told: Mapping[str, Any], name: str, seen: Any) -> bool:
-    """Whether an option was told, and otherwise than tensors say; None says nothing."""
-    if name not in told:
+def differs(given: Mapping[str, Any], name: str, seen: Any) -> bool:
+    """Whether a given option contradicts the tensors; None is unknown."""
+    if name not in given:
         return False
     if name == "max_seq_len":
-        return told[name][1:] != seen[1:] or (seen[0] is not None and told[name][0] != seen[0])
-    return told[name] != seen
+        return given[name][1:] != seen[1:] or (seen[0] is not None and given[name][0] != seen[0])
+    return given[name] != seen
 
 
 def depth(found: Mapping[str, Tensor], stage: int) -> int:
@@ -231,9 +231,9 @@ def depth(found: Mapping[str, Tensor], stage: int) -> int:
 
 
 def heads_of(
-    found: Mapping[str, Tensor], stage: int, turned: Tensor | None, told: Mapping[str, Any]
+    found: Mapping[str, Tensor], stage: int, turned: Tensor | None, given: Mapping[str, Any]
 ) -> tuple[int, int, bool]:
-    """Heads of a stage, their width, whether they share one of keys. Raises ConfigError where nothing tells."""
+    """Heads of a stage, their width, whether they share one of keys. Raises ConfigError if unknown."""
     attention = f"transformers.{stage}.layers.0.0"
     inner, keys = size(found, f"{attention}.to_q.weight"), size(found, f"{attention}.to_kv.weight") // 2
     shared = keys < inner
@@ -241,13 +241,13 @@ def heads_of(
         width = keys
     elif turned is not None:
         width = 2 * len(turned)
-    elif "dim_head" in told:
-        width = told["dim_head"][stage]
-    elif "heads" in told:
-        width = inner // max(1, told["heads"][stage])
+    elif "dim_head" in given:
+        width = given["dim_head"][stage]
+    elif "heads" in given:
+        width = inner // max(1, given["heads"][stage])
     else:
         raise ConfigError(
-            f"heads is missing: the tensors do not say how many share the {inner} rows of {attention}.to_q.weight; "
+            f"heads is missing: no tensor determines how many share the {inner} rows of {attention}.to_q.weight; "
             "give heads or dim_head (whose default is 64 in MEGABYTE-pytorch)"
         )
     if width < 1 or inner % width:
@@ -256,7 +256,7 @@ def heads_of(
 
 
 def frequencies(found: Mapping[str, Tensor], stage: int) -> Tensor | None:
-    """By which a stage's queries and keys are turned. Raises ConfigError for others than our rotary positions have."""
+    """A stage's rotary frequencies. Raises ConfigError if they are not those of THETA."""
     have = found.get(f"transformers.{stage}.rotary_emb.inv_freq")
     if have is not None:
         wanted = THETA ** -(torch.arange(len(have), dtype=torch.float64) / max(1, len(have)))
@@ -269,40 +269,40 @@ def frequencies(found: Mapping[str, Tensor], stage: int) -> Tensor | None:
 
 
 def by_stage(options: Mapping[str, Any], mblm: bool, stages: int) -> dict[str, Any]:
-    """Their options under MEGABYTE-pytorch's names, one value a stage where one may be given for all."""
+    """Their options under MEGABYTE-pytorch's names, with one value per stage."""
     same = {"hidden_dims": "dim", "num_layers": "depth", "seq_lens": "max_seq_len"} if mblm else {}
     known = {"num_tokens": False, "max_seq_len": True, "dim": True, "depth": True}
     known |= {"heads": True, "dim_head": True, "ff_mult": True, "rel_pos": True, "pos_emb": True}
-    told: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for name, value in options.items():
         own = same.get(name, name)
         if own in known:
-            told[own] = each(value, name, stages) if known[own] else value
+            given[own] = each(value, name, stages) if known[own] else value
         elif name not in WITHOUT_EFFECT and not (mblm and name == "block"):
             own_names = ["num_tokens", *same, "block"] if mblm else list(known)
             raise ConfigError(f"option {name} = {value!r} is not supported; those that are: {', '.join(own_names)}")
     if not mblm:
-        return told
+        return given
     if "block" not in options:
         raise ConfigError(
             "block is missing: MBLM's tensors do not contain pos_emb_type; give the block, or one per stage"
         )
     blocks = options["block"] if isinstance(options["block"], Sequence) else [options["block"]] * stages
     if len(blocks) != stages:
-        raise ConfigError(f"block: {len(blocks)} blocks for {stages} stages: give one a stage, or one for all")
-    return told | of_blocks([checked(block, stage) for stage, block in enumerate(blocks)])
+        raise ConfigError(f"block: {len(blocks)} blocks for {stages} stages: give one per stage, or one for all")
+    return given | of_blocks([checked(block, stage) for stage, block in enumerate(blocks)])
 
 
 def each(value: Any, name: str, stages: int) -> tuple[Any, ...]:
-    """One value a stage. Raises ConfigError for another number of them, and for what is no number."""
+    """One value per stage. Raises ConfigError for another number of values, and for non-numbers."""
     values = tuple(cast("Sequence[Any]", value)) if isinstance(value, list | tuple) else (value,) * stages
     if len(values) != stages or any(not isinstance(one, int) for one in values):
-        raise ConfigError(f"{name} = {value!r}: give a whole number, or {stages} of them, one a stage")
+        raise ConfigError(f"{name} = {value!r}: give an integer, or {stages} of them, one per stage")
     return values
 
 
 def checked(block: Any, stage: int) -> Mapping[str, Any]:
-    """A stage's block. Raises ConfigError for one that is no causal Transformer, and for options that are unknown."""
+    """A stage's block. Raises ConfigError if it is not a causal Transformer, and for unknown options."""
     if not isinstance(block, Mapping):
         raise ConfigError(f"block of stage {stage} = {block!r}: give its settings as a table")
     block = cast("Mapping[str, Any]", block)
@@ -319,28 +319,28 @@ def checked(block: Any, stage: int) -> Mapping[str, Any]:
 
 
 def of_blocks(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the blocks of all stages say, under MEGABYTE-pytorch's names; where one of them does not, nobody does."""
-    told = {
+    """Options from the blocks under MEGABYTE-pytorch's names; only those that all blocks have."""
+    given = {
         name: each([block[own] for block in blocks], own, len(blocks))
         for own, name in BLOCK.items()
         if all(own in block for block in blocks)
     }
     kinds = [block.get("pos_emb_type") for block in blocks]
     rope = {stage: kind == "rope" for stage, kind in enumerate(kinds)}
-    return {**told, "pos_emb": tuple(kind == "fixed" for kind in kinds), "rope": rope}
+    return {**given, "pos_emb": tuple(kind == "fixed" for kind in kinds), "rope": rope}
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
 def theirs(name: str, config: Config) -> str:
-    """Their name of a tensor of our model."""
+    """Their name of one of our tensors."""
     if name.startswith("head."):
         return f"to_logits.{name.removeprefix('head.')}"
     last = len(config.sizes)
     part, _, rest = name.partition(".")
     level, rest = (last, rest) if part == "inner" else (int(rest.partition(".")[0]), rest.partition(".")[2])
-    back = last - level  # their tables of bytes stand in the other order
+    back = last - level  # their byte tables are in reverse order
     if rest.startswith("stack.blocks."):
         number, _, tail = rest.removeprefix("stack.blocks.").partition(".")
         return f"transformers.{level}.layers.{number}.{LAYER[tail]}"
@@ -358,7 +358,7 @@ def theirs(name: str, config: Config) -> str:
 
 
 def moved(name: str, tensor: Tensor, config: Config) -> Tensor:
-    """Their tensor as ours: ids up to our vocabulary, pairs that are turned beside each other."""
+    """Their tensor as ours: padded to our vocabulary, rotary pairs interleaved."""
     if name.startswith("head.") or name.endswith(".byte.weight"):
         fill = UNLIKELY if name == "head.bias" else 0.0
         out = torch.full((VOCAB, *tensor.shape[1:]), fill)
@@ -377,5 +377,5 @@ def moved(name: str, tensor: Tensor, config: Config) -> Tensor:
 
 
 def paired(rows: Tensor, width: int) -> Tensor:
-    """Rows of heads whose halves are turned against each other, as rows of which neighbours are."""
+    """Rows of heads from rotary halves to interleaved pairs."""
     return rows.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).reshape(rows.shape)

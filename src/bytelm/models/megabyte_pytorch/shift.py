@@ -1,14 +1,13 @@
 """Transformer blocks with token shift, as MEGABYTE-pytorch stacks them.
 
     x          a a'   b b'   c c'        the halves of three vectors, the first of which starts a document
-    shifted    a 0    b a'   c b'        half of each is that of the position before
+    shifted    a 0    b a'   c b'        half of each is from the position before
 
-Token shift is RWKV's (Peng et al. 2023, arXiv 2305.13048). Here the attention and the feed-forward layer of every block
-read shifted vectors, normed once they are shifted; what is added to stays where it was. So a layer remembers of the
-newest position, beside its key and value, the halves that the next one will read.
+Token shift is RWKV's (Peng et al. 2023, arXiv 2305.13048). Attention and feed-forward layers read vectors that are
+shifted, then normed; the residual is not shifted. So a cache also has the halves of the newest position.
 
-Beside that: GELU with biases, heads of any width, and, in older checkpoints, one head of keys and values for all
-queries (Shazeer 2019, arXiv 1911.02150).
+Further differences: GELU with biases, heads of any width, and, in older checkpoints, one head of keys and values for
+all queries (Shazeer 2019, arXiv 1911.02150).
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from bytelm.nn.rope import rotate
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import at_end
 
-EPS = 1e-16  # added to the mean square, where theirs bounds its root by 1e-8: the same but for vectors of nothing
+EPS = 1e-16  # added to the mean square; theirs bounds its root by 1e-8: equal except for zero vectors
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftConfig(StackConfig):
-    """Shape of a stack with token shift. Its owner gives `ffn_dim`: nothing is derived from 8/3 here."""
+    """Shape of a stack with token shift; `ffn_dim` must be given."""
 
     inner: int
-    """Width of all heads together."""
+    """Total width of all heads."""
     rotary: bool
-    """Whether queries and keys are turned by their positions."""
+    """Whether queries and keys have rotary positions."""
     multi_query: bool
     """Whether one head of keys and values serves all queries."""
 
@@ -60,14 +59,14 @@ class ShiftConfig(StackConfig):
         return 4 * new * self.dim * (self.inner + self.key_heads * self.head_dim + self.hidden())
 
     def kept(self, recompute: bool) -> int:
-        """See `StackConfig`: also what was shifted, twice (float32), and GELU's input and output."""
+        """See `StackConfig`; also the shifted vectors, twice (float32), and GELU's input and output."""
         layer = 28 * self.dim + 2 * (4 * self.inner + 4 * self.key_heads * self.head_dim) + 4 * self.hidden()
         return 4 * self.dim * self.layers + layer if recompute else layer * self.layers
 
 
 @dataclass(frozen=True)
 class ShiftCache(Cache):
-    """Keys and values, and of the newest position the halves that the next one reads: `[batch, dim // 2]`."""
+    """Keys and values, and the halves of the newest position that the next one reads `[batch, dim // 2]`."""
 
     attention: Tensor
     feed_forward: Tensor
@@ -76,7 +75,7 @@ class ShiftCache(Cache):
 def shift(
     x: Float[Tensor, "rows new dim"], view: CausalPattern, before: Float[Tensor, "rows half"]
 ) -> tuple[Float[Tensor, "rows new dim"], Float[Tensor, "rows half"]]:
-    """Half of each vector from the position before, nothing where a document starts; and the newest such half."""
+    """Take half of each vector from the position before, 0 at document starts; also returns the newest half."""
     own, other = x.chunk(2, -1)
     ago = torch.cat([before[:, None].to(x.dtype), other[:, :-1]], 1)
     ago = ago.masked_fill(view.opens[..., None], 0.0)
@@ -84,7 +83,7 @@ def shift(
 
 
 class ShiftAttention(nn.Module):
-    """Multi-head self-attention whose keys may be of one head."""
+    """Multi-head or multi-query self-attention."""
 
     def __init__(self, config: ShiftConfig) -> None:
         super().__init__()
@@ -136,7 +135,7 @@ class ShiftBlock(nn.Module):
 
 
 class ShiftStack(Stack):
-    """Blocks with token shift. A document is whatever its caller's `starts` say: inside patches, a patch."""
+    """Blocks with token shift. Inside patches, each patch is a document."""
 
     kind: ClassVar[type[nn.Module]] = ShiftBlock
 
@@ -145,7 +144,7 @@ class ShiftStack(Stack):
         self.shape = config
 
     def initial_state(self, batch: int, device: torch.device) -> tuple[ShiftCache, ...]:
-        """The caches of rows that have read nothing."""
+        """The empty caches of rows."""
         empty = Cache.empty(batch, self.shape.key_heads, self.shape.head_dim, device)
         half = torch.zeros(batch, self.shape.dim // 2, device=device)
         return (ShiftCache(empty.keys, empty.values, half, half),) * self.shape.layers

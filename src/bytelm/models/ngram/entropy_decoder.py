@@ -1,4 +1,4 @@
-"""The entropies of counted n-grams in rows: looked up."""
+"""Entropies of the n-gram entropy model during decoding."""
 
 from __future__ import annotations
 

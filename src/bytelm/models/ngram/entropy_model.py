@@ -1,4 +1,4 @@
-"""An entropy model that is counted and not trained: the entropy of the next byte after the last few, looked up."""
+"""An entropy model by counting: tables of next-byte entropies by context."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNSEEN = -1.0  # no entropy is negative
 class Config:
     """`order`: bytes of context. `rows`: entries of each table that contexts are hashed into.
 
-    `reset_newline`: what stands before a newline is no context.
+    `reset_newline`: contexts do not cross newlines.
     """
 
     order: int = 4
@@ -40,11 +40,11 @@ class Config:
             raise ConfigError(f"entropy_model.rows = {self.rows}: from 256 to {2**20}")
 
     def counting(self, bytes: int) -> int:
-        """The memory that counting so many bytes takes at its peak, in bytes: a table of counts, and their contexts."""
+        """Peak memory of counting so many bytes, in bytes: a table of counts, and their contexts."""
         return self.rows * BYTES * 28 + bytes * (16 + 32 * self.order)
 
     def build(self) -> NgramEntropyModel:
-        """The entropy model of this configuration, which has counted nothing yet."""
+        """The entropy model, with empty tables."""
         return NgramEntropyModel(self)
 
 
@@ -56,10 +56,7 @@ class NgramState:
 
 
 class NgramEntropyModel(nn.Module):
-    """A table of entropies for each length of context; the longest context that was ever seen answers.
-
-    Before anything is counted every context is as uncertain as can be.
-    """
+    """A table of entropies per context length; the longest context that was counted applies, else the maximum."""
 
     tables: Tensor
     """`[order, rows]`, from one byte of context on; UNSEEN where no context was seen."""
@@ -70,12 +67,12 @@ class NgramEntropyModel(nn.Module):
         self.register_buffer("tables", torch.full((config.order, config.rows), UNSEEN))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> NgramEntropyModel:
-        """Tables are looked up on the host, in float32, wherever and in whatever dtype a model computes."""
+        """Keeps the tables on the host, in float32, whatever the device and dtype of the model."""
         return super()._apply(fn, recurse) if self.tables.is_meta else self
 
     @property
     def weights(self) -> NgramEntropyModel:
-        """What its checkpoints hold: all of it."""
+        """The module that checkpoints contain."""
         return self
 
     def fit(self, documents: Callable[[], Sequence[NDArray[np.uint8]]], train: Callable[..., None]) -> None:
@@ -83,14 +80,14 @@ class NgramEntropyModel(nn.Module):
         self.count(documents())
 
     def initial_state(self, batch: int) -> NgramState:
-        """The state of rows that have read nothing yet."""
+        """See `EntropyModel`."""
         return NgramState(torch.full((batch, self.config.order), PAD))
 
     @torch.no_grad()
     def entropies(
         self, ids: Int[Tensor, "batch new"], state: NgramState
     ) -> tuple[Float[Tensor, "batch new"], NgramState]:
-        """See `patching.entropy.Scorer`."""
+        """See `EntropyModel`."""
         rows = Rows.of(ids)
         line = torch.cat([state.recent, rows.ids], 1)
         order = self.config.order
@@ -102,7 +99,7 @@ class NgramEntropyModel(nn.Module):
         return rows.restore(entropy), NgramState(tail(line, order + rows.lengths, order))
 
     def clear(self, contexts: Int[Tensor, "... order"]) -> Int[Tensor, "... order"]:
-        """Contexts, newest id first, without what lies before a special id, or before a newline that resets."""
+        """Contexts, newest id first, cut before a special id, or before a newline that resets."""
         ends: Bool[Tensor, "... order"] = contexts >= BYTES
         if self.config.reset_newline:
             ends = ends | (contexts == NEWLINE)
@@ -110,7 +107,7 @@ class NgramEntropyModel(nn.Module):
 
     @torch.no_grad()
     def count(self, documents: Sequence[NDArray[np.uint8]]) -> None:
-        """Fill the tables from documents. Each context's counts are smoothed with those of its one byte shorter end.
+        """Fill the tables from documents. Each context's counts are smoothed with those of its suffix.
 
         Witten-Bell: p_n(b) = (count_n(b) + kinds_n · p_{n-1}(b)) / (total_n + kinds_n), down to the uniform
         distribution.
@@ -128,7 +125,7 @@ class NgramEntropyModel(nn.Module):
             key = keys(contexts[:, :length], rows)
             counts = torch.bincount(key * BYTES + target, minlength=rows * BYTES).view(rows, BYTES).float()
             kinds, total = (counts > 0).sum(1, keepdim=True), counts.sum(1, keepdim=True)
-            # All contexts of a row end in the same shorter one, but for collisions: any of them stands for it.
+            # All contexts of a row have the same suffix, except for collisions: any of them represents it.
             backed = chances[torch.zeros(rows, dtype=torch.long).scatter(0, key, parent)]
             chances = (counts + kinds * backed) / (total + kinds).clamp(min=1)
             entropy = torch.special.entr(chances).sum(1)

@@ -1,4 +1,4 @@
-"""What PerceiverAR costs: see `interfaces.costs`."""
+"""Costs of PerceiverAR, see `interfaces.costs`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from bytelm.models.perceiver.model import PerceiverAR
 
 
 class Costs(ArchitectureCosts):
-    """PerceiverAR's."""
+    """Costs of PerceiverAR."""
 
     model: PerceiverAR
 
     def paper(self, context: int, mean: float) -> float:
-        """Its paper has no formula: the layer that reads all inputs, and those over latents, as Transformers count."""
+        """Not in its paper: the cross-attention layer and those over latents, counted as Transformer layers."""
         config = self.model.config
         return appendix_b(config.cross(), context) + appendix_b(config.inner(), context) + output(config.dim)
 

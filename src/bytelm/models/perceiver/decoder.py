@@ -1,4 +1,4 @@
-"""PerceiverAR in rows: embedding, the layer that reads all inputs, the layers over latents, head."""
+"""Decoder of PerceiverAR: embedding, cross-attention to all inputs, layers over latents, head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bytelm.nn.norm import EPS
 
 
 class PerceiverDecoder(Decoder):
-    """`models.perceiver` in rows: the inputs of a document, and the latents of its newest block."""
+    """See `Decoder`; caches hold the inputs of a document, and the latents of its newest block."""
 
     def __init__(self, model: PerceiverAR, kernels: Backend, rows: int, capacity: int) -> None:
         super().__init__(rows, capacity, kernels)
@@ -36,7 +36,7 @@ class PerceiverDecoder(Decoder):
         return self.cross.row_bytes + self.latents.row_bytes + self.ids[0].nbytes
 
     def traffic(self, length: int) -> float:
-        """See `Decoder`: in the middle of a block."""
+        """See `Decoder`; in the middle of a block."""
         cached = length * self.cross.slot_bytes + min(length, self.block / 2) * self.latents.slot_bytes
         return self.cross.weight_bytes + self.latents.weight_bytes + self.head.bytes + self.rows * cached
 

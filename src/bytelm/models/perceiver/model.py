@@ -1,17 +1,16 @@
-"""PerceiverAR (Hawthorne et al. 2022, arXiv 2202.07765): one wide look at all inputs, many layers over few latents.
+"""PerceiverAR (Hawthorne et al. 2022, arXiv 2202.07765): cross-attention to all inputs, many layers over few latents.
 
-    ids        BOS a b c | d e f g | h       blocks of 4 latents, counted from where the document starts
+    ids        BOS a b c | d e f g | h       blocks of 4 latents, counted from the start of the document
     inputs      o  o o o   o o o o   o       every latent reads all inputs up to its own: one layer of cross-attention
     latents     l>>l>l>l | l>l>l>l | l       ... then the latents of its own block up to itself, in all other layers
 
-In the paper the latents are the last N positions of whatever was read, so that with each further byte all of them move
-and nothing of what was computed can be kept. Here they stand in blocks: a latent belongs to its byte for ever, a state
-continues exactly, and one pass trains every byte instead of the last N. What it costs: a byte has between 1 and N
-latents to think with, by its place in the block, where the paper reads with a stride to have many; and the bytes at
-the beginning of a block see those before it through the one cross-attention alone.
+In the paper the latents are the last N positions read, so that each further byte moves all of them and nothing can be
+cached. Here they are in blocks: a latent belongs to its byte, a state continues exactly, and one pass trains every byte
+instead of the last N. The price: a byte has between 1 and N latents, by its place in the block, where the paper reads
+with a stride to have many; and bytes at the start of a block see those before it only by cross-attention.
 
-Queries and keys of the cross-attention come from the same embeddings, so that it is a layer of self-attention whose
-outputs are the latents. Norms, rotary positions and feed-forward layers are the house's.
+Queries and keys of the cross-attention are from the same embeddings, so that it is a layer of self-attention whose
+outputs are the latents. Norms, rotary positions and feed-forward layers are those of `nn`.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
-        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        """Small shapes for the invariant tests, together covering every path of this file."""
         blocks = cls(latents=5, layers=2, dim=16, heads=2, ffn_multiple=16)
         return {"blocks of 5": blocks, "one block": replace(blocks, latents=1000, layers=1)}
 
@@ -64,21 +63,21 @@ class Config:
         return StackConfig(1, self.dim, self.heads, None, self.theta, self.ffn_multiple)
 
     def inner(self) -> StackConfig:
-        """The shape of the layers over latents. Blocks hold less than the window, which spares what is behind them."""
+        """The shape of the layers over latents; the window drops cached keys before the block."""
         return StackConfig(self.layers, self.dim, self.heads, self.latents, self.theta, self.ffn_multiple)
 
     def build(self) -> PerceiverAR:
-        """The model of this configuration, its parameters not yet initialised."""
+        """The model, parameters uninitialised."""
         return PerceiverAR(self)
 
 
 Plan = tuple[Rows, Int[Tensor, "batch new"], CausalPattern, CausalPattern]
-"""Rows on the host, their ids where the model computes, and what inputs and latents see."""
+"""Rows on the host, their ids on the model's device, the attention patterns of inputs and latents."""
 
 
 @dataclass(frozen=True)
 class PerceiverState:
-    """Where each row stands in its document and in its block, keys and values of all inputs, and those of the block."""
+    """Each row's position in its document and block, caches of all inputs, and those of the block."""
 
     inputs: RowPositions
     block: RowPositions
@@ -99,11 +98,11 @@ class PerceiverAR(ByteModel):
         self.head = nn.Linear(config.dim, VOCAB, bias=False)
 
     def init_weights(self, seed: int) -> None:
-        """Set every parameter from `seed`."""
+        """See `ByteModel`."""
         init_weights(self, 1 + self.config.layers, seed)
 
     def flops(self, ids: int, patches: int) -> int:
-        """See `ByteModel`; there are no patches here."""
+        """See `ByteModel`."""
         return self.config.cross().flops(ids) + self.config.inner().flops(ids) + 2 * ids * self.config.dim * VOCAB
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
@@ -111,7 +110,7 @@ class PerceiverAR(ByteModel):
         return [Stage("local", self.cross, ids, beside=6 * self.config.dim), Stage("local", self.latents, ids)]
 
     def initial_state(self, batch: int) -> PerceiverState:
-        """The state of rows that have read nothing yet."""
+        """See `ByteModel`."""
         nowhere = RowPositions.zero(batch)
         caches = (stack.initial_state(batch, self.device) for stack in (self.cross, self.latents))
         return PerceiverState(nowhere, nowhere, *caches)
@@ -123,7 +122,7 @@ class PerceiverAR(ByteModel):
         boundaries: Bool[Tensor, "batch new"] | None = None,
         plan: Plan | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], PerceiverState | None]:
-        """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
+        """See `ByteModel`; `boundaries` are ignored."""
         rows, ids, wide, inside = plan or self.plan(ids, state)
         x, cross = self.cross(self.embedding(ids), wide, state.cross if state else None)
         x, latents = self.latents(x, inside, state.latents if state else None)

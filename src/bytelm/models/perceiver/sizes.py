@@ -1,4 +1,4 @@
-"""PerceiverAR in every size: see `interfaces.sizes`."""
+"""Candidates of PerceiverAR, see `interfaces.sizes`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from bytelm.interfaces.sizes import Family, Table, heads, usual
 
 def perceiver(width: int, depth_offset: int, number: int) -> Table:
     """PerceiverAR."""
-    layers = usual(width) + depth_offset - 1  # one more of them is the cross-attention
+    layers = usual(width) + depth_offset - 1  # the cross-attention is one more
     return {"name": "perceiver", "latents": number, "layers": layers, "dim": width, "heads": heads(width)}
 
 

@@ -1,4 +1,4 @@
-"""What a Transformer costs: see `interfaces.costs`."""
+"""Costs of the Transformer, see `interfaces.costs`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bytelm.units import VOCAB
 
 
 class Costs(ArchitectureCosts):
-    """The Transformer's over bytes, or over tokens."""
+    """Costs of the Transformer over bytes or tokens."""
 
     model: ByteTransformer
 

@@ -1,4 +1,4 @@
-"""The byte Transformer in rows: embedding, stack, head."""
+"""Decoder of the byte Transformer: embedding, stack, head."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bytelm.interfaces.decoder import Backend, Decoder, NewTokens
 from bytelm.models.transformer.model import NEWLINE, ByteTransformer
 from bytelm.nn.norm import EPS
 
-RUN = 1 << 40  # more than any position
+RUN = 1 << 40  # larger than any position
 
 
 class TransformerDecoder(Decoder):
-    """`models.transformer` in rows."""
+    """See `Decoder`."""
 
     def __init__(self, model: ByteTransformer, kernels: Backend, rows: int, capacity: int) -> None:
         super().__init__(rows, capacity, kernels)
@@ -37,7 +37,7 @@ class TransformerDecoder(Decoder):
 
     @staticmethod
     def lines(new: NewTokens, start: np.ndarray) -> np.ndarray:
-        """The newest newline at or before each new position, written down by position."""
+        """The newest newline at or before each new position, stored by position."""
         first = np.ones(len(new.row), bool)
         first[1:] = new.row[1:] != new.row[:-1]
         before = np.where(new.position > 0, start[new.row, new.position - 1], 0)

@@ -1,4 +1,4 @@
-"""A byte Transformer's entropies in rows: it runs once a byte, in float32 whatever the model's weights are."""
+"""Entropies of the Transformer entropy model during decoding: one step per byte, in float32."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TransformerEntropies:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of memory that one row takes."""
+        """See `Decoder`."""
         return self.decoder.row_bytes
 
     def traffic(self, length: int) -> float:

@@ -1,4 +1,4 @@
-"""The BLT paper's scorer: a small windowed byte Transformer, trained on the same data (section 4.2)."""
+"""The BLT paper's entropy model: a small windowed byte Transformer, trained on the same data (section 4.2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bytelm.transfer import to_host
 class Config:
     """Shape of the entropy model; gains beyond a window of 512 bytes are small (paper, figure 8).
 
-    `reset_newline` gives it a fresh context at each newline, which keeps repetitive text from drifting into ever
+    `reset_newline` resets its context at each newline, which keeps repetitive text from drifting into ever
     longer patches (paper, section 4.4).
     """
 
@@ -35,7 +35,7 @@ class Config:
     """See `models.transformer.Config`."""
 
     def __post_init__(self) -> None:
-        self.shape()  # which refuses an impossible one
+        self.shape()  # validates
 
     def shape(self) -> transformer.Config:
         """The byte Transformer inside."""
@@ -51,11 +51,11 @@ class Config:
         return transformer.Config(*shape, ffn_dim=self.ffn_dim)
 
     def counting(self, bytes: int) -> int:
-        """The memory that counting so many bytes takes: nothing is counted."""
+        """Peak memory of counting: nothing is counted."""
         return 0
 
     def build(self) -> TransformerEntropyModel:
-        """The entropy model of this configuration, its parameters not yet initialised."""
+        """The entropy model, parameters uninitialised."""
         return TransformerEntropyModel(self)
 
 
@@ -69,22 +69,22 @@ class TransformerEntropyModel(nn.Module):
 
     @property
     def weights(self) -> ByteTransformer:
-        """What its checkpoints hold: the model that is trained."""
+        """The module that checkpoints contain."""
         return self.model
 
     def fit(self, documents: object, train: Callable[[ByteTransformer], None]) -> None:
-        """Have the model trained; no documents are counted."""
+        """Train the model; `documents` are not used."""
         train(self.model)
 
     def initial_state(self, batch: int) -> TransformerState:
-        """The state of rows that have read nothing yet."""
+        """See `EntropyModel`."""
         return self.model.initial_state(batch)
 
     @torch.no_grad()
     def entropies(
         self, ids: Int[Tensor, "batch new"], state: TransformerState
     ) -> tuple[Float[Tensor, "batch new"], TransformerState]:
-        """See `patching.entropy.Scorer`."""
+        """See `EntropyModel`."""
         with torch.autocast(self.model.device.type, enabled=False), full_float32():
             logits, after = self.model(ids, state)
             logprobs = F.log_softmax(logits, -1)

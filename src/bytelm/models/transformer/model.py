@@ -1,7 +1,6 @@
-"""The byte Transformer: one causal stack over bytes, with full or windowed attention, or over tokens.
+"""The Transformer baselines: over bytes, with full or windowed attention, or over BPE tokens.
 
-So there are three baselines in one file. The model of tokens has a row of its tables for each of `vocabulary` ids, and
-keeps the merges that make tokens of bytes (`data.bpe`) among its weights: a checkpoint needs nothing else.
+The model over tokens stores its merges (`data.bpe`) among its weights: a checkpoint needs nothing else.
 """
 
 from __future__ import annotations
@@ -28,16 +27,15 @@ from bytelm.units import VOCAB
 NEWLINE = ord("\n")
 
 
-LARGEST = 1 << 20  # vocabulary: of a larger one the merges alone would fill memory
+LARGEST = 1 << 20  # vocabulary: the merges of a larger one would fill memory
 
 
 @dataclass(frozen=True)
 class Config:
-    """`attention_window`: bytes that a byte sees, itself included; None for all before it. `theta`: rotary base.
+    """`attention_window`: bytes that a byte sees, itself included; None for full attention. `theta`: rotary base.
 
-    `reset_newline`: each newline starts a fresh context, as a BOS does (for entropy models). `vocabulary`: ids; above
-    those of bytes and specials are tokens, trained on the training documents. `ffn_dim`: width of the
-    feed-forward layers; None for 8/3 of `dim`, rounded up to a multiple of `ffn_multiple`.
+    `reset_newline`: a newline resets the context as BOS does (for entropy models). `vocabulary`: ids; those above bytes
+    and specials are tokens. `ffn_dim`: None for 8/3 of `dim`, rounded up to a multiple of `ffn_multiple`.
     """
 
     patched: ClassVar[bool] = False
@@ -61,7 +59,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> dict[str, Config]:
-        """Small shapes that between them reach every path of this file: what the laws are tried on."""
+        """Small shapes for the invariant tests, together covering every path of this file."""
         full = cls(layers=2, dim=16, heads=2, ffn_multiple=16)
         return {
             "full": full,
@@ -75,17 +73,17 @@ class Config:
         return StackConfig(*shape, ffn_dim=self.ffn_dim)
 
     def build(self) -> ByteTransformer:
-        """The model of this configuration, its parameters not yet initialised."""
+        """The model, parameters uninitialised."""
         return ByteTransformer(self)
 
 
 Plan = tuple[Rows, Int[Tensor, "batch new"], CausalPattern]
-"""Rows on the host, their ids where the model computes, and what each position sees."""
+"""Rows on the host, their ids on the model's device, and the attention pattern."""
 
 
 @dataclass(frozen=True)
 class TransformerState:
-    """Where each row stands, and the caches of its layers."""
+    """The position of each row, and the caches of its layers."""
 
     where: RowPositions
     caches: tuple[Cache, ...]
@@ -108,17 +106,17 @@ class ByteTransformer(ByteModel):
             self.register_load_state_dict_post_hook(lambda model, _: model.take_tokens(model.read_tokens()))
 
     def init_weights(self, seed: int) -> None:
-        """Set every parameter from `seed`."""
+        """See `ByteModel`."""
         init_weights(self, self.config.layers, seed)
 
     def take_tokens(self, tokens: Bpe) -> None:
-        """Read these tokens from now on; there are as many ids as the configuration says."""
+        """See `ByteModel`; the number of ids must be `vocabulary`."""
         with torch.no_grad():
             self.get_buffer("merges").copy_(torch.from_numpy(tokens.merges))
         self._tokens = tokens
 
     def read_tokens(self) -> Bpe:
-        """The tokens that the stored merges make."""
+        """The tokens of the stored merges."""
         return Bpe(self.get_buffer("merges").cpu().numpy().astype(np.int64))
 
     @property
@@ -136,7 +134,7 @@ class ByteTransformer(ByteModel):
         return super().byte_lengths(ids) if self._tokens is None else torch.from_numpy(self._tokens.sizes)[ids]
 
     def flops(self, ids: int, patches: int) -> int:
-        """See `ByteModel`; there are no patches here."""
+        """See `ByteModel`."""
         return self.config.stack().flops(ids) + 2 * ids * self.config.dim * self.config.vocabulary
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
@@ -144,7 +142,7 @@ class ByteTransformer(ByteModel):
         return [Stage("local", self.stack, ids, beside=6 * self.config.dim)]
 
     def initial_state(self, batch: int) -> TransformerState:
-        """The state of rows that have read nothing yet."""
+        """See `ByteModel`."""
         return TransformerState(RowPositions.zero(batch), self.stack.initial_state(batch, self.device))
 
     def plan(
@@ -166,7 +164,7 @@ class ByteTransformer(ByteModel):
         boundaries: Bool[Tensor, "batch new"] | None = None,
         plan: Plan | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], TransformerState | None]:
-        """See `ByteModel`. There are no patches here: `boundaries` are not looked at."""
+        """See `ByteModel`; `boundaries` are ignored."""
         rows, ids, view = plan or self.plan(ids, state)
         x, kept = self.stack(self.embedding(ids), view, state.caches if state else None)
         logits = self.head(self.norm(x)).float()

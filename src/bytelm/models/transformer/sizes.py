@@ -1,4 +1,4 @@
-"""The byte Transformer, and the Transformer over tokens, in every size: see `interfaces.sizes`."""
+"""Candidates of the Transformer over bytes and over tokens, see `interfaces.sizes`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bytelm.units import VOCAB
 
 
 def transformer(width: int, depth_offset: int, **more: Any) -> Table:
-    """The Transformer over bytes, all of them or those in a window, or over tokens."""
+    """The Transformer over bytes, with full or windowed attention, or over tokens."""
     return {"name": "transformer", "layers": usual(width) + depth_offset, "dim": width, "heads": heads(width), **more}
 
 

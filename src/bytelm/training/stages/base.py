@@ -1,4 +1,4 @@
-"""The one interface of what comes before the first step of a training, and the one way in which it is run."""
+"""The interface of the stages before the first training step, and how they are run."""
 
 from __future__ import annotations
 
@@ -20,48 +20,45 @@ from bytelm.units import show_bytes
 T = TypeVar("T")
 
 Count = Callable[[int], None]
-"""Is given the bytes done so far. Raises Interrupted where a signal has asked to stop."""
+"""Called with the bytes done so far. Raises Interrupted after a signal."""
 
 
 class Stage(abc.ABC, Generic[T]):
-    """One result that is made once and kept on disk. The constructor takes just the values that it depends on.
+    """A result that is made once and kept on disk. The constructor takes only the values on which it depends.
 
-    A stage that was interrupted resumes, or begins anew, when it is run again: the result is the same.
+    A stage that was interrupted resumes, or starts again, with the same result.
     """
 
     name: str
-    """What it does, as progress and the journal have it."""
+    """The phase, for progress and journal."""
     path: Path
-    """Where the result is."""
+    """Where the result is stored."""
     total: int | None = None
-    """The bytes that there are to do, where that is known."""
+    """The bytes to process, if known."""
 
     def done(self) -> bool:
-        """Whether the result is there. Raises DataError where what is there was made of other inputs."""
+        """Whether the result exists. Raises DataError if it was made from other inputs."""
         return self.path.exists()
 
     @abc.abstractmethod
     def load(self) -> T:
-        """The result that is there."""
+        """Load the result."""
 
     @abc.abstractmethod
     def make(self, count: Count) -> T:
-        """Make the result and keep it. `count` is called often enough for a signal to be heard."""
+        """Make and store the result. `count` is called often enough to react to signals."""
 
     def fingerprint(self) -> str | None:
-        """What the result depends on, where that is kept beside it and compared.
-
-        None where `run.keep_config` answers for it, which lets no other configuration into a run.
-        """
+        """A hash of the inputs, stored with the result and compared; None if `run.keep_config` ensures equal inputs."""
         return None
 
     def summary(self, result: T) -> list[str]:
-        """Lines about a result that was just made."""
+        """Log lines about a new result."""
         return []
 
 
 def run_stage(stage: Stage[T], journal: Journal) -> T:
-    """The result of a stage, loaded where it is done, and made where it is not. Raises Interrupted."""
+    """The result of a stage, loaded if done, else made. Raises Interrupted."""
     first = True
 
     def count(bytes: int) -> None:
@@ -82,7 +79,7 @@ def run_stage(stage: Stage[T], journal: Journal) -> T:
 
 
 def sampled(corpus: Corpus, limit: int, count: Count) -> list[NDArray[np.uint8]]:
-    """Training documents, evenly over all of them, that come to about `limit` bytes."""
+    """Training documents, evenly sampled, about `limit` bytes in total."""
     found = [document for _, document in spread(corpus, "train", limit)]
     for bytes in itertools.accumulate(map(len, found)):
         count(bytes)

@@ -1,4 +1,4 @@
-"""The patch boundaries of the whole corpus, decided once."""
+"""The stage that computes the patch boundaries of the corpus."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from bytelm.training.stages.base import Count, Stage
 from bytelm.training.stop import StopRequest
 from bytelm.units import PAD, show_bytes
 
-AREA = 1 << 16  # ids, padding included, that are read at once
-AREA_ON_DEVICE = 1 << 18  # and on a GPU, where so many take longer than launching what works on them
+AREA = 1 << 16  # ids per batch, padding included
+AREA_ON_DEVICE = 1 << 18  # on a GPU, so that it is not launch-bound
 
 
 class BoundaryStage(Stage[Boundaries]):
-    """What a patcher decides of a corpus; an interrupted recording resumes where it stopped."""
+    """The boundaries of a corpus; an interrupted computation resumes where it stopped."""
 
     name = "computing patch boundaries"
 
@@ -58,7 +58,7 @@ class BoundaryStage(Stage[Boundaries]):
 
 
 def fingerprint_of(patcher: Patcher, recipe: Recipe, corpus: Corpus) -> str:
-    """What boundaries depend on, as their name."""
+    """A hash of all inputs of boundaries."""
     digest = hashlib.sha256(corpus.fingerprint.encode())
     digest.update(repr(to_mapping(recipe).get("patching")).encode())
     for key, tensor in patcher.state_dict().items():
@@ -67,7 +67,7 @@ def fingerprint_of(patcher: Patcher, recipe: Recipe, corpus: Corpus) -> str:
 
 
 def cut(patcher: Patcher, documents: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.bool_]]:
-    """For each document, whether the byte after each of its bytes opens a patch. Short neighbours go side by side."""
+    """For each document, whether the byte after each of its bytes starts a patch. Short documents are batched."""
     area = AREA if device_of(patcher).type == "cpu" else AREA_ON_DEVICE
     group: list[NDArray[np.uint8]] = []
     for document in itertools.chain(documents, [None]):
@@ -80,7 +80,7 @@ def cut(patcher: Patcher, documents: Iterator[NDArray[np.uint8]]) -> Iterator[ND
 
 
 def cut_group(patcher: Patcher, group: list[NDArray[np.uint8]]) -> Iterator[NDArray[np.bool_]]:
-    """Documents side by side, a chunk at a time."""
+    """A batch of documents, one chunk at a time."""
     rows = [list(chunks(document)) for document in group]
     state = patcher.initial_state(len(group))
     found: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""The model whose entropy decides where patches begin: fitted to the training documents."""
+"""The stage that trains the entropy model."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from bytelm.training.stages.base import Count, Stage, sampled
 from bytelm.training.stop import Interrupted
 from bytelm.transfer import HOST
 
-COUNTED = 1 << 25  # bytes that are counted at the most
+COUNTED = 1 << 25  # bytes that are counted at most
 
 
 class TrainableEntropyModel(EntropyModel, Protocol):
-    """What a module `entropy_model` of an architecture builds. It counts documents, or trains a byte model."""
+    """An entropy model built by the module `entropy_model` of an architecture."""
 
     @property
     def weights(self) -> nn.Module:
-        """What its checkpoints hold."""
+        """The module that checkpoints contain."""
         ...
 
     def fit(self, documents: Callable[[], Sequence[NDArray[np.uint8]]], train: Callable[[ByteModel], None]) -> None:
-        """Count the documents, or have a model trained."""
+        """Count the documents, or train a byte model with `train`."""
         ...
 
 
 @dataclass
 class EntropyModelStage(Stage[TrainableEntropyModel]):
-    """The entropy model of `config`, in a run of its own. Where it is trained: by `train`, told of in `journal`."""
+    """The entropy model of `config`, in a separate run; trained by `train`, logged to `journal`."""
 
     name = "fitting entropy model"
     path: Path
@@ -58,7 +58,7 @@ class EntropyModelStage(Stage[TrainableEntropyModel]):
     dist: DistContext = SINGLE_PROCESS
 
     def done(self) -> bool:
-        """See `Stage`: whether the budget is used up. A checkpoint that says nothing of bytes is of counts."""
+        """See `Stage`: whether the budget is used up. A checkpoint without bytes is of counts."""
         if not store.checkpoints(self.path):
             return False
         state = store.read_state(store.newest_good(self.path)[0])
@@ -66,7 +66,7 @@ class EntropyModelStage(Stage[TrainableEntropyModel]):
             reached = (state[key] for key in ("step", "bytes", "seconds"))
             return "bytes" not in state or self.train.budget.fraction(*reached) >= 1
         except (KeyError, TypeError):
-            return False  # no checkpoint of ours, which the training will say
+            return False  # not a checkpoint of ours: the training reports it
 
     def load(self) -> TrainableEntropyModel:
         """See `Stage`."""
@@ -88,7 +88,7 @@ class EntropyModelStage(Stage[TrainableEntropyModel]):
         return self.load()
 
     def trained(self, model: ByteModel) -> None:
-        """Train a byte model from its beginning, or from its newest checkpoint. Raises Interrupted."""
+        """Train a byte model, or resume from its newest checkpoint. Raises Interrupted."""
         train = self.train
         model.init_weights(self.seed)
         model.to(self.device)

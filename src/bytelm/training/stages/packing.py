@@ -19,10 +19,9 @@ from bytelm.units import show_bytes
 
 @dataclass
 class PackingStage(Stage[Corpus]):
-    """The corpus of `paths`; folders `exclude` are not read. Where `pack` is given, it is taken over.
+    """The corpus of `paths`, without folders `exclude`, or else an existing `pack`.
 
-    It is found packed from the very same files, or refused; `anew` packs whatever is there, and leaves the summary to
-    the caller.
+    A corpus packed from other files is refused; `anew` packs regardless, and leaves the summary to the caller.
     """
 
     name = "packing"
@@ -46,7 +45,7 @@ class PackingStage(Stage[Corpus]):
             return False
         if Index.load(self.path).source_fingerprint != self.fingerprint():
             raise DataError(
-                f"the data of {self.path.parent} has changed since it was packed: give the files as they were, or "
+                f"the data of {self.path.parent} has changed since it was packed: restore the files, or "
                 "start another run"
             )
         return True
@@ -56,7 +55,7 @@ class PackingStage(Stage[Corpus]):
         return Corpus.open(self.path)
 
     def make(self, count: Count) -> Corpus:
-        """See `Stage`. Raises ConfigError where `pack` was packed in another way."""
+        """See `Stage`. Raises ConfigError if `pack` was packed with other options."""
         if self.pack is not None:
             packed.check_options(Corpus.open(self.pack), self.options, self.modality and self.modality.table)
             return packed.link_corpus(self.pack, self.path)

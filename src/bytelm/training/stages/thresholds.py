@@ -1,4 +1,4 @@
-"""The thresholds that give patches of the wanted mean size, found on training documents."""
+"""The stage that calibrates thresholds on training documents."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bytelm.patching import entropy
 from bytelm.patching.entropy import EntropyModel
 from bytelm.training.stages.base import Count, Stage
 
-SAMPLE = 1 << 20  # bytes that thresholds are calibrated on
+SAMPLE = 1 << 20  # bytes for calibration
 
 
 @dataclass
 class ThresholdStage(Stage[Recipe]):
-    """The recipe with thresholds where it has none; a result that is not to be `kept` is made each time."""
+    """The recipe with its missing thresholds; unless `kept`, it is made each time."""
 
     name = "calibrating thresholds"
     path: Path
@@ -51,5 +51,5 @@ class ThresholdStage(Stage[Recipe]):
 
 
 def keep_recipe(path: Path, recipe: Recipe) -> None:
-    """Write down what the model is made of."""
+    """Write the recipe."""
     write_whole(path, dump_toml(to_mapping(recipe)).encode())

@@ -1,4 +1,4 @@
-"""For a model that reads tokens: the tokens, and the corpus in them."""
+"""The stages of a model over tokens: train the tokenizer, tokenize the corpus."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class TokenStage(Stage[TokenCorpus]):
 
 
 def keep_merges(path: Path, tokens: Bpe) -> None:
-    """Write down what tokens are made of."""
+    """Write the merges."""
     held = io.BytesIO()
     np.save(held, tokens.merges, allow_pickle=False)
     write_whole(path, held.getvalue())
