@@ -1,6 +1,6 @@
-# make demo    the whole road on this machine's own Python sources: scorer, patches, training, report
+# make demo    every stage on this machine's own Python sources: entropy model, patches, training, report
 # make test    everything CI checks, in an environment of its own
-# make check   the same in .venv as it stands (also: make lint, types, floors, tests)
+# make check   the same in .venv as it stands (also: make lint, types, layers, tests)
 # make slow    the tests that take minutes
 # make docs    the documentation site, in site/: open site/index.html
 # make faults  every test of the fault table, slow ones too; writes docs/faults.md
@@ -16,7 +16,7 @@ CORE := .venv/.core
 INSTALLED := .venv/.installed
 
 .NOTPARALLEL:
-.PHONY: demo test check slow docs faults nightly lint types floors tests setup pythons
+.PHONY: demo test check slow docs faults nightly lint types layers tests setup pythons
 
 demo: $(CORE)
 	$(BIN)/bytelm demo
@@ -24,7 +24,7 @@ demo: $(CORE)
 test: setup check
 
 # The tests come last: their closing line is the last one printed.
-check: lint types floors tests
+check: lint types layers tests
 
 slow: setup
 	$(BIN)/pytest -m slow --timeout 3600
@@ -36,7 +36,7 @@ faults: setup
 	$(BIN)/pytest -q -n 2 -m fault --timeout 3600 --fault-table=docs/faults.md
 
 # One run of pytest has all tests, quick and slow, those of the fault table among them.
-nightly: setup lint types floors
+nightly: setup lint types layers
 	$(BIN)/pytest -q -n 2 -m "slow or not slow" --timeout 3600 --hypothesis-profile=thorough --fault-table=docs/faults.md
 
 lint:
@@ -47,7 +47,7 @@ lint:
 types:
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
-floors:
+layers:
 	$(BIN)/lint-imports --no-logo --no-cache
 
 # Two workers, as each imports torch: more of them cost more than they bring on a small machine.
@@ -65,7 +65,8 @@ pythons:
 	    echo "$$python: not on this machine"; continue; fi; \
 	  echo "Python $$version:"; $$python -m venv .venv-$$version; \
 	  .venv-$$version/bin/pip install -q $(DATA_NEEDS) -c constraints.txt; \
-	  PYTHONPATH=src .venv-$$version/bin/python -m pytest -q -p no:cacheprovider tests/test_data_*.py tests/test_sounds.py; \
+	  PYTHONPATH=src .venv-$$version/bin/python -m pytest -q -p no:cacheprovider tests/data tests/cli/test_data.py \
+	    --ignore tests/data/test_bpe.py --ignore tests/data/test_modalities.py; \
 	done
 
 setup: $(INSTALLED)

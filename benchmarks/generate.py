@@ -309,7 +309,7 @@ def forward(model: ByteModel) -> Writer:
     def write(prompts: Sequence[bytes], count: int) -> Iterator[None]:
         session = Session(PlainDecoder(model, len(prompts), 1 + len(prompts[0]) + count))
         for row, prompt in enumerate(prompts):
-            session.join(Request(prompt, count, Sampling(temperature=0.0), row=row, eos=False))
+            session.submit(Request(prompt, count, Sampling(temperature=0.0), row=row, eos=False))
         while session.rows:
             if session.step():
                 yield

@@ -68,7 +68,7 @@ def written(decoder: Decoder, prompts: Sequence[bytes], count: int, drafts: int 
     of = {}
     for row, prompt in enumerate(prompts):
         own: dict[str, Any] = {"sampling": GREEDY, "row": row, "eos": False, **options}
-        of[session.join(Request(prompt, count, **own))] = row
+        of[session.submit(Request(prompt, count, **own))] = row
     began = time.perf_counter()
     while session.rows:
         for piece in session.step():

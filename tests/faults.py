@@ -1,7 +1,7 @@
 """The fault table: what may fail, the expected behaviour, and the tests that verify it.
 
 A test names the rows that it verifies: `@pytest.mark.fault("D1", "D2")`. `make faults` runs all of them, slow ones
-too, and writes docs/faults.md: each row, its tests and outcomes. `tests/test_faults.py` checks that page.
+too, and writes docs/faults.md: each row, its tests and outcomes. `tests/project/test_faults.py` checks that page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 PAGE = ROOT / "docs" / "faults.md"
 
 SECTIONS = {
@@ -117,9 +118,9 @@ ROWS: dict[str, tuple[str, str]] = {
 
 
 def marked() -> dict[str, list[str]]:
-    """Row → the tests that say they prove it, as "file.py::name", read from the sources."""
+    """Row → the tests that say they prove it, as "folder/file.py::name", read from the sources."""
     found: dict[str, list[str]] = {row: [] for row in ROWS}
-    for file in sorted(Path(__file__).parent.glob("test_*.py")):
+    for file in sorted(TESTS.rglob("test_*.py")):
         module = ast.parse(file.read_text(encoding="utf-8"))
         of_module = [
             row
@@ -132,7 +133,7 @@ def marked() -> dict[str, list[str]]:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 own = [row for decorator in node.decorator_list for row in _rows(decorator)]
                 for row in dict.fromkeys([*of_module, *own]):
-                    found[row].append(f"{file.name}::{node.name}")
+                    found[row].append(f"{file.relative_to(TESTS).as_posix()}::{node.name}")
     return found
 
 
@@ -173,7 +174,7 @@ class Table:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
             file, _, test = report.nodeid.partition("::")
-            name = f"{Path(file).name}::{test.partition('[')[0].rpartition('::')[2]}"
+            name = f"{file.removeprefix('tests/')}::{test.partition('[')[0].rpartition('::')[2]}"
             self.results.setdefault(name, Counter())[report.outcome] += 1
 
     def pytest_sessionfinish(self) -> None:

@@ -1,7 +1,7 @@
 """Fuzzing with coverage: `python tests/fuzz.py TARGET --seconds N` gives a decoder one damaged input after another.
 
 Whatever comes in is documents, or one of bytelm's errors on one line; anything else ends the run, with the input that
-did it in a file. Needs atheris. What was found is kept as an ordinary case in test_data_fuzz.py.
+did it in a file. Needs atheris. What was found is kept as an ordinary case in data/test_fuzz.py.
 """
 
 from __future__ import annotations

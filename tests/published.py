@@ -31,7 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "three encoder layers, the last crossed": {"encoder_layers": 3},
     "three encoder layers, all crossed": {"encoder_layers": 3, "all_layers": True, "global_dim": 48},
     "k = 4, short n-grams, feed-forward widths of any size": {"queries": 4, "sizes": (2, 3), "inner": (21, 50, 37, 70)},
-    "two hash functions, short windows": {"functions": 2, "sizes": (2, 5), "window": 5, "scorer_window": 3},
+    "two hash functions, short windows": {"functions": 2, "sizes": (2, 5), "window": 5, "entropy_model_window": 3},
 }
 THEIRS = [(ours + 4) % 260 for ours in range(260)]
 """Their id of each of ours."""

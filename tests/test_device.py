@@ -285,7 +285,7 @@ def full(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("where", "what", "knob"),
+    ("where", "what", "suggest_fit"),
     [
         ("model", "a step", "--set train.batch=1 takes "),
         ("entropy_model", "a step of the entropy model", "--set entropy_model_train.batch=1"),
@@ -333,7 +333,7 @@ def test_windows_and_rows_that_do_not_fit_are_one_line(monkeypatch: pytest.Monke
 def test_fewer_rows_are_opened_where_a_device_has_no_room_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     most = 2
 
-    def opened(model: ByteModel, *, rows: int, capacity: int, weights: None) -> PlainDecoder:
+    def opened(model: ByteModel, *, rows: int, capacity: int, quantize: None) -> PlainDecoder:
         return full() if rows > most else PlainDecoder(model, rows, capacity)
 
     monkeypatch.setattr(session, "open_decoder", opened)

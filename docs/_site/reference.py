@@ -59,7 +59,8 @@ def presets() -> str:
     lines = [describe(name) for name in preset_names()]
     head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "entropy_model", "context_length"]
     head += ["FLOPs/byte", "memory"]
-    rows = [head, ["---"] * len(head), *([str(line[key]) for key in head] for line in lines)]
+    titles = [name.replace("_", " ") for name in head]
+    rows = [titles, ["---"] * len(head), *([str(line[key]) for key in head] for line in lines)]
     for row in rows[2:]:
         row[0] = f"`{row[0]}`"
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

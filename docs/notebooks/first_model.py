@@ -76,7 +76,7 @@ bytelm.train(["diary"], settings, "run", quiet=True).progress
 lines = read_metrics(Path("run/metrics.jsonl"))
 curves = {
     kind: [(line["step"], line["bits_per_byte"]) for line in lines if line["kind"] == kind and line["step"]]
-    for kind in ("train", "valid")
+    for kind in ("train", "validation")
 }
 show(line_chart(curves, "step", "bits per byte", "Learning curves: bits per byte"))
 

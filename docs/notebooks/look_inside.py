@@ -13,7 +13,6 @@ from IPython.display import HTML
 
 import bytelm
 from bytelm.evaluate.patches import lengths_by_kind
-from bytelm.evaluate.stream import patcher_of
 from bytelm.inspection import view, view_of
 from bytelm.nn.state import map_state
 from bytelm.report.charts import histogram
@@ -78,7 +77,7 @@ show(fragment(view_of("space", text), "Patches by space"), fragment(view_of("fix
 
 # %%
 source = (library / "bisect.py").read_bytes()
-lengths = lengths_by_kind(patcher_of(lm.model), [("bisect.py", source)])["bisect.py"]
+lengths = lengths_by_kind(lm.model.patcher, [("bisect.py", source)])["bisect.py"]
 show(histogram(lengths, "bytes of a patch", "patches", "Lengths of the patches of bisect.py"))
 
 # %% [markdown]

@@ -4,10 +4,10 @@ A patching scheme and a modality are one file in their folder. An architecture i
 an installed package under the entry point group `bytelm.models`; its parts are found by file name.
 
     models/NAME/model.py          Config and the ByteModel that it builds                                    required
-                decoder.py        fast generation                           else: by the forward pass
-                costs.py          FLOPs by its paper, memory traffic        else: counted from the model
-                sizes.py          candidates of `compare`                   else: one size, that of its Config
-                entropy_model.py  its entropies for entropy patching        else: it is not an entropy model
+                decoder.py        generation with cached state              else: by the forward pass
+                costs.py          FLOPs by its paper, bytes read per byte   else: counted from the model
+                sizes.py          candidates of `compare`, in every size    else: one size, that of its Config
+                entropy_model.py  what entropy patching calls               else: it is none
                 formats/NAME.py   published weights, in and out             else: none
 """
 

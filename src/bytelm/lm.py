@@ -40,7 +40,7 @@ class Options(TypedDict, total=False):
     `max_bytes` (256): maximum length. `temperature` (0.8; 0 is greedy), `top_k`, `top_p`, `min_p` (None): `Sampling`.
     `seed` (0): the same seed generates the same bytes. `stop` (): stop sequences. `utf8` (False): valid UTF-8 only.
     `eos` (True): the model may end the document; otherwise exactly `max_bytes` bytes, as an image needs.
-    `weights` (None): "bf16" or "int8" quantizes linear layers for speed; see `decoding.open_decoder`.
+    `quantize` (None): "bf16" or "int8" quantizes linear layers for speed; see `decoding.open_decoder`.
     """
 
     max_bytes: int
@@ -63,7 +63,10 @@ def split(options: Options) -> dict[str, Any]:
 
 
 class LM:
-    """What `bytelm.load` returns. `model` is the plain `nn.Module`: `lm.model(ids, state)`, `lm.model.begin(batch)`."""
+    """What `bytelm.load` returns.
+
+    `model` is the plain `nn.Module`: `lm.model(ids, state)`, `lm.model.initial_state(batch)`.
+    """
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ METRICS = "metrics.jsonl"
 KINDS = {"sitting": "session_start", "valid": "validation"}
 PHASES = {
     "looks": "validation",
-    "entropy_model": "fitting entropy model",
+    "scorer": "fitting entropy model",
     "calibrating": "calibrating thresholds",
     "cutting patches": "computing patch boundaries",
     "tokens": "encoding",

@@ -56,7 +56,9 @@ def costs(
 
         write(svg, _picture(drawn))
     if json:
-        found = [{"preset": name, "window": window, "mean": mean, **asdict(c)} for name, window, mean, c in counts]
+        found = [
+            {"preset": name, "context_length": window, "mean": mean, **asdict(c)} for name, window, mean, c in counts
+        ]
         print_json({"presets": found, "figures": [asdict(figure) for figure in drawn]})
         return 0
     _print_presets(counts)

@@ -81,9 +81,9 @@ def presets(*, device: Device = "auto", json: Json = False) -> int:
     if json:
         print_json(rows)
         return 0
-    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "entropy_model", "window"]
-    head += ["FLOPs/byte", "memory", "time/MB"]
-    print_table(head, [[str(row[key]) for key in head] for row in rows])
+    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "entropy_model"]
+    head += ["context_length", "FLOPs/byte", "memory", "time/MB"]
+    print_table([name.replace("_", " ") for name in head], [[str(row[key]) for key in head] for row in rows])
     print("nominal: the paper's name for the size; parameters: the actual number, of the model itself")
     print("FLOPs/byte: of the model's matrix products, forward, over a window; times 3 in training")
     print(

@@ -206,7 +206,7 @@ def calibrate(
     size
         Target mean patch length, in bytes.
     rule
-        threshold, rise or both (default: the run's rule).
+        threshold, relative or both (default: the run's rule).
     """
     from bytelm.device import use
     from bytelm.training.recalibrate import recalibrate

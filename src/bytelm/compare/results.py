@@ -177,10 +177,3 @@ def _row(model: Mapping[str, Any], apart: Mapping[str, Any] | None) -> list[str]
         f"{show_bytes(model['generated_bytes_per_second'])}/s",
         show_bytes(model["peak_memory"]),
     ]
-
-
-def markdown(found: Mapping[str, Any]) -> str:
-    """The tables in Markdown."""
-    head = [*HEAD, *HEAD_COSTS]
-    lines = [head, ["---"] * len(head), *rows(found)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -144,7 +144,7 @@ class Session:
         thread_pool = self.decoder.thread_pool
         self.threads = threads(thread_pool.most) if thread_pool and thread_pool.most > 1 else None
 
-    def join(self, request: Request) -> int:
+    def submit(self, request: Request) -> int:
         """Admit a request to a free row; its pieces have the ticket. Raises UsageError if there is no room."""
         if not self.free:
             raise UsageError(f"all {self.decoder.rows} rows are in use: wait until a request has finished")
@@ -167,7 +167,7 @@ class Session:
         self.allowed[slot, EOS] = request.eos
         return request_id
 
-    def leave(self, request_id: int) -> None:
+    def cancel(self, request_id: int) -> None:
         """Cancel a request. Raises UsageError for one that has finished."""
         for slot, row in self.rows.items():
             if row.request_id == request_id:
@@ -369,7 +369,7 @@ def _run(
         while waiting and session.free:
             row = waiting.pop()
             own = (prompts[row], options.max_bytes, options.sampling, options.seed, row)
-            of[session.join(Request(*own, options.stop, options.utf8, options.eos))] = row
+            of[session.submit(Request(*own, options.stop, options.utf8, options.eos))] = row
         what = f"{len(session.rows)} sequences of up to {session.decoder.capacity} ids"
         with fitting(
             model.device, what, lambda: "give fewer prompts, shorter ones or fewer bytes, or take --device cpu"

@@ -2,7 +2,7 @@
 
     H(x_t)     entropy of the entropy model's prediction of byte t, in nats, from the bytes before it
     threshold  byte t opens a patch if H(x_t) > threshold                          (global constraint)
-    rise       ... if H(x_t) - H(x_{t-1}) > rise                                   (approximate monotonic constraint)
+    relative   ... if H(x_t) - H(x_{t-1}) > relative_threshold                    (approximate monotonic constraint)
     both       ... if both hold
 
 An entropy model may be reset at each newline (`entropy_model.reset_newline`), which keeps repetitive text from drifting
@@ -54,7 +54,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.rule not in ("threshold", "relative", "both"):
-            raise ConfigError(f"patching.rule = {self.rule!r}: known: threshold, rise, both")
+            raise ConfigError(f"patching.rule = {self.rule!r}: known: threshold, relative, both")
         if not self.target_mean_length > 1:
             raise ConfigError(f"patching.target_mean_length = {self.target_mean_length}: must be above 1 byte")
         self.guard()

@@ -167,8 +167,8 @@ def smaller(train: TrainConfig) -> Iterator[TrainConfig]:
     """The same training with ever cheaper steps: fewer rows, then activation checkpointing, then shorter windows."""
     rows = [max(1, train.batch >> halved) for halved in range(1, train.batch.bit_length())]
     yield from (replace(train, batch=batch) for batch in rows)
-    yield replace(train, recompute=True)
-    yield from (replace(train, batch=batch, recompute=True) for batch in rows)
+    yield replace(train, activation_checkpointing=True)
+    yield from (replace(train, batch=batch, activation_checkpointing=True) for batch in rows)
     window = train.context_length // 2
     while window >= 64:
         yield replace(train, batch=1, activation_checkpointing=True, context_length=window)

@@ -1,0 +1,289 @@
+"""The programs in benchmarks/: what they print is what they say, on data and models of no size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from bytelm.checkpoint.assemble import Recipe
+from bytelm.config import to_mapping
+from bytelm.models.megabyte import model as megabyte
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def program(name: str) -> Any:
+    spec = spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+sys.path.append(str(BENCHMARKS))  # where programs find each other when they are run
+ablations, scaling = program("ablations"), program("scaling")
+generate, headline, identity = program("generate"), program("headline"), program("identity")
+papers, train, converted = program("papers"), program("train"), program("converted")
+
+TINY = ablations.Shape((16, 8), (2, 1), (1, 2), patch=8, reach=2, window=32, batch=2)
+PICTURES = ablations.Shape(
+    (16, 8), (2, 1), (1, 2), patch=12, reach=2, window=49, batch=2, ratios=(), blind=2,
+    modality={"name": "image", "width": 4, "height": 4, "block": 2},
+)  # fmt: skip
+VARIANTS = ["full", "another seed", "no local", "no global", "neither", "no cross", "cnn", "P / 2", "P x 2"]
+
+
+def test_the_slope_of_a_power_law_is_its_exponent() -> None:
+    rows = [{"bytes": length, "seconds": 3e-6 * length**1.25} for length in scaling.LENGTHS]
+    assert scaling.exponent(rows) == pytest.approx(1.25)
+
+
+def test_the_ablations_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, picture = tmp_path / "text.txt", tmp_path / "ablations.svg"
+    text.write_bytes(bytes(np.random.default_rng(0).integers(97, 123, 20_000, dtype=np.uint8)))
+    given = ["--text", str(text), "--bytes", "300", "--runs", str(tmp_path / "runs"), "--only", "text", "--json"]
+
+    def rows(*more: str) -> list[dict[str, Any]]:
+        assert ablations.main([*given, *more], {"text": TINY}, held=1024) == 0
+        return json.loads(capsys.readouterr().out)["rows"]
+
+    found = rows("--svg", str(picture))
+    models, modes = [row for row in found if "variant" in row], [row for row in found if "mode" in row]
+    assert [row["variant"] for row in models] == VARIANTS
+    assert [row["mode"] for row in modes] == ["basic", "sliding", "strided", "both"]
+    assert {row["bytes"] for row in models if row["variant"] != "another seed"} == {models[0]["bytes"]}
+    assert models[0]["ratio"] == 1 and modes[0]["bits_per_byte"] == models[0]["bits_per_byte"]
+    assert [len(row["by_place"]) for row in models] == [row["patch"] for row in models]
+    assert all(np.mean(row["by_place"]) == pytest.approx(row["bits_per_byte"]) for row in models)
+    assert models[2]["paper"] == pytest.approx(1.263 / 0.6871) and models[6]["agrees"] is None
+    assert len(ElementTree.fromstring(picture.read_text()).findall("{http://www.w3.org/2000/svg}svg")) == 2
+    assert rows() == found, "seconds too: a finished run is not trained again"
+    assert ablations.main([*given, "--limit", "5000"], {"text": TINY}, held=1024) == 2
+    assert "another --runs" in capsys.readouterr().err
+
+
+def test_layers_bring_operations_as_near_as_they_can() -> None:
+    for shape in (TINY, *ablations.SHAPES.values()):
+        goal = ablations.flops(shape.mapping(), shape.window)
+        for variant in ablations.variants(shape):
+            if variant.free is None:
+                continue
+            model = shape.mapping() | variant.model
+            layers = ablations.matched(model, variant.free, goal, shape.window)
+            away = []
+            for more in (-1, 0, 1):
+                other = [count + more * (stage == variant.free) for stage, count in enumerate(layers)]
+                cost = ablations.flops(model | {"layers": other}, shape.window) if min(other) >= 0 else goal * 9
+                away.append(abs(cost - goal) if other[variant.free] else goal * 9)
+            assert away[1] == min(away), variant.name
+
+
+@pytest.mark.parametrize("limit", [600, 1 << 40])
+def test_what_is_held_out_is_not_learnt_and_no_pixel_is_parted(limit: int) -> None:
+    whole = np.arange(3 * 700, dtype=np.uint16).astype(np.uint8).tobytes()
+    learnt, held_out = ablations.divided(whole, 3, limit, 300)
+    size = len(whole) // ablations.PARTS // 3 * 3
+    for part, (a, b) in enumerate(zip(learnt, held_out, strict=True)):
+        assert len(a) % 3 == len(b) % 3 == 0 and len(a) + len(b) <= size
+        assert whole[part * size :].startswith(a) and whole[: (part + 1) * size].endswith(b)
+    with pytest.raises(ablations.DataError, match="too few"):
+        ablations.divided(whole[:300], 3, limit, 300)
+
+
+def test_orders_of_pixels_are_measured_on_the_same_pixels(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (80, 4, 4, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    found = ablations.slices("images", PICTURES, [tmp_path / "images.npy"], tmp_path / "runs", 16 * 96, 16 * 96)
+    by_order = {}
+    for variant in ablations.variants(PICTURES):
+        config = ablations.config_of(PICTURES, variant, 100, 0)
+        by_order[config.modality.block] = [data for _, data in ablations.documents_of(config, found)]
+    assert set(by_order) == {1, 2} and by_order[1] != by_order[2]
+    assert [sorted(data) for data in by_order[1]] == [sorted(data) for data in by_order[2]]
+    held_out = np.frombuffer(b"".join(by_order[1]), np.uint8).reshape(-1, 4, 4, 3)
+    assert (held_out == images.reshape(16, 5, 4, 4, 3)[:, 3:].reshape(-1, 4, 4, 3)).all()
+    assert (np.load(found.train) == images.reshape(16, 5, 4, 4, 3)[:, :2].reshape(-1, 4, 4, 3)).all()
+
+
+@pytest.mark.slow
+def test_a_step_on_a_million_bytes_fits_in_eight_gibibytes() -> None:
+    """One picture of 640 x 640 pixels in patches of 192 bytes: forward, backward and optimizer, in its own process."""
+    model = {**scaling.megabyte(1_228_800), "sizes": [192], "reach": 16}
+    found = scaling.measured(model, 1_228_800)
+    assert found["peak_gib"] < 8
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "blt": {"local_dim": 32, "local_heads": 2, "cross_heads": 2, "decoder_layers": 1, "ngram_rows": 64}
+    | {"global_dim": 64, "global_heads": 2, "global_layers": 1, "attention_window": 16},
+    "megabyte": {"sizes": [4], "dims": [32, 16], "layers": [1, 1], "heads": [2, 1]},
+    "transformer": {"dim": 32, "layers": 1, "heads": 2},
+}
+
+
+def test_generation_beside_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = "blt,megabyte-int8,transformer-window"
+    words = ["--rounds", "1", "--prompts", "9,40", "--batches", "1,2", "--bytes", "5", "--models", models]
+    picture = tmp_path / "generation.svg"
+    assert generate.main([*words, "--json", "--svg", str(picture)], {"small": SMALL}) == 0
+    assert len(ElementTree.fromstring(picture.read_text()).findall("{http://www.w3.org/2000/svg}svg")) == 2
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    keys = ["system", "model", "size", "batch", "prompt", "bytes_per_s", "ms_first_byte", "floor_share"]
+    assert all(list(row) == keys for row in rows)
+    ours = [row for row in rows if row["system"] == "bytelm"]
+    assert len(ours) == 12 and all(row["floor_share"] > 0 and row["bytes_per_s"] > 0 for row in ours)
+    assert {row["system"] for row in rows} >= {"bytelm", "plain", "transformers"}
+    for more, head in ([], "ratios of bytes/s"), (["--curve"], "ms per byte"), (["--profile"], "functions"):
+        assert generate.main([*words, *more, "--peers", "none"], {"small": SMALL}) == 0
+        assert head in capsys.readouterr().out
+
+
+def test_training_beside_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes, groups = {"small": SMALL}, [("small", 64)]
+    picture = tmp_path / "training.svg"
+    assert train.main(["--rounds", "1", "--json", "--profile", "--svg", str(picture)], sizes, groups) == 0
+    assert len(ElementTree.fromstring(picture.read_text()).findall("{http://www.w3.org/2000/svg}svg")) == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    keys = ["system", "model", "size", "sequence", "bytes_per_s", "matmul_share", "peak_gib"]
+    assert all(list(row)[:7] == keys and row["bytes_per_s"] > 0 and row["matmul_share"] > 0 for row in rows)
+    ours = [row for row in rows if row["system"] == "bytelm"]
+    assert [row["model"] for row in ours] == ["blt", "megabyte", "transformer", "transformer-window"]
+    assert all(sum(row["profile"].values()) == pytest.approx(1) for row in ours)
+    assert {row["system"] for row in rows} >= {"bytelm", "plain", "transformers"}
+    assert train.main(["--rounds", "1", "--models", "blt", "--peers", "plain"], sizes, groups) == 0
+    assert "blt / plain, small, 64 bytes:" in capsys.readouterr().out
+
+
+def test_what_a_step_needs_has_no_masked_pairs_in_it() -> None:
+    """A Transformer's layers, its head, and of attention 4 × width for each pair that is seen; three times over."""
+    for window, seen in ((None, 100 * 101 // 2), (16, 16 * 17 // 2 + 84 * 16)):
+        model = train.recipe(
+            {"transformer": {**SMALL["transformer"], "attention_window": window or "none"}}, "transformer"
+        ).build()
+        hidden = model.stack.config.hidden()
+        layer = 2 * 100 * (4 * 32**2 + 3 * 32 * hidden) + 4 * 32 * seen
+        assert train.needed(model, 100) == 3 * (layer + 2 * 100 * 32 * 260)
+
+
+def test_the_headline_pair(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headline, "ROOF", 1 << 16)
+    pair = {"plain": {"name": "transformer", **SMALL["transformer"]}, "ours": {"name": "megabyte", **SMALL["megabyte"]}}
+    words = ["--rounds", "1", "--batches", "1,2", "--whole", "20"]
+    assert headline.main([*words, "--json"], pair, steps=2) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows, ratios = found["rows"], found["ratios"]
+    assert [row["context"] for row in rows if row["batch"] == 2] == [1024, 1024, 8192, 8192]
+    assert all(row["bytes_per_s"] == pytest.approx(1e3 * row["batch"] / row["ms"]) for row in rows)
+    moved = {(row["model"], row["context"]): row["mb"] for row in rows if row["batch"] == 1}
+    assert ratios["context 8192, batch 1"]["moved"] == pytest.approx(moved["plain", 8192] / moved["ours", 8192])
+    assert ratios["whole generation of 8192 bytes"]["moved"] > ratios["context 1024, batch 1"]["moved"]
+    assert headline.main(words, pair, steps=2) == 0
+    assert "20 bytes in a row" in capsys.readouterr().out
+
+
+def test_ways_to_generate_are_compared(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(identity.generate.SIZES, "small", SMALL)
+    monkeypatch.setattr(identity, "compiled", lambda model: model)
+    words = ["--size", "small", "--models", "blt,transformer-window", "--bytes", "30"]
+    assert identity.main([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["way"] for row in rows if row["model"] == "blt"} > {"batch", "drafts of 8", "forward, cached"}
+    assert all(row["same"] and row["bytes"] == 150 for row in rows)
+
+    after = identity.PlainDecoder.after
+    monkeypatch.setattr(identity.PlainDecoder, "after", lambda self, new: -after(self, new))
+    assert identity.main(words) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if "forward, cached" in line]
+    assert len(told) == 2 and all("byte 0 after" in line and "divides two bytes" in line for line in told)
+
+
+# --- the papers' tables -----------------------------------------------------------------------------------------------
+
+
+def compared(budget: float, **bits: float) -> dict[str, Any]:
+    """What a comparison found, as far as these tables look."""
+    models = [{"model": name.replace("_", "-"), "bits_per_byte": b} for name, b in bits.items()]
+    return {"budget": budget, "models": models}
+
+
+def test_ratios_stand_beside_those_of_the_papers() -> None:
+    found = compared(1e12, megabyte=2.0, byte=2.2, byte_window=1.9, blt=1.5)
+    rows = {row[1]: row[2:] for row in papers.ratios("latex", found)}
+    assert rows["byte / megabyte"] == ["1.100", "1.204", "yes", "1.106", "yes"]
+    assert rows["byte-window / megabyte"] == ["0.950", "–", "–", "0.995", "yes"]
+    assert "blt / megabyte" not in rows  # neither paper has it
+    assert {row[1]: row[6] for row in papers.ratios("books", found)}["byte-window / megabyte"] == "no"
+
+
+def test_the_better_one_of_a_kind_counts() -> None:
+    found = {"models": [{"model": f"bpe:{ids}", "bits_per_byte": bits} for ids, bits in ((1024, 2.2), (4096, 2.1))]}
+    assert papers.best_of(found) == {"bpe": 2.1}
+
+
+def test_a_trend_says_how_far_each_is_from_tokens() -> None:
+    budgets = {1e12: compared(1e12, blt=2.0, bpe=2.25), 1e13: compared(1e13, blt=1.9, bpe=1.95, byte=2.5)}
+    lines = papers.trend(budgets).splitlines()
+    assert lines[0] == "| model | 1e12 | 1e13 |"
+    assert lines[2] == "| blt | 2.000 (-0.250) | 1.900 (-0.050) |"
+    assert lines[4] == "| byte | – | 2.500 (+0.550) |"
+    drawn = ElementTree.fromstring(papers.picture({"books": budgets}))
+    assert len(drawn.findall(".//{*}polyline")) == 2  # byte had one budget
+
+
+def test_the_papers_program_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    for name, size in (("train", 90_000), ("test", 8_000)):
+        (tmp_path / f"{name}.txt").write_bytes(bytes(generator.integers(97, 101, size, dtype=np.uint8)))
+    corpus = papers.Corpus("train.txt", "test.txt", "PG-19", "byte-window:32,megabyte:4")
+    monkeypatch.setattr(papers, "CORPORA", {"books": corpus})
+    given = ["--data", str(tmp_path), "--runs", str(tmp_path / "runs"), "--budget", "1.5e11", "--only", "books"]
+    assert papers.main(given) == 0
+    found = capsys.readouterr().out
+    assert "### books, 1.5e11 FLOPs" in found
+    assert "| books | byte-window / megabyte |" in found
+    assert (tmp_path / "runs" / "books-1.5e11" / "picture.svg").exists()
+    with pytest.raises(SystemExit):
+        papers.main(["--data", str(tmp_path), "--only", "poems"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_weights_write_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("MEGABYTE_pytorch")
+    assert converted.main(["--prompts", "16,40", "--bytes", "3", "--rounds", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["peer"], row["prompt"]) for row in found["rows"]] == [
+        (peer, prompt) for peer in ("transformers", "MEGABYTE-pytorch") for prompt in (16, 40)
+    ]
+    for row in found["rows"]:
+        assert row["same_bytes"] and row["ratio"] == row["theirs_ms_a_byte"] / row["ours_ms_a_byte"]
+    other = converted.Cell("bytelm", 16, lambda prompt, count: iter(range(count)), [0.1], [0.1], b"x")
+    same = converted.Cell("transformers", 16, other.write, [0.1], [0.1], b"y")
+    assert not converted.rows_of([same, other])[0]["same_bytes"]
+
+
+def test_generation_under_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    beside = program("transformers_generate")
+    made = Recipe(megabyte.Config.tiny()["two stages"])
+    model = made.build()
+    model.init_weights(0)
+    lms = {"megabyte": beside.LM(model.eval(), 64, None, to_mapping(made))}
+    given = ["--prompt", "12", "--bytes", "9", "--rounds", "2"]
+    assert beside.main([*given, "--json"], lms) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["same_bytes"] and row["ms_a_byte"].keys() == {"lm", "hf", "forward", "empty"} and row["ratio"] > 0
+    assert beside.main([*given, "--sample"], lms) == 0
+    assert "threads; 9 bytes after 12" in capsys.readouterr().out
+    cells = {name: beside.Cell("x", name, None, [1.0], [1.0], name.encode()) for name in row["ms_a_byte"]}
+    assert not beside.row_of(cells, "x")["same_bytes"]

@@ -1,0 +1,244 @@
+"""Going down gradients: tables by their rows as torch's SparseAdam does, everything else as AdamW, clipped together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bytelm.interfaces.model import LookupTable
+from bytelm.interfaces.objective import score
+from bytelm.models.blt import model as blt
+from bytelm.models.blt.embed import NgramEmbedding
+from bytelm.nn import fused
+from bytelm.nn.transformer import Block
+from bytelm.patching import fixed
+from bytelm.patching.layout import Rows
+from bytelm.testing import UniformModel
+from bytelm.testing.pretend import moved, near, pretend
+from bytelm.training import loop, optimise
+from bytelm.training.config import TrainConfig
+from bytelm.training.optimise import Optimizer, RowAdam
+from bytelm.transfer import to_device, to_host
+from bytelm.units import BOS
+from processors import PROCESSORS, used
+
+CONFIG = TrainConfig(steps=10, learning_rate=0.01, max_grad_norm=0.5, embedding_lr_scale=4.0)
+
+
+@pytest.fixture(params=[*PROCESSORS, "torch"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    if request.param == "torch":
+        for module in (fused, optimise):
+            monkeypatch.setattr(module, "functions", lambda: None)
+        yield False
+    else:
+        with used(request.param):
+            yield True
+
+
+def rows_of(table: Tensor, index: Tensor, kernels: bool) -> Tensor:
+    return fused.bags(table, index) if kernels else F.embedding_bag(index, table, mode="sum", sparse=True)
+
+
+def test_the_slope_of_a_table_is_that_of_its_rows(kernels: bool) -> None:
+    torch.manual_seed(0)
+    table = nn.Parameter(torch.randn(50, 32))
+    index = torch.randint(0, 40, (30, 3))
+    gradient = torch.randn(30, 32)
+    found = rows_of(table, index, kernels)
+    found.backward(gradient)
+    assert table.grad is not None and table.grad.is_sparse
+    sparse, table.grad = table.grad, None
+    wanted = F.embedding(index, table).sum(1)
+    wanted.backward(gradient)
+    assert torch.allclose(found, wanted) and torch.allclose(sparse.to_dense(), table.grad, atol=1e-6)
+    if kernels:  # nothing has to be sorted and summed later
+        assert torch.equal(sparse._indices()[0], index.unique())
+
+
+def test_rows_move_as_torchs_own_do(kernels: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(20, 32)) for _ in range(2))
+    fast, slow = RowAdam([ours], lr=0.1), torch.optim.SparseAdam([theirs], lr=0.1)
+    for _ in range(4):
+        index = torch.randperm(20)[:7].sort().values
+        for table in (ours, theirs):
+            table.grad = torch.sparse_coo_tensor(
+                index[None], torch.randn(7, 32, generator=torch.Generator().manual_seed(int(index[0]))), (20, 32),
+                is_coalesced=True, check_invariants=False,
+            )  # fmt: skip
+        fast.step()
+        slow.step()
+    assert torch.allclose(ours, theirs, atol=1e-6) and not torch.equal(ours, torch.ones(20, 32))
+
+
+def small() -> blt.BLT:
+    model = blt.Config(local_dim=32, global_dim=64, global_layers=1, ngram_rows=5000).build(
+        fixed.Config(size=4).build()
+    )
+    model.init_weights(0)
+    return model
+
+
+def test_all_gradients_are_clipped_together_and_tables_learn_at_their_own_rate(kernels: bool) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 256, (2, 100))
+    ids[:, 0] = BOS
+    model, plain = small(), small()
+    optimizer = Optimizer(model, CONFIG)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    score(model, ids)[0].backward()
+    score(plain, ids)[0].backward()
+    wanted = nn.utils.clip_grad_norm_(plain.parameters(), CONFIG.max_grad_norm)
+    assert optimizer.norm() == pytest.approx(float(wanted), rel=1e-5)
+    gradients = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        assert torch.allclose(p.grad.to_dense(), gradients[name], atol=1e-6), name
+    optimizer.step(0.01)
+    # The first step of Adam is as long as its rate wherever the slope is not next to nothing.
+    for name, rate in (
+        ("encoder.embed.ngram.weight", 0.04),
+        ("encoder.embed.byte.weight", 0.04),
+        ("decoder.norm.weight", 0.01),
+    ):
+        moved = (dict(model.named_parameters())[name].detach() - before[name]).abs()
+        assert moved.max() == pytest.approx(rate, rel=1e-3), name
+        assert torch.equal(moved == 0, gradients[name] == 0), name
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+class OneTable(UniformModel):
+    """A model that is nothing but tables of n-grams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = NgramEmbedding(32, (3, 5), 1, 40)
+
+    def lookup_tables(self) -> list[LookupTable]:
+        return [self.embed]
+
+
+def learnt(sessions: list[str], kept: bool = True) -> dict[str, Tensor]:
+    """What tables of n-grams learn in three steps a sitting, each on a device or not, with clipping that is at work.
+
+    Micro-batches come twice a step and read some rows again and again, others now and then.
+    """
+    random = torch.Generator().manual_seed(0)
+    model, moments = OneTable(), dict[str, Tensor]()
+    embed = model.embed
+    assert embed.ngram is not None
+    nn.init.normal_(embed.ngram.weight, generator=random)
+    nn.init.normal_(embed.byte.weight, generator=random)
+    for place in sessions:
+        with pretend() if place == "device" else nullcontext() as seen:
+            where = moved(model) if place == "device" else model
+            there, optimizer = where.embed, Optimizer(where, CONFIG)
+            assert bool(optimizer.kept) == (place == "device")
+            weight = there.get_submodule("ngram").get_parameter("weight")
+            own = {key: loop.place(value, weight, key) for key, value in moments.items() if kept}
+            optimizer.moments(weight).update(own)
+            for _ in range(3):
+                for _ in range(2):
+                    rows = torch.randint(0, 40, (2, 30), generator=random) // torch.tensor([[1], [5]])
+                    gradient = torch.randn(30, 32, generator=random)
+                    index = rows.T + torch.tensor([0, 40])
+                    found = there.looked_up(to_device(index, weight)) + there.byte(to_device(rows[0], weight))
+                    found.backward(to_device(gradient, weight))
+                norm = optimizer.norm()
+                assert float(to_host(norm)) > 10 * CONFIG.max_grad_norm
+                optimizer.step(0.01)
+                optimizer.zero_grad()
+            assert seen is None or sum(seen.fetches.values()) == 3  # those of this test
+            moments = {key: near(torch.as_tensor(value)).clone() for key, value in optimizer.moments(weight).items()}
+            embed.load_state_dict({name: near(value) for name, value in there.state_dict().items()})
+    return {**embed.state_dict(), "second": moments["exp_avg_sq"]}
+
+
+@pytest.mark.parametrize("sessions", [["device"], ["device", "device"], ["cpu", "device"], ["device", "cpu"]])
+def test_tables_learn_on_a_device_what_they_do_on_a_cpu_and_go_on_there(kernels: bool, sessions: list[str]) -> None:
+    found, wanted = learnt(sessions), learnt(["cpu"] * len(sessions))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
+    assert not torch.allclose(learnt(["cpu", "cpu"], kept=False)["second"], learnt(["cpu", "cpu"])["second"])
+
+
+IN_TRITON = """
+import torch
+from bytelm.nn import rows
+
+torch.manual_seed(0)
+index = torch.randint(0, 23, (70, 3)) // torch.tensor([1, 4, 30]) + torch.tensor([0, 23, 46])  # of the last table one
+found = []
+for kernels in (False, True):
+    rows.fits = lambda slopes: kernels
+    torch.manual_seed(1)
+    table, second = torch.randn(69, 40), torch.zeros(69, 40)
+    for _ in range(3):
+        slopes = rows.Slopes([index[:50], index[50:]], [torch.randn(50, 40), torch.randn(20, 40)])
+        found.append(slopes.norm())
+        slopes.move(table, second, 0.01, 0.999, 1e-8)
+    found += [table, second]
+for plain, fast in zip(found[:5], found[5:], strict=True):
+    torch.testing.assert_close(fast, plain, rtol=1e-6, atol=1e-6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton here")
+def test_rows_move_in_triton_as_they_do_without() -> None:
+    """In its interpreter: rows that one bag reads, or some, or all, of micro-batches, in a width of no power of two."""
+    there = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", IN_TRITON], env=there, check=True, timeout=300)
+
+
+def test_another_rate_for_tables_changes_nothing_else() -> None:
+    ids = torch.randint(0, 256, (1, 50), generator=torch.Generator().manual_seed(0))
+    found: list[dict[str, Tensor]] = []
+    for rate in (1.0, 7.0):
+        model = small()
+        optimizer = Optimizer(model, replace(CONFIG, embedding_lr_scale=rate))
+        score(model, ids)[0].backward()
+        optimizer.norm()
+        optimizer.step(0.01)
+        found.append({name: p.detach() for name, p in model.named_parameters()})
+    changed = {name for name in found[0] if not torch.equal(found[0][name], found[1][name])}
+    assert changed == {"encoder.embed.byte.weight", "encoder.embed.ngram.weight"}
+
+
+def test_dropout_is_of_training_alone_and_follows_from_the_seed() -> None:
+    """Half of what layers and n-grams add is left out, the rest doubled: on average the same; measured without."""
+    ids = torch.randint(0, 256, (1, 80), generator=torch.Generator().manual_seed(0))
+    model = small().train()
+    plain, _ = model(ids)
+    for module in model.modules():
+        if isinstance(module, Block | NgramEmbedding):
+            module.dropout = 0.5
+
+    def read(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return model(ids)[0].detach()
+
+    assert torch.equal(read(0), read(0)) and not torch.equal(read(0), read(1)) and not torch.equal(read(0), plain)
+    model.eval()
+    assert torch.equal(read(0), plain)
+    embed = model.encoder.embed.train()
+    rows, starts = Rows.of(ids), ids < 0
+    found = torch.stack([embed(rows.ids, starts, embed.initial_state(1)).detach() for _ in range(400)])
+    alone = embed.byte(ids)
+    left_out = (found == alone).all(-1).float().mean()
+    assert 0.45 < left_out < 0.55  # whole bytes go without
+    embed.eval()
+    wanted = embed(rows.ids, starts, embed.initial_state(1))
+    assert torch.allclose(found.mean(0), wanted, atol=0.3 * float(wanted.detach().std()))

@@ -1,0 +1,90 @@
+"""A step of training on a device: what the host does meanwhile, what is waited for, and that it learns the same."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from bytelm.testing.pretend import Far, Pretend, moved, near, pretend
+from bytelm.training.ahead import Ahead
+from bytelm.training.draw import Drawn
+from bytelm.training.journal import Journal
+from bytelm.training.loop import Trainer
+from trainable import Windows, made
+
+HERE = torch.device("cpu")
+SETS = [
+    "train.precision=float32",
+    "train.context_length=80",
+    "train.batch=2",
+    "train.gradient_accumulation_steps=2",
+    "train.max_grad_norm=0.01",
+]
+
+
+def names() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+def test_what_the_next_step_needs_is_made_by_a_thread_that_is_gone_at_the_end() -> None:
+    made: list[tuple[int, bool]] = []
+
+    def make(step: int) -> int:
+        if step == 8:
+            raise ValueError("not this one")
+        made.append((step, threading.current_thread() is threading.main_thread()))
+        return 10 * step
+
+    with Ahead(make, HERE) as ahead:
+        assert [ahead.take(step) for step in (0, 1, 2, 6)] == [0, 10, 20, 60]
+        assert ahead.take(7) == 70
+        assert any("ahead" in name for name in names())
+        with pytest.raises(ValueError, match="not this one"):
+            ahead.take(8)
+        with pytest.raises(ValueError, match="not this one"):
+            ahead.take(8)
+    assert {(0, True), (1, False), (2, False), (6, True), (7, False)} <= set(made)
+    assert not any("ahead" in name for name in names())
+
+
+@pytest.mark.parametrize("preset", ["blt-tiny", "byte-tiny", "megabyte-tiny", "bpe-tiny"])
+def test_a_step_waits_once_and_learns_what_it_does_on_a_cpu(preset: str, tmp_path: Path) -> None:
+    """Gradients that are clipped, of micro-batches whose n-grams come again and again."""
+    model, config = made(preset, *SETS)
+    windows = Windows(config, model.patcher is not None)
+    journal = Journal(tmp_path / "metrics.jsonl", quiet=True)
+    norms: list[tuple[float, float]] = []
+
+    class Watched(Trainer):
+        def draw(self, step: int) -> Drawn:
+            with (
+                Pretend(seen) if self.ahead else nullcontext()
+            ):  # a thread does not take over that of the one that began it
+                return super().draw(step)
+
+        def log_step(self, skip_reason: str | None, nats: float, *rest: float) -> None:  # pyright: ignore
+            norms.append((nats, rest[-1]))
+
+    with pretend() as seen:
+        far = Watched(moved(model).train(), config, windows, tmp_path, journal)
+        assert isinstance(next(far.model.parameters()), Far) and far.ahead is not None
+        with far.ahead:
+            for step in range(2):
+                seen.fetches.clear()
+                far.step()
+                assert sum(seen.fetches.values()) == 1, (step, seen.fetches)
+    here = Watched(model.train(), config, windows, tmp_path, journal)
+    assert here.ahead is None
+    for _ in range(2):
+        here.step()
+    for (nats, norm), (wanted, length) in zip(norms[:2], norms[2:], strict=True):
+        assert nats == pytest.approx(wanted, rel=1e-5) and norm == pytest.approx(length, rel=1e-3)
+        assert norm > config.max_grad_norm
+    assert here.progress.bytes == far.progress.bytes > 0 and here.progress.step == far.progress.step == 2
+    learnt = dict(model.named_parameters())
+    for name, parameter in far.model.named_parameters():
+        torch.testing.assert_close(near(parameter.detach()), learnt[name].detach(), rtol=1e-3, atol=1e-5, msg=name)
