@@ -243,7 +243,7 @@ def test_more_seeds_are_added_and_what_fails_loses_nothing(
     row = next(row for row in results.rows(again) if row[0] == "bpe:300")
     assert row[3] == f"{min(seeds.values()):.3f} to {max(seeds.values()):.3f}"
     ((name, reason),) = again["failed"].items()
-    assert name == "space, seed 1" and "train.seed is 0 there and 1 here" in reason
+    assert name == "space, seed 1" and "train.seed was 0, now 1" in reason
     assert f"{name} failed: {reason}" in said.err and reason in Page((copied / "index.html").read_text()).text
 
 
@@ -286,9 +286,9 @@ def test_a_worker_that_dies_without_a_word_is_told(
 @pytest.mark.parametrize(
     ("said", "code", "more"),
     [
-        ("budget is 130000000000.0 there and 200000000000.0 here", 2, ["2e11"]),
-        ("match is 'flops' there and 'bytes' here", 2, [BUDGET, "--match", "bytes"]),
-        ("held_out is [] there and", 2, [BUDGET, "--held-out", __file__]),
+        ("budget was 130000000000.0, now 200000000000.0", 2, ["2e11"]),
+        ("match was 'flops', now 'bytes'", 2, [BUDGET, "--match", "bytes"]),
+        ("held_out was [], now", 2, [BUDGET, "--held-out", __file__]),
         ("has changed since it was packed", 3, [BUDGET]),
     ],
 )

@@ -1,7 +1,7 @@
-// Attention for training, forward and backward, in bfloat16: every query sees one run of slots, so that nothing
-// outside is ever multiplied, and scores stay in the cache (Dao et al. 2022, 2307.08691, algorithms 1 and 2).
+// Attention for training, forward and backward, in bfloat16: every query sees one run of slots, slots outside are not
+// multiplied, and scores stay in the processor's cache (Dao 2023, arXiv 2307.08691, algorithms 1 and 2).
 //
-// Scores lie slot by slot, queries side by side: then the largest, the sum and the mask are vectors of queries.
+// Scores are [slots][queries], so that maximum, sum and mask are vectors of queries.
 
 #pragma once
 #include <algorithm>
@@ -16,23 +16,23 @@ struct Strides {
     int64_t row, place, head;
 };
 
-// query, keys, values [rows, queries or slots, heads, head_dim], anyhow strided; the others are contiguous.
+// query, keys, values [rows, queries or slots, heads, head_dim], any strides; the others are contiguous.
 struct Attend {
     int64_t rows, heads, head_dim, queries, slots;
     const bf16 *query, *keys, *values;
     Strides of_query, of_keys, of_values;
-    const int32_t* first;  // [rows or 1, queries]: query t sees the slots from there to slots - queries + t
+    const int32_t* first;  // [rows or 1, queries]: query t sees slots first[t] to slots - queries + t
     int64_t first_row;
     bf16* out;   // [rows, queries, heads, head_dim]
-    float* lse;  // [rows, heads, queries]: log2 of the sum of exponentials, from which weights are computed again
+    float* lse;  // [rows, heads, queries]: log2 of the sum of exponentials, to recompute weights
     const bf16* d_out;
     bf16 *d_query, *d_keys, *d_values;
 };
 
-constexpr int TILE = 64;  // queries, and slots, that are multiplied together
+constexpr int TILE = 64;  // queries, and slots, per product
 constexpr float LOW = -1e30f, LOG2_E = 1.44269504f;
 
-// 2^x to five digits, more than the sixteen bits have that it is rounded to; 0 far below.
+// 2^x to five digits, more than bfloat16 has; underflows to 0.
 inline vec<float> power_of_two(vec<float> x) {
     const vec<float> whole = nearest_whole(x), r = x - whole;
     vec<float> p = r * 0.0013264712f + 0.0096709f;
@@ -47,11 +47,11 @@ inline Lines lines(const bf16* data, const Strides& by, int64_t row, int64_t hea
     return {data + row * by.row + head * by.head, by.place};
 }
 
-// One tile of queries of one head, and what they see.
+// One tile of queries of one head, and the slots that they see.
 struct Queries {
     const Attend& a;
-    const int64_t row, head, begin, count, wide, last;  // last: the slot that the first query sees last
-    int64_t low, high, sure;                            // slots seen by any; those from `sure` on by all, but for `last`
+    const int64_t row, head, begin, count, wide, last;  // last: the last slot of the first query
+    int64_t low, high, sure;                            // slots seen by any; from `sure` to `last` by all
     alignas(64) int32_t first[TILE];
 
     Queries(const Attend& a, int64_t row, int64_t head, int64_t begin, int64_t end)
@@ -64,11 +64,11 @@ struct Queries {
         }
     }
     bool all(int64_t slot, int64_t count) const { return this->count == wide && slot >= sure && slot + count - 1 <= last; }
-    integers seen(int64_t slot, int64_t vector) const {  // by which of 16 queries
+    integers seen(int64_t slot, int64_t vector) const {  // mask of 16 queries
         const integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         integers from;
         memcpy(&from, first + vector * N, sizeof from);
-        return (from <= int32_t(slot)) & (lane >= int32_t(slot - last - vector * N));  // earlier ones do not see as far
+        return (from <= int32_t(slot)) & (lane >= int32_t(slot - last - vector * N));  // causal
     }
     float* lse() const { return a.lse + (row * a.heads + head) * a.queries + begin; }
     int64_t at() const { return ((row * a.queries + begin) * a.heads + head) * a.head_dim; }
@@ -80,7 +80,7 @@ template <class F> inline void tiles(const Queries& q, F each) {
         each(slot, std::min<int64_t>(TILE, q.high - slot));
 }
 
-struct Room {  // of one thread
+struct Room {  // workspace of one thread
     alignas(64) float scores[TILE * TILE], slopes[TILE * TILE];
     alignas(64) word across[TILE / 2 * TILE];
     alignas(64) bf16 natural[TILE * TILE];
@@ -101,7 +101,7 @@ inline void attend_forward(const Queries& q) {
     const int64_t dim = a.head_dim, vectors = q.wide / N;
     const Lines keys = lines(a.keys, a.of_keys, q.row, q.head), values = lines(a.values, a.of_values, q.row, q.head);
     Room& room = Room::mine(dim);
-    const float scale = LOG2_E / std::sqrt(float(dim));  // of powers of two
+    const float scale = LOG2_E / std::sqrt(float(dim));  // to base 2
     vec<float> peak[TILE / N], total[TILE / N];
     for (int v = 0; v < TILE / N; v++) peak[v] = vec<float>{} + LOW, total[v] = vec<float>{};
     std::fill(room.out.begin(), room.out.end(), 0.0f);
@@ -154,7 +154,7 @@ inline void attend_forward(const Queries& q) {
     }
 }
 
-// Weights once more, and from them the slopes of keys and values, added to [slots from `origin` on][dim], and of queries.
+// Recompute weights; add gradients of keys and values to [slots from `origin` on][dim]; gradients of queries.
 inline void attend_backward(const Queries& q, int64_t origin, float* d_keys, float* d_values) {
     const Attend& a = q.a;
     const int64_t dim = a.head_dim, vectors = q.wide / N;
@@ -163,7 +163,7 @@ inline void attend_backward(const Queries& q, int64_t origin, float* d_keys, flo
     const Lines out = q.contiguous(a.out), d_out = q.contiguous(a.d_out);
     Room& room = Room::mine(dim);
     const float scale = 1 / std::sqrt(float(dim));
-    alignas(64) float lse[TILE] = {}, shared[TILE] = {};  // shared: the sum over slots of weight times its slope
+    alignas(64) float lse[TILE] = {}, shared[TILE] = {};  // shared: the sum over slots of weight times its gradient
     for (int64_t t = 0; t < q.count; t++) {
         vec<float> sum = {};
         for (int64_t d = 0; d < dim; d += N) sum += load(out.line(t) + d) * load(d_out.line(t) + d);
@@ -193,7 +193,7 @@ inline void attend_backward(const Queries& q, int64_t origin, float* d_keys, flo
                     store(room.natural + at, weight);
                 }
                 store(room.across + i / 2 * TILE + v * N, beside(slope[0], slope[1]));
-                for (int64_t j = 0; j < 2 && i + j < m; j++)  // over the slopes that were read
+                for (int64_t j = 0; j < 2 && i + j < m; j++)  // overwrites gradients already read
                     store((bf16*)(room.slopes + (i + j) * TILE) + v * N, slope[j]);
             }
         }
@@ -211,8 +211,8 @@ inline void attend_backward(const Queries& q, int64_t origin, float* d_keys, flo
             store(a.d_query + q.at() + t * a.heads * dim + d, load(room.out.data() + t * dim + d));
 }
 
-// Queries of one head that one thread takes in the backward pass, and the slots that they see between them. How they
-// are dealt out follows from the shape alone, so that sums have one order with any number of threads.
+// Queries of one head that one thread takes in the backward pass, and the slots that they see. The partition depends
+// only on the shape, so that the order of sums is the same with any number of threads.
 struct Stretch {
     int64_t begin, end, low, high;
 };
@@ -243,7 +243,7 @@ inline void narrow_lines(const float* from, int64_t count, int64_t dim, bf16* to
         for (int64_t d = 0; d < dim; d += N) store(to + i * step + d, load(from + i * dim + d));
 }
 
-// One head whose queries are few: nothing is handed from thread to thread.
+// One head with few queries, in one thread.
 inline void attend_back_whole(const Attend& a, int64_t row, int64_t head) {
     const int64_t dim = a.head_dim, step = a.heads * dim, at = (row * a.slots * a.heads + head) * dim;
     Room& room = Room::mine(dim);
@@ -255,7 +255,7 @@ inline void attend_back_whole(const Attend& a, int64_t row, int64_t head) {
     narrow_lines(room.d_values.data(), a.slots, dim, a.d_values + at, step);
 }
 
-// One head in stretches: what each adds to keys and values is summed when all are done.
+// One head in several parts, whose gradients of keys and values are summed at the end.
 struct Sums {
     std::vector<float> keys, values;
 };
@@ -279,7 +279,7 @@ inline void attend_back_summed(
 }
 
 inline void attend_all_back(const Attend& a, int threads) {
-    const std::vector<Stretch> common = stretches(a, 0);  // how many there are is the same in all rows
+    const std::vector<Stretch> common = stretches(a, 0);  // their number is the same in all rows
     const int64_t count = int64_t(common.size()), dim = a.head_dim;
     if (count == 1) {
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads) if (threads > 1)
@@ -296,7 +296,7 @@ inline void attend_all_back(const Attend& a, int threads) {
         {
 #pragma omp for collapse(2) schedule(dynamic)
             for (int64_t head = 0; head < a.heads; head++)
-                for (int64_t p = count - 1; p >= 0; p--) {  // the longest ones first
+                for (int64_t p = count - 1; p >= 0; p--) {  // longest first
                     const Stretch& part = parts[p];
                     Sums& sum = sums[head * count + p];
                     sum.keys.assign((part.high - part.low + TILE) * dim, 0.0f);

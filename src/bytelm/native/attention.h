@@ -1,9 +1,9 @@
-// Attention of new positions over caches that stand still: position p of a row lies in slot p mod `slots` for ever.
+// Attention of new positions over ring buffers: position p of a row is in slot p mod `slots`.
 //
-//     keys      [row][head][slots / L][head_dim][L]     L neighbouring positions side by side: scores without sums
+//     keys      [row][head][slots / L][head_dim][L]     L adjacent positions per vector: no sums across lanes
 //     values    [row][head][slots][head_dim, padded to L]
 //
-// L is the number of lanes, and a position's lane never changes, so that the order of every sum is fixed.
+// L: lanes. A position's lane never changes, so that the order of every sum is fixed.
 
 #pragma once
 #include <cmath>
@@ -34,7 +34,7 @@ inline vec<float> exponential(vec<float> x) {
     return p * (vec<float>)((whole + 127) << 23);
 }
 
-// One head's mixture of a few values by their keys' products with a query; both lie `stride` apart.
+// Attention of one query of one head over a few keys and values, `stride` apart.
 template <class A>
 inline void mix_few(
     const A* query, const A* keys, const A* values, int64_t stride, int64_t count, int64_t size, A* weights, A* out
@@ -56,10 +56,10 @@ inline void mix_few(
     }
 }
 
-// The new positions: those of one row stand together, in order.
+// New positions, grouped by row, in order.
 struct Tokens {
     int64_t count;
-    const int64_t *row, *position, *start, *patch;  // start: the first position that is seen; patch: which is read
+    const int64_t *row, *position, *start, *patch;  // start: the first visible position; patch: the one read
 };
 
 struct Heads {
@@ -75,7 +75,7 @@ template <class A, class C> struct Attention {
     explicit Attention(const Heads& heads)
         : shape(heads), padded((heads.head_dim + L - 1) / L * L), blocks(heads.slots / L) {}
 
-    // Pairs (x[2i], x[2i + 1]) turned by the position's angles.
+    // Rotate pairs (x[2i], x[2i + 1]) by the position's angles.
     void rotate(const A* x, const A* cosines, const A* sines, A factor, A* out) const {
         for (int64_t i = 0; i < shape.head_dim / 2; i++) {
             out[2 * i] = (x[2 * i] * cosines[i] - x[2 * i + 1] * sines[i]) * factor;
@@ -106,7 +106,7 @@ template <class A, class C> struct Attention {
         }
     }
 
-    // One head's mixture of the values at positions first..last of a row, by their keys' products with the query.
+    // Attention of one query of one head over positions first..last of a row.
     void mix(const A* query, C* keys, C* values, int64_t row, int64_t head, int64_t first, int64_t last, A* out) const {
         const int64_t from = first / L, count = last / L - from + 1;
         A* weights = scratch<A>(0, count * L);
@@ -132,7 +132,7 @@ template <class A, class C> struct Attention {
 
     void scores(const A* query, C* keys, int64_t row, int64_t head, int64_t from, int64_t count, A* out) const {
         const int64_t dim = shape.head_dim;
-        for (int64_t b = 0; b < count; b++) {  // one after the other: memory gives one long stream fastest
+        for (int64_t b = 0; b < count; b++) {  // sequential: one long stream is fastest
             const C* at = key_block(keys, row, head, from + b);
             vec<A> found = {};
             for (int64_t i = 0; i < dim; i++) found += load(at + i * L) * query[i];
@@ -143,7 +143,7 @@ template <class A, class C> struct Attention {
     void average(
         const A* weights, C* values, int64_t row, int64_t head, int64_t first, int64_t last, A factor, A* out
     ) const {
-        constexpr int WIDE = 4;  // vectors of a head that are summed side by side
+        constexpr int WIDE = 4;  // vectors of a head that are accumulated together
         for (int64_t i = 0; i < padded; i += WIDE * L) {
             vec<A> total[WIDE] = {};
             const int wide = int(padded - i < WIDE * L ? (padded - i) / L : WIDE);

@@ -1,6 +1,5 @@
-// Attention between bytes and patches for training: bytes × k products, and nothing else.
-//
-// Both ways round a byte goes with one patch, and the bytes of a patch stand in one run.
+// Cross-attention between bytes and patches for training, bytes × k products. In both directions each byte goes with
+// one patch, and the bytes of a patch are adjacent.
 
 #pragma once
 #include <algorithm>
@@ -12,7 +11,7 @@
 
 namespace bytelm {
 
-// `patch` [bytes]: which patch each byte goes with; those of no patch have one from `patches` on. All is contiguous:
+// `patch` [bytes]: the patch of each byte, >= `patches` for none. All is contiguous:
 // of bytes [bytes, heads, dim], of patches [patches, parts, heads, dim], weights [bytes, parts, heads].
 struct Crossed {
     int64_t bytes, patches, parts, heads, dim;
@@ -42,7 +41,7 @@ inline void put(bf16* to, const float* x, int64_t dim) {
     for (int64_t d = 0; d < dim; d += N) store(to + d, load(x + d));
 }
 
-// Each run of bytes of one patch: `each(patch, begin, end)`. Bytes of none, and patches without bytes, are left out.
+// Calls `each(patch, begin, end)` for each run of bytes of one patch.
 template <class Each> inline void runs(const Crossed& a, int threads, Each each) {
     std::vector<int64_t> begins;
     for (int64_t i = 0; i < a.bytes; i++)

@@ -1,4 +1,4 @@
-// What Python calls. Everything is an address or a 64-bit integer; `exact` says float64 throughout, else float32.
+// Entry points for Python. Arguments are addresses or 64-bit integers; `exact`: float64 throughout, else float32.
 
 #include "patches.h"
 #include "stack.h"

@@ -1,8 +1,8 @@
-// Vectors, the number formats of weights, and the one matrix product that everything here is made of.
+// Vectors, the number formats of weights, and the matrix product.
 //
-// Every element of a product is one chain of sums over the inner axis, vector by vector, whatever the number of rows
-// that are multiplied together. So a position gives the same bits alone, in a batch, in a chunk of a prompt or among
-// bytes that were guessed, and with any number of threads.
+// Every element of a product is one chain of sums over the inner axis, vector by vector, in an order that does not
+// depend on the number of rows. So results are bitwise identical alone, in a batch, in a chunk of a prompt or in a
+// draft, and with any number of threads.
 
 #pragma once
 #include <cstdint>
@@ -21,18 +21,17 @@ namespace bytelm {
 
 enum Kind { F64 = 0, F32 = 1, BF16 = 2, I8 = 3 };
 
-// `in` columns, `out` rows. A table lies row by row. What is multiplied lies in the order it is read in, four rows and
-// one vector of columns after another, [out / 4][in / L][4][L], filled up with zeros: memory gives one long stream twice
-// as fast as four short ones. scale: one number a row, for I8 alone.
+// `in` columns, `out` rows. Tables are row-major. Matrices are packed in the order in which they are read, [out / 4]
+// [in / L][4][L], padded with zeros: one long stream is twice as fast as four short ones. scale: per row, for I8 only.
 struct Matrix {
     const void* data;
     const float* scale;
-    int64_t out, in, kind, streamed;  // streamed: part of more than the processor's caches hold
+    int64_t out, in, kind, streamed;  // streamed: the model's weights exceed the processor's caches
 };
 
-constexpr int AHEAD = 4096;  // bytes that a streamed matrix is asked for in advance, past the caches that it only fills
+constexpr int AHEAD = 4096;  // prefetch distance of a streamed matrix, in bytes
 
-constexpr int ROWS = 4;  // that lie together
+constexpr int ROWS = 4;  // that are interleaved
 
 template <class A> struct Vector;
 template <> struct Vector<float> { typedef float type __attribute__((vector_size(64))); };
@@ -85,7 +84,7 @@ inline void narrow(bf16* at, float x) {  // to nearest, ties to even, as torch r
     at->bits = uint16_t((x == x ? up : bits | 0x400000) >> 16);  // adding would make a NaN a number
 }
 
-// The last, incomplete vector of a line, filled up with zeros.
+// The last, incomplete vector of a line, padded with zeros.
 template <class A> __attribute__((noinline)) vec<A> load_part(const A* at, int64_t count) {
     vec<A> x = {};
     for (int64_t i = 0; i < count; i++) x[i] = at[i];
@@ -95,7 +94,7 @@ template <class A> inline vec<A> load_some(const A* at, int64_t count) {
     return count == LANES<A> ? load(at) : load_part(at, count);
 }
 
-// One step of folding lanes in half: from a and b, each in `Width * 2` lanes a number, the sums in `Width` lanes each.
+// One step of horizontal sums: a and b, each of `Width * 2` lanes per number, to `Width` lanes each.
 template <int Width, size_t... I> inline vec<float> fold(vec<float> a, vec<float> b, std::index_sequence<I...>) {
     return __builtin_shufflevector(a, b, int(I / Width * 2 * Width + I % Width)...) +
            __builtin_shufflevector(a, b, int(I / Width * 2 * Width + I % Width + Width)...);
@@ -105,8 +104,7 @@ template <int Width, size_t... I> inline vec<double> fold(vec<double> a, vec<dou
            __builtin_shufflevector(a, b, int(I / Width * 2 * Width + I % Width + Width)...);
 }
 
-// The sums of the lanes of N vectors, in the lanes 0..N-1 of one (N a power of two, at the most the lanes there are).
-// Each is folded in half, and in half again, whatever N is.
+// The sums of the lanes of N vectors, in lanes 0..N-1 (N a power of two, at most L), in an order independent of N.
 template <int N, int Width, class A> inline vec<A> folded(const vec<A>* x) {
     constexpr auto lanes = std::make_index_sequence<LANES<A>>();
     if constexpr (Width == 0) {
@@ -127,7 +125,7 @@ template <class A> inline A highest(vec<A> x) {
     return top;
 }
 
-// Compilers read memory again for every use of what was loaded, unless they are told that it may have changed.
+// Prevents compilers from reloading a value from memory for every use.
 template <class V> inline V in_register(V x) {
 #if defined(__AVX512F__)
     asm("" : "+v"(x));
@@ -135,9 +133,9 @@ template <class V> inline V in_register(V x) {
     return x;
 }
 
-enum Ahead { NOTHING, NEXT_GROUP, STREAM };  // what is asked for in advance
+enum Ahead { NOTHING, NEXT_GROUP, STREAM };  // what is prefetched
 
-// ROWS rows of the matrix, as they lie, times C vectors: `out` [C][ROWS].
+// ROWS interleaved rows of the matrix times C vectors: `out` [C][ROWS].
 template <int C, Ahead Wanted, class W, class A>
 inline void tile(const W* w, const A* x, int64_t stride, int64_t in, A* out) {
     constexpr int L = LANES<A>, R = ROWS;
@@ -145,7 +143,7 @@ inline void tile(const W* w, const A* x, int64_t stride, int64_t in, A* out) {
 #pragma GCC unroll 32
     for (int n = 0; n < C * R; n++) total[n] = vec<A>{};
     int64_t i = 0;
-    const int64_t next = (in + L - 1) / L * L * R;  // while one group is multiplied, the next one is on its way
+    const int64_t next = (in + L - 1) / L * L * R;  // prefetch the next group
     for (; i + L <= in; i += L, w += R * L) {
         if (Wanted == NEXT_GROUP)
 #pragma GCC unroll 32
@@ -179,7 +177,7 @@ inline void tile(const W* w, const A* x, int64_t stride, int64_t in, A* out) {
     }
 }
 
-// The sum of products of two lines.
+// The dot product of two lines.
 template <class A> inline A dot(const A* x, const A* y, int64_t count) {
     constexpr int L = LANES<A>;
     vec<A> total = {};
@@ -189,7 +187,7 @@ template <class A> inline A dot(const A* x, const A* y, int64_t count) {
     return sum<A>(total);
 }
 
-// Rows `first` and on against vectors from `begin` on, C at a time; `put(row, rows, n, values)` takes a group.
+// Rows from `first` on times vectors from `begin` on, C at a time; `put(row, rows, n, values)` stores a group.
 template <int C, class W, class A, class Put>
 inline int64_t rows_times(
     const Matrix& m, int64_t first, const A* x, int64_t stride, int64_t begin, int64_t end, Put put
@@ -200,7 +198,7 @@ inline int64_t rows_times(
     for (; begin + C <= end; begin += C) {
         A found[C * ROWS];
         const A* from = x + begin * stride;
-        if (C > 2 && !begin)  // and not again for further vectors
+        if (C > 2 && !begin)  // not again for further vectors
             tile<C, NEXT_GROUP>(w, from, stride, m.in, found);
         else if (C <= 2 && m.streamed)
             tile<C, STREAM>(w, from, stride, m.in, found);
@@ -214,12 +212,12 @@ inline int64_t rows_times(
     return begin;
 }
 
-// Rows [first, last) of the matrix, from the first of a group on, against n vectors.
+// Rows [first, last) of the matrix, from the start of a group, times n vectors.
 template <class W, class A, class Put>
 inline void some_rows(const Matrix& m, int64_t first, int64_t last, const A* x, int64_t stride, int64_t n, Put put) {
     for (int64_t row = first; row < last; row += ROWS) {
         int64_t done = 0;
-#if defined(__AVX512F__)  // elsewhere so many sums do not fit into registers
+#if defined(__AVX512F__)  // elsewhere so many accumulators do not fit into registers
         done = rows_times<4, W>(m, row, x, stride, done, n, put);
         done = rows_times<2, W>(m, row, x, stride, done, n, put);
 #endif
@@ -253,14 +251,14 @@ template <class A> inline void normed(const A* x, int64_t n, int64_t dim, const 
     }
 }
 
-// Memory that a thread needs meanwhile; it grows and stays.
+// Workspace of a thread, which only grows.
 template <class A> inline A* scratch(int slot, size_t size) {
     thread_local std::vector<A> held[6];
     if (held[slot].size() < size) held[slot].resize(size);
     return held[slot].data();
 }
 
-// The part of `count` items that falls to one of `threads`, in whole groups.
+// The share of one of `threads` in `count` items, in complete groups.
 struct Share {
     int64_t first, last;
     Share(int64_t count, int64_t group, int thread, int threads) {
@@ -286,7 +284,7 @@ inline int thread_count() {
 #endif
 }
 
-// Elements where they belong: `to` [n][out].
+// Stores elements to `to` [n][out].
 template <class A> struct Put {
     A* to;
     int64_t out;
@@ -300,7 +298,7 @@ template <class A> struct Put {
     }
 };
 
-// Two threads that wait for each other cost more than a small product: below this many weights one does it alone.
+// Synchronising threads costs more than a small product: below this many weights a single thread is used.
 constexpr int64_t ALONE = 1 << 17;
 
 }  // namespace bytelm

@@ -1,10 +1,10 @@
-// Products in bfloat16, two neighbours at a time: what AVX-512 multiplies and adds in one instruction. Elsewhere
-// the same is computed in vectors of the compiler's, slower than torch does it: so that it can be tested everywhere.
+// Products in bfloat16 by pairs of neighbours, one AVX-512 instruction (vdpbf16ps). Elsewhere a fallback in compiler
+// vectors, slower than torch, so that it can be tested everywhere.
 //
 //     C [m][n]  =  or  +=  sum over pairs k of  A[m][2k] B[2k][n] + A[m][2k+1] B[2k+1][n]          in float32
 //
-// A pair of A is one word, which is broadcast: any two strides will do, so that a matrix is read as it lies or across.
-// A pair of B is one word too, its lines laid beside each other: [k / 2][n][2].
+// A pair of A is one word, which is broadcast; any two strides, so that a matrix can be read transposed.
+// A pair of B is one word too, with its lines interleaved: [k / 2][n][2].
 
 #pragma once
 #include <cmath>
@@ -27,7 +27,7 @@ inline words load(const word* at) {
 }
 inline void store(word* at, words x) { memcpy(at, &x, sizeof x); }
 
-// total += the products of a pair, in all lanes, with the pairs of a line.
+// total += the products of a broadcast pair with the pairs of a line.
 inline vec<float> add_products(vec<float> total, word pair, words line) {
 #if defined(BYTELM_NATIVE_PAIRS)
     return (vec<float>)_mm512_dpbf16_ps((__m512)total, (__m512bh)_mm512_set1_epi32(int(pair)), (__m512bh)line);
@@ -148,7 +148,7 @@ struct Lines {
     Operand operand(int64_t first) const { return {(const word*)line(first), step / 2, 1}; }
 };
 
-// B whose inner axis is that of the head: [dim / 2][wide], word by word across; what is beyond `count` is zero.
+// B with head_dim as inner axis: [dim / 2][wide], transposed by words; zero beyond `count`.
 inline void pack_across(Lines from, int64_t first, int64_t count, int64_t dim, int64_t wide, word* to) {
     for (int64_t k = 0; k < dim / 2; k++)
         for (int64_t i = count; i < wide; i++) to[k * wide + i] = 0;
@@ -158,7 +158,7 @@ inline void pack_across(Lines from, int64_t first, int64_t count, int64_t dim, i
     }
 }
 
-// B whose inner axis is that of the lines: [wide / 2][dim], two lines beside each other; beyond `count` is zero.
+// B with lines as inner axis: [wide / 2][dim], two lines interleaved; zero beyond `count`.
 inline void pack_along(Lines from, int64_t first, int64_t count, int64_t dim, int64_t wide, word* to) {
     for (int64_t i = 0; i < wide; i += 2)
         for (int64_t d = 0; d < dim; d += N) {

@@ -1,11 +1,11 @@
-// What a byte model does besides its stacks: embeddings, hashed n-grams, entropies, where patches open, and pooling.
+// Kernels of byte models besides stacks: embeddings, hashed n-grams, entropies, patch boundaries, pooling.
 
 #pragma once
 #include "attention.h"
 
 namespace bytelm {
 
-// The ids of each row from its first on: [row][slots]. `unread` is what stands before them.
+// The ids of each row: [row][slots]. `unread`: the id before the first.
 struct History {
     const int64_t* ids;
     int64_t slots, unread;
@@ -30,7 +30,7 @@ template <class A> void embed(const Matrix& table, const int64_t* ids, A* x, int
         embed_as<A, float>(table, ids, x, n, add);
 }
 
-// bytelm.nn.embed: table[hash of the last ids], for each function and size; powers[function][k] = prime^k.
+// NgramEmbedding: table[hash of the last ids], for each function and size; powers[function][k] = prime^k.
 struct Ngrams {
     Matrix table;
     const int64_t *sizes, *powers;
@@ -58,9 +58,9 @@ template <class A> void embed_ngrams(const Ngrams& g, const History& history, co
     }
 }
 
-// bytelm.scorers.ngram: the entropy after the longest context that was counted; `newline` resets, or is -1.
+// NgramEntropyModel: the entropy after the longest counted context; `newline` resets, or is -1.
 struct Counted {
-    const float* tables;  // [order][rows]; below 0 where a context was not seen
+    const float* tables;  // [order][rows]; below 0 for contexts that were not counted
     int64_t order, rows, multiplier, bytes, newline, unread;
 };
 
@@ -93,13 +93,13 @@ template <class A> void entropies(const A* logits, int64_t n, int64_t vocab, A* 
     }
 }
 
-// bytelm.patching: a scheme's proposals under its guard, and all that follows from them, by position.
+// bytelm.patching: a scheme's proposals under its guard, and the resulting boundaries, by position.
 struct Rule {
-    int64_t scheme;  // 0 proposes nothing, 1 after space-like ids, 2 above the threshold, 3 at a rise, 4 at both
+    int64_t scheme;  // 0 none, 1 after space-like ids, 2 global threshold, 3 relative threshold, 4 both
     double threshold, rise;
-    int64_t longest, singles, spared, eos;  // of bounds, 0 is none
+    int64_t longest, singles, spared, eos;  // bounds: 0 is none
     const uint8_t* spacelike;
-    int64_t *gap, *run, *closed, *first;  // [row][slots] each: the guard's counts, whole patches, the open one's start
+    int64_t *gap, *run, *closed, *first;  // [row][slots]: the guard's counts, complete patches, start of the present one
     void* entropy;
 };
 
@@ -132,7 +132,7 @@ void decide(const Rule& rule, const History& history, const Tokens& tokens, cons
     }
 }
 
-// bytelm.nn.pool and PatchesFromBytes: queries max-pooled from a patch's bytes, carried through the cross-attentions.
+// Encoder.patches: queries max-pooled from a patch's bytes, then the cross-attentions.
 struct PoolLayer {
     const void *bytes, *query_norm, *key_norm;  // bytes: [row][slots][dim], the encoder's layer
     Matrix query, key_value, out;

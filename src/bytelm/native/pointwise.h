@@ -1,4 +1,4 @@
-// What stands between the products of a block, forward and backward, each in one pass over memory.
+// The operations of a block between its matmuls, forward and backward, each in one pass over memory.
 
 #pragma once
 #include <algorithm>
@@ -9,9 +9,9 @@
 
 namespace bytelm {
 
-constexpr int64_t STRIP = 64;  // lines whose sums are made together, however many threads there are
+constexpr int64_t STRIP = 64;  // lines per partial sum, for any number of threads
 
-// y = x / rms(x) * weight; `factor` [lines] is kept for the way back. dim is a multiple of 16.
+// y = x / rms(x) * weight; `factor` [lines] is saved for the backward pass. dim is a multiple of 16.
 template <class X>
 inline void norm_forward(const X* x, const float* weight, int64_t lines, int64_t dim, float eps, bf16* y, float* factor, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -52,7 +52,7 @@ inline void norm_backward(
     }
 }
 
-inline vec<float> logistic(vec<float> x) {  // without overflow on either side
+inline vec<float> logistic(vec<float> x) {  // without overflow
     const vec<float> small = exponential(x < -x ? x : -x);
     return (x > 0 ? vec<float>{} + 1.0f : small) / (small + 1.0f);
 }
@@ -82,10 +82,10 @@ inline void swiglu_backward(const bf16* x, const bf16* d_y, int64_t lines, int64
     }
 }
 
-// Pairs (x[2i], x[2i + 1]) turned by the angles of their place; sign -1 turns back. x [rows, places, heads, 2 * half].
+// Rotate pairs (x[2i], x[2i + 1]) by the angles of their place; sign -1 inverts. x [rows, places, heads, 2 * half].
 struct Turn {
     int64_t rows, places, heads, half;
-    int64_t row, place;  // strides of x in elements; heads lie beside each other
+    int64_t row, place;  // strides of x in elements; heads are adjacent
     const float *cosines, *sines;  // [rows or 1, places, half]
     int64_t angle_row;
 };
@@ -121,8 +121,8 @@ inline void turn(const Turn& a, const bf16* x, float sign, bf16* y, int threads)
         }
 }
 
-// The slope of each row that was read: the sum of those of its readers, which stand in order of rows. Both end after
-// `count` rows; `ends` says after which reader each of them does.
+// The gradient of each of `count` rows: the sum of those of its readers, which are sorted by row; `ends`: the end of each
+// row's readers.
 inline void gather_rows(
     const float* slope, const int64_t* reader, const int64_t* ends, int64_t count, int64_t dim, float* to, int threads
 ) {
@@ -135,13 +135,13 @@ inline void gather_rows(
         }
 }
 
-// Adam on the rows of a table that have a gradient; the moments of the others stand still. dim is a multiple of 16.
+// Adam on the rows of a table that have a gradient; the moments of the others are unchanged. dim is a multiple of 16.
 struct Rows {
     int64_t count, dim;
     const int64_t* index;  // [count], each row once
     const float* slope;    // [count, dim]
     float *weight, *mean, *square;
-    double rate, beta1, beta2, eps;  // rate: corrected for the moments' beginning at zero
+    double rate, beta1, beta2, eps;  // rate: learning rate with bias correction
 };
 
 inline void adam_rows(const Rows& a, int threads) {

@@ -1,5 +1,5 @@
 // A stack of pre-norm Transformer blocks over new positions of any rows, in one call: RMSNorm, rotary attention, SwiGLU
-// (bytelm.nn.transformer), before each block a cross-attention to the parts of one patch if there is one (nn.cross).
+// (bytelm.nn.transformer), optionally with a cross-attention to the parts of one patch before each block (nn.cross).
 
 #pragma once
 #include "attention.h"
@@ -12,7 +12,7 @@ struct Layer {
     const void* feed_forward_norm;
     Matrix gate_up, down;
     void *keys, *values;
-    void* kept;  // the layer's output, [row][kept slots][dim], for whoever pools it; or null
+    void* kept;  // the layer's output, [row][kept slots][dim], for pooling; or null
     const void* query_norm;
     Matrix query, cross_out;
     const void* key_norm;
@@ -35,7 +35,7 @@ template <class A, class C> struct Pass {
     const int threads, thread;
     const Attention<A, C> attention;
     const int64_t n, dim, *runs, run_count;
-    A *mixed, *wide, *turned;  // shared by the threads
+    A *mixed, *wide, *turned;  // shared by threads
 
     void wait() const {
         if (threads > 1) {
@@ -90,9 +90,9 @@ template <class A, class C> struct Pass {
         }
     }
 
-    // The rows of the gate and of what it gates lie in turn, ROWS of each: the gate is applied while both are at hand.
+    // Rows of gate and up projection are interleaved, ROWS of each, so that the gate is applied immediately.
     void feed_forward(const Layer& layer) const {
-        const int64_t wider = stack.hidden;  // of one of the two, whole groups
+        const int64_t wider = stack.hidden;  // of one of the two, complete groups
         const A* from = lines(layer.feed_forward_norm);
         const Share mine = share(2 * wider, 2 * ROWS);
         auto set = [&](int64_t row, int, int64_t c, const A* values) {

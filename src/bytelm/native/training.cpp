@@ -1,4 +1,4 @@
-// What Python calls while a model learns. See attend.h, crossed.h and pointwise.h.
+// Entry points for training. See attend.h, crossed.h and pointwise.h.
 
 #include "attend.h"
 #include "crossed.h"
