@@ -69,7 +69,7 @@ class TrainOptions:
         return configure(
             self.preset,
             self.config,
-            [*(self.set or []), *(["data.strict=true"] if self.strict else []), *self.append()],
+            [*(self.set or []), *(["data.strict=true"] if self.strict else []), *self.placed()],
             modality=self.modality,
             packed=pack_of(sources, run),
             init_from=self.init_from,
