@@ -5,8 +5,8 @@
     python benchmarks/train.py --only 10M:4096 --models blt --peers none
     python benchmarks/train.py --only 10M:4096 --profile          the time of our step by operator kind
 
-One step is one sequence of random bytes: forward, backward, gradient clipping, AdamW; float32 weights, bfloat16 matmuls.
-Every system has a separate process, for its peak memory. Systems alternate, every other round in reverse; medians over
+One step is one sequence of random bytes: forward, backward, clipping, AdamW; float32 weights, bfloat16 matmuls. Every
+system has a separate process, for its peak memory. Systems alternate, every other round in reverse; medians over
 rounds. Shapes and parameter counts are those of `generate.py`.
 
 bytelm            the step of `bytelm train` itself, `bytelm.training.loop.Trainer.step`; BLT with recorded boundaries

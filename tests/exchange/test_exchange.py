@@ -351,7 +351,7 @@ def test_check_compares_the_logits_of_source_and_run(
     save_file(weights, copy / hf.WEIGHTS)
     with pytest.raises(CheckpointError, match="the source computes something that bytelm does not"):
         check(copy, "hf", tmp_path / "run")
-    with pytest.raises(UsageError, match="--check: Meta's code is no package"):
+    with pytest.raises(UsageError, match="--check: Meta's code is not an installable package"):
         check(copy, "meta", tmp_path / "run")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r"--check needs transformers.*bytelm\[hf\]"):
