@@ -173,13 +173,9 @@ def config_of(made: Recipe, context: int) -> dict[str, Any]:
             "to leave bounds out, --set patching.max_length=none --set patching.max_single_byte_run=none"
         )
     if model.encoder_cross == "all" and model.encoder_layers > 1:
-        raise ConfigError(
-            "model.encoder_cross = 'all' with several encoder layers: transformers differs there"
-        )
+        raise ConfigError("model.encoder_cross = 'all' with several encoder layers: transformers differs there")
     if model.cross_heads != model.local_heads:
-        raise ConfigError(
-            f"model.cross_heads = {model.cross_heads}: must be local_heads = {model.local_heads}"
-        )
+        raise ConfigError(f"model.cross_heads = {model.cross_heads}: must be local_heads = {model.local_heads}")
     if not model.ngram_sizes:
         raise ConfigError("model.ngram_sizes = []: transformers' BLT always has n-gram tables")
 
