@@ -1,17 +1,16 @@
-"""MEGABYTE's ablations and modes of inference at small scale: the paper's Tables 6, 9, 10 and 14, as ratios.
+"""MEGABYTE's ablations and inference modes at small scale: the paper's Tables 6, 9, 10 and 14, as ratios.
 
     python benchmarks/ablations.py --text FILE... --images FILE... --audio FILE...
     python benchmarks/ablations.py --text FILE... --only text --bytes 4000000 --json
 
-Every variant is an ordinary run in DIR/<modality>-<variant>: an interrupted program goes on where it was, and trains no
-finished run again. All variants of a modality see the same bytes in the same windows, and the layers of one stage
-are as many as bring the operations per byte nearest to those of the full model (the paper matched the time per byte).
+Every variant is an ordinary run in DIR/<modality>-<variant>; an interrupted program resumes, finished runs are kept.
+All variants of a modality train on the same bytes in the same windows. The number of layers of one stage is chosen so
+that FLOPs per byte are nearest to the full model's (the paper matched the time per byte).
 
-Data: the first 64 MB of what is given are cut into 16 parts. The beginning of each part is for training, the end of it
-is held out, and all variants are measured on that, whatever the order of their pixels.
+Data: the first 64 MB are divided into 16 parts; the beginning of each is for training, the end for evaluation.
 
 Ratios are to the full model of the same modality, here and in the paper. "another seed" is the full model with another
-initialisation and another order of windows: a ratio that is no further from 1 than that row's may be chance.
+initialisation and order of windows: ratios no further from 1 than its own are within noise.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ from bytelm.report.charts import Bar, bar_chart, line_chart
 from bytelm.training.config import RunConfig
 from bytelm.training.run import train
 
-READ = 64 << 20  # bytes of what is given that are looked at, at the most
+READ = 64 << 20  # bytes of the input that are used at most
 PARTS = 16
-HELD_OUT = 192 << 10  # bytes that every model of a modality is measured on
-BYTES = 1_600_000  # that a model learns from: 75 to 110 s on one idle core
+HELD_OUT = 192 << 10  # bytes evaluated per modality
+BYTES = 1_600_000  # training bytes: 75 to 110 s on one idle core
 
 # Bits per byte, from the paper: Table 6 (arXiv, Audio, Image256), with Tables 10 and 14 for images; Table 9 (PG-19).
-# Patch sizes go by their relation to the full model's: there 48 and 768 beside 192.
+# Patch sizes are relative to the full model's: in the paper 48 and 768 to 192.
 PAPER: dict[str, dict[str, float]] = {
     "text": {"full": 0.6871, "no local": 1.263, "no global": 1.373, "no cross": 0.6781, "cnn": 0.6871},
     "images": {"full": 3.158, "no local": 4.768, "no global": 3.181, "no cross": 3.259, "cnn": 3.155}
@@ -74,8 +73,8 @@ class Shape:
     batch: int
     learning_rate: float = 4e-3
     modality: dict[str, Any] | None = None
-    ratios: tuple[int, ...] = (2,)  # patch sizes besides: the full model's divided by and times these
-    blind: int = 2  # by how much smaller patches are without a local model, as in the paper
+    ratios: tuple[int, ...] = (2,)  # further patch sizes: the full model's divided by and times these
+    blind: int = 2  # factor by which patches are smaller without a local model, as in the paper
 
     @property
     def channels(self) -> int:
@@ -104,7 +103,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A model beside the full one: what is other in it, and the stage whose layers follow from the operations."""
+    """A variant of the full model: its changes, and the stage whose layers are fitted to the FLOPs."""
 
     name: str
     model: dict[str, Any] = field(default_factory=dict)
@@ -136,7 +135,7 @@ def variants(shape: Shape) -> Iterator[Variant]:
 
 
 def config_of(shape: Shape, variant: Variant, bytes: int, seed: int) -> RunConfig:
-    """The run of a variant, with the layers that bring it nearest to the operations of the full model."""
+    """The run of a variant, with layers fitted to the FLOPs of the full model."""
     own = shape.mapping() | variant.model
     if variant.free is not None:
         own["layers"] = list(matched(own, variant.free, flops(shape.mapping(), shape.window), shape.window))
@@ -159,14 +158,14 @@ def config_of(shape: Shape, variant: Variant, bytes: int, seed: int) -> RunConfi
 
 
 def flops(model: dict[str, Any], window: int) -> float:
-    """Operations per byte of one forward pass over a window."""
+    """FLOPs per byte of a forward pass over a window."""
     with torch.device("meta"):
         built = build(RunConfig, {"model": model, "train": {"steps": 1}}, "benchmark").recipe.build()
     return built.flops(window, 0) / window
 
 
 def matched(model: dict[str, Any], free: int, goal: float, window: int) -> tuple[int, ...]:
-    """The layers of both stages; operations are linear in those of the free one, of which there is at least one."""
+    """The layers of both stages; FLOPs are linear in those of the free one, which has at least one."""
 
     def with_layers(count: int) -> list[int]:
         return [count if stage == free else layers for stage, layers in enumerate(model["layers"])]
@@ -180,7 +179,7 @@ def matched(model: dict[str, Any], free: int, goal: float, window: int) -> tuple
 
 @dataclass(frozen=True)
 class Slices:
-    """What all variants of a modality learn from and are measured on, as files that `bytelm` reads."""
+    """The training and evaluation bytes of a modality, as files that `bytelm` reads."""
 
     train: Path
     test: Path
@@ -251,12 +250,12 @@ class Stopped(Exception):
     """A signal ended a training early; what it reached is kept."""
 
     def __init__(self, signal: int) -> None:
-        super().__init__("stopped; the same command goes on from here")
+        super().__init__("stopped; run the same command again to resume")
         self.signal = signal
 
 
 def trained(config: RunConfig, data: Slices, run: Path) -> tuple[ByteModel, dict[str, Any]]:
-    """The model of a run that is at its end, and what it cost. Raises Stopped."""
+    """The model of a finished run, and its cost. Raises Stopped."""
     result = train([data.train], config, run, quiet=True)
     if result.signal is not None or result.progress is None:
         raise Stopped(result.signal or 0)

@@ -4,28 +4,27 @@
     python benchmarks/generate.py --json --rounds 3
     python benchmarks/generate.py --size 30M --models blt,transformer --peers plain
     python benchmarks/generate.py --size 100M --models blt-bf16,blt-int8,megabyte-bf16,megabyte-int8 --peers none
-    python benchmarks/generate.py --long                                prompts of 8 KiB and 64 KiB besides
+    python benchmarks/generate.py --long                                prompts of 8 KiB and 64 KiB too
     python benchmarks/generate.py --curve                               ms per byte of ours after 256 bytes to 64 KiB
     python benchmarks/generate.py --profile --models blt --batches 1    where a step's time goes, and a forward pass's
 
-Systems take turns within a round, every other round backwards, and medians over rounds are given. Weights and prompts
-are random, everything is greedy and float32 (but for models named "-bf16" or "-int8"), threads are as torch sets them.
-Parameters are counted without the tables of n-grams and of positions. The prompts of a batch are equally long, so that
-its rows open their patches together.
+Systems alternate within a round, every other round in reverse; medians over rounds. Weights and prompts are random,
+generation is greedy, in float32 (except for models named "-bf16" or "-int8"), with torch's default threads. Parameters
+exclude tables of n-grams and positions. Prompts of a batch have equal length, so that patches of its rows coincide.
 
-bytelm            through `bytelm.generate.session.pieces`, all that it does included; BLT with fixed patches of 5 bytes
-                  ("blt-entropy": the same patches, but an n-gram scorer is asked about every byte)
-plain             a byte Transformer as in nanoGPT with a cache allocated once: what BLT and MEGABYTE have to beat
-transformers      BltForCausalLM at our BLT's shape without a cache (with one its logits are wrong), so each byte reads
-                  the prefix again. Driven by hand: fixed patch lengths instead of its patcher, logits of the last
-                  position alone, no `generate` around it, all of which only makes it faster
-megabyte-pytorch  MEGABYTE at our widths, layers and patches, which reads the prefix again for each byte, too. Driven
-                  as its `generate` does, but greedily; `flash_attn` on and no rotary positions, which is its fastest.
-                  Its stages share one number of heads: that which brings its parameters nearest to ours is taken
+bytelm            by `bytelm.generate.session.pieces`; BLT with fixed patches of 5 bytes ("blt-entropy": the same
+                  patches, but an n-gram entropy model runs on every byte)
+plain             a byte Transformer as in nanoGPT with a preallocated cache: the baseline for BLT and MEGABYTE
+transformers      BltForCausalLM at our BLT's shape without a cache (with one its logits are wrong): each byte processes
+                  the prefix again. Favoured: fixed patch lengths instead of its patcher, logits of the last position
+                  only, no `generate` around it
+megabyte-pytorch  MEGABYTE at our widths, layers and patches, which also processes the prefix again for each byte.
+                  Driven as in its `generate`, but greedily, with `flash_attn` and without rotary positions, its fastest
+                  setting. Its stages share one number of heads: the one with parameters nearest to ours
 
-bytes_per_s is of all rows together, after the first byte; ms_first_byte is from the call until each row has one byte.
-floor_share: the time that reading a step's weights and caches takes, by the best of several reductions over a buffer
-as large as all that the model reads, to the time that the step took. A model that fits a cache is held to its speed.
+bytes_per_s: all rows together, after the first byte. ms_first_byte: from the call until each row has one byte.
+floor_share: fraction of the bandwidth roofline, the time to read a step's weights and caches, at the bandwidth of the
+best of several reductions over a buffer of that size (a cache's bandwidth if the model fits), by the step's time.
 """
 
 from __future__ import annotations
@@ -58,16 +57,16 @@ from bytelm.generate.session import Request, Session, pieces
 from bytelm.interfaces.model import ByteModel
 from bytelm.report.charts import Bar, bar_chart
 
-BYTES = 80  # after the first: whole patches of 5, of 8 and of 4 x 4, wherever they begin
+BYTES = 80  # after the first: a multiple of patches of 5, 8 and 4 x 4
 PATCH, WINDOW = 5, 512
 PROMPTS, LONG = (256, 2048), (8192, 65536)
 CURVE = (256, 1024, 4096, 16384, 65536)
 CURVES = ("blt", "megabyte", "transformer-window")
 MODELS = ("blt", "megabyte", "megabyte-3", "transformer")
 PEERS = ("plain", "transformers", "megabyte-pytorch")
-# Rows times bytes of prompt that a system is given at the most: memory, and of those without a cache the time.
+# Limits of rows × prompt bytes: by memory, and for systems without a cache by time.
 MOST = {"bytelm": 1 << 16, "plain": 1 << 16, "transformers": 1 << 13, "megabyte-pytorch": 1 << 16}
-SHORT = 4096  # up to so many, systems without a cache write 9 bytes, and 3 above
+SHORT = 4096  # up to so many, systems without a cache generate 9 bytes, above 3
 ROOF = 1 << 30  # bytes of the largest buffer that bandwidth is measured on
 
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -113,7 +112,7 @@ def recipe(shapes: Shapes, name: str) -> Recipe:
     mapping: dict[str, Any] = {"model": model}
     if kind == "blt":
         mapping["patching"] = {"name": "fixed", "size": PATCH}
-    if variant == "entropy":  # nothing is ever so unsure: the bound on length alone cuts
+    if variant == "entropy":  # the threshold is never exceeded: patches end by max_length
         mapping["patching"] = {"name": "entropy", "threshold": 100.0, "max_length": PATCH}
         mapping["entropy_model"] = {"name": "ngram"}
     if variant == "window":
@@ -122,7 +121,7 @@ def recipe(shapes: Shapes, name: str) -> Recipe:
 
 
 def plain_name(name: str) -> tuple[str, Quantization | None]:
-    """A model's name without how its weights are rounded, and that."""
+    """A model's name without its quantization, and the quantization."""
     for weights in ("bf16", "int8"):
         if name.endswith(f"-{weights}"):
             return name.removesuffix(f"-{weights}"), weights
@@ -144,13 +143,13 @@ def ours(model: ByteModel, quantize: Quantization | None) -> Writer:
 
 
 def traffic(contender: Contender, rows: int, length: int, capacity: int) -> float:
-    """Bytes that one step of all rows has to read when each has read `length` ids."""
+    """Bytes that one step of all rows reads after `length` ids each."""
     weights = plain_name(contender.model)[1]
     return open_decoder(contender.net, rows=rows, capacity=capacity, quantize=weights).traffic(length)
 
 
 def bandwidth(size: int) -> float:
-    """Bytes per second at which a buffer of so many bytes is read again and again: the best of several reductions."""
+    """Read bandwidth over a buffer of so many bytes: the best of several reductions."""
     buffer = torch.ones(max(1024, min(size, ROOF) // 4))
     best = float("inf")
     for read in (buffer.sum, buffer.amax, buffer.view(torch.int32).amax, lambda: torch.dot(buffer, buffer)):
@@ -173,7 +172,7 @@ class Contender:
 
 
 def contenders(shapes: Shapes, models: Sequence[str], peers: Sequence[str], capacity: int) -> Iterator[Contender]:
-    """Ours, then the peers of those; what is not installed is told and left out."""
+    """Ours, then their peers; those not installed are reported and skipped."""
     torch.manual_seed(0)
     for name in models:
         model = recipe(shapes, name).build()
@@ -189,12 +188,12 @@ def contenders(shapes: Shapes, models: Sequence[str], peers: Sequence[str], capa
             try:
                 yield Contender(system, name, *makers[system](recipe(shapes, name).model))
             except ImportError as error:
-                print(f'{system} / {name} is left out ({error}): pip install -e ".[bench]" adds it', file=sys.stderr)
+                print(f'skipping {system} / {name} ({error}): pip install -e ".[bench]" adds it', file=sys.stderr)
 
 
 @dataclass
 class Cell:
-    """One contender after prompts of one length, and what was measured of it so far."""
+    """One contender at one prompt length, and its measurements so far."""
 
     contender: Contender
     batch: int
@@ -232,7 +231,7 @@ class Cell:
 
 
 def cells(found: Sequence[Contender], prompts: Sequence[int], batches: Sequence[int], count: int) -> Iterator[Cell]:
-    """What is to be compared stands together: it is measured at nearly the same time."""
+    """Cells in an order in which those to be compared are measured at nearly the same time."""
     for prompt in prompts:
         for batch in batches:
             for contender in found:
@@ -246,7 +245,7 @@ def cells(found: Sequence[Contender], prompts: Sequence[int], batches: Sequence[
 
 def measured(table: Sequence[Cell], rounds: int, size: str) -> list[dict[str, Any]]:
     for contender, batch in dict.fromkeys((cell.contender, cell.batch) for cell in table):
-        Cell(contender, batch, 64, 2).measure()  # what a first call sets up
+        Cell(contender, batch, 64, 2).measure()  # warm-up
     for turn in range(rounds):
         began = time.perf_counter()
         for cell in table if turn % 2 == 0 else reversed(table):
@@ -263,15 +262,15 @@ def measured(table: Sequence[Cell], rounds: int, size: str) -> list[dict[str, An
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    print(f"{'system':<17}{'model':<19}{'batch':>5}{'prompt':>8}{'bytes/s':>10}{'first byte, ms':>16}{'floor':>8}")
+    print(f"{'system':<17}{'model':<19}{'batch':>5}{'prompt':>8}{'bytes/s':>10}{'TTFB (ms)':>16}{'roofline':>10}")
     for row in rows:
         floor = "–" if row["floor_share"] is None else f"{row['floor_share']:.0%}"
         where = f"{row['system']:<17}{row['model']:<19}{row['batch']:>5}{row['prompt']:>8}"
-        print(f"{where}{row['bytes_per_s']:>10.1f}{row['ms_first_byte']:>16.1f}{floor:>8}")
+        print(f"{where}{row['bytes_per_s']:>10.1f}{row['ms_first_byte']:>16.1f}{floor:>10}")
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[int, float]]]:
-    """What is compared, and ratios of bytes per second by the length of the prompt."""
+    """Ratios of bytes per second, by name and prompt length."""
     lines: dict[str, dict[int, float]] = {}
     by = {(row["system"], row["model"], row["batch"], row["prompt"]): row["bytes_per_s"] for row in rows}
     for (system, model, batch, prompt), speed in by.items():
@@ -304,7 +303,7 @@ def show_curve(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def forward(model: ByteModel) -> Writer:
-    """A model of ours by its own forward pass with a state, byte by byte: what decoders stand beside."""
+    """A model of ours by its forward pass with a state, byte by byte."""
 
     def write(prompts: Sequence[bytes], count: int) -> Iterator[None]:
         session = Session(PlainDecoder(model, len(prompts), 1 + len(prompts[0]) + count))
@@ -318,13 +317,13 @@ def forward(model: ByteModel) -> Writer:
 
 
 def label(row: dict[str, Any]) -> str:
-    """Ours by the model; peers by their name, or what there is room for."""
+    """The label of a bar: ours by the model, peers by their name."""
     peers = {"plain": "nanoGPT-like", "megabyte-pytorch": "MEGABYTE-pt."}
     return row["model"] if row["system"] == "bytelm" else peers.get(row["system"], row["system"])
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> str:
-    """kB a second of one document, fastest first, beside each other by the length of the prompt: an SVG file."""
+    """Throughput of one document, fastest first, one chart per prompt length, as an SVG file."""
     charts: list[tuple[int, int, str]] = []
     for column, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows)):
         own = [row for row in rows if (row["batch"], row["prompt"]) == (1, prompt)]
@@ -336,13 +335,13 @@ def picture(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def profile(contender: Contender, batch: int, prompt: int, count: int) -> None:
-    """A step as it runs alone, then as torch's profiler sees it, then as Python's does; each slows what it watches."""
+    """Time a step without a profiler, then with torch's and Python's, which slow it down."""
     steps = contender.write(random_prompts(batch, prompt), 17 + 3 * count)
     sum(1 for _ in islice(steps, 17))
     began = time.perf_counter()
     sum(1 for _ in islice(steps, count))
     took = 1e6 * (time.perf_counter() - began) / count
-    print(f"\n{contender.system} / {contender.model}, batch {batch}, after {prompt} bytes: {took:.0f} µs a step")
+    print(f"\n{contender.system} / {contender.model}, batch {batch}, after {prompt} bytes: {took:.0f} µs per step")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         sum(1 for _ in islice(steps, count))
     python = cProfile.Profile()
@@ -358,9 +357,9 @@ def place(file: str, line: int, name: str) -> str:
 
 
 def top(title: str, found: Sequence[tuple[str, float, int]], steps: int, most: int = 14) -> None:
-    """Microseconds by themselves, and calls, of one step."""
+    """Self time in microseconds, and calls, per step."""
     whole = sum(own for _, own, _ in found)
-    print(f"  {title + ', by themselves':<62}{'µs':>8}{'share':>8}{'calls':>8}   ({whole / steps:.0f} µs in all)")
+    print(f"  {title + ', self time':<62}{'µs':>8}{'share':>8}{'calls':>8}   ({whole / steps:.0f} µs in total)")
     for name, own, calls in sorted(found, key=lambda entry: -entry[1])[:most]:
         print(f"    {name[:58]:<60}{own / steps:>8.0f}{own / whole:>8.0%}{calls / steps:>8.1f}")
 
@@ -380,9 +379,9 @@ def options_of(arguments: Sequence[str] | None, sizes: Sequence[str]) -> argpars
     )
     parser.add_argument("--peers", type=names, default="all", help=f"all, none, or of {','.join(PEERS)}")
     parser.add_argument("--prompts", type=numbers, help=f"default {','.join(map(str, PROMPTS))}")
-    parser.add_argument("--long", action="store_true", help=f"prompts of {' and '.join(map(str, LONG))} bytes besides")
+    parser.add_argument("--long", action="store_true", help=f"prompts of {' and '.join(map(str, LONG))} bytes too")
     parser.add_argument("--batches", type=numbers, default="1,8")
-    parser.add_argument("--bytes", type=int, default=BYTES, help="written after the first (default: %(default)s)")
+    parser.add_argument("--bytes", type=int, default=BYTES, help="generated after the first (default: %(default)s)")
     parser.add_argument("--rounds", type=int, help="default 5, of a curve 1")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture")

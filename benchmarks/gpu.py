@@ -1,21 +1,21 @@
-"""What a GPU makes of bytelm, stage by stage; every figure is kept as soon as it is there.
+"""Benchmarks on a GPU, in stages; every result is written at once.
 
-    python benchmarks/gpu.py env steps --seconds 300     some stages (all unless named), so long at the most
-    python benchmarks/gpu.py steps --only "BLT 100M"     some measurements of them
+    python benchmarks/gpu.py env steps --seconds 300     some stages (default: all), with a time limit
+    python benchmarks/gpu.py steps --only "BLT 100M"     some measurements of a stage
     python benchmarks/gpu.py --piece 1                   the stages of one of three calls, each below ten minutes
-    python benchmarks/gpu.py --pretend                   every stage on the CPU in shapes of no size: a rehearsal
+    python benchmarks/gpu.py --pretend                   a rehearsal: every stage on the CPU in tiny shapes
 
-On a machine that lacks what `gpu_bundle.py` gathers: PYTHONPATH=build/gpu/libs:src. Each stage is a process (`stages/`
-says what it measures), each measurement a line of OUT/STAGE.jsonl; what is there is not measured again. One that takes
-too long is given up, and where it stood is told. After a failed kernel no call of CUDA succeeds in that process: it
-ends, the measurement is tried once more with CUDA_LAUNCH_BLOCKING=1, so that the error names its place, and the next
-process goes on behind it. OUT/table.txt has what is printed at the end.
+On a machine that lacks what `gpu_bundle.py` gathers: PYTHONPATH=build/gpu/libs:src. Each stage (see `stages/`) is a
+process, each measurement a line of OUT/STAGE.jsonl; existing ones are kept. One that takes too long is aborted, with
+its stack. After a failed kernel all CUDA calls of that process fail: it ends, the measurement is repeated once with
+CUDA_LAUNCH_BLOCKING=1, so that the error has the right place, and the next process continues. OUT/table.txt has the
+final table.
 
 piece 1   env, ceilings, waits, laws, kernels, tables, steps, greedy, write
 piece 2   compare
 piece 3   peers, check
 
-"floors" needs no GPU: what a step would take by memory and products alone, at the rates that OUT/ceilings.jsonl has.
+"floors" needs no GPU: roofline step times at the rates in OUT/ceilings.jsonl.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SHOWN = 300  # letters of a measurement that are printed when it is there
 
 
 def measure(call: Callable[[], Found]) -> Found:
-    """What a measurement found, or how it failed."""
+    """The result of a measurement, or its failure."""
     try:
         return call()
     except Exception as error:
@@ -70,7 +70,7 @@ def broken(bench: Bench) -> bool:
 
 
 def work(stage: str, bench: Bench, only: Sequence[str], again: str | None) -> int:
-    """Measure what is not measured yet; or one thing once more, whose kernels wait for each other then."""
+    """Run the missing measurements, or one again with blocking launches."""
     module = importlib.import_module(f"stages.{stage}")
     done = bench.found(stage)
     for name, call in module.measurements(bench):
@@ -93,13 +93,13 @@ def work(stage: str, bench: Bench, only: Sequence[str], again: str | None) -> in
 
 
 def begun(out: Path, stage: str) -> str | None:
-    """The measurement that a process which is no more was at."""
+    """The measurement during which a process died."""
     last = (list(read(out, stage)) or [{}])[-1]
     return last["name"] if "begun" in last else None
 
 
 def process(stage: str, options: argparse.Namespace, left: float, again: str | None = None) -> int | None:
-    """Run a stage's process and tell what it finds. Its exit code; None where time was over."""
+    """Run a stage's process and print its results. Returns its exit code; None after a timeout."""
     command = [sys.executable, str(Path(__file__)), stage, "--out", str(options.out), "--data", str(options.data)]
     command += ["--budget", str(options.budget), "--seconds", str(left), "--work", *["--pretend"] * options.pretend]
     command += [word for name in options.only for word in ("--only", name)] + (["--again", again] if again else [])
@@ -141,14 +141,14 @@ def short(line: Found) -> str:
 
 
 def run(stage: str, options: argparse.Namespace, end: float) -> None:
-    """A stage, in as many processes as it takes."""
+    """A stage, in as many processes as needed."""
     while (left := end - time.monotonic()) > 0:
         before = len(list(read(options.out, stage)))
         code = process(stage, options, left)
         if code in (0, None):
             return
         lines = list(read(options.out, stage))
-        if len(lines) == before:  # it did not even begin
+        if len(lines) == before:  # it did not start
             line = {"name": "start", "failed": f"the process ended with code {code}: see {stage}.log"}
             write(options.out, stage, line)
             tell(stage, line)
@@ -164,7 +164,7 @@ def show(value: Any) -> str:
 
 
 def table(out: Path, stages: Sequence[str]) -> Iterator[str]:
-    """What was found: a line a measurement, stage by stage."""
+    """The results: one line per measurement, by stage."""
     for stage in stages:
         lines = [line for line in read(out, stage) if "begun" not in line]
         if not lines:
@@ -185,7 +185,7 @@ def table(out: Path, stages: Sequence[str]) -> Iterator[str]:
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all unless named")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; default: all")
     parser.add_argument("--piece", type=int, choices=PIECES, help="the stages of one call")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a measurement of them")
     parser.add_argument("--seconds", type=float, default=570.0, help="for all of them (default: %(default)s)")
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench = Bench(device, options.out, options.pretend, options.data, options.budget, options.seconds)
         return work(options.stages[0], bench, options.only, options.again)
     if not (cuda or options.pretend or set(options.stages) <= set(MUTABLE_SETTINGS)):
-        print("gpu.py: no GPU here: --pretend tries every stage on the CPU", file=sys.stderr)
+        print("gpu.py: no GPU: --pretend runs every stage on the CPU", file=sys.stderr)
         return 1
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stage is left running
     try:

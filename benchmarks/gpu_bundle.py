@@ -3,8 +3,8 @@
     python benchmarks/gpu_bundle.py                       data from ../shared/data
     python benchmarks/gpu_bundle.py --data DATA --into build/gpu
 
-build/gpu/libs   packages in pure Python, as they are installed here; those that are not are told and left out
-build/gpu/data   corpora, packed as they lie in DATA; what is absent, or does not fit, is told and left out
+build/gpu/libs   pure Python packages as installed here; missing ones are reported and skipped
+build/gpu/data   corpora of DATA, packed; those that are missing, or do not fit, are reported and skipped
 
 Then, there: PYTHONPATH=build/gpu/libs:src python benchmarks/gpu.py --piece 1
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 LIMIT = 55_000_000  # bytes of all
 DATA_LIMIT = 40_000_000  # bytes of corpora
 PACKAGES = ("cyclopts", "docstring-parser", "rich-rst", "beartype", "MEGABYTE-pytorch")
-# The most wanted first. Those to be measured on stand with those to learn from.
+# In order of importance; held-out files are with their training files.
 CORPORA = (
     "books/train.txt.xz",
     "books/test.txt.xz",
@@ -41,10 +41,7 @@ class BundleError(Exception):
 
 
 def files_of(package: str) -> list[tuple[Path, Path]]:
-    """The files of a package, and where they lie below a folder of PYTHONPATH; none if it is not installed.
-
-    Raises BundleError for one that was compiled: it would not run on another machine.
-    """
+    """The files of a package with their relative paths; empty if not installed. Raises BundleError if compiled."""
     try:
         found = metadata.files(package) or []
     except metadata.PackageNotFoundError:
@@ -56,7 +53,7 @@ def files_of(package: str) -> list[tuple[Path, Path]]:
 
 
 def gather_packages(packages: Iterable[str], into: Path) -> int:
-    """Copy packages; bytes of them."""
+    """Copy packages; returns their bytes."""
     size = 0
     for package in packages:
         files = files_of(package)
@@ -70,7 +67,7 @@ def gather_packages(packages: Iterable[str], into: Path) -> int:
 
 
 def gather_data(corpora: Iterable[str], data: Path, into: Path, limit: int) -> int:
-    """Copy corpora as long as there is room; bytes of them."""
+    """Copy corpora while they fit; returns their bytes."""
     size = 0
     for name in corpora:
         source = data / name

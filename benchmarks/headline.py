@@ -1,18 +1,17 @@
-"""MEGABYTE's generation speed (paper, Table 5: 1.3B + 218M writes 8192 bytes in 93 s, a 350M Transformer in 132 s).
+"""MEGABYTE's decode throughput (paper, Table 5: 8192 bytes in 93 s at 1.3B + 218M, in 132 s by a 350M Transformer).
 
     python benchmarks/headline.py                  both, bf16, at contexts up to 8192, one document and eight at a time
     python benchmarks/headline.py --quantize int8
-    python benchmarks/headline.py --whole 8192     both write 8192 bytes from nothing, besides
+    python benchmarks/headline.py --whole 8192     also 8192 bytes from an empty context
     python benchmarks/headline.py --json
 
-Weights are random. Both models are read by the same kernels, so that they have the same tricks. What stands in the
-caches before a measured stretch is filled in, not read: the time does not depend on it. Systems take turns; medians.
+Weights are random. Both models use the same kernels. Caches before a measured segment are filled instead of computed:
+the time does not depend on their values. Systems alternate; medians.
 
-ms is for a byte in every row. floor_share: the time in which what a step has to read (weights, keys and values) comes
-from memory, to the time that the step took; memory is as fast as the best of several reductions over 512 MiB was just
-before and after, as a shared machine is not always equally fast. The whole generation is integrated over contexts
-(trapezoids). Two ratios are given: Transformer ms / MEGABYTE ms as measured, and of the bytes that each moves, which is
-what it would be if both ran at the speed of memory.
+ms: per byte in every row. floor_share: fraction of the bandwidth roofline, the time to read a step's weights and caches
+by the step's time; bandwidth is the best of several reductions over 512 MiB just before and after, as a shared machine
+varies. The time of a complete generation is integrated over contexts (trapezoids). Two ratios: Transformer ms /
+MEGABYTE ms as measured, and of the bytes that each reads, which is the ratio at the bandwidth limit.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.units import BOS
 
 LIMIT = 8192  # ids of a document
-POINTS = (0, 1024, 2048, 3072, 4096, 5120, 6144, 7168, 8192)  # between which the whole generation is integrated
-STEPS = 16  # bytes of a measured stretch: two patches
+POINTS = (0, 1024, 2048, 3072, 4096, 5120, 6144, 7168, 8192)  # contexts of the integration
+STEPS = 16  # bytes of a measured segment: two patches
 ROOF = 1 << 29
 PAPER = 132 / 93
 GREEDY = Sampling(temperature=0.0)
@@ -53,7 +52,7 @@ PAIR: dict[str, dict[str, Any]] = {
 
 
 def random_model(mapping: dict[str, Any]) -> ByteModel:
-    """In bfloat16 from the start: half the memory, and nothing is learned from it."""
+    """A model with random weights, in bfloat16 from the start to halve memory."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -73,7 +72,7 @@ def random_model(mapping: dict[str, Any]) -> ByteModel:
 
 
 def stand_at(decoder: Decoder, length: int) -> None:
-    """As if every row had read so many ids; the caches hold small numbers, not zeros of a page that is nowhere."""
+    """As if every row had read so many ids; with small numbers in caches, so that their pages are allocated."""
     for layers in (part for part in vars(decoder).values() if isinstance(part, Layers)):
         for cache in layers.arrays:
             if cache.ndim > 2:
@@ -84,7 +83,7 @@ def stand_at(decoder: Decoder, length: int) -> None:
 
 
 def roof(buffer: torch.Tensor) -> float:
-    """Bytes a second that memory gives to the best of several reductions."""
+    """Memory bandwidth: the best of several reductions, in bytes per second."""
     best = float("inf")
     for read in (buffer.sum, buffer.amax, buffer.view(torch.int32).amax, buffer.sum, buffer.amax):
         began = time.perf_counter()
@@ -95,7 +94,7 @@ def roof(buffer: torch.Tensor) -> float:
 
 @dataclass
 class Place:
-    """One model at one context with so many rows."""
+    """One model at one context and batch size."""
 
     model: str
     context: int
@@ -130,7 +129,7 @@ class Place:
 
 
 def places(models: dict[str, ByteModel], options: argparse.Namespace) -> Iterator[list[Place]]:
-    """What is measured in turn: all contexts with one row, then short and long ones with several."""
+    """Groups of measurements: all contexts at batch 1, then short and long ones at larger batches."""
     for batch in options.batches:
         opened = {
             name: open_decoder(model, rows=batch, capacity=LIMIT, weights=options.weights)
@@ -141,7 +140,7 @@ def places(models: dict[str, ByteModel], options: argparse.Namespace) -> Iterato
 
 
 def whole(decoder: Decoder, count: int) -> float:
-    """Seconds in which so many bytes are written, one after the other, from nothing."""
+    """Seconds to generate so many bytes from an empty context."""
     row, ids = np.zeros(1, np.int64), np.array([BOS])
     decoder.rollback(row, row)
     began = time.perf_counter()
@@ -151,13 +150,13 @@ def whole(decoder: Decoder, count: int) -> float:
 
 
 def integrated(rows: Sequence[dict[str, Any]], model: str, what: str) -> float:
-    """Over a generation of LIMIT bytes by one row: seconds, or gigabytes moved."""
+    """Over a generation of LIMIT bytes at batch 1: seconds, or gigabytes read."""
     points = [(row["context"], row[what] / 1e3) for row in rows if row["model"] == model and row["batch"] == 1]
     return sum((b - a) * (one + other) / 2 for (a, one), (b, other) in pairwise(points))
 
 
 def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Transformer to MEGABYTE, as measured and by what is moved."""
+    """Ratios of the Transformer to MEGABYTE, as measured and by bytes read."""
     found: dict[str, dict[str, float]] = {}
     plain, ours = names
     if any(row["batch"] == 1 for row in rows):
@@ -177,9 +176,9 @@ def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, d
 
 def show(rows: Sequence[dict[str, Any]], found: dict[str, dict[str, float]], memory: float) -> None:
     print(f"memory: {memory / 1e9:.1f} GB/s, {torch.get_num_threads()} threads\n")
-    print(f"{'model':<24}{'batch':>6}{'context':>9}{'ms/byte':>10}{'bytes/s':>10}{'MB read':>10}{'floor':>8}")
+    print(f"{'model':<24}{'batch':>6}{'context':>9}{'ms/byte':>10}{'bytes/s':>10}{'MB read':>10}{'roofline':>10}")
     for row in rows:
-        figures = f"{row['ms']:>10.2f}{row['bytes_per_s']:>10.1f}{row['mb']:>10.0f}{row['floor_share']:>8.0%}"
+        figures = f"{row['ms']:>10.2f}{row['bytes_per_s']:>10.1f}{row['mb']:>10.0f}{row['floor_share']:>10.0%}"
         print(f"{row['model']:<24}{row['batch']:>6}{row['context']:>9}{figures}")
     print(f"\n{'Transformer / MEGABYTE':<40}{'measured':>10}{'moved':>10}   (paper, whole generation: {PAPER:.2f})")
     for name, ratio in found.items():
@@ -192,7 +191,7 @@ def main(arguments: Sequence[str] | None = None, pair: dict[str, dict[str, Any]]
     parser.add_argument("--quantize", choices=("bf16", "int8"), default="bf16")
     parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--whole", type=int, default=0, help="bytes that both write from nothing, besides")
+    parser.add_argument("--whole", type=int, default=0, help="bytes that both also generate from an empty context")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     models = {name: random_model(mapping) for name, mapping in pair.items()}

@@ -1,24 +1,24 @@
-"""Is what is generated the same, however it is computed? Greedy, five prompts, every way there is, for every model.
+"""Batch and chunking invariance of greedy generation: five prompts, every way to compute them, every model.
 
     python benchmarks/identity.py                                random weights of about 10M parameters
     python benchmarks/identity.py --runs runs/notes runs/code    trained models, and how often their drafts are right
     python benchmarks/identity.py --bytes 4096 --prompts a.txt b.txt --json
 
-Every way is compared with the decoder's single rows:
+Every way is compared with the decoder at batch 1:
 
-batch               the five prompts in one session, whose rows are of different lengths
-chunks of 7         prompts read by so many bytes at a time
+batch               the five prompts in one session, with ragged lengths
+chunks of 7         prefill in chunks of 7 bytes
 one thread
-drafts of 4, of 8   written by the local model and verified (BLT and MEGABYTE)
-forward, cached     the model's own forward pass, byte by byte with its state
-forward, whole      its forward pass over the whole text at once, nothing cached: the likeliest byte at every place
+drafts of 4, of 8   self-speculative decoding (BLT and MEGABYTE)
+forward, cached     the model's forward pass, byte by byte with its state
+forward, whole      its forward pass over the whole text at once: the most likely byte at every place
 forward, compiled   the same with its blocks compiled
 
-A way that is the same writes the same bytes at every place. Where it does not, the first place is told, and by how much
-the two likeliest bytes differ there: forward passes round otherwise, and near ties may fall either way.
+For a way that differs, the first differing place is printed, with the gap of the two most likely bytes there: forward
+passes round differently, and near ties may fall either way.
 
-With --runs, drafts are told: the share that the full model wrote too, greedily and at temperature 0.8, the bytes that a
-verifying pass writes, and bytes per second with drafts to those without, in turn.
+With --runs, also the acceptance rate of drafts, greedily and at temperature 0.8, the bytes per verifying pass, and the
+speed-up by drafts.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def alone(open_one: Callable[[], Decoder], prompts: Sequence[bytes], count: int,
 
 @torch.inference_mode()
 def whole(model: ByteModel, prompts: Sequence[bytes], texts: Sequence[bytes]) -> list[bytes]:
-    """The likeliest byte at every place of texts that are given: what greedy writing would write from nothing."""
+    """The most likely byte at every place of given texts, by one forward pass."""
     found: list[bytes] = []
     for prompt, text in zip(prompts, texts, strict=True):
         ids = torch.tensor([[BOS, *prompt, *text]])[:, :-1]
@@ -125,7 +125,7 @@ def ways(
 
 
 def difference(model: ByteModel, prompts: Sequence[bytes], base: Sequence[bytes], other: Sequence[bytes]) -> str:
-    """The first place at which two ways differ, and by how much the two likeliest bytes do there."""
+    """The first place at which two ways differ, and the gap of the two most likely bytes there."""
     for prompt, one, two in zip(prompts, base, other, strict=True):
         for place, (a, b) in enumerate(zip(one, two, strict=True)):
             if a != b:
@@ -137,7 +137,7 @@ def difference(model: ByteModel, prompts: Sequence[bytes], base: Sequence[bytes]
 
 
 def acceptance(model: ByteModel, prompts: Sequence[bytes], count: int) -> Iterator[dict[str, Any]]:
-    """How often drafts are right, and what they bring."""
+    """Acceptance rates and speed-ups of drafts."""
     capacity = 1 + max(map(len, prompts)) + count
     decoder = open_decoder(model, rows=1, capacity=capacity)
     for temperature in (0.0, 0.8) if decoder.drafts else ():
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps({"rows": rows, "drafts": drafts}))
     for row in drafts if not options.json else ():
-        shares = f"{row['accepted']:.0%} of the drafts right, {row['bytes_per_pass']:.2f} bytes a pass"
+        shares = f"{row['accepted']:.0%} of drafts accepted, {row['bytes_per_pass']:.2f} bytes per pass"
         print(
             f"{row['model']:<20}drafts of {row['length']} at {row['temperature']}: {shares}, speed x {row['speed']:.2f}"
         )

@@ -1,10 +1,10 @@
-"""The papers' tables, small: models of all kinds at equal FLOPs on prose, LaTeX, code, pictures and sound.
+"""The papers' tables at small scale: all model kinds at equal FLOPs on prose, LaTeX, code, images and audio.
 
     python benchmarks/papers.py --data DATA --budget 3e12 --only books,code    resumes; prints the tables in Markdown
-    python benchmarks/papers.py --data DATA --budget 3e12,1e13,3e13 --only books     how it goes on with the budget
+    python benchmarks/papers.py --data DATA --budget 3e12,1e13,3e13 --only books     the trend with the budget
 
-DATA holds one folder a corpus (see CORPORA), with a file to learn from and one to measure on. Each corpus and budget is
-one `bytelm compare`, in RUNS/CORPUS-BUDGET.
+DATA has one folder per corpus (see CORPORA), with a training and a test file. Each corpus and budget is one
+`bytelm compare`, in RUNS/CORPUS-BUDGET.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TEXT = "blt,space,megabyte,byte,byte-window,perceiver,linear,bpe:1024,bpe:4096"
 
 @dataclass(frozen=True)
 class Corpus:
-    """A set of the shared data, what stands for it in the papers, and the models that make sense on it."""
+    """A corpus, its counterpart in the papers, and suitable models."""
 
     learnt: str
     held_out: str
@@ -48,7 +48,7 @@ CORPORA = {
         "images/natural64.train.npy.xz",
         "images/natural64.test.npy.xz",
         "Image64",
-        "blt,megabyte:12,byte-window,linear",  # perceiver fits from 1.5e13 FLOPs on, byte from 3.4e13
+        "blt,megabyte:12,byte-window,linear",  # perceiver fits from 1.5e13 FLOPs, byte from 3.4e13
         "image:32:patch2",
     ),
     "audio": Corpus(
@@ -79,7 +79,7 @@ PAPERS = {"MEGABYTE": MEGABYTE, "SpaceByte": SPACEBYTE}
 
 
 def compared(name: str, budget: float, data: Path, runs: Path, seeds: int, models: str | None) -> dict[str, Any] | int:
-    """The results of one corpus at one budget, or the signal that ended it early."""
+    """The results of one corpus at one budget, or the signal that stopped it."""
     corpus, home = CORPORA[name], runs / f"{name}-{power(budget)}"
     table = modality_table(corpus.modality) if corpus.modality else None
     paths, held_out = [str(data / corpus.learnt)], [str(data / corpus.held_out)]
@@ -99,7 +99,7 @@ def kind(model: str) -> str:
 
 
 def best_of(found: Mapping[str, Any]) -> dict[str, float]:
-    """Bits per byte of each kind: the better one where there are two of a kind."""
+    """Bits per byte of each kind, the best if there are several."""
     best: dict[str, float] = {}
     for model in found["models"]:
         best[kind(model["model"])] = min(model["bits_per_byte"], best.get(kind(model["model"]), 99.0))
@@ -107,7 +107,7 @@ def best_of(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def ratios(name: str, found: Mapping[str, Any]) -> Iterator[list[str]]:
-    """A row a claim: bits per byte of a kind to those of MEGABYTE, here and in the papers that tried it."""
+    """One row per claim: bits per byte of a kind relative to MEGABYTE, here and in the papers."""
     ours = best_of(found)
     for other in (other for other in ours if other != "megabyte" and "megabyte" in ours):
         ratio = ours[other] / ours["megabyte"]
@@ -127,7 +127,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def trend(found: Mapping[float, Mapping[str, Any]]) -> str:
-    """Bits per byte by budget, and how far each model is from the better BPE model."""
+    """Bits per byte by budget, and the difference of each model to the better BPE model."""
     names = list(dict.fromkeys(model["model"] for one in found.values() for model in one["models"]))
     rows: list[list[str]] = []
     for name in names:
@@ -142,7 +142,7 @@ def trend(found: Mapping[float, Mapping[str, Any]]) -> str:
 
 
 def picture(found: Mapping[str, Mapping[float, Mapping[str, Any]]]) -> str:
-    """Bits per byte against the budget of models that had several, a chart a corpus: an SVG file by itself."""
+    """Bits per byte against the budget, one chart per corpus, for models with several budgets, as an SVG file."""
     charts: list[tuple[str, str]] = []
     for name, budgets in found.items():
         lines: dict[str, list[tuple[float, float]]] = {}
@@ -151,7 +151,7 @@ def picture(found: Mapping[str, Mapping[float, Mapping[str, Any]]]) -> str:
                 lines.setdefault(model["model"], []).append((budget, model["bits_per_byte"]))
         lines = {model: points for model, points in lines.items() if len(points) > 1}
         title = f"{name}: bits per byte by budget"
-        words = f"{name}: held-out bits per byte at each budget, every model in the size that the budget gives it."
+        words = f"{name}: held-out bits per byte at each budget, every model sized to the budget."
         charts.append((line_chart(lines, "training FLOPs", "bits per byte", title, log_x=True, show_x=power), words))
     return page([charts[i : i + 2] for i in range(0, len(charts), 2)])
 
@@ -166,8 +166,8 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--runs", type=Path, default=Path("runs/papers"), metavar="DIR")
     parser.add_argument("--budget", default="3e12", help="training FLOPs of each model; several with commas")
-    parser.add_argument("--only", default=",".join(CORPORA), help="of the corpora, these (default: %(default)s)")
-    parser.add_argument("--models", help="instead of those that go with a corpus")
+    parser.add_argument("--only", default=",".join(CORPORA), help="corpora (default: %(default)s)")
+    parser.add_argument("--models", help="default: those of each corpus")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture")
@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name in options.wanted:
                 one = compared(name, budget, options.data, options.runs, options.seeds, options.models)
                 if isinstance(one, int):
-                    print("stopped; the same command goes on from here", file=sys.stderr)
+                    print("stopped; run the same command again to resume", file=sys.stderr)
                     return 128 + one
                 found[name][budget] = one
     except BytelmError as error:
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for budget, one in budgets.items():
             print(f"\n### {name}, {power(budget)} FLOPs\n\n{markdown(one)}")
         if len(budgets) > 1:
-            print(f"\n### {name}: by budget (and from the better BPE model)\n\n{trend(budgets)}")
+            print(f"\n### {name}: by budget (and difference to the better BPE model)\n\n{trend(budgets)}")
     rows = [row for name, budgets in found.items() for row in ratios(name, budgets[max(budgets)])]
     head = ["corpus", "ratio", "ours", *(word for paper in PAPERS for word in (paper, "same sign"))]
     print(f"\n### Ratios\n\n{table(head, rows)}")

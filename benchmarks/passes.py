@@ -1,4 +1,4 @@
-"""The kernels of `bytelm.nn` on the meta device: results without numbers, each a pass over memory in a `roofline`."""
+"""The kernels of `bytelm.nn` on the meta device, each counted as a pass over memory in a `roofline`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bytelm.nn import fused, runs
 
 
 class Pass(torch.autograd.Function):
-    """One kernel there and one back: what it reads and writes, and its operations."""
+    """A kernel, forward and backward: bytes read and written, and FLOPs."""
 
     @staticmethod
     def forward(ctx: Any, floor: Floor, name: str, make: Callable[..., Any], operations: float, *inputs: Tensor) -> Any:
@@ -38,7 +38,7 @@ class Pass(torch.autograd.Function):
 
 
 def kernels_of(floor: Floor) -> SimpleNamespace:
-    """What `fused.kernels` gives, by name."""
+    """The functions of `fused.kernels`."""
 
     def one(name: str, make: Callable[..., Any], *inputs: Tensor) -> Any:
         return Pass.apply(floor, name, make, 0.0, *inputs)
@@ -65,13 +65,13 @@ def kernels_of(floor: Floor) -> SimpleNamespace:
 
 
 def attend(floor: Floor, query: Tensor, keys: Tensor, values: Tensor, these: Any) -> Tensor:
-    """Attention by runs: the pairs that are seen are multiplied."""
+    """Attention by runs: FLOPs of visible pairs only."""
     operations = 4.0 * these.pairs * query.shape[1] * query.shape[2]
     return Pass.apply(floor, "attention", lambda query, *_: torch.empty_like(query), operations, query, keys, values)
 
 
 def counted(of: Callable[..., Any], queries: Tensor, keys: Tensor, window: int | None, device: Any) -> Any:
-    """Runs that know their pairs: of n queries and m keys, the last query sees m of them, the one before one less."""
+    """Runs with their number of pairs: of n queries and m keys, the last query sees m, the one before one less."""
     found = of(queries, keys, window, device)
     n, m = queries.diff().double(), keys.diff().double()
     seen = n * m - n * (n - 1) / 2
@@ -84,7 +84,7 @@ def counted(of: Callable[..., Any], queries: Tensor, keys: Tensor, window: int |
 
 @contextlib.contextmanager
 def fused_passes(floor: Floor) -> Generator[None]:
-    """Have models on the meta device find the kernels that a GPU has."""
+    """Give models on the meta device the kernels of a GPU."""
     kernels, of = kernels_of(floor), runs.Runs.of
     with contextlib.ExitStack() as stack:
         for target, name, new in (

@@ -1,4 +1,4 @@
-"""What `generate.py` measures bytelm against: a plain Transformer with a cache, and the published models of others.
+"""The peers of `generate.py`: a plain Transformer with a cache, and published implementations of others.
 
 Each is a `Writer`, and the shapes are those of our models' configurations.
 """
@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from bytelm.units import BOS, VOCAB
 
-# Prompts and a number of bytes -> one step each time that all rows have one byte more.
+# (prompts, number of bytes) -> one item per step, when all rows have one more byte.
 Writer = Callable[[Sequence[bytes], int], Iterator[None]]
 
 
 def parameters(model: nn.Module) -> int:
-    """Without tables of which a step reads a row or so."""
+    """Parameters without tables of which a step reads few rows."""
     tables = ("ngram", "hash_tok", "position")
     return sum(p.numel() for name, p in model.named_parameters() if not any(table in name for table in tables))
 
@@ -45,7 +45,7 @@ class PlainBlock(nn.Module):
 
 
 class Plain(nn.Module):
-    """A Transformer over bytes as in nanoGPT: learned positions, LayerNorm, GELU, one matrix for input and output."""
+    """A Transformer over bytes as in nanoGPT: learned positions, LayerNorm, GELU, tied embeddings."""
 
     def __init__(self, dim: int, layers: int, heads: int, capacity: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Plain(nn.Module):
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, at: int, caches: Tensor) -> Tensor:
-        """The ids that are likeliest after `ids`, which stand at `at` and later."""
+        """The most likely ids after `ids`, which start at position `at`."""
         x = self.embedding(ids) + self.position.weight[at : at + ids.shape[1]]
         for block, (keys, values) in zip(self.blocks, caches, strict=True):
             x = block(x, at, keys, values)
@@ -71,7 +71,7 @@ class Plain(nn.Module):
 
 
 def plain_logits(model: Plain, ids: Tensor) -> Tensor:
-    """Of all positions at once, as in training: nothing cached."""
+    """Logits of all positions at once, without a cache."""
     x = model.embedding(ids) + model.position.weight[: ids.shape[1]]
     for block in model.blocks:
         qkv = block.qkv(block.attention_norm(x)).unflatten(-1, (3, block.heads, -1))
@@ -87,7 +87,7 @@ def begun(prompts: Sequence[bytes]) -> Tensor:
 
 
 def again(model: nn.Module, newest: Callable[[Tensor], Tensor]) -> Writer:
-    """Each byte from the whole prefix, read once more; `newest` gives the logits after it."""
+    """Generation that processes the prefix again for each byte; `newest` returns its last logits."""
 
     def write(prompts: Sequence[bytes], count: int) -> Iterator[None]:
         ids = begun(prompts).to(next(model.parameters()).device)
@@ -100,7 +100,7 @@ def again(model: nn.Module, newest: Callable[[Tensor], Tensor]) -> Writer:
 
 
 def transformers_blt(config: Any, patch: int) -> tuple[nn.Module, Writer]:
-    """transformers' BLT at the shape of ours, its patches of `patch` bytes. Raises ImportError."""
+    """transformers' BLT at our shape, with patches of `patch` bytes. Raises ImportError."""
     import transformers
 
     def part(dim: int, layers: int, heads: int, hidden: int) -> dict[str, int]:
@@ -120,7 +120,7 @@ def transformers_blt(config: Any, patch: int) -> tuple[nn.Module, Writer]:
         decoder_config={**part(local[0], config.decoder_layers, *local[1:]), "cross_attn_k": config.queries},
         global_config=part(config.global_dim, config.global_layers, config.global_heads, config.latent().hidden()),
     )
-    theirs.num_hidden_layers = 1  # version 5.23 looks for it and has not got it
+    theirs.num_hidden_layers = 1  # version 5.23 reads it, but does not define it
     model = transformers.BltForCausalLM(theirs).eval()
 
     def newest(ids: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def transformers_blt(config: Any, patch: int) -> tuple[nn.Module, Writer]:
 
 
 def megabyte_pytorch(config: Any) -> tuple[nn.Module, Writer]:
-    """MEGABYTE-pytorch's, as near as it comes to the shape of ours. Raises ImportError."""
+    """MEGABYTE-pytorch's at nearly our shape. Raises ImportError."""
     from MEGABYTE_pytorch import MEGABYTE
 
     goal = parameters(config.build())

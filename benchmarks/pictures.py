@@ -1,4 +1,4 @@
-"""Charts side by side as one SVG file that stands by itself."""
+"""Charts in columns as one self-contained SVG file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MARGIN = 20
 
 
 def page(charts: Sequence[tuple[int, int, str]]) -> str:
-    """Charts, each with the column and the pixel from the top at which it begins."""
+    """Charts, each with its column and its top in pixels."""
     columns = 1 + max(column for column, _, _ in charts)
     height = max(top + height_of(chart) for _, top, chart in charts) + MARGIN
     parts = [placed(chart, MARGIN + column * (WIDTH + 2 * MARGIN), top) for column, top, chart in charts]

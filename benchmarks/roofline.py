@@ -1,13 +1,13 @@
-"""What a training step takes if each operator runs at the speed of memory or of products: counted, not run.
+"""Roofline time of a training step: each operator at the limit of bandwidth or matmul throughput; counted, not run.
 
     python benchmarks/roofline.py                         the shapes of `gpu.py steps`, at an H100's rates
     python benchmarks/roofline.py --copy 4.0e12 --product 7e14 --only demo
 
-The model is on torch's meta device and plans on the host, so that each operator is seen with its shapes. One takes as
-long as its inputs and results take through memory (of tables that are looked up, what is read), or its products, or
-LEAST, whichever is longest. Linear layers and attention are in bfloat16, as under autocast. Each shape is counted in
-plain torch, and with the kernels that a GPU has: one pass each (`passes.py`). The optimizer's 28 bytes a parameter, and
-12 of clipping, are added; drawing and waiting are not.
+The model is on the meta device and plans on the host, so that each operator is seen with its shapes. Its time is the
+longest of: its inputs and outputs at memory bandwidth (of tables only the rows read), its FLOPs at matmul throughput,
+and LEAST. Linear layers and attention are in bfloat16, as under autocast. Each shape is counted in plain torch, and
+with GPU kernels, one pass each (`passes.py`). The optimizer's 28 bytes per parameter, and 12 of clipping, are added;
+sampling and synchronisation are not.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-COPY, PRODUCT, LEAST = 3.0e12, 6e14, 2.5e-6  # bytes and operations a second, seconds of the shortest kernel
+COPY, PRODUCT, LEAST = 3.0e12, 6e14, 2.5e-6  # bytes/s, FLOP/s, seconds of the shortest kernel
 MAKES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh"}
-VIEWS = {"_unsafe_view"}  # whose schemas do not say so
+VIEWS = {"_unsafe_view"}  # not marked in their schemas
 LOOKUPS = {"embedding", "index", "index_select", "gather", "_embedding_bag"}
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}
 
@@ -64,7 +64,7 @@ class Floor:
 
 
 def size(x: Tensor) -> int:
-    """Bytes that lie in memory: what is expanded lies there once."""
+    """Bytes in memory; expanded dimensions count once."""
     if x.is_sparse:
         return size(x._values())
     count = 1
@@ -74,7 +74,7 @@ def size(x: Tensor) -> int:
 
 
 class Counting(TorchDispatchMode):
-    """Adds every operator on the meta device to a floor; views cost nothing."""
+    """Adds every operator on the meta device to a `Floor`; views are free."""
 
     def __init__(self, floor: Floor) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Counting(TorchDispatchMode):
 
 
 class Attention(torch.autograd.Function):
-    """Attention in one pass: its results' shapes, and the operations of the pairs that it multiplies."""
+    """Attention in one pass: shapes of results, and FLOPs of its pairs."""
 
     @staticmethod
     def forward(
@@ -121,7 +121,7 @@ class Attention(torch.autograd.Function):
 
 
 class Norm(torch.autograd.Function):
-    """RMSNorm as torch has it on a GPU: one kernel there, two back."""
+    """torch's RMSNorm on a GPU: one kernel forward, two backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, floor: Floor) -> Tensor:
@@ -137,7 +137,7 @@ class Norm(torch.autograd.Function):
 
 
 class Autocast(TorchFunctionMode):
-    """Linear layers and attention in bfloat16; weights are cast once a step."""
+    """Linear layers and attention in bfloat16; weights are cast once per step."""
 
     def __init__(self, floor: Floor) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Autocast(TorchFunctionMode):
 
 @contextlib.contextmanager
 def counting(copy: float = COPY, product: float = PRODUCT) -> Generator[Floor]:
-    """A floor to which everything on the meta device is added while the block runs, forward and backward."""
+    """A `Floor` that counts everything on the meta device in the block, forward and backward."""
     floor = Floor(copy, product)
     known = torch.autocast
 
@@ -175,7 +175,7 @@ def counting(copy: float = COPY, product: float = PRODUCT) -> Generator[Floor]:
 
 
 def floor_of(shape: Any, copy: float = COPY, product: float = PRODUCT, *, kernels: bool = False) -> Floor:
-    """The floor of one training step of a shape of `stages.steps`, in plain torch or with the kernels of a GPU."""
+    """The `Floor` of a training step of a shape of `stages.steps`, in plain torch or with GPU kernels."""
     from passes import fused_passes
     from train import Windows
 
@@ -201,8 +201,8 @@ def main(arguments: Sequence[str] | None = None, shapes: dict[str, Any] | None =
 
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--copy", type=float, default=COPY, help="bytes a second (default: %(default)g)")
-    parser.add_argument("--product", type=float, default=PRODUCT, help="operations a second (default: %(default)g)")
+    parser.add_argument("--copy", type=float, default=COPY, help="bytes per second (default: %(default)g)")
+    parser.add_argument("--product", type=float, default=PRODUCT, help="FLOP/s (default: %(default)g)")
     parser.add_argument("--only", help="one shape")
     options = parser.parse_args(arguments)
     print(f"{'one step':<24}{'ms':>9}{'products':>10}{'GB':>8}{'TFLOP':>8}{'launches':>10}{'MB/s':>8}   longest, ms")

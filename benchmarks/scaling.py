@@ -1,13 +1,12 @@
-"""How the cost of a training step grows with the length of one sequence, up to 1.2 million bytes.
+"""The cost of a training step by sequence length, up to 1.2 million bytes.
 
-    python benchmarks/scaling.py                   MEGABYTE with P ~ T^(1/3) beside a byte Transformer, both fitted
+    python benchmarks/scaling.py                   MEGABYTE with P ~ T^(1/3) and a byte Transformer, both fitted
     python benchmarks/scaling.py --json
     python benchmarks/scaling.py --preset megabyte-image640-125m-83m --bytes 1228800      one step of a preset
 
-A step is forward, backward and AdamW on one sequence. Each length runs in a process of its own, so that its peak
-memory (resident, weights and libraries included) is its own; lengths go up and down in turn, and medians are fitted.
-The paper's claim (section 3.1) is that attention costs O(T^(4/3)) at P = T^(1/3): the exponent that is fitted to the
-seconds of whole steps should not be above 4/3.
+A step is forward, backward and AdamW on one sequence. Each length runs in a separate process, for its peak memory
+(resident, weights and libraries included); lengths go up and down in turn, and medians are fitted. The paper claims
+(section 3.1) that attention costs O(T^(4/3)) at P = T^(1/3): the exponent fitted to step times should be at most 4/3.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def transformer(length: int) -> dict[str, Any]:
 
 
 def step(model_config: dict[str, Any], length: int, repeats: int) -> dict[str, Any]:
-    """Seconds of each step after the first, where there is more than one, and the peak of this process in GiB."""
+    """Seconds of each step (without the first of several), and the peak memory of this process in GiB."""
     import torch
 
     from bytelm.checkpoint.assemble import Recipe
@@ -75,14 +74,14 @@ def step(model_config: dict[str, Any], length: int, repeats: int) -> dict[str, A
 
 
 def measured(model: dict[str, Any], length: int) -> dict[str, Any]:
-    """`step` in a process of its own."""
+    """`step` in a separate process."""
     repeats = 1 if length > 300_000 else 3
     child = [sys.executable, __file__, "--child", json.dumps([model, length, repeats])]
     return json.loads(subprocess.run(child, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def table(shape: Any, lengths: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
-    """One row a length: bytes, median seconds of a step, largest peak."""
+    """One row per length: bytes, median seconds per step, largest peak."""
     runs: dict[int, list[dict[str, Any]]] = {length: [] for length in lengths}
     for turn in range(rounds):
         for length in lengths if turn % 2 == 0 else lengths[::-1]:
@@ -99,7 +98,7 @@ def table(shape: Any, lengths: tuple[int, ...], rounds: int) -> list[dict[str, A
 
 
 def exponent(rows: list[dict[str, Any]]) -> float:
-    """The slope of log seconds over log bytes, by least squares."""
+    """The exponent of seconds over bytes, by least squares of logarithms."""
     xs, ys = [math.log(row["bytes"]) for row in rows], [math.log(row["seconds"]) for row in rows]
     return statistics.linear_regression(xs, ys).slope
 

@@ -1,24 +1,23 @@
-"""How fast models train, beside peers in the same run: bytes per second, share of the matrix-product rate, memory.
+"""Training throughput of ours and peers in the same run: bytes per second, share of matmul throughput, memory.
 
     python benchmarks/train.py                                    about 10M and 30M parameters, 4 KiB and 16 KiB
     python benchmarks/train.py --json --svg docs/train.svg
     python benchmarks/train.py --only 10M:4096 --models blt --peers none
-    python benchmarks/train.py --only 10M:4096 --profile          where the time of a step of ours goes
+    python benchmarks/train.py --only 10M:4096 --profile          the time of our step by operator kind
 
-One step is one sequence of random bytes: forward, backward, gradients clipped, AdamW; weights in float32 and products
-in bfloat16. Every system has a process of its own, so that its peak of memory is its own. They take turns, every other
-round backwards, and medians over rounds are given. Shapes are those of `generate.py`, parameters counted as there.
+One step is one sequence of random bytes: forward, backward, clipping, AdamW; float32 weights, bfloat16 matmuls. Every
+system has a separate process, for its peak memory. Systems alternate, every other round in reverse; medians over
+rounds. Shapes and parameter counts are those of `generate.py`.
 
-bytelm            the step of `bytelm train` itself, `bytelm.training.loop.Trainer.step`; BLT with boundaries that were
-                  recorded, every 5 bytes
+bytelm            the step of `bytelm train` itself, `bytelm.training.loop.Trainer.step`; BLT with recorded boundaries
+                  every 5 bytes
 plain             a byte Transformer as in nanoGPT, full attention by torch's fused kernel
-transformers      BltForCausalLM at our BLT's shape, its patches given to it
+transformers      BltForCausalLM at our BLT's shape, with given patches
 megabyte-pytorch  MEGABYTE at our widths, layers and patches (see generate.py)
 
-matmul_share: the floating-point operations that the model needs, masked pairs of attention not among them, times 3 for
-the way back; by the time of the step; by the rate at which this machine multiplies the matrices of our model's linear
-layers in bfloat16, both ways, each shape by itself and weighed by its part. A peer's are those of our model.
-peak_gib: the largest resident memory of the process, less what it had before it built the model.
+matmul_share: the FLOPs that the model needs (3 × forward, without masked pairs of attention), by the time of the step,
+by this machine's bfloat16 throughput on the matmuls of our model's linear layers, forward and backward, weighted by
+shape. A peer's FLOPs are those of our model. peak_gib: peak resident memory, minus that before the model was built.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ GROUPS = (("10M", 4096), ("30M", 4096), ("10M", 16384))
 MODELS = ("blt", "megabyte", "transformer", "transformer-window")
 PEERS = ("transformers", "megabyte-pytorch", "plain")
 SHORT = 4096
-AT_ONE_LENGTH = ("transformer", "transformer-window")  # of ours, that longer ones would say nothing new about
+AT_ONE_LENGTH = ("transformer", "transformer-window")  # of ours, measured at the shortest length only
 KEYS = ("system", "model", "size", "sequence", "bytes_per_s", "matmul_share", "peak_gib")
 LIKE = {"transformers": "blt", "megabyte-pytorch": "megabyte", "plain": "transformer"}
 
@@ -65,7 +64,7 @@ LIKE = {"transformers": "blt", "megabyte-pytorch": "megabyte", "plain": "transfo
 
 
 class Windows(Sampler):
-    """Random bytes in the place of a sampler: BOS, then a sequence in each row, patches of 5 bytes recorded."""
+    """A sampler of random bytes: BOS, then a sequence per row, with recorded patches of 5 bytes."""
 
     def __init__(self, sequence: int, patched: bool, rows: int = 1) -> None:
         self.sequence, self.patched, self.rows = sequence, patched, rows
@@ -84,7 +83,7 @@ def own_step(model: ByteModel, sequence: int, folder: Path) -> Callable[[], None
 
 
 def peer(system: str, model: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """A peer of the shape of ours, and its logits of some ids."""
+    """A peer at our shape, and its logits function."""
     if system == "plain":
         net = Plain(model.dim, model.layers, model.heads, 1 << 15)
         return net, lambda ids: plain_logits(net, ids)
@@ -119,7 +118,7 @@ def peer_step(net: nn.Module, logits: Callable[[Tensor], Tensor], sequence: int,
 
 
 def resident(key: str) -> int:
-    """Bytes of this process: VmRSS now, or VmHWM at its largest; 0 where the system does not say."""
+    """Memory of this process: VmRSS (present) or VmHWM (peak); 0 if unknown."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -128,7 +127,7 @@ def resident(key: str) -> int:
 
 
 def needed(model: ByteModel, sequence: int) -> float:
-    """Operations of one step; `ByteModel.flops` counts what is executed where attention is dense or in blocks."""
+    """FLOPs that a step needs; `ByteModel.flops` also counts masked pairs."""
 
     def seen(new: int, window: int | None) -> int:
         width = min(new, window or new)
@@ -142,7 +141,7 @@ def needed(model: ByteModel, sequence: int) -> float:
 
 
 def matmul_rate(model: ByteModel, sequence: int) -> float:
-    """Operations per second of products of the shapes of the model's linear layers, forward and both ways back."""
+    """FLOP/s of the matmuls of the model's linear layers, forward and backward."""
     shapes: Counter[tuple[int, int, int]] = Counter()
 
     def note(layer: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
@@ -184,7 +183,7 @@ KINDS = {
 
 
 def profiled(step: Callable[[], None]) -> dict[str, float]:
-    """Shares of a step's time by kind of operator, each operator's by itself."""
+    """Shares of a step's time by operator kind (self time)."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         step()
     events = [(event.key, event.self_cpu_time_total) for event in seen.key_averages()]
@@ -197,7 +196,7 @@ def profiled(step: Callable[[], None]) -> dict[str, float]:
 
 
 def work(task: dict[str, Any]) -> None:
-    """Do what is asked for, a word a line: a step, its profile, the rate of products, and in the end the memory."""
+    """Execute commands from stdin: step, profile, matmul rate, and finally memory."""
     torch.manual_seed(0)
     model = recipe(task["shapes"], task["model"]).build()
     own = task["system"] == "bytelm"
@@ -232,7 +231,7 @@ def answer(found: dict[str, Any]) -> None:
 
 @dataclass
 class Worker:
-    """One system at work."""
+    """The process of one system."""
 
     system: str
     model: str
@@ -248,7 +247,7 @@ class Worker:
 
 
 def started(system: str, model: str, shapes: Shapes, sequence: int) -> Worker | None:
-    """A system in its process; None where what it needs is not installed, which is told."""
+    """Start a system's process; None, with a message, if a dependency is not installed."""
     task = json.dumps({"system": system, "model": model, "shapes": shapes, "sequence": sequence})
     with tempfile.TemporaryFile("w+") as told:
         process = subprocess.Popen(
@@ -265,12 +264,12 @@ def started(system: str, model: str, shapes: Shapes, sequence: int) -> Worker | 
         process.communicate()
         told.seek(0)
         why = told.read().strip().splitlines()[-1]
-    print(f'{system} / {model} is left out ({why}): pip install -e ".[bench]" adds it', file=sys.stderr)
+    print(f'skipping {system} / {model} ({why}): pip install -e ".[bench]" adds it', file=sys.stderr)
     return None
 
 
 def group(shapes: Shapes, size: str, sequence: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows of systems that take turns."""
+    """The rows of systems that alternate."""
     own = [model for model in options.models if sequence <= SHORT or model not in AT_ONE_LENGTH]
     wanted = [("bytelm", model) for model in own]
     wanted += [(system, LIKE[system]) for system in PEERS if system in options.peers]
@@ -299,7 +298,7 @@ def group(shapes: Shapes, size: str, sequence: int, options: argparse.Namespace)
             "peak_gib": worker.ask("end")["peak"] / 2**30,
             "parameters": worker.about["parameters"],
         } | ({"profile": worker.about["profile"]} if "profile" in worker.about else {})
-        worker.process.communicate()  # which closes what it reads from, so that it ends
+        worker.process.communicate()  # closes its stdin, so that it ends
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
@@ -313,7 +312,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float]]:
-    """How many times as fast ours are as the peers of the same size and sequence."""
+    """Speed-ups of ours over peers of the same size and sequence length."""
     speed = {(r["system"], r["model"], r["size"], r["sequence"]): r["bytes_per_s"] for r in rows}
     found: list[tuple[str, float]] = []
     for (system, model, size, sequence), fast in speed.items():
@@ -325,7 +324,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float]]:
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> str:
-    """kB a second, fastest first, groups beside each other: an SVG file."""
+    """Throughput, fastest first, one chart per group, as an SVG file."""
     charts: list[tuple[int, int, str]] = []
     for column, (size, sequence) in enumerate(dict.fromkeys((row["size"], row["sequence"]) for row in rows)):
         own = sorted(
@@ -354,7 +353,7 @@ def options_of(arguments: Sequence[str] | None, groups: Sequence[tuple[str, int]
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture")
-    parser.add_argument("--profile", action="store_true", help="where the time of a step of ours goes")
+    parser.add_argument("--profile", action="store_true", help="the time of our step by operator kind")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if unknown := set(options.models) - set(MODELS) | set(options.peers) - set(PEERS):

@@ -1,9 +1,7 @@
-"""What `benchmarks/gpu.py` measures, a stage a file.
+"""The stages of `benchmarks/gpu.py`, one per file. A stage is a module with
 
-A stage is a module with
-
-    measurements(bench)   names and what to call for each; the dictionary that comes back is written down at once
-    SECONDS               its share of the time of all stages
-    EACH                  that one measurement may take before it is given up
-    COLUMNS               of what was found, those that the table shows; none: all, as text
+measurements(bench)   names and functions; the dictionary that each returns is written at once
+SECONDS               its share of the total time
+EACH                  time limit of one measurement
+COLUMNS               keys shown in the table; none: all, as text
 """

@@ -1,7 +1,4 @@
-"""What stages share: the device, times, launches, waits, and what is printed of them.
-
-Where there is no GPU everything runs on the CPU, with the sizes of a rehearsal if `pretend` says so.
-"""
+"""Shared by stages: device, timing, launches, synchronisations, output. Without a GPU everything runs on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine can do at the most: memory, products, launches, waits, copies between host and device."""
+"""Limits of the machine: memory bandwidth, matmuls, launches, synchronisation, host-device copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All laws of models, patchers and decoders, on the device: the worst difference by law, or how one was broken."""
+"""All invariants of models, patchers and decoders on the device: the worst difference of each, or its violation."""
 
 from __future__ import annotations
 

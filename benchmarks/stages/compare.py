@@ -1,7 +1,7 @@
-"""One `bytelm compare` on novels: BLT and BPE at the same FLOPs, measured on the same held-out bytes.
+"""One `bytelm compare` on novels: BLT and BPE at equal FLOPs, evaluated on the same held-out bytes.
 
-The runs lie in build/gpu/runs, so that the next call on the same machine goes on where this one was stopped; results,
-page and journals are copied to OUT.
+The runs are in build/gpu/runs, so that the next call on the same machine resumes; results, page and journals are copied
+to OUT.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the machine is and what is installed on it."""
+"""The machine and its software."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shapes of `steps.py` by `roofline.py`, at the rates that were found, beside what was measured: no GPU needed.
+"""Rooflines (`roofline.py`) of the shapes of `steps.py` at measured rates, and the measured times; needs no GPU.
 
 ms is with the kernels of a GPU, plain_ms without; times: what was measured to ms.
 """

@@ -1,6 +1,6 @@
-"""The bytes that a model writes greedily on the device, beside those of the CPU in float32, after five prompts.
+"""Greedy generation on the device compared with the CPU in float32, after five prompts.
 
-Where they part, by how much the two likeliest bytes differ there: near ties may fall either way.
+Where they diverge: the gap of the two most likely bytes, as near ties may fall either way.
 """
 
 from __future__ import annotations

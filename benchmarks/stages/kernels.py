@@ -1,11 +1,10 @@
-"""What stands between matrix products: error against float64, and gigabytes a second there and back.
+"""Operations between matmuls: error against float64, and GB/s forward and backward.
 
-Each pass is what the modules of `bytelm.nn` compute under bfloat16 autocast on this device, by whichever kernel they
-choose; the truth is the same module in float64. Errors are taken on odd shapes, results being written where NaNs lay
-before. times: plain torch's time, all kernels of ours and attention by runs left out, to theirs. gb_per_s: inputs,
-results and their slopes, read or written once each, whatever is done really; share: of the speed of a copy. Attention,
-which is bound by products, has tflop_per_s instead: 4 operations a pair of positions and channel there, 2.5 times as
-many back, masked pairs not among them.
+Each is a module of `bytelm.nn` under bfloat16 autocast on this device, with whichever kernel it chooses; the reference
+is the same module in float64. Errors are on odd shapes, with results in memory that contained NaN. times: speed-up over
+plain torch, without our kernels and attention by runs. gb_per_s: inputs, results and their gradients, each counted
+once; share: of copy bandwidth. Attention, which is compute-bound, has tflop_per_s instead: 4 FLOPs per pair of
+positions and channel forward, 2.5 times as many backward, without masked pairs.
 """
 
 from __future__ import annotations

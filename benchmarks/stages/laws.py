@@ -1,7 +1,7 @@
-"""Loss and gradient of every small model on the device, beside the CPU's.
+"""Loss and gradient of every small model on the device, compared with the CPU.
 
-In float64 they are to agree to the last digits, patches that the model's own patcher cut included. In float32, and
-under bfloat16 autocast, the distance from float64 is given, and the CPU's own: `share16` is the one to the other.
+In float64 they must agree to rounding, with boundaries by the model's own patcher. In float32, and under bfloat16
+autocast, the distance from float64 is given, and the CPU's: `share16` is their ratio.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Training steps of others at the shapes of `steps.py`: transformers' BLT, MEGABYTE-pytorch, a plain Transformer.
 
-Forward, backward, gradients clipped, AdamW (fused), products in bfloat16, ids copied from the host each step. Where the
-rows of ours do not fit into memory they are halved until they do. share: by the operations of our model. And the bytes
-that transformers' BLT writes, weights in float32 under autocast.
+Forward, backward, gradient clipping, fused AdamW, bfloat16 matmuls, ids copied from the host each step. Rows are halved
+until they fit into memory. share: by the FLOPs of our model. Also decode throughput of transformers' BLT, float32
+weights under autocast.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Training steps of ours: bytes a second, launches, waits, memory, and the share of the rate of a large product.
+"""Our training steps: bytes per second, launches, synchronisations, memory, and the share of matmul throughput.
 
-One step is `bytelm.training.loop.Trainer.step` on rows of random bytes, patches of 5 bytes recorded, products in
-bfloat16. tflop_per_s, share: the operations that the model needs (see `train.py`), and that rate to the
-product rate of 8192 x 8192 x 8192. memory: what was reserved at the most to what `bytelm.training.memory.predict` says.
+One step is `bytelm.training.loop.Trainer.step` on rows of random bytes, recorded patches of 5 bytes, bfloat16 matmuls.
+tflop_per_s, share: by the FLOPs that the model needs (see `train.py`), relative to a matmul of 8192 x 8192 x 8192.
+memory: peak reserved memory by the prediction of `bytelm.training.memory.predict`.
 """
 
 from __future__ import annotations

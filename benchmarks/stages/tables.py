@@ -1,7 +1,4 @@
-"""Tables of more than 2^31 numbers: what torch does to them, an operator a process, and a training step that has one.
-
-Each operator is right if the rows that it read or moved hold what they should.
-"""
+"""Tables of more than 2^31 elements: correctness of torch's operators, one per process, and a training step."""
 
 from __future__ import annotations
 

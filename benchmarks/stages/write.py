@@ -1,8 +1,8 @@
-"""How fast models write, in bfloat16, random weights: MEGABYTE's headline pair, BLT-1B, BLT 100M.
+"""Decode throughput in bfloat16 with random weights: MEGABYTE's headline pair, BLT-1B, BLT 100M.
 
-Rows read random bytes up to a context, then write: a stretch of 16 bytes to warm up, then three whose median is taken.
-ms is for a byte in every row; share: the time in which what a step has to read (weights, keys and values) is read at
-the speed of a copy, to the time that the step took. transformers' BLT at the shape of the last is in `peers.py`.
+Rows read random bytes up to a context, then generate: 16 bytes of warm-up, then the median of three times 16. ms: per
+byte in every row; share: fraction of the bandwidth roofline (weights, keys and values at copy bandwidth). transformers'
+BLT at the shape of the last is in `peers.py`.
 """
 
 from __future__ import annotations

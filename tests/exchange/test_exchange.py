@@ -191,7 +191,11 @@ def test_there_and_back_is_the_same_bit_for_bit(both: Pair, tmp_path: Path, layo
     convert(tmp_path / "out", layout, tmp_path / "run", {})
     assert same(held(tmp_path / "run"), held(both.run))
     assert recipe_of(tmp_path / "run") == recipe_of(both.run)
-    assert resolve_checkpoint(tmp_path / "run")[1]["context"] == resolve_checkpoint(both.run)[1]["context"] == both.lm.context
+    assert (
+        resolve_checkpoint(tmp_path / "run")[1]["context"]
+        == resolve_checkpoint(both.run)[1]["context"]
+        == both.lm.context
+    )
 
 
 @pytest.mark.parametrize("layout", ["hf", "meta"])
@@ -351,7 +355,7 @@ def test_check_compares_the_logits_of_source_and_run(
     save_file(weights, copy / hf.WEIGHTS)
     with pytest.raises(CheckpointError, match="the source computes something that bytelm does not"):
         check(copy, "hf", tmp_path / "run")
-    with pytest.raises(UsageError, match="--check: Meta's code is no package"):
+    with pytest.raises(UsageError, match="--check: Meta's code is not an installable package"):
         check(copy, "meta", tmp_path / "run")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r"--check needs transformers.*bytelm\[hf\]"):

@@ -171,7 +171,7 @@ def test_options_of_meta_that_cannot_be_are_named(theirs: Path, file: str, chang
 def test_a_folder_of_meta_that_lacks_something(theirs: Path, tmp_path: Path) -> None:
     (theirs / "train_args.json").unlink()
     edit(theirs / "entropy_model" / "params.json", without("data"))
-    assert "does not say how patches are cut" in refused(theirs, "meta")
+    assert "does not contain its patching" in refused(theirs, "meta")
     (theirs / "entropy_model" / "params.json").unlink()
     edit(theirs / "config.json", at("args", "patching_threshold", value=1.0))
     assert "entropy_model/params.json" in refused(theirs, "meta", CheckpointError)

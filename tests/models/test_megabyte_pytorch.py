@@ -244,7 +244,7 @@ def test_mamba_stages_and_what_else_of_mblm_is_refused() -> None:
         ("transformer", "block of stage 1 = 'transformer': give its settings as a table"),
     ):
         refused(ConfigError, good, words, block=[blocks[0], block])
-    refused(ConfigError, good, "block is missing: MBLM's tensors do not tell pos_emb_type")
+    refused(ConfigError, good, "block is missing: MBLM's tensors do not contain pos_emb_type")
     refused(ConfigError, good, "block: 1 blocks for 2 stages", block=blocks[:1])
     refused(ConfigError, good, "option mask_token_id = 3 is not supported", block=blocks, mask_token_id=3)
 
@@ -395,7 +395,7 @@ def test_options_that_are_missing_or_not_theirs_are_refused() -> None:
     for options, words in (
         ({"heads": 5}, "heads of width 4 do not divide the 24 rows|heads"),
         ({"heads": (3, 3, 3)}, r"heads = \(3, 3, 3\): give an integer, or 2 of them, one per stage"),
-        ({"heads": "3"}, "heads = '3': give a whole number"),
+        ({"heads": "3"}, "heads = '3': give an integer"),
         ({"heads": 0}, "heads"),
         ({"dim_head": 0}, "heads of width 0"),
         ({"heads": 3, "dim_head": 4}, r"heads = \(3, 3\), but the tensors have \(6, 6\)"),

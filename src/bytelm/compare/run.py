@@ -82,40 +82,40 @@ class Outcome:
     signal: int | None = None
 
 
-def prepared(asked: ComparisonSpec, home: Path, journal: Journal) -> tuple[Corpus, dict[str, Any]]:
+def prepared(spec: ComparisonSpec, home: Path, journal: Journal) -> tuple[Corpus, dict[str, Any]]:
     """The corpus and the plan for all models, made or loaded. Raises every error that can be detected by now."""
-    wanted = candidates(asked.models)
-    budget = Budget(asked.match, asked.budget)
+    wanted = candidates(spec.models)
+    budget = Budget(spec.match, spec.budget)
     begun = (home / PLAN).exists() and any(home.glob(f"*/{CONFIG}"))  # before the first training the plan may change
     if not begun:
-        unpack(home, asked)
+        unpack(home, spec)
         for stale in home.glob(f"*.{MERGES}"):
             stale.unlink()
-    modality = modality_of(asked.modality, "compare") if asked.modality else None
+    modality = modality_of(spec.modality, "compare") if spec.modality else None
     packing = PackingStage(
-        home / "data", asked.paths, DataConfig(), modality, (home, *asked.excluded), pack_of(asked.paths, home)
+        home / "data", spec.paths, DataConfig(), modality, (home, *spec.excluded), pack_of(spec.paths, home)
     )
     corpus = run_stage(packing, journal)
     if corpus.bytes("train") < LEAST:
         raise DataError(
             f"{corpus.bytes('train'):,} bytes to learn from are too few to compare models: give {LEAST:,} or more"
         )
-    plan = plan_of(asked, home, begun)
+    plan = plan_of(spec, home, begun)
     if not begun or not (home / HELD_OUT).exists():
-        keep_held_out(asked, home, corpus, modality)
+        keep_held_out(spec, home, corpus, modality)
     for one in wanted:
         StopRequest.check()
         if one.name not in plan["models"]:
-            plan_for(one, budget, corpus, asked, plan, home, journal)
+            plan_for(one, budget, corpus, spec, plan, home, journal)
     write_whole(home / PLAN, json.dumps(plan, indent=1).encode())
     return corpus, plan
 
 
-def unpack(home: Path, asked: ComparisonSpec) -> None:
+def unpack(home: Path, spec: ComparisonSpec) -> None:
     """Remove data of a command that trained nothing, unless packed with the same modality: it is packed again."""
     index = home / "data" / INDEX
     with contextlib.suppress(OSError, ValueError, LookupError):
-        if json.loads((home / PLAN).read_bytes())["modality"] == asked.lasting()["modality"]:
+        if json.loads((home / PLAN).read_bytes())["modality"] == spec.lasting()["modality"]:
             return
     if not (home / CONFIG).exists():  # not in a run of `bytelm train`
         with contextlib.suppress(DataError):
@@ -123,10 +123,10 @@ def unpack(home: Path, asked: ComparisonSpec) -> None:
             index.unlink()
 
 
-def plan_of(asked: ComparisonSpec, home: Path, begun: bool) -> dict[str, Any]:
+def plan_of(spec: ComparisonSpec, home: Path, begun: bool) -> dict[str, Any]:
     """The present plan. Raises ConfigError if `home` contains another comparison."""
     path = home / PLAN
-    lasting = asked.lasting() | {"held_out_fingerprint": fingerprint(asked.held_out) if asked.held_out else None}
+    lasting = spec.lasting() | {"held_out_fingerprint": fingerprint(spec.held_out) if spec.held_out else None}
     if not begun:
         return {**lasting, "models": {}, "speeds": {}, "rate": None}
     plan = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +141,7 @@ def plan_for(
     one: Candidate,
     budget: Budget,
     corpus: Corpus,
-    asked: ComparisonSpec,
+    spec: ComparisonSpec,
     plan: dict[str, Any],
     home: Path,
     journal: Journal,
@@ -149,29 +149,29 @@ def plan_for(
     """Add one model to the plan."""
     journal.progress(f"planning: {one.name}", force=True)
     if budget.match == "time":
-        plan["rate"] = plan["rate"] or rate_of(corpus, asked)
+        plan["rate"] = plan["rate"] or rate_of(corpus, spec)
         budget = Budget(budget.match, budget.amount, plan["rate"])
     tokens = None
     if one.tokens:
         tokens = run_stage(TokenizerStage(home / f"{slug(one.name)}.{MERGES}", one.number, corpus), journal)
     mean = mean_of(one, corpus, tokens)
-    found = planned(one, budget, corpus, mean, asked.modality)
-    check_memory(found, memory(resolve(asked.device)).free)
+    found = planned(one, budget, corpus, mean, spec.modality)
+    check_memory(found, memory(resolve(spec.device)).free)
     plan["models"][one.name] = found.mapping()
-    plan["speeds"][one.name] = bytes_per_second(found.run(0, device=asked.device), found.mean)
+    plan["speeds"][one.name] = bytes_per_second(found.run(0, device=spec.device), found.mean)
 
 
-def rate_of(corpus: Corpus, asked: ComparisonSpec) -> float:
+def rate_of(corpus: Corpus, spec: ComparisonSpec) -> float:
     """FLOPs per second at which this machine trains a windowed byte Transformer."""
     (byte,) = candidates("byte-window")
-    found = planned(byte, Budget("bytes", PROBED), corpus, 1.0, asked.modality)
-    return TRAINING * found.costs.executed * bytes_per_second(found.run(0, device=asked.device), found.mean)
+    found = planned(byte, Budget("bytes", PROBED), corpus, 1.0, spec.modality)
+    return TRAINING * found.costs.executed * bytes_per_second(found.run(0, device=spec.device), found.mean)
 
 
-def keep_held_out(asked: ComparisonSpec, home: Path, corpus: Corpus, modality: Modality | None) -> None:
+def keep_held_out(spec: ComparisonSpec, home: Path, corpus: Corpus, modality: Modality | None) -> None:
     """Choose the evaluated segments, from --held-out files or else the test split."""
-    if asked.held_out:
-        documents = (b"".join(document.pieces) for document in read(asked.held_out, modality))
+    if spec.held_out:
+        documents = (b"".join(document.pieces) for document in read(spec.held_out, modality))
     else:
         documents = (data.tobytes() for _, data in iterate_documents(corpus, "test"))
     size = modality.size if modality is not None else None
@@ -184,13 +184,13 @@ def slug(name: str, seed: int | None = None) -> str:
     return name.replace(":", "-") + ("" if seed is None else f"-{seed}")
 
 
-def run_all(asked: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool = False) -> Outcome:
+def run_all(spec: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool = False) -> Outcome:
     """Train and evaluate what is missing; `dry` only plans. It can be stopped by a signal and resumed.
 
     Raises DataError, UsageError, ConfigError, ResourceError and MissingExtraError before the first training; a later
     failure is reported, and the other models continue.
     """
-    resolve(asked.device)
+    resolve(spec.device)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -198,25 +198,25 @@ def run_all(asked: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool
     journal = Journal(home / METRICS, quiet)
     with StopRequest(), exclusive(home):
         try:
-            corpus, plan = prepared(asked, home, journal)
+            corpus, plan = prepared(spec, home, journal)
         except Interrupted as stopped:
             return Outcome({}, signal=stopped.signal)
         outcome = Outcome(plan)
-        names = [one.name for one in candidates(asked.models)]
-        for seed in range(asked.seeds):
+        names = [one.name for one in candidates(spec.models)]
+        for seed in range(spec.seeds):
             for name in names:
                 run = home / slug(name, seed)
                 if not (dry or outcome.signal is not None or (run / RESULT).exists()):
                     journal.say(f"{name}, seed {seed}:")
-                    outcome.signal = trained(asked, home, name, seed, run, corpus, quiet, outcome)
-        for seed in range(asked.seeds):
+                    outcome.signal = trained(spec, home, name, seed, run, corpus, quiet, outcome)
+        for seed in range(spec.seeds):
             found = [home / slug(name, seed) / RESULT for name in names]
             outcome.results += [json.loads(path.read_bytes()) for path in found if path.exists()]
     return outcome
 
 
 def trained(
-    asked: ComparisonSpec, home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: bool, outcome: Outcome
+    spec: ComparisonSpec, home: Path, name: str, seed: int, run: Path, corpus: Corpus, quiet: bool, outcome: Outcome
 ) -> int | None:
     """One run in a separate process; returns the signal that stopped it, None if it finished or failed."""
     run.mkdir(exist_ok=True)
@@ -225,20 +225,20 @@ def trained(
     merges = home / f"{slug(name)}.{MERGES}"
     if merges.exists():
         shutil.copyfile(merges, run / MERGES)
-    job = {"home": str(home), "name": name, "seed": seed, "run": str(run), "device": asked.device, "quiet": quiet}
+    job = {"home": str(home), "name": name, "seed": seed, "run": str(run), "device": spec.device, "quiet": quiet}
     command = [sys.executable, "-m", "bytelm.compare.worker", json.dumps(job)]
     (run / FAILED).unlink(missing_ok=True)
     with StopRequest() as stop:
         # In a separate process group, so that Ctrl-C reaches only this process, which forwards it once.
         process = subprocess.Popen(command, start_new_session=True)
-        told = False
+        forwarded = False
         while process.poll() is None:
             try:
                 process.wait(0.2)
             except subprocess.TimeoutExpired:
-                if stop.received is not None and not told:
+                if stop.received is not None and not forwarded:
                     process.send_signal(stop.received)
-                    told = True
+                    forwarded = True
     code = process.returncode
     if stop.received is not None:
         return stop.received
@@ -254,16 +254,16 @@ def died(code: int) -> str:
     return f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
 
 
-def expected(plan: Mapping[str, Any], asked: ComparisonSpec) -> tuple[list[str], list[list[str]]]:
+def expected(plan: Mapping[str, Any], spec: ComparisonSpec) -> tuple[list[str], list[list[str]]]:
     """The plan as a table: a head, one row per model, and the total time."""
     head = ["model", "parameters", "+ tables", "MFLOP/byte", "to learn", "patch", "memory", "time, about"]
     found: list[list[str]] = []
     whole = 0.0
-    for name in (one.name for one in candidates(asked.models)):
+    for name in (one.name for one in candidates(spec.models)):
         planned = Planned.of(plan["models"][name])
         counted = planned.costs
         seconds = planned.bytes / plan["speeds"][name] if planned.bytes else plan["budget"]
-        whole += seconds * asked.seeds
+        whole += seconds * spec.seeds
         size = [show_count(counted.parameters - counted.tables), show_count(counted.tables)]
         work = [
             f"{counted.executed / 1e6:.3g}",
@@ -271,4 +271,4 @@ def expected(plan: Mapping[str, Any], asked: ComparisonSpec) -> tuple[list[str],
             f"{planned.mean:.2f}",
         ]
         found.append([name, *size, *work, show_bytes(planned.memory), show_seconds(seconds)])
-    return head, [*found, [f"all, {asked.seeds} seeds" if asked.seeds > 1 else "all", *[""] * 6, show_seconds(whole)]]
+    return head, [*found, [f"all, {spec.seeds} seeds" if spec.seeds > 1 else "all", *[""] * 6, show_seconds(whole)]]

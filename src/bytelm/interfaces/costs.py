@@ -25,10 +25,7 @@ class ArchitectureCosts:
         return self.model.flops(context, max(1, round(context / mean))) / context
 
     def read(self, length: int, mean: float) -> float:
-        """Bytes of weights and caches read for one more id after `length`, in bfloat16; patches amortised over bytes.
-
-        Embedding tables, of which one row is read, are free.
-        """
+        """Bytes of weights and caches read per id after `length`, bfloat16, patches amortised; lookups are free."""
         return 2.0 * weights(self.model)
 
     def other_operations(self) -> float:

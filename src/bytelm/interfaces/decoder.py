@@ -140,10 +140,7 @@ class Decoder(abc.ABC):
         self.ids: Ints = np.zeros((rows, capacity), np.int64)
 
     def read(self, rows: Ints, ids: Ints) -> Reals:
-        """Logits `[n, vocab]` after each new id `[n]`, ids grouped by row and in order, at most `chunk` per row.
-
-        Raises UsageError for more ids than a row has room for.
-        """
+        """Logits `[n, vocab]` after new ids `[n]`, sorted by row, at most `chunk` per row. Raises UsageError."""
         return fetched(self.logits_after(self.append(rows, ids)))
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:

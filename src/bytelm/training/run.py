@@ -134,8 +134,8 @@ def keep_config(config: RunConfig, run: Path, allow_change: Sequence[str], journ
 
     Raises ConfigError on a difference that is neither mutable nor allowed, and for a key that cannot be allowed.
     """
-    asked = to_mapping(config)
-    known = [f"train.{name}" for name in asked["train"]]
+    wanted = to_mapping(config)
+    known = [f"train.{name}" for name in wanted["train"]]
     for key in allow_change:
         if key not in known:  # the model and the data cannot change
             raise ConfigError(
@@ -146,7 +146,7 @@ def keep_config(config: RunConfig, run: Path, allow_change: Sequence[str], journ
         differences = {
             key: f"{key} was {old!r}, now {new!r}"
             for key, old, new in compare(
-                to_mapping(build(RunConfig, legacy.current(load_toml(path)), str(path))), asked
+                to_mapping(build(RunConfig, legacy.current(load_toml(path)), str(path))), wanted
             )
             if not (
                 key.split(".")[0] in ("train", "entropy_model_train") and key.rpartition(".")[2] in MUTABLE_SETTINGS
@@ -160,7 +160,7 @@ def keep_config(config: RunConfig, run: Path, allow_change: Sequence[str], journ
             )
         for line in differences.values():
             journal.say(f"changed: {line}")
-    write_whole(path, dump_toml(asked).encode())
+    write_whole(path, dump_toml(wanted).encode())
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -116,10 +116,7 @@ def theirs(recipe: Recipe, layout: Dialect, ours: Mapping[str, Tensor]) -> dict[
 
 
 def write_folder(folder: Path, recipe: Recipe, texts: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Write all files of a folder atomically.
-
-    `texts`: JSON and other files by name. Weights of an entropy model go into a separate file.
-    """
+    """Write all files of a folder atomically: `texts` by name, and weights, those of an entropy model separately."""
     if recipe.modality is not None:
         texts[CONFIG][MODALITY] = to_mapping(recipe)["modality"]
     own = {n.removeprefix(f"{ENTROPY_MODEL}."): weights.pop(n) for n in [*weights] if n.startswith(f"{ENTROPY_MODEL}.")}

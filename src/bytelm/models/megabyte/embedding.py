@@ -84,10 +84,7 @@ class PatchEmbedding(nn.Module):
         lengths: Int[Tensor, " batch"],
         recent: Recent,
     ) -> tuple[Float[Tensor, "batch patches dim"], Recent]:
-        """The patches that end at `slots` of the new ids; `offset`: in their documents, 0 at BOS.
-
-        Raises UsageError for a document longer than E_pos.
-        """
+        """The patches that end at `slots` of new ids at `offset` (0 at BOS). Raises UsageError beyond E_pos."""
         first = bool((offset.gather(1, slots) < self.size - 1).any())  # whether one is the first of its document
         index, ids, offset, slots = (to_device(x, self.byte.weight) for x in (self.index(offset), ids, offset, slots))
         x = self.byte(ids) + self.position(index)

@@ -208,10 +208,7 @@ class Level(nn.Module):
         where: RowPositions,
         caches: tuple[ShiftCache, ...] | None,
     ) -> tuple[Float[Tensor, "batch count dim"], RowPositions, tuple[ShiftCache, ...]]:
-        """The outputs at the first `counts` new positions of each row, with a start token inserted before place 1.
-
-        Place 0 is a start token. At least one row has a position.
-        """
+        """Outputs at the first `counts` new positions (one or more in some row), start tokens added before place 1."""
         slots = torch.arange(x.shape[1])
         real = slots < counts[:, None]
         opens = real & (place == 1)

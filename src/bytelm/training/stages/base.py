@@ -24,10 +24,7 @@ Count = Callable[[int], None]
 
 
 class Stage(abc.ABC, Generic[T]):
-    """A result that is made once and kept on disk. The constructor takes only the values on which it depends.
-
-    A stage that was interrupted resumes, or starts again, with the same result.
-    """
+    """A result made once and kept on disk, from the constructor's arguments only, the same if interrupted."""
 
     name: str
     """The phase, for progress and journal."""

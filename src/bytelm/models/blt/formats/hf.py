@@ -1,8 +1,8 @@
 """BLT in the layout of Hugging Face's transformers: config.json, model.safetensors.
 
-transformers 5.23 leaves these alone or computes them otherwise than Meta's code: patching other than by a threshold of
-entropy (it cuts every byte then), `max_patch_length` (not causal there), and cross-attention after all of several
-encoder layers (it pools anew after each, so that only the last one counts).
+transformers 5.23 ignores these or computes them differently from Meta's code: patching other than by an entropy
+threshold (every byte is a patch), `max_patch_length` (not causal), and cross-attention after all of several encoder
+layers (pooled again after each, so that only the last one matters).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from bytelm.patching import entropy
 from bytelm.units import VOCAB
 
 CARD = "README.md"
-THETA, ENTROPY_MODEL_THETA = 500_000.0, 10_000.0  # where a configuration has none
+THETA, ENTROPY_MODEL_THETA = 500_000.0, 10_000.0  # defaults
 SIZES, ROWS, THRESHOLD = (3, 4, 5, 6, 7, 8), 500_002, 1.335442066192627
 CONTEXT = 24_576
-LAYERS, QUERIES, NGRAMS, LONG = 1 << 10, 1 << 10, 1 << 6, 1 << 30  # the most: of layers, k, n, and rows and bytes
+LAYERS, QUERIES, NGRAMS, LONG = 1 << 10, 1 << 10, 1 << 6, 1 << 30  # limits of layers, k, n, rows and bytes
 
 CARD_TEXT = """---
 library_name: transformers
@@ -47,7 +47,7 @@ tags:
 
 # A Byte Latent Transformer, for transformers
 
-Exported by bytelm. It reads and writes bytes: byte b is the id b + 4, and the tokenizer puts `<s>` (1) in front.
+Exported by bytelm. Its tokens are bytes: byte b is the id b + 4, and the tokenizer prepends `<s>` (1).
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,19 +58,19 @@ ids = model.generate(**tokenizer("# Monday", return_tensors="pt"), max_new_token
 print(tokenizer.decode(ids[0], skip_special_tokens=True))
 ```
 
-**Generate from one text at a time.** transformers' BLT (5.23) does not mask padding where it hashes bytes, cuts patches
-and counts positions. Padded on the left, a batch has wrong logits without a warning, and the text-generation pipeline
-pads so where `batch_size` is above 1. Padded on the right, as this tokenizer does, the logits of each text are right,
-and so is a training loss; those at padding, from which `generate` would go on, mean nothing.
+**Generate from one text at a time.** transformers' BLT (5.23) does not mask padding in byte hashes, patch boundaries
+and positions. With left padding a batch has wrong logits without a warning, and the text-generation pipeline pads so
+with `batch_size` above 1. With right padding, the default of this tokenizer, the logits of each text and the training
+loss are right; those at padding, from which `generate` would continue, are undefined.
 
 **Without a cache.** Version 5.23 computes wrong logits with one; `use_cache` is false in the configuration here.
 """
 
 
 def described(folder: Path) -> tuple[Recipe, int, int]:
-    """What a folder's config.json describes, the bytes of its context, and the encoder's layer that is crossed.
+    """The recipe, context length and cross-attended encoder layer in a config.json.
 
-    Raises CheckpointError, and ConfigError that names an option which is not supported.
+    Raises CheckpointError, and ConfigError for an unsupported option.
     """
     top = Options(json_in(folder / CONFIG), str(folder / CONFIG))
     top.only("model_type", "blt")
@@ -130,7 +130,7 @@ def entropy_model(part: Options) -> transformer.Config:
 
 
 def check_block(part: Options) -> None:
-    """Refuse what our blocks do not do."""
+    """Refuse what our blocks do not support."""
     heads = part.count("num_attention_heads")
     part.only("vocab_size", VOCAB)
     part.only("num_key_value_heads", heads, None)
@@ -143,7 +143,7 @@ def check_block(part: Options) -> None:
 
 
 def theta(part: Options, default: float | None) -> float:
-    """The rotary base of one part; it must be there where there is no `default`."""
+    """The rotary base of one part; required if there is no `default`."""
     rope: dict[str, Any] = part.table.get("rope_parameters") or part.table
     base = Options(rope, part.where).number("rope_theta", default)
     if base <= 0:
@@ -157,28 +157,27 @@ def hidden(part: Options) -> int:
 
 
 def same(values: list[float], what: str) -> float:
-    """The one value of them all. Raises ConfigError where they differ."""
+    """The common value. Raises ConfigError if they differ."""
     if len(set(values)) > 1:
         raise ConfigError(f"{what} = {', '.join(map(str, values))}: bytelm's BLT has one for all its parts")
     return values[0]
 
 
 def config_of(made: Recipe, context: int) -> dict[str, Any]:
-    """The config.json of a recipe. Raises ConfigError for what transformers has not got."""
+    """The config.json of a recipe. Raises ConfigError for what transformers does not support."""
     model, patching, entropy_model = exported(made)
     if patching.rule != "threshold" or patching.max_length is not None or patching.max_single_byte_run is not None:
         raise ConfigError(
-            "transformers cuts patches by a threshold of entropy alone; this model has "
-            f"patching.rule={patching.rule}, max_length={patching.max_length}, "
-            f"max_single_byte_run={patching.max_single_byte_run}: "
+            f"transformers only supports a global threshold without bounds, not patching.rule={patching.rule}, "
+            f"max_length={patching.max_length}, max_single_byte_run={patching.max_single_byte_run}: "
             "to leave bounds out, --set patching.max_length=none --set patching.max_single_byte_run=none"
         )
     if model.encoder_cross == "all" and model.encoder_layers > 1:
-        raise ConfigError("model.encoder_cross = 'all' with several encoder layers is computed otherwise there")
+        raise ConfigError("model.encoder_cross = 'all' with several encoder layers: transformers differs there")
     if model.cross_heads != model.local_heads:
-        raise ConfigError(f"model.cross_heads = {model.cross_heads} must be local_heads = {model.local_heads} there")
+        raise ConfigError(f"model.cross_heads = {model.cross_heads}: must be local_heads = {model.local_heads}")
     if not model.ngram_sizes:
-        raise ConfigError("model.ngram_sizes = []: transformers' BLT always has tables of n-grams")
+        raise ConfigError("model.ngram_sizes = []: transformers' BLT always has n-gram tables")
 
     def part(layers: int, dim: int, heads: int, inner: int, theta: float, **more: Any) -> dict[str, Any]:
         sizes = {"hidden_size": dim, "intermediate_size": inner, "num_hidden_layers": layers}
@@ -195,9 +194,9 @@ def config_of(made: Recipe, context: int) -> dict[str, Any]:
     return {
         "model_type": "blt",
         "architectures": ["BltForCausalLM"],
-        # Version 5.23 looks for it here when it makes caches, of one length for encoder and decoder.
+        # Version 5.23 reads it for the length of caches, common to encoder and decoder.
         "num_hidden_layers": max(model.encoder_layers, model.decoder_layers),
-        "use_cache": False,  # and computes wrong logits with one
+        "use_cache": False,  # wrong logits with one
         **ids,
         "tie_word_embeddings": False,
         "pad_token_id": 0,
@@ -221,23 +220,23 @@ def config_of(made: Recipe, context: int) -> dict[str, Any]:
 
 
 def exported(made: Recipe) -> tuple[blt.Config, entropy.Config, transformer.Config]:
-    """The parts of a recipe that both published layouts can hold. Raises ConfigError."""
+    """The parts of a recipe that both published layouts support. Raises ConfigError."""
     if not isinstance(made.model, blt.Config):
         name = name_of(made.model)
         raise ConfigError(f"a {name} cannot be exported: both layouts are those of BLT")
     if not isinstance(made.patching, entropy.Config) or not isinstance(made.entropy_model, transformer.Config):
         raise ConfigError(
-            "only patches of entropy whose entropy model is a Transformer can be exported: "
+            "only entropy patching with a Transformer entropy model can be exported: "
             "train with patching.name=entropy and entropy_model.name=transformer"
         )
     if made.entropy_model.reset_newline:
-        raise ConfigError("entropy_model.reset_newline = true: neither layout has it")
+        raise ConfigError("entropy_model.reset_newline = true: neither layout supports it")
     return made.model, made.patching, made.entropy_model
 
 
 def tokenizer_json() -> dict[str, Any]:
-    """A tokenizer.json, which transformers and tokenizers read: bytes are ids from 4 up, a BOS comes first."""
-    # Bytes that are no printable Latin-1 are shown as characters from U+0100 up, as the library's ByteLevel wants them.
+    """A tokenizer.json for transformers and tokenizers: bytes are ids from 4 on, BOS is prepended."""
+    # Bytes that are not printable Latin-1 are characters from U+0100 on, as ByteLevel of the library requires.
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     shown = {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
@@ -292,7 +291,7 @@ def texts(recipe: Recipe, context: int) -> dict[str, Any]:
     generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")}
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "padding_side": "right"}
     tokenizer |= {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<boe>"}
-    tokenizer["split_special_tokens"] = True  # or a "</s>" in a text would be read as EOS
+    tokenizer["split_special_tokens"] = True  # otherwise "</s>" in a text would become EOS
     return {
         CONFIG: config,
         "generation_config.json": generation,
@@ -310,12 +309,12 @@ def compared(source: Path, model: ByteModel, ids: Tensor, ours: Tensor) -> tuple
         raise MissingExtraError("transformers", "hf", "--check") from error
     config: Any = BltConfig.from_pretrained(source)
     if getattr(config, "num_hidden_layers", None) is None:
-        config.num_hidden_layers = 1  # version 5.23 looks for it and has not got it
+        config.num_hidden_layers = 1  # version 5.23 reads it, but does not define it
     theirs: Any = BltForCausalLM(config).eval()
     with ExitStack() as stack:
         weights = weights_in(source, stack)
         left = theirs.load_state_dict({name: weight.read() for name, weight in weights.items()}, strict=False)
     if left.missing_keys:
-        raise CheckpointError(f"{source} lacks {left.missing_keys[0]}, which transformers asks for")
+        raise CheckpointError(f"{source} lacks {left.missing_keys[0]}, which transformers requires")
     order = (torch.arange(VOCAB) + PUBLISHED_OFFSET) % VOCAB
     return theirs(input_ids=order[ids], use_cache=False).logits[0][:, order], ours

@@ -50,9 +50,9 @@ def layout(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def described(folder: Path, weights: Weights) -> tuple[Recipe, int]:
-    """What a folder describes, and the bytes of its context; feed-forward widths are those of its `weights`.
+    """The recipe and context length of a folder, with feed-forward widths from its `weights`.
 
-    Raises CheckpointError, and ConfigError that names an option which is not supported.
+    Raises CheckpointError, and ConfigError for an unsupported option.
     """
     file, _, home = layout(folder)
     table = json_in(file)
@@ -87,7 +87,7 @@ def described(folder: Path, weights: Weights) -> tuple[Recipe, int]:
 
 
 def check(args: Options) -> None:
-    """Refuse what our BLT does not do."""
+    """Refuse what our BLT does not support."""
     args.only("vocab_size", VOCAB)
     args.only("norm_eps", EPS)
     args.present("local_attention_window_len")
@@ -108,15 +108,15 @@ def check(args: Options) -> None:
 
 
 def feed_forward(weights: Weights, block: str, where: str) -> int:
-    """The width of a block's feed-forward layer, as its weights have it."""
+    """The width of a block's feed-forward layer, from its weights."""
     name = f"{block}.feed_forward.w1.weight"
     if name not in weights or weights[name].like.ndim != 2:
-        raise CheckpointError(f"the weights beside {where} lack {name}, or it is no matrix")
+        raise CheckpointError(f"the weights of {where} lack {name}, or it is not a matrix")
     return int(weights[name].like.shape[0])
 
 
 def cuts(folder: Path, table: dict[str, Any], args: Options, home: Path) -> entropy.Config | space.Config:
-    """How a model was trained to cut patches: by the arguments of its training, else of its entropy model's."""
+    """The patching of a model, from its training arguments, else those of its entropy model."""
     tables: list[tuple[Path, dict[str, Any]]] = [(Path(args.where), table)]
     for file in (folder / TRAINED, home / PARAMS):
         if file.exists():
@@ -128,11 +128,11 @@ def cuts(folder: Path, table: dict[str, Any], args: Options, home: Path) -> entr
     if "patching_threshold" in args.table:
         return entropy.Config(args.number("patching_threshold"), max_length=None, max_single_byte_run=None)
     names = ", ".join(str(file) for file, _ in tables)
-    raise ConfigError(f"{folder} does not say how patches are cut: none of {names} has data.patcher_args")
+    raise ConfigError(f"{folder} does not contain its patching: none of {names} has data.patcher_args")
 
 
 def cut(args: Options) -> entropy.Config | space.Config:
-    """A patcher's arguments as a configuration of ours."""
+    """A patcher's arguments as our configuration."""
     args.only("patching_mode", "entropy", "space")
     longest = None if args.table.get("max_patch_length") is None else args.count("max_patch_length")
     if args.table.get("patching_mode") == "space":
@@ -167,7 +167,7 @@ def entropy_model(home: Path, weights: Weights) -> transformer.Config:
 
 def multiple(*stacks: StackConfig) -> int:
     """The largest multiple_of that gives the feed-forward widths of all stacks. Raises ConfigError if none does."""
-    # It divides them all. A smaller divisor rounds up by less, so that if the largest is too small, all are.
+    # It divides all of them. Smaller divisors round up by less, so that if the largest is too small, all are.
     largest = math.gcd(*(stack.hidden() for stack in stacks))
     if all(0 <= stack.hidden() - 8 * stack.dim // 3 < largest for stack in stacks):
         return largest
@@ -176,12 +176,12 @@ def multiple(*stacks: StackConfig) -> int:
 
 
 def configs(made: Recipe, context: int) -> dict[str, dict[str, Any]]:
-    """The JSON files of a recipe, by their place in the folder. Raises ConfigError for what Meta's code has not got."""
+    """The JSON files of a recipe, by path in the folder. Raises ConfigError for what Meta's code does not support."""
     model, patching, entropy_model = exported(made)
     if patching.max_single_byte_run is not None:
         raise ConfigError(
-            f"patching.max_single_byte_run = {patching.max_single_byte_run} is unknown there: to leave it out, "
-            "--set patching.max_single_byte_run=none"
+            f"patching.max_single_byte_run = {patching.max_single_byte_run}: Meta's code does not support it: "
+            "to leave it out, --set patching.max_single_byte_run=none"
         )
     multiples = (multiple(model.encoder(), model.latent(), model.decoder()), multiple(entropy_model.shape().stack()))
     args = {
@@ -258,4 +258,4 @@ def write(folder: Path, recipe: Recipe, context: int, ours: dict[str, Tensor]) -
 
 def compared(source: Path, model: ByteModel, ids: Tensor, ours: Tensor) -> tuple[Tensor, Tensor]:
     """See `exchange.format.Format`."""
-    raise UsageError("--check: Meta's code is no package that can be installed: leave --check out")
+    raise UsageError("--check: Meta's code is not an installable package: leave --check out")

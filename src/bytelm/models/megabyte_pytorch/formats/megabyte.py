@@ -20,11 +20,11 @@ from bytelm.models.megabyte_pytorch.model import Config
 from bytelm.units import BYTES
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-CONTEXT = 8192  # bytes, of a checkpoint that says nothing of its length: that of the MEGABYTE paper
+CONTEXT = 8192  # bytes, the default: that of the MEGABYTE paper
 
 
 def read(source: Path, sets: Mapping[str, Any], stack: ExitStack) -> Reading:
-    """See `exchange.format.Format`. `sets` are the constructor's options, for what tensors do not tell."""
+    """See `exchange.format.Format`. `sets` are the constructor's options that tensors do not determine."""
     file = file_at(source)
     found = {name: weight.read() for name, weight in files.weights_in(file, stack).items()}
     made = published.recipe(found, sets)
@@ -33,7 +33,7 @@ def read(source: Path, sets: Mapping[str, Any], stack: ExitStack) -> Reading:
 
 
 def file_at(source: Path) -> Path:
-    """The file of weights that a path names, or that lies in it alone. Raises CheckpointError."""
+    """The file of weights at a path, or the only one in it. Raises CheckpointError."""
     found = [file for file in sorted(source.iterdir()) if file.suffix in SUFFIXES] if source.is_dir() else [source]
     if len(found) != 1:
         names_found = ", ".join(file.name for file in found) or "none"
@@ -43,21 +43,21 @@ def file_at(source: Path) -> Path:
 
 def write(folder: Path, recipe: Recipe, context: int, ours: dict[str, Tensor]) -> None:
     """See `exchange.format.Format`."""
-    raise UsageError("--to megabyte: weights are read from that layout and not written in it; take hf or meta")
+    raise UsageError("--to megabyte: weights can only be imported from that layout; use hf or meta")
 
 
 def compared(source: Path, model: ByteModel, ids: Tensor, ours: Tensor) -> tuple[Tensor, Tensor]:
     """See `exchange.format.Format`: `[bytes, 256]`, after each byte."""
     config: Config = model.config
     try:
-        package: Any = importlib.import_module("MEGABYTE_pytorch")  # which no other part of bytelm needs
+        package: Any = importlib.import_module("MEGABYTE_pytorch")
     except ImportError as error:
         raise MissingExtraError("MEGABYTE-pytorch", "bench", "--check") from error
     with ExitStack() as stack:
         tensors, mblm = published.plain({n: w.read() for n, w in files.weights_in(file_at(source), stack).items()})
     each = (config.heads, config.head_dims, config.ffn, config.rotary, config.positions)
     if mblm or config.ffn_dims or config.multi_query or any(len(set(one)) > 1 for one in each):
-        raise UsageError("--check: MEGABYTE-pytorch's constructor makes no model of this shape: leave --check out")
+        raise UsageError("--check: MEGABYTE-pytorch's constructor does not support this shape: leave --check out")
     patches = config.patches or -(-ids.shape[1] // config.patch)
     library = package.MEGABYTE(
         num_tokens=published.vocabulary_of(tensors),
