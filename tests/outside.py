@@ -36,7 +36,7 @@ class Full(ByteTransformer):
     pass
 """,
     "decoder": """
-from bytelm.models.transformer.decoder import TransformerDecoder, unsupported
+from bytelm.models.transformer.decoder import TransformerDecoder
 
 class FullDecoder(TransformerDecoder):
     pass

@@ -23,6 +23,7 @@ from bytelm.errors import ConfigError, UsageError
 from bytelm.evaluate.costs import costs
 from bytelm.exchange.format import Format, find_layout
 from bytelm.interfaces.costs import ArchitectureCosts
+from bytelm.interfaces.decoder import Decoder
 from bytelm.interfaces.sizes import Family
 from outside import FULL, PROJECT, forget, install, write
 
@@ -82,7 +83,7 @@ def test_every_file_of_an_architecture_is_what_its_name_says(name: str) -> None:
     folder = SOURCES / "models" / name
     assert {path.stem for path in folder.iterdir()} & PARTS
     if decoder := find.part(name, "decoder"):
-        assert callable(decoder.build) and callable(decoder.unsupported)
+        assert issubclass(decoder.build, Decoder)
     if counted := find.part(name, "costs"):
         assert issubclass(counted.Costs, ArchitectureCosts)
     if sizes := find.part(name, "sizes"):

@@ -68,7 +68,7 @@ def why_plain(model: ByteModel) -> str:
     decoder = part_of(model, "decoder")
     if decoder is None:
         return f"the kernels do not know {type(model).__name__}"
-    if why := decoder.unsupported(model):
+    if why := decoder.build.unsupported(model):
         return why
     if model.device.type == "mps":
         return "the model is on mps, which has no float64 for angles"

@@ -57,6 +57,37 @@ def sliding(model: ByteModel, context: int) -> ByteModel:
     return Sliding(model, context)
 
 
+class Windowed(ByteModel):
+    """A model around a model, which says where the windows of the other one lie."""
+
+    def __init__(self, model: ByteModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def init_weights(self, seed: int) -> None:
+        """Set every parameter of the model from `seed`."""
+        self.model.init_weights(seed)
+
+    @property
+    def tokens(self) -> Bpe | None:
+        """See `ByteModel`."""
+        return self.model.tokens
+
+    @property
+    def vocabulary(self) -> int:
+        """See `ByteModel`."""
+        return self.model.vocabulary
+
+    def byte_lengths(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """See `ByteModel`."""
+        return self.model.byte_lengths(ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.model.device
+
+
 @dataclass(frozen=True)
 class StridedState:
     """The states of the two passes, the second offset by half a patch."""
@@ -67,7 +98,7 @@ class StridedState:
     second: Any
 
 
-class Strided(ByteModel):
+class Strided(Windowed):
     """Late positions in a patch are predicted worse than early ones, so each byte is taken from where it is early.
 
         ids        0 1 2 3 | 4 5 6 7 | 8 9 . .       patch 4, offsets in the document
@@ -79,22 +110,13 @@ class Strided(ByteModel):
     """
 
     def __init__(self, model: ByteModel, patch: int) -> None:
-        super().__init__()
-        self.model, self.patch = model, patch
-
-    def init_weights(self, seed: int) -> None:
-        """Set every parameter of the model from `seed`."""
-        self.model.init_weights(seed)
+        super().__init__(model)
+        self.patch = patch
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`: both passes, the second without half a patch."""
         rest = max(0, ids - self.patch // 2)
         return self.model.flops(ids, patches) + (self.model.flops(rest, patches) if rest else 0)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters live."""
-        return self.model.device
 
     def initial_state(self, batch: int) -> StridedState:
         """The state of rows that have read nothing yet."""
@@ -133,7 +155,7 @@ class SlidingState:
     inner: Any
 
 
-class Sliding(ByteModel):
+class Sliding(Windowed):
     """No id is predicted from more than `context` ids: when a window is full, the next starts with its newer half.
 
         ids        0 1 2 3 4 5 6 7 8 9          context 4, offsets in the document
@@ -145,13 +167,9 @@ class Sliding(ByteModel):
     """
 
     def __init__(self, model: ByteModel, context: int) -> None:
-        super().__init__()
-        self.model, self.context = model, context
+        super().__init__(model)
+        self.context = context
         self.stride = context - context // 2
-
-    def init_weights(self, seed: int) -> None:
-        """Set every parameter of the model from `seed`."""
-        self.model.init_weights(seed)
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`: of one document, all its windows."""
@@ -160,25 +178,6 @@ class Sliding(ByteModel):
         for first in range(self.context, ids, self.stride):
             found += self.model.flops(kept + min(self.stride, ids - first), patches)
         return found
-
-    @property
-    def tokens(self) -> Bpe | None:
-        """See `ByteModel`."""
-        return self.model.tokens
-
-    @property
-    def vocabulary(self) -> int:
-        """See `ByteModel`."""
-        return self.model.vocabulary
-
-    def byte_lengths(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """See `ByteModel`."""
-        return self.model.byte_lengths(ids)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters live."""
-        return self.model.device
 
     def initial_state(self, batch: int) -> SlidingState:
         """The state of rows that have read nothing yet."""

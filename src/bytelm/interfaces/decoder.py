@@ -131,6 +131,11 @@ class Decoder(abc.ABC):
     tokens: Bpe | None = None
     """The tokens of a model over tokens."""
 
+    @staticmethod
+    def unsupported(model: Any) -> str:
+        """Why a model of the architecture has no such decoder, in words; empty where it has."""
+        return ""
+
     def __init__(self, rows: int, capacity: int, backend: Backend | None = None) -> None:
         self.rows, self.capacity = rows, capacity
         if backend:

@@ -20,6 +20,13 @@ class BLTDecoder(Decoder):
 
     drafts = True
 
+    @staticmethod
+    def unsupported(model: BLT) -> str:
+        """See `Decoder`."""
+        if known(model.cutter):
+            return ""
+        return f"the kernels do not know the patching of {type(model.patcher).__name__}, or its entropy model"
+
     def __init__(self, model: BLT, kernels: Backend, rows: int, capacity: int) -> None:
         super().__init__(rows, capacity, kernels)
         config, self.kernels = model.config, kernels
@@ -103,13 +110,6 @@ class BLTDecoder(Decoder):
         widen = self.widen.bytes if self.widen else 0
         patchwise = self.latents.weight_bytes + self.split.bytes + self.decoder.cross_bytes + self.pool.bytes + widen
         return entropy_model + bytewise + patchwise / size + self.rows * cached
-
-
-def unsupported(model: BLT) -> str:
-    """Why this decoder does not support a model; empty if it does."""
-    if known(model.cutter):
-        return ""
-    return f"the kernels do not know the patching of {type(model.patcher).__name__}, or its entropy model"
 
 
 build = BLTDecoder

@@ -86,9 +86,4 @@ class MegabyteDecoder(Decoder):
         return found + self.head.bytes
 
 
-def unsupported(model: Megabyte) -> str:
-    """See `models.blt.decoder`."""
-    return ""
-
-
 build = MegabyteDecoder

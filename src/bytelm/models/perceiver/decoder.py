@@ -41,9 +41,4 @@ class PerceiverDecoder(Decoder):
         return self.cross.weight_bytes + self.latents.weight_bytes + self.head.bytes + self.rows * cached
 
 
-def unsupported(model: PerceiverAR) -> str:
-    """See `models.blt.decoder`."""
-    return ""
-
-
 build = PerceiverDecoder

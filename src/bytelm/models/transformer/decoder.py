@@ -58,9 +58,4 @@ class TransformerDecoder(Decoder):
         return self.layers.weight_bytes + self.head.bytes + self.rows * cached
 
 
-def unsupported(model: ByteTransformer) -> str:
-    """See `models.blt.decoder`."""
-    return ""
-
-
 build = TransformerDecoder
