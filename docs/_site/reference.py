@@ -11,8 +11,8 @@ from typing import Any
 from bytelm.cli import app
 from bytelm.config import preset_names, to_mapping
 from bytelm.find import find, names
+from bytelm.training import settings
 from bytelm.training.config import DataConfig, RunConfig, TrainConfig
-from bytelm.training.settings import describe
 
 TABLES = {"models": "model", "patching": "patching", "entropy_models": "entropy_model", "data.modalities": "modality"}
 CONTENTS = re.compile(r"## Table of Contents\n.*?(?=\*\*Commands)", re.DOTALL)
@@ -56,11 +56,8 @@ def table(key: str, config: Any, name: str | None = None) -> str:
 
 def presets() -> str:
     """The presets with their sizes."""
-    lines = [describe(name) for name in preset_names()]
-    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "entropy_model", "context_length"]
-    head += ["FLOPs/byte", "memory"]
-    titles = [name.replace("_", " ") for name in head]
-    rows = [titles, ["---"] * len(head), *([str(line[key]) for key in head] for line in lines)]
+    head, lines = settings.table([settings.describe(name) for name in preset_names()])
+    rows = [head, ["---"] * len(head), *lines]
     for row in rows[2:]:
         row[0] = f"`{row[0]}`"
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

@@ -16,7 +16,7 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Loaded, load
 from bytelm.config import load_toml
 from bytelm.data.corpus import Corpus, Split
-from bytelm.data.selection import spread
+from bytelm.data.selection import sample_evenly
 from bytelm.errors import ResourceError, UsageError
 from bytelm.evaluate.patches import lengths_by_kind, opens_of, patch_view
 from bytelm.find import find, names
@@ -45,7 +45,7 @@ def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection
     model, modality = loaded.model, loaded.modality
     corpus = Corpus.open(run / "data")
     split: Split = next(s for s in ("test", "valid", "train") if corpus.bytes(s))
-    documents = spread(corpus, split, COUNTED)
+    documents = sample_evenly(corpus, split, COUNTED)
     patcher, segmentation = model.patcher, segmentation_of(loaded)
     count = load_toml(run / "config.toml")["train"]["sample_bytes"]
     readable = modality is None or modality.text

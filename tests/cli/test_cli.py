@@ -143,7 +143,7 @@ def test_calibrate_reports_what_it_reached(home: Path, capfd: pytest.CaptureFixt
 
 def test_presets_have_the_papers_counts(capfd: pytest.CaptureFixture[str]) -> None:
     """The published 1B and 8B models have 4.53 B and 10.55 B parameters with their tables, the scorer 99.5 M."""
-    rows = {row["preset"]: row["counts"] for row in json.loads(said(capfd, "presets", "--json"))}
+    rows = {row["preset"]: row for row in json.loads(said(capfd, "presets", "--json"))}
     assert sorted(rows) == preset_names()
     assert rows["blt-1b"]["parameters"] == pytest.approx(4.534e9, rel=1e-3)
     assert rows["blt-8b"]["parameters"] == pytest.approx(10.554e9, rel=1e-3)

@@ -17,7 +17,7 @@ from bytelm.data.corpus import Corpus, Index, iterate_documents
 from bytelm.data.modalities import audio, dna, image
 from bytelm.data.modalities.base import Modality
 from bytelm.data.pack import pack
-from bytelm.data.selection import spread
+from bytelm.data.selection import sample_evenly
 from bytelm.errors import ConfigError, DataError
 from bytelm.find import find, names
 from bytelm.training.config import RunConfig
@@ -148,11 +148,11 @@ def test_a_selection_parts_no_image_and_no_sample(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "s", {"x.npy": saved(noise(20, 8, 8, 3))})
     corpus = pack([source], tmp_path / "p", modality=raster(8, 8), valid=0, test=0)
     for limit, count in ((192 * 5 + 100, 4), (192, 1), (100, 1), (1, 1), (None, 20)):
-        found = [len(data) for _, data in spread(corpus, "train", limit)]
+        found = [len(data) for _, data in sample_evenly(corpus, "train", limit)]
         assert set(found) == {192} and (limit is None or sum(found) <= max(limit, 192))
         assert len(found) >= count
     source = folder_of(tmp_path / "t", {f"{i}.s16le": noise(100).tobytes() for i in range(9)})
     corpus = pack([source], tmp_path / "q", modality=AUDIO, valid=0, test=0)
     for limit in (899, 333, 99, 3, 1):
-        found = [len(data) for _, data in spread(corpus, "train", limit)]
+        found = [len(data) for _, data in sample_evenly(corpus, "train", limit)]
         assert found and not any(size % 2 for size in found) and sum(found) <= max(limit, 2)

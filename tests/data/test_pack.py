@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.data.corpus import SPLITS, Corpus, iterate_documents
-from bytelm.data.pack import deal, pack
+from bytelm.data.pack import assign_splits, pack
 from bytelm.errors import ConfigError, DataError, ResourceError
 
 
@@ -91,7 +91,7 @@ def test_a_large_file_is_cut_at_newlines_into_at_least_sixteen(tmp_path: Path) -
 def test_splits_have_their_share(sizes: list[int], seed: int) -> None:
     weights = np.array(sizes)
     orders = np.random.default_rng(seed).permutation(len(sizes)).astype(np.uint64)
-    splits = deal(weights, orders, 0.1, 0.2)
+    splits = assign_splits(weights, orders, 0.1, 0.2)
     for split, share in (("valid", 0.1), ("test", 0.2)):
         taken = int(weights[splits == SPLITS.index(split)].sum())
         assert share * sum(sizes) <= taken < share * sum(sizes) + 100
@@ -102,7 +102,7 @@ def test_a_content_that_is_most_of_the_data_is_trained_on() -> None:
     sizes = np.array([5, 1000, 7, 1000, 9])
     orders = np.array([8, 1, 9, 1, 7], np.uint64)
     for valid, expected in ((0.05, ["valid", "train", "valid", "train", "valid"]), (0.001, ["train"] * 4 + ["valid"])):
-        assert [SPLITS[code] for code in deal(sizes, orders, valid, 0.0)] == expected
+        assert [SPLITS[code] for code in assign_splits(sizes, orders, valid, 0.0)] == expected
 
 
 def test_another_seed_deals_otherwise(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 import published
 from bytelm import load
 from bytelm.checkpoint import store
-from bytelm.checkpoint.assemble import Recipe, trained
+from bytelm.checkpoint.assemble import Recipe, resolve_checkpoint
 from bytelm.cli import run as cli
 from bytelm.config import to_mapping
 from bytelm.data.modalities import image
@@ -191,7 +191,11 @@ def test_there_and_back_is_the_same_bit_for_bit(both: Pair, tmp_path: Path, layo
     convert(tmp_path / "out", layout, tmp_path / "run", {})
     assert same(held(tmp_path / "run"), held(both.run))
     assert recipe_of(tmp_path / "run") == recipe_of(both.run)
-    assert trained(tmp_path / "run")[1]["context"] == trained(both.run)[1]["context"] == both.lm.context
+    assert (
+        resolve_checkpoint(tmp_path / "run")[1]["context"]
+        == resolve_checkpoint(both.run)[1]["context"]
+        == both.lm.context
+    )
 
 
 @pytest.mark.parametrize("layout", ["hf", "meta"])

@@ -402,7 +402,7 @@ def test_presets_of_the_paper_have_the_parameters_of_their_tables(name: str) -> 
     told = describe(name)
     model = preset(name)["model"]
     wanted = nominal_counts(model["dims"], model["layers"], model["sizes"][0])
-    counts: Any = told["counts"]
+    counts: Any = told
     rest = 260 * (-(-model["dims"][0] // model["sizes"][0]) + model["dims"][1])
     rest += model.get("positions", model["sizes"][0]) * -(-model["dims"][0] // model["sizes"][0])
     rest += sum((-(-model["dims"][0] // model["sizes"][0])) ** 2 * width for width in model.get("filters", ()))

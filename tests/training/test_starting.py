@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bytelm.checkpoint import store
-from bytelm.checkpoint.assemble import Recipe, load, trained
+from bytelm.checkpoint.assemble import Recipe, load, resolve_checkpoint
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 from bytelm.cli import run as cli
 from bytelm.config import build, load_toml
@@ -116,7 +116,7 @@ def test_the_first_step_has_the_loss_of_the_start(
     monkeypatch.setattr(loop.Trainer, "step", watched)
     train([others], going(start, tmp_path / "run", steps=1), tmp_path / "run", quiet=True)
     assert first_loss(tmp_path / "run") == pytest.approx(seen[0], rel=1e-5)
-    assert trained(tmp_path / "run")[1]["recipe"] == trained(start)[1]["recipe"]
+    assert resolve_checkpoint(tmp_path / "run")[1]["recipe"] == resolve_checkpoint(start)[1]["recipe"]
 
 
 def test_the_entropy_model_and_its_thresholds_are_kept(entropy: Path, others: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_entropy_model_and_its_thresholds_are_kept(entropy: Path, others: Pa
     assert load_toml(run / "recipe.toml")["patching"] == load_toml(entropy / "recipe.toml")["patching"]
     patcher, corpus = load(entropy).model.patcher, Corpus.open(run / "data")
     assert patcher is not None
-    recipe = build(Recipe, trained(entropy)[1]["recipe"], "the start")
+    recipe = build(Recipe, resolve_checkpoint(entropy)[1]["recipe"], "the start")
     Boundaries.open(run / "data", fingerprint_of(patcher, recipe, corpus))  # those that the start itself would cut
     old, new = weights(entropy), weights(run)
     own = [name for name in old if name.startswith("patcher.")]
@@ -156,7 +156,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
     if deleted:
         shutil.rmtree(own)
     train([others], going(own, runs[1]), runs[1], quiet=True)
-    assert trained(runs[1])[1]["step"] == 4
+    assert resolve_checkpoint(runs[1])[1]["step"] == 4
     assert equal(weights(runs[0]), weights(runs[1]))
 
 
@@ -219,7 +219,7 @@ def test_a_converted_run_is_a_start(entropy: Path, others: Path, tmp_path: Path)
     config = tmp_path / "hf" / "config.json"
     config.write_text(config.read_text().replace('"max_position_embeddings": 64', '"max_position_embeddings": 1000000'))
     convert(tmp_path / "hf", "hf", tmp_path / "start", {})
-    assert trained(tmp_path / "start")[1]["context"] == 1_000_000
+    assert resolve_checkpoint(tmp_path / "start")[1]["context"] == 1_000_000
     usual = configure("blt-tiny").train
     found = configure(init_from=tmp_path / "start").train
     assert (found.context_length, found.batch) == (usual.context_length * usual.batch, 1)

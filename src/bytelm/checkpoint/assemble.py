@@ -112,14 +112,14 @@ def load(path: str | Path, device: torch.device = HOST, dtype: torch.dtype | Non
     Its weights are on `device`, those of the model itself in `dtype` where one is given: see `restore`.
     Raises CheckpointError, and ResourceError where the device has no room.
     """
-    checkpoint, state = trained(path)
+    checkpoint, state = resolve_checkpoint(path)
     recipe = build(Recipe, state["recipe"], str(checkpoint / spec_file(checkpoint)))
     model = recipe.build_on_meta()
     restore(model, checkpoint, device, dtype)
     return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
 
 
-def trained(path: str | Path) -> tuple[Path, dict[str, Any]]:
+def resolve_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """Where `load` would take weights from, and what is said of them there: a recipe, a context. CheckpointError."""
     path = Path(path)
     if not path.is_dir():
@@ -165,7 +165,7 @@ def restore(model: ByteModel, checkpoint: Path, device: torch.device = HOST, dty
 
 
 def weights_of(checkpoint: Path, keep: Keep = as_it_is) -> dict[str, Tensor]:
-    """The weights at a place that `trained` found; those of `save_pretrained` are in float32 always."""
+    """The weights at a place that `resolve_checkpoint` found; those of `save_pretrained` are in float32 always."""
     if pretrained.found(checkpoint):
         return pretrained.read_tensors(checkpoint, keep)
     return store.read_tensors(checkpoint, "model", keep)

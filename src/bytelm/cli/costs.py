@@ -56,9 +56,8 @@ def costs(
 
         write(svg, _picture(drawn))
     if json:
-        found = [
-            {"preset": name, "context_length": window, "mean": mean, **asdict(c)} for name, window, mean, c in counts
-        ]
+        keys = ("preset", "context_length", "mean")
+        found = [{**dict(zip(keys, row[:3], strict=True)), **asdict(row[3])} for row in counts]
         print_json({"presets": found, "figures": [asdict(figure) for figure in drawn]})
         return 0
     _print_presets(counts)

@@ -138,10 +138,10 @@ def packed_mapping(corpus: Corpus) -> dict[str, Any]:
         "files": report.files,
         "empty": report.empty,
         "skipped": report.reasons,
-        "bad": report.bad,
+        "malformed": report.bad,
         "converted": report.converted,
-        "repeated": index.repeated,
-        "looked": index.looked,
+        "contaminated_bytes": index.repeated,
+        "checked_bytes": index.looked,
     }
 
 

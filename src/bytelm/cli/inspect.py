@@ -13,7 +13,6 @@ from cyclopts import Parameter
 
 from bytelm.cli.common import Device, Json, Quiet, Stream, counter, is_stdin, print_json, print_table, text_of
 from bytelm.errors import UsageError
-from bytelm.units import show_seconds
 
 SHARE = 0.5  # fraction of peak matmul throughput (MFU) that training reaches: 0.4 to 0.7 (docs/log.md)
 
@@ -71,19 +70,16 @@ def presets(*, device: Device = "auto", json: Json = False) -> int:
     from bytelm.config import preset_names
     from bytelm.device import use
     from bytelm.training.estimate import TRAINING, multiplied
-    from bytelm.training.settings import describe
+    from bytelm.training.settings import describe, table
 
     rate = multiplied(use(device))
     rows = [describe(name) for name in preset_names()]
     for row in rows:
         row["seconds_per_megabyte"] = 1e6 * TRAINING * row["flops_per_byte"] / (SHARE * rate)
-        row["time/MB"] = show_seconds(row["seconds_per_megabyte"])
     if json:
         print_json(rows)
         return 0
-    head = ["preset", "model", "patching", "nominal", "parameters", "n-gram tables", "entropy_model"]
-    head += ["context_length", "FLOPs/byte", "memory", "time/MB"]
-    print_table([name.replace("_", " ") for name in head], [[str(row[key]) for key in head] for row in rows])
+    print_table(*table(rows))
     print("nominal: the paper's name for the size; parameters: the actual number, of the model itself")
     print("FLOPs/byte: of the model's matrix products, forward, over a window; times 3 in training")
     print(

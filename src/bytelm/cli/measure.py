@@ -99,14 +99,16 @@ def measured(
     """The bits per byte of files, or of the run's test split."""
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpus import Corpus
-    from bytelm.data.selection import spread
+    from bytelm.data.selection import sample_evenly
     from bytelm.decoding import rounded
     from bytelm.device import use
     from bytelm.evaluate.verdict import judge
     from bytelm.evaluate.windowing import for_measuring
 
     loaded = load(run, use(device))
-    found = documents_of(paths_of(paths), loaded.modality) if paths else spread(Corpus.open(run / "data"), "test")
+    found = (
+        documents_of(paths_of(paths), loaded.modality) if paths else sample_evenly(Corpus.open(run / "data"), "test")
+    )
     window, total = context or loaded.state["context"], sum(len(data) for _, data in found)
     model = rounded(loaded.model, quantize) if quantize else loaded.model
     plain = not paths and (context, stride, windowing, quantize, precision) == (None, None, None, None, "float32")

@@ -21,7 +21,7 @@ from bytelm.config import build
 from bytelm.data.bpe import Bpe
 from bytelm.data.convert import modality_of
 from bytelm.data.corpus import Corpus
-from bytelm.data.selection import spread
+from bytelm.data.selection import sample_evenly
 from bytelm.errors import ConfigError, ResourceError
 from bytelm.evaluate.costs import Costs, costs
 from bytelm.evaluate.patches import realised
@@ -115,7 +115,7 @@ def mean_of(candidate: Candidate, corpus: Corpus, tokens: Bpe | None) -> float:
     """Mean bytes per patch, or per token, in training documents."""
     tables = candidate.tables(64, 0)
     patching = tables.get("patching", {})
-    sample = [data for _, data in spread(corpus, "train", SAMPLE)]
+    sample = [data for _, data in sample_evenly(corpus, "train", SAMPLE)]
     if tokens is not None:
         return sum(map(len, sample)) / sum(len(tokens.encode(data.tobytes())) for data in sample)
     if patching and "target_mean_length" not in patching:

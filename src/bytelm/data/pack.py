@@ -26,7 +26,7 @@ from bytelm.data.modalities.base import Modality
 from bytelm.data.options import MAX_BAD, DataConfig
 from bytelm.data.repeats import SAMPLE, repeated, stretches
 from bytelm.data.report import SourceReport, StrictReport
-from bytelm.data.selection import spread
+from bytelm.data.selection import sample_evenly
 from bytelm.data.shards import Shards, ShardWriter
 from bytelm.data.sources import Document, find_files, fingerprint
 from bytelm.errors import ResourceError
@@ -129,7 +129,7 @@ def _looked_for_repeats(corpus: Corpus) -> Index:
     index, half = corpus.index, SAMPLE // 2
     if index.modality is not None and index.grain > _SMALLEST_PIECE:
         return index
-    held_out = [d for split in SPLITS[1:] if corpus.bytes(split) for _, d in spread(corpus, split, half)]
+    held_out = [d for split in SPLITS[1:] if corpus.bytes(split) for _, d in sample_evenly(corpus, split, half)]
     found, looked = repeated(held_out, stretches(corpus, "train"))
     return dataclasses.replace(index, repeated=found, looked=looked)
 
@@ -170,7 +170,7 @@ def _table(shards: Shards, taken: _Taken, grain: int | None, valid: float, test:
     table["size"] = sizes
     table["suffix"] = kinds
     table["hash"] = hashes
-    table["split"] = deal(np.array(sizes, np.int64), orders, valid, test)
+    table["split"] = assign_splits(np.array(sizes, np.int64), orders, valid, test)
     return table
 
 
@@ -207,7 +207,7 @@ def _hash(shards: Shards, sizes: array[int], seed: int) -> tuple[NDArray[np.uint
     return np.frombuffer(hashes, np.uint8).reshape(-1, 16), np.frombuffer(orders, np.uint64)
 
 
-def deal(sizes: NDArray[np.int64], orders: NDArray[np.uint64], valid: float, test: float) -> NDArray[np.uint8]:
+def assign_splits(sizes: NDArray[np.int64], orders: NDArray[np.uint64], valid: float, test: float) -> NDArray[np.uint8]:
     """The split of each document, as a number of SPLITS. Documents of one order number stay together.
 
     Going through them by order number, test takes until it holds its fraction of the bytes, then valid, and train has

@@ -9,7 +9,7 @@ from bytelm.data.corpus import Corpus, Split
 from bytelm.errors import DataError
 
 
-def spread(corpus: Corpus, split: Split, limit: int | None = None) -> list[tuple[str, NDArray[np.uint8]]]:
+def sample_evenly(corpus: Corpus, split: Split, limit: int | None = None) -> list[tuple[str, NDArray[np.uint8]]]:
     """(kind of file, bytes) of documents of a split, in order: all of them, or every n-th so as to come near `limit`.
 
     With a limit there are never more than `limit` bytes: the last document may be cut short, after a multiple of the

@@ -48,7 +48,7 @@ class PlainDecoder(Decoder):
         self.groups = [self.part(group, which) for group, which in left if which]
 
     @torch.inference_mode()
-    def after(self, new: NewTokens) -> Reals:
+    def logits_after(self, new: NewTokens) -> Reals:
         """See `Decoder`. Rows with one new id and rows with more are read separately, to avoid padding."""
         rows, begin, count = np.unique(new.row, return_index=True, return_counts=True)
         exact = next(self.model.parameters()).dtype == torch.float64

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from bytelm.checkpoint import store
-from bytelm.checkpoint.assemble import Recipe, trained, weights_of
+from bytelm.checkpoint.assemble import Recipe, resolve_checkpoint, weights_of
 from bytelm.config import build, merge, to_mapping
 from bytelm.errors import CheckpointError, ResourceError
 from bytelm.exchange import files
@@ -93,7 +93,7 @@ def export(run: Path, layout: str, folder: Path, sets: Mapping[str, Any]) -> Exp
     """
     fresh(folder)
     written = find_layout(layout)
-    checkpoint, state = trained(run)
+    checkpoint, state = resolve_checkpoint(run)
     recipe = build(Recipe, merge(state["recipe"], sets), str(checkpoint / store.STATE))
     ours = weights_of(checkpoint)
     build_on_meta = recipe.build_on_meta().state_dict()

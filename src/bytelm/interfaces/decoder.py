@@ -141,7 +141,7 @@ class Decoder(abc.ABC):
 
     def read(self, rows: Ints, ids: Ints) -> Reals:
         """Logits `[n, vocab]` after new ids `[n]`, sorted by row, at most `chunk` per row. Raises UsageError."""
-        return fetched(self.after(self.placed(rows, ids)))
+        return fetched(self.logits_after(self.append(rows, ids)))
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
         """The logits of `read` if these ids completed no patch. Call `rollback` before reading further."""
@@ -151,7 +151,7 @@ class Decoder(abc.ABC):
         """Return rows to shorter lengths: by at most CHUNK ids, or to 0."""
         self.lengths[rows] = lengths
 
-    def placed(self, rows: Ints, ids: Ints) -> NewTokens:
+    def append(self, rows: Ints, ids: Ints) -> NewTokens:
         """Append new ids to their rows. Raises UsageError as `read` does."""
         rows, ids = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(ids, np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocabulary:
@@ -177,7 +177,7 @@ class Decoder(abc.ABC):
         return VOCAB if self.tokens is None else self.tokens.vocabulary
 
     @abc.abstractmethod
-    def after(self, new: NewTokens) -> Any:
+    def logits_after(self, new: NewTokens) -> Any:
         """The logits after new ids, as the backend has them; see `read`."""
 
     @property

@@ -10,7 +10,6 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from bytelm.report.glyphs import character, pieces
 
@@ -67,7 +66,7 @@ def _environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    return _holdable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return _holdable(value) if type(value) is str else value
 
 
 def _holdable(text: str) -> str:

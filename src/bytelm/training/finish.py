@@ -12,7 +12,7 @@ import torch
 from bytelm.checkpoint.assemble import load
 from bytelm.data.corpus import Corpus, Split
 from bytelm.data.modalities.base import Modality
-from bytelm.data.selection import spread
+from bytelm.data.selection import sample_evenly
 from bytelm.device import use
 from bytelm.evaluate.verdict import EvalReport, judge
 from bytelm.generate.sampling import Sampling
@@ -107,7 +107,7 @@ def finish(run: Path, device: torch.device, watch: Watch | None = None) -> Final
     split: Split | None = next((s for s in splits if corpus.bytes(s)), None)
     evaluation = None
     if split is not None:
-        documents = spread(corpus, split, EVALUATED)
+        documents = sample_evenly(corpus, split, EVALUATED)
         progress = watch("evaluating", sum(len(data) for _, data in documents))
         context = loaded.state["context"]
         evaluation = judge(loaded.model, documents, context, progress=progress, modality=loaded.modality)

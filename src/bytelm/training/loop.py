@@ -130,24 +130,24 @@ class Trainer:
         save_due += 60 * self.config.checkpoint_every_minutes
         self.tally = RunningSums(since=time.monotonic())
         with StopRequest() as stop, self.ahead or contextlib.nullcontext():
-            while self.used() < 1 and self.dist.agreed(stop.received) is None:
+            while self.budget_fraction() < 1 and self.dist.agreed(stop.received) is None:
                 self.step()
                 now = time.monotonic()
                 if not self.dist.is_main_process:
                     continue
-                if now >= valid_due and self.used() < 0.95:  # the last validation is at the end
+                if now >= valid_due and self.budget_fraction() < 0.95:  # the last validation is at the end
                     self.validate(stop)
                     valid_due = time.monotonic() + 60 * self.config.eval_every_minutes
                 if now >= save_due and stop.received is None:
                     self.save()
                     save_due = time.monotonic() + 60 * self.config.checkpoint_every_minutes
-            if self.dist.is_main_process and self.used() >= 1:
+            if self.dist.is_main_process and self.budget_fraction() >= 1:
                 self.validate(stop)
             if self.dist.is_main_process:
                 self.save()
             return Outcome(self.progress, self.dist.agreed(stop.received))
 
-    def used(self) -> float:
+    def budget_fraction(self) -> float:
         """The fraction of the budget that is used up."""
         return self.config.budget.fraction(self.progress.step, self.progress.bytes, self.progress.seconds)
 
@@ -170,7 +170,7 @@ class Trainer:
         self.optimizer.share(self.dist)
         *parts, norm = numbers([*found, self.optimizer.norm()])  # the only synchronization
         (nats,) = self.dist.total(added(parts))
-        rate = learning_rate(config, progress.step, self.used())
+        rate = learning_rate(config, progress.step, self.budget_fraction())
         skip_reason = self.skip_reason(nats, bytes, norm)
         if skip_reason is None:
             self.optimizer.step(rate)
@@ -219,7 +219,7 @@ class Trainer:
             return
         tally.nats, tally.bytes, tally.patches = tally.nats + nats, tally.bytes + bytes, tally.patches + patches
         now = time.monotonic()
-        if tally.bytes and (progress.step == 1 or now - tally.since >= 1.0 or self.used() >= 1):
+        if tally.bytes and (progress.step == 1 or now - tally.since >= 1.0 or self.budget_fraction() >= 1):
             speed = tally.bytes / max(1e-9, now - tally.since)
             bpb = bits_per_byte(tally.nats, tally.bytes)
             mean = tally.bytes / tally.patches if tally.patches else None
@@ -240,7 +240,7 @@ class Trainer:
     def line(self, bpb: float, speed: float, mean_patch: float | None) -> str:
         """The progress line."""
         patch = f" | mean patch {mean_patch:.2f} B" if mean_patch else ""
-        used = self.used()
+        used = self.budget_fraction()
         left = self.progress.seconds * (1 - used) / used if used else 0.0
         return (
             f"step {self.progress.step} | {bpb:.3f} bits/byte | {show_bytes(speed)}/s{patch} "

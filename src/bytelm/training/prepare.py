@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bytelm.checkpoint import legacy, store
-from bytelm.checkpoint.assemble import Recipe, restore, trained
+from bytelm.checkpoint.assemble import Recipe, resolve_checkpoint, restore
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.data.corpus import Corpus
 from bytelm.data.modalities.base import Modality
@@ -107,7 +107,7 @@ def begun(
         return model
     resumed = bool(store.checkpoints(run))
     model = recipe.build_on_meta()
-    checkpoint = store.newest_good(run)[0] if resumed else trained(start)[0]
+    checkpoint = store.newest_good(run)[0] if resumed else resolve_checkpoint(start)[0]
     restore(model, checkpoint)
     if not resumed:
         journal.say(f"starting from {checkpoint}")

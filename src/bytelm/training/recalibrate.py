@@ -12,7 +12,7 @@ import torch
 from bytelm.checkpoint.assemble import Recipe, load
 from bytelm.config import build
 from bytelm.data.corpus import Corpus, Split
-from bytelm.data.selection import spread
+from bytelm.data.selection import sample_evenly
 from bytelm.errors import UsageError
 from bytelm.evaluate.patches import lengths_by_kind, mean_length
 from bytelm.training.journal import Journal
@@ -57,7 +57,7 @@ def recalibrate(
     stage = ThresholdStage(run / "recipe.toml", replace(recipe, patching=unset), entropy_model, corpus, kept=False)
     found: Any = run_stage(stage, Journal(None, quiet)).patching
     split: Split = next(s for s in ("valid", "test", "train") if corpus.bytes(s))
-    kinds = lengths_by_kind(found.build(entropy_model), spread(corpus, split, CHECKED))
+    kinds = lengths_by_kind(found.build(entropy_model), sample_evenly(corpus, split, CHECKED))
     return Calibration(
         found.rule,
         found.threshold if found.rule != "relative" else None,

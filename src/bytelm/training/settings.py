@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bytelm.checkpoint import legacy
-from bytelm.checkpoint.assemble import trained
+from bytelm.checkpoint.assemble import resolve_checkpoint
 from bytelm.config import assignments, build, load_toml, merge, nominal_size, preset, to_mapping
 from bytelm.data.convert import modality_table
 from bytelm.data.corpus import Corpus, Index
@@ -17,7 +17,7 @@ from bytelm.errors import CheckpointError, ConfigError
 from bytelm.evaluate.costs import usual_mean
 from bytelm.training.config import RunConfig, TrainConfig
 from bytelm.training.memory import predict
-from bytelm.units import show_bytes, show_count
+from bytelm.units import show_bytes, show_count, show_seconds
 
 DEFAULT_PRESET = "blt-tiny"
 DEFAULTS = {"image": "megabyte-image", "audio": "megabyte-audio"}  # of modalities for which fixed patches are best
@@ -112,7 +112,7 @@ def going_on(start: Path, preset_name: str | None, run: Path | None) -> dict[str
     """The configuration of a training that starts from the weights of another run. Raises CheckpointError."""
     begun = {} if run is None or not (run / "config.toml").exists() else legacy.current(load_toml(run / "config.toml"))
     try:
-        _, state = trained(start)
+        _, state = resolve_checkpoint(start)
     except CheckpointError:
         if begun.get("init_from") == str(start):
             return begun
@@ -173,12 +173,27 @@ def describe(name: str) -> dict[str, Any]:
         "model": parts["model"]["name"],
         "patching": parts["patching"]["name"] if model.patcher else "×".join(map(str, model.patch_sizes)) or "none",
         "nominal": nominal_size(name) or "",
-        "parameters": show_count(own),
-        "n-gram tables": show_count(tables) if tables else "none",
-        "entropy_model": show_count(entropy_model) if entropy_model else "none",
+        "parameters": own,
+        "ngram_tables": tables,
+        "entropy_model": entropy_model,
         "context_length": window,
-        "FLOPs/byte": show_count(flops),
         "flops_per_byte": flops,
-        "memory": show_bytes(predict(model, config.train, mean).peak),
-        "counts": {"parameters": own, "ngram_tables": tables, "entropy_model": entropy_model},
+        "memory": predict(model, config.train, mean).peak,
     }
+
+
+SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
+    **{name: (name, str) for name in ("preset", "model", "patching", "nominal")},
+    **{name: (name.replace("_", " "), show_count) for name in ("parameters", "ngram_tables", "entropy_model")},
+    "context_length": ("context length", str),
+    "flops_per_byte": ("FLOPs/byte", show_count),
+    "memory": ("memory", show_bytes),
+    "seconds_per_megabyte": ("time/MB", show_seconds),
+}
+
+
+def table(presets: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """What `describe` found of presets as a table to be read: its header, and a row for each."""
+    columns = {key: column for key, column in SHOWN.items() if key in presets[0]}
+    rows = [[show(row[key]) if row[key] != 0 else "none" for key, (_, show) in columns.items()] for row in presets]
+    return [title for title, _ in columns.values()], rows

@@ -43,7 +43,7 @@ class BLTDecoder(Decoder):
         )
         self.norm, self.head = kernels.vector(decoder.norm.weight), kernels.matrix(decoder.head.weight)
 
-    def after(self, new: NewTokens) -> Any:
+    def logits_after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
         # On a device the encoder runs while the host waits for the entropy model.
         x = self.encoder.run(self.embedded(new), new.row, new.position, np.zeros_like(new.row))
@@ -79,7 +79,7 @@ class BLTDecoder(Decoder):
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
         """See `Decoder`: the local models continue from the newest latent (BLT-S of Fast BLT), one id per row."""
-        new = self.placed(rows, ids)
+        new = self.append(rows, ids)
         self.patches.stay(new)
         x = self.embedded(new)
         x = self.encoder.run(x, new.row, new.position, np.zeros_like(new.row))

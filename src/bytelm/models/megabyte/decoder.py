@@ -32,7 +32,7 @@ class MegabyteDecoder(Decoder):
         self.byte = kernels.table(model.byte.weight)
         self.head = kernels.matrix(model.byte.weight, whole=True)  # tied to a table, not quantized
 
-    def after(self, new: NewTokens) -> Any:
+    def logits_after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
         for level, unit in enumerate(self.units[:-1]):
             opens = new.position % unit == 0
@@ -62,7 +62,7 @@ class MegabyteDecoder(Decoder):
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
         """See `Decoder`: only the byte stage continues, in a new patch with the input of the last; one id per row."""
-        new = self.placed(rows, ids)
+        new = self.append(rows, ids)
         last = self.stages[-1]
         opens = new.position % last.size == 0
         if opens.any():

@@ -23,7 +23,7 @@ class PerceiverDecoder(Decoder):
         self.latents = kernels.layers(model.latents, rows, min(capacity, self.block + self.chunk))
         self.norm, self.head = kernels.vector(model.norm.weight), kernels.matrix(model.head.weight)
 
-    def after(self, new: NewTokens) -> Any:
+    def logits_after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
         x = self.kernels.embed(self.table, new.ids)
         x = self.cross.run(x, new.row, new.position, np.zeros_like(new.row))

@@ -28,7 +28,7 @@ class TransformerDecoder(Decoder):
         self.norm, self.head = kernels.vector(model.norm.weight), kernels.matrix(model.head.weight)
         self.start = np.zeros((rows, capacity), np.int64) if config.reset_newline else None
 
-    def after(self, new: NewTokens) -> Any:
+    def logits_after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
         x = self.kernels.embed(self.table, new.ids)
         start = np.zeros_like(new.row) if self.start is None else self.lines(new, self.start)

@@ -18,7 +18,7 @@ class TransformerEntropies:
     def entropies(self, new: NewTokens, history: History) -> Reals:
         """See `EntropyDecoder`."""
         with full_float32():
-            return self.kernels.entropies(self.decoder.after(new))
+            return self.kernels.entropies(self.decoder.logits_after(new))
 
     @property
     def row_bytes(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.corpus import Corpus
-from bytelm.data.selection import spread
+from bytelm.data.selection import sample_evenly
 from bytelm.training.journal import Journal
 from bytelm.training.stop import StopRequest
 from bytelm.units import show_bytes
@@ -77,7 +77,7 @@ def run_stage(stage: Stage[T], journal: Journal) -> T:
 
 def sampled(corpus: Corpus, limit: int, count: Count) -> list[NDArray[np.uint8]]:
     """Training documents, evenly sampled, about `limit` bytes in total."""
-    found = [document for _, document in spread(corpus, "train", limit)]
+    found = [document for _, document in sample_evenly(corpus, "train", limit)]
     for bytes in itertools.accumulate(map(len, found)):
         count(bytes)
     return found

@@ -10,7 +10,7 @@ from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import build, dump_toml, load_toml, to_mapping
 from bytelm.data.corpus import Corpus
 from bytelm.data.files import write_whole
-from bytelm.data.selection import spread
+from bytelm.data.selection import sample_evenly
 from bytelm.evaluate.calibrate import calibrate
 from bytelm.patching import entropy
 from bytelm.patching.entropy import EntropyModel
@@ -42,7 +42,7 @@ class ThresholdStage(Stage[Recipe]):
         """See `Stage`."""
         recipe = self.recipe
         if isinstance(recipe.patching, entropy.Config) and not recipe.patching.calibrated:
-            sample = [data for _, data in spread(self.corpus, "train", SAMPLE)]
+            sample = [data for _, data in sample_evenly(self.corpus, "train", SAMPLE)]
             self.total = sum(map(len, sample))
             recipe = replace(recipe, patching=calibrate(recipe.patching, self.entropy_model, sample, count))
         if self.kept:

@@ -189,6 +189,8 @@ def config_of(made: Recipe, context: int) -> dict[str, Any]:
     encoder, decoder = ((*local, stack.hidden(), model.theta) for stack in (model.encoder(), model.decoder()))
     ids = {"vocab_size": VOCAB}
     cross = {"cross_attn_k": model.queries, "hidden_size_global": model.global_dim, "max_position_embeddings": context}
+    hidden = entropy_model.shape().stack().hidden()
+    own = (entropy_model.layers, entropy_model.dim, entropy_model.heads, hidden, entropy_model.theta)
     return {
         "model_type": "blt",
         "architectures": ["BltForCausalLM"],
@@ -213,15 +215,7 @@ def config_of(made: Recipe, context: int) -> dict[str, Any]:
         "encoder_config": part(model.encoder_layers, *encoder, **ids, **cross, cross_attn_all_layers=False),
         "global_config": part(model.global_layers, *latent, max_position_embeddings=context),
         "decoder_config": part(model.decoder_layers, *decoder, **ids, **cross, cross_attn_all_layers=True),
-        "patcher_config": part(
-            entropy_model.layers,
-            entropy_model.dim,
-            entropy_model.heads,
-            entropy_model.shape().stack().hidden(),
-            entropy_model.theta,
-            **ids,
-            sliding_window=entropy_model.attention_window,
-        ),
+        "patcher_config": part(*own, **ids, sliding_window=entropy_model.attention_window),
     }
 
 
