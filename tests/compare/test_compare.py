@@ -251,7 +251,7 @@ def test_a_model_that_diverges_is_told_and_where_no_other_came_to_an_end_it_is_a
     copied: Path, data: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = json.loads((copied / "plan.json").read_bytes())
-    plan["models"][MODELS[0]]["config"]["train"] |= {"learning_rate": 1e30, "warmup": 0}
+    plan["models"][MODELS[0]]["config"]["train"] |= {"learning_rate": 1e30, "warmup_steps": 0}
     (copied / "plan.json").write_text(json.dumps(plan))
     shutil.rmtree(run_of(copied, MODELS[0]))
     assert cli(words(data, copied, MODELS[0])) == 6

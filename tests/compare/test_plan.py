@@ -42,8 +42,8 @@ def test_names_carry_numbers_or_have_their_own() -> None:
 
 
 UNKNOWN = [("byte,megabite", "did you mean 'megabyte'"), ("", "unknown model ''"), ("space:4", "space takes no number")]
-UNKNOWN += [("bpe:260", "from 261 up"), ("megabyte:1", "from 2 up"), ("byte-window:0", "from 1 up")]
-UNKNOWN += [("blt:4.5", "a whole one"), ("blt:", "a whole one"), ("byte,blt:5,byte", "byte twice")]
+UNKNOWN += [("bpe:260", "at least 261"), ("megabyte:1", "at least 2"), ("byte-window:0", "at least 1")]
+UNKNOWN += [("blt:4.5", "an integer"), ("blt:", "an integer"), ("byte,blt:5,byte", "byte twice")]
 UNKNOWN += [("blt,blt:5", "twice")]
 
 

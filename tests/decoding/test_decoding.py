@@ -181,7 +181,7 @@ def test_memory_and_traffic_are_what_arrays_say() -> None:
         if isinstance(model, ByteTransformer):
             config, tables = model.config, 4 * model.embedding.weight.numel()
             for length in (1, 5, 40):
-                cached = min(length, config.context_length or length) * config.layers * 2 * 4 * config.dim
+                cached = min(length, config.attention_window or length) * config.layers * 2 * 4 * config.dim
                 assert four.traffic(length) == weights - tables + 4 * cached
         assert four.traffic(40) > one.traffic(40) > one.traffic(1), name
 

@@ -333,12 +333,12 @@ GUARDED = entropy.Config(1.0)
 BOTH = ("hf", "meta")
 UNSAID: list[tuple[str, tuple[str, ...], Recipe, str]] = [
     ("MEGABYTE", BOTH, Recipe(next(iter(megabyte.Config.tiny().values()))), "a megabyte cannot be exported"),
-    ("patches of spaces", BOTH, Recipe(SMALL, space.Config()), "patches of entropy"),
+    ("patches of spaces", BOTH, Recipe(SMALL, space.Config()), "only entropy patching"),
     (
         "n-gram scorer",
         BOTH,
         Recipe(SMALL, CUT, ngram.Config(order=2, rows=256)),
-        "whose entropy model is a Transformer",
+        "a Transformer entropy model",
     ),
     ("newlines", BOTH, Recipe(SMALL, CUT, transformer.Config(reset_newline=True)), "reset_newline"),
     (
@@ -402,6 +402,6 @@ def test_guards_can_be_left_out_and_shapes_cannot_be_said_otherwise(tmp_path: Pa
     assert args["max_patch_length"] == GUARDED.max_length
     with pytest.raises(CheckpointError, match=r"missing     latent\.blocks\.2"):
         export(run, "hf", tmp_path / "out", {"patching": bare, "model": {"global_layers": 3}})
-    with pytest.raises(ConfigError, match=r"patching\.rise is not set"):
+    with pytest.raises(ConfigError, match=r"patching\.relative_threshold is not set"):
         export(run, "meta", tmp_path / "out", {"patching": {"max_single_byte_run": "none", "rule": "both"}})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "meta", "run"]

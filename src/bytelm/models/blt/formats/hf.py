@@ -59,7 +59,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))
 ```
 
 **Generate from one text at a time.** transformers' BLT (5.23) does not mask padding in byte hashes, patch boundaries
-and positions. With left padding a batch has wrong logits without a warning, and the text-generation pipeline pads so
+and positions. Padded on the left, a batch has wrong logits without a warning, and the text-generation pipeline pads so
 with `batch_size` above 1. With right padding, the default of this tokenizer, the logits of each text and the training
 loss are right; those at padding, from which `generate` would continue, are undefined.
 
