@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bytelm.compare.page import write_all
-from bytelm.compare.results import markdown, summary
+from bytelm.compare.results import HEAD, HEAD_COSTS, rows, summary
 from bytelm.compare.run import ComparisonSpec, run_all
 from bytelm.data.files import write_whole
 from bytelm.errors import BytelmError
@@ -76,6 +76,13 @@ SPACEBYTE = {
     "Code": {"byte": 0.655, "byte-window": 0.560, "megabyte": 0.570, "space": 0.500, "bpe": 0.508},
 }
 PAPERS = {"MEGABYTE": MEGABYTE, "SpaceByte": SPACEBYTE}
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The tables of a comparison in Markdown."""
+    head = [*HEAD, *HEAD_COSTS]
+    lines = [head, ["---"] * len(head), *rows(found)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def compared(name: str, budget: float, data: Path, runs: Path, seeds: int, models: str | None) -> dict[str, Any] | int:
