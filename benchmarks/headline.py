@@ -132,7 +132,7 @@ def places(models: dict[str, ByteModel], options: argparse.Namespace) -> Iterato
     """Groups of measurements: all contexts at batch 1, then short and long ones at larger batches."""
     for batch in options.batches:
         opened = {
-            name: open_decoder(model, rows=batch, capacity=LIMIT, weights=options.weights)
+            name: open_decoder(model, rows=batch, capacity=LIMIT, quantize=options.quantize)
             for name, model in models.items()
         }
         points = POINTS if batch == 1 else (1024, LIMIT)
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None, pair: dict[str, dict[str, Any]]
         rows += [place.row() for place in table]
     found = summary(rows, list(pair))
     if options.whole:
-        opened = [open_decoder(model, rows=1, capacity=LIMIT, weights=options.weights) for model in models.values()]
+        opened = [open_decoder(model, rows=1, capacity=LIMIT, quantize=options.quantize) for model in models.values()]
         took = [whole(decoder, options.whole) for decoder in opened]
         found[f"{options.whole} bytes in a row, {took[0]:.0f} and {took[1]:.0f} s"] = {
             "measured": took[0] / took[1],

@@ -115,7 +115,7 @@ def transformers_blt(config: Any, patch: int) -> tuple[nn.Module, Writer]:
         encoder_hash_byte_group_vocab=config.ngram_rows,
         encoder_hash_byte_group_size=list(config.ngram_sizes),
         encoder_hash_byte_group_nb_functions=config.ngram_functions,
-        local_attention_window_len=config.context_length,
+        local_attention_window_len=config.attention_window,
         encoder_config={**part(local[0], config.encoder_layers, *local[1:]), "cross_attn_k": config.queries},
         decoder_config={**part(local[0], config.decoder_layers, *local[1:]), "cross_attn_k": config.queries},
         global_config=part(config.global_dim, config.global_layers, config.global_heads, config.latent().hidden()),

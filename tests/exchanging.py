@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bytelm import load
 from bytelm.checkpoint import store
-from bytelm.checkpoint.assemble import trained
+from bytelm.checkpoint.assemble import resolve_checkpoint
 from bytelm.errors import BytelmError, ConfigError
 from bytelm.exchange.convert import convert
 from bytelm.models.blt import names
@@ -43,7 +43,7 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 
 def recipe_of(run: Path) -> dict[str, Any]:
     """What a run's newest checkpoint says its model is made of."""
-    return trained(run)[1]["recipe"]
+    return resolve_checkpoint(run)[1]["recipe"]
 
 
 def download(hub: Path, folder: Path) -> Path:

@@ -95,7 +95,7 @@ SMALL: dict[str, dict[str, Any]] = {
 @contextlib.contextmanager
 def trainer(bench: Bench, model: ByteModel, rows: int, window: int, compile: bool = False) -> Generator[Trainer]:
     """A training of a model that is moved to the device, as `bytelm train` has it, on windows of random bytes."""
-    size: Any = {"window": window, "batch": rows}
+    size: Any = {"context_length": window, "batch": rows}
     config = TrainConfig(steps=1 << 40, precision="bfloat16", spikes="keep", compile=compile, **size)
     windows = Windows(window, model.patcher is not None, rows)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

@@ -109,7 +109,7 @@ def test_a_device_without_float64_is_read_plainly(monkeypatch: pytest.MonkeyPatc
 
 
 def test_int8_is_refused() -> None:
-    with pytest.raises(UsageError, match=r'quantize = "int8" on cpu: .* take "bf16"'):
+    with pytest.raises(UsageError, match=r'quantize = "int8" on cpu: .* use "bf16"'):
         open_decoder(MODELS[WINDOWED], rows=1, capacity=3, quantize="int8")
 
 

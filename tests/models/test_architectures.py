@@ -110,7 +110,7 @@ def test_a_component_is_called_what_its_folder_is_called() -> None:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two projects in one: `gated` has a model alone, `full` every file that an architecture may have."""
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     (gated,) = re.findall(r"```python\n# bytelm_gated/model\.py\n(.*?)```", page, re.DOTALL)
@@ -122,9 +122,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / "notes" / f"{index}.txt").write_text(f"note {index}: " + "what was seen today. " * 120)
     install(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    monkeypatch.undo()
-    forget()
+    return tmp_path
 
 
 def trained(name: str, **sizes: Any) -> Path:

@@ -91,7 +91,7 @@ def test_entropy_needs_the_thresholds_of_its_rule() -> None:
     ):
         with pytest.raises(ConfigError, match=rf"patching\.{missing} is not set"):
             config.build(ScriptedEntropyModel({}))
-    with pytest.raises(ConfigError, match="known: threshold, rise, both"):
+    with pytest.raises(ConfigError, match="known: threshold, relative, both"):
         entropy.Config(rule="fall")
 
 

@@ -198,8 +198,8 @@ def test_ways_to_generate_are_compared(capsys: pytest.CaptureFixture[str], monke
     assert {row["way"] for row in rows if row["model"] == "blt"} > {"batch", "drafts of 8", "forward, cached"}
     assert all(row["same"] and row["bytes"] == 150 for row in rows)
 
-    after = identity.PlainDecoder.after
-    monkeypatch.setattr(identity.PlainDecoder, "after", lambda self, new: -after(self, new))
+    after = identity.PlainDecoder.logits_after
+    monkeypatch.setattr(identity.PlainDecoder, "logits_after", lambda self, new: -after(self, new))
     assert identity.main(words) == 1
     told = [line for line in capsys.readouterr().out.splitlines() if "forward, cached" in line]
     assert len(told) == 2 and all("byte 0 after" in line and "divides two bytes" in line for line in told)

@@ -133,7 +133,7 @@ def test_nothing_runs_without_a_gpu_or_a_rehearsal(tmp_path: Path, capsys: pytes
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert gpu.main(["steps", "--out", str(tmp_path)]) == 1
-    assert "no GPU here" in capsys.readouterr().err
+    assert "no GPU: --pretend" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         gpu.main(["poems", "--out", str(tmp_path)])
     assert "unknown stages: poems" in capsys.readouterr().err

@@ -262,5 +262,5 @@ def test_weights_without_their_entropy_model_or_of_another_kind_are_a_table(tmp_
     with pytest.raises(CheckpointError, match=r"missing +patcher\.entropy_model\.model"):
         load(other)
     gone = sealed(tmp_path / "gone", state_with(["recipe", "entropy_model"], "none"))
-    with pytest.raises(ConfigError, match=r"entropy model is missing.*scorer\.name=ngram"):
+    with pytest.raises(ConfigError, match=r"entropy model is missing.*entropy_model\.name=ngram"):
         load(gone)

@@ -256,7 +256,7 @@ def test_the_command_starts_from_a_run_and_goes_on(
     shutil.rmtree(own)
     assert cli([*words, "--steps", "3"]) == 0
     assert "resuming from step 2" in capfd.readouterr().err
-    with pytest.raises(ConfigError, match="init_from is"):
+    with pytest.raises(ConfigError, match="init_from was"):
         train([others], going(entropy, run), run, quiet=True)
     words[3] = str(tmp_path / "another")
     assert cli([*words, "--steps", "4"]) == 4

@@ -126,7 +126,7 @@ def test_the_window_is_one_image_unless_something_says_otherwise(tmp_path: Path)
     assert train("image:16") == (769, 5)
     assert train("image:16", "train.batch=3") == (769, 3)
     assert train("image:16", "train.context_length=512") == (512, 4)
-    assert train("image:16", file="[train]\nwindow = 100") == (100, 4)
+    assert train("image:16", file="[train]\ncontext_length = 100") == (100, 4)
     assert train(None, file='[modality]\nname = "image"\nwidth = 16\nheight = 16') == (769, 5)
     assert train("image:64") == (12289, 1)  # three times a step
     assert train("image:128") == (1024, 4)  # would be twelve times a step

@@ -102,6 +102,10 @@ class Sampler:
                 column = columns.stop
         return Batch(ids, boundaries)
 
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 0 on, in which a step begins."""
+        return step * self._world * self._batch // self.windows
+
     def _spans(self, sample: int) -> list[tuple[int, int]]:
         """The span of a window in the stream: one, or two if it wraps around."""
         epoch, turn = divmod(sample, self.windows)

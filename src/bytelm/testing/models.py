@@ -280,11 +280,11 @@ def init_weights(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> f
         one.init_weights(own_seed)
     for name, old in model.named_parameters():
         first, again, other = (one.get_parameter(name).detach().flatten() for one in copies)
-        agree("initialise", model, again, first, name)
+        agree("init_weights", model, again, first, name)
         if not old.requires_grad:
-            agree("initialise", model, first, old.flatten(), f"{name}, which is frozen")
+            agree("init_weights", model, first, old.flatten(), f"{name}, which is frozen")
         elif bool(first.ne(first[0]).any()) and torch.equal(first, other):
-            raise InvariantError("initialise", subject(model), f"{name}, the same under two seeds", 0.0, 0.0)
+            raise InvariantError("init_weights", subject(model), f"{name}, the same under two seeds", 0.0, 0.0)
     return 0.0
 
 
@@ -358,7 +358,7 @@ MODEL_INVARIANTS: dict[str, Callable[[ByteModel, int, int], float]] = {
     "sums": sums,
     "precision": precision,
     "cost": cost,
-    "initialise": init_weights,
+    "init_weights": init_weights,
     "saved": saved,
     "elsewhere": elsewhere,
 }
