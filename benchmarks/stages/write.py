@@ -31,7 +31,7 @@ LAST = 8000  # ids: the pair knows 8192 positions
 STRETCH, STRETCHES = 16, 3  # two patches of 8; three and a byte of 5
 
 FIXED: dict[str, Any] = {"patching": {"name": "fixed", "size": PATCH}}
-# A scorer that is asked about every byte, and patches that are equally long all the same.
+# An entropy model that is called for every byte, and patches that are equally long all the same.
 SCORED: dict[str, Any] = {"patching": {"name": "entropy", "threshold": 100.0, "max_length": PATCH}}
 BLT_1B = preset("blt-1b")
 

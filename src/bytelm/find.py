@@ -29,6 +29,12 @@ GROUP = "bytelm.models"  # of entry points: NAME = a package whose files are as 
 SHARED = {"data.modalities": {"base"}, "patching": {"base", "layout"}}
 # Kinds that are one part of an architecture.
 PARTS = {"models": "model", "entropy_models": "entropy_model"}
+TITLES = {
+    "models": "model",
+    "entropy_models": "entropy model",
+    "patching": "patching scheme",
+    "data.modalities": "modality",
+}
 
 
 def names(kind: str) -> list[str]:
@@ -43,7 +49,7 @@ def find(kind: str, name: str) -> ModuleType:
     """The module of an architecture, entropy model, patching scheme or modality. Raises ConfigError."""
     known = names(kind)
     if name not in known:
-        raise ConfigError(unknown(f"{kind} name", name, known))
+        raise ConfigError(unknown(TITLES[kind], name, known))
     package = f"{architectures()[name]}.{PARTS[kind]}" if kind in PARTS else f"bytelm.{kind}.{name}"
     return importlib.import_module(package)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from bytelm.errors import UsageError
 from bytelm.testing.exact import exact
 from bytelm.units import BOS, BYTES, EOS, PAD, VOCAB
-from hf_models import MODELS, TEXTS
-from hf_writers import BLT, FAST, KINDS, PLAIN, batch, one, wrapped, written
+from hf_models import TEXTS
+from hf_writers import BLT, FAST, KINDS, MODELS, PLAIN, batch, one, wrapped, written
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of what these import in turn

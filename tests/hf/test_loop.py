@@ -19,8 +19,8 @@ from bytelm.decoding import open_decoder, why_plain
 from bytelm.errors import ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.units import BOS, EOS, PAD, VOCAB
-from hf_models import MODELS, TOKENIZER
-from hf_writers import BLT, FAST, KINDS, PLAIN, PROMPTS, batch, forwards, one, wrapped, written
+from hf_models import TOKENIZER
+from hf_writers import BLT, FAST, KINDS, MODELS, PLAIN, PROMPTS, batch, forwards, one, wrapped, written
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of what these import in turn

@@ -172,7 +172,7 @@ def test_a_name_whose_package_is_gone_is_unknown(here: Path) -> None:
     (here / "bytelm_gated" / "model.py").unlink()
     forget()
     assert "gated" not in find.names("models")
-    with pytest.raises(ConfigError, match="unknown models name 'gated'"):
+    with pytest.raises(ConfigError, match="unknown model 'gated'"):
         build(Recipe, {"model": {"name": "gated"}}, "")
 
 

@@ -96,7 +96,7 @@ class ScriptedEntropyModel(nn.Module):
         """There is nothing to remember."""
 
     def entropies(self, ids: Int[Tensor, "batch new"], state: None) -> tuple[Float[Tensor, "batch new"], None]:
-        """See `Scorer`; a script has no context to reset."""
+        """See `patching.entropy.EntropyModel`; a script has no context to reset."""
         return self.table[ids], None
 
 
