@@ -88,7 +88,7 @@ class Budget:
     @property
     def what(self) -> str:
         """The unit of `goal`."""
-        return "parameters" if self.match == "bytes" else "FLOPs a byte"
+        return "parameters" if self.match == "bytes" else "FLOPs per byte"
 
     def goal(self, train_bytes: int) -> tuple[float, float]:
         """The cost of a model (FLOPs per byte, or parameters to match bytes), and its training bytes."""
