@@ -17,6 +17,7 @@ import difflib
 import functools
 import importlib
 import pkgutil
+import warnings
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from types import ModuleType
@@ -97,7 +98,13 @@ def has(package: str, which: str) -> bool:
     """Whether a package has a module or package of this name."""
     try:
         return find_spec(f"{package}.{which}") is not None
-    except ModuleNotFoundError:  # an entry point whose package was removed
+    except Exception as error:  # an installed package that is broken must not stop the architectures of all others
+        removed = isinstance(error, ModuleNotFoundError) and error.name == package.partition(".")[0]
+        if not removed:
+            lines = str(error).strip().splitlines() or [""]
+            warnings.warn(
+                f"ignoring {package}: it cannot be imported ({type(error).__name__}: {lines[0]})", stacklevel=2
+            )
         return False
 
 

@@ -176,6 +176,15 @@ def test_a_name_whose_package_is_gone_is_unknown(here: Path) -> None:
         build(Recipe, {"model": {"name": "gated"}}, "")
 
 
+def test_a_package_that_is_broken_stops_nobody_else(here: Path) -> None:
+    (here / "bytelm_gated" / "__init__.py").write_text("raise OSError('its library is missing')")
+    forget()
+    with pytest.warns(
+        UserWarning, match="ignoring bytelm_gated: it cannot be imported .OSError: its library is missing"
+    ):
+        assert {"blt", "full"} <= set(find.names("models")) and "gated" not in find.names("models")
+
+
 def test_one_of_the_name_of_ours_does_not_replace_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = here / "somebody_elses-1.0.dist-info" / "entry_points.txt"
     entry.write_text("[bytelm.models]\nblt = bytelm_full\n")

@@ -137,7 +137,7 @@ class ByteModel(nn.Module, abc.ABC):
 
     def take_tokens(self, tokens: Bpe) -> None:
         """Set the tokens. Only for a model that has `tokens`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} reads bytes, not tokens")
 
     @property
     def vocabulary(self) -> int:

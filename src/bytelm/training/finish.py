@@ -89,9 +89,8 @@ def train(
             sample=continued,
         )
         result = Result(ended.run, ended.progress, ended.signal)
-        if (
-            ended.signal is not None or not evaluate or not is_main_process()
-        ):  # of several processes the first one evaluates
+        # Of several processes the first one evaluates.
+        if ended.signal is not None or not evaluate or not is_main_process():
             return result
         try:
             return Result(ended.run, ended.progress, None, finish(ended.run, use(config.train.device), watch))
