@@ -137,42 +137,88 @@ struct Share {
     Share(int64_t count, int thread, int team) : first(count * thread / team), last(count * (thread + 1) / team) {}
 };
 
-// What is computed beside each other by the threads of a team: groups of rows times blocks of lines.
-struct Work {
-    static constexpr int64_t BLOCK = 96;  // lines: a multiple of any that are multiplied together
+// One thread of a team that shares the work on some lines.
+struct Member {
     const int thread, team;
+    Barrier* const barrier;
 
+    static constexpr int64_t BLOCK = 96;  // lines of a share: a multiple of any number that is multiplied together
+
+    void wait() const { barrier->wait(team); }
+    Share share(int64_t count) const { return Share(count, thread, team); }
+
+    // n lines of x, `stride` apart, times the matrix: `put(first, rows, line, values)` for every line and some rows of the
+    // matrix. `whole`: those of both panels of a group together.
     template <class A, class Put>
-    void product(const Matrix& m, const A* x, int64_t stride, int64_t n, Put put) const {
+    void product(const Matrix& m, const A* x, int64_t stride, int64_t n, Put put, bool whole = false) const {
         if constexpr (sizeof(A) == 8) {
-            blocks<double>(m, x, stride, n, put);
+            blocks<double>(m, x, stride, n, put, whole);
         } else if (m.kind == F32) {
-            blocks<float>(m, x, stride, n, put);
+            blocks<float>(m, x, stride, n, put, whole);
         } else if (m.kind == BF16) {
-            blocks<bf16>(m, x, stride, n, put);
+            blocks<bf16>(m, x, stride, n, put, whole);
         } else {
-            blocks<int8_t>(m, x, stride, n, put);
+            blocks<int8_t>(m, x, stride, n, put, whole);
         }
     }
 
     template <class W, class A, class Put>
-    void blocks(const Matrix& m, const A* x, int64_t stride, int64_t n, Put put) const {
-        const int64_t groups = (m.out + GROUP - 1) / GROUP, lines = team > 1 ? (n + BLOCK - 1) / BLOCK : 1;
-        // A single line has too little work in a group to be shared fairly by groups.
-        const int64_t size = lines == 1 && team > 1 ? PANEL : GROUP, count = (m.out + size - 1) / size;
-        (void)groups;
-        const Share mine(count * lines, thread, team);
-        for (int64_t item = mine.first; item < mine.last;) {
-            const int64_t block = item / count, first = item % count;
-            int64_t last = first + (mine.last - item) < count ? first + (mine.last - item) : count;
-            item += last - first;
-            const int64_t begin = lines == 1 ? 0 : block * BLOCK, end = lines == 1 || begin + BLOCK > n ? n : begin + BLOCK;
-            for (int64_t row = first * size; row < last * size && row < m.out; row += GROUP) {
-                int64_t stop = row + GROUP < last * size ? row + GROUP : last * size;
-                if (stop > m.out) stop = m.out;
-                group_rows<W>(m, row, stop - row, x, stride, begin, end, put);
-            }
+    void blocks(const Matrix& m, const A* x, int64_t stride, int64_t n, Put put, bool whole) const {
+        const int64_t lines = team > 1 ? (n + BLOCK - 1) / BLOCK : 1, size = whole || lines > 1 ? GROUP : PANEL;
+        const int64_t items = (m.out + size - 1) / size;
+        const Share mine = share(items * lines);
+        for (int64_t item = mine.first, next; item < mine.last; item = next) {
+            const int64_t block = item / items, end = items * (block + 1);
+            next = end < mine.last ? end : mine.last;
+            const int64_t begin = block * BLOCK, stop = lines == 1 || begin + BLOCK > n ? n : begin + BLOCK;
+            const int64_t last = (next - block * items) * size < m.out ? (next - block * items) * size : m.out;
+            for (int64_t row = (item - block * items) * size; row < last; row += GROUP)
+                group_rows<W>(m, row, last - row < GROUP ? last - row : GROUP, x, stride, begin, stop, put);
         }
     }
 };
+
+// each(member) on every thread of a team of up to `threads`, for so many products of a weight and a number.
+template <class Each> inline void shared(int threads, int64_t products, Each each) {
+    constexpr int64_t ALONE = 1 << 17;  // below this, synchronizing threads costs more than the work
+    Barrier barrier;
+    parallel(products < ALONE ? 1 : threads, [&](int thread, int team) { each(Member{thread, team, &barrier}); });
 }
+
+// Stores elements to `to` [n][out].
+template <class A> struct Put {
+    A* to;
+    int64_t out;
+
+    void operator()(int64_t first, int64_t rows, int64_t line, const A* values) const {
+        memcpy(to + line * out + first, values, rows * sizeof(A));
+    }
+};
+
+// The dot product of two lines.
+template <class A> inline A dot(const A* x, const A* y, int64_t count) {
+    constexpr int L = LANES<A>;
+    vec<A> total = {};
+    int64_t i = 0;
+    for (; i + L <= count; i += L) total = fma(load(x + i), load(y + i), total);
+    if (i < count) total = fma(load_some(x + i, count - i), load_some(y + i, count - i), total);
+    return sum<A>(total);
+}
+
+// x / rms(x) * weight, lines [first, last) of `dim`.
+template <class A> inline void normed(const A* x, Share lines, int64_t dim, const A* weight, A eps, A* out) {
+    for (int64_t t = lines.first; t < lines.last; t++) {
+        const A *from = x + t * dim, factor = 1 / A(std::sqrt(dot(from, from, dim) / A(dim) + eps));
+        A* to = out + t * dim;
+        for (int64_t i = 0; i < dim; i++) to[i] = from[i] * factor * weight[i];
+    }
+}
+
+// Workspace of a thread, which only grows.
+template <class A> inline A* scratch(int slot, size_t size) {
+    thread_local std::vector<A> held[8];
+    if (held[slot].size() < size) held[slot].resize(size);
+    return held[slot].data();
+}
+
+}  // namespace bytelm

@@ -56,7 +56,7 @@ class Barrier {
 };
 
 // Threads that wait for work. It is never destroyed, as they may be waiting when the process ends.
-class Pool {
+class ThreadPool {
     typedef void (*Work)(void*, int thread);
     struct alignas(64) Worker {
         std::atomic<uint64_t> jobs{0};  // that it was given
@@ -96,7 +96,7 @@ class Pool {
             workers.push_back(std::make_unique<Worker>());
             Worker* worker = workers.back().get();
             try {
-                std::thread(&Pool::serve, this, std::ref(*worker), int(workers.size())).detach();
+                std::thread(&ThreadPool::serve, this, std::ref(*worker), int(workers.size())).detach();
             } catch (...) {
                 workers.pop_back();
                 throw;
@@ -105,16 +105,16 @@ class Pool {
     }
 
   public:
-    static Pool& mine() {  // of this process: threads do not survive a fork
-        static std::atomic<Pool*> pool{nullptr};
+    static ThreadPool& mine() {  // of this process: threads do not survive a fork
+        static std::atomic<ThreadPool*> pool{nullptr};
 #if !defined(_WIN32)
         static std::atomic<int64_t> process{0};
         const int64_t now = int64_t(getpid());
         if (process.exchange(now) != now) pool.store(nullptr);
 #endif
-        Pool* found = pool.load();
+        ThreadPool* found = pool.load();
         if (!found) {
-            Pool* fresh = new Pool;
+            ThreadPool* fresh = new ThreadPool;
             if (pool.compare_exchange_strong(found, fresh))
                 found = fresh;
             else
@@ -159,7 +159,7 @@ template <class Each> inline void parallel(int threads, Each each) {
         const Call& call = *(const Call*)given;
         (*call.each)(thread, call.team);
     };
-    if (threads < 2 || !Pool::mine().run(threads, work, &call)) each(0, 1);
+    if (threads < 2 || !ThreadPool::mine().run(threads, work, &call)) each(0, 1);
 }
 
 // each(i) for i below `count`; threads take the next `some` of them as they come.
