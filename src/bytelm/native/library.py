@@ -15,12 +15,12 @@ from pathlib import Path
 
 # What each library is compiled from, its own file last.
 SOURCES = {
-    "kernels": ("matrix.h", "attention.h", "stack.h", "patches.h", "kernels.cpp"),
-    "training": ("matrix.h", "attention.h", "pairs.h", "attend.h", "crossed.h", "pointwise.h", "training.cpp"),
+    "kernels": ("vector.h", "threads.h", "matrix.h", "attention.h", "stack.h", "patches.h", "kernels.cpp"),
+    "training": ("vector.h", "threads.h", "matrix.h", "pairs.h", "attend.h", "crossed.h", "pointwise.h", "training.cpp"),
 }
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")
-# OpenMP lets two threads share a product, and some compilers have another name for the processor they run on.
-EXTRAS = (("-march={processor}", "-fopenmp"), ("-march={processor}",), ())
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")
+# Some compilers have another name for the processor they run on.
+EXTRAS = (("-march={processor}",), ())
 
 
 @functools.cache
