@@ -16,17 +16,7 @@ from pathlib import Path
 # What each library is compiled from, its own file last.
 SOURCES = {
     "kernels": ("vector.h", "threads.h", "matrix.h", "attention.h", "stack.h", "patches.h", "kernels.cpp"),
-    "training": (
-        "vector.h",
-        "threads.h",
-        "matrix.h",
-        "attention.h",
-        "pairs.h",
-        "attend.h",
-        "crossed.h",
-        "pointwise.h",
-        "training.cpp",
-    ),
+    "training": ("vector.h", "threads.h", "matrix.h", "pairs.h", "attend.h", "crossed.h", "pointwise.h", "training.cpp"),
 }
 # Contracted, the same sum would be rounded in other ways by other compilers.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")

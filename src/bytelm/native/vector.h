@@ -10,7 +10,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX2__) && defined(__FMA__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
@@ -143,6 +143,25 @@ template <class T, int B> BYTELM_INLINE Vector<T, B> fma(Vector<T, B> a, Vector<
 }
 template <class T, int B> BYTELM_INLINE Vector<T, B> fma(Vector<T, B> a, given<T> b, Vector<T, B> c) {
     return fma(a, all<T, B>(b), c);
+}
+
+template <int B> BYTELM_INLINE Vector<float, B> root(Vector<float, B> a) {
+    return each<float>(
+        [](auto x) {
+#if defined(BYTELM_AVX512)
+            return _mm512_sqrt_ps((__m512)x);
+#elif defined(BYTELM_AVX2)
+            return _mm256_sqrt_ps((__m256)x);
+#elif defined(__x86_64__)
+            return _mm_sqrt_ps((__m128)x);
+#elif defined(__ARM_NEON)
+            return vsqrtq_f32((float32x4_t)x);
+#else
+            for (int i = 0; i < REGISTER / 4; i++) x[i] = std::sqrt(x[i]);
+            return x;
+#endif
+        },
+        a);
 }
 
 // Prevents compilers from reloading a value from memory for every use.
