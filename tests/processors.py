@@ -27,9 +27,7 @@ def compiled_for(processor: str) -> ctypes.CDLL | None:
     """The kernels of training for a processor; None without a compiler."""
     if processor == "native" or training.functions() is None:
         return training.functions()
-    compiler = library.compiler()
-    assert compiler is not None
-    return ctypes.CDLL(str(library.compiled("training", compiler, processor)))
+    return ctypes.CDLL(str(library.compiled("training", library.compilers()[0], processor)))
 
 
 @contextmanager
