@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.interfaces.decoder import Ints, Reals
+from bytelm.interfaces.decoder import Ints, Reals, Wanted
 from bytelm.native import kernels as native
 from bytelm.native.kernels import SIZES, Kernels, address, array_of, tokens
 from bytelm.nn.cross import CrossAttention
@@ -111,10 +111,21 @@ class Layers:
         self.weight_bytes += found.bytes
         return found
 
-    def run(self, x: Reals, row: Ints, position: Ints, start: Ints, patch: Ints | None = None) -> Reals:
-        """All blocks over new positions `x` [n, dim], in place. `start`: the first visible position of each."""
-        self.kernels.run(self.stack, tokens(row, position, start, patch), x)
-        return x
+    def run(
+        self,
+        x: Reals,
+        row: Ints,
+        position: Ints,
+        start: Ints,
+        patch: Ints | None = None,
+        wanted: Wanted | None = None,
+    ) -> Reals:
+        """All blocks over new positions `x` [n, dim], in place. `start`: the first visible position of each.
+
+        `wanted` [n]: whose outputs are returned, all by default; the last block is computed for these alone.
+        """
+        self.kernels.run(self.stack, tokens(row, position, start, patch, wanted), x)
+        return x if wanted is None else x[: np.count_nonzero(wanted)]
 
     def hold(self, x: Reals, row: Ints, patch: Ints) -> None:
         """Store patches `[n, parts · dim]` for the cross-attentions."""

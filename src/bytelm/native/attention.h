@@ -40,6 +40,7 @@ inline void mix_few(
 struct Tokens {
     int64_t count;
     const int64_t *row, *position, *start, *patch;  // start: the first visible position; patch: the one read
+    const uint8_t* wanted;                          // whose outputs are wanted, of a stack; or null for all
 };
 
 struct Heads {
@@ -51,6 +52,7 @@ struct Heads {
 
 template <class A, class C> struct Attention {
     static constexpr int L = LANES<A>;
+    static constexpr int QUERIES = 48, PIECE = 128;  // positions that are multiplied at a time: keys and values of 64 KiB
     const Heads& shape;
     const int64_t padded, blocks;
 
@@ -105,48 +107,53 @@ template <class A, class C> struct Attention {
         }
     }
 
-    // Attention of Q queries of one head, at positions last, last + 1, ..., over positions since[q] to their own. Queries
-    // and results are `stride` and `out_stride` apart.
-    template <int Q>
+    // Attention of n <= QUERIES queries of one head, at positions last, last + 1, ..., over positions since[q] to their own.
+    // Queries and results are `stride` and `out_stride` apart. Keys and values are read in pieces that stay in a cache
+    // while all queries are multiplied with them.
     void mix(
         const A* query, int64_t stride, C* keys, C* values, int64_t row, int64_t head, const int64_t* since, int64_t last,
-        A* out, int64_t out_stride
+        int64_t n, A* out, int64_t out_stride
     ) const {
-        const int64_t from = *std::min_element(since, since + Q) / L, count = (last + Q - 1) / L - from + 1;
-        A* weights = scratch<A>(0, Q * count * L);
-        scores<Q>(query, stride, keys, row, head, from, count, weights);
-        A factor[Q];
-        for (int64_t q = 0; q < Q; q++) {
-            A* own = weights + (q * count - from) * L;  // by position
-            factor[q] = 1 / exponentials(own, since[q], last + q);
+        const int64_t from = *std::min_element(since, since + n) / L, count = (last + n - 1) / L - from + 1;
+        A* weights = scratch<A>(0, n * count * L);
+        for (int64_t block = 0, next; block < count; block = next) {
+            next = std::min({count, block + PIECE / L, block + blocks - (from + block) % blocks});  // before the ring ends
+            const C* at = key_block(keys, row, head, from + block);
+            together(n, [&](auto some, int64_t q) {
+                scores<decltype(some)::value>(query + q * stride, stride, at, next - block, weights + (q * count + block) * L, count);
+            });
         }
-        average<Q>(weights - from * L, count * L, values, row, head, since, last, factor, out, out_stride);
+        A factor[QUERIES];
+        for (int64_t q = 0; q < n; q++) factor[q] = 1 / exponentials(weights + (q * count - from) * L, since[q], last + q);
+        average(weights - from * L, count * L, values, row, head, since, last, n, factor, out, out_stride);
     }
 
+    // Calls each(number, first) for some queries at a time.
+    template <class Each> static void together(int64_t n, Each each) {
+        int64_t q = 0;
+        for (; q + MOST <= n; q += MOST) each(std::integral_constant<int, MOST>(), q);
+        if (MOST > 2)
+            for (; q + 2 <= n; q += 2) each(std::integral_constant<int, 2>(), q);
+        for (; q < n; q++) each(std::integral_constant<int, 1>(), q);
+    }
+
+    // Of Q queries with adjacent blocks of keys; `out` [Q][count][L].
     template <int Q>
-    void scores(
-        const A* query, int64_t stride, C* keys, int64_t row, int64_t head, int64_t from, int64_t count, A* out
-    ) const {
+    void scores(const A* query, int64_t stride, const C* at, int64_t number, A* out, int64_t count) const {
         const int64_t size = shape.head_dim;
         auto some = [&](auto vectors, int64_t block) {
             constexpr int V = decltype(vectors)::value;
             vec<A> total[Q][V] = {};
-            tile<Q, V, 1>(key_block(keys, row, head, from + block), L, size * L, query, stride, size, total);
+            tile<Q, V, 1>(at + block * size * L, L, size * L, query, stride, size, total);
 #pragma GCC unroll 8
             for (int q = 0; q < Q; q++)
 #pragma GCC unroll 8
                 for (int v = 0; v < V; v++) store(out + (q * count + block + v) * L, total[q][v]);
         };
         constexpr int MANY = across_of(Q);
-        for (int64_t block = 0; block < count;) {
-            const int64_t left = std::min(count - block, blocks - (from + block) % blocks);  // before the ring ends
-            if (left >= MANY) {
-                some(std::integral_constant<int, MANY>(), block);
-                block += MANY;
-            } else {
-                some(std::integral_constant<int, 1>(), block++);
-            }
-        }
+        int64_t block = 0;
+        for (; block + MANY <= number; block += MANY) some(std::integral_constant<int, MANY>(), block);
+        for (; block < number; block++) some(std::integral_constant<int, 1>(), block);
     }
 
     // Of the scores of positions first..last, in place, and their sum.
@@ -167,50 +174,63 @@ template <class A, class C> struct Attention {
         return sum<A>(total);
     }
 
-    // Sums of values, weighted: first those of positions that not all queries see, then of the others, then of the rest.
-    template <int Q>
+    // Sums of weighted values. Of queries that are multiplied together, those of positions that not all of them see are
+    // added for each alone: before the common ones, or after them.
     void average(
-        const A* weights, int64_t wide, C* values, int64_t row, int64_t head, const int64_t* since, int64_t last,
+        const A* weights, int64_t wide, C* values, int64_t row, int64_t head, const int64_t* since, int64_t last, int64_t n,
         const A* factor, A* out, int64_t out_stride
     ) const {
-        const int64_t begin = std::min(*std::max_element(since, since + Q), last + 1);  // common to all: begin..last
-        const int64_t vectors = padded / L;
-        auto some = [&](auto number, int64_t i) {
-            constexpr int V = decltype(number)::value;
-            vec<A> total[Q][V] = {};
-            auto alone = [&](int q, int64_t first, int64_t end) {
-                positions<1, V>(weights + q * wide, wide, values, row, head, first, end, i, *(vec<A>(*)[1][V])total[q]);
-            };
-            for (int q = 0; q < Q && Q > 1; q++) alone(q, since[q], std::min(begin, last + q + 1));
-            positions<Q, V>(weights, wide, values, row, head, begin, last + 1, i, total);
-            for (int q = 1; q < Q; q++) alone(q, std::max(last + 1, since[q]), last + q + 1);
-            for (int q = 0; q < Q; q++)
-                for (int v = 0; v < V; v++) {
-                    const int64_t at = (i + v) * L;
-                    store_some(out + q * out_stride + at, total[q][v] * factor[q], shape.head_dim - at);
-                }
+        A* sums = scratch<A>(7, n * padded);
+        std::fill(sums, sums + n * padded, A(0));
+        auto alone = [&](int64_t q, int64_t first, int64_t end) {
+            add<1>(weights + q * wide, wide, values, row, head, first, end, sums + q * padded);
         };
-        constexpr int MANY = across_of(Q);
-        for (int64_t i = 0; i < vectors;) {
-            if (vectors - i >= MANY) {
-                some(std::integral_constant<int, MANY>(), i);
-                i += MANY;
-            } else {
-                some(std::integral_constant<int, 1>(), i++);
-            }
+        auto common = [&](int some, int64_t q) {  // the first position that all of some queries see, or one too many
+            return std::min(*std::max_element(since + q, since + q + some), last + q + 1);
+        };
+        together(n, [&](auto some, int64_t q) {
+            for (int64_t i = q; i < q + some && some > 1; i++) alone(i, since[i], std::min(common(some, q), last + i + 1));
+        });
+        for (int64_t first = common(1, std::min_element(since, since + n) - since), next; first < last + n; first = next) {
+            next = std::min(last + n, (first + PIECE) / PIECE * PIECE);
+            together(n, [&](auto some, int64_t q) {
+                add<decltype(some)::value>(
+                    weights + q * wide, wide, values, row, head, std::max(first, common(some, q)),
+                    std::min(next, last + q + 1), sums + q * padded);
+            });
         }
+        together(n, [&](auto some, int64_t q) {
+            for (int64_t i = q + 1; i < q + some; i++) alone(i, std::max(last + q + 1, since[i]), last + i + 1);
+        });
+        for (int64_t q = 0; q < n; q++)
+            for (int64_t i = 0; i < shape.head_dim; i++) out[q * out_stride + i] = sums[q * padded + i] * factor[q];
     }
 
-    template <int Q, int V>
-    void positions(
-        const A* weights, int64_t wide, C* values, int64_t row, int64_t head, int64_t first, int64_t end, int64_t vector,
-        vec<A> (&total)[Q][V]
+    // Add weighted values of positions [first, end) for Q queries to `sums` [Q][padded].
+    template <int Q>
+    void add(
+        const A* weights, int64_t wide, C* values, int64_t row, int64_t head, int64_t first, int64_t end, A* sums
     ) const {
-        while (first < end) {
-            const int64_t next = std::min(end, first + shape.slots - first % shape.slots);  // before the ring ends
-            const C* line = value(values, row, head, first) + vector * L;
-            tile<Q, V, V>(line, padded, 0, weights + first, wide, next - first, total);
-            first = next;
+        for (int64_t next; first < end; first = next) {
+            next = std::min(end, first + shape.slots - first % shape.slots);  // before the ring ends
+            const C* line = value(values, row, head, first);
+            auto some = [&](auto number, int64_t i) {
+                constexpr int V = decltype(number)::value;
+                vec<A> total[Q][V];
+#pragma GCC unroll 8
+                for (int q = 0; q < Q; q++)
+#pragma GCC unroll 8
+                    for (int v = 0; v < V; v++) total[q][v] = load(sums + q * padded + i + v * L);
+                tile<Q, V, V>(line + i, padded, 0, weights + first, wide, next - first, total);
+#pragma GCC unroll 8
+                for (int q = 0; q < Q; q++)
+#pragma GCC unroll 8
+                    for (int v = 0; v < V; v++) store(sums + q * padded + i + v * L, total[q][v]);
+            };
+            constexpr int MANY = across_of(Q);
+            int64_t i = 0;
+            for (; i + MANY * L <= padded; i += MANY * L) some(std::integral_constant<int, MANY>(), i);
+            for (; i < padded; i += L) some(std::integral_constant<int, 1>(), i);
         }
     }
 };

@@ -93,7 +93,7 @@ class Stack(ctypes.Structure):
 class Tokens(ctypes.Structure):
     """See attention.h."""
 
-    _fields_ = (("count", c_int64), *((name, c_void_p) for name in ("row", "position", "start", "patch")))
+    _fields_ = (("count", c_int64), *((name, c_void_p) for name in ("row", "position", "start", "patch", "wanted")))
 
 
 class History(ctypes.Structure):
@@ -166,9 +166,15 @@ def address(array: NDArray[Any] | None) -> int | None:
     return found["data"][0]
 
 
-def tokens(row: Ints, position: Ints, start: Ints | None = None, patch: Ints | None = None) -> Tokens:
+def tokens(
+    row: Ints,
+    position: Ints,
+    start: Ints | None = None,
+    patch: Ints | None = None,
+    wanted: NDArray[np.bool_] | None = None,
+) -> Tokens:
     """New positions of any rows, those of one row together and in order. The arrays must outlive what is returned."""
-    return Tokens(len(row), address(row), address(position), address(start), address(patch))
+    return Tokens(len(row), *map(address, (row, position, start, patch, wanted)))
 
 
 @dataclass

@@ -34,7 +34,7 @@ template <class A, class C> struct Pass {
     A* const x;
     const Member& me;
     const Attention<A, C> attention;
-    const int64_t n, dim, *runs, run_count;
+    const int64_t n, dim, *runs, run_count;  // n: lines of x that are computed
     A *mixed, *wide, *turned, *lined;  // shared by threads
 
     // Lines after a norm: by all threads together, or by each for itself where waiting costs more.
@@ -71,22 +71,30 @@ template <class A, class C> struct Pass {
         return stack.shape.window && first > tokens.start[t] ? first : tokens.start[t];
     }
 
-    template <int Q> void mix(const Layer& layer, int64_t t, int64_t head) const {
-        int64_t since[Q];
-        for (int64_t q = 0; q < Q; q++) since[q] = this->since(t + q);
+    // Attention of one head for some positions of a row that follow each other.
+    void mix(const Layer& layer, int64_t t, int64_t count, int64_t head) const {
+        int64_t since[Attention<A, C>::QUERIES];
+        for (int64_t q = 0; q < count; q++) since[q] = this->since(t + q);
         const int64_t at = head * stack.shape.head_dim;
-        attention.template mix<Q>(
+        attention.mix(
             wide + t * 3 * dim + at, 3 * dim, (C*)layer.keys, (C*)layer.values, tokens.row[t], head, since,
-            tokens.position[t], mixed + t * dim + at, dim);
+            tokens.position[t], count, mixed + t * dim + at, dim);
     }
 
-    void heads(const Layer& layer) const {
+    // How many positions from t on, below `end`, follow each other: some of a row may be left out.
+    int64_t adjacent(int64_t t, int64_t end) const {
+        int64_t next = t + 1;
+        while (next < end && tokens.position[next] == tokens.position[next - 1] + 1) next++;
+        return next - t;
+    }
+
+    void heads(const Layer& layer, const uint8_t* wanted) const {
         const int64_t heads = stack.shape.heads;
         if (run_count == n) {  // nobody sees another's key
             const Share mine = me.share(n * heads);
             for (int64_t item = mine.first; item < mine.last; item++) {
                 place(layer, item / heads, item % heads);
-                mix<1>(layer, item / heads, item % heads);
+                if (!wanted || wanted[item / heads]) mix(layer, item / heads, 1, item % heads);
             }
             return;
         }
@@ -97,16 +105,9 @@ template <class A, class C> struct Pass {
         int64_t item = 0;  // those with more to see come later: threads take them in turn
         for (int64_t run = 0; run < run_count; run++)
             for (int64_t t = runs[run], end = runs[run + 1], some; t < end; t += some) {
-                some = end - t >= MOST ? MOST : end - t >= 2 ? 2 : 1;
-                for (int64_t head = 0; head < heads; head++)
-                    if (item++ % me.team == me.thread) {
-                        if (some == 1)
-                            mix<1>(layer, t, head);
-                        else if (some == 2)
-                            mix<2>(layer, t, head);
-                        else
-                            mix<MOST>(layer, t, head);
-                    }
+                some = wanted ? 1 : adjacent(t, std::min<int64_t>(end, t + Attention<A, C>::QUERIES));
+                for (int64_t head = 0; head < heads && (!wanted || wanted[t]); head++)
+                    if (item++ % me.team == me.thread) mix(layer, t, some, head);
             }
     }
 
@@ -164,14 +165,38 @@ template <class A, class C> struct Pass {
             if (layer.parts) cross(layer);
             linear(layer.qkv, lines(layer.attention_norm), wide);
             me.wait();
-            heads(layer);
+            const bool last = tokens.wanted && index == stack.layers - 1;
+            heads(layer, last ? tokens.wanted : nullptr);
             me.wait();
-            residual(layer.out, mixed, dim, A(1));
-            me.wait();
-            feed_forward(layer);
-            me.wait();
-            if (layer.kept) keep(layer);
+            if (last)
+                few().finish(layer);
+            else
+                finish(layer);
         }
+    }
+
+    // What follows attention.
+    void finish(const Layer& layer) const {
+        residual(layer.out, mixed, dim, A(1));
+        me.wait();
+        feed_forward(layer);
+        me.wait();
+        if (layer.kept) keep(layer);
+    }
+
+    // The same for lines whose outputs are wanted, which move to the front.
+    Pass few() const {
+        int64_t count = 0;
+        for (int64_t t = 0; t < n; t++)
+            if (tokens.wanted[t]) {
+                if (!me.thread && count < t) {
+                    memcpy(x + count * dim, x + t * dim, dim * sizeof(A));
+                    memcpy(mixed + count * dim, mixed + t * dim, dim * sizeof(A));
+                }
+                count++;
+            }
+        me.wait();
+        return Pass{stack, tokens, x, me, attention, count, dim, runs, run_count, mixed, wide, turned, lined};
     }
 };
 
