@@ -37,7 +37,9 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found.detach().double() - wanted.detach()).norm() / wanted.detach().norm().clamp(min=1e-6))
 
 
-def compare(fast: Callable[..., Tensor], exact: Callable[..., Tensor], inputs: Sequence[Tensor], near: float = 0) -> None:
+def compare(
+    fast: Callable[..., Tensor], exact: Callable[..., Tensor], inputs: Sequence[Tensor], near: float = 0
+) -> None:
     """Values and slopes agree up to what the kind of the first input rounds away."""
     near = near or ROUNDING[inputs[0].dtype]
     ours = [x.clone().requires_grad_() for x in inputs]
@@ -73,9 +75,7 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> Ten
         (3, 1, 5, 2, 16, 9),
     ],
 )
-def test_attention(
-    kind: torch.dtype, rows: int, queries: int, slots: int, heads: int, dim: int, window: int
-) -> None:
+def test_attention(kind: torch.dtype, rows: int, queries: int, slots: int, heads: int, dim: int, window: int) -> None:
     torch.manual_seed(0)
     query, keys, values = torch.randn(rows, slots, 3, heads, dim).to(kind).unbind(2)
     own = slots - queries + torch.arange(queries)
@@ -192,9 +192,7 @@ def test_bytes_query_their_patch(kind: torch.dtype) -> None:
 
 @pytest.mark.parametrize("window", [None, 70])
 @pytest.mark.parametrize("cached", [0, 40])
-def test_a_view_shows_the_kernel_what_it_shows_the_mask(
-    kind: torch.dtype, window: int | None, cached: int
-) -> None:
+def test_a_view_shows_the_kernel_what_it_shows_the_mask(kind: torch.dtype, window: int | None, cached: int) -> None:
     """The run of slots that kernels are told, and the mask, dense or in blocks, that everything else uses."""
     torch.manual_seed(0)
     starts = torch.zeros(2, 200, dtype=torch.bool)

@@ -16,7 +16,16 @@ from pathlib import Path
 # What each library is compiled from, its own file last.
 SOURCES = {
     "kernels": ("vector.h", "threads.h", "matrix.h", "attention.h", "stack.h", "patches.h", "kernels.cpp"),
-    "training": ("vector.h", "threads.h", "matrix.h", "pairs.h", "attend.h", "crossed.h", "pointwise.h", "training.cpp"),
+    "training": (
+        "vector.h",
+        "threads.h",
+        "matrix.h",
+        "pairs.h",
+        "attend.h",
+        "crossed.h",
+        "pointwise.h",
+        "training.cpp",
+    ),
 }
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")
 # Some compilers have another name for the processor they run on.
