@@ -6,8 +6,8 @@
     python benchmarks/train.py --only 10M:4096 --profile          the time of our step by operator kind
     python benchmarks/train.py --precision float32                where there are no products in bfloat16
 
-One step is one sequence of random bytes: forward, backward, clipping, AdamW; float32 weights, matmuls in --precision. Every
-system has a separate process, for its peak memory. Systems alternate, every other round in reverse; medians over
+One step is one sequence of random bytes: forward, backward, clipping, AdamW; float32 weights, matmuls in --precision.
+Every system has a separate process, for its peak memory. Systems alternate, every other round in reverse; medians over
 rounds. Shapes and parameter counts are those of `generate.py`.
 
 bytelm            the step of `bytelm train` itself, `bytelm.training.loop.Trainer.step`; BLT with recorded boundaries
@@ -17,8 +17,8 @@ transformers      BltForCausalLM at our BLT's shape, with given patches
 megabyte-pytorch  MEGABYTE at our widths, layers and patches (see generate.py)
 
 matmul_share: the FLOPs that the model needs (3 × forward, without masked pairs of attention), by the time of the step,
-by this machine's throughput on the matmuls of our model's linear layers in that precision, forward and backward, weighted
-by shape. A peer's FLOPs are those of our model. peak_gib: peak resident memory, minus that before the model was built.
+by this machine's throughput on the matmuls of our model's linear layers in that precision, forward and backward,
+weighted by shape. A peer's FLOPs are those of our model. peak_gib: peak resident memory, minus that before the model was built.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def matmul_rate(model: ByteModel, sequence: int, kind: torch.dtype) -> float:
 
 
 KINDS = {
-    "matrix products of layers": ("aten::mm", "aten::addmm"),
+    "matrix products of layers": ("aten::mm", "aten::addmm", "mkldnn::_linear"),
     "attention": ("_Attention", "aten::bmm", "aten::_scaled_dot", "aten::_softmax", "aten::baddbmm", "aten::_flash"),
     "attention of bytes and patches": ("_Cross",),
     "norms, gates, rotations": ("_Norm", "_SwiGLU", "_Rotate"),

@@ -14,13 +14,16 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
 from bytelm.models.blt import model as blt
 from bytelm.models.megabyte import model as megabyte
+from bytelm.models.transformer import entropy_model
 from bytelm.models.transformer import model as transformer
 from bytelm.nn import fused
 from bytelm.nn.attention import CausalPattern, RowPositions
+from bytelm.nn.products import product
 from bytelm.nn.rope import rotation
 from bytelm.nn.transformer import Stack
 from bytelm.patching import fixed
 from bytelm.units import BOS, PAD
+from processors import OLDER, PROCESSORS, runs, used
 
 pytestmark = pytest.mark.usefixtures("training_kernels")
 
@@ -268,3 +271,51 @@ def test_what_is_not_a_number_stays_so() -> None:
     """Even one whose every bit is set, to which nothing can be added without its becoming a number."""
     x = torch.full((1, 16), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     assert fused.rms_norm(x, torch.ones(16), 1e-5).isnan().all()
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_products_by_another_library_are_the_same(low: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not it is the faster one here; of lines in any layout. Where products are in bfloat16, torch's are."""
+    torch.manual_seed(0)
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("torch without oneDNN")
+    monkeypatch.setattr(fused, "_onednn_multiplies", lambda: True)
+    inputs = [torch.randn(70, 3, 48).transpose(0, 1), torch.randn(33, 48)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        assert fused.multiplies(inputs[0], inputs[1]) != low and not fused.multiplies(inputs[0][:1, :3], inputs[1])
+        compare(product, lambda x, weight: x @ weight.t(), inputs, ROUNDING[torch.bfloat16 if low else torch.float32])
+
+
+def test_what_was_decided_by_the_bits_of_torch_alone_still_is() -> None:
+    """The entropy model, by whose float32 boundaries were recorded, uses no kernel; a model of bytes does."""
+    x = torch.randn(2, 100, 64)
+    assert fused.fits(x) and fused.attends(x, 32)
+    with fused.plain():
+        assert not fused.fits(x) and not fused.attends(x, 32) and not fused.multiplies(x, x[0])
+    assert fused.fits(x)
+    entropy = entropy_model.Config(dim=64, heads=2).build()
+    entropy.model.init_weights(0)
+    ids = torch.randint(0, 256, (2, 100))
+    found, _ = entropy.entropies(ids, entropy.initial_state(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "ready", lambda kind: False)
+        assert torch.equal(found, entropy.entropies(ids, entropy.initial_state(2))[0])
+
+
+def test_processors_that_multiply_and_add_at_once_give_the_same_bits(kind: torch.dtype) -> None:
+    """AVX2 and AVX-512: vectors have the same lanes, and every sum the same order."""
+    if PROCESSORS == ["native"] or not runs(OLDER):
+        pytest.skip("one processor only")
+    torch.manual_seed(0)
+    x = torch.randn(1, 150, 3, 2, 32).to(kind)
+    angles = rotation(torch.arange(150)[None], 32, 1e4)
+    found: list[list[Tensor]] = []
+    for processor in ("native", OLDER):
+        with used(processor):
+            inputs = [part.clone().requires_grad_() for part in x.unbind(2)]
+            turned = fused.rotate(inputs[0], *angles)
+            mixed = fused.attention(turned, *inputs[1:], torch.arange(150, dtype=torch.int32)[None] // 2)
+            normed = fused.rms_norm(mixed.float().flatten(2), torch.ones(64), 1e-5)
+            out = fused.swiglu(normed.to(kind))
+            found.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
