@@ -18,7 +18,8 @@ megabyte-pytorch  MEGABYTE at our widths, layers and patches (see generate.py)
 
 matmul_share: the FLOPs that the model needs (3 × forward, without masked pairs of attention), by the time of the step,
 by this machine's throughput on the matmuls of our model's linear layers in that precision, forward and backward,
-weighted by shape. A peer's FLOPs are those of our model. peak_gib: peak resident memory, minus that before the model was built.
+weighted by shape, by the faster library. A peer's FLOPs are those of our model. peak_gib: peak resident memory, minus
+that before the model was built.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from bytelm.data.files import write_whole
 from bytelm.data.sampler import Batch, Sampler
 from bytelm.interfaces.model import ByteModel
 from bytelm.nn import transformer
+from bytelm.nn.products import product
 from bytelm.report.charts import Bar, bar_chart
 from bytelm.training.config import TrainConfig
 from bytelm.training.journal import Journal
@@ -167,7 +169,7 @@ def matmul_rate(model: ByteModel, sequence: int, kind: torch.dtype) -> float:
             best = float("inf")
             for _ in range(8):
                 began = time.perf_counter()
-                torch.mm(left, right)
+                product(left, right.t())
                 best = min(best, time.perf_counter() - began)
             operations, seconds = operations + count * 2.0 * rows * given * found, seconds + count * best
     return operations / seconds

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
@@ -81,7 +81,7 @@ def multiplied(x: Tensor) -> torch.dtype:
 
 
 @contextmanager
-def plain() -> Iterator[None]:
+def plain() -> Generator[None]:
     """Have a CPU compute as torch alone does: what was decided by its very bits is decided in the same way again."""
     before, _here.plain = getattr(_here, "plain", False), True
     try:
