@@ -25,8 +25,9 @@ def runs(processor: str) -> bool:
 
 def compiled_for(processor: str) -> ctypes.CDLL | None:
     """The kernels of training for a processor; None without a compiler."""
-    if processor == "native" or training.functions() is None:
-        return training.functions()
+    found = library.library("training")
+    if processor == "native" or found is None:
+        return found
     return ctypes.CDLL(str(library.compiled("training", library.compilers()[0], processor)))
 
 
@@ -40,7 +41,7 @@ def used(processor: str) -> Iterator[None]:
         pytest.skip(f"no kernels of training: {library.reason('training')}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "library", lambda name: found)
-        patch.setattr(fused, "ready", lambda kind: kind in (torch.bfloat16, torch.float32))
+        patch.setattr(fused, "multiplies_bfloat16", lambda: True)
         training.functions.cache_clear()
         yield
     training.functions.cache_clear()

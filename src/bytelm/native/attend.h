@@ -31,18 +31,18 @@ template <class X> struct Attend {
 constexpr int TILE = 64;  // queries, and slots, per product
 constexpr float LOW = -1e30f, LOG2_E = 1.44269504f;
 
-// 2^x for x <= 0, as exact as float32 is: a polynomial on [-1/2, 1/2]; far below, it stays at 2^-126.
+// 2^x for x <= 0, as exact as float32 is: a polynomial on [-1/2, 1/2]; far below, it stays at 2^-125.
 BYTELM_INLINE vec<float> power_of_two(vec<float> x) {
-    constexpr float WHOLE = 3 << 22;  // float32 has no digits behind the point here
-    x = select(x < -126.0f, all<float>(-126.0f), x);  // keeps a NaN
-    const vec<float> whole = (x + WHOLE) - WHOLE, r = x - whole;
+    constexpr float WHOLE = 3 << 22;  // added to a number, it leaves the nearest whole one in the last bits
+    x = select(x < -125.0f, all<float>(-125.0f), x);  // keeps a NaN
+    const vec<float> moved = x + WHOLE, r = x - (moved - WHOLE);
     vec<float> p = fma(r, 1.5353362e-4f, all<float>(1.3398875e-3f));
     p = fma(p, r, 9.6184374e-3f);
     p = fma(p, r, 5.5503325e-2f);
     p = fma(p, r, 2.4022648e-1f);
     p = fma(p, r, 6.9314720e-1f);
     p = fma(p, r, 1.0f);
-    return p * as<float>((converted<int32_t>(whole) + 127) << 23);
+    return p * as<float>((as<int32_t>(moved) << 23) + (127 << 23));
 }
 
 template <class X> inline Lines<X> lines(const X* data, const Strides& by, int64_t row, int64_t head) {

@@ -111,7 +111,7 @@ template <int B = 64> BYTELM_INLINE Vector<float, B> twice(const float* at) {
     if constexpr (B == REGISTER)
         return {doubled(at, std::make_index_sequence<B / 4>())};
     else
-        return {twice<B / 2>(at), twice<B / 2>(at + B / 8)};
+        return {twice<B / 2>(at), twice<B / 2>(at + B / 16)};
 }
 
 template <class X> inline void turn(const Turn& a, const X* x, float sign, X* y, int threads) {

@@ -41,6 +41,14 @@ int64_t bytelm_native_pairs() {  // whether the processor multiplies bfloat16
 #endif
 }
 
+int64_t bytelm_avoids_mkl() {  // whether there is AVX-512 that MKL, which is Intel's, does not use
+#if defined(BYTELM_AVX512)
+    return !__builtin_cpu_is("intel");
+#else
+    return 0;
+#endif
+}
+
 void bytelm_attend(const void* a, int64_t wide, int64_t back, int64_t threads) {
     if (wide)
         attend(*(const Attend<float>*)a, back, int(threads));

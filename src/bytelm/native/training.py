@@ -73,6 +73,12 @@ def multiplies_bfloat16() -> bool:
     return found is not None and bool(found.bytelm_native_pairs())
 
 
+def avoids_mkl() -> bool:
+    """Whether this processor has AVX-512, and MKL does not use it: that of another maker than MKL's."""
+    found = functions()
+    return found is not None and bool(found.bytelm_avoids_mkl())
+
+
 def call(name: str, *arguments: ctypes.Structure | Tensor | float | None) -> None:
     """Call a function with structures, tensors, integers and floats, on as many threads as torch has."""
     found = functions()

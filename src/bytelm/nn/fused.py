@@ -11,7 +11,10 @@ where the answer is no: in float64, in bfloat16 on a CPU that does not multiply 
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -23,10 +26,22 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bytelm.native.training import LINES, Attend, Crossed, Turn, call, functions, multiplies_bfloat16, strides
+from bytelm.native.training import (
+    LINES,
+    Attend,
+    Crossed,
+    Turn,
+    avoids_mkl,
+    call,
+    functions,
+    multiplies_bfloat16,
+    strides,
+)
 
 VECTOR = 16  # numbers, of which widths are multiples on a CPU
+MANY = 16  # lines, from which on a product is worth another library
 KINDS = (torch.float32, torch.bfloat16, torch.int64)  # that a GPU's kernels read
+_here = threading.local()
 
 
 @functools.cache
@@ -65,9 +80,19 @@ def multiplied(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if rounds(x) else x.dtype
 
 
+@contextmanager
+def plain() -> Generator[None]:
+    """Have a CPU compute as torch alone does: what was decided by its very bits is decided in the same way again."""
+    before, _here.plain = getattr(_here, "plain", False), True
+    try:
+        yield
+    finally:
+        _here.plain = before
+
+
 def ready(kind: torch.dtype) -> bool:
     """Whether a CPU's functions of numbers of this kind are faster here than torch."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or getattr(_here, "plain", False):
         return False
     return multiplies_bfloat16() if kind == torch.bfloat16 else kind == torch.float32 and functions() is not None
 
@@ -266,6 +291,43 @@ def cross(query: Tensor, keys: Tensor, values: Tensor, patch: Int[Tensor, " byte
     those that go with none have a number from `patches` on.
     """
     return _Cross.apply(query, keys, values, patch)
+
+
+class _Product(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight = ctx.needs_input_grad
+        d_y = d_y.contiguous()
+        return _onednn(d_y, weight.t()) if of_x else None, _onednn(d_y.t(), x.t()) if of_weight else None
+
+
+def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+@functools.cache
+def _onednn_multiplies() -> bool:
+    """Whether oneDNN, which torch has for bfloat16, is faster in float32 too: MKL uses AVX-512 on Intel's alone."""
+    present = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return present and torch.backends.mkl.is_available() and avoids_mkl()
+
+
+def multiplies(x: Tensor, weight: Tensor) -> bool:
+    """Whether `product` is the faster one."""
+    known = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.shape[-1] > 0
+    return known and x.numel() >= MANY * x.shape[-1] and not rounds(x) and ready(x.dtype) and _onednn_multiplies()
+
+
+def product(x: Float[Tensor, "... given"], weight: Float[Tensor, "found given"]) -> Float[Tensor, "... found"]:
+    """x · weightᵀ in float32 by oneDNN."""
+    return _Product.apply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
 
 
 class _Bags(Function):
