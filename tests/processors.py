@@ -1,4 +1,4 @@
-"""The kernels of training as this machine compiles them, and as one without AVX-512 does."""
+"""The kernels of training as this machine compiles them, and as ones without AVX-512, or without AVX2, do."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from bytelm.native import library, training
 from bytelm.nn import fused
 
 OLDER = "x86-64-v3"  # AVX2, no products in bfloat16: what most machines have
-# Without products in bfloat16 the machine's own kernels are the portable ones already.
-PROCESSORS = ["native", OLDER] if training.multiplies_bfloat16() and platform.machine() == "x86_64" else ["native"]
+OLDEST = "x86-64"  # SSE2
+PROCESSORS = ["native", OLDER, OLDEST] if platform.machine() == "x86_64" else ["native"]
+
+
+def runs(processor: str) -> bool:
+    """Whether this machine executes code for a processor."""
+    return processor != OLDER or "AVX" in torch.backends.cpu.get_cpu_capability()
 
 
 def compiled_for(processor: str) -> ctypes.CDLL | None:
@@ -27,12 +33,14 @@ def compiled_for(processor: str) -> ctypes.CDLL | None:
 @contextmanager
 def used(processor: str) -> Iterator[None]:
     """Training with the kernels for a processor, although torch may be faster."""
+    if not runs(processor):
+        pytest.skip(f"this machine is no {processor}")
     found = compiled_for(processor)
     if found is None:
         pytest.skip(f"no kernels of training: {library.reason('training')}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "library", lambda name: found)
-        patch.setattr(fused, "ready", lambda: True)
+        patch.setattr(fused, "ready", lambda kind: kind in (torch.bfloat16, torch.float32))
         training.functions.cache_clear()
         yield
     training.functions.cache_clear()

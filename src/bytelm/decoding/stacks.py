@@ -42,6 +42,8 @@ class Layers:
         slots = -(-seen // lanes) * lanes
         padded = -(-head_dim // lanes) * lanes
         self.frequencies = config.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        angles = np.arange(native.STEP)[:, None] * self.frequencies
+        self.angles = np.concatenate([np.cos(angles), np.sin(angles)], 1)
         self.arrays: list[NDArray[Any]] = []
         self.weights: list[native.Matrix] = []
         self.kept: list[Reals] = []
@@ -59,8 +61,9 @@ class Layers:
             if cross:
                 self.crossed(layer, cross[index], self.room(rows, patches, parts, 2 * config.dim))
             layers.append(layer)
-        shape = native.Heads(config.heads, head_dim, slots, config.attention_window or 0, address(self.frequencies))
-        hidden = -(-config.hidden() // native.ROWS) * native.ROWS
+        tables = address(self.frequencies), address(self.angles)
+        shape = native.Heads(config.heads, head_dim, slots, config.attention_window or 0, *tables)
+        hidden = -(-config.hidden() // native.PANEL) * native.PANEL
         numbers = (config.layers, config.dim, hidden, kernels.cached)
         heads = cross[0].heads if cross else 0
         # ctypes structures keep arrays alive only if they own them.

@@ -16,7 +16,7 @@ from bytelm.native.kernels import History, Kernels, ThreadPool
 from bytelm.transfer import to_host
 from bytelm.units import VOCAB
 
-CHUNK = 64  # ids of one row per call at most: what ring buffers hold beyond their window
+CHUNK = 256  # ids of one row per call at most: what ring buffers hold beyond their window
 
 Ints = NDArray[np.int64]
 Reals = NDArray[Any]

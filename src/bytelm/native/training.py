@@ -68,7 +68,7 @@ def functions() -> ctypes.CDLL | None:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has products in bfloat16, without which plain torch is faster than those made of them."""
+    """Whether this processor has products in bfloat16, without which plain torch is faster in it."""
     found = functions()
     return found is not None and bool(found.bytelm_native_pairs())
 

@@ -10,7 +10,8 @@ rounding     with quantized weights, logits equal those of a model with such wei
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bytelm.decoding import Decoder, Quantization, open_decoder, rounded
+from bytelm.decoding.host import Host
 from bytelm.interfaces.model import ByteModel
 from bytelm.testing.exact import exact
 from bytelm.testing.examples import LONG, SHORT, document
@@ -71,7 +73,18 @@ def bound(decoder: Decoder) -> float:
     return 0.0 if decoder.repeats else LOOSE
 
 
+@contextmanager
+def small_rings() -> Iterator[None]:
+    """Ring buffers of windows that the documents here go around."""
+    chunk, Host.chunk = Host.chunk, 64
+    try:
+        yield
+    finally:
+        Host.chunk = chunk
+
+
 @torch.no_grad()
+@small_rings()
 def forward(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """Reading documents, in chunks and rows of all sizes, gives the logits of the model's own forward pass."""
     rng, worst = random.Random(seed), 0.0
@@ -85,6 +98,7 @@ def forward(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 
 @torch.no_grad()
+@small_rings()
 def company(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """A row is bitwise identical alone and in a batch, in chunks of any size, with one thread and with more."""
     rng, worst = random.Random(seed), 0.0
@@ -103,6 +117,7 @@ def company(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 
 @torch.no_grad()
+@small_rings()
 def again(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """Reading after a rollback, or after a reset, is as if the rolled-back ids had not been read."""
     rng, worst = random.Random(seed), 0.0
@@ -131,6 +146,7 @@ def again(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 
 @torch.no_grad()
+@small_rings()
 def rounding(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """With rounded weights, the root mean square from a model that holds such weights is a small part of the spread."""
     worst, lines = 0.0, documents(random.Random(seed), examples)
