@@ -2,7 +2,7 @@
 //
 //     selftest LIBRARY CASES        one line per comparison that fails; exit status 1 if any does
 //
-// Without Python, so that it runs on a processor that is only emulated, or was just unpacked. tests/native/cases.py
+// Without Python, so that it runs on a processor that is only emulated, or was just unpacked. tests/kernel_cases.py
 // writes the cases, as 8-byte words of this byte order; strings and contents are filled up to whole words:
 //
 //     buffers   count; of each: bytes, content

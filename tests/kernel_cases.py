@@ -25,6 +25,7 @@ from bytelm.nn.transformer import Stack, StackConfig
 CALL, NEAR, SAME = range(3)
 INTEGER, REAL, ADDRESS = range(3)
 KINDS = {"float64": 0, "float32": 1, "uint16": 2, "bfloat16": 2}
+NOWHERE = ctypes.CDLL(None)  # the program itself: nothing is called here
 Array = NDArray[Any]
 Held = Array | Tensor | ctypes.Structure | ctypes.Array[Any]
 
@@ -141,11 +142,11 @@ def decoding() -> Cases:
     cases, random = Cases(), np.random.default_rng(0)
     for exact in (False, True):
         for weights in (None,) if exact else (None, "bf16", "int8"):
-            kernels = Kernels(None, exact, ThreadPool(1, 1), weights)  # pyright: ignore[reportArgumentType]
+            kernels = Kernels(NOWHERE, exact, ThreadPool(1, 1), weights)
             products(cases, kernels, random)
             for dim in (64, 36):
                 stacks(cases, kernels, StackConfig(2, dim, 2, 5, 10000.0), random)
-        pointwise(cases, Kernels(None, exact, ThreadPool(1, 1), None), random)  # pyright: ignore[reportArgumentType]
+        pointwise(cases, Kernels(NOWHERE, exact, ThreadPool(1, 1), None), random)
     return cases
 
 
@@ -192,7 +193,7 @@ def stacks(cases: Cases, kernels: Kernels, config: StackConfig, random: np.rando
         row = np.concatenate([np.full(end - begin, row) for row, begin, end in steps])
         position = np.concatenate([np.arange(begin, end) for _, begin, end in steps])
         batch = [row, position, np.zeros_like(row)]
-        for held in (*batch, layers.frequencies, *layers.arrays):
+        for held in (*batch, *layers.arrays, *(x for x in vars(layers).values() if isinstance(x, np.ndarray))):
             cases.hold(held)
         for matrix in layers.weights:
             for held in matrix.held:
@@ -265,7 +266,7 @@ def rotated(x: Array, theta: float) -> Array:
 def forward(stack: Stack, x: Array, weights: str | None) -> Array:
     """A stack over `[rows, places, dim]`, from its definition, but for the rounding of caches."""
     config = stack.config
-    rows, places, dim = x.shape
+    rows, places, _ = x.shape
     apart = np.arange(places)[:, None] - np.arange(places)
     seen = (apart >= 0) & (apart < (config.attention_window or places))
     for block in stack.blocks:
@@ -287,57 +288,65 @@ def forward(stack: Stack, x: Array, weights: str | None) -> Array:
 
 
 def of_training() -> Cases:
-    """Norms, gates and attention in bfloat16, forward and backward."""
+    """Norms, gates and attention in both precisions, forward and backward."""
     cases, random = Cases(), np.random.default_rng(0)
-    norms(cases, random)
-    attention(cases, random)
+    for dtype in (torch.bfloat16, torch.float32):
+        norms(cases, dtype, random)
+        gates(cases, dtype, random)
+        attention(cases, dtype, random)
     return cases
 
 
-def bf16(random: np.random.Generator, *shape: int) -> Tensor:
-    return torch.from_numpy(random.standard_normal(shape)).to(torch.bfloat16)
+def normal(dtype: torch.dtype, random: np.random.Generator, *shape: int) -> Tensor:
+    return torch.from_numpy(random.standard_normal(shape)).to(dtype)
 
 
 def plain(x: Tensor) -> Array:
     return x.double().numpy()
 
 
-def norms(cases: Cases, random: np.random.Generator) -> None:
-    lines, dim = 70, 48
-    x, slope = bf16(random, lines, dim), bf16(random, lines, dim)
+def norms(cases: Cases, dtype: torch.dtype, random: np.random.Generator) -> None:
+    lines, dim, wide = 70, 48, int(dtype == torch.float32)
+    near = 1e-5 if wide else 0.01
+    x, slope = normal(dtype, random, lines, dim), normal(dtype, random, lines, dim)
     weight = torch.from_numpy(1 + random.standard_normal(dim) / 9).float()
     y, factor = torch.zeros_like(x), torch.zeros(lines)
-    cases.call("bytelm_norm", x, 0, weight, lines, dim, EPS, y, factor, 2)
+    cases.call("bytelm_norm", x, wide, weight, lines, dim, EPS, y, wide, factor, 2)
     by = 1 / np.sqrt((plain(x) ** 2).mean(1, keepdims=True) + EPS)
-    cases.near("norm", y, plain(x) * by * plain(weight), 0.005)
-    cases.near("norm's factor", factor, by[:, 0], 1e-5)
+    cases.near(f"norm, {dtype}", y, plain(x) * by * plain(weight), near)
+    cases.near(f"norm's factor, {dtype}", factor, by[:, 0], 1e-5)
     d_x, d_weight = torch.zeros_like(x), torch.zeros(2, dim)
-    cases.call("bytelm_norm_back", x, 0, weight, factor, slope, lines, dim, d_x, d_weight, 2)
+    cases.call("bytelm_norm_back", x, wide, weight, factor, slope, wide, lines, dim, d_x, d_weight, 2)
     pulled = plain(slope) * plain(weight)
     back = (pulled - plain(x) * by**2 * (pulled * plain(x)).mean(1, keepdims=True)) * by
-    cases.near("norm, gradient", d_x, back, 0.01)
+    cases.near(f"norm, gradient, {dtype}", d_x, back, near)
     strips = np.stack([(plain(slope) * plain(x) * by)[part].sum(0) for part in (slice(64), slice(64, None))])
-    cases.near("norm, gradient of the weight", d_weight, strips, 1e-4)
-    both, gated, d_both = bf16(random, lines, 2 * dim), torch.zeros_like(x), torch.zeros(lines, 2 * dim).bfloat16()
-    cases.call("bytelm_swiglu", both, None, lines, dim, gated, 2)
-    gate, up = np.split(plain(both), 2, 1)
-    open_ = 1 / (1 + np.exp(-gate))
-    cases.near("gate", gated, gate * open_ * up, 0.005)
-    cases.call("bytelm_swiglu", both, slope, lines, dim, d_both, 2)
-    d_gate = plain(slope) * up * open_ * (1 + gate * (1 - open_))
-    cases.near("gate, gradient", d_both, np.concatenate([d_gate, plain(slope) * gate * open_], 1), 0.005)
+    cases.near(f"norm, gradient of the weight, {dtype}", d_weight, strips, 1e-4)
 
 
-def attention(cases: Cases, random: np.random.Generator) -> None:
+def gates(cases: Cases, dtype: torch.dtype, random: np.random.Generator) -> None:
+    lines, dim, wide = 70, 48, int(dtype == torch.float32)
+    near = 1e-5 if wide else 0.01
+    x, slope = normal(dtype, random, lines, 2 * dim), normal(dtype, random, lines, dim)
+    y, d_x = torch.zeros_like(slope), torch.zeros_like(x)
+    cases.call("bytelm_swiglu", x, wide, None, lines, dim, y, 2)
+    gate, up = np.split(plain(x), 2, 1)
+    part = 1 / (1 + np.exp(-gate))
+    cases.near(f"gate, {dtype}", y, gate * part * up, near)
+    cases.call("bytelm_swiglu", x, wide, slope, lines, dim, d_x, 2)
+    d_gate = plain(slope) * up * part * (1 + gate * (1 - part))
+    cases.near(f"gate, gradient, {dtype}", d_x, np.concatenate([d_gate, plain(slope) * gate * part], 1), near)
+
+
+def attention(cases: Cases, dtype: torch.dtype, random: np.random.Generator) -> None:
     rows, queries, slots, heads, dim = 2, 70, 75, 2, 32
-    query, d_out = bf16(random, rows, queries, heads, dim), bf16(random, rows, queries, heads, dim)
-    keys, values = bf16(random, rows, slots, heads, dim), bf16(random, rows, slots, heads, dim)
+    query, d_out = (normal(dtype, random, rows, queries, heads, dim) for _ in range(2))
+    keys, values = (normal(dtype, random, rows, slots, heads, dim) for _ in range(2))
     last = np.arange(queries) + slots - queries
     first = np.maximum(0, last - np.array([[20], [200]])).astype(np.int32)
     outs: list[tuple[Tensor, ...]] = []
     for threads in (1, 2):
         found = tuple(torch.zeros_like(x) for x in (query, query, keys, values))
-        out, d_query, d_keys, d_values = found
         lse = torch.zeros(rows, heads, queries)
         for thing in (query, keys, values, first, lse, d_out, *found):
             cases.hold(thing)
@@ -345,11 +354,11 @@ def attention(cases: Cases, random: np.random.Generator) -> None:
             *(rows, heads, dim, queries, slots),
             *(x.data_ptr() for x in (query, keys, values)),
             *(training.strides(x) for x in (query, keys, values)),
-            *(first.ctypes.data, queries, out.data_ptr(), lse.data_ptr(), d_out.data_ptr()),
-            *(x.data_ptr() for x in (d_query, d_keys, d_values)),
+            *(first.ctypes.data, queries, found[0].data_ptr(), lse.data_ptr(), d_out.data_ptr()),
+            *(x.data_ptr() for x in found[1:]),
         )
         for back in (0, 1):
-            cases.call("bytelm_attend", shape, back, threads)
+            cases.call("bytelm_attend", shape, int(dtype == torch.float32), back, threads)
         outs.append(found)
     q, k, v, d = map(plain, (query, keys, values, d_out))
     at = np.arange(slots)
@@ -359,7 +368,7 @@ def attention(cases: Cases, random: np.random.Generator) -> None:
     slope = share * (pull - (share * pull).sum(-1, keepdims=True)) / dim**0.5
     references = [np.einsum("rhqk,rkhd->rqhd", share, v), np.einsum("rhqk,rkhd->rqhd", slope, k)]
     references += [np.einsum("rhqk,rqhd->rkhd", slope, q), np.einsum("rhqk,rqhd->rkhd", share, d)]
-    for name, one, two, reference in zip(("", ", queries", ", keys", ", values"), *outs, references, strict=True):
-        what = f"attention{name and f', gradient of{name[1:]}'}"
-        cases.near(what, one, reference, 0.03)
+    for name, one, two, reference in zip(("", " (queries)", " (keys)", " (values)"), *outs, references, strict=True):
+        what = f"attention{name and ', gradient'}{name}, {dtype}"
+        cases.near(what, one, reference, 0.03 if dtype == torch.bfloat16 else 1e-4)
         cases.same(f"{what}: on two threads", one, two)
