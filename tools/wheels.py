@@ -4,13 +4,14 @@
     python tools/wheels.py --out dist manylinux_2_17_x86_64       some
 
 The wheel of the sources comes first, py3-none-any, which compiles at first use. Each platform's is the same with
-compiled libraries beside the sources, in bytelm/native/prebuilt. Zig's clang compiles for every platform on any machine.
+compiled libraries beside the sources, in bytelm/native/prebuilt. Zig's clang compiles for every platform on any
+machine. The first time takes ten minutes, as Zig compiles its C++ library for each processor too, and keeps it.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-NATIVE = ROOT / "src" / "bytelm" / "native"
+sys.path.insert(0, str(ROOT / "src"))
+
+from bytelm.native import library  # noqa: E402  (needs the line above; imports no torch)
 
 
 class Platform(NamedTuple):
@@ -51,9 +53,12 @@ PLATFORMS = {
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Build the wheels that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where the wheels go")
-    parser.add_argument("platforms", nargs="*", metavar="PLATFORM", help=f"some of {', '.join(PLATFORMS)}; default: all")
+    parser.add_argument(
+        "platforms", nargs="*", metavar="PLATFORM", help=f"some of {', '.join(PLATFORMS)}; default: all"
+    )
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.platforms) - set(PLATFORMS))
     if unknown:
@@ -93,32 +98,20 @@ def filled(wheel: Path, tag: str, folder: Path, out: Path) -> Path:
 def compile_all(platform: Platform, folder: Path) -> None:
     """Every library of a platform, for every level."""
     folder.mkdir()
-    library = load(NATIVE / "library.py")
     jobs = [("level", "any", platform.lowest)]
     jobs += [(name, level, cpu) for name in library.NAMES for level, cpu in platform.levels.items()]
 
     def make(name: str, level: str, cpu: str) -> None:
         built = f"{library.fingerprint(name)} {platform.target} {cpu} {version('ziglang')}"
-        file = folder / f"{name}-{level}-{library.hashed(built)}{platform.suffix}"
+        file = folder / f"{name}-{level}-{hashlib.sha256(built.encode()).hexdigest()[:16]}{platform.suffix}"
         flags = (*library.FLAGS, "-target", platform.target, f"-mcpu={cpu}", "-s", "-Wno-unused-command-line-argument")
-        run("ziglang", "c++", *flags, "-I", NATIVE, NATIVE / f"{name}.cpp", "-o", file)
+        run("ziglang", "c++", *flags, "-I", library.HERE, library.HERE / f"{name}.cpp", "-o", file)
 
     make(*jobs[0])  # compiles the C++ library of the platform, which the others share
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda job: make(*job), jobs[1:]))
     for rest in (*folder.glob("*.lib"), *folder.glob("*.pdb")):  # for linking, which nobody does
         rest.unlink()
-
-
-def load(file: Path) -> ModuleType:
-    """The module that loads the libraries at run time, without the package around it, which needs torch."""
-    spec = importlib.util.spec_from_file_location("library", file)
-    assert spec is not None and spec.loader is not None
-    sys.path.insert(0, str(ROOT / "src"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["library"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(module: str, *arguments: object) -> None:
