@@ -71,13 +71,13 @@ class ThroughputTuner:
         self.best = fastest
 
 
-def all_or_one(most: int) -> ThroughputTuner:
-    """All threads, or one.
+def all_or_one(most: int, rest: int = FEW) -> ThroughputTuner:
+    """All threads, or one, which is first tried after `rest` steps.
 
     Threads synchronize many times per byte. Beside another busy program, each wait for a descheduled thread
     takes milliseconds, and a single thread is fifty times as fast.
     """
-    return ThroughputTuner((most, 1), trial=1, ahead=3.0, rest=FEW)
+    return ThroughputTuner((most, 1), trial=1, ahead=3.0, rest=rest)
 
 
 class StepThreads:
@@ -93,7 +93,7 @@ class StepThreads:
         """`adaptive`: whether the number may change at all; not where other processes or a GPU set the pace."""
         self.most = torch.get_num_threads()
         adaptive = adaptive and self.most > 1 and NUMBER not in os.environ and spinning()
-        self.tuner = all_or_one(self.most) if adaptive else None
+        self.tuner = all_or_one(self.most, rest=TRIAL) if adaptive else None
 
     @contextlib.contextmanager
     def step(self, size: int = 1) -> Generator[None]:
