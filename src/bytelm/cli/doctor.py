@@ -138,8 +138,9 @@ def driver() -> str:
 
 
 def variables() -> Iterator[Line]:
-    """The environment variables that affect bytelm."""
-    told = sorted(name for name in os.environ if name.startswith("BYTELM_") or name in ("NO_COLOR", "OMP_NUM_THREADS"))
+    """The environment variables that affect bytelm, that of waiting threads included, which the command line sets."""
+    known = ("NO_COLOR", "OMP_NUM_THREADS", *machine.WAITING)
+    told = sorted(name for name in os.environ if name.startswith("BYTELM_") or name in known)
     yield "variables", ", ".join(f"{name}={os.environ[name]}" for name in told) or "none set", ""
 
 

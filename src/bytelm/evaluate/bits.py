@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
@@ -35,6 +35,7 @@ from bytelm.errors import UsageError
 from bytelm.evaluate.stream import Document, chunks, decisions
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import nats_of
+from bytelm.threads import StepThreads
 from bytelm.transfer import to_device, to_host
 from bytelm.units import PAD, UNWRITTEN
 
@@ -227,6 +228,7 @@ class _Windows:
     stride: int
     batch: int
     precision: Precision = "float32"
+    threads: StepThreads = field(default_factory=StepThreads)
 
     @classmethod
     def checked(
@@ -239,7 +241,7 @@ class _Windows:
             stride = max(1, context // 2)
         if not 1 <= stride <= context:
             raise UsageError(f"stride = {stride}: must be from 1 to the context, {context}, or bytes are left out")
-        return cls(model, context, stride, batch, precision)
+        return cls(model, context, stride, batch, precision, StepThreads(model.device.type == "cpu"))
 
     def of(self, document: Document) -> Iterator[_Window]:
         """The windows of a document; none if it is empty."""
@@ -269,7 +271,7 @@ class _Windows:
         low, device = self.precision == "bfloat16", self.model.device
         what, way_out = f"{len(group)} windows of {self.context} ids", f"take a context of {max(1, self.context // 2)}"
         fits = fitting(device, what, lambda: f"{way_out}, or --device cpu")
-        with torch.autocast(device.type, torch.bfloat16, enabled=low), fits:
+        with torch.autocast(device.type, torch.bfloat16, enabled=low), fits, self.threads.step(len(group)):
             logits, _ = self.model(ids[:, :-1], None, boundaries)
         width = logits.shape[1]
         places = [row * width + torch.arange(w.seen, len(w.ids) - 1) for row, w in enumerate(group)]

@@ -21,9 +21,10 @@ from bytelm.device import fitting
 from bytelm.errors import ResourceError, UsageError
 from bytelm.generate import stop as stopping
 from bytelm.generate.sampling import DEFAULT, Ints, Reals, Sampling, row_key, written
-from bytelm.generate.speculate import Speculation, threads
+from bytelm.generate.speculate import Speculation
 from bytelm.generate.utf8 import Utf8State
 from bytelm.interfaces.model import ByteModel
+from bytelm.threads import all_or_one
 from bytelm.units import BOS, EOS
 
 Reason = Literal["eos", "stop", "length"]
@@ -142,7 +143,7 @@ class Session:
         self.allowed = np.zeros((rows, len(self.written)), bool)
         self.writing = np.zeros(rows, bool)
         thread_pool = self.decoder.thread_pool
-        self.threads = threads(thread_pool.most) if thread_pool and thread_pool.most > 1 else None
+        self.threads = all_or_one(thread_pool.most) if thread_pool and thread_pool.most > 1 else None
 
     def submit(self, request: Request) -> int:
         """Admit a request to a free row; its pieces have the ticket. Raises UsageError if there is no room."""
