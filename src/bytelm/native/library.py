@@ -154,7 +154,9 @@ def compiled(name: str, command: str, level: str = NATIVE) -> Path:
     Tests compile for other levels, too, whose other paths this machine runs as well.
     """
     told = _run([command, "--version"], name)
-    choices = (("-march=native",), ()) if level == NATIVE else (LEVELS.get(level, (f"-march={level}",)),)  # some compilers know no "native"
+    choices = (
+        (("-march=native",), ()) if level == NATIVE else (LEVELS.get(level, (f"-march={level}",)),)
+    )  # some compilers know no "native"
     parts = (fingerprint(name), str(choices), told, _processor() if level == NATIVE else level)
     target = _cache() / f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}{SUFFIX}"
     if target.exists():

@@ -68,9 +68,10 @@ class MegabyteDecoder(Decoder):
         """See `Decoder`. Raises UsageError for a length before ids whose logits were not computed."""
         lengths = np.asarray(lengths)
         if ((lengths > 0) & (lengths < self.since[rows])).any():
+            least = int(self.since[rows].max())
             raise UsageError(
-                f"rolled back to {int(lengths.min())} ids: inner stages have read those from {int(self.since[rows].max())}"
-                " on; roll back to 0, or read all logits"
+                f"rolled back to {int(lengths.min())} ids: inner stages have read those from {least} on; roll back to 0, "
+                "or read all logits"
             )
         self.since[rows] = np.where(lengths == 0, 0, self.since[rows])
         super().rollback(rows, lengths)
