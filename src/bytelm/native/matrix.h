@@ -45,18 +45,24 @@ BYTELM_INLINE void tile(
 ) {
     constexpr int L = LANES<A>;
     for (int64_t k = 0; k < count; k++, w += step) {
-        vec<A> line[V];
+        auto at = [&](int v) { return w + v / PER * panel + v % PER * L; };
+        if (STREAM)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) {
-            const W* at = w + v / PER * panel + v % PER * L;
-            if (STREAM) __builtin_prefetch((const char*)at + AHEAD, 0, 0);
-            line[v] = in_register(load(at));
-        }
+            for (int v = 0; v < V; v++) __builtin_prefetch((const char*)at(v) + AHEAD, 0, 0);
+        if constexpr (C == 1) {  // nothing is read twice
+            const vec<A> value = in_register(all<A>(x[k]));
 #pragma GCC unroll 8
-        for (int c = 0; c < C; c++) {
-            const vec<A> value = in_register(all<A>(x[c * stride + k]));
+            for (int v = 0; v < V; v++) total[0][v] = fma(load(at(v)), value, total[0][v]);
+        } else {
+            vec<A> line[V];
 #pragma GCC unroll 8
-            for (int v = 0; v < V; v++) total[c][v] = fma(line[v], value, total[c][v]);
+            for (int v = 0; v < V; v++) line[v] = in_register(load(at(v)));
+#pragma GCC unroll 8
+            for (int c = 0; c < C; c++) {
+                const vec<A> value = in_register(all<A>(x[c * stride + k]));
+#pragma GCC unroll 8
+                for (int v = 0; v < V; v++) total[c][v] = fma(line[v], value, total[c][v]);
+            }
         }
     }
 }

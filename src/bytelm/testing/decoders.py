@@ -11,7 +11,7 @@ rounding     with quantized weights, logits equal those of a model with such wei
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -75,7 +75,7 @@ def bound(decoder: Decoder) -> float:
 
 
 @contextmanager
-def small_rings() -> Iterator[None]:
+def small_rings() -> Generator[None]:
     """Ring buffers of windows that the documents here go around."""
     chunk, Host.chunk = Host.chunk, 64
     try:

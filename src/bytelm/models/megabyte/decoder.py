@@ -70,8 +70,8 @@ class MegabyteDecoder(Decoder):
         if ((lengths > 0) & (lengths < self.since[rows])).any():
             least = int(self.since[rows].max())
             raise UsageError(
-                f"rolled back to {int(lengths.min())} ids: inner stages have read those from {least} on; roll back to 0, "
-                "or read all logits"
+                f"rolled back to {int(lengths.min())} ids: inner stages have read those from {least} on; "
+                "roll back to 0, or read all logits"
             )
         self.since[rows] = np.where(lengths == 0, 0, self.since[rows])
         super().rollback(rows, lengths)
