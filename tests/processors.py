@@ -13,13 +13,13 @@ from bytelm.native import library, training
 from bytelm.nn import fused
 
 OLDER = "x86-64-v3"  # AVX2, no products in bfloat16: what most machines have
-OLDEST = "x86-64-v2"  # SSE4.2
+OLDEST = "x86-64"  # SSE2: any
 PROCESSORS = ["native", OLDER, OLDEST] if platform.machine() == "x86_64" else ["native"]
 
 
 def runs(processor: str) -> bool:
     """Whether this machine executes code for a processor."""
-    return processor == "native" or processor in library.levels()
+    return processor in ("native", OLDEST) or processor in library.levels()
 
 
 def compiled_for(processor: str) -> ctypes.CDLL | None:
