@@ -5,7 +5,7 @@
 
 The wheel of the sources comes first, py3-none-any, which compiles at first use. Each platform's is the same with
 compiled libraries beside the sources, in bytelm/native/prebuilt. Zig's clang compiles for every platform on any
-machine. The first time takes ten minutes, as Zig compiles its C++ library for each processor too, and keeps it.
+machine. The first time takes up to half an hour on two cores: Zig compiles its C++ library for each processor, too.
 """
 
 from __future__ import annotations
