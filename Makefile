@@ -2,6 +2,7 @@
 # make test    everything CI checks, in an environment of its own
 # make check   the same in .venv as it stands (also: make lint, types, layers, tests)
 # make slow    the tests that take minutes
+# make wheels  wheels with prebuilt kernels for Linux, macOS and Windows, in dist/ (docs/processors.md)
 # make docs    the documentation site, in site/: open site/index.html
 # make faults  every test of the fault table, slow ones too; writes docs/faults.md
 # make pythons the tests of bytelm.data on each Python of PYTHONS that is there; it says which are not
@@ -16,7 +17,7 @@ CORE := .venv/.core
 INSTALLED := .venv/.installed
 
 .NOTPARALLEL:
-.PHONY: demo test check slow docs faults nightly lint types layers tests setup pythons
+.PHONY: demo test check slow wheels docs faults nightly lint types layers tests setup pythons
 
 demo: $(CORE)
 	$(BIN)/bytelm demo
@@ -28,6 +29,14 @@ check: lint types layers tests
 
 slow: setup
 	$(BIN)/pytest -m slow --timeout 3600
+
+# Zig's clang compiles for all of them; nothing of bytelm needs it.
+WHEEL_NEEDS := ziglang==0.17.1 wheel==0.48.0 setuptools
+
+wheels:
+	$(PYTHON) -m venv .venv-wheels
+	.venv-wheels/bin/pip install -q $(WHEEL_NEEDS) -c constraints.txt
+	.venv-wheels/bin/python tools/wheels.py --out dist
 
 docs: setup
 	$(BIN)/mkdocs build --strict

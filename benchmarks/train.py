@@ -4,9 +4,10 @@
     python benchmarks/train.py --json --svg docs/train.svg
     python benchmarks/train.py --only 10M:4096 --models blt --peers none
     python benchmarks/train.py --only 10M:4096 --profile          the time of our step by operator kind
+    python benchmarks/train.py --precision float32                where there are no products in bfloat16
 
-One step is one sequence of random bytes: forward, backward, clipping, AdamW; float32 weights, bfloat16 matmuls. Every
-system has a separate process, for its peak memory. Systems alternate, every other round in reverse; medians over
+One step is one sequence of random bytes: forward, backward, clipping, AdamW; float32 weights, matmuls in --precision.
+Every system has a separate process, for its peak memory. Systems alternate, every other round in reverse; medians over
 rounds. Shapes and parameter counts are those of `generate.py`.
 
 bytelm            the step of `bytelm train` itself, `bytelm.training.loop.Trainer.step`; BLT with recorded boundaries
@@ -16,8 +17,9 @@ transformers      BltForCausalLM at our BLT's shape, with given patches
 megabyte-pytorch  MEGABYTE at our widths, layers and patches (see generate.py)
 
 matmul_share: the FLOPs that the model needs (3 × forward, without masked pairs of attention), by the time of the step,
-by this machine's bfloat16 throughput on the matmuls of our model's linear layers, forward and backward, weighted by
-shape. A peer's FLOPs are those of our model. peak_gib: peak resident memory, minus that before the model was built.
+by this machine's throughput on the matmuls of our model's linear layers in that precision, forward and backward,
+weighted by shape, by the faster library. A peer's FLOPs are those of our model. peak_gib: peak resident memory, minus
+that before the model was built.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from bytelm.data.files import write_whole
 from bytelm.data.sampler import Batch, Sampler
 from bytelm.interfaces.model import ByteModel
 from bytelm.nn import transformer
+from bytelm.nn.products import product
 from bytelm.report.charts import Bar, bar_chart
 from bytelm.training.config import TrainConfig
 from bytelm.training.journal import Journal
@@ -76,8 +79,8 @@ class Windows(Sampler):
         return Batch(ids.numpy(), boundaries.numpy() if self.patched else None)
 
 
-def own_step(model: ByteModel, sequence: int, folder: Path) -> Callable[[], None]:
-    config = TrainConfig(steps=1 << 40, context_length=sequence, batch=1, precision="bfloat16")
+def own_step(model: ByteModel, sequence: int, folder: Path, precision: str) -> Callable[[], None]:
+    config = TrainConfig(steps=1 << 40, context_length=sequence, batch=1, precision=precision)
     windows = Windows(sequence, hasattr(model, "patcher"))
     return Trainer(model.train(), config, windows, folder, Journal(folder / "metrics.jsonl", quiet=True)).step
 
@@ -100,14 +103,16 @@ def peer(system: str, model: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]
     return net, logits
 
 
-def peer_step(net: nn.Module, logits: Callable[[Tensor], Tensor], sequence: int, rows: int = 1) -> Callable[[], None]:
+def peer_step(
+    net: nn.Module, logits: Callable[[Tensor], Tensor], sequence: int, rows: int = 1, precision: str = "bfloat16"
+) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(net.train().parameters(), fused=True)
     windows, count = Windows(sequence, False, rows), iter(range(1 << 40))
     device = next(net.parameters()).device
 
     def step() -> None:
         ids = torch.from_numpy(windows.batch(next(count)).ids).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             found = logits(ids[:, :-1])
         F.cross_entropy(found.float().flatten(0, 1), ids[:, 1:].flatten()).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -140,7 +145,7 @@ def needed(model: ByteModel, sequence: int) -> float:
         transformer.pairs = executed
 
 
-def matmul_rate(model: ByteModel, sequence: int) -> float:
+def matmul_rate(model: ByteModel, sequence: int, kind: torch.dtype) -> float:
     """FLOP/s of the matmuls of the model's linear layers, forward and backward."""
     shapes: Counter[tuple[int, int, int]] = Counter()
 
@@ -159,20 +164,19 @@ def matmul_rate(model: ByteModel, sequence: int) -> float:
         hook.remove()
     operations = seconds = 0.0
     for (rows, given, found), count in shapes.items():
-        x, slope = torch.randn(rows, given).bfloat16(), torch.randn(rows, found).bfloat16()
-        weight = torch.randn(found, given).bfloat16()
+        x, slope, weight = (torch.randn(shape).to(kind) for shape in ((rows, given), (rows, found), (found, given)))
         for left, right in ((x, weight.t()), (slope, weight), (slope.t(), x)):
             best = float("inf")
             for _ in range(8):
                 began = time.perf_counter()
-                torch.mm(left, right)
+                product(left, right.t())
                 best = min(best, time.perf_counter() - began)
             operations, seconds = operations + count * 2.0 * rows * given * found, seconds + count * best
     return operations / seconds
 
 
 KINDS = {
-    "matrix products of layers": ("aten::mm", "aten::addmm"),
+    "matrix products of layers": ("aten::mm", "aten::addmm", "mkldnn::_linear"),
     "attention": ("_Attention", "aten::bmm", "aten::_scaled_dot", "aten::_softmax", "aten::baddbmm", "aten::_flash"),
     "attention of bytes and patches": ("_Cross",),
     "norms, gates, rotations": ("_Norm", "_SwiGLU", "_Rotate"),
@@ -204,10 +208,10 @@ def work(task: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if own:
             model.init_weights(0)
-            net, step = model, own_step(model, task["sequence"], Path(folder))
+            net, step = model, own_step(model, task["sequence"], Path(folder), task["precision"])
         else:
             net, logits = peer(task["system"], model.config)
-            step = peer_step(net, logits, task["sequence"])
+            step = peer_step(net, logits, task["sequence"], precision=task["precision"])
         answer({"parameters": parameters(net), "needed": needed(model, task["sequence"])})
         for word in map(str.strip, sys.stdin):
             if word == "step":
@@ -217,7 +221,7 @@ def work(task: dict[str, Any]) -> None:
             elif word == "profile":
                 answer(profiled(step))
             elif word == "rate":
-                answer({"rate": matmul_rate(model, task["sequence"])})
+                answer({"rate": matmul_rate(model, task["sequence"], getattr(torch, task["precision"]))})
             else:
                 answer({"peak": max(0, resident("VmHWM") - before)})
 
@@ -246,9 +250,10 @@ class Worker:
         return json.loads(self.process.stdout.readline())
 
 
-def started(system: str, model: str, shapes: Shapes, sequence: int) -> Worker | None:
+def started(system: str, model: str, shapes: Shapes, sequence: int, precision: str) -> Worker | None:
     """Start a system's process; None, with a message, if a dependency is not installed."""
-    task = json.dumps({"system": system, "model": model, "shapes": shapes, "sequence": sequence})
+    about = {"system": system, "model": model, "shapes": shapes, "sequence": sequence, "precision": precision}
+    task = json.dumps(about)
     with tempfile.TemporaryFile("w+") as told:
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__)), "--work", task],
@@ -273,7 +278,8 @@ def group(shapes: Shapes, size: str, sequence: int, options: argparse.Namespace)
     own = [model for model in options.models if sequence <= SHORT or model not in AT_ONE_LENGTH]
     wanted = [("bytelm", model) for model in own]
     wanted += [(system, LIKE[system]) for system in PEERS if system in options.peers]
-    workers = [w for system, model in wanted if (w := started(system, model, shapes, sequence)) is not None]
+    found = (started(system, model, shapes, sequence, options.precision) for system, model in wanted)
+    workers = [worker for worker in found if worker is not None]
     rates: dict[str, float] = {}
     for worker in workers:
         worker.ask("step")  # the first is not counted
@@ -350,6 +356,7 @@ def options_of(arguments: Sequence[str] | None, groups: Sequence[tuple[str, int]
     parser.add_argument("--only", choices=named, help="one group of systems alone")
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS))
     parser.add_argument("--peers", type=lambda text: [] if text == "none" else text.split(","), default=list(PEERS))
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture")

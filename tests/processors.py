@@ -1,4 +1,4 @@
-"""The kernels of training as this machine compiles them, and as one without AVX-512 does."""
+"""The kernels of training as this machine compiles them, and as ones without AVX-512, or without AVX2, do."""
 
 from __future__ import annotations
 
@@ -13,28 +13,34 @@ from bytelm.native import library, training
 from bytelm.nn import fused
 
 OLDER = "x86-64-v3"  # AVX2, no products in bfloat16: what most machines have
-# Without products in bfloat16 the machine's own kernels are the portable ones already.
-PROCESSORS = ["native", OLDER] if training.multiplies_bfloat16() and platform.machine() == "x86_64" else ["native"]
+OLDEST = "x86-64-v2"  # SSE4.2
+PROCESSORS = ["native", OLDER, OLDEST] if platform.machine() == "x86_64" else ["native"]
+
+
+def runs(processor: str) -> bool:
+    """Whether this machine executes code for a processor."""
+    return processor == "native" or processor in library.levels()
 
 
 def compiled_for(processor: str) -> ctypes.CDLL | None:
     """The kernels of training for a processor; None without a compiler."""
-    if processor == "native" or training.functions() is None:
-        return training.functions()
-    compiler = library.compiler()
-    assert compiler is not None
-    return ctypes.CDLL(str(library.compiled("training", compiler, processor)))
+    found = library.library("training")
+    if processor == "native" or found is None:
+        return found
+    return ctypes.CDLL(str(library.compiled("training", library.compilers()[0], processor)))
 
 
 @contextmanager
 def used(processor: str) -> Iterator[None]:
     """Training with the kernels for a processor, although torch may be faster."""
+    if not runs(processor):
+        pytest.skip(f"this machine is no {processor}")
     found = compiled_for(processor)
     if found is None:
         pytest.skip(f"no kernels of training: {library.reason('training')}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "library", lambda name: found)
-        patch.setattr(fused, "ready", lambda: True)
+        patch.setattr(fused, "multiplies_bfloat16", lambda: True)
         training.functions.cache_clear()
         yield
     training.functions.cache_clear()

@@ -1,16 +1,20 @@
-"""The machine's resources: cores, instruction sets, memory, disk, within a container's limits."""
+"""The machine's resources: cores, instruction sets, memory, disk, within a container's limits; how threads wait."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 # What kernels and torch ask for, and what Linux calls it.
 SETS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 bf16": "avx512_bf16", "AMX bf16": "amx_bf16", "NEON": "asimd"}
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # variables that say how OpenMP's threads wait
+POLICY, SLEEP = WAITING[0], "PASSIVE"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,21 @@ def cores() -> int:
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
     return min(mine, max(1, round(int(quota) / int(period)))) if quota.isdigit() and period else mine
+
+
+def wait_without_spinning() -> None:
+    """Have torch's threads sleep while they wait for each other, instead of spinning, unless the user has chosen.
+
+    On Linux, whose OpenMP spins by default; it reads the variable when torch is loaded, so this must come first.
+    Subprocesses inherit it. For programs whose only purpose is bytelm: a library has no say in this.
+    """
+    if sys.platform == "linux" and "torch" not in sys.modules and not any(map(os.environ.get, WAITING)):
+        os.environ[POLICY] = SLEEP
+
+
+def spinning() -> bool:
+    """Whether torch's threads spin while they wait for each other, by the variables as they are now."""
+    return os.environ.get(POLICY, "").strip().upper() != SLEEP
 
 
 def memory() -> Memory:

@@ -21,6 +21,7 @@ from bytelm.compress.coder import TOTAL, Decoder, Encoder, frequencies
 from bytelm.compress.stream import HEADER, LANES, WORTH, compress, decompress
 from bytelm.errors import DataError, UsageError
 from bytelm.evaluate.bits import measure
+from bytelm.interfaces.decoder import Decoder as Reader
 from bytelm.interfaces.decoder import NewTokens
 from bytelm.interfaces.model import ByteModel
 from bytelm.testing import UniformModel, tiny_models
@@ -136,7 +137,7 @@ def test_frequencies_are_the_same_alone_and_among_others() -> None:
         assert (together == chance.astype(np.int64) + 1).all() and (frequencies(line) == together).all()
 
 
-class Echo(stream.Reader):
+class Echo(Reader):
     """Its logits are what it has read, then -1."""
 
     chunk, row_bytes = 3, 0
@@ -172,12 +173,22 @@ def test_bytes_are_seen_from_half_a_context_before(known: bool, monkeypatch: pyt
 @pytest.mark.fault("M5")
 @pytest.mark.parametrize("name, model", MODELS, ids=[name for name, _ in MODELS])
 def test_a_file_is_the_same_bits_as_byte_by_byte(name: str, model: ByteModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known bytes are read in chunks of two sizes, by lanes of two lengths, and the file shows none of it."""
+    """Known bytes are read in chunks of several sizes, by lanes of two lengths, and the file shows none of it."""
     monkeypatch.setattr(stream, "WORTH", 1)
-    data = np.random.default_rng(1).bytes(2 * 140 + 1)
-    packed, walk = compress(model, data, 70), stream.walk
+    data, walk, opened = np.random.default_rng(1).bytes(2 * 140 + 1), stream.walk, stream.open_decoder
+
+    def in_small_chunks(*given: ByteModel, **room: int) -> Reader:
+        decoder = opened(*given, **room)
+        decoder.chunk = min(decoder.chunk, 16)
+        return decoder
+
+    whole = compress(model, data, 70)
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "open_decoder", in_small_chunks)
+        packed = compress(model, data, 70)
+    assert packed == whole or not opened(model, rows=1, capacity=9).repeats
     monkeypatch.setattr(stream, "walk", lambda *given, known: walk(*given, known=False))
-    assert compress(model, data, 70) == packed
+    assert compress(model, data, 70) == whole
 
 
 # --- what is refused ---

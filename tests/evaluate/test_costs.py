@@ -40,6 +40,7 @@ from bytelm.models.ngram import entropy_model as ngram
 from bytelm.models.perceiver import model as perceiver
 from bytelm.models.transformer import model as transformer
 from bytelm.models.transformer.entropy_model import Config as EntropyModelConfig
+from bytelm.nn import fused
 from bytelm.nn.cross import CrossAttention
 from bytelm.patching import entropy, fixed
 from bytelm.report.charts import line_chart
@@ -126,7 +127,8 @@ def test_executed_is_what_other_instruments_count(name: str) -> None:
     """Matrix products, the scorer's too, by torch's counter; what is added to them by what torch was asked to do."""
     model = MODELS[name]
     ids = torch.tensor([[BOS, *document(random.Random(0), 10 * LENGTH)[: LENGTH - 1]]])
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, Instrument(model) as seen:
+    counters = FlopCounterMode(display=False), Instrument(model)
+    with fused.plain(), sdpa_kernel(SDPBackend.MATH), counters[0] as flops, counters[1] as seen:
         patches = read(model, ids)
     found = counted(model, LENGTH, LENGTH / patches)
     size = LENGTH / patches if name == TOKENS else 1

@@ -20,7 +20,7 @@ from bytelm.errors import UsageError
 from bytelm.generate import session
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import Chunk, Generation, Request, Session, generate, pieces, stream
-from bytelm.generate.speculate import Speculation, threads
+from bytelm.generate.speculate import Speculation
 from bytelm.generate.stop import release
 from bytelm.generate.utf8 import decode
 from bytelm.interfaces.model import ByteModel
@@ -434,20 +434,6 @@ def test_the_faster_length_is_drafted() -> None:
     assert used[80:120] == [4] * 40
     assert used.count(8) < 60
     assert used[-100:].count(0) > 90
-
-
-def test_one_thread_is_taken_where_others_are_held_up_and_left_again() -> None:
-    chosen = threads(2)
-    speed = {2: 10.0, 1: 6.0}
-    used = list[int]()
-    for turn in range(3000):
-        if turn in (300, 1000):
-            speed[2] = 0.1 if turn == 300 else 10.0
-        used.append(chosen.option)
-        chosen.note(1 / speed[chosen.option], 1)
-    assert used[:300].count(1) < 8
-    assert used[600:1000].count(2) < 8
-    assert used[-500:].count(1) < 5
 
 
 def test_the_continuation_of_a_continuation_is_the_same() -> None:

@@ -105,7 +105,7 @@ class Norm(torch.autograd.Function):
 @pytest.fixture
 def torchs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers keep what torch's kernels on a GPU do."""
-    monkeypatch.setattr(fused, "ready", lambda: False)
+    monkeypatch.setattr(fused, "ready", lambda kind: False)
     monkeypatch.setattr(attention, "PRODUCTS", 0)
     monkeypatch.setattr(F, "rms_norm", lambda x, _, weight, eps: Norm.apply(x, weight, eps))
 

@@ -15,6 +15,7 @@ from bytelm import __version__
 from bytelm.cli import comparing, compressing, costs, data, doctor, exchanging, inspect, measure, training
 from bytelm.cli.common import STDIN, refuse_stdin
 from bytelm.errors import BytelmError
+from bytelm.machine import wait_without_spinning
 from bytelm.training.stop import Interrupted
 
 app = App(
@@ -53,6 +54,7 @@ app.register_install_completion_command()
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0, the exit code of the error, or 128 + a signal's number."""
     steady_output()
+    wait_without_spinning()
     sys.exit(run(sys.argv[1:] if tokens is None else tokens))
 
 

@@ -52,7 +52,7 @@ def software() -> Iterator[Line]:
     import torch
 
     from bytelm import __version__
-    from bytelm.native.library import SOURCES, reason
+    from bytelm.native.library import NAMES, NONE, described
 
     yield "bytelm", __version__, ""
     yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", ""
@@ -61,8 +61,10 @@ def software() -> Iterator[Line]:
         f"{torch.__version__}, {torch.get_num_threads()} {'thread' if torch.get_num_threads() == 1 else 'threads'}",
         "",
     )
-    failed = next(filter(None, map(reason, SOURCES)), "")
-    yield "kernels", "none: generation and training are slower" if failed else "compiled for this processor", failed
+    generation, training = map(described, NAMES)
+    for what, (how, why) in {"kernels": generation, "training": training}.items():
+        if what == "kernels" or training[0] != generation[0]:
+            yield what, "none: generation and training are slower" if how == NONE else how, why
 
 
 def hardware() -> Iterator[Line]:
@@ -136,8 +138,9 @@ def driver() -> str:
 
 
 def variables() -> Iterator[Line]:
-    """The environment variables that affect bytelm."""
-    told = sorted(name for name in os.environ if name.startswith("BYTELM_") or name in ("NO_COLOR", "OMP_NUM_THREADS"))
+    """The environment variables that affect bytelm, that of waiting threads included, which the command line sets."""
+    known = ("NO_COLOR", "OMP_NUM_THREADS", *machine.WAITING)
+    told = sorted(name for name in os.environ if name.startswith("BYTELM_") or name in known)
     yield "variables", ", ".join(f"{name}={os.environ[name]}" for name in told) or "none set", ""
 
 

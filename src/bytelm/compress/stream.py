@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 
 from bytelm.compress.coder import Decoder, Encoder, frequencies
-from bytelm.decoding import Decoder as Reader
 from bytelm.decoding import open_decoder, why_plain
 from bytelm.errors import DataError, UsageError
 from bytelm.interfaces.decoder import Ints, Reals
@@ -141,25 +140,22 @@ def walk(
         while at < end:
             upto = min(at + reader.chunk, end if known else max(begin, at) + 1)
             rows = rows[sizes[rows] >= at]
-            logits = following(reader, rows, data, starts[rows], at, upto, first)
             steps = np.arange(max(at, begin), upto)
+            ids = before(data, starts[rows], np.arange(at, upto), first)
+            wanted = np.tile(np.arange(at, upto) >= begin, len(rows))
+            logits = reader.read(rows.repeat(upto - at), ids.ravel(), wanted)
+            logits = logits.reshape(len(rows), len(steps), reader.vocabulary)
             there = sizes[rows] > steps[:, None]
             places = (starts[rows] + steps[:, None])[there]
-            visit(logits[:, steps - at, :BYTES].swapaxes(0, 1)[there], places)
+            visit(logits[..., :BYTES].swapaxes(0, 1)[there], places)
             if progress and len(places):
                 progress(len(places))
             at = upto
 
 
-def following(
-    reader: Reader, rows: Ints, data: NDArray[np.uint8], starts: Ints, at: int, upto: int, first: int
-) -> Reals:
-    """The logits `[rows, upto - at, vocab]` of the bytes at..upto of each lane, once those before were read.
-
-    In place of a byte before `first` there is a BOS.
-    """
-    bytes = np.arange(at, upto) - 1
+def before(data: NDArray[np.uint8], starts: Ints, bytes: Ints, first: int) -> Ints:
+    """The id before each of some bytes of each lane `[rows, bytes]`: BOS before the `first`."""
     # A lane that ends before the others goes on with what is there, for which nobody asks.
-    ids = data[np.clip(starts[:, None] + bytes, 0, len(data) - 1)].astype(np.int64)
-    ids[:, bytes < first] = BOS
-    return reader.read(rows.repeat(upto - at), ids.ravel()).reshape(len(rows), upto - at, -1)
+    ids = data[np.clip(starts[:, None] + bytes - 1, 0, len(data) - 1)].astype(np.int64)
+    ids[:, bytes <= first] = BOS
+    return ids

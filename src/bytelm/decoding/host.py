@@ -17,6 +17,7 @@ class Host(Kernels):
 
     chunk = CHUNK
     repeats = True
+    prefills = True
     on_device = False
 
     @property

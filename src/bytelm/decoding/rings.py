@@ -171,7 +171,15 @@ class Layers:
         """See `Decoder`."""
         return sum(x.nbytes for x in (*self.rings, *self.kept, self.held)) // (self.rows + 1)
 
-    def run(self, x: Tensor, row: Ints, position: Ints, start: Ints, patch: Ints | None = None) -> Tensor:
+    def run(
+        self,
+        x: Tensor,
+        row: Ints,
+        position: Ints,
+        start: Ints,
+        patch: Ints | None = None,
+        wanted: None = None,  # no `prefills`
+    ) -> Tensor:
         """All blocks over new positions `x` [n, dim]. `start`: the first visible position of each."""
         first = np.maximum(start, position - (self.config.attention_window or self.slots) + 1)
         every = list(grids(row))

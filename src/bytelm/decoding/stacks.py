@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.interfaces.decoder import Ints, Reals
+from bytelm.interfaces.decoder import Ints, Reals, Wanted
 from bytelm.native import kernels as native
 from bytelm.native.kernels import SIZES, Kernels, address, array_of, tokens
 from bytelm.nn.cross import CrossAttention
@@ -42,6 +42,8 @@ class Layers:
         slots = -(-seen // lanes) * lanes
         padded = -(-head_dim // lanes) * lanes
         self.frequencies = config.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        angles = np.arange(native.STEP)[:, None] * self.frequencies
+        self.angles = np.concatenate([np.cos(angles), np.sin(angles)], 1)
         self.arrays: list[NDArray[Any]] = []
         self.weights: list[native.Matrix] = []
         self.kept: list[Reals] = []
@@ -59,8 +61,9 @@ class Layers:
             if cross:
                 self.crossed(layer, cross[index], self.room(rows, patches, parts, 2 * config.dim))
             layers.append(layer)
-        shape = native.Heads(config.heads, head_dim, slots, config.attention_window or 0, address(self.frequencies))
-        hidden = -(-config.hidden() // native.ROWS) * native.ROWS
+        tables = address(self.frequencies), address(self.angles)
+        shape = native.Heads(config.heads, head_dim, slots, config.attention_window or 0, *tables)
+        hidden = -(-config.hidden() // native.PANEL) * native.PANEL
         numbers = (config.layers, config.dim, hidden, kernels.cached)
         heads = cross[0].heads if cross else 0
         # ctypes structures keep arrays alive only if they own them.
@@ -108,10 +111,21 @@ class Layers:
         self.weight_bytes += found.bytes
         return found
 
-    def run(self, x: Reals, row: Ints, position: Ints, start: Ints, patch: Ints | None = None) -> Reals:
-        """All blocks over new positions `x` [n, dim], in place. `start`: the first visible position of each."""
-        self.kernels.run(self.stack, tokens(row, position, start, patch), x)
-        return x
+    def run(
+        self,
+        x: Reals,
+        row: Ints,
+        position: Ints,
+        start: Ints,
+        patch: Ints | None = None,
+        wanted: Wanted | None = None,
+    ) -> Reals:
+        """All blocks over new positions `x` [n, dim], in place. `start`: the first visible position of each.
+
+        `wanted` [n]: whose outputs are returned, all by default; the last block is computed for these alone.
+        """
+        self.kernels.run(self.stack, tokens(row, position, start, patch, wanted), x)
+        return x if wanted is None else x[: np.count_nonzero(wanted)]
 
     def hold(self, x: Reals, row: Ints, patch: Ints) -> None:
         """Store patches `[n, parts · dim]` for the cross-attentions."""

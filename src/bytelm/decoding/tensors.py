@@ -55,6 +55,7 @@ class Tensors:
 
     chunk = CHUNK
     repeats = False  # libraries round differently in a batch
+    prefills = False
     thread_pool = None
 
     @classmethod

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
@@ -37,6 +37,7 @@ from bytelm.evaluate.stream import Document, chunks, decisions
 from bytelm.interfaces.decoder import Decoder
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import nats_of
+from bytelm.threads import StepThreads
 from bytelm.transfer import to_device, to_host
 from bytelm.units import PAD, UNWRITTEN
 
@@ -215,6 +216,7 @@ class _Windows:
     stride: int
     batch: int
     precision: Precision = "float32"
+    threads: StepThreads = field(default_factory=StepThreads)
     reader: Decoder | None = None
     """What reads the windows instead of the forward pass, where it can."""
 
@@ -230,7 +232,7 @@ class _Windows:
         if not 1 <= stride <= context:
             raise UsageError(f"stride = {stride}: must be from 1 to the context, {context}, or bytes are left out")
         reader = open_reader(model, rows=batch, capacity=context) if precision == "float32" else None
-        return cls(model, context, stride, batch, precision, reader)
+        return cls(model, context, stride, batch, precision, StepThreads(model.device.type == "cpu"), reader)
 
     def of(self, document: Document) -> Iterator[Window]:
         """The windows of a document; none if it is empty."""
@@ -263,7 +265,7 @@ class _Windows:
         low, device = self.precision == "bfloat16", self.model.device
         what, way_out = f"{len(group)} windows of {self.context} ids", f"take a context of {max(1, self.context // 2)}"
         fits = fitting(device, what, lambda: f"{way_out}, or --device cpu")
-        with torch.autocast(device.type, torch.bfloat16, enabled=low), fits:
+        with torch.autocast(device.type, torch.bfloat16, enabled=low), fits, self.threads.step(len(group)):
             logits, _ = self.model(ids[:, :-1], None, boundaries)
         width = logits.shape[1]
         places = [row * width + torch.arange(w.seen, len(w.ids) - 1) for row, w in enumerate(group)]

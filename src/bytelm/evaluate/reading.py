@@ -19,7 +19,7 @@ from bytelm.evaluate.stream import CHUNK
 from bytelm.interfaces.decoder import Reals
 from bytelm.interfaces.model import ByteModel
 
-AT_ONCE = 512  # ids of a call: with more of them activations leave the caches
+AT_ONCE = 1024  # ids of a call, which saturate the kernels; with more, activations leave the caches
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,10 @@ def read_together(reader: Decoder, windows: Sequence[Window]) -> list[Reals]:
         parts = [(windows[row], slice(at, end)) for row, end in zip(rows.tolist(), ends.tolist(), strict=True)]
         ids = torch.cat([window.ids[part] for window, part in parts]).numpy()
         cut = [window.opens[part] for window, part in parts if window.opens is not None]
-        logits = reader.read(rows.repeat(ends - at), ids, torch.cat(cut).numpy() if cut else None)
-        pieces = np.split(logits, np.cumsum(ends - at)[:-1])
+        scored = [np.arange(part.start, part.stop) >= window.seen for window, part in parts]
+        opens = torch.cat(cut).numpy() if cut else None
+        logits = reader.read(rows.repeat(ends - at), ids, np.concatenate(scored), opens)
+        pieces = np.split(logits, np.cumsum([int(these.sum()) for these in scored])[:-1])
         for row, piece in zip(rows.tolist(), pieces, strict=True):
-            kept[row].append(piece[max(0, windows[row].seen - at) :])
+            kept[row].append(piece)
     return [piece for row in kept for piece in row]

@@ -21,9 +21,10 @@ from bytelm.device import fitting
 from bytelm.errors import ResourceError, UsageError
 from bytelm.generate import stop as stopping
 from bytelm.generate.sampling import DEFAULT, Ints, Reals, Sampling, row_key, written
-from bytelm.generate.speculate import Speculation, threads
+from bytelm.generate.speculate import Speculation
 from bytelm.generate.utf8 import Utf8State
 from bytelm.interfaces.model import ByteModel
+from bytelm.threads import all_or_one
 from bytelm.units import BOS, EOS
 
 Reason = Literal["eos", "stop", "length"]
@@ -142,7 +143,7 @@ class Session:
         self.allowed = np.zeros((rows, len(self.written)), bool)
         self.writing = np.zeros(rows, bool)
         thread_pool = self.decoder.thread_pool
-        self.threads = threads(thread_pool.most) if thread_pool and thread_pool.most > 1 else None
+        self.threads = all_or_one(thread_pool.most) if thread_pool and thread_pool.most > 1 else None
 
     def submit(self, request: Request) -> int:
         """Admit a request to a free row; its pieces have the ticket. Raises UsageError if there is no room."""
@@ -211,15 +212,17 @@ class Session:
         slots = np.concatenate([writing, np.fromiter(parts, np.int64)])
         counts = np.concatenate([np.ones(len(writing), np.int64), [len(part) for part in parts.values()]])
         ids = np.concatenate([self.next[writing], *parts.values()])
-        logits = self.decoder.read(slots.repeat(counts.astype(np.int64)), ids)
-        ends = counts.cumsum().astype(np.int64) - 1
+        counts, slots = counts.astype(np.int64), slots.astype(np.int64)
+        left = [len(self.rows[slot].unread) - len(part) for slot, part in parts.items()]
+        done = np.concatenate([np.ones(len(writing), bool), np.array(left, np.int64) == 0])
+        wanted = np.zeros(len(ids), bool)
+        wanted[counts.cumsum()[done] - 1] = True
+        logits = self.decoder.read(slots.repeat(counts), ids, wanted)
         for slot, part in parts.items():
-            row = self.rows[slot]
-            row.unread = row.unread[len(part) :]
-            self.writing[slot] = not len(row.unread)
-        done = self.writing[slots]
+            self.rows[slot].unread = self.rows[slot].unread[len(part) :]
+        self.writing[slots] = done
         slots = slots[done]
-        return self.write(slots, self.draw(slots, logits[ends[done]], self.decoder.lengths[slots]))
+        return self.write(slots, self.draw(slots, logits, self.decoder.lengths[slots]))
 
     def draw(self, slots: Ints, logits: Reals, positions: Ints) -> Ints:
         """Sample the next id of each row at its position; rows with equal settings together."""

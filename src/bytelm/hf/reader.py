@@ -19,10 +19,10 @@ from torch import Tensor
 
 from bytelm.decoding import open_decoder, why_plain
 from bytelm.errors import ResourceError
-from bytelm.generate.speculate import threads
 from bytelm.interfaces.decoder import CHUNK, Decoder, Ints, Reals
 from bytelm.interfaces.model import ByteModel
 from bytelm.native.kernels import checksum
+from bytelm.threads import all_or_one
 from bytelm.units import BOS, PAD, VOCAB
 
 
@@ -64,7 +64,7 @@ class Reader:
         self.agrees = True
         """Whether the rows have read what the batch holds."""
         thread_pool = self.decoder.thread_pool
-        self.threads = threads(thread_pool.most) if thread_pool and thread_pool.most > 1 else None
+        self.threads = all_or_one(thread_pool.most) if thread_pool and thread_pool.most > 1 else None
         self.parameters = list(model.parameters())
         self.counted = self.count()
         self.content = content(model)

@@ -16,11 +16,12 @@ from bytelm.native.kernels import History, Kernels, ThreadPool
 from bytelm.transfer import to_host
 from bytelm.units import VOCAB
 
-CHUNK = 64  # ids of one row per call at most: what ring buffers hold beyond their window
+CHUNK = 256  # ids of one row per call at most: what ring buffers hold beyond their window
 
 Ints = NDArray[np.int64]
 Reals = NDArray[Any]
 """float32, or float64 for a model in float64"""
+Wanted = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Backend(Protocol):
     @property
     def repeats(self) -> bool:
         """See `Decoder.repeats`."""
+        ...
+
+    @property
+    def prefills(self) -> bool:
+        """Whether stacks compute their last block for wanted positions alone."""
         ...
 
     @property
@@ -125,6 +131,8 @@ class Decoder(abc.ABC):
 
     drafts = False
     """Whether `draft` is supported: a cheaper guess at the logits of `read`."""
+    prefills = False
+    """Whether there is `wanted_logits`, which computes less for the ids of prompts."""
     repeats = True
     """Whether results are batch-invariant and chunking-invariant: bitwise identical in any batch and any chunks."""
     thread_pool: ThreadPool | None = None
@@ -143,16 +151,26 @@ class Decoder(abc.ABC):
         self.rows, self.capacity = rows, capacity
         if backend:
             self.thread_pool, self.chunk, self.repeats = backend.thread_pool, backend.chunk, backend.repeats
+            self.prefills = self.prefills and backend.prefills
         self.lengths: Ints = np.zeros(rows, np.int64)
         """Ids that each row has read."""
         self.ids: Ints = np.zeros((rows, capacity), np.int64)
 
-    def read(self, rows: Ints, ids: Ints, opens: NDArray[np.bool_] | None = None) -> Reals:
+    def read(
+        self, rows: Ints, ids: Ints, wanted: Wanted | None = None, opens: NDArray[np.bool_] | None = None
+    ) -> Reals:
         """Logits `[n, vocab]` after new ids `[n]`, sorted by row, at most `chunk` per row. Raises UsageError.
 
-        `opens` [n]: whether the next id opens a patch, instead of asking the patcher; for all ids of a row or none.
+        `wanted` [n]: the ids whose logits are returned. What only the others' logits need is not computed, so that
+        rows cannot be rolled back to before these ids. `opens` [n]: whether the next id opens a patch, instead of
+        asking the patcher; for all ids of a row or none.
         """
-        return fetched(self.logits_after(self.append(rows, ids, opens)))
+        new = self.append(rows, ids, opens)
+        if wanted is None or wanted.all():
+            return fetched(self.logits_after(new))
+        if self.prefills:
+            return fetched(self.wanted_logits(new, wanted))
+        return fetched(self.logits_after(new))[wanted]
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
         """The logits of `read` if these ids completed no patch. Call `rollback` before reading further."""
@@ -190,6 +208,10 @@ class Decoder(abc.ABC):
     @abc.abstractmethod
     def logits_after(self, new: NewTokens) -> Any:
         """The logits after new ids, as the backend has them; see `read`."""
+
+    def wanted_logits(self, new: NewTokens, wanted: Wanted | None) -> Any:
+        """Those after wanted ids, or after all for None; see `read`."""
+        raise NotImplementedError(f"{type(self).__name__} computes all logits")
 
     @property
     @abc.abstractmethod

@@ -1,5 +1,5 @@
-// Attention for training, forward and backward, in bfloat16: every query sees one run of slots, slots outside are not
-// multiplied, and scores stay in the processor's cache (Dao 2023, arXiv 2307.08691, algorithms 1 and 2).
+// Attention for training, forward and backward, in bfloat16 and float32: every query sees one run of slots, slots outside
+// are not multiplied, and scores stay in the processor's cache (Dao 2023, arXiv 2307.08691, algorithms 1 and 2).
 //
 // Scores are [slots][queries], so that maximum, sum and mask are vectors of queries.
 
@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "attention.h"
 #include "pairs.h"
 
 namespace bytelm {
@@ -17,44 +16,47 @@ struct Strides {
 };
 
 // query, keys, values [rows, queries or slots, heads, head_dim], any strides; the others are contiguous.
-struct Attend {
+template <class X> struct Attend {
     int64_t rows, heads, head_dim, queries, slots;
-    const bf16 *query, *keys, *values;
+    const X *query, *keys, *values;
     Strides of_query, of_keys, of_values;
     const int32_t* first;  // [rows or 1, queries]: query t sees slots first[t] to slots - queries + t
     int64_t first_row;
-    bf16* out;   // [rows, queries, heads, head_dim]
+    X* out;      // [rows, queries, heads, head_dim]
     float* lse;  // [rows, heads, queries]: log2 of the sum of exponentials, to recompute weights
-    const bf16* d_out;
-    bf16 *d_query, *d_keys, *d_values;
+    const X* d_out;
+    X *d_query, *d_keys, *d_values;
 };
 
 constexpr int TILE = 64;  // queries, and slots, per product
 constexpr float LOW = -1e30f, LOG2_E = 1.44269504f;
 
-// 2^x to five digits, more than bfloat16 has; underflows to 0.
-inline vec<float> power_of_two(vec<float> x) {
-    const vec<float> whole = nearest_whole(x), r = x - whole;
-    vec<float> p = r * 0.0013264712f + 0.0096709f;
-    p = p * r + 0.05550411f;
-    p = p * r + 0.24022651f;
-    p = p * r + 0.69314718f;
-    p = p * r + 1.0f;
-    return scaled(p, whole);
+// 2^x for x <= 0, as exact as float32 is: a polynomial on [-1/2, 1/2]; far below, it stays at 2^-125.
+BYTELM_INLINE vec<float> power_of_two(vec<float> x) {
+    constexpr float WHOLE = 3 << 22;  // added to a number, it leaves the nearest whole one in the last bits
+    x = select(x < -125.0f, all<float>(-125.0f), x);  // keeps a NaN
+    const vec<float> moved = x + WHOLE, r = x - (moved - WHOLE);
+    vec<float> p = fma(r, 1.5353362e-4f, all<float>(1.3398875e-3f));
+    p = fma(p, r, 9.6184374e-3f);
+    p = fma(p, r, 5.5503325e-2f);
+    p = fma(p, r, 2.4022648e-1f);
+    p = fma(p, r, 6.9314720e-1f);
+    p = fma(p, r, 1.0f);
+    return p * as<float>((as<int32_t>(moved) << 23) + (127 << 23));
 }
 
-inline Lines lines(const bf16* data, const Strides& by, int64_t row, int64_t head) {
+template <class X> inline Lines<X> lines(const X* data, const Strides& by, int64_t row, int64_t head) {
     return {data + row * by.row + head * by.head, by.place};
 }
 
 // One tile of queries of one head, and the slots that they see.
-struct Queries {
-    const Attend& a;
+template <class X> struct Queries {
+    const Attend<X>& a;
     const int64_t row, head, begin, count, wide, last;  // last: the last slot of the first query
     int64_t low, high, sure;                            // slots seen by any; from `sure` to `last` by all
     alignas(64) int32_t first[TILE];
 
-    Queries(const Attend& a, int64_t row, int64_t head, int64_t begin, int64_t end)
+    Queries(const Attend<X>& a, int64_t row, int64_t head, int64_t begin, int64_t end)
         : a(a), row(row), head(head), begin(begin), count(std::min<int64_t>(TILE, end - begin)),
           wide((count + N - 1) / N * N), last(a.slots - a.queries + begin), low(a.slots), high(last + count), sure(0) {
         const int32_t* from = a.first + row * a.first_row + begin;
@@ -64,52 +66,51 @@ struct Queries {
         }
     }
     bool all(int64_t slot, int64_t count) const { return this->count == wide && slot >= sure && slot + count - 1 <= last; }
-    integers seen(int64_t slot, int64_t vector) const {  // mask of 16 queries
-        const integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        integers from;
-        memcpy(&from, first + vector * N, sizeof from);
-        return (from <= int32_t(slot)) & (lane >= int32_t(slot - last - vector * N));  // causal
+    vec<int32_t> seen(int64_t slot, int64_t vector) const {  // mask of 16 queries
+        static constexpr int32_t LANE[N] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const int64_t before = slot - last - vector * N;  // queries that are too early
+        return (load(first + vector * N) <= int32_t(slot)) & (load(LANE) >= int32_t(before));
     }
     float* lse() const { return a.lse + (row * a.heads + head) * a.queries + begin; }
     int64_t at() const { return ((row * a.queries + begin) * a.heads + head) * a.head_dim; }
-    Lines contiguous(const bf16* data) const { return {data + at(), a.heads * a.head_dim}; }
+    Lines<X> contiguous(const X* data) const { return {data + at(), a.heads * a.head_dim}; }
 };
 
-template <class F> inline void tiles(const Queries& q, F each) {
+template <class X, class F> inline void tiles(const Queries<X>& q, F each) {
     for (int64_t slot = q.low / TILE * TILE; slot < q.high; slot += TILE)
         each(slot, std::min<int64_t>(TILE, q.high - slot));
 }
 
-struct Room {  // workspace of one thread
+template <class X> struct Room {  // workspace of one thread
     alignas(64) float scores[TILE * TILE], slopes[TILE * TILE];
-    alignas(64) word across[TILE / 2 * TILE];
-    alignas(64) bf16 natural[TILE * TILE];
+    alignas(64) word across[TILE / PER<X> * TILE];
+    alignas(64) X natural[TILE * TILE];
     std::vector<word> query, d_out, query_along, d_out_along, keys, values;
     std::vector<float> out, d_keys, d_values;
 
     static Room& mine(int64_t dim) {
         static thread_local Room room;
         for (auto* words : {&room.query, &room.d_out, &room.query_along, &room.d_out_along, &room.keys, &room.values})
-            words->resize(TILE / 2 * dim);
+            words->resize(TILE / PER<X> * dim);
         room.out.resize(TILE * dim);
         return room;
     }
 };
 
-inline void attend_forward(const Queries& q) {
-    const Attend& a = q.a;
+template <class X> inline void attend_forward(const Queries<X>& q) {
+    const Attend<X>& a = q.a;
     const int64_t dim = a.head_dim, vectors = q.wide / N;
-    const Lines keys = lines(a.keys, a.of_keys, q.row, q.head), values = lines(a.values, a.of_values, q.row, q.head);
-    Room& room = Room::mine(dim);
+    const Lines<X> keys = lines(a.keys, a.of_keys, q.row, q.head), values = lines(a.values, a.of_values, q.row, q.head);
+    Room<X>& room = Room<X>::mine(dim);
     const float scale = LOG2_E / std::sqrt(float(dim));  // to base 2
     vec<float> peak[TILE / N], total[TILE / N];
-    for (int v = 0; v < TILE / N; v++) peak[v] = vec<float>{} + LOW, total[v] = vec<float>{};
+    for (int v = 0; v < TILE / N; v++) peak[v] = all<float>(LOW), total[v] = vec<float>{};
     std::fill(room.out.begin(), room.out.end(), 0.0f);
     pack_across(lines(a.query, a.of_query, q.row, q.head), q.begin, q.count, dim, q.wide, room.query.data());
     tiles(q, [&](int64_t slot, int64_t m) {
         const bool all = q.all(slot, m);
         float* scores = room.scores;
-        pairs_product(m, q.wide, dim / 2, keys.operand(slot), room.query.data(), q.wide, scores, TILE, false);
+        product(m, q.wide, dim / PER<X>, keys.operand(slot), room.query.data(), q.wide, scores, TILE, false);
         alignas(64) float fade[TILE];
         bool faded = false;
         for (int64_t v = 0; v < vectors; v++) {
@@ -117,23 +118,23 @@ inline void attend_forward(const Queries& q) {
             vec<float> top = peak[v];
             for (int64_t i = 0; i < m; i++) {
                 vec<float> x = load(column + i * TILE) * scale;
-                if (!all) x = q.seen(slot + i, v) ? x : vec<float>{} + LOW;
+                if (!all) x = select(q.seen(slot + i, v), x, bytelm::all<float>(LOW));
                 store(column + i * TILE, x);
-                top = top > x ? top : x;
+                top = larger(top, x);
             }
             const vec<float> factor = power_of_two(peak[v] - top);
             faded = faded || memcmp(&top, &peak[v], sizeof top) != 0;
             store(fade + v * N, factor);
             peak[v] = top;
             vec<float> sum = total[v] * factor;
-            for (int64_t i = 0; i < m; i += 2) {
-                vec<float> pair[2] = {};
-                for (int64_t j = 0; j < 2 && i + j < m; j++) {
-                    pair[j] = power_of_two(load(column + (i + j) * TILE) - top);
-                    if (!all) pair[j] = q.seen(slot + i + j, v) ? pair[j] : vec<float>{};
-                    sum += pair[j];
+            for (int64_t i = 0; i < m; i += PER<X>) {
+                vec<float> weights[PER<X>] = {};
+                for (int64_t j = 0; j < PER<X> && i + j < m; j++) {
+                    weights[j] = power_of_two(load(column + (i + j) * TILE) - top);
+                    if (!all) weights[j] = select(q.seen(slot + i + j, v), weights[j], vec<float>{});
+                    sum += weights[j];
                 }
-                store(room.across + i / 2 * TILE + v * N, beside(pair[0], pair[1]));
+                store(room.across + i / PER<X> * TILE + v * N, interleaved<X>(weights));
             }
             total[v] = sum;
         }
@@ -141,32 +142,36 @@ inline void attend_forward(const Queries& q) {
             for (int64_t t = 0; t < q.count; t++)
                 for (int64_t d = 0; d < dim; d += N)
                     store(room.out.data() + t * dim + d, load(room.out.data() + t * dim + d) * fade[t]);
-        const int64_t even = (m + 1) / 2;
-        pack_along(values, slot, m, dim, 2 * even, room.values.data());
-        pairs_product(q.count, dim, even, {room.across, 1, TILE}, room.values.data(), dim, room.out.data(), dim, true);
+        const int64_t words = (m + PER<X> - 1) / PER<X>;
+        const Operand<X> weights = {(const X*)room.across, PER<X>, PER<X> * TILE};
+        pack_along(values, slot, m, dim, PER<X> * words, room.values.data());
+        product(q.count, dim, words, weights, room.values.data(), dim, room.out.data(), dim, true);
     });
-    bf16* out = a.out + q.at();
+    X* out = a.out + q.at();
+    alignas(64) float peaks[TILE], totals[TILE];
+    for (int v = 0; v < TILE / N; v++) store(peaks + v * N, peak[v]), store(totals + v * N, total[v]);
     for (int64_t t = 0; t < q.count; t++) {
-        const float sum = total[t / N][t % N];
-        q.lse()[t] = peak[t / N][t % N] + std::log2(sum);
+        const float sum = totals[t];
+        q.lse()[t] = peaks[t] + std::log2(sum);
         for (int64_t d = 0; d < dim; d += N)
             store(out + t * a.heads * dim + d, load(room.out.data() + t * dim + d) * (1 / sum));
     }
 }
 
 // Recompute weights; add gradients of keys and values to [slots from `origin` on][dim]; gradients of queries.
-inline void attend_backward(const Queries& q, int64_t origin, float* d_keys, float* d_values) {
-    const Attend& a = q.a;
+template <class X>
+inline void attend_backward(const Queries<X>& q, int64_t origin, float* d_keys, float* d_values) {
+    const Attend<X>& a = q.a;
     const int64_t dim = a.head_dim, vectors = q.wide / N;
-    const Lines keys = lines(a.keys, a.of_keys, q.row, q.head), values = lines(a.values, a.of_values, q.row, q.head);
-    const Lines query = lines(a.query, a.of_query, q.row, q.head);
-    const Lines out = q.contiguous(a.out), d_out = q.contiguous(a.d_out);
-    Room& room = Room::mine(dim);
+    const Lines<X> keys = lines(a.keys, a.of_keys, q.row, q.head), values = lines(a.values, a.of_values, q.row, q.head);
+    const Lines<X> query = lines(a.query, a.of_query, q.row, q.head);
+    const Lines<X> out = q.contiguous(a.out), d_out = q.contiguous(a.d_out);
+    Room<X>& room = Room<X>::mine(dim);
     const float scale = 1 / std::sqrt(float(dim));
     alignas(64) float lse[TILE] = {}, shared[TILE] = {};  // shared: the sum over slots of weight times its gradient
     for (int64_t t = 0; t < q.count; t++) {
         vec<float> sum = {};
-        for (int64_t d = 0; d < dim; d += N) sum += load(out.line(t) + d) * load(d_out.line(t) + d);
+        for (int64_t d = 0; d < dim; d += N) sum = fma(load(out.line(t) + d), load(d_out.line(t) + d), sum);
         shared[t] = bytelm::sum<float>(sum);
         lse[t] = q.lse()[t];
     }
@@ -177,34 +182,35 @@ inline void attend_backward(const Queries& q, int64_t origin, float* d_keys, flo
     pack_along(d_out, 0, q.count, dim, q.wide, room.d_out_along.data());
     tiles(q, [&](int64_t slot, int64_t m) {
         const bool all = q.all(slot, m);
-        const int64_t even = (m + 1) / 2;
-        pairs_product(m, q.wide, dim / 2, keys.operand(slot), room.query.data(), q.wide, room.scores, TILE, false);
-        pairs_product(m, q.wide, dim / 2, values.operand(slot), room.d_out.data(), q.wide, room.slopes, TILE, false);
+        const int64_t words = (m + PER<X> - 1) / PER<X>;
+        product(m, q.wide, dim / PER<X>, keys.operand(slot), room.query.data(), q.wide, room.scores, TILE, false);
+        product(m, q.wide, dim / PER<X>, values.operand(slot), room.d_out.data(), q.wide, room.slopes, TILE, false);
         for (int64_t v = 0; v < vectors; v++) {
             const vec<float> high = load(lse + v * N), common = load(shared + v * N);
-            for (int64_t i = 0; i < m; i += 2) {
-                vec<float> slope[2] = {};
-                for (int64_t j = 0; j < 2 && i + j < m; j++) {
+            for (int64_t i = 0; i < m; i += PER<X>) {
+                vec<float> slope[PER<X>] = {};
+                for (int64_t j = 0; j < PER<X> && i + j < m; j++) {
                     const int64_t at = (i + j) * TILE + v * N;
-                    const vec<float> x = load(room.scores + at) * (scale * LOG2_E) - high;
+                    const vec<float> x = fma(load(room.scores + at), scale * LOG2_E, -high);
                     vec<float> weight = power_of_two(x);
-                    if (!all) weight = q.seen(slot + i + j, v) ? weight : vec<float>{};
+                    if (!all) weight = select(q.seen(slot + i + j, v), weight, vec<float>{});
                     slope[j] = weight * (load(room.slopes + at) - common) * scale;
                     store(room.natural + at, weight);
                 }
-                store(room.across + i / 2 * TILE + v * N, beside(slope[0], slope[1]));
-                for (int64_t j = 0; j < 2 && i + j < m; j++)  // overwrites gradients already read
-                    store((bf16*)(room.slopes + (i + j) * TILE) + v * N, slope[j]);
+                store(room.across + i / PER<X> * TILE + v * N, interleaved<X>(slope));
+                for (int64_t j = 0; j < PER<X> && i + j < m; j++)  // overwrites gradients already read
+                    store((X*)(room.slopes + (i + j) * TILE) + v * N, slope[j]);
             }
         }
-        const Operand weights = {(const word*)room.natural, TILE / 2, 1}, slopes = {(const word*)room.slopes, TILE, 1};
-        const int64_t half = q.wide / 2;
+        const Operand<X> weights = {room.natural, TILE, PER<X>}, slopes = {(const X*)room.slopes, PER<X> * TILE, PER<X>};
+        const Operand<X> across = {(const X*)room.across, PER<X>, PER<X> * TILE};
+        const int64_t inner = q.wide / PER<X>;
         float* to = d_values + (slot - origin) * dim;
-        pairs_product(m, dim, half, weights, room.d_out_along.data(), dim, to, dim, true);
+        product(m, dim, inner, weights, room.d_out_along.data(), dim, to, dim, true);
         to = d_keys + (slot - origin) * dim;
-        pairs_product(m, dim, half, slopes, room.query_along.data(), dim, to, dim, true);
-        pack_along(keys, slot, m, dim, 2 * even, room.keys.data());
-        pairs_product(q.count, dim, even, {room.across, 1, TILE}, room.keys.data(), dim, room.out.data(), dim, true);
+        product(m, dim, inner, slopes, room.query_along.data(), dim, to, dim, true);
+        pack_along(keys, slot, m, dim, PER<X> * words, room.keys.data());
+        product(q.count, dim, words, across, room.keys.data(), dim, room.out.data(), dim, true);
     });
     for (int64_t t = 0; t < q.count; t++)
         for (int64_t d = 0; d < dim; d += N)
@@ -217,7 +223,7 @@ struct Stretch {
     int64_t begin, end, low, high;
 };
 
-inline std::vector<Stretch> stretches(const Attend& a, int64_t row) {
+template <class X> inline std::vector<Stretch> stretches(const Attend<X>& a, int64_t row) {
     const int64_t size = std::max<int64_t>(512, (a.queries / 8 + TILE - 1) / TILE * TILE);
     std::vector<Stretch> found;
     for (int64_t begin = 0; begin < a.queries; begin += size) {
@@ -229,28 +235,28 @@ inline std::vector<Stretch> stretches(const Attend& a, int64_t row) {
     return found;
 }
 
-inline void attend_all(const Attend& a, int threads) {
+template <class X> inline void attend_all(const Attend<X>& a, int threads) {
     const int64_t blocks = (a.queries + TILE - 1) / TILE;
-#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (int64_t row = 0; row < a.rows; row++)
-        for (int64_t head = 0; head < a.heads; head++)
-            for (int64_t block = 0; block < blocks; block++)
-                attend_forward(Queries(a, row, head, block * TILE, a.queries));
+    auto each = [&](int64_t i) {
+        const int64_t line = i / blocks, block = i % blocks;
+        attend_forward(Queries<X>(a, line / a.heads, line % a.heads, block * TILE, a.queries));
+    };
+    parallel_for(a.rows * a.heads * blocks, threads, each);
 }
 
-inline void narrow_lines(const float* from, int64_t count, int64_t dim, bf16* to, int64_t step) {
+template <class X> inline void narrow_lines(const float* from, int64_t count, int64_t dim, X* to, int64_t step) {
     for (int64_t i = 0; i < count; i++)
         for (int64_t d = 0; d < dim; d += N) store(to + i * step + d, load(from + i * dim + d));
 }
 
 // One head with few queries, in one thread.
-inline void attend_back_whole(const Attend& a, int64_t row, int64_t head) {
+template <class X> inline void attend_back_whole(const Attend<X>& a, int64_t row, int64_t head) {
     const int64_t dim = a.head_dim, step = a.heads * dim, at = (row * a.slots * a.heads + head) * dim;
-    Room& room = Room::mine(dim);
+    Room<X>& room = Room<X>::mine(dim);
     room.d_keys.assign((a.slots + TILE) * dim, 0.0f);
     room.d_values.assign((a.slots + TILE) * dim, 0.0f);
     for (int64_t t = 0; t < a.queries; t += TILE)
-        attend_backward(Queries(a, row, head, t, a.queries), 0, room.d_keys.data(), room.d_values.data());
+        attend_backward(Queries<X>(a, row, head, t, a.queries), 0, room.d_keys.data(), room.d_values.data());
     narrow_lines(room.d_keys.data(), a.slots, dim, a.d_keys + at, step);
     narrow_lines(room.d_values.data(), a.slots, dim, a.d_values + at, step);
 }
@@ -260,8 +266,9 @@ struct Sums {
     std::vector<float> keys, values;
 };
 
+template <class X>
 inline void attend_back_summed(
-    const Attend& a, int64_t row, int64_t head, const std::vector<Stretch>& parts, const Sums* sums, int64_t first
+    const Attend<X>& a, int64_t row, int64_t head, const std::vector<Stretch>& parts, const Sums* sums, int64_t first
 ) {
     const int64_t dim = a.head_dim, end = std::min<int64_t>(first + TILE, a.slots);
     for (int64_t slot = first; slot < end; slot++)
@@ -278,40 +285,34 @@ inline void attend_back_summed(
         }
 }
 
-inline void attend_all_back(const Attend& a, int threads) {
+template <class X> inline void attend_all_back(const Attend<X>& a, int threads) {
     const std::vector<Stretch> common = stretches(a, 0);  // their number is the same in all rows
     const int64_t count = int64_t(common.size()), dim = a.head_dim;
     if (count == 1) {
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads) if (threads > 1)
-        for (int64_t row = 0; row < a.rows; row++)
-            for (int64_t head = 0; head < a.heads; head++)
-                attend_back_whole(a, row, head);
+        auto each = [&](int64_t i) { attend_back_whole(a, i / a.heads, i % a.heads); };
+        parallel_for(a.rows * a.heads, threads, each);
         return;
     }
     for (int64_t row = 0; row < a.rows; row++) {
         const std::vector<Stretch> parts = stretches(a, row);
         std::vector<Sums> sums(a.heads * count);
         const int64_t tiles = (a.slots + TILE - 1) / TILE;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-        {
-#pragma omp for collapse(2) schedule(dynamic)
-            for (int64_t head = 0; head < a.heads; head++)
-                for (int64_t p = count - 1; p >= 0; p--) {  // longest first
-                    const Stretch& part = parts[p];
-                    Sums& sum = sums[head * count + p];
-                    sum.keys.assign((part.high - part.low + TILE) * dim, 0.0f);
-                    sum.values.assign((part.high - part.low + TILE) * dim, 0.0f);
-                    for (int64_t t = part.begin; t < part.end; t += TILE)
-                        attend_backward(
-                            Queries(a, row, head, t, part.end), part.low, sum.keys.data(), sum.values.data());
-                }
-#pragma omp for collapse(2)
-            for (int64_t head = 0; head < a.heads; head++)
-                for (int64_t tile = 0; tile < tiles; tile++)
-                    attend_back_summed(a, row, head, parts, &sums[head * count], tile * TILE);
-        }
+        auto summands = [&](int64_t i) {
+            const int64_t head = i / count, p = count - 1 - i % count;  // longest first
+            const Stretch& part = parts[p];
+            Sums& sum = sums[head * count + p];
+            sum.keys.assign((part.high - part.low + TILE) * dim, 0.0f);
+            sum.values.assign((part.high - part.low + TILE) * dim, 0.0f);
+            for (int64_t t = part.begin; t < part.end; t += TILE)
+                attend_backward(Queries<X>(a, row, head, t, part.end), part.low, sum.keys.data(), sum.values.data());
+        };
+        parallel_for(a.heads * count, threads, summands);
+        auto add = [&](int64_t i) {
+            const int64_t head = i / tiles;
+            attend_back_summed(a, row, head, parts, &sums[head * count], i % tiles * TILE);
+        };
+        parallel_for(a.heads * tiles, threads, add);
     }
 }
-
 
 }  // namespace bytelm

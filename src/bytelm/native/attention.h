@@ -3,36 +3,16 @@
 //     keys      [row][head][slots / L][head_dim][L]     L adjacent positions per vector: no sums across lanes
 //     values    [row][head][slots][head_dim, padded to L]
 //
-// L: lanes. A position's lane never changes, so that the order of every sum is fixed.
+// L: lanes. Both are matrices as in matrix.h: some queries of a head that follow each other are multiplied together, and
+// every sum is one chain, over the numbers of a head or over the positions that a query sees, as for a query alone.
 
 #pragma once
+#include <algorithm>
 #include <cmath>
 
 #include "matrix.h"
 
 namespace bytelm {
-
-inline vec<double> exponential(vec<double> x) {
-    for (int i = 0; i < LANES<double>; i++) x[i] = std::exp(x[i]);
-    return x;
-}
-
-// e^x for x <= 0: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]; the last digit of float32 may be off by one.
-inline vec<float> exponential(vec<float> x) {
-    typedef int32_t ints __attribute__((vector_size(64)));
-    const vec<float> low = {};
-    x = x < low - 87.0f ? low - 87.0f : x;
-    const ints whole = __builtin_convertvector(x * 1.442695041f - 0.5f, ints);  // truncation rounds up: x is negative
-    const vec<float> n = __builtin_convertvector(whole, vec<float>);
-    const vec<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec<float> p = r * (1.0f / 5040) + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
-    return p * (vec<float>)((whole + 127) << 23);
-}
 
 // Attention of one query of one head over a few keys and values, `stride` apart.
 template <class A>
@@ -40,19 +20,19 @@ inline void mix_few(
     const A* query, const A* keys, const A* values, int64_t stride, int64_t count, int64_t size, A* weights, A* out
 ) {
     constexpr int L = LANES<A>;
-    const A scale = 1 / A(__builtin_sqrt(double(size)));
+    const A scale = 1 / A(std::sqrt(double(size)));
     A peak = -INFINITY, total = 0;
     for (int64_t k = 0; k < count; k++) {
         weights[k] = dot(query, keys + k * stride, size) * scale;
         peak = weights[k] > peak ? weights[k] : peak;
     }
     for (int64_t k = 0; k < count; k++) total += weights[k] = std::exp(weights[k] - peak);
+    for (int64_t k = 0; k < count; k++) weights[k] /= total;
     for (int64_t i = 0; i < size; i += L) {
-        const int64_t some = size - i < L ? size - i : L;
         vec<A> found = {};
         for (int64_t k = 0; k < count; k++)
-            found += load_some(values + k * stride + i, some) * (weights[k] / total);
-        memcpy(out + i, &found, some * sizeof(A));
+            found = fma(load_some(values + k * stride + i, size - i), all<A>(weights[k]), found);
+        store_some(out + i, found, size - i);
     }
 }
 
@@ -60,33 +40,54 @@ inline void mix_few(
 struct Tokens {
     int64_t count;
     const int64_t *row, *position, *start, *patch;  // start: the first visible position; patch: the one read
+    const uint8_t* wanted;                          // whose outputs are wanted, of a stack; or null for all
 };
 
 struct Heads {
+    static constexpr int64_t STEP = 64;
     int64_t heads, head_dim, slots, window;  // window 0: all
     const double* frequencies;               // head_dim / 2
+    const double* angles;                    // [STEP][cosines, sines of head_dim / 2]: of positions below STEP
 };
 
 template <class A, class C> struct Attention {
     static constexpr int L = LANES<A>;
+    static constexpr int QUERIES = 48, PIECE = 128;  // positions that are multiplied at a time: keys and values of 64 KiB
     const Heads& shape;
     const int64_t padded, blocks;
 
     explicit Attention(const Heads& heads)
         : shape(heads), padded((heads.head_dim + L - 1) / L * L), blocks(heads.slots / L) {}
 
-    // Rotate pairs (x[2i], x[2i + 1]) by the position's angles.
-    void rotate(const A* x, const A* cosines, const A* sines, A factor, A* out) const {
-        for (int64_t i = 0; i < shape.head_dim / 2; i++) {
-            out[2 * i] = (x[2 * i] * cosines[i] - x[2 * i + 1] * sines[i]) * factor;
-            out[2 * i + 1] = (x[2 * i] * sines[i] + x[2 * i + 1] * cosines[i]) * factor;
+    // Cosines, then sines, of the angles of some positions, [head_dim] each: e^(i (p + q)) = e^(i p) e^(i q), where p is
+    // a multiple of STEP, so that a position's do not depend on those computed with it.
+    void angles(const int64_t* position, int64_t count, A* out) const {
+        const int64_t half = shape.head_dim / 2;
+        double* far = scratch<double>(6, 2 * half);
+        int64_t before = -1;
+        for (int64_t t = 0; t < count; t++, out += 2 * half) {
+            const int64_t multiple = position[t] / Heads::STEP;
+            if (multiple != before)
+                for (int64_t i = 0; i < half; i++) {
+                    const double angle = double(multiple * Heads::STEP) * shape.frequencies[i];
+                    far[i] = std::cos(angle), far[half + i] = std::sin(angle);
+                }
+            before = multiple;
+            const double* near = shape.angles + position[t] % Heads::STEP * 2 * half;
+            for (int64_t i = 0; i < half; i++) {
+                out[i] = A(far[i] * near[i] - far[half + i] * near[half + i]);
+                out[half + i] = A(far[half + i] * near[i] + far[i] * near[half + i]);
+            }
         }
     }
 
-    void angles(int64_t position, A* cosines, A* sines) const {
-        for (int64_t i = 0; i < shape.head_dim / 2; i++) {
-            cosines[i] = A(std::cos(double(position) * shape.frequencies[i]));
-            sines[i] = A(std::sin(double(position) * shape.frequencies[i]));
+    // Rotate pairs (x[2i], x[2i + 1]) by the position's angles.
+    void rotate(const A* x, const A* angles, A factor, A* out) const {
+        const int64_t half = shape.head_dim / 2;
+        for (int64_t i = 0; i < half; i++) {
+            const A first = x[2 * i], second = x[2 * i + 1];
+            out[2 * i] = (first * angles[i] - second * angles[half + i]) * factor;
+            out[2 * i + 1] = (first * angles[half + i] + second * angles[i]) * factor;
         }
     }
 
@@ -106,60 +107,130 @@ template <class A, class C> struct Attention {
         }
     }
 
-    // Attention of one query of one head over positions first..last of a row.
-    void mix(const A* query, C* keys, C* values, int64_t row, int64_t head, int64_t first, int64_t last, A* out) const {
-        const int64_t from = first / L, count = last / L - from + 1;
-        A* weights = scratch<A>(0, count * L);
-        scores(query, keys, row, head, from, count, weights);
-        for (int64_t p = from * L; p < first; p++) weights[p - from * L] = -INFINITY;
-        for (int64_t p = last + 1; p < (from + count) * L; p++) weights[p - from * L] = -INFINITY;
-        vec<A> top = load(weights);
-        for (int64_t b = 1; b < count; b++) {
-            const vec<A> x = load(weights + b * L);
-            top = top > x ? top : x;
+    // Attention of n <= QUERIES queries of one head, at positions last, last + 1, ..., over positions since[q] to their own.
+    // Queries and results are `stride` and `out_stride` apart. Keys and values are read in pieces that stay in a cache
+    // while all queries are multiplied with them.
+    void mix(
+        const A* query, int64_t stride, C* keys, C* values, int64_t row, int64_t head, const int64_t* since, int64_t last,
+        int64_t n, A* out, int64_t out_stride
+    ) const {
+        const int64_t from = *std::min_element(since, since + n) / L, count = (last + n - 1) / L - from + 1;
+        A* weights = scratch<A>(0, n * count * L);
+        for (int64_t block = 0, next; block < count; block = next) {
+            next = std::min({count, block + PIECE / L, block + blocks - (from + block) % blocks});  // before the ring ends
+            const C* at = key_block(keys, row, head, from + block);
+            together(n, [&](auto some, int64_t q) {
+                scores<decltype(some)::value>(query + q * stride, stride, at, next - block, weights + (q * count + block) * L, count);
+            });
         }
+        A factor[QUERIES];
+        for (int64_t q = 0; q < n; q++) factor[q] = 1 / exponentials(weights + (q * count - from) * L, since[q], last + q);
+        average(weights - from * L, count * L, values, row, head, since, last, n, factor, out, out_stride);
+    }
+
+    // Calls each(number, first) for some queries at a time.
+    template <class Each> static void together(int64_t n, Each each) {
+        int64_t q = 0;
+        for (; q + MOST <= n; q += MOST) each(std::integral_constant<int, MOST>(), q);
+        if (MOST > 2)
+            for (; q + 2 <= n; q += 2) each(std::integral_constant<int, 2>(), q);
+        for (; q < n; q++) each(std::integral_constant<int, 1>(), q);
+    }
+
+    // Of Q queries with adjacent blocks of keys; `out` [Q][count][L].
+    template <int Q>
+    void scores(const A* query, int64_t stride, const C* at, int64_t number, A* out, int64_t count) const {
+        const int64_t size = shape.head_dim;
+        auto some = [&](auto vectors, int64_t block) {
+            constexpr int V = decltype(vectors)::value;
+            vec<A> total[Q][V] = {};
+            tile<Q, V, 1>(at + block * size * L, L, size * L, query, stride, size, total);
+#pragma GCC unroll 8
+            for (int q = 0; q < Q; q++)
+#pragma GCC unroll 8
+                for (int v = 0; v < V; v++) store(out + (q * count + block + v) * L, total[q][v]);
+        };
+        constexpr int MANY = across_of(Q);
+        int64_t block = 0;
+        for (; block + MANY <= number; block += MANY) some(std::integral_constant<int, MANY>(), block);
+        for (; block < number; block++) some(std::integral_constant<int, 1>(), block);
+    }
+
+    // Of the scores of positions first..last, in place, and their sum.
+    static A exponentials(A* weights, int64_t first, int64_t last) {
+        const int64_t begin = first / L * L, end = last / L * L;
+        for (int64_t p = begin; p < first; p++) weights[p] = -INFINITY;
+        for (int64_t p = last + 1; p < end + L; p++) weights[p] = -INFINITY;
+        vec<A> top = load(weights + begin);
+        for (int64_t p = begin + L; p <= end; p += L) top = larger(top, load(weights + p));
         const A peak = highest<A>(top);
         vec<A> total = {};
-        for (int64_t b = 0; b < count; b++) {
-            const vec<A> x = load(weights + b * L);
-            const vec<A> kept = exponential(x - peak);
-            const vec<A> weight = x == -INFINITY ? vec<A>{} : kept;
-            store(weights + b * L, weight);
+        for (int64_t p = begin; p <= end; p += L) {
+            const vec<A> x = load(weights + p);
+            const vec<A> weight = select(x == A(-INFINITY), vec<A>{}, exponential(x - peak));
+            store(weights + p, weight);
             total += weight;
         }
-        average(weights - from * L, values, row, head, first, last, 1 / sum<A>(total), out);
+        return sum<A>(total);
     }
 
-    void scores(const A* query, C* keys, int64_t row, int64_t head, int64_t from, int64_t count, A* out) const {
-        const int64_t dim = shape.head_dim;
-        for (int64_t b = 0; b < count; b++) {  // sequential: one long stream is fastest
-            const C* at = key_block(keys, row, head, from + b);
-            vec<A> found = {};
-            for (int64_t i = 0; i < dim; i++) found += load(at + i * L) * query[i];
-            store(out + b * L, found);
-        }
-    }
-
+    // Sums of weighted values. Of queries that are multiplied together, those of positions that not all of them see are
+    // added for each alone: before the common ones, or after them.
     void average(
-        const A* weights, C* values, int64_t row, int64_t head, int64_t first, int64_t last, A factor, A* out
+        const A* weights, int64_t wide, C* values, int64_t row, int64_t head, const int64_t* since, int64_t last, int64_t n,
+        const A* factor, A* out, int64_t out_stride
     ) const {
-        constexpr int WIDE = 4;  // vectors of a head that are accumulated together
-        for (int64_t i = 0; i < padded; i += WIDE * L) {
-            vec<A> total[WIDE] = {};
-            const int wide = int(padded - i < WIDE * L ? (padded - i) / L : WIDE);
-            const C* line = value(values, row, head, first) + i;
-            int64_t slot = first % shape.slots;
-            for (int64_t p = first; p <= last; p++, line += padded) {
-                for (int j = 0; j < WIDE; j++)
-                    if (j < wide) total[j] += load(line + j * L) * weights[p];
-                if (++slot == shape.slots) {
-                    slot = 0;
-                    line -= shape.slots * padded;
-                }
-            }
-            for (int j = 0; j < wide; j++)
-                for (int k = 0; k < L && i + j * L + k < shape.head_dim; k++)
-                    out[i + j * L + k] = total[j][k] * factor;
+        A* sums = scratch<A>(7, n * padded);
+        std::fill(sums, sums + n * padded, A(0));
+        auto alone = [&](int64_t q, int64_t first, int64_t end) {
+            add<1>(weights + q * wide, wide, values, row, head, first, end, sums + q * padded);
+        };
+        auto common = [&](int some, int64_t q) {  // the first position that all of some queries see, or one too many
+            return std::min(*std::max_element(since + q, since + q + some), last + q + 1);
+        };
+        together(n, [&](auto some, int64_t q) {
+            for (int64_t i = q; i < q + some && some > 1; i++) alone(i, since[i], std::min(common(some, q), last + i + 1));
+        });
+        for (int64_t first = common(1, std::min_element(since, since + n) - since), next; first < last + n; first = next) {
+            next = std::min(last + n, (first + PIECE) / PIECE * PIECE);
+            together(n, [&](auto some, int64_t q) {
+                add<decltype(some)::value>(
+                    weights + q * wide, wide, values, row, head, std::max(first, common(some, q)),
+                    std::min(next, last + q + 1), sums + q * padded);
+            });
+        }
+        together(n, [&](auto some, int64_t q) {
+            for (int64_t i = q + 1; i < q + some; i++) alone(i, std::max(last + q + 1, since[i]), last + i + 1);
+        });
+        for (int64_t q = 0; q < n; q++)
+            for (int64_t i = 0; i < shape.head_dim; i++) out[q * out_stride + i] = sums[q * padded + i] * factor[q];
+    }
+
+    // Add weighted values of positions [first, end) for Q queries to `sums` [Q][padded].
+    template <int Q>
+    void add(
+        const A* weights, int64_t wide, C* values, int64_t row, int64_t head, int64_t first, int64_t end, A* sums
+    ) const {
+        for (int64_t next; first < end; first = next) {
+            next = std::min(end, first + shape.slots - first % shape.slots);  // before the ring ends
+            const C* line = value(values, row, head, first);
+            auto some = [&](auto number, int64_t i) {
+                constexpr int V = decltype(number)::value;
+                vec<A> total[Q][V];
+#pragma GCC unroll 8
+                for (int q = 0; q < Q; q++)
+#pragma GCC unroll 8
+                    for (int v = 0; v < V; v++) total[q][v] = load(sums + q * padded + i + v * L);
+                tile<Q, V, V>(line + i, padded, 0, weights + first, wide, next - first, total);
+#pragma GCC unroll 8
+                for (int q = 0; q < Q; q++)
+#pragma GCC unroll 8
+                    for (int v = 0; v < V; v++) store(sums + q * padded + i + v * L, total[q][v]);
+            };
+            constexpr int MANY = across_of(Q);
+            int64_t i = 0;
+            for (; i + MANY * L <= padded; i += MANY * L) some(std::integral_constant<int, MANY>(), i);
+            for (; i < padded; i += L) some(std::integral_constant<int, 1>(), i);
         }
     }
 };

@@ -1,4 +1,4 @@
-// Cross-attention between bytes and patches for training, bytes × k products. In both directions each byte goes with
+// Cross-attention between bytes and patches for training in bfloat16 and float32, bytes × k products. In both directions each byte goes with
 // one patch, and the bytes of a patch are adjacent.
 
 #pragma once
@@ -6,21 +6,20 @@
 #include <cmath>
 #include <vector>
 
-#include "attention.h"
 #include "pairs.h"
 
 namespace bytelm {
 
 // `patch` [bytes]: the patch of each byte, >= `patches` for none. All is contiguous:
 // of bytes [bytes, heads, dim], of patches [patches, parts, heads, dim], weights [bytes, parts, heads].
-struct Crossed {
+template <class X> struct Crossed {
     int64_t bytes, patches, parts, heads, dim;
     const int64_t* patch;
-    const bf16 *query, *keys, *values;
+    const X *query, *keys, *values;
     float* weights;
-    bf16* out;
-    const bf16* d_out;
-    bf16 *d_query, *d_keys, *d_values;
+    X* out;
+    const X* d_out;
+    X *d_query, *d_keys, *d_values;
 
     int64_t of_byte(int64_t byte, int64_t head) const { return (byte * heads + head) * dim; }
     int64_t of_patch(int64_t patch, int64_t part, int64_t head) const {
@@ -29,35 +28,34 @@ struct Crossed {
     float* weight(int64_t byte, int64_t part, int64_t head) const { return weights + (byte * parts + part) * heads + head; }
 };
 
-inline float inner(const bf16* x, const bf16* y, int64_t dim) {
+template <class X> inline float inner(const X* x, const X* y, int64_t dim) {
     vec<float> total = {};
-    for (int64_t d = 0; d < dim; d += N) total += load(x + d) * load(y + d);
+    for (int64_t d = 0; d < dim; d += N) total = fma(load(x + d), load(y + d), total);
     return sum<float>(total);
 }
-inline void add(float* to, const bf16* x, float factor, int64_t dim) {
-    for (int64_t d = 0; d < dim; d += N) store(to + d, load(to + d) + load(x + d) * factor);
+template <class X> inline void add(float* to, const X* x, float factor, int64_t dim) {
+    for (int64_t d = 0; d < dim; d += N) store(to + d, fma(load(x + d), factor, load(to + d)));
 }
-inline void put(bf16* to, const float* x, int64_t dim) {
+template <class X> inline void put(X* to, const float* x, int64_t dim) {
     for (int64_t d = 0; d < dim; d += N) store(to + d, load(x + d));
 }
 
 // Calls `each(patch, begin, end)` for each run of bytes of one patch.
-template <class Each> inline void runs(const Crossed& a, int threads, Each each) {
+template <class X, class Each> inline void runs(const Crossed<X>& a, int threads, Each each) {
     std::vector<int64_t> begins;
     for (int64_t i = 0; i < a.bytes; i++)
         if (!i || a.patch[i] != a.patch[i - 1]) begins.push_back(i);
     begins.push_back(a.bytes);
     const int64_t count = int64_t(begins.size()) - 1;
-#pragma omp parallel for schedule(dynamic, 32) num_threads(threads) if (threads > 1)
-    for (int64_t r = 0; r < count; r++) {
+    auto run = [&](int64_t r) {
         const int64_t patch = a.patch[begins[r]];
         if (patch < a.patches) each(patch, begins[r], begins[r + 1]);
-    }
+    };
+    parallel_for(count, threads, run, 32);
 }
 
-
 // Bytes query the parts of their patch: keys and values are of patches.
-inline void bytes_forward(const Crossed& a, int threads) {
+template <class X> inline void bytes_forward(const Crossed<X>& a, int threads) {
     const float scale = 1 / std::sqrt(float(a.dim));
     auto each = [&](int64_t patch, int64_t begin, int64_t end) {
         std::vector<float> mixed(a.dim);
@@ -79,7 +77,7 @@ inline void bytes_forward(const Crossed& a, int threads) {
     runs(a, threads, each);
 }
 
-inline void bytes_backward(const Crossed& a, int threads) {
+template <class X> inline void bytes_backward(const Crossed<X>& a, int threads) {
     const float scale = 1 / std::sqrt(float(a.dim));
     auto each = [&](int64_t patch, int64_t begin, int64_t end) {
         const int64_t whole = a.parts * a.dim;
@@ -88,7 +86,7 @@ inline void bytes_backward(const Crossed& a, int threads) {
             std::fill(keys.begin(), keys.end(), 0.0f);
             std::fill(values.begin(), values.end(), 0.0f);
             for (int64_t i = begin; i < end; i++) {
-                const bf16* slope = a.d_out + a.of_byte(i, h);
+                const X* slope = a.d_out + a.of_byte(i, h);
                 float shared = 0;
                 for (int64_t j = 0; j < a.parts; j++) {
                     slopes[j] = inner(slope, a.values + a.of_patch(patch, j, h), a.dim);
@@ -113,7 +111,7 @@ inline void bytes_backward(const Crossed& a, int threads) {
 }
 
 // The parts of a patch query its bytes: keys and values are of bytes.
-inline void patches_forward(const Crossed& a, int threads) {
+template <class X> inline void patches_forward(const Crossed<X>& a, int threads) {
     const float scale = 1 / std::sqrt(float(a.dim));
     auto each = [&](int64_t patch, int64_t begin, int64_t end) {
         std::vector<float> mixed(a.dim);
@@ -135,13 +133,13 @@ inline void patches_forward(const Crossed& a, int threads) {
     runs(a, threads, each);
 }
 
-inline void patches_backward(const Crossed& a, int threads) {
+template <class X> inline void patches_backward(const Crossed<X>& a, int threads) {
     const float scale = 1 / std::sqrt(float(a.dim));
     auto each = [&](int64_t patch, int64_t begin, int64_t end) {
         std::vector<float> slopes(a.parts * (end - begin)), query(a.dim), key(a.dim), value(a.dim);
         for (int64_t h = 0; h < a.heads; h++) {
             for (int64_t j = 0; j < a.parts; j++) {
-                const bf16* slope = a.d_out + a.of_patch(patch, j, h);
+                const X* slope = a.d_out + a.of_patch(patch, j, h);
                 float* d = slopes.data() + j * (end - begin) - begin;
                 float shared = 0;
                 for (int64_t i = begin; i < end; i++) {

@@ -8,20 +8,14 @@ using namespace bytelm;
 namespace {
 
 template <class A> void linear(const Matrix& m, const void* norm, double eps, const A* x, A* out, int64_t n, int threads) {
-    const A* from = x;
-    if (norm) {
-        A* lines = scratch<A>(1, n * m.in);
-        normed<A>(x, n, m.in, (const A*)norm, A(eps), lines);
-        from = lines;
-    }
-    const int team = n * m.in * m.out < ALONE ? 1 : threads;
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(team) if (team > 1)
-#endif
-    {
-        const Share mine(m.out, ROWS, team > 1 ? thread_number() : 0, team > 1 ? thread_count() : 1);
-        product<A>(m, mine.first, mine.last, from, m.in, n, Put<A>{out, m.out});
-    }
+    A* lines = norm ? scratch<A>(1, n * m.in) : nullptr;
+    shared(threads, n * m.in * m.out, [&](const Member& me) {
+        if (norm) {
+            normed<A>(x, me.share(n), m.in, (const A*)norm, A(eps), lines);
+            me.wait();
+        }
+        me.product(m, norm ? lines : x, m.in, n, Put<A>{out, m.out});
+    });
 }
 
 template <class A> void parts(const Stack& s, const A* x, const int64_t* row, const int64_t* patch, int64_t n, int threads) {
@@ -61,9 +55,9 @@ void bytelm_linear(
 
 void bytelm_norm(const void* weight, double eps, const void* x, void* out, int64_t n, int64_t dim, int64_t exact) {
     if (exact)
-        normed<double>((const double*)x, n, dim, (const double*)weight, eps, (double*)out);
+        normed<double>((const double*)x, Share(n, 0, 1), dim, (const double*)weight, eps, (double*)out);
     else
-        normed<float>((const float*)x, n, dim, (const float*)weight, float(eps), (float*)out);
+        normed<float>((const float*)x, Share(n, 0, 1), dim, (const float*)weight, float(eps), (float*)out);
 }
 
 void bytelm_parts(
@@ -112,11 +106,11 @@ void bytelm_decide(const Rule* rule, const History* history, const Tokens* token
 
 void bytelm_pool(
     const Pool* pool, const int64_t* row, const int64_t* first, const int64_t* last, int64_t n, void* out,
-    int64_t exact
+    int64_t exact, int64_t threads
 ) {
     if (exact)
-        pooled<double>(*pool, row, first, last, n, (double*)out);
+        pooled<double>(*pool, row, first, last, n, (double*)out, int(threads));
     else
-        pooled<float>(*pool, row, first, last, n, (float*)out);
+        pooled<float>(*pool, row, first, last, n, (float*)out, int(threads));
 }
 }

@@ -22,8 +22,9 @@ from bytelm.native.library import library, reason
 F64, F32, BF16, I8 = range(4)
 KINDS = {torch.float64: F64, torch.float32: F32, torch.bfloat16: BF16}
 SIZES = (8, 4, 2, 1)  # bytes of a number of each kind
-LANES = 64  # bytes of a vector; caches are laid out in whole ones
-ROWS = 4  # of a matrix that are stored together
+VECTOR = 64  # bytes of a vector on any processor; caches are laid out in whole ones
+PANEL = 32  # rows of a matrix that are stored together
+STEP = 64  # positions in a table of angles, see attention.h
 FOLD = 1021  # sums of a checksum: a prime, so that swapped rows or columns change it
 
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -45,7 +46,8 @@ class Matrix(ctypes.Structure):
     @property
     def bytes(self) -> int:
         """Memory traffic in bytes of a product with it."""
-        return int(self.out * self.in_ * SIZES[self.kind] + (4 * self.out if self.scale else 0))
+        rows = -(-self.out // PANEL) * PANEL
+        return int(rows * self.in_ * SIZES[self.kind] + (4 * rows if self.scale else 0))
 
 
 class Heads(ctypes.Structure):
@@ -53,7 +55,7 @@ class Heads(ctypes.Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("heads", "head_dim", "slots", "window")),
-        ("frequencies", c_void_p),
+        *(("frequencies", c_void_p), ("angles", c_void_p)),
     )
 
 
@@ -91,7 +93,7 @@ class Stack(ctypes.Structure):
 class Tokens(ctypes.Structure):
     """See attention.h."""
 
-    _fields_ = (("count", c_int64), *((name, c_void_p) for name in ("row", "position", "start", "patch")))
+    _fields_ = (("count", c_int64), *((name, c_void_p) for name in ("row", "position", "start", "patch", "wanted")))
 
 
 class History(ctypes.Structure):
@@ -164,9 +166,15 @@ def address(array: NDArray[Any] | None) -> int | None:
     return found["data"][0]
 
 
-def tokens(row: Ints, position: Ints, start: Ints | None = None, patch: Ints | None = None) -> Tokens:
+def tokens(
+    row: Ints,
+    position: Ints,
+    start: Ints | None = None,
+    patch: Ints | None = None,
+    wanted: NDArray[np.bool_] | None = None,
+) -> Tokens:
     """New positions of any rows, those of one row together and in order. The arrays must outlive what is returned."""
-    return Tokens(len(row), address(row), address(position), address(start), address(patch))
+    return Tokens(len(row), *map(address, (row, position, start, patch, wanted)))
 
 
 @dataclass
@@ -224,7 +232,7 @@ class Kernels:
     @property
     def lanes(self) -> int:
         """Adjacent positions in a cache."""
-        return LANES // (8 if self.exact else 4)
+        return VECTOR // (8 if self.exact else 4)
 
     def zeros(self, *shape: int, kind: int | None = None) -> NDArray[Any]:
         """Room for numbers of a kind, or of those that are computed with; the system gives memory when it is used."""
@@ -244,7 +252,7 @@ class Kernels:
         """The weight `[out, in]` of a linear layer, as the kernels multiply with it; kept as long as the weight lives.
 
         It is rounded to what `weights` says unless it is to stay `whole`. `halves`: two layers one above the other,
-        whose groups of rows are to lie in turn.
+        whose panels are to lie in turn.
         """
         rounded = None if whole or weight.dtype == torch.float64 else self.weights
         kept: dict[Any, tuple[bytes, Matrix]] | None = _packed.get(weight)
@@ -257,14 +265,14 @@ class Kernels:
 
     def packed(self, weight: Tensor, rounded: str | None, parts: int) -> Matrix:
         """A weight in the layout of matrix.h."""
-        shape, scale, lanes = weight.shape, None, LANES // (8 if weight.dtype == torch.float64 else 4)
+        shape, scale = weight.shape, None
         if rounded == "int8":
             weight, scale = quantised(weight)
-            scale = _in_turn(scale[:, None], parts, 1).flatten()
+            scale = _in_panels(scale[:, None], parts).flatten()
         elif rounded == "bf16":
             weight = weight.to(torch.bfloat16)
-        weight = _in_turn(weight, parts, lanes)
-        out = shape[0] if parts == 1 else len(weight) * ROWS
+        weight = _in_panels(weight, parts)
+        out = shape[0] if parts == 1 else len(weight) * PANEL
         return _matrix(weight, (out, shape[1]), scale, self.streamed)
 
     def run(self, stack: Stack, batch: Tokens, x: Reals) -> None:
@@ -337,7 +345,7 @@ class Kernels:
         out = np.empty((len(row), pool.queries * pool.dim), self.real)
         places = [c_void_p(address(x)) for x in (row, first, last)]
         n = c_int64(len(row))
-        self.functions.bytelm_pool(byref(pool), *places, n, c_void_p(address(out)), self._exact)
+        self.functions.bytelm_pool(byref(pool), *places, n, c_void_p(address(out)), self._exact, self._threads)
         return out
 
     @property
@@ -369,13 +377,11 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
-def _in_turn(weight: Tensor, parts: int, lanes: int) -> Tensor:
-    """`[parts · out, in]` as `[groups, in / lanes, rows, lanes]`, groups of the parts in turn, filled up with zeros."""
-    out, columns = weight.shape[0] // parts, weight.shape[1]
-    spare = (0, -columns % lanes, 0, -out % ROWS)
-    whole = F.pad(weight.unflatten(0, (parts, out)), spare)
-    groups = whole.unflatten(2, (-1, lanes)).unflatten(1, (-1, ROWS))  # [parts, groups, rows, columns, lanes]
-    return groups.permute(1, 0, 3, 2, 4).flatten(0, 1).contiguous()
+def _in_panels(weight: Tensor, parts: int) -> Tensor:
+    """`[parts · out, in]` as `[panels, in, rows]`, panels of the parts in turn, filled up with zeros."""
+    out = weight.shape[0] // parts
+    whole = F.pad(weight.unflatten(0, (parts, out)), (0, 0, 0, -out % PANEL))
+    return whole.unflatten(1, (-1, PANEL)).permute(1, 0, 3, 2).flatten(0, 1).contiguous()
 
 
 def _matrix(weight: Tensor, shape: Sequence[int], scale: Tensor | None, streamed: bool = False) -> Matrix:

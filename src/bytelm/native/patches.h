@@ -144,49 +144,82 @@ struct Pool {
     const PoolLayer* layer;
 };
 
-template <class A> void times(const Matrix& m, const A* x, int64_t n, A* out) {
-    product<A>(m, 0, m.out, x, m.in, n, Put<A>{out, m.out});
-}
+// What the threads that pool some patches share. `begin`: where the bytes of each start among all of them.
+template <class A> struct Pooling {
+    const Pool& pool;
+    const int64_t *row, *first, *begin, n;
+    A *out, *lines, *values, *query, *mixed;
 
-// One patch: `queries` vectors of `dim` from its `count` bytes.
-template <class A> void pool_one(const Pool& pool, int64_t row, int64_t first, int64_t count, A* queries) {
-    const int64_t dim = pool.dim, k = pool.queries, heads = pool.heads, size = dim / heads;
-    A *bytes = scratch<A>(0, count * dim), *lines = scratch<A>(1, (count > k ? count : k) * dim);
-    A *values = scratch<A>(2, count * 2 * dim), *query = scratch<A>(3, 2 * k * dim), *mixed = query + k * dim;
-    A* weights = scratch<A>(4, count);
-    for (int64_t index = 0; index < pool.layers; index++) {
-        const PoolLayer& layer = pool.layer[index];
-        for (int64_t j = 0; j < count; j++)
-            memcpy(bytes + j * dim, (const A*)layer.bytes + (row * pool.slots + (first + j) % pool.slots) * dim,
+    // The encoder's outputs of a layer at the bytes of a patch, copied to `to`.
+    void gather(const PoolLayer& layer, int64_t i, A* to) const {
+        const int64_t dim = pool.dim;
+        for (int64_t j = 0; j < begin[i + 1] - begin[i]; j++)
+            memcpy(to + j * dim, (const A*)layer.bytes + (row[i] * pool.slots + (first[i] + j) % pool.slots) * dim,
                    dim * sizeof(A));
-        if (!index) {
-            memcpy(mixed, bytes, dim * sizeof(A));
-            for (int64_t j = 1; j < count; j++)
-                for (int64_t i = 0; i < dim; i++)
-                    mixed[i] = bytes[j * dim + i] > mixed[i] ? bytes[j * dim + i] : mixed[i];
-            times<A>(pool.split, mixed, 1, queries);
-        }
-        normed<A>(queries, k, dim, (const A*)layer.query_norm, A(pool.eps), lines);
-        times<A>(layer.query, lines, k, query);
-        normed<A>(bytes, count, dim, (const A*)layer.key_norm, A(pool.eps), lines);
-        times<A>(layer.key_value, lines, count, values);
-        for (int64_t q = 0; q < k; q++)
-            for (int64_t h = 0; h < heads; h++) {
-                const A *one = query + q * dim + h * size, *keys = values + h * size;
-                mix_few(one, keys, keys + dim, 2 * dim, count, size, weights, mixed + q * dim + h * size);
-            }
-        auto add = [&](int64_t first, int rows, int64_t c, const A* values) {
-            A* at = queries + c * dim + first;
-            for (int r = 0; r < rows; r++) at[r] = 2 * at[r] + values[r];
-        };
-        product<A>(layer.out, 0, dim, mixed, dim, k, add);
     }
-}
 
+    void highest(const Member& me) const {
+        const int64_t dim = pool.dim;
+        const Share mine = me.share(n);
+        for (int64_t i = mine.first; i < mine.last; i++) {
+            A *bytes = lines + begin[i] * dim, *to = mixed + i * dim;
+            gather(pool.layer[0], i, bytes);
+            memcpy(to, bytes, dim * sizeof(A));
+            for (int64_t j = 1; j < begin[i + 1] - begin[i]; j++)
+                for (int64_t d = 0; d < dim; d++) to[d] = bytes[j * dim + d] > to[d] ? bytes[j * dim + d] : to[d];
+        }
+    }
+
+    void attend(const PoolLayer& layer, const Member& me) const {
+        const int64_t dim = pool.dim, k = pool.queries, size = dim / pool.heads;
+        const Share mine = me.share(n);
+        for (int64_t i = mine.first; i < mine.last; i++) {
+            A* bytes = lines + begin[i] * dim;
+            gather(layer, i, bytes);
+            normed<A>(bytes, Share(begin[i + 1] - begin[i], 0, 1), dim, (const A*)layer.key_norm, A(pool.eps), bytes);
+        }
+        normed<A>(out, me.share(n * k), dim, (const A*)layer.query_norm, A(pool.eps), mixed);
+        me.wait();
+        me.product(layer.key_value, lines, dim, begin[n], Put<A>{values, 2 * dim});
+        me.product(layer.query, mixed, dim, n * k, Put<A>{query, dim});
+        me.wait();
+        for (int64_t i = mine.first; i < mine.last; i++) {
+            const int64_t count = begin[i + 1] - begin[i];
+            A* weights = scratch<A>(0, count);
+            for (int64_t q = i * k; q < (i + 1) * k; q++)
+                for (int64_t at = 0; at < dim; at += size) {
+                    const A* keys = values + begin[i] * 2 * dim + at;
+                    mix_few(query + q * dim + at, keys, keys + dim, 2 * dim, count, size, weights, mixed + q * dim + at);
+                }
+        }
+        me.wait();
+        auto add = [&](int64_t first, int64_t rows, int64_t q, const A* values) {
+            A* at = out + q * dim + first;
+            for (int64_t r = 0; r < rows; r++) at[r] = 2 * at[r] + values[r];
+        };
+        me.product(layer.out, mixed, dim, n * k, add);
+        me.wait();
+    }
+};
+
+// `queries` vectors of `dim` for each of n patches, from its bytes first..last.
 template <class A>
-void pooled(const Pool& pool, const int64_t* row, const int64_t* first, const int64_t* last, int64_t n, A* out) {
-    for (int64_t i = 0; i < n; i++)
-        pool_one<A>(pool, row[i], first[i], last[i] - first[i] + 1, out + i * pool.queries * pool.dim);
+void pooled(
+    const Pool& pool, const int64_t* row, const int64_t* first, const int64_t* last, int64_t n, A* out, int threads
+) {
+    const int64_t dim = pool.dim, k = pool.queries;
+    std::vector<int64_t> begin(n + 1);
+    for (int64_t i = 0; i < n; i++) begin[i + 1] = begin[i] + last[i] - first[i] + 1;
+    A *lines = scratch<A>(1, begin[n] * dim), *values = scratch<A>(2, begin[n] * 2 * dim);
+    A* query = scratch<A>(3, 2 * n * k * dim);
+    const Pooling<A> pooling{pool, row, first, begin.data(), n, out, lines, values, query, query + n * k * dim};
+    shared(threads, (begin[n] + n * k) * 2 * dim * dim * pool.layers, [&](const Member& me) {
+        pooling.highest(me);
+        me.wait();
+        me.product(pool.split, pooling.mixed, dim, n, Put<A>{out, k * dim});
+        me.wait();
+        for (int64_t index = 0; index < pool.layers; index++) pooling.attend(pool.layer[index], me);
+    });
 }
 
 }  // namespace bytelm

@@ -21,7 +21,7 @@ struct Layer {
 };
 
 struct Stack {
-    int64_t layers, dim, hidden, kind;  // kind: of the caches
+    int64_t layers, dim, hidden, kind;  // hidden: whole panels; kind: of the caches
     Heads shape;
     double eps;
     int64_t kept_slots, cross_heads, cross_parts, cross_slots;
@@ -32,99 +32,110 @@ template <class A, class C> struct Pass {
     const Stack& stack;
     const Tokens& tokens;
     A* const x;
-    const int threads, thread;
+    const Member& me;
     const Attention<A, C> attention;
-    const int64_t n, dim, *runs, run_count;
-    A *mixed, *wide, *turned;  // shared by threads
+    const int64_t n, dim, *runs, run_count;  // n: lines of x that are computed
+    A *mixed, *wide, *turned, *lined;  // shared by threads
 
-    void wait() const {
-        if (threads > 1) {
-#if defined(_OPENMP)
-#pragma omp barrier
-#endif
-        }
-    }
-    Share share(int64_t count, int64_t group) const { return Share(count, group, thread, threads); }
-
-    A* lines(const void* weight) const {
-        A* out = scratch<A>(1, n * dim);
-        normed<A>(x, n, dim, (const A*)weight, A(stack.eps), out);
+    // Lines after a norm: by all threads together, or by each for itself where waiting costs more.
+    const A* lines(const void* weight) const {
+        const bool together = me.team > 1 && n >= 2 * me.team;
+        A* out = together ? lined : scratch<A>(1, n * dim);
+        normed<A>(x, together ? me.share(n) : Share(n, 0, 1), dim, (const A*)weight, A(stack.eps), out);
+        if (together) me.wait();
         return out;
     }
 
-    void linear(const Matrix& m, const A* from, int64_t stride, A* to) const {
-        const Share mine = share(m.out, ROWS);
-        product<A>(m, mine.first, mine.last, from, stride, n, Put<A>{to, m.out});
-    }
+    void linear(const Matrix& m, const A* from, A* to) const { me.product(m, from, m.in, n, Put<A>{to, m.out}); }
 
     void residual(const Matrix& m, const A* from, int64_t stride, A times) const {
-        const Share mine = share(m.out, ROWS);
-        auto add = [&](int64_t row, int rows, int64_t c, const A* values) {
-            A* at = x + c * dim + row;
-            for (int r = 0; r < rows; r++) at[r] = times * at[r] + values[r];
+        auto add = [&](int64_t first, int64_t rows, int64_t t, const A* values) {
+            A* at = x + t * dim + first;
+            for (int64_t r = 0; r < rows; r++) at[r] = times * at[r] + values[r];
         };
-        product<A>(m, mine.first, mine.last, from, stride, n, add);
+        me.product(m, from, stride, n, add);
     }
 
-    void heads(const Layer& layer) const {
-        const int64_t size = stack.shape.head_dim, half = size / 2, heads = stack.shape.heads;
-        const Share mine = share(run_count * heads, 1);
-        A* query = scratch<A>(2, size + n * size);
-        for (int64_t item = mine.first; item < mine.last; item++) {
-            const int64_t run = item / heads, head = item % heads, first = runs[run], last = runs[run + 1];
-            A* key = query + n * size;
-            for (int64_t t = first; t < last; t++) {
-                const A *from = wide + t * 3 * dim + head * size, *cosines = turned + t * size;
-                attention.rotate(from, cosines, cosines + half, 1 / A(__builtin_sqrt(double(size))), query + t * size);
-                attention.rotate(from + dim, cosines, cosines + half, A(1), key);
-                attention.keep((C*)layer.keys, (C*)layer.values, tokens.row[t], head, tokens.position[t], key,
-                               from + 2 * dim);
+    // Rotate the query and the key of one head of a position, and keep key and value.
+    void place(const Layer& layer, int64_t t, int64_t head) const {
+        const int64_t size = stack.shape.head_dim;
+        A *query = wide + t * 3 * dim + head * size, *key = query + dim;
+        const A* angles = turned + t * size;
+        attention.rotate(query, angles, 1 / A(std::sqrt(double(size))), query);
+        attention.rotate(key, angles, A(1), key);
+        attention.keep((C*)layer.keys, (C*)layer.values, tokens.row[t], head, tokens.position[t], key, query + 2 * dim);
+    }
+
+    int64_t since(int64_t t) const {
+        const int64_t first = tokens.position[t] - stack.shape.window + 1;
+        return stack.shape.window && first > tokens.start[t] ? first : tokens.start[t];
+    }
+
+    // Attention of one head for some positions of a row that follow each other.
+    void mix(const Layer& layer, int64_t t, int64_t count, int64_t head) const {
+        int64_t since[Attention<A, C>::QUERIES];
+        for (int64_t q = 0; q < count; q++) since[q] = this->since(t + q);
+        const int64_t at = head * stack.shape.head_dim;
+        attention.mix(
+            wide + t * 3 * dim + at, 3 * dim, (C*)layer.keys, (C*)layer.values, tokens.row[t], head, since,
+            tokens.position[t], count, mixed + t * dim + at, dim);
+    }
+
+    // How many positions from t on, below `end`, follow each other: some of a row may be left out.
+    int64_t adjacent(int64_t t, int64_t end) const {
+        int64_t next = t + 1;
+        while (next < end && tokens.position[next] == tokens.position[next - 1] + 1) next++;
+        return next - t;
+    }
+
+    void heads(const Layer& layer, const uint8_t* wanted) const {
+        const int64_t heads = stack.shape.heads;
+        if (run_count == n) {  // nobody sees another's key
+            const Share mine = me.share(n * heads);
+            for (int64_t item = mine.first; item < mine.last; item++) {
+                place(layer, item / heads, item % heads);
+                if (!wanted || wanted[item / heads]) mix(layer, item / heads, 1, item % heads);
             }
-            for (int64_t t = first; t < last; t++) {
-                int64_t since = tokens.start[t];
-                const int64_t position = tokens.position[t], window = stack.shape.window;
-                if (window && position - window + 1 > since) since = position - window + 1;
-                attention.mix(query + t * size, (C*)layer.keys, (C*)layer.values, tokens.row[t], head, since, position,
-                              mixed + t * dim + head * size);
-            }
+            return;
         }
+        const Share mine = me.share(n);
+        for (int64_t t = mine.first; t < mine.last; t++)
+            for (int64_t head = 0; head < heads; head++) place(layer, t, head);
+        me.wait();
+        int64_t item = 0;  // those with more to see come later: threads take them in turn
+        for (int64_t run = 0; run < run_count; run++)
+            for (int64_t t = runs[run], end = runs[run + 1], some; t < end; t += some) {
+                some = wanted ? 1 : adjacent(t, std::min<int64_t>(end, t + Attention<A, C>::QUERIES));
+                for (int64_t head = 0; head < heads && (!wanted || wanted[t]); head++)
+                    if (item++ % me.team == me.thread) mix(layer, t, some, head);
+            }
     }
 
-    // Rows of gate and up projection are interleaved, ROWS of each, so that the gate is applied immediately.
+    // Panels of the gate and of the up projection are stored in turn, so that the gate is applied immediately.
     void feed_forward(const Layer& layer) const {
-        const int64_t wider = stack.hidden;  // of one of the two, complete groups
         const A* from = lines(layer.feed_forward_norm);
-        const Share mine = share(2 * wider, 2 * ROWS);
-        auto set = [&](int64_t row, int, int64_t c, const A* values) {
-            const int64_t group = row / (2 * ROWS), half = row / ROWS % 2;
-            memcpy(wide + (2 * c + half) * wider + group * ROWS, values, ROWS * sizeof(A));
+        auto gated = [&](int64_t first, int64_t, int64_t t, const A* values) {
+            open_gate(values, values + PANEL, wide + t * stack.hidden + first / 2);
         };
-        for (int64_t r = mine.first; r < mine.last; r += 64) {
-            const int64_t end = r + 64 < mine.last ? r + 64 : mine.last;
-            product<A>(layer.gate_up, r, end, from, dim, n, set);
-            for (int64_t c = 0; c < n; c++) open_gate(wide + 2 * c * wider + r / 2, wider, (end - r) / 2);
-        }
-        wait();
-        residual(layer.down, wide, 2 * wider, A(1));
+        me.product(layer.gate_up, from, dim, n, gated, true);
+        me.wait();
+        residual(layer.down, wide, stack.hidden, A(1));
     }
 
-    // gate := gate * sigmoid(gate) * up, `count` of them.
-    static void open_gate(A* gate, int64_t up, int64_t count) {
-        constexpr int L = LANES<A>;
-        for (int64_t i = 0; i < count; i += L) {
-            const int64_t some = count - i < L ? count - i : L;
-            const vec<A> x = load_some(gate + i, some), none = {};
-            const vec<A> e = exponential(x < none ? x : -x), y = load_some(gate + i + up, some);
-            const vec<A> open = (x < none ? e : none + A(1)) / (e + A(1)) * x * y;
-            memcpy(gate + i, &open, some * sizeof(A));
+    // gate * sigmoid(gate) * up, of a panel.
+    static void open_gate(const A* gate, const A* up, A* out) {
+        for (int64_t i = 0; i < PANEL; i += LANES<A>) {
+            const vec<A> x = load(gate + i), none = {};
+            const vec<A> e = exponential(select(x < none, x, -x));
+            store(out + i, select(x < none, e, none + A(1)) / (e + A(1)) * x * load(up + i));
         }
     }
 
     void cross(const Layer& layer) const {
-        linear(layer.query, lines(layer.query_norm), dim, wide);
-        wait();
+        linear(layer.query, lines(layer.query_norm), wide);
+        me.wait();
         const int64_t parts = stack.cross_parts, heads = stack.cross_heads, size = dim / heads;
-        const Share mine = share(n * heads, 1);
+        const Share mine = me.share(n * heads);
         A* weights = scratch<A>(0, parts);
         for (int64_t item = mine.first; item < mine.last; item++) {
             const int64_t t = item / heads, at = item % heads * size;
@@ -132,13 +143,13 @@ template <class A, class C> struct Pass {
             const A *keys = (const A*)layer.parts + patch * parts * 2 * dim + at, *query = wide + t * dim + at;
             mix_few(query, keys, keys + dim, 2 * dim, parts, size, weights, mixed + t * dim + at);
         }
-        wait();
+        me.wait();
         residual(layer.cross_out, mixed, dim, A(2));  // the published models add the residual twice
-        wait();
+        me.wait();
     }
 
     void keep(const Layer& layer) const {
-        const Share mine = share(n, 1);
+        const Share mine = me.share(n);
         for (int64_t t = mine.first; t < mine.last; t++) {
             const int64_t slot = tokens.row[t] * stack.kept_slots + tokens.position[t] % stack.kept_slots;
             memcpy((A*)layer.kept + slot * dim, x + t * dim, dim * sizeof(A));
@@ -146,23 +157,46 @@ template <class A, class C> struct Pass {
     }
 
     void run() const {
+        const Share mine = me.share(n);
         const int64_t size = stack.shape.head_dim;
-        const Share mine = share(n, 1);
-        for (int64_t t = mine.first; t < mine.last; t++)
-            attention.angles(tokens.position[t], turned + t * size, turned + t * size + size / 2);
+        attention.angles(tokens.position + mine.first, mine.last - mine.first, turned + mine.first * size);
         for (int64_t index = 0; index < stack.layers; index++) {
             const Layer& layer = stack.layer[index];
             if (layer.parts) cross(layer);
-            linear(layer.qkv, lines(layer.attention_norm), dim, wide);
-            wait();
-            heads(layer);
-            wait();
-            residual(layer.out, mixed, dim, A(1));
-            wait();
-            feed_forward(layer);
-            wait();
-            if (layer.kept) keep(layer);
+            linear(layer.qkv, lines(layer.attention_norm), wide);
+            me.wait();
+            const bool last = tokens.wanted && index == stack.layers - 1;
+            heads(layer, last ? tokens.wanted : nullptr);
+            me.wait();
+            if (last)
+                few().finish(layer);
+            else
+                finish(layer);
         }
+    }
+
+    // What follows attention.
+    void finish(const Layer& layer) const {
+        residual(layer.out, mixed, dim, A(1));
+        me.wait();
+        feed_forward(layer);
+        me.wait();
+        if (layer.kept) keep(layer);
+    }
+
+    // The same for lines whose outputs are wanted, which move to the front.
+    Pass few() const {
+        int64_t count = 0;
+        for (int64_t t = 0; t < n; t++)
+            if (tokens.wanted[t]) {
+                if (!me.thread && count < t) {
+                    memcpy(x + count * dim, x + t * dim, dim * sizeof(A));
+                    memcpy(mixed + count * dim, mixed + t * dim, dim * sizeof(A));
+                }
+                count++;
+            }
+        me.wait();
+        return Pass{stack, tokens, x, me, attention, count, dim, runs, run_count, mixed, wide, turned, lined};
     }
 };
 
@@ -174,18 +208,14 @@ template <class A, class C> void run_stack(const Stack& stack, const Tokens& tok
         if (!t || tokens.row[t] != tokens.row[t - 1]) runs.push_back(t);
     const int64_t count = int64_t(runs.size());
     runs.push_back(n);
-    const int64_t wider = 3 * dim > 2 * stack.hidden ? 3 * dim : 2 * stack.hidden;
-    A *mixed = scratch<A>(3, n * dim), *wide = scratch<A>(4, n * wider), *turned = scratch<A>(5, n * stack.shape.head_dim);
+    const int64_t wider = std::max(3 * dim, stack.hidden);
+    A *mixed = scratch<A>(2, 2 * n * dim), *wide = scratch<A>(3, n * wider), *turned = scratch<A>(4, n * stack.shape.head_dim);
     const int64_t* begins = runs.data();
-    const int team = n * (4 * dim * dim + 3 * dim * stack.hidden) < ALONE ? 1 : threads;
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(team) if (team > 1)
-#endif
-    {
-        Pass<A, C> pass{stack, tokens, x, team > 1 ? thread_count() : 1, team > 1 ? thread_number() : 0,
-                        Attention<A, C>(stack.shape), n, dim, begins, count, mixed, wide, turned};
-        pass.run();
-    }
+    shared(threads, n * (4 * dim * dim + 3 * dim * stack.hidden), [&](const Member& me) {
+        Pass<A, C>{stack, tokens, x, me, Attention<A, C>(stack.shape), n, dim, begins, count, mixed, wide, turned,
+                   mixed + n * dim}
+            .run();
+    });
 }
 
 }  // namespace bytelm

@@ -68,9 +68,15 @@ def functions() -> ctypes.CDLL | None:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has products in bfloat16, without which plain torch is faster than those made of them."""
+    """Whether this processor has products in bfloat16, without which plain torch is faster in it."""
     found = functions()
     return found is not None and bool(found.bytelm_native_pairs())
+
+
+def avoids_mkl() -> bool:
+    """Whether this processor has AVX-512, and MKL does not use it: that of another maker than MKL's."""
+    found = functions()
+    return found is not None and bool(found.bytelm_avoids_mkl())
 
 
 def call(name: str, *arguments: ctypes.Structure | Tensor | float | None) -> None:

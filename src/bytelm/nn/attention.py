@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.nn import fused, runs
+from bytelm.nn.products import Linear
 from bytelm.nn.rope import Rotation, rotate_two, rotation
 from bytelm.patching.layout import at_end, tail
 from bytelm.transfer import HOST, to_device
@@ -271,8 +272,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim)
+        self.out = Linear(dim, dim)
 
     def forward(
         self, x: Float[Tensor, "rows new dim"], view: AttentionPattern[Memory], cache: Memory | None

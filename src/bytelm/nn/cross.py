@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bytelm.nn import fused
 from bytelm.nn.norm import RMSNorm
+from bytelm.nn.products import Linear
 
 
 class CrossAttention(nn.Module):
@@ -18,9 +19,9 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.query_norm = RMSNorm(dim)
         self.key_norm = RMSNorm(dim)
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.query = Linear(dim, dim)
+        self.key_value = Linear(dim, 2 * dim)
+        self.out = Linear(dim, dim)
         self.scale = (dim // heads) ** -0.5
 
     def project(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:

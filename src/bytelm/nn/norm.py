@@ -20,7 +20,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Under autocast some inputs are bf16; the norm is not, though its result may be: a product reads it next."""
-        if fused.norm_fits(x):
+        if fused.norm_fits(x) and self.weight.dtype == torch.float32:
             return fused.rms_norm(x, self.weight, self.least)
         if (device := fused.kernels(x)) and fused.rounds(x):
             return device.rms_norm(x, self.weight, self.least, torch.bfloat16)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from bytelm.nn import fused, runs
 from bytelm.nn.attention import BLOCK, Attention, AttentionPattern, Cache, CausalPattern, Memory, RowPositions, pairs
 from bytelm.nn.norm import RMSNorm
+from bytelm.nn.products import Linear
 from bytelm.nn.state import put_rows, take_rows
 from bytelm.transfer import HOST, to_device
 
@@ -111,8 +112,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
+        self.gate_up = Linear(dim, 2 * hidden)
+        self.down = Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """One token-wise layer."""

@@ -3,6 +3,7 @@
 invariant    statement
 forward      logits equal those of the model's forward pass, in float64
 company      batch and chunking invariance, bitwise if the decoder `repeats`
+prefill      reading with the logits of some ids alone gives those, and continues, bitwise the same
 again        rollback after a draft or a read restores the state; so does a reset
 rounding     with quantized weights, logits equal those of a model with such weights, but for bf16 caches
 """
@@ -10,7 +11,8 @@ rounding     with quantized weights, logits equal those of a model with such wei
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bytelm.decoding import Decoder, Quantization, open_decoder, rounded
+from bytelm.decoding.host import Host
 from bytelm.interfaces.model import ByteModel
 from bytelm.testing.exact import exact
 from bytelm.testing.examples import LONG, SHORT, document
@@ -71,7 +74,18 @@ def bound(decoder: Decoder) -> float:
     return 0.0 if decoder.repeats else LOOSE
 
 
+@contextmanager
+def small_rings() -> Generator[None]:
+    """Ring buffers of windows that the documents here go around."""
+    chunk, Host.chunk = Host.chunk, 64
+    try:
+        yield
+    finally:
+        Host.chunk = chunk
+
+
 @torch.no_grad()
+@small_rings()
 def forward(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """Reading documents, in chunks and rows of all sizes, gives the logits of the model's own forward pass."""
     rng, worst = random.Random(seed), 0.0
@@ -85,6 +99,7 @@ def forward(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 
 @torch.no_grad()
+@small_rings()
 def company(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """A row is bitwise identical alone and in a batch, in chunks of any size, with one thread and with more."""
     rng, worst = random.Random(seed), 0.0
@@ -103,6 +118,27 @@ def company(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 
 @torch.no_grad()
+@small_rings()
+def prefill(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
+    """Logits of wanted ids equal those of a reading that computes all."""
+    rng, worst = random.Random(seed), 0.0
+    lines = documents(rng, examples)
+    rows = np.arange(len(lines))
+    whole, part = (open_decoder(model, rows=len(lines), capacity=CAPACITY) for _ in range(2))
+    while any(whole.lengths < [len(line) for line in lines]):
+        ids = [line[int(n) :][: rng.choice((1, 5, 40))] for line, n in zip(lines, whole.lengths, strict=True)]
+        row, new = rows.repeat([len(some) for some in ids]), np.concatenate([np.array(some, np.int64) for some in ids])
+        wanted = np.array([rng.random() < 0.1 for _ in row])
+        found, other = part.read(row, new, wanted), whole.read(row, new)[wanted]
+        where = f"{wanted.sum()} of {len(row)} ids"
+        if len(found):
+            pair = torch.from_numpy(found), torch.from_numpy(other)
+            worst = max(worst, agree("prefill", model, *pair, where, bound(whole)))
+    return worst
+
+
+@torch.no_grad()
+@small_rings()
 def again(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """Reading after a rollback, or after a reset, is as if the rolled-back ids had not been read."""
     rng, worst = random.Random(seed), 0.0
@@ -131,6 +167,7 @@ def again(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
 
 
 @torch.no_grad()
+@small_rings()
 def rounding(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
     """With rounded weights, the root mean square from a model that holds such weights is a small part of the spread."""
     worst, lines = 0.0, documents(random.Random(seed), examples)
@@ -146,6 +183,7 @@ def rounding(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float
 DECODER_INVARIANTS: dict[str, Callable[[ByteModel, int, int], float]] = {
     "forward": forward,
     "batch_invariance": company,
+    "prefill": prefill,
     "again": again,
     "rounding": rounding,
 }

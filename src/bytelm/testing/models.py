@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
+from bytelm.nn import fused
 from bytelm.nn.state import join_rows, map_state, take_rows
 from bytelm.nn.transformer import Block
 from bytelm.patching.layout import forced_openings
@@ -338,7 +339,7 @@ def cost(model: ByteModel, seed: int = 0, examples: int = EXAMPLES) -> float:
         start = torch.arange(len(ids)) == 0
         opens = given | forced_openings(ids[None], start[None] | (ids == BOS))[0]
         # Fused attention is not counted on every device; written out as products it is.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with fused.plain(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(ids[None], None, given[None])
         found = torch.tensor([model.flops(len(ids), int(opens.sum()))])
         wanted = torch.tensor([counter.get_total_flops()])

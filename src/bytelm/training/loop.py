@@ -32,6 +32,7 @@ from bytelm.device import peak_memory
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import prepare, scored
+from bytelm.threads import StepThreads
 from bytelm.training import lengths
 from bytelm.training.ahead import Ahead
 from bytelm.training.config import TrainConfig
@@ -100,6 +101,8 @@ class Trainer:
         self.optimizer = Optimizer(model, config)
         # On a CPU a thread would cost the step as much as it saves.
         self.ahead = None if model.device.type == "cpu" else Ahead(self.draw, model.device)
+        # Processes that wait for each other every step would measure one another.
+        self.threads = StepThreads(model.device.type == "cpu" and dist.world == 1)
         self.progress = Progress()
         self.spikes = Spikes()
         self.nonfinite_steps = 0  # consecutive non-finite steps
@@ -131,7 +134,8 @@ class Trainer:
         self.tally = RunningSums(since=time.monotonic())
         with StopRequest() as stop, self.ahead or contextlib.nullcontext():
             while self.budget_fraction() < 1 and self.dist.agreed(stop.received) is None:
-                self.step()
+                with self.threads.step():
+                    self.step()
                 now = time.monotonic()
                 if not self.dist.is_main_process:
                     continue
@@ -260,7 +264,7 @@ class Trainer:
             found, bytes = list[Tensor](), 0
             for step in range(self.valid.windows):
                 ids, boundaries = to_tensors(self.valid.batch(step))
-                with torch.no_grad(), self.autocast():
+                with torch.no_grad(), self.autocast(), self.threads.step(0):
                     summed, count = scored(self.model, prepare(self.model, ids, boundaries=boundaries))
                 found.append(summed)
                 bytes += int(count)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals, fetched
+from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals, Wanted, fetched
 from bytelm.models.blt import device_decoder, host_decoder
 from bytelm.models.blt.boundaries import Patches, known
 from bytelm.models.blt.model import BLT
@@ -19,6 +19,7 @@ class BLTDecoder(Decoder):
     """See `Decoder`."""
 
     drafts = True
+    prefills = True
 
     @staticmethod
     def unsupported(model: BLT) -> str:
@@ -52,6 +53,10 @@ class BLTDecoder(Decoder):
 
     def logits_after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
+        return self.wanted_logits(new, None)
+
+    def wanted_logits(self, new: NewTokens, wanted: Wanted | None) -> Any:
+        """See `Decoder`."""
         # On a device the encoder runs while the host waits for the entropy model.
         x = self.encoder.run(self.embedded(new), new.row, new.position, np.zeros_like(new.row))
         self.patches.decide(new)
@@ -60,7 +65,7 @@ class BLTDecoder(Decoder):
         whole = (closed > self.patches.closed[new.row, before]) | (new.position == 0)
         if whole.any():
             self.latent_step(new.row[whole], closed[whole] - 1, self.begun(new, before)[whole], new.position[whole])
-        return self.bytes(x, new, closed)
+        return self.bytes(x, new, closed, wanted)
 
     def begun(self, new: NewTokens, before: Ints) -> Ints:
         """Where the patch of each new id starts."""
@@ -79,9 +84,9 @@ class BLTDecoder(Decoder):
         x = self.kernels.embed(self.byte, new.ids)
         return self.ngrams.added(x, new) if self.ngrams else x
 
-    def bytes(self, x: Any, new: NewTokens, closed: Ints) -> Any:
+    def bytes(self, x: Any, new: NewTokens, closed: Ints, wanted: Wanted | None = None) -> Any:
         """The local decoder; each byte reads the newest complete patch."""
-        x = self.decoder.run(x, new.row, new.position, np.zeros_like(new.row), closed - 1)
+        x = self.decoder.run(x, new.row, new.position, np.zeros_like(new.row), closed - 1, wanted)
         return self.kernels.linear(self.head, x, self.norm, EPS)
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:

@@ -28,6 +28,7 @@ from bytelm.nn import cross
 from bytelm.nn.attention import Cache, CausalPattern, RowPositions
 from bytelm.nn.init_weights import init_weights
 from bytelm.nn.norm import RMSNorm
+from bytelm.nn.products import Linear
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.base import Patcher, PatchState
 from bytelm.patching.layout import Layout, Rows, forced_openings, tail
@@ -170,7 +171,7 @@ class Encoder(nn.Module):
         self.embed = NgramEmbedding(dim, config.ngram_sizes, config.ngram_functions, config.ngram_rows)
         self.stack = Stack(config.encoder())
         self.crossed = range(config.encoder_layers)[-1 if config.encoder_cross == "last" else 0 :]
-        self.split = nn.Linear(dim, dim * config.queries, bias=False)
+        self.split = Linear(dim, dim * config.queries)
         self.cross = nn.ModuleList(PatchesFromBytes(dim, config.cross_heads) for _ in self.crossed)
 
     def forward(
@@ -205,11 +206,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         dim = config.local_dim
-        self.split = nn.Linear(config.global_dim, dim * config.queries, bias=False)
+        self.split = Linear(config.global_dim, dim * config.queries)
         self.cross = nn.ModuleList(BytesFromPatches(dim, config.cross_heads) for _ in range(config.decoder_layers))
         self.stack = Stack(config.decoder())
         self.norm = RMSNorm(dim)
-        self.head = nn.Linear(dim, VOCAB, bias=False)
+        self.head = Linear(dim, VOCAB)
 
     def forward(
         self,
@@ -238,7 +239,7 @@ class BLT(ByteModel):
         self.encoder = Encoder(config)
         width = config.queries * config.local_dim
         same = width == config.global_dim
-        self.widen = nn.Identity() if same else nn.Linear(width, config.global_dim, bias=False)
+        self.widen = nn.Identity() if same else Linear(width, config.global_dim)
         self.latent = Stack(config.latent())
         self.decoder = Decoder(config)
 

@@ -15,6 +15,7 @@ from bytelm.models.linear.attention import LinearView, Sums
 from bytelm.nn.attention import RowPositions
 from bytelm.nn.init_weights import init_weights
 from bytelm.nn.norm import RMSNorm
+from bytelm.nn.products import Linear
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows
 from bytelm.transfer import to_device
@@ -72,7 +73,7 @@ class LinearTransformer(ByteModel):
         self.embedding = nn.Embedding(VOCAB, config.dim)
         self.stack = Stack(config.stack())
         self.norm = RMSNorm(config.dim)
-        self.head = nn.Linear(config.dim, VOCAB, bias=False)
+        self.head = Linear(config.dim, VOCAB)
 
     def init_weights(self, seed: int) -> None:
         """See `ByteModel`."""

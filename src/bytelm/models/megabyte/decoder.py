@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals, fetched
+from bytelm.errors import UsageError
+from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals, Wanted, fetched
 from bytelm.models.megabyte import device_decoder, host_decoder
 from bytelm.models.megabyte.model import Config, Megabyte
 from bytelm.nn.norm import EPS
@@ -17,11 +18,14 @@ class MegabyteDecoder(Decoder):
     """See `Decoder`. A position of a stage is the offset in the document at which it starts."""
 
     drafts = True
+    prefills = True
 
     def __init__(self, model: Megabyte, kernels: Backend, rows: int, capacity: int) -> None:
         super().__init__(rows, capacity, kernels)
         config: Config = model.config
         self.kernels = kernels
+        self.since = np.zeros(rows, np.int64)
+        """Where the ids of each row begin that inner stages have read."""
         parts: Any = device_decoder if kernels.on_device else host_decoder
         self.units = [config.unit(level) for level in range(len(config.dims))]
         self.embed = [parts.Embedding(kernels, embed) for embed in model.embed]
@@ -34,30 +38,65 @@ class MegabyteDecoder(Decoder):
 
     def logits_after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
+        return self.wanted_logits(new, None)
+
+    def wanted_logits(self, new: NewTokens, wanted: Wanted | None) -> Any:
+        """See `Decoder`. Inner stages read the patches of wanted ids alone, and those that the next ids belong to."""
+        if wanted is not None and any(stage.inner.reach for stage in self.stages):
+            return self.wanted_logits(new, None)[wanted]  # patches read those before them
+        read = [wanted if wanted is None else self.read_by(new, wanted, unit) for unit in self.units[:-1]]
         for level, unit in enumerate(self.units[:-1]):
             opens = new.position % unit == 0
+            if level and (above := read[level - 1]) is not None:
+                opens &= above
             if opens.any():
-                self.open(level, new[opens])
-        return self.bytes(new)
+                now = read[level]
+                self.open(level, new[opens], None if now is None else now[opens])
+        last = read[-1]
+        return self.bytes(new) if wanted is None or last is None else self.bytes(new[last], wanted[last])
 
-    def open(self, level: int, new: NewTokens) -> None:
-        """A step of a stage at each id that starts one of its positions."""
+    def read_by(self, new: NewTokens, wanted: Wanted, unit: int) -> Wanted:
+        """Whether each new id is in a patch of `unit` ids that has a wanted id, or the last one of its row."""
+        newest = np.append(new.row[1:] != new.row[:-1], True)
+        patch = new.position // unit
+        opens = np.append(True, (patch[1:] != patch[:-1]) | newest[:-1])
+        self.since[new.row[newest]] = np.maximum(self.since[new.row[newest]], (patch * unit)[newest])
+        begins = opens.nonzero()[0]
+        return np.logical_or.reduceat(wanted | newest, begins).repeat(np.diff(np.append(begins, len(opens))))
+
+    def rollback(self, rows: Ints, lengths: Ints) -> None:
+        """See `Decoder`. Raises UsageError for a length before ids whose logits were not computed."""
+        lengths = np.asarray(lengths)
+        if ((lengths > 0) & (lengths < self.since[rows])).any():
+            least = int(self.since[rows].max())
+            raise UsageError(
+                f"rolled back to {int(lengths.min())} ids: inner stages have read those from {least} on; "
+                "roll back to 0, or read all logits"
+            )
+        self.since[rows] = np.where(lengths == 0, 0, self.since[rows])
+        super().rollback(rows, lengths)
+
+    def open(self, level: int, new: NewTokens, read: Wanted | None = None) -> None:
+        """A step of a stage at each id that starts one of its positions; `read`: what the stage below reads of them."""
         x = self.embed[level].patches(self.ids, new.row, new.position)
         position = new.position // self.units[level]
         if level:
             x = self.kernels.instead(x, new.position % self.units[level - 1] == 0, self.pads[level - 1])
-            x = self.stages[level - 1].read(x, new.row, position)
+            x = self.stages[level - 1].read(x, new.row, position, read)
             norm = self.stages[level - 1].norm
         else:
-            x = self.outer.run(x, new.row, position, np.zeros_like(position))
+            x = self.outer.run(x, new.row, position, np.zeros_like(position), wanted=read)
             norm = self.norm
-        self.stages[level].open(new.row, position, self.kernels.normed(x, norm, EPS))
+        row = new.row
+        if read is not None:
+            row, position = row[read], position[read]
+        self.stages[level].open(row, position, self.kernels.normed(x, norm, EPS))
 
-    def bytes(self, new: NewTokens) -> Any:
+    def bytes(self, new: NewTokens, wanted: Wanted | None = None) -> Any:
         """The last stage, over ids."""
         last = self.stages[-1]
         x = self.kernels.embed(self.byte, np.where(new.position % last.size == 0, BOS, new.ids))
-        x = last.read(x, new.row, new.position)
+        x = last.read(x, new.row, new.position, wanted)
         return self.kernels.linear(self.head, x, last.norm, EPS)
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:

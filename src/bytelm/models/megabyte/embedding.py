@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.errors import UsageError
+from bytelm.nn.products import Linear
 from bytelm.patching.layout import tail
 from bytelm.transfer import to_device
 from bytelm.units import VOCAB
@@ -21,7 +22,7 @@ class CausalConvolution(nn.Module):
     def __init__(self, dim: int, size: int) -> None:
         super().__init__()
         self.size = size
-        self.filter = nn.Linear(size * dim, dim, bias=False)
+        self.filter = Linear(size * dim, dim)
 
     def forward(
         self,
@@ -61,7 +62,7 @@ class PatchEmbedding(nn.Module):
         # E_global-pad: in a patch, the places before the first id (BOS) of a document.
         self.pad = nn.Embedding(size - 1, byte_dim)
         self.convolutions = nn.ModuleList(CausalConvolution(byte_dim, width) for width in filters)
-        self.widen = nn.Identity() if size * byte_dim == dim else nn.Linear(size * byte_dim, dim, bias=False)
+        self.widen = nn.Identity() if size * byte_dim == dim else Linear(size * byte_dim, dim)
 
     def flops(self, ids: int, patches: int) -> int:
         """FLOPs of the matmuls for `patches` patches among `ids` ids."""

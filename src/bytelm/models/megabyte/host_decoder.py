@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bytelm.interfaces.decoder import Ints
+from bytelm.interfaces.decoder import Ints, Wanted
 from bytelm.models.megabyte.embedding import CausalConvolution, PatchEmbedding
 from bytelm.models.megabyte.model import Inner
 
@@ -72,12 +72,12 @@ class Stage:
         """Reuse for patches the outputs for the patch before."""
         self.given[row, patch % self.patches] = self.given[row, (patch - 1) % self.patches]
 
-    def read(self, x: Any, row: Ints, position: Ints) -> Any:
-        """The stack over positions `x` [n, dim], in place."""
+    def read(self, x: Any, row: Ints, position: Ints, wanted: Wanted | None = None) -> Any:
+        """The stack over positions `x` [n, dim], in place; the outputs of those that are wanted."""
         patch, place = position // self.size, position % self.size
         x += self.given_at(row, patch, place)
         start = patch * self.size
-        return self.layers.run(x, row, position, np.where(start > 0, start - self.inner.reach, 0))
+        return self.layers.run(x, row, position, np.where(start > 0, start - self.inner.reach, 0), wanted=wanted)
 
     def given_at(self, row: Ints, patch: Ints, place: Ints) -> Any:
         """The conditioning `[n, dim]` of places in patches."""

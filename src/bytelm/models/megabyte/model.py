@@ -33,6 +33,7 @@ from bytelm.models.megabyte.grid import Grid, PatchView
 from bytelm.nn.attention import Cache, RowPositions
 from bytelm.nn.init_weights import fill, init_weights
 from bytelm.nn.norm import RMSNorm
+from bytelm.nn.products import Linear, product
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows, at_end, fronted, since
 from bytelm.transfer import to_device
@@ -139,8 +140,8 @@ class Inner(nn.Module):
         above, dim = config.dims[level - 1], config.dims[level]
         self.part = -(-above // self.size)  # the paper's D_G
         whole = self.part * self.size == above
-        self.narrow = nn.Identity() if whole else nn.Linear(above, self.part * self.size, bias=False)
-        self.condition = nn.Linear(self.part, dim, bias=False)  # w_GL
+        self.narrow = nn.Identity() if whole else Linear(above, self.part * self.size)
+        self.condition = Linear(self.part, dim)  # w_GL
         self.stack = Stack(config.stack(level))
         self.norm = RMSNorm(dim)
 
@@ -391,7 +392,7 @@ class Megabyte(ByteModel):
         if cells.is_floating_point():
             return inner(cells, grid, above, caches)
         x, caches = inner(F.embedding(cells, self.byte.weight), grid, above, caches)
-        return F.linear(x, self.byte.weight), caches
+        return product(x, self.byte.weight), caches
 
 
 def newest(known: Float[Tensor, "batch known dim"], counts: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:

@@ -26,6 +26,7 @@ from bytelm.interfaces.model import ByteModel, Stage
 from bytelm.nn.attention import Cache, CausalPattern, RowPositions
 from bytelm.nn.init_weights import init_weights
 from bytelm.nn.norm import RMSNorm
+from bytelm.nn.products import Linear
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows, since
 from bytelm.transfer import to_device
@@ -95,7 +96,7 @@ class PerceiverAR(ByteModel):
         self.cross = Stack(config.cross())
         self.latents = Stack(config.inner())
         self.norm = RMSNorm(config.dim)
-        self.head = nn.Linear(config.dim, VOCAB, bias=False)
+        self.head = Linear(config.dim, VOCAB)
 
     def init_weights(self, seed: int) -> None:
         """See `ByteModel`."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.interfaces.decoder import Backend, Decoder, NewTokens
+from bytelm.interfaces.decoder import Backend, Decoder, NewTokens, Wanted
 from bytelm.models.transformer.model import NEWLINE, ByteTransformer
 from bytelm.nn.norm import EPS
 
@@ -15,6 +15,8 @@ RUN = 1 << 40  # larger than any position
 
 class TransformerDecoder(Decoder):
     """See `Decoder`."""
+
+    prefills = True
 
     def __init__(self, model: ByteTransformer, kernels: Backend, rows: int, capacity: int) -> None:
         super().__init__(rows, capacity, kernels)
@@ -30,9 +32,13 @@ class TransformerDecoder(Decoder):
 
     def logits_after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
+        return self.wanted_logits(new, None)
+
+    def wanted_logits(self, new: NewTokens, wanted: Wanted | None) -> Any:
+        """See `Decoder`."""
         x = self.kernels.embed(self.table, new.ids)
         start = np.zeros_like(new.row) if self.start is None else self.lines(new, self.start)
-        x = self.layers.run(x, new.row, new.position, start)
+        x = self.layers.run(x, new.row, new.position, start, wanted=wanted)
         return self.kernels.linear(self.head, x, self.norm, EPS)
 
     @staticmethod

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bytelm.device import full_float32
 from bytelm.models.transformer import model as transformer
 from bytelm.models.transformer.model import ByteTransformer, TransformerState
+from bytelm.nn import fused
 from bytelm.transfer import to_host
 
 
@@ -85,7 +86,7 @@ class TransformerEntropyModel(nn.Module):
         self, ids: Int[Tensor, "batch new"], state: TransformerState
     ) -> tuple[Float[Tensor, "batch new"], TransformerState]:
         """See `EntropyModel`."""
-        with torch.autocast(self.model.device.type, enabled=False), full_float32():
+        with torch.autocast(self.model.device.type, enabled=False), full_float32(), fused.plain():
             logits, after = self.model(ids, state)
             logprobs = F.log_softmax(logits, -1)
         assert after is not None

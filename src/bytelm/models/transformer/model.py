@@ -19,6 +19,7 @@ from bytelm.interfaces.model import ByteModel, Stage
 from bytelm.nn.attention import Cache, CausalPattern, RowPositions
 from bytelm.nn.init_weights import init_weights
 from bytelm.nn.norm import RMSNorm
+from bytelm.nn.products import Linear
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows
 from bytelm.transfer import to_device
@@ -98,7 +99,7 @@ class ByteTransformer(ByteModel):
         self.embedding = nn.Embedding(config.vocabulary, config.dim)
         self.stack = Stack(config.stack())
         self.norm = RMSNorm(config.dim)
-        self.head = nn.Linear(config.dim, config.vocabulary, bias=False)
+        self.head = Linear(config.dim, config.vocabulary)
         self._tokens: Bpe | None = None
         if config.vocabulary > VOCAB:
             self.register_buffer("merges", torch.empty(config.vocabulary - VOCAB, 2, dtype=torch.long))
