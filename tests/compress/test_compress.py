@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,11 @@ from bytelm.compress.coder import TOTAL, Decoder, Encoder, frequencies
 from bytelm.compress.stream import HEADER, LANES, WORTH, compress, decompress
 from bytelm.errors import DataError, UsageError
 from bytelm.evaluate.bits import measure
+from bytelm.interfaces.decoder import Decoder as Reader
+from bytelm.interfaces.decoder import NewTokens
 from bytelm.interfaces.model import ByteModel
 from bytelm.testing import UniformModel, tiny_models
-from bytelm.units import LN2
+from bytelm.units import BOS, LN2, VOCAB
 from small import BLT, TRAINED
 
 MODELS = [(name, model.eval()) for name, model in tiny_models() if model.tokens is None]
@@ -52,7 +53,7 @@ def test_symbols_come_back_in_as_many_bits_as_they_carry(lines: list[list[float]
     encoder, bits = Encoder(), 0.0
     for table, symbol in zip(tables, symbols, strict=True):
         assert table.min() >= 1 and table.sum() <= TOTAL
-        encoder.put(table, symbol)
+        encoder.put(table[None], np.array([symbol]))
         bits -= math.log2(table[symbol] / table.sum())
     packed = encoder.end()
     assert 8 * len(packed) <= bits + 8 + 1e-3
@@ -65,8 +66,7 @@ def test_a_carry_runs_over_bytes_that_were_given_already() -> None:
     table = frequencies(np.array([0.0, 12.0, 0.0], np.float32))
     for symbols in ([1] * 3000 + [2] * 9, [2] * 300, [1, 2] * 300):
         encoder = Encoder()
-        for symbol in symbols:
-            encoder.put(table, symbol)
+        encoder.put(table[None].repeat(len(symbols), 0), np.array(symbols))
         packed = encoder.end()
         decoder = Decoder(packed)
         assert [decoder.get(table) for _ in symbols] == symbols
@@ -75,9 +75,7 @@ def test_a_carry_runs_over_bytes_that_were_given_already() -> None:
 def test_a_certain_symbol_costs_next_to_nothing_and_an_impossible_one_can_still_be_coded() -> None:
     table = frequencies(np.array([0.0] + [-1e30] * 255, np.float32))
     encoder = Encoder()
-    for _ in range(20_000):
-        encoder.put(table, 0)
-    encoder.put(table, 200)
+    encoder.put(table[None].repeat(20_001, 0), np.array([0] * 20_000 + [200]))
     packed = encoder.end()
     assert len(packed) <= 6
     decoder = Decoder(packed)
@@ -126,22 +124,71 @@ def test_a_long_file_is_read_in_lanes_and_windows_and_shows_its_progress() -> No
     data = np.random.default_rng(0).bytes(8 * 3 * WORTH + 5)
     told: list[int] = []
     packed = compress(model, data, 8, told.append)
-    assert HEADER.unpack(packed[: HEADER.size])[5] == 3 and sum(told) == len(data) and max(told) == 3
+    assert HEADER.unpack(packed[: HEADER.size])[5] == 3 and sum(told) == len(data) and max(told) == 3 * 4
     assert decompress(model, packed) == data
     assert LANES > 3
 
 
-def test_bytes_are_seen_from_half_a_context_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that has learnt nothing still shows what it was asked: each byte once, after the half before it."""
+def test_frequencies_are_the_same_alone_and_among_others() -> None:
+    lines = (np.random.default_rng(0).normal(size=(64, 256)) * 9).astype(np.float32)
+    for line, together in zip(lines, frequencies(lines), strict=True):
+        chance = np.exp(line.astype(np.float64) - float(line.max()))
+        chance *= (TOTAL - len(chance)) / chance.sum()
+        assert (together == chance.astype(np.int64) + 1).all() and (frequencies(line) == together).all()
+
+
+class Echo(Reader):
+    """Its logits are what it has read, then -1."""
+
+    chunk, row_bytes = 3, 0
+
+    def logits_after(self, new: NewTokens) -> np.ndarray:
+        lines = np.full((len(new.row), VOCAB), -1)
+        for line, row, position in zip(lines, new.row, new.position, strict=True):
+            line[: position + 1] = self.ids[row, : position + 1]
+        return lines
+
+    def traffic(self, length: int) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_bytes_are_seen_from_half_a_context_before(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte is asked for once, the lanes' in turn, after BOS and all from half a context before its window."""
     places: list[int] = []
-    before: list[list[list[int]]] = []
-    data = np.arange(23, dtype=np.uint8)
-    primed = stream.primed
-    monkeypatch.setattr(stream, "primed", lambda r, rows, seen: before.append(seen.tolist()) or primed(r, rows, seen))
-    stream.walk(UniformModel(), data, 8, 2, lambda _, place: places.append(place), None)
-    assert sorted(places) == list(range(23))
-    assert before == [[[], []], [[0, 1, 2, 3], [12, 13, 14, 15]], [[4, 5, 6, 7], [16, 17, 18, 19]]]
-    assert all(a < b for lane in (0, 1) for a, b in pairwise([p for p in places if (p >= 12) == lane]))
+    data = np.arange(1, 24, dtype=np.uint8)
+
+    def visit(logits: np.ndarray, asked: np.ndarray) -> None:
+        for line, place in zip(logits.tolist(), asked.tolist(), strict=True):
+            lane, step = divmod(place, 12)
+            first = max(0, step // 4 * 4 - 4)
+            assert line[: line.index(-1)] == [BOS, *data[12 * lane :][first:step]]
+            places.append(place)
+
+    monkeypatch.setattr(stream, "open_decoder", lambda model, rows, capacity: Echo(rows, capacity))
+    stream.walk(UniformModel(), data, 8, 2, visit, None, known=known)
+    assert places == [lane + step for step in range(12) for lane in (0, 12) if lane + step < 23]
+
+
+@pytest.mark.fault("M5")
+@pytest.mark.parametrize("name, model", MODELS, ids=[name for name, _ in MODELS])
+def test_a_file_is_the_same_bits_as_byte_by_byte(name: str, model: ByteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known bytes are read in chunks of several sizes, by lanes of two lengths, and the file shows none of it."""
+    monkeypatch.setattr(stream, "WORTH", 1)
+    data, walk, opened = np.random.default_rng(1).bytes(2 * 140 + 1), stream.walk, stream.open_decoder
+
+    def in_small_chunks(*given: ByteModel, **room: int) -> Reader:
+        decoder = opened(*given, **room)
+        decoder.chunk = min(decoder.chunk, 16)
+        return decoder
+
+    whole = compress(model, data, 70)
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "open_decoder", in_small_chunks)
+        packed = compress(model, data, 70)
+    assert packed == whole or not opened(model, rows=1, capacity=9).repeats
+    monkeypatch.setattr(stream, "walk", lambda *given, known: walk(*given, known=False))
+    assert compress(model, data, 70) == whole
 
 
 # --- what is refused ---

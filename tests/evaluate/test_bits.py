@@ -16,10 +16,14 @@ from jaxtyping import Bool, Float, Int
 from numpy.testing import assert_allclose
 from torch import Tensor
 
+from bytelm.decoding import Decoder, open_decoder
+from bytelm.decoding.plain import PlainDecoder
 from bytelm.errors import UsageError
-from bytelm.evaluate import stream
+from bytelm.evaluate import bits as scoring
+from bytelm.evaluate import reading, stream
 from bytelm.evaluate.bits import DocumentBits, logprobs, measure, nats_of_document
 from bytelm.evaluate.meter import Meter
+from bytelm.evaluate.reading import open_reader
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
 from bytelm.models.blt import model as blt
@@ -27,6 +31,8 @@ from bytelm.models.ngram import entropy_model as ngram
 from bytelm.models.transformer import model as transformer
 from bytelm.patching import entropy, fixed
 from bytelm.patching.base import Patcher
+from bytelm.testing import tiny_models
+from bytelm.testing.exact import exact
 from bytelm.testing.pretend import moved, pretend
 from bytelm.units import BOS, BYTES, PAD, VOCAB
 
@@ -247,7 +253,8 @@ def test_logprobs_do_not_depend_on_how_the_stream_is_cut(
 ) -> None:
     model = REAL[name]
     whole = logprobs(model, b"the cat sat", b" on the mat")
-    monkeypatch.setattr(stream, "CHUNK", chunk)
+    monkeypatch.setattr(reading, "open_reader", no_reader)
+    monkeypatch.setattr(reading, "CHUNK", chunk)
     assert_allclose(logprobs(model, b"the cat sat", b" on the mat"), whole, rtol=1e-4)
 
 
@@ -256,6 +263,65 @@ def test_logprobs_see_all_that_was_read() -> None:
     data = b"x" * 30
     near, far = (logprobs(model, first + data, b"z") for first in (b"a", b"b"))
     assert near[0] != far[0]
+
+
+def no_reader(model: ByteModel, **room: int) -> None:
+    """In place of `open_reader`: the forward pass reads."""
+
+
+def in_small_chunks(model: ByteModel, **room: int) -> Decoder | None:
+    """What `open_reader` gives, with chunks that a window has several of."""
+    if reader := open_reader(model, **room):
+        reader.chunk = 60
+    return reader
+
+
+@pytest.mark.fault("M4")
+@pytest.mark.parametrize("name, model", [(name, model.eval()) for name, model in tiny_models(7)])
+def test_kernels_and_the_forward_pass_measure_the_same(
+    name: str, model: ByteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In windows of one chunk and of several, which start within patches, and in one stream."""
+    data = (b"the quick brown fox, jumps over the lazy dog; " * 3 + bytes(range(0, 250, 2)))[:250]
+    cuts = {"context": 200, "stride": 67}, {"context": 30, "stride": 11}
+
+    def figures(model: ByteModel) -> list[np.ndarray]:
+        found = [nats_of_document(model, data, **cut, batch=3) for cut in cuts]
+        return found if model.tokens else [*found, logprobs(model, data[:90], data[90:])]
+
+    with exact(model) as precise:
+        assert name.startswith(("linear", "megabyte_pytorch")) or scoring.open_reader(precise, rows=1, capacity=9)
+        for module in (scoring, reading):
+            monkeypatch.setattr(module, "open_reader", in_small_chunks)
+        kernels = figures(precise)
+        for module in (scoring, reading):
+            monkeypatch.setattr(module, "open_reader", no_reader)
+        for one, other in zip(kernels, figures(precise), strict=True):
+            assert_allclose(one, other, rtol=2e-6, atol=2e-6)
+
+
+def test_the_forward_pass_reads_what_kernels_would_round() -> None:
+    model = tiny_transformer()
+    assert scoring.open_reader(model, rows=1, capacity=9) is not None
+    assert scoring.open_reader(Fake(uniform), rows=1, capacity=9) is None
+    with pretend():
+        assert scoring.open_reader(moved(model), rows=1, capacity=9) is None
+    assert scoring.open_reader(tiny_transformer().bfloat16(), rows=1, capacity=9) is None
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_boundaries_that_are_given_are_those_of_the_forward_pass(plain: bool) -> None:
+    """To a decoder of the kernels and to a plain one, two rows in chunks that end anywhere."""
+    model, rng = REAL["blt"], np.random.default_rng(8)
+    ids = rng.integers(97, 110, (2, 40))
+    opens = rng.random((2, 40)) < 0.3
+    with torch.inference_mode():
+        wanted = model(torch.from_numpy(ids), None, torch.from_numpy(opens))[0].numpy()
+    decoder = PlainDecoder(model, 2, 40) if plain else open_decoder(model, rows=2, capacity=40)
+    for begin, end in pairwise((0, 1, 18, 19, 40)):
+        rows, part = np.arange(2).repeat(end - begin), np.s_[:, begin:end]
+        found = decoder.read(rows, ids[part].ravel(), opens=opens[part].ravel())
+        assert_allclose(found.reshape(2, end - begin, -1), wanted[part], rtol=1e-4, atol=1e-4)
 
 
 def in_pieces(data: bytes, size: int) -> Iterator[bytes | np.ndarray]:

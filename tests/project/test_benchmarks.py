@@ -287,3 +287,32 @@ def test_generation_under_transformers(capsys: pytest.CaptureFixture[str]) -> No
     assert "threads; 9 bytes after 12" in capsys.readouterr().out
     cells = {name: beside.Cell("x", name, None, [1.0], [1.0], name.encode()) for name in row["ms_a_byte"]}
     assert not beside.row_of(cells, "x")["same_bytes"]
+
+
+def test_known_bytes_are_scored_beside_peers(capsys: pytest.CaptureFixture[str]) -> None:
+    beside = program("evaluate")
+    given = ["--bytes", "90", "--peer-bytes", "90", "--context", "20", "--rounds", "2"]
+    assert beside.main([*given, "--json"], SMALL) == 0
+    found = json.loads(capsys.readouterr().out)
+    tasks = {(row["model"], row["task"]) for row in found["rows"] if row["system"] == "bytelm"}
+    assert tasks == {(model, task) for model in beside.MODELS for task in beside.TASKS}
+    assert all(row["bytes_per_s"] > 0 for row in found["rows"])
+    assert found["ratios"].keys() > {"blt eval / forward", "megabyte compress / plain"}
+    assert found["apart"].keys() == {f"{model}, forward" for model in beside.MODELS}
+    assert beside.main([*given, "--models", "megabyte", "--peers", "none"], SMALL) == 0
+    assert "windows of 20 bytes" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_weights_score_the_same(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On windows that end within patches, and one that is shorter."""
+    pytest.importorskip("transformers")
+    beside = program("evaluate")
+    given = ["--bytes", "90", "--peer-bytes", "90", "--context", "32", "--rounds", "1", "--models", "blt", "--json"]
+    assert beside.main([*given, "--peers", "transformers"]) == 0
+    assert json.loads(capsys.readouterr().out)["apart"]["blt, transformers"] < beside.CLOSE
+    monkeypatch.setattr(beside, "PATCH", 6)  # of both: the first patch of a window is another
+    assert beside.main([*given, "--peers", "transformers"]) == 0
+    evaluated = beside.evaluated
+    monkeypatch.setattr(beside, "evaluated", lambda lm: lambda data: 1.01 * evaluated(lm)(data))
+    assert beside.main([*given, "--peers", "transformers"]) == 1

@@ -6,6 +6,8 @@ the range has become small; a carry runs back over the bytes that were given. (M
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,13 +17,18 @@ TOTAL = 1 << 32  # what the frequencies of a symbol sum to at the most
 _FULL, _BYTE, _SMALL = 1 << 64, 56, 1 << 56
 
 Frequencies = NDArray[np.int64]
-"""`[symbols]`, each at least 1, TOTAL together at the most"""
+"""`[..., symbols]`, each at least 1, TOTAL together at the most"""
 
 
 def frequencies(logits: NDArray[np.float32] | NDArray[np.float64]) -> Frequencies:
-    """The frequencies of symbols with such logits `[symbols]`: every symbol can be coded, however unlikely it is."""
-    chance = np.exp(logits.astype(np.float64) - float(logits.max()))
-    chance *= (TOTAL - len(chance)) / chance.sum()
+    """The frequencies of symbols with such logits `[..., symbols]`: every one can be coded, however unlikely it is.
+
+    Those of a line are bitwise identical alone and among others: numbers of one line are summed in one order.
+    """
+    chance = logits.astype(np.float64)
+    chance -= chance.max(-1, keepdims=True)
+    np.exp(chance, out=chance)
+    chance *= (TOTAL - chance.shape[-1]) / chance.sum(-1, keepdims=True)
     return chance.astype(np.int64) + 1
 
 
@@ -31,16 +38,19 @@ class Encoder:
     def __init__(self) -> None:
         self.low, self.range, self.bytes = 0, _FULL, bytearray()
 
-    def put(self, frequency: Frequencies, symbol: int) -> None:
-        """Code one symbol."""
-        ends = np.cumsum(frequency)
-        part = self.range // int(ends[-1])
-        self.low += part * int(ends[symbol] - frequency[symbol])
-        self.range = part * int(frequency[symbol])
-        self._carry()
-        while self.range < _SMALL:
-            self.bytes.append(self.low >> _BYTE)
-            self.low, self.range = (self.low << 8) % _FULL, self.range << 8
+    def put(self, frequency: Frequencies, symbols: NDArray[np.integer[Any]]) -> None:
+        """Code symbols `[n]` one after another, by the frequencies `[n, symbols]` of each."""
+        lines, ends = np.arange(len(symbols)), np.cumsum(frequency, -1)
+        sizes, uppers = frequency[lines, symbols], ends[lines, symbols]
+        parts = (uppers - sizes).tolist(), sizes.tolist(), ends[:, -1].tolist()
+        for before, size, total in zip(*parts, strict=True):
+            part = self.range // total
+            self.low += part * before
+            self.range = part * size
+            self._carry()
+            while self.range < _SMALL:
+                self.bytes.append(self.low >> _BYTE)
+                self.low, self.range = (self.low << 8) % _FULL, self.range << 8
 
     def end(self) -> bytes:
         """All bytes, with the one by which the last symbol is known. They may be followed by nothing but zeros."""
@@ -69,7 +79,7 @@ class Decoder:
         self.range = _FULL
 
     def get(self, frequency: Frequencies) -> int:
-        """The next symbol. Raises DataError where there are no more bytes to tell it from."""
+        """The next of `[symbols]`. Raises DataError where there are no more bytes to tell it from."""
         ends = np.cumsum(frequency)
         part = self.range // int(ends[-1])
         place = min(self.code // part, int(ends[-1]) - 1)

@@ -4,6 +4,9 @@
     windows      a lane is reset after every half of the context, and reads the half before it
     a step       logits of every lane → frequencies → a byte each, coded or decoded → read
 
+Bytes that are known are read in chunks: all when compressing, and when decompressing those of the half before. They are
+coded in the order of the steps all the same, so that a file does not depend on it.
+
 What a model gives must be bitwise identical on both sides. It is on one machine with one version (an invariant of the
 decoders); the header says which they were, and has a checksum of the content.
 """
@@ -20,10 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bytelm.compress.coder import Decoder, Encoder, Frequencies, frequencies
-from bytelm.decoding import Decoder as Reader
+from bytelm.compress.coder import Decoder, Encoder, frequencies
 from bytelm.decoding import open_decoder, why_plain
 from bytelm.errors import DataError, UsageError
+from bytelm.interfaces.decoder import Ints, Reals
 from bytelm.interfaces.model import ByteModel
 from bytelm.machine import processor
 from bytelm.native.library import library
@@ -49,10 +52,10 @@ def compress(model: ByteModel, data: bytes, context: int, progress: Progress = N
     lanes = max(1, min(LANES, len(data) // (WORTH * context)))
     array, encoder = np.frombuffer(data, np.uint8), Encoder()
 
-    def code(frequency: Frequencies, place: int) -> None:
-        encoder.put(frequency, int(array[place]))
+    def code(logits: Reals, places: Ints) -> None:
+        encoder.put(frequencies(logits), array[places])
 
-    walk(model, array, context, lanes, code, progress)
+    walk(model, array, context, lanes, code, progress, known=True)
     sizes = (context, lanes, len(data), zlib.crc32(data))
     return HEADER.pack(MAGIC, VERSION, identity(model), surroundings(model), *sizes) + encoder.end()
 
@@ -63,10 +66,11 @@ def decompress(model: ByteModel, packed: bytes, progress: Progress = None) -> by
     decoder = Decoder(packed[HEADER.size :])
     array = np.zeros(size, np.uint8)
 
-    def decode(frequency: Frequencies, place: int) -> None:
-        array[place] = decoder.get(frequency)
+    def decode(logits: Reals, places: Ints) -> None:
+        for frequency, place in zip(frequencies(logits), places.tolist(), strict=True):
+            array[place] = decoder.get(frequency)
 
-    walk(model, array, context, lanes, decode, progress)
+    walk(model, array, context, lanes, decode, progress, known=False)
     data, (*_, machine, _, _, _, checksum) = array.tobytes(), HEADER.unpack(packed[: HEADER.size])
     if zlib.crc32(data) != checksum:
         elsewhere = "another machine or version of bytelm wrote it, and rounds differently: decompress it there"
@@ -109,12 +113,14 @@ def walk(
     data: NDArray[np.uint8],
     context: int,
     lanes: int,
-    visit: Callable[[Frequencies, int], None],
+    visit: Callable[[Reals, Ints], None],
     progress: Progress,
+    *,
+    known: bool,
 ) -> None:
-    """Tell `visit` the frequencies of each byte and its place, in an order in which each hangs on those before it.
+    """Tell `visit` the logits `[n, BYTES]` of bytes and their places `[n]`: each byte once, a step's lanes in turn.
 
-    `data` is read only where `visit` has been.
+    Unless all of `data` is `known`, a byte is read only after `visit` was given its place.
     """
     if model.tokens is not None:
         raise UsageError("this model reads tokens: compress with a model of bytes")
@@ -126,27 +132,30 @@ def walk(
     starts = np.arange(lanes) * each
     sizes = np.clip(len(data) - starts, 0, each)
     reader = open_decoder(model, rows=lanes, capacity=1 + half + half)
+    known = known and reader.repeats  # or other chunks, in which bytes are decoded, would have other logits
     for begin in range(0, each, half):
-        rows = np.flatnonzero(sizes > begin)
+        rows, end = np.flatnonzero(sizes > begin), min(begin + half, each)
         reader.rollback(rows, np.zeros(len(rows), np.int64))
-        seen = data[starts[rows, None] + np.arange(max(0, begin - half), begin)]
-        logits = primed(reader, rows, seen)
-        for step in range(begin, min(begin + half, each)):
-            going = sizes[rows] > step
-            rows, logits = rows[going], logits[going]
-            places = starts[rows] + step
-            for line, place in zip(logits, places.tolist(), strict=True):
-                visit(frequencies(line[:BYTES]), place)
-            logits = reader.read(rows, data[places].astype(np.int64))
-            if progress:
-                progress(len(rows))
+        at = first = max(0, begin - half)  # of a lane, the byte whose logits come next
+        while at < end:
+            upto = min(at + reader.chunk, end if known else max(begin, at) + 1)
+            rows = rows[sizes[rows] >= at]
+            steps = np.arange(max(at, begin), upto)
+            ids = before(data, starts[rows], np.arange(at, upto), first)
+            wanted = np.tile(np.arange(at, upto) >= begin, len(rows))
+            logits = reader.read(rows.repeat(upto - at), ids.ravel(), wanted)
+            logits = logits.reshape(len(rows), len(steps), reader.vocabulary)
+            there = sizes[rows] > steps[:, None]
+            places = (starts[rows] + steps[:, None])[there]
+            visit(logits[..., :BYTES].swapaxes(0, 1)[there], places)
+            if progress and len(places):
+                progress(len(places))
+            at = upto
 
 
-def primed(reader: Reader, rows: NDArray[np.int64], seen: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The logits `[rows, vocab]` of the byte after BOS and the bytes `seen` `[rows, bytes]`."""
-    ids = np.concatenate([np.full((len(rows), 1), BOS), seen.astype(np.int64)], 1)
-    logits = np.empty(0, np.float32)
-    for begin in range(0, ids.shape[1], reader.chunk):
-        part = ids[:, begin : begin + reader.chunk]
-        logits = reader.read(rows.repeat(part.shape[1]), part.ravel()).reshape(len(rows), part.shape[1], -1)[:, -1]
-    return logits
+def before(data: NDArray[np.uint8], starts: Ints, bytes: Ints, first: int) -> Ints:
+    """The id before each of some bytes of each lane `[rows, bytes]`: BOS before the `first`."""
+    # A lane that ends before the others goes on with what is there, for which nobody asks.
+    ids = data[np.clip(starts[:, None] + bytes - 1, 0, len(data) - 1)].astype(np.int64)
+    ids[:, bytes <= first] = BOS
+    return ids

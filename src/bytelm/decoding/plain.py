@@ -62,12 +62,15 @@ class PlainDecoder(Decoder):
     def together(self, new: NewTokens, rows: Ints, where: list[Ints], logits: Reals) -> None:
         """Read some rows in one call; `where`: indices of their new ids."""
         width = max(map(len, where))
-        ids = np.full((len(rows), width), PAD)
-        for line, slots in zip(ids, where, strict=True):
+        ids, opens = np.full((len(rows), width), PAD), np.zeros((len(rows), width), bool)
+        for line, opened, slots in zip(ids, opens, where, strict=True):
             line[: len(slots)] = new.ids[slots]
+            if new.opens is not None:
+                opened[: len(slots)] = new.opens[slots]
         fresh = [int(row) for row, slots in zip(rows, where, strict=True) if new.position[slots[0]] == 0]
         state = self.gathered(tuple(map(int, rows)), fresh)
-        found, state = self.model(torch.from_numpy(ids).to(self.model.device), state)
+        boundaries = None if new.opens is None else torch.from_numpy(opens)
+        found, state = self.model(torch.from_numpy(ids).to(self.model.device), state, boundaries)
         self.groups.append(Group(tuple(map(int, rows)), state))
         found = found.cpu().to(torch.from_numpy(logits).dtype).numpy()
         for line, slots in zip(found, where, strict=True):

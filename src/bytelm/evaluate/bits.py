@@ -32,7 +32,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bytelm.device import fitting
 from bytelm.errors import UsageError
+from bytelm.evaluate.reading import Window, open_reader, read_line, read_windows
 from bytelm.evaluate.stream import Document, chunks, decisions
+from bytelm.interfaces.decoder import Decoder
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import nats_of
 from bytelm.threads import StepThreads
@@ -88,7 +90,7 @@ def _measure(
 ) -> Iterator[DocumentBits]:
     tallies: deque[_Tally] = deque()
 
-    def all_windows() -> Iterator[tuple[_Tally, _Window]]:
+    def all_windows() -> Iterator[tuple[_Tally, Window]]:
         for name, document in documents:
             tally = _Tally(name, np.zeros(period))
             tallies.append(tally)
@@ -140,7 +142,7 @@ def continuations(
     windows = _Windows.checked(model, context, stride, batch)
     after: deque[int] = deque()
 
-    def all_windows() -> Iterator[_Window | None]:
+    def all_windows() -> Iterator[Window | None]:
         for prefix, continuation in pairs:
             after.append(len(prefix))
             yield from windows.of(prefix + continuation)
@@ -171,28 +173,14 @@ def logprobs(model: ByteModel, prefix: bytes, continuation: bytes) -> NDArray[np
     """
     if model.tokens is not None:
         raise UsageError("this model reads tokens, so that single bytes have no log-probability: use bits")
-    nats = [torch.zeros(0)]
-    logits, state = None, model.initial_state(1)
-    position = -1 - len(prefix)  # of the chunk's first id, counted from the first byte of the continuation
-    for ids in chunks(prefix + continuation):
-        ids = ids[None]
-        targets = ids[:, max(0, -position) :]
-        # The first id of a chunk was predicted at the end of the chunk before.
-        ahead, state = model(ids, state)
-        predicted = ahead[:, :-1] if logits is None else torch.cat([logits, ahead[:, :-1]], 1)
-        predicted = predicted[:, predicted.shape[1] - targets.shape[1] :]
-        nats.append(to_host(nats_of(predicted, to_device(targets, predicted))[0]))
-        logits, position = ahead[:, -1:], position + ids.shape[1]
+    line = torch.cat([torch.zeros(0, dtype=torch.long), *chunks(prefix + continuation)])
+    nats, at = [torch.zeros(0)], 0
+    for logits in read_line(model, line[:-1]):
+        wanted = slice(max(0, len(prefix) - at), None)  # after the last id of the prefix, the continuation begins
+        targets = line[at + 1 : at + 1 + len(logits)][wanted]
+        nats.append(to_host(nats_of(logits[None, wanted], to_device(targets, logits)[None])[0]))
+        at += len(logits)
     return -torch.cat(nats).double().numpy()
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A window of a document: all ids but the last are read, and what follows the first `seen` of them is scored."""
-
-    ids: Int[Tensor, " time"]
-    opens: Bool[Tensor, " time"] | None
-    seen: int
 
 
 @dataclass
@@ -229,6 +217,8 @@ class _Windows:
     batch: int
     precision: Precision = "float32"
     threads: StepThreads = field(default_factory=StepThreads)
+    reader: Decoder | None = None
+    """What reads the windows instead of the forward pass, where it can."""
 
     @classmethod
     def checked(
@@ -241,9 +231,10 @@ class _Windows:
             stride = max(1, context // 2)
         if not 1 <= stride <= context:
             raise UsageError(f"stride = {stride}: must be from 1 to the context, {context}, or bytes are left out")
-        return cls(model, context, stride, batch, precision, StepThreads(model.device.type == "cpu"))
+        reader = open_reader(model, rows=batch, capacity=context) if precision == "float32" else None
+        return cls(model, context, stride, batch, precision, StepThreads(model.device.type == "cpu"), reader)
 
-    def of(self, document: Document) -> Iterator[_Window]:
+    def of(self, document: Document) -> Iterator[Window]:
         """The windows of a document; none if it is empty."""
         ids, opens = torch.zeros(0, dtype=torch.long), None
         seen = 0
@@ -252,19 +243,22 @@ class _Windows:
             opens = new_opens if opens is None or new_opens is None else torch.cat([opens, new_opens])
             while len(ids) > self.context:
                 end = self.context + 1
-                yield _Window(ids[:end], None if opens is None else opens[:end], seen)
+                yield Window(ids[:end], None if opens is None else opens[:end], seen)
                 ids, opens = ids[self.stride :], None if opens is None else opens[self.stride :]
                 seen = self.context - self.stride
         if len(ids) - 1 > seen:
-            yield _Window(ids, opens, seen)
+            yield Window(ids, opens, seen)
 
     @torch.inference_mode()
-    def read(self, group: list[_Window]) -> tuple[Float[Tensor, "scored vocab"], list[Int[Tensor, " _"]]]:
+    def read(self, group: list[Window]) -> tuple[Float[Tensor, "scored vocab"], list[Int[Tensor, " _"]]]:
         """What is predicted of the ids that windows score, one window's after another's; and the ids of each.
 
-        All are read in one pass. Logits are where the model is, ids on the host. Raises ResourceError where there is no
-        room for so many.
+        Without a reader all are read in one pass. Logits are where the model is, ids on the host. Raises ResourceError
+        where there is no room for so many.
         """
+        targets = [window.ids[window.seen + 1 :] for window in group]
+        if self.reader is not None:
+            return torch.from_numpy(read_windows(self.reader, group)), targets
         ids = pad_sequence([window.ids for window in group], batch_first=True, padding_value=PAD)
         cut = [window.opens for window in group if window.opens is not None]
         boundaries = pad_sequence(cut, batch_first=True)[:, :-1] if cut else None
@@ -275,11 +269,10 @@ class _Windows:
             logits, _ = self.model(ids[:, :-1], None, boundaries)
         width = logits.shape[1]
         places = [row * width + torch.arange(w.seen, len(w.ids) - 1) for row, w in enumerate(group)]
-        targets = [window.ids[window.seen + 1 :] for window in group]
         return logits.flatten(0, 1).index_select(0, to_device(torch.cat(places), logits)), targets
 
     @torch.inference_mode()
-    def score(self, group: list[_Window]) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    def score(self, group: list[Window]) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
         """The nats of what each window scores, and the bytes that each of these ids is."""
         logits, targets = self.read(group)
         nats = nats_of(logits[None], to_device(torch.cat(targets), logits)[None])[0]
@@ -287,7 +280,7 @@ class _Windows:
         return [(own.numpy(), self.model.byte_lengths(ids).numpy()) for own, ids in zip(each, targets, strict=True)]
 
     @torch.inference_mode()
-    def judge(self, group: list[_Window]) -> list[tuple[Float[Tensor, " scored"], Bool[Tensor, " scored"]]]:
+    def judge(self, group: list[Window]) -> list[tuple[Float[Tensor, " scored"], Bool[Tensor, " scored"]]]:
         """The nats of what each window scores, and whether each of these ids is the most probable that is written."""
         if not group:
             return []

@@ -31,10 +31,13 @@ class NewTokens:
     row: Ints
     position: Ints
     ids: Ints
+    opens: NDArray[np.bool_] | None = None
+    """Whether the next id opens a patch, where that was decided before."""
 
     def __getitem__(self, which: Any) -> NewTokens:
         """Some of them."""
-        return NewTokens(self.row[which], self.position[which], self.ids[which])
+        opens = None if self.opens is None else self.opens[which]
+        return NewTokens(self.row[which], self.position[which], self.ids[which], opens)
 
 
 @runtime_checkable
@@ -153,13 +156,16 @@ class Decoder(abc.ABC):
         """Ids that each row has read."""
         self.ids: Ints = np.zeros((rows, capacity), np.int64)
 
-    def read(self, rows: Ints, ids: Ints, wanted: Wanted | None = None) -> Reals:
+    def read(
+        self, rows: Ints, ids: Ints, wanted: Wanted | None = None, opens: NDArray[np.bool_] | None = None
+    ) -> Reals:
         """Logits `[n, vocab]` after new ids `[n]`, sorted by row, at most `chunk` per row. Raises UsageError.
 
         `wanted` [n]: the ids whose logits are returned. What only the others' logits need is not computed, so that
-        rows cannot be rolled back to before these ids.
+        rows cannot be rolled back to before these ids. `opens` [n]: whether the next id opens a patch, instead of
+        asking the patcher; for all ids of a row or none.
         """
-        new = self.append(rows, ids)
+        new = self.append(rows, ids, opens)
         if wanted is None or wanted.all():
             return fetched(self.logits_after(new))
         if self.prefills:
@@ -174,16 +180,16 @@ class Decoder(abc.ABC):
         """Return rows to shorter lengths: by at most CHUNK ids, or to 0."""
         self.lengths[rows] = lengths
 
-    def append(self, rows: Ints, ids: Ints) -> NewTokens:
+    def append(self, rows: Ints, ids: Ints, opens: NDArray[np.bool_] | None = None) -> NewTokens:
         """Append new ids to their rows. Raises UsageError as `read` does."""
         rows, ids = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(ids, np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocabulary:
             raise UsageError(f"ids from {ids.min()} to {ids.max()}: must be at least 0 and below {self.vocabulary}")
         place = np.arange(len(rows))
         if len(rows) > 1:
-            opens = np.ones(len(rows), bool)
-            np.not_equal(rows[1:], rows[:-1], out=opens[1:])
-            place -= np.maximum.accumulate(np.where(opens, place, 0))
+            begins = np.ones(len(rows), bool)
+            np.not_equal(rows[1:], rows[:-1], out=begins[1:])
+            place -= np.maximum.accumulate(np.where(begins, place, 0))
         position = self.lengths[rows] + place
         if len(rows) and (int(position.max()) >= self.capacity or int(place.max()) >= self.chunk):
             raise UsageError(
@@ -192,7 +198,7 @@ class Decoder(abc.ABC):
             )
         self.ids[rows, position] = ids
         self.lengths[rows] = position + 1
-        return NewTokens(rows, position, ids)
+        return NewTokens(rows, position, ids, opens)
 
     @property
     def vocabulary(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bytelm.find import part_of
 from bytelm.interfaces.decoder import Backend, EntropyDecoder, NewTokens
@@ -61,8 +62,22 @@ class Patches:
 
     def decide(self, new: NewTokens) -> None:
         """Read new ids, and store the boundaries after them."""
+        if new.opens is not None:
+            self.given(new, new.opens)
+            return
         entropy = self.entropy_model.entropies(new, self.history) if self.entropy_model else None
         self.kernels.decide(self.rule, self.history, tokens(new.row, new.position), entropy)
+
+    def given(self, new: NewTokens, opens: NDArray[np.bool_]) -> None:
+        """Store boundaries that were decided before, and those that every scheme has (`layout.forced_openings`)."""
+        opens = opens | (new.position == 0) | (new.ids == EOS)
+        begins = np.flatnonzero(np.diff(new.row, prepend=-1))
+        for part in map(slice, begins, [*begins[1:], len(new.row)]):
+            row, position, opened = new.row[part.start], new.position[part], opens[part]
+            before = position[0] - 1
+            closed, first = (self.closed[row, before], self.first[row, before]) if before >= 0 else (0, 0)
+            self.closed[row, position] = closed + np.cumsum(opened)
+            self.first[row, position] = np.maximum.accumulate(np.where(opened, position + 1, first))
 
     def stay(self, new: NewTokens) -> None:
         """Store that no patch starts after new ids, one per row."""
