@@ -63,8 +63,7 @@ def memory() -> Memory:
     """Main memory. The page cache counts as free, as it is reclaimed on demand."""
     lines = (line.split() for line in _read(Path("/proc/meminfo")).splitlines())
     found = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    total = found.get("MemTotal", pages)
+    total = found.get("MemTotal") or _pages()
     free = found.get("MemAvailable", total)
     limit, used = _read(CGROUP / "memory.max"), _read(CGROUP / "memory.current")
     if limit.isdigit() and used.isdigit():
@@ -72,6 +71,13 @@ def memory() -> Memory:
         files = sum(int(words[1]) for words in lines if words[0] in ("inactive_file", "active_file"))
         total, free = min(total, int(limit)), min(free, int(limit) - int(used) + files)
     return Memory(total, max(0, free))
+
+
+def _pages() -> int:
+    """Bytes of main memory as the system counts them; 0 where it does not say, as on Windows."""
+    if not hasattr(os, "sysconf"):
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def disk(path: Path) -> int:
