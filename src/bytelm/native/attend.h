@@ -1,5 +1,5 @@
-// Attention for training, forward and backward, in bfloat16 and float32: every query sees one run of slots, slots outside
-// are not multiplied, and scores stay in the processor's cache (Dao 2023, arXiv 2307.08691, algorithms 1 and 2).
+// Attention for training, forward and backward, in bfloat16 and float32: every query sees one run of slots, slots
+// outside are not multiplied, and scores stay in the processor's cache (Dao 2023, arXiv 2307.08691, algorithms 1 and 2).
 //
 // Scores are [slots][queries], so that maximum, sum and mask are vectors of queries.
 
@@ -105,7 +105,7 @@ template <class X> inline void attend_forward(const Queries<X>& q) {
     const float scale = LOG2_E / std::sqrt(float(dim));  // to base 2
     vec<float> peak[TILE / N], total[TILE / N];
     for (int v = 0; v < TILE / N; v++) peak[v] = all<float>(LOW), total[v] = vec<float>{};
-    std::fill(room.out.begin(), room.out.end(), 0.0f);
+    std::fill_n(room.out.begin(), q.count * dim, 0.0f);
     pack_across(lines(a.query, a.of_query, q.row, q.head), q.begin, q.count, dim, q.wide, room.query.data());
     tiles(q, [&](int64_t slot, int64_t m) {
         const bool all = q.all(slot, m);
@@ -175,7 +175,7 @@ inline void attend_backward(const Queries<X>& q, int64_t origin, float* d_keys, 
         shared[t] = bytelm::sum<float>(sum);
         lse[t] = q.lse()[t];
     }
-    std::fill(room.out.begin(), room.out.end(), 0.0f);
+    std::fill_n(room.out.begin(), q.count * dim, 0.0f);
     pack_across(query, q.begin, q.count, dim, q.wide, room.query.data());
     pack_along(query, q.begin, q.count, dim, q.wide, room.query_along.data());
     pack_across(d_out, 0, q.count, dim, q.wide, room.d_out.data());
@@ -202,7 +202,8 @@ inline void attend_backward(const Queries<X>& q, int64_t origin, float* d_keys, 
                     store((X*)(room.slopes + (i + j) * TILE) + v * N, slope[j]);
             }
         }
-        const Operand<X> weights = {room.natural, TILE, PER<X>}, slopes = {(const X*)room.slopes, PER<X> * TILE, PER<X>};
+        const Operand<X> weights = {room.natural, TILE, PER<X>};
+        const Operand<X> slopes = {(const X*)room.slopes, PER<X> * TILE, PER<X>};
         const Operand<X> across = {(const X*)room.across, PER<X>, PER<X> * TILE};
         const int64_t inner = q.wide / PER<X>;
         float* to = d_values + (slot - origin) * dim;
@@ -253,8 +254,8 @@ template <class X> inline void narrow_lines(const float* from, int64_t count, in
 template <class X> inline void attend_back_whole(const Attend<X>& a, int64_t row, int64_t head) {
     const int64_t dim = a.head_dim, step = a.heads * dim, at = (row * a.slots * a.heads + head) * dim;
     Room<X>& room = Room<X>::mine(dim);
-    room.d_keys.assign((a.slots + TILE) * dim, 0.0f);
-    room.d_values.assign((a.slots + TILE) * dim, 0.0f);
+    room.d_keys.assign(a.slots * dim, 0.0f);
+    room.d_values.assign(a.slots * dim, 0.0f);
     for (int64_t t = 0; t < a.queries; t += TILE)
         attend_backward(Queries<X>(a, row, head, t, a.queries), 0, room.d_keys.data(), room.d_values.data());
     narrow_lines(room.d_keys.data(), a.slots, dim, a.d_keys + at, step);
@@ -301,8 +302,8 @@ template <class X> inline void attend_all_back(const Attend<X>& a, int threads) 
             const int64_t head = i / count, p = count - 1 - i % count;  // longest first
             const Stretch& part = parts[p];
             Sums& sum = sums[head * count + p];
-            sum.keys.assign((part.high - part.low + TILE) * dim, 0.0f);
-            sum.values.assign((part.high - part.low + TILE) * dim, 0.0f);
+            sum.keys.assign((part.high - part.low) * dim, 0.0f);
+            sum.values.assign((part.high - part.low) * dim, 0.0f);
             for (int64_t t = part.begin; t < part.end; t += TILE)
                 attend_backward(Queries<X>(a, row, head, t, part.end), part.low, sum.keys.data(), sum.values.data());
         };

@@ -1,5 +1,5 @@
-// Cross-attention between bytes and patches for training in bfloat16 and float32, bytes × k products. In both directions each byte goes with
-// one patch, and the bytes of a patch are adjacent.
+// Cross-attention between bytes and patches for training in bfloat16 and float32, bytes × k products. In both directions
+// each byte goes with one patch, and the bytes of a patch are adjacent.
 
 #pragma once
 #include <algorithm>

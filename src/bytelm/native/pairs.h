@@ -1,6 +1,6 @@
-// Products for training in bfloat16 and float32. What is multiplied at once is a word: a pair of neighbours in bfloat16, by
-// one AVX-512 instruction (vdpbf16ps), or one number in float32. Without that instruction pairs are slower than torch, but
-// they can be tested everywhere.
+// Products for training in bfloat16 and float32. What is multiplied at once is a word: a pair of neighbours in bfloat16,
+// by one AVX-512 instruction (vdpbf16ps), or one number in float32. Without that instruction pairs are slower than torch,
+// but they can be tested everywhere.
 //
 //     C [m][n]  =  or  +=  sum over words k of  A[m][k] B[k][n]          in float32
 //
@@ -138,7 +138,8 @@ template <class X> struct Lines {
 };
 
 // B with head_dim as inner axis: [dim / PER][wide], transposed by words; zero beyond `count`.
-template <class X> inline void pack_across(Lines<X> from, int64_t first, int64_t count, int64_t dim, int64_t wide, word* to) {
+template <class X>
+inline void pack_across(Lines<X> from, int64_t first, int64_t count, int64_t dim, int64_t wide, word* to) {
     const int64_t words = dim / PER<X>;
     for (int64_t k = 0; k < words; k++)
         for (int64_t i = count; i < wide; i++) to[k * wide + i] = 0;
@@ -149,7 +150,8 @@ template <class X> inline void pack_across(Lines<X> from, int64_t first, int64_t
 }
 
 // B with lines as inner axis: [wide / PER][dim]; zero beyond `count`.
-template <class X> inline void pack_along(Lines<X> from, int64_t first, int64_t count, int64_t dim, int64_t wide, word* to) {
+template <class X>
+inline void pack_along(Lines<X> from, int64_t first, int64_t count, int64_t dim, int64_t wide, word* to) {
     for (int64_t i = 0; i < wide; i += PER<X>)
         for (int64_t d = 0; d < dim; d += N) {
             vec<word> words = {};

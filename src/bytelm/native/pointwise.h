@@ -14,7 +14,9 @@ constexpr int64_t SOME = 16;   // lines that a thread takes at a time
 
 // y = x / rms(x) * weight; `factor` [lines] is saved for the backward pass. dim is a multiple of 16.
 template <class X, class Y>
-inline void norm_forward(const X* x, const float* weight, int64_t lines, int64_t dim, float eps, Y* y, float* factor, int threads) {
+inline void norm_forward(
+    const X* x, const float* weight, int64_t lines, int64_t dim, float eps, Y* y, float* factor, int threads
+) {
     auto each = [&](int64_t t) {
         const X* from = x + t * dim;
         vec<float> squares = {};
@@ -90,7 +92,7 @@ template <size_t... I> BYTELM_INLINE Vector<float, REGISTER>::Raw doubled(const 
     memcpy(&x, at, sizeof x);
     return __builtin_shufflevector(x, x, int(I / 2)...);
 }
-template <size_t... I> BYTELM_INLINE Vector<float, REGISTER>::Raw neighbours(Vector<float, REGISTER>::Raw x, std::index_sequence<I...>) {
+template <class Raw, size_t... I> BYTELM_INLINE Raw neighbours(Raw x, std::index_sequence<I...>) {
     return __builtin_shufflevector(x, x, int(I ^ 1)...);
 }
 // Each pair of neighbouring lanes, the other way around.
