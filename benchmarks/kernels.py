@@ -206,9 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps({"processor": machine.processor(), "kernels": kernels, "rows": rows}))
         return 0
     print(f"{machine.processor()}; kernels {kernels}\n")
-    print(
-        f"{'kernel':<27}{'shape':<14}{'batch':>6}{'threads':>8}{'GFLOP/s':>9}{'GB/s':>8}{'of sgemm':>10}{'of reading':>12}"
-    )
+    figures = f"{'GFLOP/s':>9}{'GB/s':>8}{'of sgemm':>10}{'of reading':>12}"
+    print(f"{'kernel':<27}{'shape':<14}{'batch':>6}{'threads':>8}{figures}")
     for row in rows:
         reading = "–" if row["of_reading"] is None else f"{row['of_reading']:.0%}"
         where = f"{row['kernel']:<27}{row['shape']:<14}{row['batch']:>6}{row['threads']:>8}"

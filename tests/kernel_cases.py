@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bytelm.decoding.stacks import Layers
 from bytelm.native import training
-from bytelm.native.kernels import Kernels, ThreadPool, quantised, tokens
+from bytelm.native.kernels import Kernels, ThreadPool, tokens
+from bytelm.native.weights import quantised
 from bytelm.nn.norm import EPS
 from bytelm.nn.transformer import Stack, StackConfig
 

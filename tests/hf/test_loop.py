@@ -275,10 +275,10 @@ def test_gradients_and_dropout_never_go_through_a_decoder() -> None:
 
 
 def test_a_checksum_tells_any_change() -> None:
-    from bytelm.native.kernels import FOLD, checksum
+    from bytelm.native.weights import SUMS, checksum
 
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        for shape in ((3, 5), (64, 2 * FOLD + 1), (97, 301), (0, 4)):
+        for shape in ((3, 5), (64, 2 * SUMS + 1), (97, 301), (0, 4)):
             whole = torch.randn(*shape).to(dtype)
             for weight in (whole, whole.permute(*reversed(range(whole.ndim))), whole[1:] if whole.numel() else whole):
                 found = checksum(weight)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bytelm.interfaces.model import ByteModel
-from bytelm.native.kernels import quantised
+from bytelm.native.weights import quantised
 
 
 @torch.no_grad()

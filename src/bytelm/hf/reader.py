@@ -21,7 +21,7 @@ from bytelm.decoding import open_decoder, why_plain
 from bytelm.errors import ResourceError
 from bytelm.interfaces.decoder import CHUNK, Decoder, Ints, Reals
 from bytelm.interfaces.model import ByteModel
-from bytelm.native.kernels import checksum
+from bytelm.native.weights import checksum
 from bytelm.threads import all_or_one
 from bytelm.units import BOS, PAD, VOCAB
 

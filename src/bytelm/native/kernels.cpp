@@ -53,6 +53,24 @@ void bytelm_linear(
         linear<float>(*m, norm, eps, (const float*)x, (float*)out, n, int(threads));
 }
 
+// 64 sums, each of every 64th word of `bytes` bytes: a change of one word always changes one, and where a word is counts.
+// `sums`: 256 bytes.
+void bytelm_checksum(const void* data, int64_t bytes, void* sums) {
+    constexpr int MANY = 4, SIZE = MANY * 64;
+    const uint8_t* at = (const uint8_t*)data;
+    vec<word> total[MANY] = {};
+    auto add = [&](const uint8_t* from) {
+        for (int k = 0; k < MANY; k++)
+            total[k] = (total[k] ^ (total[k] >> 15)) * word(0x9E3779B1) + load((const word*)(from + 64 * k)) + word(1);
+    };
+    int64_t i = 0;
+    for (; i + SIZE <= bytes; i += SIZE) add(at + i);
+    uint8_t rest[SIZE] = {};
+    memcpy(rest, at + i, bytes - i);
+    add(rest);
+    for (int k = 0; k < MANY; k++) store((word*)sums + 16 * k, total[k] + word(bytes));
+}
+
 void bytelm_norm(const void* weight, double eps, const void* x, void* out, int64_t n, int64_t dim, int64_t exact) {
     if (exact)
         normed<double>((const double*)x, Share(n, 0, 1), dim, (const double*)weight, eps, (double*)out);

@@ -6,7 +6,6 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_double, c_int64, c_void_p
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bytelm.errors import UsageError
 from bytelm.native.library import library, reason
+from bytelm.native.weights import checksum, quantised
 
 F64, F32, BF16, I8 = range(4)
 KINDS = {torch.float64: F64, torch.float32: F32, torch.bfloat16: BF16}
@@ -25,7 +25,6 @@ SIZES = (8, 4, 2, 1)  # bytes of a number of each kind
 VECTOR = 64  # bytes of a vector on any processor; caches are laid out in whole ones
 PANEL = 32  # rows of a matrix that are stored together
 STEP = 64  # positions in a table of angles, see attention.h
-FOLD = 1021  # sums of a checksum: a prime, so that swapped rows or columns change it
 
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Packed copies of each weight, by quantization, with its checksum: weights may be changed in place."""
@@ -42,12 +41,12 @@ class Matrix(ctypes.Structure):
         *((name, c_int64) for name in ("out", "in_", "kind", "streamed")),
     )
     held: tuple[Any, ...]
+    rows: int
 
     @property
     def bytes(self) -> int:
-        """Memory traffic in bytes of a product with it."""
-        rows = -(-self.out // PANEL) * PANEL
-        return int(rows * self.in_ * SIZES[self.kind] + (4 * rows if self.scale else 0))
+        """Memory traffic in bytes of a product with it, without what fills up its last panel."""
+        return int(self.rows * self.in_ * SIZES[self.kind] + (4 * self.rows if self.scale else 0))
 
 
 class Heads(ctypes.Structure):
@@ -273,7 +272,9 @@ class Kernels:
             weight = weight.to(torch.bfloat16)
         weight = _in_panels(weight, parts)
         out = shape[0] if parts == 1 else len(weight) * PANEL
-        return _matrix(weight, (out, shape[1]), scale, self.streamed)
+        found = _matrix(weight, (out, shape[1]), scale, self.streamed)
+        found.rows = shape[0]
+        return found
 
     def run(self, stack: Stack, batch: Tokens, x: Reals) -> None:
         """All layers over new positions `x` [tokens, dim], in place."""
@@ -357,26 +358,6 @@ class Kernels:
         return c_int64(self.thread_pool.threads)
 
 
-def checksum(tensor: Tensor) -> bytes:
-    """A 16-byte checksum of a CPU tensor, at memory bandwidth.
-
-    `_version` would not do: `weight.data += change`, as peft merges adapters, does not count as one.
-    """
-    data = tensor.detach().contiguous().flatten().view(torch.uint8)
-    if data.data_ptr() % 8:
-        data = data.clone()
-    whole = len(data) - len(data) % (8 * FOLD)
-    sums = data[:whole].view(torch.int64).view(-1, FOLD).sum(0)
-    return blake2b(sums.numpy().tobytes() + data[whole:].numpy().tobytes(), digest_size=16).digest()
-
-
-def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight `[out, in]` in int8, and the float32 scale of each row."""
-    weight = weight.to(torch.float32)
-    scale = weight.abs().amax(1).clamp(min=1e-30) / 127
-    return (weight / scale[:, None]).round().to(torch.int8), scale
-
-
 def _in_panels(weight: Tensor, parts: int) -> Tensor:
     """`[parts · out, in]` as `[panels, in, rows]`, panels of the parts in turn, filled up with zeros."""
     out = weight.shape[0] // parts
@@ -387,7 +368,7 @@ def _in_panels(weight: Tensor, parts: int) -> Tensor:
 def _matrix(weight: Tensor, shape: Sequence[int], scale: Tensor | None, streamed: bool = False) -> Matrix:
     kind = I8 if scale is not None else KINDS[weight.dtype]
     found = Matrix(weight.data_ptr(), None if scale is None else scale.data_ptr(), *shape, kind, streamed)
-    found.held = (weight, scale)
+    found.held, found.rows = (weight, scale), shape[0]
     return found
 
 

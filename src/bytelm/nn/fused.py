@@ -72,6 +72,8 @@ def kernels(x: Tensor) -> ModuleType | None:
 def rounds(x: Tensor) -> bool:
     """Whether products are in bfloat16 at present where `x` is."""
     device = x.device.type
+    if device == "meta":  # where nothing is computed, only counted
+        return False
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
 
 
