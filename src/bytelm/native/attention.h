@@ -115,6 +115,8 @@ template <class A, class C> struct Attention {
         int64_t n, A* out, int64_t out_stride
     ) const {
         const int64_t from = *std::min_element(since, since + n) / L, count = (last + n - 1) / L - from + 1;
+        for (int64_t i = 0; i < AHEAD; i += 64)  // what is streamed next
+            __builtin_prefetch((const char*)value(values, row, head, from * L) + i, 0, 0);
         A* weights = scratch<A>(0, n * count * L);
         for (int64_t block = 0, next; block < count; block = next) {
             next = std::min({count, block + PIECE / L, block + blocks - (from + block) % blocks});  // before the ring ends
@@ -144,7 +146,8 @@ template <class A, class C> struct Attention {
         auto some = [&](auto vectors, int64_t block) {
             constexpr int V = decltype(vectors)::value;
             vec<A> total[Q][V] = {};
-            tile<Q, V, 1>(at + block * size * L, L, size * L, query, stride, size, total);
+            tile<Q, V, 1, Q == 1 ? NEAR : NOTHING>(
+                at + block * size * L, L, size * L, query, stride, size, total, V * size * L * int64_t(sizeof(C)));
 #pragma GCC unroll 8
             for (int q = 0; q < Q; q++)
 #pragma GCC unroll 8
@@ -221,7 +224,7 @@ template <class A, class C> struct Attention {
                 for (int q = 0; q < Q; q++)
 #pragma GCC unroll 8
                     for (int v = 0; v < V; v++) total[q][v] = load(sums + q * padded + i + v * L);
-                tile<Q, V, V>(line + i, padded, 0, weights + first, wide, next - first, total);
+                tile<Q, V, V, Q == 1 ? NEAR : NOTHING>(line + i, padded, 0, weights + first, wide, next - first, total);
 #pragma GCC unroll 8
                 for (int q = 0; q < Q; q++)
 #pragma GCC unroll 8

@@ -37,21 +37,21 @@ constexpr int ROOM = 6;
 constexpr int MOST = ROOM < 6 ? ROOM : 6;  // rows of the other operand that are multiplied together
 constexpr int across_of(int rows) { return ROOM / rows >= 4 ? 4 : ROOM / rows >= 2 ? 2 : 1; }  // divides a group
 
-enum Prefetch { NOTHING, STREAM, NEXT_GROUP };  // into the nearest cache, or into the one beyond
+enum Prefetch { NOTHING, NEAR, FAR };  // into the nearest cache, or into the one beyond
 
 // total[c][v] += the sum over k < count of x[c][k] times line k of a matrix, `step` apart, of which vectors 0 to PER - 1
-// are adjacent and those from PER on are `panel` further.
+// are adjacent and those from PER on are `panel` further. What lies `ahead` bytes further is prefetched.
 template <int C, int V, int PER, Prefetch FETCH = NOTHING, class W, class A>
 BYTELM_INLINE void tile(
-    const W* w, int64_t step, int64_t panel, const A* x, int64_t stride, int64_t count, vec<A> (&total)[C][V]
+    const W* w, int64_t step, int64_t panel, const A* x, int64_t stride, int64_t count, vec<A> (&total)[C][V],
+    int64_t ahead = AHEAD
 ) {
     constexpr int L = LANES<A>;
-    const int64_t ahead = FETCH == STREAM ? AHEAD : GROUP / PANEL * panel * int64_t(sizeof(W));
     for (int64_t k = 0; k < count; k++, w += step) {
         auto at = [&](int v) { return w + v / PER * panel + v % PER * L; };
         if (FETCH != NOTHING)
 #pragma GCC unroll 8
-            for (int v = 0; v < V; v++) __builtin_prefetch((const char*)at(v) + ahead, 0, FETCH == STREAM ? 0 : 2);
+            for (int v = 0; v < V; v++) __builtin_prefetch((const char*)at(v) + ahead, 0, FETCH == NEAR ? 0 : 2);
         if constexpr (C == 1) {  // nothing is read twice
             const vec<A> value = in_register(all<A>(x[k]));
 #pragma GCC unroll 8
@@ -81,7 +81,8 @@ inline void group_times(const Matrix& m, int64_t first, int64_t rows, const A* x
         constexpr int V = decltype(count)::value;
         vec<A> total[C][V] = {};
         tile<C, V, PER, decltype(fetch)::value>(
-            w + begin / PER * panel + begin % PER * L, PANEL, panel, x + line * stride, stride, m.in, total);
+            w + begin / PER * panel + begin % PER * L, PANEL, panel, x + line * stride, stride, m.in, total,
+            C <= 2 ? AHEAD : GROUP / PANEL * panel * int64_t(sizeof(W)));
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++)
 #pragma GCC unroll 8
@@ -90,7 +91,7 @@ inline void group_times(const Matrix& m, int64_t first, int64_t rows, const A* x
     constexpr int MANY = across_of(C), FEW = MANY < PER ? MANY : PER;
     constexpr auto nothing = std::integral_constant<Prefetch, NOTHING>();
     // Fewer lines wait for memory, more of them for the next group, while this one is multiplied.
-    constexpr auto wanted = std::integral_constant<Prefetch, (C <= 2 ? STREAM : NEXT_GROUP)>();
+    constexpr auto wanted = std::integral_constant<Prefetch, (C <= 2 ? NEAR : FAR)>();
     const bool fetches = C <= 2 ? m.streamed : line == 0;
     const int all = int((rows + PANEL - 1) / PANEL) * PER;
     int begin = 0;
