@@ -15,9 +15,12 @@ import torch
 
 from bytelm import machine, threads
 from bytelm.checkpoint.assemble import load
+from bytelm.decoding import why_plain
+from bytelm.evaluate import bits
 from bytelm.evaluate.bits import measure
 from bytelm.machine import POLICY, WAITING, wait_without_spinning
-from bytelm.threads import TRIAL, StepThreads, all_or_one
+from bytelm.testing.tiny import tiny_models
+from bytelm.threads import TRIAL, StepThreads, ThroughputTuner, all_or_one
 from bytelm.training.run import train
 from trainings import tiny
 
@@ -224,12 +227,27 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
     return found
 
 
-def test_training_and_evaluation_ask(tmp_path: Path, steps: list[tuple[bool, int]]) -> None:
+def test_training_and_evaluation_ask(
+    tmp_path: Path, steps: list[tuple[bool, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The patches of a byte model. " * 200, encoding="utf-8")
     train([text], tiny(steps=3), tmp_path / "run", quiet=True)
     assert steps.count((True, 1)) == 3
     model = load(tmp_path / "run").model
     steps.clear()
-    list(measure(model, [("", b"abcdefghij")], context=4, stride=2, batch=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(bits, "open_reader", lambda model, **shape: None)  # the forward pass
+        list(measure(model, [("", b"abcdefghij")], context=4, stride=2, batch=3))
     assert steps == [(True, 3), (True, 1)]
+
+
+def test_kernels_that_evaluate_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = dict(tiny_models())["transformer (windowed)"]
+    if why_plain(model):
+        pytest.skip("no kernels")
+    noted: list[int] = []
+    monkeypatch.setattr(ThroughputTuner, "note", lambda self, seconds, written: noted.append(written))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    list(measure(model, [("", b"abcdefghij")], context=4, stride=2, batch=3))
+    assert noted == [3, 3]

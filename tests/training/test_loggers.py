@@ -173,6 +173,8 @@ def test_a_logger_that_cannot_begin(
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
 def test_one_that_is_not_installed_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard.writer", raising=False)  # another test may have it
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(MissingExtraError, match=rf"--log {name} needs {name}.*pip install 'bytelm\[logs\]'"):
         Loggers([name], tmp_path, {}, [], print)
 

@@ -37,7 +37,7 @@ from bytelm.evaluate.stream import Document, chunks, decisions
 from bytelm.interfaces.decoder import Decoder
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import nats_of
-from bytelm.threads import StepThreads
+from bytelm.threads import StepThreads, ThroughputTuner, all_or_one
 from bytelm.transfer import to_device, to_host
 from bytelm.units import PAD, UNWRITTEN
 
@@ -219,6 +219,8 @@ class _Windows:
     threads: StepThreads = field(default_factory=StepThreads)
     reader: Decoder | None = None
     """What reads the windows instead of the forward pass, where it can."""
+    tuner: ThroughputTuner | None = None
+    """Chooses how many threads of the reader do."""
 
     @classmethod
     def checked(
@@ -232,7 +234,9 @@ class _Windows:
         if not 1 <= stride <= context:
             raise UsageError(f"stride = {stride}: must be from 1 to the context, {context}, or bytes are left out")
         reader = open_reader(model, rows=batch, capacity=context) if precision == "float32" else None
-        return cls(model, context, stride, batch, precision, StepThreads(model.device.type == "cpu"), reader)
+        pool = None if reader is None else reader.thread_pool
+        tuner = all_or_one(pool.most) if pool and pool.most > 1 else None
+        return cls(model, context, stride, batch, precision, StepThreads(model.device.type == "cpu"), reader, tuner)
 
     def of(self, document: Document) -> Iterator[Window]:
         """The windows of a document; none if it is empty."""
@@ -258,7 +262,7 @@ class _Windows:
         """
         targets = [window.ids[window.seen + 1 :] for window in group]
         if self.reader is not None:
-            return torch.from_numpy(read_windows(self.reader, group)), targets
+            return torch.from_numpy(read_windows(self.reader, group, self.tuner)), targets
         ids = pad_sequence([window.ids for window in group], batch_first=True, padding_value=PAD)
         cut = [window.opens for window in group if window.opens is not None]
         boundaries = pad_sequence(cut, batch_first=True)[:, :-1] if cut else None

@@ -6,6 +6,7 @@ So what is measured depends neither on the batch nor on the number of threads.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from bytelm.decoding import Decoder, open_decoder, why_plain
 from bytelm.evaluate.stream import CHUNK
 from bytelm.interfaces.decoder import Reals
 from bytelm.interfaces.model import ByteModel
+from bytelm.threads import ThroughputTuner
 
 AT_ONCE = 1024  # ids of a call, which saturate the kernels; with more, activations leave the caches
 
@@ -44,12 +46,19 @@ def open_reader(model: ByteModel, *, rows: int, capacity: int) -> Decoder | None
     return open_decoder(model, rows=rows, capacity=capacity)
 
 
-def read_windows(reader: Decoder, windows: Sequence[Window]) -> Reals:
-    """What is predicted of the ids that windows score, one window's after another's: `[scored, vocab]`."""
+def read_windows(reader: Decoder, windows: Sequence[Window], tuner: ThroughputTuner | None = None) -> Reals:
+    """What is predicted of the ids that windows score, one window's after another's: `[scored, vocab]`.
+
+    `tuner` chooses the number of the kernels' threads, on which nothing depends but the time.
+    """
     found: list[Reals] = []
     most = max(1, min(reader.rows, AT_ONCE // reader.chunk))
     for begin in range(0, len(windows), most):
+        began = time.perf_counter()
         found += read_together(reader, windows[begin : begin + most])
+        if tuner and reader.thread_pool:
+            tuner.note(time.perf_counter() - began, most)
+            reader.thread_pool.threads = tuner.option
     return np.concatenate(found)
 
 
