@@ -6,6 +6,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <system_error>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #if !defined(_WIN32)
+#include <dlfcn.h>
 #include <unistd.h>
 #endif
 
@@ -149,6 +151,26 @@ class ThreadPool {
     }
 };
 
+#if defined(BYTELM_TORCH_THREADS)
+// OpenMP's threads, where the program has its functions, as with torch on Linux: work that alternates with torch's is
+// best done by the threads that torch's waits on. Two pools would take the processor from each other.
+struct OpenMP {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+
+    static const OpenMP& found() {
+        static const OpenMP functions = [] {
+            OpenMP found;
+#if !defined(_WIN32)
+            void* start = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+            memcpy(&found.parallel, &start, sizeof start);
+#endif
+            return found;
+        }();
+        return functions;
+    }
+};
+#endif
+
 // each(thread, team) on every thread of a team: of `threads`, or of one if the pool is busy.
 template <class Each> inline void parallel(int threads, Each each) {
     struct Call {
@@ -166,10 +188,17 @@ template <class Each> inline void parallel(int threads, Each each) {
 template <class Each> inline void parallel_for(int64_t count, int threads, Each each, int64_t some = 1) {
     if (threads > 1 && count > some) {
         std::atomic<int64_t> next{0};
-        parallel(threads, [&](int, int) {
+        auto take = [&](int, int) {
             for (int64_t i; (i = next.fetch_add(some)) < count;)
                 for (int64_t end = i + some < count ? i + some : count; i < end; i++) each(i);
-        });
+        };
+#if defined(BYTELM_TORCH_THREADS)
+        if (const auto start = OpenMP::found().parallel) {
+            start([](void* work) { (*(decltype(take)*)work)(0, 1); }, &take, unsigned(threads), 0);
+            return;
+        }
+#endif
+        parallel(threads, take);
     } else {
         for (int64_t i = 0; i < count; i++) each(i);
     }

@@ -1,5 +1,6 @@
 // Entry points for training. See attend.h, crossed.h and pointwise.h. `wide`: numbers are float32, not bfloat16.
 
+#define BYTELM_TORCH_THREADS 1
 #include "attend.h"
 #include "crossed.h"
 #include "pointwise.h"
