@@ -32,11 +32,11 @@ import os, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print("at torch:", os.environ.get("OMP_WAIT_POLICY"))
+            print("at torch:", os.environ.get("GOMP_SPINCOUNT"))
 sys.meta_path.insert(0, Watch())
 """
 COMMAND = "import bytelm.cli\nassert 'torch' not in sys.modules\nbytelm.cli.main(['doctor'])"
-LIBRARY = "import bytelm\nbytelm.train\nprint('after:', os.environ.get('OMP_WAIT_POLICY'))"
+LIBRARY = "import bytelm\nbytelm.train\nprint('after:', os.environ.get('GOMP_SPINCOUNT'))"
 
 
 def ran(program: str, **variables: str) -> str:
@@ -49,11 +49,13 @@ def ran(program: str, **variables: str) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' OpenMP is left alone")
 def test_a_command_has_threads_sleep_before_torch_is_loaded_and_the_doctor_says_so() -> None:
     out = ran(COMMAND)
-    assert "at torch: PASSIVE" in out
-    assert "OMP_WAIT_POLICY=PASSIVE" in next(line for line in out.splitlines() if line.startswith("variables"))
+    assert "at torch: 1000" in out
+    assert "GOMP_SPINCOUNT=1000" in next(line for line in out.splitlines() if line.startswith("variables"))
 
 
-@pytest.mark.parametrize(("name", "value"), [(POLICY, "ACTIVE"), ("GOMP_SPINCOUNT", "77"), ("KMP_BLOCKTIME", "1")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "77"), ("KMP_BLOCKTIME", "1")]
+)
 def test_what_the_user_chose_is_left_and_shown(name: str, value: str) -> None:
     out = ran(COMMAND, **{name: value})
     assert f"at torch: {value if name == POLICY else None}" in out
@@ -77,7 +79,11 @@ def test_nothing_is_set_where_torch_is_loaded_or_openmp_is_another(monkeypatch: 
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv(POLICY, "")  # set to nothing is not set
     wait_without_spinning()
-    assert os.environ[POLICY] == "PASSIVE" and not machine.spinning()
+    assert os.environ[POLICY] == "1000" and not machine.spinning()
+    monkeypatch.setenv(POLICY, "100000")
+    assert machine.spinning()
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert not machine.spinning()
 
 
 # --- how many compute -------------------------------------------------------------------------------------------------
@@ -179,8 +185,8 @@ def test_bytes_count_and_not_steps(clock: Clock) -> None:
 
 @pytest.mark.parametrize("fixed", ["not adaptive", "OMP_NUM_THREADS", POLICY, "one thread"])
 def test_the_number_may_be_fixed(clock: Clock, monkeypatch: pytest.MonkeyPatch, fixed: str) -> None:
-    if fixed.startswith("OMP"):
-        monkeypatch.setenv(fixed, "2" if fixed.endswith("THREADS") else "passive")
+    if fixed in ("OMP_NUM_THREADS", POLICY):
+        monkeypatch.setenv(fixed, "2")
     if fixed == "one thread":
         clock.count = 1
     clock.busy()

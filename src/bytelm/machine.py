@@ -14,7 +14,7 @@ CGROUP = Path("/sys/fs/cgroup")
 SETS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 bf16": "avx512_bf16", "AMX bf16": "amx_bf16", "NEON": "asimd"}
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # variables that say how OpenMP's threads wait
-POLICY, SLEEP = WAITING[0], "PASSIVE"
+POLICY, SPINS = "GOMP_SPINCOUNT", 1000  # some microseconds
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,20 @@ def cores() -> int:
 
 
 def wait_without_spinning() -> None:
-    """Have torch's threads sleep while they wait for each other, instead of spinning, unless the user has chosen.
+    """Have torch's threads sleep after some microseconds of waiting for each other, unless the user has chosen.
 
-    On Linux, whose OpenMP spins by default; it reads the variable when torch is loaded, so this must come first.
-    Subprocesses inherit it. For programs whose only purpose is bytelm: a library has no say in this.
+    By default they spin for milliseconds, which takes the processor from others, and from each other. It is read when
+    torch is loaded, so later it changes nothing; the variable is that of GNU's OpenMP, which torch has on Linux.
     """
     if sys.platform == "linux" and "torch" not in sys.modules and not any(map(os.environ.get, WAITING)):
-        os.environ[POLICY] = SLEEP
+        os.environ[POLICY] = str(SPINS)
 
 
 def spinning() -> bool:
-    """Whether torch's threads spin while they wait for each other, by the variables as they are now."""
-    return os.environ.get(POLICY, "").strip().upper() != SLEEP
+    """Whether threads that wait may spin for long; where that is unknown they may."""
+    spins = os.environ.get(POLICY, "").strip()
+    asleep = os.environ.get("OMP_WAIT_POLICY", "").strip().upper() == "PASSIVE"
+    return not (asleep or (spins.isdecimal() and int(spins) <= SPINS))
 
 
 def memory() -> Memory:
