@@ -141,14 +141,14 @@ def others(threads: int, size: str, dtype: torch.dtype) -> Iterator[Measured]:
     ]
     for kernel, given, function, operations, passes in cases:
         found = function(*given)
-        slope = torch.randn_like(found)
+        gradient = torch.randn_like(found)
 
         def forward(function: Callable[..., Tensor] = function, given: Sequence[Tensor] = given) -> object:
             with torch.no_grad():
                 return function(*given)
 
-        def backward(found: Tensor = found, given: Sequence[Tensor] = given, slope: Tensor = slope) -> object:
-            return torch.autograd.grad(found, given, slope, retain_graph=True)
+        def backward(found: Tensor = found, given: Sequence[Tensor] = given, gradient: Tensor = gradient) -> object:
+            return torch.autograd.grad(found, given, gradient, retain_graph=True)
 
         moved = passes * SEQUENCE * dim * width
         more = 2.5 if kernel == "attention" else 2.0

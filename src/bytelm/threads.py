@@ -85,8 +85,8 @@ class StepThreads:
 
     Sums may round differently with another number of threads. So one is tried only after several steps in a row in
     which the calling thread mostly waited, as it does beside other busy programs, and is kept only where it is
-    three times as fast. With OMP_NUM_THREADS set, or threads that do not spin, the number is never changed: then all
-    of them are as fast as one or faster.
+    three times as fast. With OMP_NUM_THREADS set, or threads that do not spin, the number is never changed: such
+    threads hold each other up little.
     """
 
     def __init__(self, adaptive: bool = True) -> None:

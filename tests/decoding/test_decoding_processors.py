@@ -1,4 +1,4 @@
-"""The laws of decoders with kernels as compiled for narrower processors, whatever this machine is."""
+"""The invariants of decoders with kernels as compiled for narrower processors, whatever this machine is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def use(patch: pytest.MonkeyPatch, processor: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "invariant"), CASES, ids=[f"{name} · {invariant}" for name, invariant in CASES])
-def test_laws(name: str, invariant: str, narrower: str) -> None:
+def test_invariants(name: str, invariant: str, narrower: str) -> None:
     DECODER_INVARIANTS[invariant](MODELS[name], list(MODELS).index(name), 1)
 
 
