@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bytelm.decoding.stacks import Layers
-from bytelm.native import training
+from bytelm.native import packing, training
 from bytelm.native.kernels import Kernels, ThreadPool, tokens
 from bytelm.native.weights import quantised
 from bytelm.nn.norm import EPS
@@ -155,7 +155,7 @@ def products(cases: Cases, kernels: Kernels, random: np.random.Generator) -> Non
     dtype, near = torch.float64 if kernels.exact else torch.float32, 1e-12 if kernels.exact else 1e-5
     for out, inner in ((70, 37), (200, 160)):
         weight = torch.from_numpy(random.standard_normal((out, inner)) / inner**0.5).to(dtype)
-        matrix = kernels.packed(weight, None if kernels.exact else kernels.weights, 1)
+        matrix = packing.packed(weight, None if kernels.exact else kernels.weights)
         for held in matrix.held:
             if held is not None:
                 cases.hold(held)

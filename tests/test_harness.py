@@ -306,6 +306,9 @@ def test_the_harnesss_own_model_gives_our_figures(lm: LM, name: str, tmp_path: P
     """Of each sample too: what is scored, and what is written up to a stop string."""
     from lm_eval.models.huggingface import HFLM
 
+    from bytelm import hf  # so that transformers knows the folder
+
+    assert hf
     model = lm.model if name == "letters" else dict(tiny_models())[name].eval()
     patcher = model.patcher
     entropy_model = getattr(patcher, "entropy_model", None)
@@ -443,7 +446,7 @@ def test_the_command(tmp_path: Path, tasks: Path, capsys: pytest.CaptureFixture[
         (["--tasks", "bytelm_linse"], "no task bytelm_linse: did you mean bytelm_lines"),
         (["--tasks", "zzzz_qqqq"], "of which the harness leaves out YAML that it cannot read"),
         (["--tasks", "bytelm_lines", "FILE"], "leave out FILE"),
-        (["--tasks", "bytelm_lines", "--quantize", "int8"], "--quantize applies to files only"),
+        (["--tasks", "bytelm_lines", "--precision", "bfloat16"], "--precision applies to files only"),
         (["--tasks", "bytelm_lines", "--windowing", "basic"], "--windowing applies to files only"),
     ],
 )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bytelm.checkpoint import assemble, pretrained
 from bytelm.checkpoint.metrics import METRICS, read_history
+from bytelm.checkpoint.packed import TABLES, WEIGHTS, Tables, Weights
 from bytelm.compress.stream import compress, decompress
 from bytelm.data.modalities.base import Modality
 from bytelm.decoding import Quantization
@@ -149,16 +150,30 @@ class LM:
         return [data[a:b] for a, b in pairwise([*np.flatnonzero(opens).tolist(), len(data)])]
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LM:
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    weights: Weights | None = None,
+    tables: Tables | None = None,
+) -> LM:
     """The trained model of a run directory, of one checkpoint in it, or of a folder that `save_pretrained` wrote.
 
     `device`: the CPU by default, where decoding is batch-invariant and compression possible; or "auto" (a GPU if there
     is one), "cuda", "cuda:1", "mps". `dtype`: of the weights, such as torch.bfloat16; the entropy model stays float32.
-    Raises CheckpointError, UsageError for an unavailable device, and ResourceError if it is out of memory.
+
+    For inference on a CPU in little memory (docs/weights.md): `weights`, "bf16" or "int8" (with a scale per row), packs
+    linear layers once, straight from the file; the entropy model is computed in float32 always. `tables`: n-gram tables
+    in "memory", in the precision of the file; or "mapped": their rows are read from the file when they are needed.
+
+    Raises CheckpointError, UsageError for an unavailable device or unknown option, ResourceError for too little memory.
     """
+    for name, given, known in (("weights", weights, WEIGHTS), ("tables", tables, TABLES)):
+        if given not in (None, *known):
+            raise UsageError(f"{name} {given!r}: give {' or '.join(map(repr, known))}, or leave it out")
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype {dtype}: weights can be {', '.join(map(str, DTYPES))}")
-    loaded = assemble.load(path, resolve(device), dtype)
+    loaded = assemble.load(path, resolve(device), dtype, weights, tables)
     state, run = loaded.state, loaded.checkpoint.parent.parent
     lines = read_history(run / METRICS) if "step" in state else []
     measured = [line for line in lines if line.get("kind") == "validation"]

@@ -88,13 +88,13 @@ def test_generate_is_the_same_from_text_hex_file_and_python(
 def test_weights_are_rounded_for_writing_and_for_measuring(
     home: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    run, words = str(home / "run"), ["--max-bytes", "20", "--temperature", "0", "--quantize", "int8"]
+    run, words = str(home / "run"), ["--max-bytes", "20", "--temperature", "0", "--weights", "int8"]
     wanted = bytelm.load(run).generate(b"def ", max_bytes=20, temperature=0.0, quantize="int8")
     assert cli(["generate", run, "def ", *words]) == 0
     assert capfdbinary.readouterr().out == wanted
     (home / "prompt").write_bytes(b"def f(x):\n    return x\n")
     found: list[float] = []
-    for more in ([], ["--quantize", "bf16"], ["--quantize", "int8"]):
+    for more in ([], ["--weights", "bf16"], ["--weights", "int8", "--tables", "mapped"]):
         assert cli(["eval", run, str(home / "prompt"), *more, "--json"]) == 0
         found.append(json.loads(capfdbinary.readouterr().out)["bits_per_byte"])
     assert len(set(found)) == 3 and found == pytest.approx([found[0]] * 3, rel=0.01)

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from bytelm.checkpoint import pretrained, store
+from bytelm.checkpoint.packed import PATCHER, Tables, Weights, load_packed
 from bytelm.checkpoint.tensors import Keep, as_it_is, widened
 from bytelm.config import Chosen, build
 from bytelm.data.modalities.base import Modality
 from bytelm.device import fitting
-from bytelm.errors import CheckpointError, ConfigError
+from bytelm.errors import CheckpointError, ConfigError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.patching import entropy
 from bytelm.patching.base import Patcher
 from bytelm.transfer import HOST
 
-PATCHER = "patcher."  # what names of a patcher and its entropy model begin with
 MOST_LAYERS = 4096  # of a model and its entropy model: a bound on what is built before anything is compared
 
 
@@ -106,27 +106,46 @@ class Loaded:
     modality: Modality | None
 
 
-def load(path: str | Path, device: torch.device = HOST, dtype: torch.dtype | None = None) -> Loaded:
+def load(
+    path: str | Path,
+    device: torch.device = HOST,
+    dtype: torch.dtype | None = None,
+    weights: Weights | None = None,
+    tables: Tables | None = None,
+) -> Loaded:
     """The newest checkpoint of a run directory, one checkpoint's directory, or a folder of `save_pretrained`.
 
-    Its weights are on `device`, those of the model itself in `dtype` where one is given: see `restore`.
-    Raises CheckpointError, and ResourceError where the device has no room.
+    Its weights are on `device`, those of the model itself in `dtype` where one is given: see `restore`. With `weights`
+    or `tables` it is for inference: see `packed.load_packed`. Raises CheckpointError, UsageError, and ResourceError
+    where there is no room.
     """
-    checkpoint, state = resolve_checkpoint(path)
+    packs = weights is not None or tables is not None
+    if packs and device.type != "cpu" and (weights, tables) == ("bf16", None):
+        packs, dtype = False, torch.bfloat16
+    if packs and (device.type != "cpu" or dtype is not None):
+        what = f"dtype {dtype}" if dtype is not None else f"the device {device}"
+        raise UsageError(f"weights = {weights} and tables = {tables} are for CPUs, without a dtype: leave out {what}")
+    checkpoint, state = resolve_checkpoint(path, closely=not packs)
     recipe = build(Recipe, state["recipe"], str(checkpoint / spec_file(checkpoint)))
     model = recipe.build_on_meta()
-    restore(model, checkpoint, device, dtype)
+    if packs:
+        load_packed(model, checkpoint, weights, tables)
+    else:
+        restore(model, checkpoint, device, dtype)
     return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
 
 
-def resolve_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Where `load` would take weights from, and what is said of them there: a recipe, a context. CheckpointError."""
+def resolve_checkpoint(path: str | Path, *, closely: bool = True) -> tuple[Path, dict[str, Any]]:
+    """Where `load` would take weights from, and what is said of them there: a recipe, a context. CheckpointError.
+
+    `closely`: the checksums of whole files are compared; sizes alone otherwise.
+    """
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(f"no run at {path}: name a directory that `bytelm train` or `save_pretrained` wrote")
     if pretrained.found(path):
         return path, pretrained.read_config(path)
-    checkpoint = path if (path / store.MANIFEST).exists() else store.newest(path)
+    checkpoint = path if (path / store.MANIFEST).exists() else store.newest(path, closely=closely)
     state = store.read_state(checkpoint)
     if not isinstance(state.get("recipe"), dict):
         raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: it is not a checkpoint of a trained model")

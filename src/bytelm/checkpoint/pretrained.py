@@ -112,6 +112,8 @@ def save(
     Raises UsageError for a token model and ResourceError where the disk refuses.
     """
     refuse_tokens(model)
+    if model.content is not None:
+        raise UsageError("packed weights cannot be saved: load it without weights and tables, then save it")
     texts = {CONFIG: config(recipe, context), "generation_config.json": GENERATION, "tokenizer_config.json": TOKENIZER}
     tensors = {PREFIX + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     try:
@@ -153,26 +155,26 @@ def read_tensors(path: Path, keep: Keep = as_it_is) -> dict[str, Tensor]:
     Raises CheckpointError where a file is missing or damaged.
     """
     tensors: dict[str, Tensor] = {}
-    for file in _files(path):
+    for file in files(path):
         try:
-            tensors |= safetensors.torch.load_file(path / file)
+            tensors |= safetensors.torch.load_file(file)
         except FileNotFoundError:
-            raise CheckpointError(f"{path} has no {file}: copy or download the whole folder") from None
+            raise CheckpointError(f"{path} has no {file.name}: copy or download the whole folder") from None
         except (OSError, safetensors.SafetensorError, KeyError, RuntimeError, TypeError) as error:
-            raise CheckpointError(f"{path / file} cannot be read ({error!r}): copy or download it again") from error
+            raise CheckpointError(f"{file} cannot be read ({error!r}): copy or download it again") from error
     # A name that is not under the prefix stays as it is: comparing with the model's own names shows it.
     named = {legacy.tensor_name(name.removeprefix(PREFIX)): tensor for name, tensor in tensors.items()}
     return {name: keep(name, t.float() if t.is_floating_point() else t) for name, t in named.items()}
 
 
-def _files(path: Path) -> list[str]:
-    """The files of weights: one, or those that an index names, in this folder and no other."""
+def files(path: Path) -> list[Path]:
+    """The files of weights: one, or those that an index names, in this folder and no other. Raises CheckpointError."""
     if (path / WEIGHTS).exists() or not (path / INDEX).exists():
-        return [WEIGHTS]
+        return [path / WEIGHTS]
     pieces = _json(path / INDEX).get("weight_map")
     if not isinstance(pieces, dict):
         raise CheckpointError(f"{path / INDEX} names no files of weights: copy or download it again")
-    return sorted({Path(str(piece)).name for piece in cast("dict[str, Any]", pieces).values()})
+    return sorted({path / Path(str(piece)).name for piece in cast("dict[str, Any]", pieces).values()})
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +41,8 @@ from bytelm.units import show_bytes
 FORMAT = 2  # of the directory; a reader refuses a higher one
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
+MODEL = "model.safetensors"
+SCALE = ".scale"
 KEEP = 2  # the fewest to keep: the newest may turn out damaged
 ROWS = 20  # of a table of differences
 PIECE = 1 << 20  # values that are checked together
@@ -53,6 +55,7 @@ class Entry:
 
     size: int
     sha256: str
+    tensors: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---- writing ----
@@ -175,8 +178,10 @@ def newest_good(run: Path) -> tuple[Path, list[str]]:
     raise CheckpointError(f"no checkpoint in {run}: name the directory of a run that has saved one")
 
 
-def newest(run: Path) -> Path:
+def newest(run: Path, *, closely: bool = True) -> Path:
     """The newest checkpoint; CheckpointError if it does not verify, rather than an older model unasked."""
+    if not closely:
+        return checkpoints(run)[-1]
     path, passed_over = newest_good(run)
     if passed_over:
         raise CheckpointError(f"{passed_over[0]}; the latest intact one is {path}: name it instead, or resume the run")
@@ -242,6 +247,11 @@ def _read(path: Path, name: str) -> bytes:
         data = _whole(path / name, stream)
     _check(path / name, io.BytesIO(data), entry)
     return data
+
+
+def entry(path: Path, name: str) -> Entry:
+    """What the manifest of a checkpoint says of one of its files."""
+    return _entry(path, name)
 
 
 def _entry(path: Path, name: str) -> Entry:

@@ -8,14 +8,24 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Json, Quiet, Stream, counter, is_stdin, print_json
+from bytelm.cli.common import Json, Quiet, Stream, Tables, Weights, counter, is_stdin, print_json
 from bytelm.errors import DataError, ResourceError, UsageError
 
 Out = Annotated[Stream | None, Parameter(name=("--out", "-o"), validator=())]
 SUFFIX = ".blm"
 
 
-def compress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = False, json: Json = False) -> int:
+def compress(
+    run: Path,
+    file: Stream,
+    /,
+    *,
+    out: Out = None,
+    weights: Weights = None,
+    tables: Tables = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> int:
     """Compress a file with a model, losslessly, to about the bits per byte of `bytelm eval`.
 
     Example: bytelm compress runs/demo notes.txt
@@ -36,7 +46,7 @@ def compress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = Fals
     out = new(out or (file if is_stdin(file) else file.with_name(file.name + SUFFIX)), json)
     if is_stdin(out) and sys.stdout.isatty():
         raise UsageError("compressed data is not written to a terminal: name a file with --out")
-    data, lm = read(file), load(run)
+    data, lm = read(file), load(run, weights=weights, tables=tables)
     packed = pack(lm.model, data, lm.context, counter("compressing", len(data), quiet or json))
     write(out, packed)
     sizes = {name: round(bits * len(data) / 8) for name, bits in compressed([data]).items()}
@@ -47,8 +57,18 @@ def compress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = Fals
     return 0
 
 
-def decompress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = False, json: Json = False) -> int:
-    """Restore a file that was compressed with the same model, on the same machine.
+def decompress(
+    run: Path,
+    file: Stream,
+    /,
+    *,
+    out: Out = None,
+    weights: Weights = None,
+    tables: Tables = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> int:
+    """Restore a file that was compressed with the same model, in the same precision, on the same machine.
 
     Example: bytelm decompress runs/demo notes.txt.blm --out notes.txt
 
@@ -68,7 +88,7 @@ def decompress(run: Path, file: Stream, /, *, out: Out = None, quiet: Quiet = Fa
     if out is None and file.suffix != SUFFIX and not is_stdin(file):
         raise UsageError(f"{file} does not end in {SUFFIX}: name the file to write with --out")
     out = new(out or (file if is_stdin(file) else file.with_suffix("")), json)
-    packed, lm = read(file), load(run)
+    packed, lm = read(file), load(run, weights=weights, tables=tables)
     try:
         size, _, _ = opened(lm.model, packed)
         data = unpack(lm.model, packed, counter("decompressing", size, quiet or json))

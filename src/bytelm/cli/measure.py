@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cyclopts import Parameter
 
-from bytelm.cli.common import Device, Json, Quiet, counter, lone, paths_of, print_json, print_table, print_verdict
+from bytelm.cli.common import (
+    Device,
+    Json,
+    Quiet,
+    Tables,
+    Weights,
+    counter,
+    lone,
+    paths_of,
+    print_json,
+    print_table,
+    print_verdict,
+)
 from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import ResourceError, UsageError
@@ -20,11 +32,6 @@ from bytelm.errors import ResourceError, UsageError
 if TYPE_CHECKING:
     from bytelm.checkpoint.assemble import Loaded
     from bytelm.evaluate.verdict import EvalReport
-
-Quantize = Annotated[
-    Literal["bf16", "int8"] | None,
-    Parameter(help="Quantize linear layers to bf16 or int8: less memory traffic; eval measures the loss."),
-]
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -35,7 +42,8 @@ def evaluate(
     context: int | None = None,
     stride: int | None = None,
     windowing: Literal["basic", "sliding", "strided", "both"] | None = None,
-    quantize: Quantize = None,
+    weights: Weights = None,
+    tables: Tables = None,
     precision: Precision = "float32",
     tasks: str | None = None,
     include_path: Path | None = None,
@@ -69,15 +77,12 @@ def evaluate(
         A folder with your own task files for --tasks.
     """
     if tasks is not None:
-        alone = {
-            "quantize": quantize,
-            "windowing": windowing,
-            "precision": None if precision == "float32" else precision,
-        }
-        return ask(run, paths, tasks, include_path, context, stride, device, json, **alone)
+        alone = {"windowing": windowing, "precision": None if precision == "float32" else precision}
+        packing = {"weights": weights, "tables": tables}
+        return ask(run, paths, tasks, include_path, context, stride, device, json, packing, **alone)
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")
-    verdict = measured(run, paths, context, stride, windowing, quantize, precision, device, quiet or json)
+    verdict = measured(run, paths, context, stride, windowing, weights, tables, precision, device, quiet or json)
     if json:
         print_json(verdict.mapping())
     else:
@@ -91,7 +96,8 @@ def measured(
     context: int | None,
     stride: int | None,
     windowing: Literal["basic", "sliding", "strided", "both"] | None,
-    quantize: Quantize,
+    weights: Weights,
+    tables: Tables,
     precision: Precision,
     device: str,
     quiet: bool,
@@ -100,18 +106,17 @@ def measured(
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpus import Corpus
     from bytelm.data.selection import sample_evenly
-    from bytelm.decoding import rounded
     from bytelm.device import use
     from bytelm.evaluate.verdict import judge
     from bytelm.evaluate.windowing import for_measuring
 
-    loaded = load(run, use(device))
+    loaded = load(run, use(device), weights=weights, tables=tables)
     found = (
         documents_of(paths_of(paths), loaded.modality) if paths else sample_evenly(Corpus.open(run / "data"), "test")
     )
     window, total = context or loaded.state["context"], sum(len(data) for _, data in found)
-    model = rounded(loaded.model, quantize) if quantize else loaded.model
-    plain = not paths and (context, stride, windowing, quantize, precision) == (None, None, None, None, "float32")
+    model, options = loaded.model, (context, stride, windowing, weights, tables, precision)
+    plain = not paths and options == (None, None, None, None, None, "float32")
     if windowing is not None:
         if stride is not None:
             raise UsageError(f"--windowing {windowing} cannot be combined with --stride {stride}: leave one out")
@@ -144,6 +149,7 @@ def ask(
     stride: int | None,
     device: str,
     json: bool,
+    packing: Mapping[str, Any],
     **alone: str | None,
 ) -> int:
     """Run the harness's tasks, and print the scores. Options that are for files `alone` are refused."""
@@ -156,7 +162,8 @@ def ask(
     from bytelm.harness import run_tasks
     from bytelm.lm import load
 
-    found = run_tasks(load(run, use(device)), tasks.split(","), include, context=context, stride=stride)
+    lm = load(run, use(device), **packing)
+    found = run_tasks(lm, tasks.split(","), include, context=context, stride=stride)
     if json:
         print_json(found)
         return 0
@@ -218,7 +225,8 @@ def generate(
     keep: float | None = None,
     hex: Annotated[bool, Parameter(negative="", help="The prompt is given as hex digits.")] = False,
     windowing: Literal["basic", "sliding", "strided", "both"] = "basic",
-    quantize: Quantize = None,
+    weights: Weights = None,
+    tables: Tables = None,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -245,15 +253,15 @@ def generate(
     from bytelm.generate.stop import unescape
     from bytelm.lm import Options, load
 
-    drawing, lm = drawing or SamplingOptions(), load(run, use(device)).with_windowing(windowing)
+    drawing = drawing or SamplingOptions()
+    lm = load(run, use(device), weights=weights, tables=tables).with_windowing(windowing)
     if out is not None:
         check_file(out, lm.modality, for_text=bool(drawing.stop or drawing.utf8))
     task = task_of(lm.modality, prompt, hex, keep, drawing.max_bytes)
     stop = [unescape(lone(text)) for text in drawing.stop or []]
     asked = {**vars(drawing), "stop": stop, "max_bytes": task.max_bytes, "eos": task.eos}
-    options = cast(Options, asked | {"quantize": quantize})
     began = time.perf_counter()
-    pieces = lm.stream(task.prompt, **options)
+    pieces = lm.stream(task.prompt, **cast(Options, asked))
     written = collected(pieces, task.max_bytes, quiet=quiet or json) if json or out is not None else shown(pieces)
     if out is not None and lm.modality is not None:
         write_file(out, lm.modality, task.prompt + written)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import weakref
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.errors import DataError, ResourceError
+from bytelm.errors import BytelmError, DataError, ResourceError
 
+ADVISES = hasattr(os, "posix_fadvise")  # whether the system is told what will be read
 PIECE = 1 << 20  # bytes: the most that is held of a stream at a time
 LONGEST = 64 << 20  # bytes of a JSON line or a row; a longer one is a bad one, so that no file can fill the memory
 
@@ -61,32 +63,73 @@ def sha256_of(path: Path) -> str:
 class PositionReader:
     """A file of a known size that is read by position. Threads and forked processes may share it.
 
-    It is not mapped into memory: a mapped file that gets shorter kills the process, a read one raises DataError.
+    It is not mapped into memory: a mapped file that gets shorter kills the process, a read one raises an error.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
-        """Open `path`, which must hold exactly `size` bytes. Raises DataError naming it where it does not."""
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        raised: type[BytelmError] = DataError,
+        way_out: str = "pack the data again",
+        *,
+        random: bool = False,
+    ) -> None:
+        """Open `path`, which must hold exactly `size` bytes. Raises `raised`, naming it and the `way_out`, otherwise.
+
+        `random`: what is read lies apart, so that the system should not read ahead.
+        """
+        self._path, self._raised, self._way_out = path, raised, way_out
+        self._seeking = threading.Lock()  # where the system cannot read by position
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(path, flags)
             # Not __del__: when the interpreter ends it may run after the modules are gone, and prints what it raises.
             # Nor at exit, where threads may still read: the system closes what is left open.
             weakref.finalize(self, os.close, self._descriptor).atexit = False
-            found = os.fstat(self._descriptor).st_size
+            self._opened = os.fstat(self._descriptor)
         except OSError as error:
-            raise DataError(f"{shown(str(path))} cannot be opened ({error.strerror}): pack the data again") from error
-        if found != size:
-            raise self._changed(found, size)
+            raise raised(f"{shown(str(path))} cannot be opened ({error.strerror}): {way_out}") from error
+        if self._opened.st_size != size:
+            raise self._changed(self._opened.st_size, size)
+        if random and ADVISES:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out` (contiguous) with the bytes from `start`. Raises DataError where the file has become shorter."""
+        """Fill `out` (contiguous) with the bytes from `start`. Raises an error where the file has become shorter."""
         view, done = out.data, 0
         while done < len(view):
-            count = os.preadv(self._descriptor, [view[done:]], start + done)
+            try:
+                count = self._read(view[done:], start + done)
+            except OSError as error:
+                name = shown(str(self._path))
+                raise self._raised(f"{name} cannot be read ({error.strerror}): {self._way_out}") from error
             if count == 0:
                 raise self._changed(start + done, start + len(view))
             done += count
 
-    def _changed(self, found: int, wanted: int) -> DataError:
+    def _read(self, view: memoryview, start: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._descriptor, [view], start)
+        with self._seeking:
+            os.lseek(self._descriptor, start, os.SEEK_SET)
+            data = os.read(self._descriptor, len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def prefetch(self, start: int, size: int) -> None:
+        """Have the system read some bytes into its page cache, without waiting; nothing where it cannot be asked."""
+        if ADVISES:
+            os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+
+    def check(self) -> None:
+        """Raise an error where the file was written to since it was opened; it may have been moved or deleted."""
+        now = os.fstat(self._descriptor)
+        if now.st_size != self._opened.st_size:
+            raise self._changed(now.st_size, self._opened.st_size)
+        if now.st_mtime_ns != self._opened.st_mtime_ns:
+            raise self._raised(f"{shown(str(self._path))} was written to while it was in use: {self._way_out}")
+
+    def _changed(self, found: int, wanted: int) -> BytelmError:
         name = shown(str(self._path))
-        return DataError(f"{name} changed after it was written, from {wanted} bytes to {found}: pack the data again")
+        return self._raised(f"{name} changed after it was written, from {wanted} bytes to {found}: {self._way_out}")

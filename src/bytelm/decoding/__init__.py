@@ -24,8 +24,8 @@ from bytelm.errors import UsageError
 from bytelm.find import part_of
 from bytelm.interfaces.decoder import Decoder
 from bytelm.interfaces.model import ByteModel
-from bytelm.native.kernels import KINDS
 from bytelm.native.library import reason
+from bytelm.native.packing import KINDS
 
 Quantization = Literal["bf16", "int8"]
 
@@ -42,11 +42,13 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, quantize: Quanti
     """
     if rows < 1 or capacity < 1:
         raise UsageError(f"a decoder of {rows} rows of {capacity} ids: give at least 1 of each")
+    if model.quantization and quantize not in (None, model.quantization):
+        raise UsageError(f'quantize = "{quantize}": the model was loaded with weights = "{model.quantization}"')
     if why_plain(model):
-        return PlainDecoder(rounded(model, quantize) if quantize else model, rows, capacity)
+        return PlainDecoder(rounded(model, quantize) if quantize and not model.quantization else model, rows, capacity)
     # Not the patcher's: an entropy model stays in float32 in a bfloat16 model.
     parameter = next(p for name, p in model.named_parameters() if not name.startswith("patcher."))
-    rounding = quantize or ("bf16" if parameter.dtype == torch.bfloat16 else None)
+    rounding = quantize or model.quantization or ("bf16" if parameter.dtype == torch.bfloat16 else None)
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     size = {"bf16": 2, "int8": 1}.get(str(rounding), parameter.element_size())
     if remote(model):

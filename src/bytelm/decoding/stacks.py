@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from bytelm.interfaces.decoder import Ints, Reals, Wanted
 from bytelm.native import kernels as native
-from bytelm.native.kernels import SIZES, Kernels, address, array_of, tokens
+from bytelm.native.kernels import Kernels, address, array_of, tokens
+from bytelm.native.packing import PANEL, SIZES
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.norm import EPS
 from bytelm.nn.transformer import Block, Stack
@@ -63,7 +64,7 @@ class Layers:
             layers.append(layer)
         tables = address(self.frequencies), address(self.angles)
         shape = native.Heads(config.heads, head_dim, slots, config.attention_window or 0, *tables)
-        hidden = -(-config.hidden() // native.PANEL) * native.PANEL
+        hidden = -(-config.hidden() // PANEL) * PANEL
         numbers = (config.layers, config.dim, hidden, kernels.cached)
         heads = cross[0].heads if cross else 0
         # ctypes structures keep arrays alive only if they own them.

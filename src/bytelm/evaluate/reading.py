@@ -6,6 +6,7 @@ So what is measured depends neither on the batch nor on the number of threads.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from bytelm.decoding import Decoder, open_decoder, why_plain
 from bytelm.evaluate.stream import CHUNK
+from bytelm.interfaces.decoder import CHUNK as CACHED
 from bytelm.interfaces.decoder import Reals
 from bytelm.interfaces.model import ByteModel
+from bytelm.machine import memory
 from bytelm.threads import ThroughputTuner
 
 AT_ONCE = 1024  # ids of a call, which saturate the kernels; with more, activations leave the caches
@@ -37,13 +40,20 @@ class Window:
 def open_reader(model: ByteModel, *, rows: int, capacity: int) -> Decoder | None:
     """A decoder of up to `rows` windows of up to `capacity` ids; None where the forward pass has to read them.
 
-    So it is on a device, for a model that the kernels do not know, and for weights below float32, as caches would be
-    rounded too.
+    So it is on a device, for a model that the kernels do not know, and for parameters below float32, as caches would be
+    rounded too. A model that was packed for inference is measured as it generates. Rows are as many as there is memory
+    for, and no more than are read at once.
     """
     weights = {p.dtype for name, p in model.named_parameters() if not name.startswith("patcher.")}
-    if model.device.type != "cpu" or not weights <= {torch.float32, torch.float64} or why_plain(model):
+    known = model.content is not None or weights <= {torch.float32, torch.float64}
+    if model.device.type != "cpu" or not known or why_plain(model):
         return None
-    return open_decoder(model, rows=rows, capacity=capacity)
+    rows = min(rows, AT_ONCE // CACHED)
+    reader = open_decoder(model, rows=rows, capacity=capacity)
+    while rows > 1 and rows * reader.row_bytes > (memory().free or math.inf):
+        rows //= 2
+        reader = open_decoder(model, rows=rows, capacity=capacity)
+    return reader
 
 
 def read_windows(reader: Decoder, windows: Sequence[Window], tuner: ThroughputTuner | None = None) -> Reals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -68,6 +69,10 @@ class ByteModel(nn.Module, abc.ABC):
         super().__init__()
         self.patcher: Patcher | None = None
         """What decides boundaries; None for fixed patches, or none."""
+        self.quantization: Literal["bf16", "int8"] | None = None
+        """Of linear layers that were packed for inference (`checkpoint.packed`); None for ordinary ones."""
+        self.content: Callable[[], bytes] | None = None
+        """A hash of weights that were packed; None where parameters have memory of their own."""
 
     @abc.abstractmethod
     def init_weights(self, seed: int) -> None:

@@ -1,5 +1,6 @@
 // Entry points for Python. Arguments are addresses or 64-bit integers; `exact`: float64 throughout, else float32.
 
+#include "pack.h"
 #include "patches.h"
 #include "stack.h"
 
@@ -53,6 +54,8 @@ void bytelm_linear(
         linear<float>(*m, norm, eps, (const float*)x, (float*)out, n, int(threads));
 }
 
+void bytelm_pack(const Packing* packing, int64_t threads) { pack(*packing, int(threads)); }
+
 // 64 sums, each of every 64th word of `bytes` bytes: a change of one word always changes one, and where a word is counts.
 // `sums`: 256 bytes.
 void bytelm_checksum(const void* data, int64_t bytes, void* sums) {
@@ -92,6 +95,17 @@ void bytelm_embed(const Matrix* table, const int64_t* ids, void* x, int64_t n, i
         embed<double>(*table, ids, (double*)x, n, add);
     else
         embed<float>(*table, ids, (float*)x, n, add);
+}
+
+void bytelm_hashes(const Ngrams* ngrams, const History* history, const Tokens* tokens, int64_t* index) {
+    hash_ngrams(*ngrams, *history, *tokens, index);
+}
+
+void bytelm_bags(const Matrix* table, const int64_t* index, void* x, int64_t n, int64_t some, int64_t exact) {
+    if (exact)
+        add_rows<double>(*table, index, (double*)x, n, some);
+    else
+        add_rows<float>(*table, index, (float*)x, n, some);
 }
 
 void bytelm_ngrams(const Ngrams* ngrams, const History* history, const Tokens* tokens, void* x, int64_t exact) {

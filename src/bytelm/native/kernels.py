@@ -12,41 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from bytelm.errors import UsageError
+from bytelm.native import packing
 from bytelm.native.library import library, reason
-from bytelm.native.weights import checksum, quantised
+from bytelm.native.packing import BF16, F32, F64, Matrix
 
-F64, F32, BF16, I8 = range(4)
-KINDS = {torch.float64: F64, torch.float32: F32, torch.bfloat16: BF16}
-SIZES = (8, 4, 2, 1)  # bytes of a number of each kind
 VECTOR = 64  # bytes of a vector on any processor; caches are laid out in whole ones
-PANEL = 32  # rows of a matrix that are stored together
 STEP = 64  # positions in a table of angles, see attention.h
-
-_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""Packed copies of each weight, by quantization, with its checksum: weights may be changed in place."""
 
 Ints = NDArray[np.int64]
 Reals = NDArray[Any]  # float32, or float64 where everything is
-
-
-class Matrix(ctypes.Structure):
-    """A packed weight, and a reference that keeps its memory alive."""
-
-    _fields_ = (
-        *(("data", c_void_p), ("scale", c_void_p)),
-        *((name, c_int64) for name in ("out", "in_", "kind", "streamed")),
-    )
-    held: tuple[Any, ...]
-    rows: int
-
-    @property
-    def bytes(self) -> int:
-        """Memory traffic in bytes of a product with it, without what fills up its last panel."""
-        return int(self.rows * self.in_ * SIZES[self.kind] + (4 * self.rows if self.scale else 0))
 
 
 class Heads(ctypes.Structure):
@@ -244,37 +220,17 @@ class Kernels:
 
     def table(self, weight: Tensor) -> Matrix:
         """A weight that rows are taken from, as it is."""
-        weight = weight.detach().contiguous()
-        return _matrix(weight, weight.shape, None)
+        return packing.held(weight) or packing.table(weight.detach().contiguous())
 
     def matrix(self, weight: Tensor, *, whole: bool = False, halves: bool = False) -> Matrix:
         """The weight `[out, in]` of a linear layer, as the kernels multiply with it; kept as long as the weight lives.
 
-        It is rounded to what `weights` says unless it is to stay `whole`. `halves`: two layers one above the other,
-        whose panels are to lie in turn.
+        It is rounded to what `weights` says unless it is to stay `whole`. `halves`: see `packing.packed`.
         """
+        if (found := packing.held(weight)) is not None:
+            return found
         rounded = None if whole or weight.dtype == torch.float64 else self.weights
-        kept: dict[Any, tuple[bytes, Matrix]] | None = _packed.get(weight)
-        if kept is None:
-            kept = _packed[weight] = {}
-        key, content = (rounded, halves, self.streamed), checksum(weight)
-        if key not in kept or kept[key][0] != content:
-            kept[key] = content, self.packed(weight.detach(), rounded, 2 if halves else 1)
-        return kept[key][1]
-
-    def packed(self, weight: Tensor, rounded: str | None, parts: int) -> Matrix:
-        """A weight in the layout of matrix.h."""
-        shape, scale = weight.shape, None
-        if rounded == "int8":
-            weight, scale = quantised(weight)
-            scale = _in_panels(scale[:, None], parts).flatten()
-        elif rounded == "bf16":
-            weight = weight.to(torch.bfloat16)
-        weight = _in_panels(weight, parts)
-        out = shape[0] if parts == 1 else len(weight) * PANEL
-        found = _matrix(weight, (out, shape[1]), scale, self.streamed)
-        found.rows = shape[0]
-        return found
+        return packing.cached(weight, rounded, halves, self.streamed)
 
     def run(self, stack: Stack, batch: Tokens, x: Reals) -> None:
         """All layers over new positions `x` [tokens, dim], in place."""
@@ -317,6 +273,18 @@ class Kernels:
         self.functions.bytelm_embed(byref(table), *at, c_int64(len(ids)), c_int64(add), self._exact)
         return out
 
+    def hashes(self, ngrams: Ngrams, history: History, batch: Tokens) -> Ints:
+        """The rows of the tables `[tokens, tables]` of the n-grams that end at new positions."""
+        out = np.empty((batch.count, ngrams.functions * ngrams.size_count), np.int64)
+        self.functions.bytelm_hashes(byref(ngrams), byref(history), byref(batch), c_void_p(address(out)))
+        return out
+
+    def bags(self, table: Matrix, index: Ints, x: Reals) -> None:
+        """Add rows `index` [n, some] of a table to each of `x` [n, dim]."""
+        n, some = map(c_int64, index.shape)
+        at = c_void_p(address(index)), c_void_p(address(x))
+        self.functions.bytelm_bags(byref(table), *at, n, some, self._exact)
+
     def ngrams(self, ngrams: Ngrams, history: History, batch: Tokens, x: Reals) -> None:
         """Add the n-gram embeddings of the ids at new positions to `x`."""
         at = c_void_p(address(x))
@@ -356,20 +324,6 @@ class Kernels:
     @property
     def _threads(self) -> c_int64:
         return c_int64(self.thread_pool.threads)
-
-
-def _in_panels(weight: Tensor, parts: int) -> Tensor:
-    """`[parts · out, in]` as `[panels, in, rows]`, panels of the parts in turn, filled up with zeros."""
-    out = weight.shape[0] // parts
-    whole = F.pad(weight.unflatten(0, (parts, out)), (0, 0, 0, -out % PANEL))
-    return whole.unflatten(1, (-1, PANEL)).permute(1, 0, 3, 2).flatten(0, 1).contiguous()
-
-
-def _matrix(weight: Tensor, shape: Sequence[int], scale: Tensor | None, streamed: bool = False) -> Matrix:
-    kind = I8 if scale is not None else KINDS[weight.dtype]
-    found = Matrix(weight.data_ptr(), None if scale is None else scale.data_ptr(), *shape, kind, streamed)
-    found.held, found.rows = (weight, scale), shape[0]
-    return found
 
 
 S = TypeVar("S", bound=ctypes.Structure)

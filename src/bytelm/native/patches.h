@@ -16,8 +16,12 @@ struct History {
 template <class A, class W> void embed_as(const Matrix& table, const int64_t* ids, A* x, int64_t n, int64_t add) {
     for (int64_t t = 0; t < n; t++) {
         const W* line = (const W*)table.data + ids[t] * table.in;
+        const A scale = table.scale ? A(table.scale[ids[t]]) : A(1);
         A* to = x + t * table.in;
-        for (int64_t i = 0; i < table.in; i++) to[i] = add ? to[i] + A(widened(line[i])) : A(widened(line[i]));
+        for (int64_t i = 0; i < table.in; i++) {
+            const A value = sizeof(W) > 1 ? A(widened(line[i])) : A(widened(line[i])) * scale;
+            to[i] = add ? to[i] + value : value;
+        }
     }
 }
 
@@ -26,6 +30,8 @@ template <class A> void embed(const Matrix& table, const int64_t* ids, A* x, int
         embed_as<A, double>(table, ids, x, n, add);
     else if (table.kind == BF16)
         embed_as<A, bf16>(table, ids, x, n, add);
+    else if (table.kind == I8)
+        embed_as<A, int8_t>(table, ids, x, n, add);
     else
         embed_as<A, float>(table, ids, x, n, add);
 }
@@ -42,7 +48,8 @@ inline int64_t modulo(uint64_t key, int64_t rows) {
     return rest < 0 ? rest + rows : rest;
 }
 
-template <class A> void embed_ngrams(const Ngrams& g, const History& history, const Tokens& tokens, A* x) {
+// The rows of the n-grams that end at each new position: [tokens][functions * sizes].
+inline void hash_ngrams(const Ngrams& g, const History& history, const Tokens& tokens, int64_t* index) {
     for (int64_t t = 0; t < tokens.count; t++) {
         int64_t table = 0;
         for (int64_t f = 0; f < g.functions; f++)
@@ -52,10 +59,22 @@ template <class A> void embed_ngrams(const Ngrams& g, const History& history, co
                 for (int64_t k = 0; k < size; k++)
                     hash += uint64_t((history.at(tokens.row[t], oldest + k) + g.offset) % g.vocab) *
                             uint64_t(g.powers[f * g.longest + k]);
-                const int64_t id = modulo(hash, g.rows) + table * g.rows;
-                embed<A>(g.table, &id, x + t * g.table.in, 1, 1);
+                *index++ = modulo(hash, g.rows) + table * g.rows;
             }
     }
+}
+
+// Adds `some` rows of a table to each line of x.
+template <class A> void add_rows(const Matrix& table, const int64_t* index, A* x, int64_t n, int64_t some) {
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t k = 0; k < some; k++) embed<A>(table, index++, x + t * table.in, 1, 1);
+}
+
+template <class A> void embed_ngrams(const Ngrams& g, const History& history, const Tokens& tokens, A* x) {
+    const int64_t some = g.functions * g.size_count;
+    std::vector<int64_t> index(tokens.count * some);
+    hash_ngrams(g, history, tokens, index.data());
+    add_rows(g.table, index.data(), x, tokens.count, some);
 }
 
 // NgramEntropyModel: the entropy after the longest counted context; `newline` resets, or is -1.

@@ -11,6 +11,7 @@ from torch import Tensor
 from bytelm.native.library import library
 
 SUMS = 256  # bytes of bytelm_checksum's result
+PIECE = 1 << 18  # numbers that are rounded together, which stay in the caches
 
 
 def checksum(tensor: Tensor) -> bytes:
@@ -28,7 +29,11 @@ def checksum(tensor: Tensor) -> bytes:
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight `[out, in]` in int8, and the float32 scale of each row."""
-    weight = weight.to(torch.float32)
-    scale = weight.abs().amax(1).clamp(min=1e-30) / 127
-    return (weight / scale[:, None]).round().to(torch.int8), scale
+    """A weight `[out, in]` in int8, symmetric, and the float32 scale of each row, whose largest entry is 127."""
+    whole, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    rows = max(1, PIECE // max(1, weight.shape[1]))
+    for part, to, factor in zip(weight.split(rows), whole.split(rows), scale.split(rows), strict=True):
+        part = part.to(torch.float32)
+        factor.copy_(part.abs().amax(1).clamp_(min=1e-30).div_(127))
+        to.copy_((part / factor[:, None]).round_())
+    return whole, scale

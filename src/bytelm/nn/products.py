@@ -12,8 +12,10 @@ from bytelm.nn import fused
 class Linear(nn.Linear):
     """x · weightᵀ, without a bias."""
 
-    def __init__(self, given: int, found: int) -> None:
+    def __init__(self, given: int, found: int, *, halves: bool = False) -> None:
         super().__init__(given, found, bias=False)
+        self.halves = halves
+        """Whether it is two layers one above the other, which kernels compute in turn."""
 
     def forward(self, input: Float[Tensor, "... given"]) -> Float[Tensor, "... found"]:
         """The products of each line with the rows of the weight."""

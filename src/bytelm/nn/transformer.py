@@ -112,7 +112,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = Linear(dim, 2 * hidden)
+        self.gate_up = Linear(dim, 2 * hidden, halves=True)
         self.down = Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:

@@ -57,15 +57,24 @@ class BLTDecoder(Decoder):
 
     def wanted_logits(self, new: NewTokens, wanted: Wanted | None) -> Any:
         """See `Decoder`."""
-        # On a device the encoder runs while the host waits for the entropy model.
-        x = self.encoder.run(self.embedded(new), new.row, new.position, np.zeros_like(new.row))
-        self.patches.decide(new)
+        if self.kernels.on_device:  # the encoder runs there while the host waits for the entropy model
+            x = self.encoded(new)
+            self.patches.decide(new)
+        else:  # the disk gets rows of tables while the entropy model runs
+            if self.ngrams:
+                self.ngrams.prefetch(new)
+            self.patches.decide(new)
+            x = self.encoded(new)
         closed = self.patches.closed[new.row, new.position]
         before = np.maximum(new.position - 1, 0)
         whole = (closed > self.patches.closed[new.row, before]) | (new.position == 0)
         if whole.any():
             self.latent_step(new.row[whole], closed[whole] - 1, self.begun(new, before)[whole], new.position[whole])
         return self.bytes(x, new, closed, wanted)
+
+    def encoded(self, new: NewTokens) -> Any:
+        """The local encoder."""
+        return self.encoder.run(self.embedded(new), new.row, new.position, np.zeros_like(new.row))
 
     def begun(self, new: NewTokens, before: Ints) -> Ints:
         """Where the patch of each new id starts."""
@@ -93,9 +102,7 @@ class BLTDecoder(Decoder):
         """See `Decoder`: the local models continue from the newest latent (BLT-S of Fast BLT), one id per row."""
         new = self.append(rows, ids)
         self.patches.stay(new)
-        x = self.embedded(new)
-        x = self.encoder.run(x, new.row, new.position, np.zeros_like(new.row))
-        return fetched(self.bytes(x, new, self.patches.closed[new.row, new.position]))
+        return fetched(self.bytes(self.encoded(new), new, self.patches.closed[new.row, new.position]))
 
     @property
     def row_bytes(self) -> int:

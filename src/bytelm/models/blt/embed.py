@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bytelm.nn import fused
 from bytelm.nn.rows import RowGradients, bags, sum_rows
+from bytelm.nn.tables import StoredTable
 from bytelm.patching.layout import Rows, tail
 from bytelm.units import PAD, VOCAB
 
@@ -44,7 +45,9 @@ class NgramEmbedding(nn.Module):
         self.reach = max(sizes, default=1) - 1
         self.byte = nn.Embedding(VOCAB, dim)
         # All tables in one, by function and then size, so that one gather looks up all.
-        self.ngram = nn.Embedding(functions * len(sizes) * rows, dim) if sizes else None
+        self.ngram: nn.Embedding | StoredTable | None = (
+            nn.Embedding(functions * len(sizes) * rows, dim) if sizes else None
+        )
         self.sparse = False
         """See `LookupTable`."""
         self.kept: RowGradients | None = None
@@ -104,6 +107,8 @@ class NgramEmbedding(nn.Module):
     def looked_up(self, index: Int[Tensor, "bytes tables"]) -> Float[Tensor, "bytes dim"]:
         """The sum of each byte's rows."""
         assert self.ngram is not None
+        if isinstance(self.ngram, StoredTable):
+            return self.ngram.summed(index)
         if self.kept is not None:
             return bags(self.ngram.weight, index, self.kept)
         if not torch.is_grad_enabled():

@@ -12,6 +12,7 @@ from bytelm.native import kernels as native
 from bytelm.native.kernels import Kernels, address, array_of, tokens
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.norm import EPS
+from bytelm.nn.tables import StoredTable
 from bytelm.units import PAD, VOCAB
 
 
@@ -56,11 +57,27 @@ class Hashed:
         self.history = native.History(address(ids), ids.shape[1], PAD)
         sizes, powers = np.array(embed.sizes, np.int64), hash_powers(embed)
         shape = (len(sizes), embed.functions, embed.reach + 1, embed.rows, PUBLISHED_OFFSET, VOCAB)
-        table = kernels.table(embed.ngram.weight)
+        self.stored = embed.ngram if isinstance(embed.ngram, StoredTable) and embed.ngram.file else None
+        table = native.Matrix() if self.stored else kernels.table(embed.ngram.weight)
         self.tables = native.Ngrams(table, address(sizes), address(powers), *shape)
         self.tables.held = (table, sizes, powers)
+        self.index: Ints | None = None
+        """The rows that `prefetch` asked for."""
+
+    def prefetch(self, new: NewTokens) -> None:
+        """Have the rows of new bytes ready for `added`, if they are in a file."""
+        if self.stored:
+            self.index = self.kernels.hashes(self.tables, self.history, tokens(new.row, new.position))
+            self.stored.prefetch(self.index)
 
     def added(self, x: Reals, new: NewTokens) -> Reals:
         """Add the n-grams that end at bytes `x` [n, dim], in place."""
-        self.kernels.ngrams(self.tables, self.history, tokens(new.row, new.position), x)
+        if self.stored:
+            if self.index is None:
+                self.prefetch(new)
+            assert self.index is not None
+            self.stored.add(self.kernels, self.index, x)
+            self.index = None
+        else:
+            self.kernels.ngrams(self.tables, self.history, tokens(new.row, new.position), x)
         return x

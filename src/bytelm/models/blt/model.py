@@ -296,7 +296,7 @@ class BLT(ByteModel):
     @property
     def device(self) -> torch.device:
         """See `ByteModel`."""
-        return self.decoder.head.weight.device
+        return self.decoder.norm.weight.device
 
     def initial_state(self, batch: int) -> BLTState:
         """See `ByteModel`."""

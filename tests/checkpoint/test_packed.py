@@ -1,0 +1,234 @@
+"""Models loaded for inference: packed linear layers, tables of which rows are read, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import bytelm
+from bytelm.checkpoint import packed, store
+from bytelm.checkpoint.assemble import Recipe
+from bytelm.config import to_mapping
+from bytelm.decoding import open_decoder, rounded
+from bytelm.errors import CheckpointError, ResourceError, UsageError
+from bytelm.interfaces.model import ByteModel
+from bytelm.lm import LM
+from bytelm.machine import Memory
+from bytelm.models.blt.model import Config as BLT
+from bytelm.models.megabyte.model import Config as Megabyte
+from bytelm.models.transformer.entropy_model import Config as EntropyModel
+from bytelm.models.transformer.model import Config as Transformer
+from bytelm.native import library
+from bytelm.nn.tables import RowsInFile
+from bytelm.patching import entropy
+from bytelm.units import BOS
+
+pytestmark = pytest.mark.skipif(library.library("kernels") is None, reason="there are no kernels")
+
+TEXT = "Grüße: the quick brown fox, the quick brown dog.\n".encode() * 3
+PATCHING = entropy.Config(threshold=5.5, max_length=6)
+SMALL = replace(BLT.tiny()["last layer crossed"], ffn_dims=(24, 40, 56))
+WIDE = BLT.tiny()["all layers crossed, widened"]
+RECIPES = {
+    "blt": Recipe(SMALL, PATCHING, EntropyModel(1, 32, 2, 8)),
+    "blt, widened": Recipe(WIDE, PATCHING, EntropyModel(1, 32, 2, 8)),
+    "transformer": Recipe(Transformer.tiny()["windowed"]),
+    "megabyte": Recipe(next(iter(Megabyte.tiny().values()))),
+}
+
+
+def weights_of(recipe: Recipe, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Random weights, those of the entropy model such that patches differ in length."""
+    model = recipe.build()
+    model.init_weights(0)
+    if model.patcher is not None:
+        model.patcher.entropy_model.model.init_weights(1)  # pyright: ignore
+        torch.nn.init.normal_(model.patcher.entropy_model.model.head.weight, 0, 0.2)  # pyright: ignore
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()}
+
+
+def saved(run: Path, name: str = "blt", dtype: torch.dtype = torch.float32) -> Path:
+    """A run of a random model."""
+    run.mkdir(parents=True)
+    recipe = RECIPES[name]
+    store.save(run, 0, {"model": weights_of(recipe, dtype)}, {"recipe": to_mapping(recipe), "context": 64})
+    return run
+
+
+def logits(model: ByteModel, **options: Any) -> np.ndarray:
+    """What a decoder says of a text, read in pieces."""
+    decoder = open_decoder(model, rows=1, capacity=len(TEXT) + 1, **options)
+    ids, found = np.array([BOS, *TEXT]), list[np.ndarray]()
+    for part in np.split(ids, [40, 41, 42, 90]):
+        found.append(decoder.read(np.zeros_like(part), part))
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_packed_model_computes_what_a_quantized_decoder_does(
+    tmp_path: Path, name: str, weights: Any, dtype: torch.dtype
+) -> None:
+    run = saved(tmp_path / "run", name, dtype)
+    whole, small = bytelm.load(run).model, bytelm.load(run, weights=weights).model
+    assert small.quantization == weights
+    np.testing.assert_array_equal(logits(small), logits(whole, quantize=weights))
+    assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in whole.parameters())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_without_rounding_it_computes_what_the_whole_model_does(tmp_path: Path, name: str) -> None:
+    run = saved(tmp_path / "run", name)
+    small = bytelm.load(run, tables="mapped").model
+    assert small.quantization is None
+    np.testing.assert_array_equal(logits(small), logits(bytelm.load(run).model))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_forward_pass_of_a_packed_model(tmp_path: Path, name: str) -> None:
+    """That of a model whose weights were rounded and restored, up to the order of sums."""
+    run = saved(tmp_path / "run", name)
+    ids = torch.tensor([[BOS, *TEXT]])
+    with torch.no_grad():
+        wanted = rounded(bytelm.load(run).model, "int8")(ids)[0]
+        found = bytelm.load(run, weights="int8", tables="mapped").model(ids)[0]
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["blt", "blt, widened"])
+def test_rows_of_tables_are_the_same_from_memory_and_from_the_file(tmp_path: Path, name: str) -> None:
+    run = saved(tmp_path / "run", name, torch.bfloat16)
+    whole = bytelm.load(run).model
+    near, far = (bytelm.load(run, weights="bf16", tables=where).model for where in ("memory", "mapped"))
+    np.testing.assert_array_equal(logits(near), logits(whole, quantize="bf16"))
+    np.testing.assert_array_equal(logits(far), logits(near))
+
+
+def test_what_an_lm_does_with_packed_weights(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", dtype=torch.bfloat16)
+    lm, whole = bytelm.load(run, weights="bf16", tables="mapped"), bytelm.load(run)
+    assert lm.generate(TEXT, max_bytes=20, eos=False) == whole.generate(TEXT, max_bytes=20, eos=False, quantize="bf16")
+    assert lm.patches(TEXT) == whole.patches(TEXT)
+    assert lm.decompress(lm.compress(TEXT)) == TEXT
+    assert lm.bits(TEXT)[0] == pytest.approx(whole.bits(TEXT)[0], rel=1e-2)
+    assert lm.logprobs(TEXT, b" fox").sum() == pytest.approx(whole.logprobs(TEXT, b" fox").sum(), rel=1e-2)
+    other = bytelm.load(run, weights="int8")
+    with pytest.raises(bytelm.errors.DataError, match="another model"):
+        other.decompress(lm.compress(TEXT))
+
+
+def test_a_saved_folder_is_loaded_too(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run")
+    bytelm.load(run).save_pretrained(tmp_path / "folder")
+    near, far = (bytelm.load(tmp_path / name, weights="int8", tables="mapped").model for name in ("run", "folder"))
+    np.testing.assert_array_equal(logits(near), logits(far))
+
+
+def test_what_packed_weights_are_not_for(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run")
+    lm = bytelm.load(run, weights="int8")
+    refused = {
+        "load it without weights and tables": lambda: lm.save_pretrained(tmp_path / "folder"),
+        "leave out dtype": lambda: bytelm.load(run, dtype=torch.float64, weights="int8"),
+        'loaded with weights = "int8"': lambda: lm.generate(b"", quantize="bf16"),
+    }
+    for words, asked in refused.items():
+        with pytest.raises(UsageError, match=words):
+            asked()
+    x = torch.ones(1, SMALL.local_dim, requires_grad=True)
+    with pytest.raises(UsageError, match="for inference"):
+        lm.model.decoder.head(x)  # pyright: ignore
+
+
+def test_without_kernels_nothing_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved(tmp_path / "run")
+    monkeypatch.setattr(packed, "reason", lambda _: "no C++ compiler was found")
+    with pytest.raises(UsageError, match="no C\\+\\+ compiler was found; leave out weights and tables"):
+        bytelm.load(run, weights="bf16")
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def file_of(run: Path) -> Path:
+    return run / "checkpoints" / "step-00000000" / "model.safetensors"
+
+
+def table_of(lm: LM) -> RowsInFile:
+    return lm.model.encoder.embed.ngram.file  # pyright: ignore
+
+
+@pytest.mark.fault("W1")
+def test_a_file_that_changes_while_its_rows_are_read(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run")
+    lm = bytelm.load(run, tables="mapped")
+    lm.generate(TEXT, max_bytes=2)
+    stat = file_of(run).stat()
+    os.utime(file_of(run), ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was written to while it was in use: load it again"):
+        lm.generate(TEXT, max_bytes=2)
+
+
+@pytest.mark.fault("W1")
+def test_a_file_that_is_cut_short_while_its_rows_are_read(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run")
+    lm = bytelm.load(run, tables="mapped")
+    os.truncate(file_of(run), table_of(lm).start + 10)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors changed after it was written.*load it again"):
+        lm.generate(TEXT, max_bytes=2)
+
+
+def test_a_file_that_vanishes_stays_readable(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run")
+    lm, whole = bytelm.load(run, tables="mapped"), bytelm.load(run)
+    file_of(run).unlink()
+    assert lm.generate(TEXT, max_bytes=9) == whole.generate(TEXT, max_bytes=9)
+
+
+@pytest.mark.fault("W1")
+@pytest.mark.parametrize("which", ["latent.blocks.0.attention.qkv.weight", "decoder.norm.weight"])
+def test_a_damaged_tensor_is_found_when_it_is_read(tmp_path: Path, which: str) -> None:
+    run = saved(tmp_path / "run")
+    start = packed.stored_tensors(file_of(run).parent)[which].start
+    data = bytearray(file_of(run).read_bytes())
+    data[start + 1] ^= 4
+    file_of(run).write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"damaged: the checksum of {re.escape(which)}"):
+        bytelm.load(run, weights="int8", tables="mapped")
+
+
+@pytest.mark.fault("W2")
+def test_too_little_memory_is_said_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved(tmp_path / "run")
+    monkeypatch.setattr(packed, "WORKING", 0)
+    enough = {"needed": 1 << 30}
+    monkeypatch.setattr(packed, "memory", lambda: Memory(1 << 30, enough["needed"]))
+    recipe = RECIPES["blt"].build_on_meta()
+    numbers = sum(p.numel() for p in recipe.parameters())
+    enough["needed"] = 4 * numbers - 1
+    with pytest.raises(ResourceError, match=r'needs .* are free: load it with weights="bf16", tables="mapped"'):
+        bytelm.load(run, tables="memory")
+    enough["needed"] = 10
+    with pytest.raises(
+        ResourceError, match=r'weights="int8", tables="mapped" need the least, .*: close other programs'
+    ):
+        bytelm.load(run, weights="bf16", tables="memory")
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    tensors = weights_of(RECIPES["blt"])
+    tensors["decoder.head.weight"] = tensors["decoder.head.weight"][:, :-1].clone()
+    store.save(run, 0, {"model": tensors}, {"recipe": to_mapping(RECIPES["blt"]), "context": 64})
+    with pytest.raises(CheckpointError, match=r"shape +decoder\.head\.weight"):
+        bytelm.load(run, weights="int8")
