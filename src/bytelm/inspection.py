@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bytelm.checkpoint import store
-from bytelm.checkpoint.assemble import Loaded, load
+from bytelm.checkpoint.assemble import Loaded, load_patches
 from bytelm.config import load_toml
 from bytelm.data.corpus import Corpus, Split
 from bytelm.data.selection import sample_evenly
@@ -115,7 +115,7 @@ def view_of(source: str, data: bytes, device: torch.device = HOST) -> PatchView:
     """
     name, _, size = source.partition(":")
     if Path(source).is_dir() or name not in names("patching"):
-        return view(load(source, device).model, data)
+        return view(load_patches(source, device), data)
     config = find("patching", name).Config
     if config.uses_entropy_model:
         raise UsageError(f"patches by {name} need an entropy model: name a run that has one, or one of fixed, space")

@@ -15,15 +15,17 @@ from torch import Tensor
 
 import bytelm
 from bytelm.checkpoint import packed, store
-from bytelm.checkpoint.assemble import Recipe
+from bytelm.checkpoint.assemble import Recipe, load_patches
 from bytelm.config import to_mapping
 from bytelm.decoding import open_decoder, rounded
 from bytelm.errors import CheckpointError, ResourceError, UsageError
+from bytelm.evaluate.patches import patch_view
 from bytelm.interfaces.model import ByteModel
 from bytelm.lm import LM
 from bytelm.machine import Memory
 from bytelm.models.blt.model import Config as BLT
 from bytelm.models.megabyte.model import Config as Megabyte
+from bytelm.models.ngram.entropy_model import Config as Ngram
 from bytelm.models.transformer.entropy_model import Config as EntropyModel
 from bytelm.models.transformer.model import Config as Transformer
 from bytelm.native import library
@@ -40,6 +42,8 @@ WIDE = BLT.tiny()["all layers crossed, widened"]
 RECIPES = {
     "blt": Recipe(SMALL, PATCHING, EntropyModel(1, 32, 2, 8)),
     "blt, widened": Recipe(WIDE, PATCHING, EntropyModel(1, 32, 2, 8)),
+    "blt on n-grams": Recipe(SMALL, replace(PATCHING, threshold=1.0), Ngram(order=2, rows=256)),
+    "tokens": Recipe(replace(Transformer.tiny()["windowed"], vocabulary=270)),
     "transformer": Recipe(Transformer.tiny()["windowed"]),
     "megabyte": Recipe(next(iter(Megabyte.tiny().values()))),
 }
@@ -49,7 +53,7 @@ def weights_of(recipe: Recipe, dtype: torch.dtype = torch.float32) -> dict[str, 
     """Random weights, those of the entropy model such that patches differ in length."""
     model = recipe.build()
     model.init_weights(0)
-    if model.patcher is not None:
+    if isinstance(recipe.entropy_model, EntropyModel):
         model.patcher.entropy_model.model.init_weights(1)  # pyright: ignore
         torch.nn.init.normal_(model.patcher.entropy_model.model.head.weight, 0, 0.2)  # pyright: ignore
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()}
@@ -124,6 +128,14 @@ def test_what_an_lm_does_with_packed_weights(tmp_path: Path) -> None:
     other = bytelm.load(run, weights="int8")
     with pytest.raises(bytelm.errors.DataError, match="another model"):
         other.decompress(lm.compress(TEXT))
+
+
+@pytest.mark.parametrize("name", ["blt", "blt on n-grams", "tokens"])
+def test_patches_need_the_patcher_alone(tmp_path: Path, name: str) -> None:
+    run = saved(tmp_path / "run", name)
+    bare, whole = load_patches(run), bytelm.load(run).model
+    assert bare.get_parameter("embedding.weight" if name == "tokens" else "decoder.head.weight").is_meta
+    np.testing.assert_array_equal(patch_view(bare, TEXT).opens, patch_view(whole, TEXT).opens)
 
 
 def test_a_saved_folder_is_loaded_too(tmp_path: Path) -> None:
@@ -217,6 +229,8 @@ def test_too_little_memory_is_said_before_anything_is_loaded(tmp_path: Path, mon
     enough["needed"] = 4 * numbers - 1
     with pytest.raises(ResourceError, match=r'needs .* are free: load it with weights="bf16", tables="mapped"'):
         bytelm.load(run, tables="memory")
+    with pytest.raises(ResourceError, match=r'needs .* are free: load it with weights="bf16", tables="mapped"'):
+        bytelm.load(run)
     enough["needed"] = 10
     with pytest.raises(
         ResourceError, match=r'weights="int8", tables="mapped" need the least, .*: close other programs'

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bytelm.checkpoint import pretrained, store
-from bytelm.checkpoint.packed import PATCHER, Tables, Weights, load_packed
+from bytelm.checkpoint.packed import PATCHER, Tables, Weights, check_memory, load_packed, load_patcher
 from bytelm.checkpoint.tensors import Keep, as_it_is, widened
 from bytelm.config import Chosen, build
 from bytelm.data.modalities.base import Modality
@@ -131,8 +131,20 @@ def load(
     if packs:
         load_packed(model, checkpoint, weights, tables)
     else:
+        if device.type == "cpu":
+            check_memory(model, checkpoint, dtype)
         restore(model, checkpoint, device, dtype)
     return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
+
+
+def load_patches(path: str | Path, device: torch.device = HOST) -> ByteModel:
+    """A model of which only what decides its patches, or tokens, has memory. Raises CheckpointError."""
+    checkpoint, state = resolve_checkpoint(path, closely=False)
+    model = build(Recipe, state["recipe"], str(checkpoint / spec_file(checkpoint))).build_on_meta()
+    load_patcher(model, checkpoint)
+    if model.patcher is not None:
+        model.patcher.to(device)
+    return model.eval()
 
 
 def resolve_checkpoint(path: str | Path, *, closely: bool = True) -> tuple[Path, dict[str, Any]]:

@@ -89,11 +89,9 @@ class Plan:
         found += sum(self.weights[name].like.numel() * SIZES[self.kind(name, weights)] for name in self.linear)
         return found + sum(self.weights[name].like.nbytes for name in self.tables if tables != "mapped")
 
-    def check_memory(
-        self, stored: dict[str, StoredTensor], weights: Weights | None, tables: Tables | None, where: Path
-    ) -> None:
-        """Raises ResourceError if there is too little memory, and names the options that make it fit."""
-        free, wanted = memory().free, self.needed(stored, weights, tables)
+    def check_memory(self, stored: dict[str, StoredTensor], wanted: int, where: Path) -> None:
+        """Raises ResourceError if there is less memory than `wanted`, and names the options that make it fit."""
+        free = memory().free
         if not free or wanted <= free:  # some systems do not tell
             return
         says = f"{where} needs {show_bytes(wanted)} of memory, and {show_bytes(free)} are free"
@@ -119,7 +117,7 @@ def load_packed(model: ByteModel, checkpoint: Path, weights: Weights | None, tab
     plan = Plan.of(model, stored)
     if not plan.linear:
         raise UsageError(f"the kernels do not know the layers of {type(model).__name__}: leave out weights and tables")
-    plan.check_memory(stored, weights, tables, checkpoint)
+    plan.check_memory(stored, plan.needed(stored, weights, tables), checkpoint)
     for name, module in modules(plan, weights, tables):
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, module)
@@ -130,6 +128,23 @@ def load_packed(model: ByteModel, checkpoint: Path, weights: Weights | None, tab
     model.quantization = kinds.pop() if len(kinds) == 1 else None
     model.content = partial(content, stored, model.quantization)
     return model.requires_grad_(False)
+
+
+def check_memory(model: ByteModel, checkpoint: Path, dtype: torch.dtype | None) -> None:
+    """Raises ResourceError if there is too little memory for all of a model, and names the options that make it fit."""
+    stored = stored_tensors(checkpoint, checked=False)
+    compare(model, stored, checkpoint)
+    size = 4 if dtype is None else dtype.itemsize
+    wanted = sum(like.numel() * size for like in model.state_dict().values())
+    Plan.of(model, stored).check_memory(stored, wanted, checkpoint)
+
+
+def load_patcher(model: ByteModel, checkpoint: Path) -> None:
+    """Load what decides how a model on the meta device cuts documents, and nothing else. Raises CheckpointError."""
+    stored, buffers = stored_tensors(checkpoint), dict(model.named_buffers())
+    compare(model, stored, checkpoint)
+    names = [name for name in model.state_dict() if name.startswith(PATCHER) or name in buffers]
+    model.load_state_dict({name: widened(name, stored[name].read()) for name in names}, strict=False, assign=True)
 
 
 def modules(plan: Plan, weights: Weights | None, tables: Tables | None) -> Iterator[tuple[str, nn.Module]]:

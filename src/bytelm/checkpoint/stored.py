@@ -68,15 +68,18 @@ class StoredTensor:
         return digest.hexdigest()
 
 
-def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
-    """The tensors at a place that `resolve_checkpoint` found, by our names. Raises CheckpointError."""
+def stored_tensors(checkpoint: Path, *, checked: bool = True) -> dict[str, StoredTensor]:
+    """The tensors at a place that `resolve_checkpoint` found, by our names. Raises CheckpointError.
+
+    A file without checksums of tensors is `checked` as a whole.
+    """
     if pretrained.found(checkpoint):
         found: dict[str, StoredTensor] = {}
         for path in pretrained.files(checkpoint):
             found |= {name.removeprefix(pretrained.PREFIX): t for name, t in in_file(path, None, {}).items()}
         return found
     entry = store.entry(checkpoint, store.MODEL)
-    if not entry.tensors:
+    if checked and not entry.tensors:
         store.verify(checkpoint)
     return in_file(checkpoint / store.MODEL, entry.size, entry.tensors)
 
@@ -86,7 +89,8 @@ def in_file(path: Path, size: int | None, sums: Mapping[str, str]) -> dict[str, 
     try:
         size = path.stat().st_size if size is None else size
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}): copy or download the whole folder") from None
+        why = f"has no {path.name}" if isinstance(error, FileNotFoundError) else f"{path.name}: {error.strerror}"
+        raise CheckpointError(f"{path.parent} {why}: copy or download the whole folder") from None
     file = PositionReader(path, size, CheckpointError, AGAIN)
     try:
         length = int.from_bytes(part(file, 0, 8), "little")
@@ -94,7 +98,7 @@ def in_file(path: Path, size: int | None, sums: Mapping[str, str]) -> dict[str, 
             raise ValueError(f"its header would be {length} bytes long")
         table = entries(part(file, 8, length), size - 8 - length)
     except (ValueError, CheckpointError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file that can be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read ({error}): copy or download it again") from error
     found: dict[str, StoredTensor] = {}
     start = 8 + length
     for name, dtype, shape in table:
