@@ -102,6 +102,14 @@ ROWS: dict[str, tuple[str, str]] = {
         "the entropy model missing, or a different one",
         "a different one is refused with the way out; a missing one is trained again",
     ),
+    "K9": (
+        "a file of weights that is written to, cut short or deleted while rows of tables are read from it",
+        "one-line error, exit 4; no crash; a deleted file stays readable",
+    ),
+    "K10": (
+        "a model that needs more memory than is free",
+        "refused before anything is loaded, with the options that make it fit",
+    ),
     "M1": ("a prediction that depends on its target", "invariant: causality of every model and patcher"),
     "M2": ("a decoder that differs from the model", "invariant: equal in float64; incremental patching equals full"),
     "M3": ("a result that depends on the rest of the batch", "invariant: alone, in a batch, padded on either side"),

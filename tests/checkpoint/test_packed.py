@@ -61,9 +61,13 @@ def weights_of(recipe: Recipe, dtype: torch.dtype = torch.float32) -> dict[str, 
 
 def saved(run: Path, name: str = "blt", dtype: torch.dtype = torch.float32) -> Path:
     """A run of a random model."""
+    return kept(run, name, weights_of(RECIPES[name], dtype))
+
+
+def kept(run: Path, name: str, tensors: dict[str, Tensor]) -> Path:
+    """A run of these weights."""
     run.mkdir(parents=True)
-    recipe = RECIPES[name]
-    store.save(run, 0, {"model": weights_of(recipe, dtype)}, {"recipe": to_mapping(recipe), "context": 64})
+    store.save(run, 0, {"model": tensors}, {"recipe": to_mapping(RECIPES[name]), "context": 64})
     return run
 
 
@@ -179,7 +183,7 @@ def table_of(lm: LM) -> RowsInFile:
     return lm.model.encoder.embed.ngram.file  # pyright: ignore
 
 
-@pytest.mark.fault("W1")
+@pytest.mark.fault("K9")
 def test_a_file_that_changes_while_its_rows_are_read(tmp_path: Path) -> None:
     run = saved(tmp_path / "run")
     lm = bytelm.load(run, tables="mapped")
@@ -190,7 +194,7 @@ def test_a_file_that_changes_while_its_rows_are_read(tmp_path: Path) -> None:
         lm.generate(TEXT, max_bytes=2)
 
 
-@pytest.mark.fault("W1")
+@pytest.mark.fault("K9")
 def test_a_file_that_is_cut_short_while_its_rows_are_read(tmp_path: Path) -> None:
     run = saved(tmp_path / "run")
     lm = bytelm.load(run, tables="mapped")
@@ -206,7 +210,7 @@ def test_a_file_that_vanishes_stays_readable(tmp_path: Path) -> None:
     assert lm.generate(TEXT, max_bytes=9) == whole.generate(TEXT, max_bytes=9)
 
 
-@pytest.mark.fault("W1")
+@pytest.mark.fault("K1")
 @pytest.mark.parametrize("which", ["latent.blocks.0.attention.qkv.weight", "decoder.norm.weight"])
 def test_a_damaged_tensor_is_found_when_it_is_read(tmp_path: Path, which: str) -> None:
     run = saved(tmp_path / "run")
@@ -218,7 +222,18 @@ def test_a_damaged_tensor_is_found_when_it_is_read(tmp_path: Path, which: str) -
         bytelm.load(run, weights="int8", tables="mapped")
 
 
-@pytest.mark.fault("W2")
+@pytest.mark.fault("K3")
+@pytest.mark.parametrize("tables", ["mapped", "memory"])
+@pytest.mark.parametrize("which", ["latent.blocks.0.feed_forward.gate_up.weight", "decoder.norm.weight"])
+def test_weights_that_are_not_finite(tmp_path: Path, which: str, tables: Any) -> None:
+    tensors = weights_of(RECIPES["blt"])
+    tensors[which].view(-1)[1] = float("inf")
+    run = kept(tmp_path / "run", "blt", tensors)
+    with pytest.raises(CheckpointError, match=r"not finite +[a-z_.0]+ +NaN or Inf in 1 of"):
+        bytelm.load(run, weights="bf16", tables=tables)
+
+
+@pytest.mark.fault("K10")
 def test_too_little_memory_is_said_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved(tmp_path / "run")
     monkeypatch.setattr(packed, "WORKING", 0)
@@ -239,10 +254,8 @@ def test_too_little_memory_is_said_before_anything_is_loaded(tmp_path: Path, mon
 
 
 def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
     tensors = weights_of(RECIPES["blt"])
     tensors["decoder.head.weight"] = tensors["decoder.head.weight"][:, :-1].clone()
-    store.save(run, 0, {"model": tensors}, {"recipe": to_mapping(RECIPES["blt"]), "context": 64})
+    run = kept(tmp_path / "run", "blt", tensors)
     with pytest.raises(CheckpointError, match=r"shape +decoder\.head\.weight"):
         bytelm.load(run, weights="int8")

@@ -155,9 +155,13 @@ def modules(plan: Plan, weights: Weights | None, tables: Tables | None) -> Itera
     for name, tensor, scale in read(plan, tables):
         stored = plan.weights[name]
         if (module := plan.linear.get(name)) is None:
+            if stored.sha256 is None:  # what bytelm saved is finite
+                store.check_keys({name: tensor}, {name: tensor}, stored.path)
             yield name, StoredTable(stored.like, packing.table(tensor, scale))
             continue
         matrix = packing.packed(tensor, kinds[name], scale=scale, halves=module.halves, streamed=large, out=rooms[name])
+        if matrix.bad:
+            store.check_keys({name: tensor}, {name: tensor}, stored.path)
         yield name, PackedLinear(module.in_features, module.out_features, matrix, halves=module.halves)
     for name in plan.tables if tables == "mapped" else ():
         stored, scale = plan.weights[name], plan.scales.get(name)

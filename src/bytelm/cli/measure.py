@@ -28,10 +28,12 @@ from bytelm.cli.common import (
 from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import ResourceError, UsageError
+from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
     from bytelm.checkpoint.assemble import Loaded
     from bytelm.evaluate.verdict import EvalReport
+    from bytelm.lm import LM
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -265,20 +267,33 @@ def generate(
     written = collected(pieces, task.max_bytes, quiet=quiet or json) if json or out is not None else shown(pieces)
     if out is not None and lm.modality is not None:
         write_file(out, lm.modality, task.prompt + written)
-    tell(written, max(1e-9, time.perf_counter() - began), out, quiet, json)
+    seconds = max(1e-9, time.perf_counter() - began)
+    tell(written, seconds, memory_of(lm, len(task.prompt) + len(written)), out, quiet, json)
     return 0
 
 
-def tell(written: bytes, seconds: float, out: Path | None, quiet: bool, json: bool) -> None:
-    """Print the size and throughput of what was generated."""
+def memory_of(lm: LM, bytes: int) -> dict[str, int]:
+    """Memory of a model that was loaded for inference: its weights, and the caches of a sequence. Empty for others."""
+    if lm.model.content is None:
+        return {}
+    from bytelm.decoding import open_decoder
+    from bytelm.nn.packed import PackedLinear
+
+    weights = sum(part.matrix.bytes for part in lm.model.modules() if isinstance(part, PackedLinear))
+    return {"weight_bytes": weights, "cache_bytes": open_decoder(lm.model, rows=1, capacity=1 + bytes).row_bytes}
+
+
+def tell(written: bytes, seconds: float, memory: dict[str, int], out: Path | None, quiet: bool, json: bool) -> None:
+    """Print the size and throughput of what was generated, and the memory that it took."""
     speed = len(written) / seconds
     if json:
         found = {"text": written.decode(errors="replace"), "hex": written.hex(), "bytes": len(written)}
         file = {} if out is None else {"file": str(out)}
-        print_json({**found, **file, "seconds": seconds, "bytes_per_second": speed})
+        print_json({**found, **file, "seconds": seconds, "bytes_per_second": speed, **memory})
         return
     if not quiet:
-        print(f"\n{len(written)} bytes, {speed:.0f} bytes/s", file=sys.stderr)
+        shown = ", ".join(f"{name.removesuffix('_bytes')} {show_bytes(size)}" for name, size in memory.items())
+        print(f"\n{len(written)} bytes, {speed:.0f} bytes/s{shown and f'; {shown}'}", file=sys.stderr)
     if out is not None:
         print(out)
 

@@ -54,7 +54,7 @@ void bytelm_linear(
         linear<float>(*m, norm, eps, (const float*)x, (float*)out, n, int(threads));
 }
 
-void bytelm_pack(const Packing* packing, int64_t threads) { pack(*packing, int(threads)); }
+int64_t bytelm_pack(const Packing* packing, int64_t threads) { return pack(*packing, int(threads)); }
 
 // 64 sums, each of every 64th word of `bytes` bytes: a change of one word always changes one, and where a word is counts.
 // `sums`: 256 bytes.

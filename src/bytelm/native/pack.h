@@ -1,6 +1,8 @@
 // Weights from rows to the panels of matrix.h, rounded on the way.
 
 #pragma once
+#include <atomic>
+
 #include "matrix.h"
 
 namespace bytelm {
@@ -24,8 +26,8 @@ inline void put(float* at, float x) { *at = x; }
 inline void put(bf16* at, float x) { narrow(at, x); }
 inline void put(int8_t* at, float x) { *at = int8_t(x); }
 
-// Panel `panel` of a part.
-template <class F, class T> void pack_panel(const Packing& p, int64_t part, int64_t panel) {
+// Panel `panel` of a part; returns how many of its numbers are not finite.
+template <class F, class T> int64_t pack_panel(const Packing& p, int64_t part, int64_t panel) {
     using A = std::conditional_t<std::is_same_v<F, double>, double, float>;
     constexpr bool RENEWS = std::is_same_v<T, int8_t> && !std::is_same_v<F, int8_t>;
     const int64_t first = panel * PANEL, rows = p.rows - first < PANEL ? p.rows - first : PANEL;
@@ -33,6 +35,7 @@ template <class F, class T> void pack_panel(const Packing& p, int64_t part, int6
     const F* from = (const F*)p.from + (part * p.rows + first) * p.in;
     T* to = (T*)p.to + place * p.in * PANEL;
     A scale[PANEL];
+    int64_t bad = 0;
     for (int64_t r = 0; r < PANEL; r++) {
         A factor = p.from_scale && r < rows ? A(p.from_scale[part * p.rows + first + r]) : A(1);
         if (RENEWS) {
@@ -52,6 +55,7 @@ template <class F, class T> void pack_panel(const Packing& p, int64_t part, int6
             A line[STRETCH] = {};
             for (int64_t k = begin; k < end && r < rows; k++) {
                 const A value = A(widened(from[r * p.in + k]));
+                bad += value - value != 0;
                 if constexpr (RENEWS)
                     line[k - begin] = A(whole(float(value / scale[r])));
                 else if constexpr (std::is_same_v<F, int8_t> && !std::is_same_v<T, int8_t>)
@@ -62,34 +66,32 @@ template <class F, class T> void pack_panel(const Packing& p, int64_t part, int6
             for (int64_t k = begin; k < end; k++) put(to + k * PANEL + r, line[k - begin]);
         }
     }
+    return bad;
 }
 
-template <class F, class T> void pack_all(const Packing& p, int threads) {
+template <class F, class T> int64_t pack_all(const Packing& p, int threads) {
     const int64_t panels = (p.rows + PANEL - 1) / PANEL;
+    std::atomic<int64_t> bad{0};
     parallel(threads, [&](int thread, int team) {
         const Share mine(panels * p.parts, thread, team);
-        for (int64_t item = mine.first; item < mine.last; item++) pack_panel<F, T>(p, item % p.parts, item / p.parts);
+        for (int64_t item = mine.first; item < mine.last; item++)
+            bad += pack_panel<F, T>(p, item % p.parts, item / p.parts);
     });
+    return bad;
 }
 
-template <class F> void pack_to(const Packing& p, int threads) {
-    if (p.to_kind == I8)
-        pack_all<F, int8_t>(p, threads);
-    else if (p.to_kind == BF16)
-        pack_all<F, bf16>(p, threads);
-    else
-        pack_all<F, float>(p, threads);
+template <class F> int64_t pack_to(const Packing& p, int threads) {
+    if (p.to_kind == I8) return pack_all<F, int8_t>(p, threads);
+    if (p.to_kind == BF16) return pack_all<F, bf16>(p, threads);
+    return pack_all<F, float>(p, threads);
 }
 
-inline void pack(const Packing& p, int threads) {
-    if (p.from_kind == F64)
-        pack_all<double, double>(p, threads);
-    else if (p.from_kind == F32)
-        pack_to<float>(p, threads);
-    else if (p.from_kind == BF16)
-        pack_to<bf16>(p, threads);
-    else
-        pack_to<int8_t>(p, threads);
+// Returns how many numbers are not finite.
+inline int64_t pack(const Packing& p, int threads) {
+    if (p.from_kind == F64) return pack_all<double, double>(p, threads);
+    if (p.from_kind == F32) return pack_to<float>(p, threads);
+    if (p.from_kind == BF16) return pack_to<bf16>(p, threads);
+    return pack_to<int8_t>(p, threads);
 }
 
 }  // namespace bytelm

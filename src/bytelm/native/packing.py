@@ -34,6 +34,8 @@ class Matrix(ctypes.Structure):
     )
     held: tuple[Any, ...]
     rows: int
+    bad: int
+    """How many of its numbers are not finite, of a packed one."""
 
     @property
     def bytes(self) -> int:
@@ -105,9 +107,10 @@ def packed(
     packing = Packing(*source, found.data_ptr(), _at(scale), kinds[1])
     functions = library("kernels")
     assert functions is not None  # `Kernels.open`
-    functions.bytelm_pack(byref(packing), c_int64(torch.get_num_threads()))
+    functions.bytelm_pack.restype = c_int64
+    bad = functions.bytelm_pack(byref(packing), c_int64(torch.get_num_threads()))
     matrix = _matrix(found, (shape[0] if parts == 1 else len(found) * PANEL, shape[1]), scale, streamed)
-    matrix.rows = shape[0]
+    matrix.rows, matrix.bad = shape[0], bad
     return matrix
 
 
