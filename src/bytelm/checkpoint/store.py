@@ -56,8 +56,8 @@ def save(run: Path, step: int, tensors: Mapping[str, Stored], state: Mapping[str
     Tensors may be on any device, share memory and have any strides, or be read while they are written. `state` is plain
     JSON; `step` is added to it. The `keep` newest checkpoints up to this step stay. Later ones are never deleted: where
     resuming skipped a damaged one, the run will come by and replace it. `run` must exist, and only one job may save in
-    it at a time (`checkpoint.lock`). Raises ResourceError where the disk refuses; the checkpoints there were are then as before.
-    A state that is not plain JSON (NaN is not) is a ValueError or TypeError before the disk is touched.
+    it at a time (`checkpoint.lock`). Raises ResourceError where the disk refuses; the checkpoints there were are then
+    as before. A state that is not plain JSON (NaN is not) is a ValueError or TypeError before the disk is touched.
     """
     if keep < KEEP:
         raise ConfigError(f"cannot keep {keep} checkpoints: at least {KEEP}, because the newest may be damaged")

@@ -218,8 +218,10 @@ def entries(text: bytes, size: int, known: Mapping[str, torch.dtype] = NAMED) ->
                 raise ValueError(f"{name!r} is not described as a tensor")
     found.sort(key=lambda entry: entry[:2])
     ends = [0, *(end for _, end, *_ in found)]
-    if ends[-1] != size or [first for first, *_ in found] != ends[:-1]:
-        raise ValueError("its tensors overlap, or do not fill it")
+    if ends[-1] != size:
+        raise ValueError(f"its tensors take {ends[-1]} bytes, and it has {size} of them")
+    if [first for first, *_ in found] != ends[:-1]:
+        raise ValueError("its tensors overlap, or leave gaps")
     return [(name, dtype, shape) for _, _, name, dtype, shape in found]
 
 

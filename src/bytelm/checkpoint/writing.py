@@ -12,6 +12,8 @@ from typing import Any
 
 from bytelm.checkpoint.tensors import Piece
 
+SYNC = 256 << 20  # bytes after which the disk is set to work; else it waits until the system holds gigabytes
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -39,7 +41,7 @@ class Entry:
 def write(path: Path, pieces: Iterable[Piece]) -> Entry:
     """Write a new file through to the disk; checksums are of what was meant, not of what was read back.
 
-    A piece is hashed while it is written and the next one is read or computed.
+    A piece is hashed while it is written and the next one is read or computed; the disk writes meanwhile.
     """
     whole, tensors = hashlib.sha256(), dict[str, Any]()
 
@@ -48,16 +50,26 @@ def write(path: Path, pieces: Iterable[Piece]) -> Entry:
         if name:
             tensors.setdefault(name, hashlib.sha256()).update(data)
 
-    with path.open("xb") as file, ThreadPoolExecutor(1) as beside:
-        hashed: Future[None] | None = None
+    with path.open("xb") as file, ThreadPoolExecutor(2) as beside:
+        hashed, synced, waiting = done(), done(), 0
         for name, data in pieces:
-            if hashed is not None:
-                hashed.result()  # so that no more than two pieces are held
+            hashed.result()  # so that no more than two pieces are held
             hashed = beside.submit(add, name, data)
-            file.write(data)
+            waiting += file.write(data)
+            if waiting >= SYNC and synced.done():
+                synced.result()
+                file.flush()
+                synced, waiting = beside.submit(os.fsync, file.fileno()), 0
+        synced.result()
         file.flush()
         os.fsync(file.fileno())
-        if hashed is not None:
-            hashed.result()
+        hashed.result()
         found = {name: digest.hexdigest() for name, digest in tensors.items()}
         return Entry(file.tell(), whole.hexdigest(), found)
+
+
+def done() -> Future[None]:
+    """What there is nothing to wait for."""
+    found = Future[None]()
+    found.set_result(None)
+    return found
