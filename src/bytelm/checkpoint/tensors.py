@@ -38,7 +38,7 @@ DTYPES = {
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
 LONGEST = 100_000_000  # bytes of a header: the bound of the library, which would read no longer one
 NARROW = (torch.float16, torch.bfloat16)
-PIECE = 4 << 20  # bytes that are converted, hashed and written together
+PIECE = 1 << 20  # bytes that are converted, hashed and written together: fewer cost switches, more cost page faults
 WEIGHT, SCALE = ".weight", ".scale"  # a weight in int8 and the scales of its rows
 
 

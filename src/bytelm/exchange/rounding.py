@@ -1,12 +1,12 @@
 """Linear layers and n-gram tables in bfloat16 or int8, rounded while they are read.
 
-int8: symmetric, `X.weight` `[rows, in]` with one float32 scale per row in `X.scale`, as `native.weights.quantised`
-rounds. Loading restores float32; see `checkpoint.tensors`.
+int8: symmetric, `X.weight` `[rows, in]` with one float32 scale per row in `X.scale`, bit for bit as
+`native.weights.quantised` rounds. Loading restores float32; see `checkpoint.tensors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,6 @@ from bytelm.checkpoint.assemble import PATCHER
 from bytelm.checkpoint.tensors import WEIGHT, Stored, Streamed, like, parts, restored, scale_of, scales
 from bytelm.errors import UsageError
 from bytelm.interfaces.model import ByteModel
-from bytelm.native.weights import quantised
 
 Kind = Literal["bf16", "int8"]
 
@@ -83,9 +82,23 @@ def int8(name: str, tensor: Tensor | Streamed) -> dict[str, Streamed]:
     """A weight in int8 and the scales of its rows. It is read twice, since scales are the first in a file."""
     shape = like(tensor).shape
     return {
-        name: mapped(tensor, shape, torch.int8, lambda piece: quantised(piece)[0]),
-        scale_of(name): mapped(tensor, shape[:1], torch.float32, lambda piece: quantised(piece)[1]),
+        name: Streamed(torch.empty(shape, dtype=torch.int8, device="meta"), lambda: quantised(parts(tensor))),
+        scale_of(name): mapped(tensor, shape[:1], torch.float32, scales_of),
     }
+
+
+def scales_of(rows: Tensor) -> Tensor:
+    """The scale of each row, in float32."""
+    return torch.maximum(rows.amax(1), -rows.amin(1)).float().clamp(min=1e-30) / 127
+
+
+def quantised(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Rows in int8, in memory that is taken once: that of fresh tensors costs the system more than the arithmetic."""
+    work = torch.empty(0)
+    for rows in pieces:
+        if work.shape != rows.shape:
+            work = torch.empty(rows.shape)
+        yield work.copy_(rows).div_(scales_of(rows)[:, None]).round_().to(torch.int8)
 
 
 def mapped(
