@@ -22,6 +22,53 @@ from bytelm.models.blt import names
 from bytelm.models.blt.formats import hf
 from published import ids
 
+META = {
+    "local_encoder.embed_tokens": "local_encoder.tok_embeddings",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "q_norm": "cross_attn_norm_q",
+    "k_norm": "cross_attn_norm_kv",
+    "q_proj": "wq",
+    "k_proj": "wk",
+    "v_proj": "wv",
+    "o_proj": "wo",
+    "patcher.lm_head": "patcher.output",
+    "lm_head": "local_decoder.output",
+    "patcher.embed_tokens": "patcher.tok_embeddings",
+}
+"""What Meta calls what transformers calls so: a second witness, since a round trip cannot see two names swapped."""
+LARGE = {
+    "hidden_size": 1280,
+    "num_attention_heads": 20,
+    "intermediate_size": 3584,
+    "hidden_size_global": 4096,
+    "cross_attn_k": 4,
+}
+PUBLISHED: dict[str, tuple[dict[str, Any], float]] = {
+    "1B": ({"encoder_config": {"intermediate_size": 2816}}, 4.53e9),
+    "7B": (
+        {
+            "cross_attn_k": 4,
+            "encoder_config": {**LARGE, "num_hidden_layers": 1},
+            "decoder_config": {**LARGE, "num_hidden_layers": 6},
+            "global_config": {
+                "hidden_size": 4096,
+                "num_attention_heads": 32,
+                "num_hidden_layers": 32,
+                "intermediate_size": 11008,
+            },
+        },
+        10.55e9,
+    ),
+}
+
 
 def ours(run: Path, texts: list[bytes] | tuple[bytes, ...]) -> Tensor:
     """Our logits."""

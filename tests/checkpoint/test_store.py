@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bytelm.checkpoint import store
-from bytelm.checkpoint.tensors import DTYPES, widened
+from bytelm.checkpoint import store, tensors
+from bytelm.checkpoint.tensors import DTYPES, Streamed, widened
 from bytelm.errors import CheckpointError, ConfigError
-from checkpoints import FILES, content, holds, names, save
+from checkpoints import FILES, content, holds, names, save, seal
 
 # ---- round trip ----
 
@@ -85,6 +86,87 @@ def test_widened_tensors_are_the_same_numbers(tmp_path: Path) -> None:
         assert plain[name].dtype == tensor.dtype
         assert wide[name].dtype == (torch.float32 if tensor.dtype.itemsize == 2 and name != "int" else tensor.dtype)
         assert torch.equal(wide[name].to(tensor.dtype).nan_to_num(7), tensor.nan_to_num(7))
+
+
+# ---- piece by piece ----
+
+
+def test_a_streamed_tensor_makes_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so do pieces of any size of an ordinary one."""
+    whole = {"a": torch.rand(7, 3).bfloat16(), "b": torch.rand(2), "c": torch.rand(()), "empty": torch.zeros(0, 4)}
+    path = store.save(tmp_path, 1, {"model": whole}, {})
+    data, entry = (path / "model.safetensors").read_bytes(), store.entry_of(path, "model.safetensors")
+    monkeypatch.setattr(tensors, "PIECE", 9)
+    by_rows = {n: Streamed(t.to("meta"), lambda t=t: t.split(2) if t.ndim else (t,)) for n, t in whole.items()}
+    for step, found in ((2, whole), (3, by_rows)):
+        path = store.save(tmp_path, step, {"model": found}, {})
+        assert (path / "model.safetensors").read_bytes() == data
+        assert store.entry_of(path, "model.safetensors") == entry
+
+
+def test_a_streamed_tensor_that_is_not_what_it_said_is_not_saved(tmp_path: Path) -> None:
+    short = Streamed(torch.empty(4, 2, device="meta"), lambda: (torch.zeros(3, 2),))
+    with pytest.raises(ValueError, match="'a' is 24 bytes long, not 32"):
+        store.save(tmp_path, 1, {"model": {"a": short}}, {})
+    assert names(tmp_path) == []
+
+
+def test_the_manifest_has_the_checksum_of_each_tensor(tmp_path: Path) -> None:
+    held = {"a": torch.rand(7, 3).bfloat16(), "b": torch.rand(()), "empty": torch.zeros(0, 4)}
+    path = store.save(tmp_path, 1, {"model": held}, {})
+    found = store.entry_of(path, "model.safetensors")
+    wanted = {name: tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for name, tensor in held.items()}
+    assert found.tensors == {name: hashlib.sha256(data).hexdigest() for name, data in wanted.items()}
+    assert found.sha256 == hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+    assert store.entry_of(path, "state.json").tensors == {}
+
+
+def test_checkpoints_without_checksums_of_tensors_are_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    seal(path)  # which writes the manifest of older versions
+    assert holds(path, 1) and store.entry_of(path, "model.safetensors").tensors == {}
+
+
+@pytest.mark.fault("K1")
+def test_sizes_are_checked_where_weights_are_not_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    damage_byte(path, "model.safetensors")
+    assert store.newest(tmp_path, closely=False) == path
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        store.newest(tmp_path)
+    for damage in (damage_size, damage_tail, damage_gone):
+        for name in ("model.safetensors", "state.json"):
+            damage(save(tmp_path, 2), name)
+            with pytest.raises(CheckpointError, match=rf"step-00000002/{name} .*; the latest intact one is {path}"):
+                store.newest(tmp_path, closely=False)
+    damage_byte(save(tmp_path, 2), "MANIFEST.json")
+    with pytest.raises(CheckpointError, match=r"step-00000002/MANIFEST\.json"):
+        store.newest(tmp_path, closely=False)
+
+
+# ---- weights in int8 ----
+
+
+def test_weights_in_int8_are_restored_by_the_scales_of_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under their own name, to be kept once; whatever else is in int8 stays what it is."""
+    weight, scale = torch.randint(-127, 128, (5, 3), dtype=torch.int8), torch.rand(5)
+    held = {"x.weight": weight, "x.scale": scale, "y.weight": weight, "z": weight, "z.scale": scale}
+    held |= {"u.weight": weight, "u.scale": scale[:4], "v.scale": scale, "w.weight": scale, "w.scale": scale}
+    path = store.save(tmp_path, 1, {"model": held}, {})
+    monkeypatch.setattr(tensors, "PIECE", 8)
+    asked: list[str] = []
+
+    def keep(name: str, tensor: Tensor) -> Tensor:
+        asked.append(name)
+        return tensor
+
+    found = store.read_tensors(path, "model", keep)
+    assert sorted(asked) == sorted(found) == sorted(held.keys() - {"x.scale"})
+    assert found["x.weight"].dtype == torch.float32 and torch.equal(found["x.weight"], weight * scale[:, None])
+    assert all(torch.equal(found[name], held[name]) for name in found if name != "x.weight")
+    assert found["y.weight"].dtype == torch.int8
 
 
 @pytest.mark.fault("K1")

@@ -22,7 +22,7 @@ from bytelm.models.blt import names
 from bytelm.models.blt.formats import hf
 from bytelm.models.transformer import entropy_model as transformer
 from bytelm.patching import entropy, space
-from exchanging import download, held, ours, recipe_of, same
+from exchanging import META, PUBLISHED, download, held, ours, recipe_of, same
 from published import TEXTS, Pair, edit, pair, transformers
 
 
@@ -56,30 +56,6 @@ def test_meta_keeps_the_tables_and_the_entropy_model_apart(hub: Path) -> None:
     assert not any("entropy" in name for name in weights)
     own = torch.load(hub / names.ENTROPY_MODEL / "consolidated.pth")["model"]
     assert {"tok_embeddings.weight", "layers.1.attention.wq.weight", "output.weight"} <= own.keys()
-
-
-META = {
-    "local_encoder.embed_tokens": "local_encoder.tok_embeddings",
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.up_proj": "feed_forward.w3",
-    "mlp.down_proj": "feed_forward.w2",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "q_norm": "cross_attn_norm_q",
-    "k_norm": "cross_attn_norm_kv",
-    "q_proj": "wq",
-    "k_proj": "wk",
-    "v_proj": "wv",
-    "o_proj": "wo",
-    "patcher.lm_head": "patcher.output",
-    "lm_head": "local_decoder.output",
-    "patcher.embed_tokens": "patcher.tok_embeddings",
-}
-"""What Meta calls what transformers calls so: a second witness, since a round trip cannot see two names swapped."""
 
 
 def test_meta_has_the_tensors_of_transformers_under_its_names(one: Pair, hub: Path) -> None:
@@ -146,32 +122,6 @@ def test_several_crossed_encoder_layers_go_to_meta_and_back(tmp_path: Path) -> N
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
-
-
-LARGE = {
-    "hidden_size": 1280,
-    "num_attention_heads": 20,
-    "intermediate_size": 3584,
-    "hidden_size_global": 4096,
-    "cross_attn_k": 4,
-}
-PUBLISHED: dict[str, tuple[dict[str, Any], float]] = {
-    "1B": ({"encoder_config": {"intermediate_size": 2816}}, 4.53e9),
-    "7B": (
-        {
-            "cross_attn_k": 4,
-            "encoder_config": {**LARGE, "num_hidden_layers": 1},
-            "decoder_config": {**LARGE, "num_hidden_layers": 6},
-            "global_config": {
-                "hidden_size": 4096,
-                "num_attention_heads": 32,
-                "num_hidden_layers": 32,
-                "intermediate_size": 11008,
-            },
-        },
-        10.55e9,
-    ),
-}
 
 
 @pytest.mark.parametrize("size", PUBLISHED)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bytelm.checkpoint import store
 from bytelm.checkpoint.stored import StoredTensor, stored_tensors
-from bytelm.checkpoint.tensors import widened
+from bytelm.checkpoint.tensors import SCALE, scale_of, widened
 from bytelm.errors import ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.machine import memory
@@ -75,7 +75,7 @@ class Plan:
         }
         weights = {name: stored[f"{name}.weight"] for name in (*linear, *tables)}
         others = [name for name in model.state_dict() if name.removesuffix(".weight") not in weights]
-        scales = {name: stored[f"{name}{store.SCALE}"] for name in weights if f"{name}{store.SCALE}" in stored}
+        scales = {name: stored[f"{name}{SCALE}"] for name in weights if f"{name}{SCALE}" in stored}
         return cls(linear, tables, others, weights, scales)
 
     def kind(self, name: str, weights: Weights | None) -> Weights | None:
@@ -219,7 +219,7 @@ def compare(model: ByteModel, stored: dict[str, StoredTensor], checkpoint: Path)
     likes = {name: tensor.like for name, tensor in stored.items()}
     wanted: dict[str, Tensor] = dict(model.state_dict())
     for name, like in wanted.copy().items():
-        found, scale = likes.get(name), f"{name.removesuffix('.weight')}{store.SCALE}"
+        found, scale = likes.get(name), scale_of(name)
         if found is None or not like.is_floating_point():
             continue
         if found.dtype == torch.int8 and scale in likes:

@@ -5,7 +5,7 @@
             model.safetensors    one file per group of tensors
             optimizer.safetensors
             state.json           all that is not a tensor
-            MANIFEST.json        size and sha256 of the others; written last
+            MANIFEST.json        size and sha256 of the others, and sha256 of each tensor; written last
         step-00001000.old/       while a step is replaced: what it was before
         step-00002000.tmp-x1y2/  a write under way, or what a crash left of one: the next save removes it
         latest                   the name of the newest, for people and scripts: bytelm itself trusts manifests alone
@@ -21,19 +21,19 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from bytelm.checkpoint import legacy
-from bytelm.checkpoint.tensors import Keep, as_it_is, header, pieces, read
+from bytelm.checkpoint.tensors import Keep, Stored, as_it_is, header, like, pieces, read
+from bytelm.checkpoint.writing import Entry, write
 from bytelm.data.files import sync_folder
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.units import show_bytes
@@ -41,36 +41,23 @@ from bytelm.units import show_bytes
 FORMAT = 2  # of the directory; a reader refuses a higher one
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
-MODEL = "model.safetensors"
-SCALE = ".scale"
 KEEP = 2  # the fewest to keep: the newest may turn out damaged
 ROWS = 20  # of a table of differences
 PIECE = 1 << 20  # values that are checked together
 MOST_TEXT = 1 << 26  # bytes of a JSON file: a larger one is not ours, and would be read whole
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What the manifest says of one file."""
-
-    size: int
-    sha256: str
-    tensors: Mapping[str, str] = field(default_factory=dict)
-
-
 # ---- writing ----
 
 
-def save(
-    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = KEEP
-) -> Path:
+def save(run: Path, step: int, tensors: Mapping[str, Stored], state: Mapping[str, Any], keep: int = KEEP) -> Path:
     """Write `run/checkpoints/step-<step>` with one file per group of `tensors`, and return its path.
 
-    Tensors may be on any device, share memory and have any strides. `state` is plain JSON; `step` is added to it.
-    The `keep` newest checkpoints up to this step stay. Later ones are never deleted: where resuming skipped a
-    damaged one, the run will come by and replace it. `run` must exist, and only one job may save in it at a time
-    (`checkpoint.lock`). Raises ResourceError where the disk refuses; the checkpoints there were are then as before.
-    A state that is not plain JSON (NaN is not) is a ValueError or TypeError before the disk is touched.
+    Tensors may be on any device, share memory and have any strides, or be read while they are written. `state` is plain
+    JSON; `step` is added to it. The `keep` newest checkpoints up to this step stay. Later ones are never deleted: where
+    resuming skipped a damaged one, the run will come by and replace it. `run` must exist, and only one job may save in
+    it at a time (`checkpoint.lock`). Raises ResourceError where the disk refuses; the checkpoints there were are then
+    as before. A state that is not plain JSON (NaN is not) is a ValueError or TypeError before the disk is touched.
     """
     if keep < KEEP:
         raise ConfigError(f"cannot keep {keep} checkpoints: at least {KEEP}, because the newest may be damaged")
@@ -78,7 +65,9 @@ def save(
     final = home / f"step-{step:08d}"
     text = json.dumps({**state, "step": step}, indent=1, allow_nan=False).encode()
     headers = {group: header(members) for group, members in tensors.items()}
-    needed = len(text) + sum(map(len, headers.values())) + sum(t.nbytes for g in tensors.values() for t in g.values())
+    needed = (
+        len(text) + sum(map(len, headers.values())) + sum(like(t).nbytes for g in tensors.values() for t in g.values())
+    )
     try:
         home.mkdir(exist_ok=True)
         sync_folder(run)
@@ -88,14 +77,14 @@ def save(
             aside = Path(name)
             new = aside / "new"
             new.mkdir()
-            files = {STATE: _write(new / STATE, [text])}
+            files = {STATE: write(new / STATE, [("", text)])}
             for group, members in tensors.items():
                 file = new / f"{group}.safetensors"
-                files[file.name] = _write(file, pieces(headers[group], members))
-            _write(new / MANIFEST, [_manifest_text(step, files)])
+                files[file.name] = write(file, pieces(headers[group], members))
+            write(new / MANIFEST, [("", _manifest_text(step, files))])
             sync_folder(new)
             # Written before anything is renamed: from here on the disk can no longer be too full.
-            _write(aside / "latest", [f"{final.name}\n".encode()])
+            write(aside / "latest", [("", f"{final.name}\n".encode())])
             _publish(aside, final)
             for path in [p for p in checkpoints(run) if _step(p) <= step][:-keep]:
                 path.rename(aside / path.name)  # in one move, so that half a checkpoint is never left standing
@@ -123,25 +112,13 @@ def _publish(aside: Path, final: Path) -> None:
         old.rename(aside / "old")
 
 
-def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> Entry:
-    """Write a new file through to the disk; the checksum is of what was meant, not of what was read back."""
-    digest = hashlib.sha256()
-    with path.open("xb") as file:
-        for piece in pieces:
-            file.write(piece)
-            digest.update(piece)
-        file.flush()
-        os.fsync(file.fileno())
-        return Entry(file.tell(), digest.hexdigest())
-
-
 def _manifest_text(step: int, files: Mapping[str, Entry]) -> bytes:
     try:
         version = importlib.metadata.version("bytelm")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
         version = "unknown"
     body: dict[str, Any] = {"format": FORMAT, "bytelm": version, "step": step}
-    body["files"] = {name: asdict(entry) for name, entry in files.items()}
+    body["files"] = {name: entry.table() for name, entry in files.items()}
     return json.dumps({**body, "sha256": _digest(body)}, indent=1).encode()
 
 
@@ -160,15 +137,15 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_step(path), path.suffix != ".old"))
 
 
-def newest_good(run: Path) -> tuple[Path, list[str]]:
+def newest_good(run: Path, *, closely: bool = True) -> tuple[Path, list[str]]:
     """The newest checkpoint that verifies, and one line for each newer one that does not: what resuming wants.
 
-    Raises CheckpointError if there is none.
+    `closely`: see `verify`. Raises CheckpointError if there is none.
     """
     passed_over: list[str] = []
     for path in reversed(checkpoints(run)):
         try:
-            verify(path)
+            verify(path, closely=closely)
         except CheckpointError as error:
             passed_over.append(str(error))
         else:
@@ -180,9 +157,7 @@ def newest_good(run: Path) -> tuple[Path, list[str]]:
 
 def newest(run: Path, *, closely: bool = True) -> Path:
     """The newest checkpoint; CheckpointError if it does not verify, rather than an older model unasked."""
-    if not closely:
-        return checkpoints(run)[-1]
-    path, passed_over = newest_good(run)
+    path, passed_over = newest_good(run, closely=closely)
     if passed_over:
         raise CheckpointError(f"{passed_over[0]}; the latest intact one is {path}: name it instead, or resume the run")
     return path
@@ -197,8 +172,12 @@ def _step(path: Path) -> int:
 # ---- reading ----
 
 
-def verify(path: Path) -> None:
-    """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the file and its fault."""
+def verify(path: Path, *, closely: bool = True) -> None:
+    """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the file and its fault.
+
+    `closely`: by checksums. Otherwise the manifest by its own, and of other files their sizes, which reads no weights:
+    whoever reads them then checks what it reads.
+    """
     files = _files(path)
     # Desktops and network disks create dot files anywhere; they are ignored.
     found = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {MANIFEST}
@@ -208,17 +187,17 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"{path / name} is not listed in {MANIFEST}: remove it")
     for name, entry in files.items():
         with _open(path / name) as stream:
-            _check(path / name, stream, entry)
+            (_check if closely else _check_size)(path / name, stream, entry)
 
 
 def read_tensors(path: Path, group: str, keep: Keep = as_it_is) -> dict[str, Tensor]:
     """The tensors of one group, on the CPU, each in memory of its own, or what is to `keep` of each; nothing beside.
 
-    Raises CheckpointError if the file differs
+    Weights in int8 with the scales of their rows are restored to float32. Raises CheckpointError if the file differs
     from the manifest or is not a safetensors file. What is returned are the very bytes that were checked.
     """
     name = f"{group}.safetensors"
-    entry = _entry(path, name)
+    entry = entry_of(path, name)
     with _open(path / name) as stream:
         _check_size(path / name, stream, entry)
         try:
@@ -241,7 +220,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, name: str) -> bytes:
     """One file of a checkpoint, checked."""
-    entry = _entry(path, name)
+    entry = entry_of(path, name)
     with _open(path / name) as stream:
         _check_size(path / name, stream, entry)
         data = _whole(path / name, stream)
@@ -249,13 +228,11 @@ def _read(path: Path, name: str) -> bytes:
     return data
 
 
-def entry(path: Path, name: str) -> Entry:
-    """What the manifest of a checkpoint says of one of its files."""
-    return _entry(path, name)
+def entry_of(path: Path, name: str) -> Entry:
+    """What the manifest of a checkpoint says of one of its files. Raises CheckpointError, also if it has no such file.
 
-
-def _entry(path: Path, name: str) -> Entry:
-    """What the manifest of a checkpoint says of one of its files."""
+    Of each tensor the checksum is that of its bytes; older checkpoints have none.
+    """
     files = _files(path)
     if name not in files:
         raise CheckpointError(f"{path} has no {name}: it has {', '.join(sorted(files))}")
@@ -275,7 +252,7 @@ def _files(path: Path) -> dict[str, Entry]:
     if body.pop("sha256", None) != _digest(body):
         raise CheckpointError(f"{file} is damaged: its own checksum does not fit")
     try:
-        return {name: Entry(int(entry["size"]), str(entry["sha256"])) for name, entry in body["files"].items()}
+        return {name: Entry.of(entry) for name, entry in body["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file} is not a manifest: {error!r}") from error
 
@@ -347,18 +324,32 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wher
             rows.append(f"shape       {name}  {kind(have)}, not {kind(want)}")
         elif want.dtype != have.dtype:
             rows.append(f"dtype       {name}  {kind(have)}, not {kind(want)}")
-        elif not have.is_meta and have.is_floating_point() and (bad := _not_finite(have)):
-            rows.append(f"not finite  {name}  NaN or Inf in {bad} of {have.numel()} values")
-    if not rows:
-        return
+        elif not have.is_meta and have.is_floating_point() and (bad := not_finite(have)):
+            rows.append(bad_values(name, bad, have.numel()))
+    if rows:
+        refuse(where, rows)
+
+
+def refuse(where: Path | str, rows: list[str]) -> None:
+    """Raises CheckpointError with a table of what is wrong with the tensors of a model."""
     if len(rows) > ROWS:
         rows[ROWS - 1 :] = [f"… and {len(rows) - ROWS + 1} more"]
     raise CheckpointError("\n  ".join([f"{where} does not hold the weights of this model:", *rows]))
 
 
-def _not_finite(tensor: Tensor) -> int:
+def bad_values(name: str, bad: int, count: int) -> str:
+    """The row of a tensor of which some values are not finite."""
+    return f"not finite  {name}  NaN or Inf in {bad} of {count} values"
+
+
+def not_finite(tensor: Tensor) -> int:
     """How many values are NaN or infinite, counted piece by piece: a table of all answers would double a large one."""
-    return sum(int((~piece.isfinite()).sum()) for piece in tensor.reshape(-1).split(PIECE))
+    bad = 0
+    for piece in tensor.detach().reshape(-1).split(PIECE):
+        # The extremes tell it at memory bandwidth: a NaN is both.
+        if piece.numel() and not torch.stack(torch.aminmax(piece)).isfinite().all():
+            bad += int((~piece.isfinite()).sum())
+    return bad
 
 
 def kind(tensor: Tensor | None) -> str:

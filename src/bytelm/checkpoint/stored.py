@@ -78,10 +78,10 @@ def stored_tensors(checkpoint: Path, *, checked: bool = True) -> dict[str, Store
         for path in pretrained.files(checkpoint):
             found |= {name.removeprefix(pretrained.PREFIX): t for name, t in in_file(path, None, {}).items()}
         return found
-    entry = store.entry(checkpoint, store.MODEL)
+    entry = store.entry_of(checkpoint, pretrained.WEIGHTS)
     if checked and not entry.tensors:
         store.verify(checkpoint)
-    return in_file(checkpoint / store.MODEL, entry.size, entry.tensors)
+    return in_file(checkpoint / pretrained.WEIGHTS, entry.size, entry.tensors)
 
 
 def in_file(path: Path, size: int | None, sums: Mapping[str, str]) -> dict[str, StoredTensor]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any
 
@@ -37,9 +38,42 @@ DTYPES = {
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
 LONGEST = 100_000_000  # bytes of a header: the bound of the library, which would read no longer one
 NARROW = (torch.float16, torch.bfloat16)
+PIECE = 1 << 20  # bytes that are converted, hashed and written together: fewer cost switches, more cost page faults
+WEIGHT, SCALE = ".weight", ".scale"  # a weight in int8 and the scales of its rows
 
 
-def header(tensors: Mapping[str, Tensor], said: Mapping[str, str] | None = None) -> bytes:
+@dataclass(frozen=True)
+class Streamed:
+    """A tensor that is read piece by piece whenever it is wanted, and never as a whole."""
+
+    like: Tensor
+    """On the meta device, with its shape and dtype."""
+    pieces: Callable[[], Iterable[Tensor]]
+    """Its parts along the first axis in order, on the CPU and of its dtype."""
+
+
+Stored = Mapping[str, Tensor | Streamed]
+"""Tensors to be written, by name."""
+
+
+def like(tensor: Tensor | Streamed) -> Tensor:
+    """A tensor of the same shape and dtype."""
+    return tensor.like if isinstance(tensor, Streamed) else tensor
+
+
+def parts(tensor: Tensor | Streamed) -> Iterable[Tensor]:
+    """A tensor in pieces along its first axis, of at most `PIECE` bytes where rows are not longer."""
+    if isinstance(tensor, Streamed):
+        return tensor.pieces()
+    return tensor.split(rows_of(tensor)) if tensor.ndim else (tensor,)
+
+
+def rows_of(tensor: Tensor) -> int:
+    """How many rows make a piece."""
+    return max(1, PIECE // max(1, tensor.nbytes // max(1, len(tensor))))
+
+
+def header(tensors: Stored, said: Mapping[str, str] | None = None) -> bytes:
     """The head of a file of these tensors, its length in front, with what is `said` of them beside.
 
     Raises CheckpointError for a dtype it cannot hold.
@@ -47,7 +81,7 @@ def header(tensors: Mapping[str, Tensor], said: Mapping[str, str] | None = None)
     entries: dict[str, Any] = {"__metadata__": dict(said)} if said else {}
     start = 0
     for name in order(tensors):
-        tensor = tensors[name]
+        tensor = like(tensors[name])
         if tensor.dtype not in DTYPES:
             raise CheckpointError(f"cannot save tensor {name!r}: {tensor.dtype}; known: {', '.join(map(str, DTYPES))}")
         end = start + tensor.nbytes
@@ -58,17 +92,27 @@ def header(tensors: Mapping[str, Tensor], said: Mapping[str, str] | None = None)
     return len(text).to_bytes(8, "little") + text
 
 
-def order(tensors: Mapping[str, Tensor]) -> list[str]:
+def order(tensors: Stored) -> list[str]:
     """Names, widest elements first, so that every tensor starts at a multiple of its element's size."""
-    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    return sorted(tensors, key=lambda name: (-like(tensors[name]).element_size(), name))
 
 
-def pieces(head: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """A file piece by piece: no more than one tensor is copied at a time."""
-    yield head
+Piece = tuple[str, bytes | memoryview]
+"""Of the bytes of a file, and the name of the tensor that they are of; "": of none."""
+
+
+def pieces(head: bytes, tensors: Stored) -> Iterator[Piece]:
+    """A file piece by piece, at least one of each tensor; no more than a piece is copied at a time."""
+    yield "", head
     for name in order(tensors):
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        yield flat.view(torch.uint8).numpy().data
+        yield name, b""
+        size = 0
+        for part in parts(tensors[name]):
+            data = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            size += len(data)
+            yield name, data
+        if size != like(tensors[name]).nbytes:
+            raise ValueError(f"{name!r} is {size} bytes long, not {like(tensors[name]).nbytes}")
 
 
 Keep = Callable[[str, Tensor], Tensor]
@@ -103,17 +147,55 @@ def read(stream: BufferedReader, size: int, keep: Keep) -> tuple[dict[str, Tenso
     if size < 8 or length > min(size - 8, LONGEST):
         raise ValueError(f"its header would be {length} bytes long")
     found: dict[str, Tensor] = {}
-    for name, dtype, shape in entries(take(length), size - 8 - length):
+    listed = entries(take(length), size - 8 - length)
+    partner = {name: other for pair in scales(listed).items() for name, other in (pair, pair[::-1])}
+    waiting: dict[str, Tensor] = {}
+    for name, dtype, shape in listed:
         tensor = torch.empty(shape, dtype=dtype)
         data = tensor.reshape(-1).view(torch.uint8).numpy().data
         if data.nbytes and stream.readinto(data) != data.nbytes:
             raise ValueError("it ends early")
         digest.update(data)
+        if name in partner:
+            waiting[name] = tensor
+            if partner[name] not in waiting:
+                continue
+            name = name if name.endswith(WEIGHT) else partner[name]
+            tensor = restored(waiting.pop(name), waiting.pop(partner[name]))
         found[name] = keep(name, tensor)
     return found, digest.hexdigest()
 
 
-def entries(text: bytes, size: int) -> list[tuple[str, torch.dtype, list[int]]]:
+Listed = tuple[str, torch.dtype, list[int]]
+"""Name, dtype and shape of a tensor in a file."""
+
+
+def scales(listed: Iterable[Listed]) -> dict[str, str]:
+    """The name of each weight that is in int8, `X.weight` `[rows, …]`, and that of its scales, `X.scale` `[rows]`."""
+    found = {name: (dtype, shape) for name, dtype, shape in listed}
+    pairs = {name: scale_of(name) for name, (dtype, shape) in found.items() if dtype == torch.int8 and len(shape) == 2}
+    return {
+        name: scale
+        for name, scale in pairs.items()
+        if name.endswith(WEIGHT) and found.get(scale) == (torch.float32, found[name][1][:1])
+    }
+
+
+def scale_of(name: str) -> str:
+    """The name of the scales of a weight."""
+    return name.removesuffix(WEIGHT) + SCALE
+
+
+def restored(weight: Tensor, scale: Tensor) -> Tensor:
+    """A weight `[rows, in]` in int8 with the scale of each row, in float32."""
+    found = torch.empty(weight.shape)
+    rows = rows_of(found)
+    for out, whole, by in zip(found.split(rows), weight.split(rows), scale.split(rows), strict=True):
+        torch.mul(whole, by[:, None], out=out)
+    return found
+
+
+def entries(text: bytes, size: int, known: Mapping[str, torch.dtype] = NAMED) -> list[Listed]:
     """Name, dtype and shape of each tensor in the order of its data, which fill `size` bytes. Raises ValueError."""
     try:
         table = json.loads(text, object_pairs_hook=unique)
@@ -125,17 +207,21 @@ def entries(text: bytes, size: int) -> list[tuple[str, torch.dtype, list[int]]]:
     found: list[tuple[int, int, str, torch.dtype, list[int]]] = []
     for name, entry in table.items():
         match entry:
-            case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(first), int(end)]} if kind in NAMED:
+            case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(first), int(end)]} if kind in known:
                 whole = all(type(side) is int and 0 <= side < 1 << 63 for side in shape)
-                if not whole or end - first != math.prod(shape) * NAMED[kind].itemsize:
+                if not whole or end - first != math.prod(shape) * known[kind].itemsize:
                     raise ValueError(f"{name!r} has shape {shape} in {end - first} bytes")
-                found.append((first, end, name, NAMED[kind], shape))
+                found.append((first, end, name, known[kind], shape))
+            case {"dtype": str(kind)} if kind not in known:
+                raise ValueError(f"{name!r} is {kind[:20]!r}; known: {', '.join(known)}")
             case _:
                 raise ValueError(f"{name!r} is not described as a tensor")
     found.sort(key=lambda entry: entry[:2])
     ends = [0, *(end for _, end, *_ in found)]
-    if ends[-1] != size or [first for first, *_ in found] != ends[:-1]:
-        raise ValueError("its tensors overlap, or do not fill it")
+    if ends[-1] != size:
+        raise ValueError(f"its tensors take {ends[-1]} bytes, and it has {size} of them")
+    if [first for first, *_ in found] != ends[:-1]:
+        raise ValueError("its tensors overlap, or leave gaps")
     return [(name, dtype, shape) for _, _, name, dtype, shape in found]
 
 

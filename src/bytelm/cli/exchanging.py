@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from bytelm.cli.common import Sets, print_table
 from bytelm.config import assignments
 from bytelm.errors import UsageError
+
+Kind = Literal["bf16", "int8"]
 
 
 def convert(
@@ -19,14 +21,17 @@ def convert(
     *,
     layout: Annotated[str, Parameter(name="--format")],
     set: Sets = None,
+    weights: Kind | None = None,
+    tables: Kind | None = None,
     check: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Import weights of another project as a run, with equal logits.
+    """Import weights of another project as a run, with equal logits, or store a run in another precision.
 
     Example: bytelm convert blt-1b-hf runs/blt-1b --format hf
     Example: bytelm convert blt-1b runs/blt-1b --format meta --set patching.threshold=1.34
     Example: bytelm convert model.pt runs/megabyte --format megabyte --set heads=8 --set max_seq_len=[1024,4]
+    Example: bytelm convert runs/notes runs/notes-int8 --format bytelm --tables int8
 
     Parameters
     ----------
@@ -37,6 +42,11 @@ def convert(
     layout
         hf: BLT of Hugging Face's transformers. meta: BLT of Meta's code, from the hub or as downloaded.
         megabyte: MEGABYTE-pytorch or MBLM; --set gives constructor arguments that cannot be inferred from tensors.
+        bytelm: a run, one checkpoint of it, or a folder of save_pretrained.
+    weights
+        Store linear layers in this precision: bf16, or int8 with one scale per row. Default: as in the source.
+    tables
+        The same for n-gram tables.
     check
         Compare the logits of source and run; the source's library (transformers, MEGABYTE-pytorch) must be installed.
     dry_run
@@ -44,11 +54,13 @@ def convert(
     """
     if check and dry_run:
         raise UsageError("--check needs a run, and --dry-run writes none: leave one of them out")
+    if check and (weights or tables):
+        raise UsageError("--check compares equal logits, which rounding changes: leave out --check, or the precision")
     from bytelm.exchange import convert as making
     from bytelm.units import show_bytes, show_count
 
     told = assignments(set or [], "--set")
-    made = making.convert(source, layout, run, told, dry_run=dry_run)
+    made = making.convert(source, layout, run, told, weights=weights, tables=tables, dry_run=dry_run)
     if dry_run:
         print_table(["tensor", "dtype and shape", "becomes"], [(*row[:2], row[2] or "ignored") for row in made.table])
         print(f"{show_count(made.parameters)} parameters, context {show_bytes(made.context)}")

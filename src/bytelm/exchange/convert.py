@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -9,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Recipe, resolve_checkpoint, weights_of
+from bytelm.checkpoint.tensors import Stored, like
 from bytelm.config import build, merge, to_mapping
 from bytelm.errors import CheckpointError, ResourceError
 from bytelm.exchange import files
-from bytelm.exchange.format import find_layout
+from bytelm.exchange.format import Reading, find_layout
+from bytelm.exchange.rounding import Kind, Precision, rounded
+from bytelm.machine import disk
+from bytelm.units import show_bytes
 
 
 @dataclass(frozen=True)
@@ -29,33 +32,46 @@ class Converted:
     """Of each source tensor its name, dtype and shape, and our name; "" if it is left out."""
 
 
-def convert(source: Path, layout: str, run: Path, sets: Mapping[str, Any], *, dry_run: bool = False) -> Converted:
-    """Make a run from published weights, in their precision; it must not exist yet.
+def convert(
+    source: Path,
+    layout: str,
+    run: Path,
+    sets: Mapping[str, Any],
+    *,
+    weights: Kind | None = None,
+    tables: Kind | None = None,
+    dry_run: bool = False,
+) -> Converted:
+    """Make a run from published weights, in their precision; it must not exist yet. They are never held as a whole.
 
-    `sets` overrides or adds to what the source says of the recipe, or of what the layout names. A `dry_run` compares
-    names and shapes, and writes nothing. Raises as `Format.read` does, and ResourceError on disk errors.
+    `sets` overrides or adds to what the source says of the recipe, or of what the layout names. `weights` and `tables`:
+    the precision of linear layers and of n-gram tables, see `exchange.rounding`. A `dry_run` compares names and shapes,
+    and writes nothing. Raises as `Format.read` does, and ResourceError on disk errors.
     """
     fresh(run)
     with ExitStack() as stack:
         reading = find_layout(layout).read(source, sets, stack)
-        if dry_run:
-            count = sum(like.numel() for like in reading.recipe.build_on_meta().state_dict().values())
-            return Converted(count, reading.context, reading.table)
-        ours = reading.tensors()
-    return keep(run, reading.recipe, reading.context, ours, {"from": layout, "name": reading.name}, reading.table)
+        model = reading.recipe.build_on_meta()
+        asked = Precision(weights, tables)
+        kinds = asked.of(model)
+        if not dry_run:
+            origin = {"from": layout, "name": reading.name, **asked.said()}
+            keep(run, reading, rounded(reading.tensors(), kinds), origin)
+        count = sum(like.numel() for like in model.state_dict().values())
+        return Converted(count, reading.context, reading.table)
 
 
-def keep(
-    run: Path,
-    recipe: Recipe,
-    context: int,
-    ours: Mapping[str, Tensor],
-    origin: Mapping[str, str],
-    table: list[tuple[str, str, str]],
-) -> Converted:
+def keep(run: Path, reading: Reading, ours: Stored, origin: Mapping[str, str]) -> None:
     """Write the one checkpoint of a run. Raises ResourceError, and then leaves nothing behind."""
-    state = {"recipe": to_mapping(recipe), "context": context, "bytes": 0, "seconds": 0.0, "skipped": 0}
+    state = {"recipe": to_mapping(reading.recipe), "context": reading.context, "bytes": 0, "seconds": 0.0, "skipped": 0}
     state |= {"converted": dict(origin)}
+    needed, free = sum(like(tensor).nbytes for tensor in ours.values()), disk(run)
+    if needed > free:
+        raise ResourceError(
+            f"{run} would take {show_bytes(needed)}, and the disk has {show_bytes(free)}: make room, name another "
+            "place, or store less (--weights int8, --tables int8)"
+        )
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,8 +80,10 @@ def keep(
         store.save(run, 0, {"model": ours}, state)
     except BaseException:
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # so that the command can be repeated
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
         raise
-    return Converted(sum(tensor.numel() for tensor in ours.values()), context, table)
 
 
 def fresh(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Untrusted files of other projects: safetensors (single or sharded), PyTorch's own, JSON.
 
-Names, shapes and dtypes are known before any weight is read; weights are read one by one. Nothing is executed: a
+Names, shapes and dtypes are known before any weight is read; weights are read by rows. Nothing is executed: a
 pickle that contains more than tensors is refused.
 """
 
@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import safetensors
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bytelm.checkpoint import store
-from bytelm.checkpoint.tensors import NAMED
+from bytelm.checkpoint.tensors import LONGEST, NAMED, entries, rows_of
 from bytelm.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
@@ -46,10 +47,71 @@ class Weight:
 
     like: Tensor
     """On the meta device, with its shape and dtype."""
-    read: Callable[[], Tensor]
+    pieces: Callable[[], Iterable[Tensor]]
+    """Its parts along the first axis, in order; read when they are asked for."""
+
+    def read(self) -> Tensor:
+        """The whole."""
+        found = list(self.pieces())
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 Weights = dict[str, Weight]
+
+
+class Positions:
+    """A file that is read by position, and must not change meanwhile.
+
+    It is not mapped into memory: a mapped file that gets shorter kills the process.
+    """
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        """Open a plain file as long as `stack`. Raises CheckpointError."""
+        self.path = path
+        try:
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise CheckpointError(f"{path} is {'not a plain file' if path.exists() else 'missing'}")
+            self.file = stack.enter_context(path.open("rb", buffering=0))
+            self.state = self._state()
+        except OSError as error:  # such as a name that the file system cannot represent
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.state[0]
+
+    def read(self, start: int, like: Tensor) -> Tensor:
+        """A contiguous tensor like `like` from its first byte. Raises CheckpointError if the file has changed."""
+        found = torch.empty(like.shape, dtype=like.dtype)
+        data, done = found.reshape(-1).view(torch.uint8).numpy().data, 0
+        try:
+            self.file.seek(start)
+            while done < len(data) and (count := self.file.readinto(data[done:])):
+                done += count
+            changed = self._state() != self.state
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from None
+        if changed:
+            raise CheckpointError(f"{self.path} changed while it was read: repeat the command when it is whole")
+        if done < len(data):
+            raise CheckpointError(f"{self.path} ends before the tensors that it describes: copy or download it again")
+        return found
+
+    def weight(self, start: int, like: Tensor) -> Weight:
+        """The contiguous tensor from a byte on."""
+
+        def pieces() -> Iterator[Tensor]:
+            at = start
+            for part in like.split(rows_of(like)) if like.ndim else (like,):
+                yield self.read(at, part)
+                at += part.nbytes
+
+        return Weight(like, pieces)
+
+    def _state(self) -> tuple[int, int]:
+        found = os.fstat(self.file.fileno())
+        return found.st_size, found.st_mtime_ns
 
 
 def weights_in(path: Path, stack: ExitStack) -> Weights:
@@ -59,13 +121,8 @@ def weights_in(path: Path, stack: ExitStack) -> Weights:
     """
     if path.name.endswith(INDEX):
         return sharded(path, stack)
-    try:
-        plain, there = path.is_file(), path.exists()
-    except OSError as error:  # a name that the file system cannot represent
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    if not plain:
-        raise CheckpointError(f"{path} is not a plain file" if there else f"{path} is missing")
-    return mapped(path, stack) if path.suffix == ".safetensors" else pickled(path)
+    file = Positions(path, stack)
+    return plain(file) if path.suffix == ".safetensors" else pickled(file)
 
 
 def sharded(index: Path, stack: ExitStack) -> Weights:
@@ -77,50 +134,75 @@ def sharded(index: Path, stack: ExitStack) -> Weights:
     for file in sorted(set(cast("dict[str, str]", where).values())):
         if Path(file).name != file or not file.endswith(".safetensors"):  # which an index itself does not
             raise CheckpointError(f"{index} names {file!r}: its files must be safetensors in the same folder")
-        found |= weights_in(index.with_name(file), stack)
+        inside = weights_in(index.with_name(file), stack)
+        found |= {name: weight for name, weight in inside.items() if where.get(name, file) == file}
     if missing := sorted(where.keys() - found.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"{index} names {missing[0]!r}{more}, which its files do not contain")
     return found
 
 
-def mapped(path: Path, stack: ExitStack) -> Weights:
-    """The tensors of a safetensors file, memory-mapped."""
-    found: Weights = {}
+def plain(file: Positions) -> Weights:
+    """The tensors of a safetensors file."""
     try:
-        file = stack.enter_context(safetensors.safe_open(path, "pt"))
-        for name in file.keys():  # noqa: SIM118  # it is no dict
-            part = file.get_slice(name)
-            if part.get_dtype() not in KNOWN:
-                raise CheckpointError(f"{path}: {name} is {part.get_dtype()}; known: {', '.join(KNOWN)}")
-            like = torch.empty(part.get_shape(), dtype=KNOWN[part.get_dtype()], device="meta")
-            found[name] = Weight(like, lambda name=name: file.get_tensor(name))
-    except (safetensors.SafetensorError, RuntimeError, OverflowError, OSError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file that can be read: {first_line(error)}") from error
+        length = int.from_bytes(text_of(file, 0, min(8, file.size)), "little")
+        if file.size < 8 or length > min(file.size - 8, LONGEST):
+            raise ValueError(f"its header would be {length} bytes long")
+        at, found = 8 + length, Weights()
+        for name, dtype, shape in entries(text_of(file, 8, length), file.size - at, KNOWN):
+            found[name] = file.weight(at, torch.empty(shape, dtype=dtype, device="meta"))
+            at += found[name].like.nbytes
+    except (ValueError, RuntimeError, OverflowError) as error:  # RuntimeError: a shape that torch refuses
+        raise CheckpointError(f"{file.path} is not a safetensors file that can be read: {first_line(error)}") from error
     return found
 
 
-def pickled(path: Path) -> Weights:
+def text_of(file: Positions, start: int, size: int) -> bytes:
+    """Some bytes of a file."""
+    return file.read(start, torch.empty(size, dtype=torch.uint8, device="meta")).numpy().tobytes()
+
+
+def pickled(file: Positions) -> Weights:
     """The tensors of a file from torch.save, at top level or under "model" or "state_dict"."""
+    zipped = text_of(file, 0, min(2, file.size)) == b"PK"  # what older versions wrote is read into memory
     try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"PK"  # what older versions wrote cannot be mapped
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if zipped:
+            file.file.seek(0)
+            with FakeTensorMode():  # only shapes, and where in the file the bytes of each tensor are
+                content: Any = torch.load(file.file, weights_only=True)
+        else:
+            content = torch.load(file.path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile file can make torch raise anything
         raise CheckpointError(
-            f"{path} cannot be read, and nothing in it was executed: it must hold tensors alone, "
+            f"{file.path} cannot be read, and nothing in it was executed: it must hold tensors alone, "
             f"as torch.save writes a state_dict ({first_line(error)})"
         ) from error
     for key in ("model", "state_dict", "model_state_dict", "MODEL"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(map(dense, content.values())):
-        raise CheckpointError(f"{path} holds no table of tensors: save a state_dict")
+        raise CheckpointError(f"{file.path} holds no table of tensors: save a state_dict")
     tensors = cast("dict[str, Tensor]", content)
-    return {
-        str(name): Weight(torch.empty_like(tensor, device="meta"), lambda tensor=tensor: tensor)
-        for name, tensor in tensors.items()
-    }
+    return {str(name): zip_weight(file, tensor) if zipped else held(tensor) for name, tensor in tensors.items()}
+
+
+def held(tensor: Tensor) -> Weight:
+    """A tensor that is in memory."""
+    return Weight(torch.empty_like(tensor, device="meta"), lambda: (tensor.detach(),))
+
+
+def zip_weight(file: Positions, tensor: Tensor) -> Weight:
+    """The tensor of a zipped file, of which torch gave the shape, and the position of its storage."""
+    storage: Any = tensor.untyped_storage()
+    start = int(storage._checkpoint_offset) + int(tensor.storage_offset()) * tensor.element_size()
+    like = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    if tensor.is_contiguous():
+        return file.weight(start, like)
+    # Strides other than of rows: all that they span is read, at once.
+    steps = tuple(tensor.stride())
+    span = 1 + sum((size - 1) * step for size, step in zip(like.shape, steps, strict=True))
+    flat = torch.empty(span, dtype=tensor.dtype, device="meta")
+    return Weight(like, lambda: (file.read(start, flat).as_strided(like.shape, steps),))
 
 
 def unwrapped(tensors: Mapping[str, T], known: str) -> dict[str, T]:
@@ -178,6 +260,17 @@ def check(expected: Mapping[str, Tensor], found: Weights, where: Path) -> None:
         for name, tensor in expected.items()
     }
     store.check_keys(wanted, likes, where)
+
+
+def finite(name: str, pieces: Iterable[Tensor], where: Path) -> Iterator[Tensor]:
+    """The pieces of a tensor up to the first that is not finite, whereupon CheckpointError says how many values are."""
+    bad = count = 0
+    for piece in pieces:
+        bad, count = bad + store.not_finite(piece), count + piece.numel()
+        if not bad:
+            yield piece
+    if bad:
+        store.refuse(where, [store.bad_values(name, bad, count)])
 
 
 class Options:

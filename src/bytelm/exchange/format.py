@@ -12,10 +12,12 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import Tensor
 
 from bytelm.checkpoint.assemble import Recipe
+from bytelm.checkpoint.tensors import Stored
 from bytelm.errors import UsageError
 from bytelm.find import formats, unknown
 from bytelm.interfaces.model import ByteModel
 
+OWN = {"bytelm": "bytelm.exchange.own"}  # the layout of no architecture alone
 MODALITY = "bytelm_modality"  # a key of ours in config.json, which other libraries ignore
 
 
@@ -29,8 +31,8 @@ class Reading:
     """Bytes."""
     table: list[tuple[str, str, str]]
     """Of each source tensor its name, dtype and shape, and our name; "" if it is left out."""
-    tensors: Callable[[], dict[str, Tensor]]
-    """Reads the weights, under our names."""
+    tensors: Callable[[], Stored]
+    """The weights under our names, best read while they are written, whereupon CheckpointError if one is not finite."""
 
 
 @runtime_checkable
@@ -59,7 +61,7 @@ class Format(Protocol):
 
 def find_layout(name: str) -> Format:
     """A layout by its name. Raises UsageError with the nearest spelling."""
-    known = formats()
+    known = formats() | OWN
     if name not in known:
         raise UsageError(unknown("layout", name, list(known)))
     return cast("Format", importlib.import_module(known[name]))

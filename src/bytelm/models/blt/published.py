@@ -5,11 +5,12 @@ folder ─ options ─▶ Recipe ─ meta model ─▶ our names ─ names.Match
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from bytelm.checkpoint import store, tensors
 from bytelm.checkpoint.assemble import Recipe
+from bytelm.checkpoint.tensors import Streamed
 from bytelm.config import build, merge, to_mapping
 from bytelm.errors import ConfigError
 from bytelm.exchange import files
@@ -96,12 +98,19 @@ def idle(name: str, opened: Opened) -> bool:
     return name.endswith((".inv_freq", ".freqs_cis")) or name == "freqs_cis"
 
 
-def joined(match: Match, weights: Weights, source: Path) -> Tensor:
-    """One of our tensors, float64 cast to float32. Raises CheckpointError unless finite."""
-    parts = {name: weights[name].read() for name in match.theirs}
-    parts = {name: part.float() if part.dtype == torch.float64 else part for name, part in parts.items()}
-    store.check_keys(parts, parts, source)
-    return match.join(list(parts.values())).contiguous()
+def joined(match: Match, weights: Weights, source: Path) -> Streamed:
+    """One of our tensors, float64 cast to float32. While it is read: CheckpointError unless finite."""
+    parts = {name: weights[name] for name in match.theirs}
+    dtype = functools.reduce(torch.promote_types, (weight.like.dtype for weight in parts.values()))
+    dtype = torch.float32 if dtype == torch.float64 else dtype
+
+    def pieces() -> Iterator[Tensor]:
+        for name, weight in parts.items():
+            yield from files.finite(name, (piece.to(dtype) for piece in weight.pieces()), source)
+
+    likes = [weight.like for weight in parts.values()]
+    like = torch.empty((sum(map(len, likes)), *likes[0].shape[1:]), dtype=dtype, device="meta")
+    return Streamed(like, (lambda: (match.join(list(pieces())),)) if match.by_id else pieces)
 
 
 # --- export -----------------------------------------------------------------------------------------------------------
@@ -128,7 +137,7 @@ def write_folder(folder: Path, recipe: Recipe, texts: dict[str, Any], weights: d
             content = text if isinstance(text, str) else json.dumps(text, indent=1) + "\n"
             (aside / place).write_text(content, encoding="utf-8")
         with (aside / WEIGHTS).open("xb") as file:
-            for piece in tensors.pieces(tensors.header(weights, {"format": "pt"}), weights):
+            for _, piece in tensors.pieces(tensors.header(weights, {"format": "pt"}), weights):
                 file.write(piece)
         if own:
             torch.save({"model": {key: value.clone() for key, value in own.items()}}, aside / ENTROPY_MODEL / PICKLED)
