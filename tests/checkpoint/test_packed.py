@@ -20,6 +20,7 @@ from bytelm.config import to_mapping
 from bytelm.decoding import open_decoder, rounded
 from bytelm.errors import CheckpointError, ResourceError, UsageError
 from bytelm.evaluate.patches import patch_view
+from bytelm.exchange.convert import convert
 from bytelm.interfaces.model import ByteModel
 from bytelm.lm import LM
 from bytelm.machine import Memory
@@ -259,3 +260,23 @@ def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:
     run = kept(tmp_path / "run", "blt", tensors)
     with pytest.raises(CheckpointError, match=r"shape +decoder\.head\.weight"):
         bytelm.load(run, weights="int8")
+
+
+# --- what was stored in int8 ------------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_stored_in_int8(tmp_path: Path) -> None:
+    """They are packed as they are; tables are read row by row, with the scale of each."""
+    run = saved(tmp_path / "run")
+    convert(run, "bytelm", tmp_path / "weights", {}, weights="int8")
+    small = bytelm.load(tmp_path / "weights", tables="mapped").model
+    assert small.quantization == "int8"
+    np.testing.assert_array_equal(logits(small), logits(bytelm.load(run).model, quantize="int8"))
+
+    convert(run, "bytelm", tmp_path / "tables", {}, tables="int8")
+    near, far = (bytelm.load(tmp_path / "tables", tables=where).model for where in ("memory", "mapped"))
+    restored = bytelm.load(tmp_path / "tables").model
+    np.testing.assert_array_equal(logits(near), logits(restored))
+    np.testing.assert_array_equal(logits(far), logits(restored))
+    assert not np.array_equal(logits(far), logits(bytelm.load(run).model))
+    assert far.encoder.embed.ngram.weight.dtype == torch.int8  # pyright: ignore
