@@ -37,20 +37,24 @@ from bytelm.models.blt.formats import hf, meta
 from bytelm.models.blt.names import ENTROPY_MODEL, Match
 from bytelm.models.blt.published import PICKLED, WEIGHTS
 
-PRESETS = {"1b": "blt-1b", "7b": "blt-8b"}  # the second is called 7B by its file, 8B by its paper
+SIZES = {"1b": preset("blt-1b"), "7b": preset("blt-8b")}  # the second is called 7B by its file, 8B by its paper
+TINY = {"local_dim": 32, "local_heads": 2, "cross_heads": 2, "decoder_layers": 2, "ngram_rows": 1009}
+TINY |= {"global_dim": 64, "global_heads": 2, "global_layers": 2}
+SIZES["tiny"] = {**SIZES["1b"], "model": SIZES["1b"]["model"] | TINY}  # for the tests of this program
+SIZES["tiny"]["entropy_model"] = SIZES["1b"]["entropy_model"] | {"layers": 2, "dim": 64, "heads": 2}
 LAYOUTS = ("hf", "meta")
 SHARD = 5_000_000_000  # bytes, as in transformers
 PERIOD = (1 << 22) - 3  # a prime
 PATCH = 4.5  # mean bytes
 LICENCE = Path(__file__).parents[1] / "LICENSE"
 PATCHER = "patcher.entropy_model.model."
-LARGER = {f"{PATCHER}embedding.weight": 768**0.5, f"{PATCHER}head.weight": 4.0}  # times the usual deviation
+LARGER = {f"{PATCHER}embedding.weight": 768**0.5, f"{PATCHER}head.weight": 4.0}
+"""What the usual deviation is multiplied by."""
 
 
 def recipe_of(size: str) -> Recipe:
     """The recipe of a size, its feed-forward widths written out, its threshold calibrated."""
-    table = preset(PRESETS[size])
-    recipe = build(Recipe, {key: table[key] for key in ("model", "patching", "entropy_model")}, PRESETS[size])
+    recipe = build(Recipe, {key: SIZES[size][key] for key in ("model", "patching", "entropy_model")}, size)
     model = recipe.model
     widths = tuple(stack.hidden() for stack in (model.encoder(), model.latent(), model.decoder()))
     patching = replace(recipe.patching, threshold=threshold(recipe))
@@ -175,7 +179,7 @@ def write_pickled(file: Path, found: Tensors) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=PRESETS, default="1b")
+    parser.add_argument("--size", choices=SIZES, default="1b")
     parser.add_argument("--layout", choices=LAYOUTS, default="hf")
     parser.add_argument("out", type=Path, help="a folder that does not exist yet")
     options = parser.parse_args(arguments)
