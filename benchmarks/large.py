@@ -218,7 +218,9 @@ JOBS = {job.__name__: job for job in (ours, converted, copied, transformers)}
 def process(job: str, **options: Any) -> Row:
     """Run a job in a process of its own. Exits with its error if it fails."""
     arguments = [sys.executable, "-W", "ignore", __file__, "--job", json.dumps([job, options])]
+    began = time.perf_counter()
     done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False)
+    print(f"{job} {options}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     if done.returncode:
         sys.exit(f"{job} of {options} failed with exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
