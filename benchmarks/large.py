@@ -75,6 +75,11 @@ def held() -> dict[str, float]:
     return {key: found[name] for key, name in (("rss_gib", "RssAnon"), ("file_gib", "RssFile")) if name in found}
 
 
+def highest(most: list[float], now: dict[str, float]) -> float | None:
+    """The peak, of which samples may have missed the last moment."""
+    return max(most[0], now.get("rss_gib", 0.0)) or None
+
+
 @contextmanager
 def peak() -> Iterator[list[float]]:
     """The most memory of its own in GiB that this process has within, in the list afterwards; empty if unknown."""
@@ -140,7 +145,7 @@ def ours(run: str, weights: str, tables: str, prompt: int, count: int) -> Row:
     cpu = (time.process_time() - cpu) / (len(times) - 1)
     step = (times[-1] - times[0]) / (len(times) - 1)
     patches = len(lm.patches(text + out))
-    found = {"load_s": loaded - began, **now, "peak_gib": most[0] or None}
+    found = {"load_s": loaded - began, **now, "peak_gib": highest(most, now)}
     found |= {"first_byte_s": times[0] - loaded, "bytes_per_s": 1 / step, "cpu_s_per_byte": cpu}
     found |= {"patch_bytes": (prompt + count) / patches}
     return found | floor(lm, text + out, step)
@@ -207,7 +212,7 @@ def transformers(source: str, dtype: str, prompt: int, count: int) -> Row:
             now = held()
     steps = [b - a for a, b in pairwise(times[1:])]  # without the first, which reads pages
     cpu = (time.process_time() - cpu) / (count - 1)
-    found = {"load_s": times[0] - began, **now, "peak_gib": most[0] or None, "first_byte_s": times[1] - times[0]}
+    found = {"load_s": times[0] - began, **now, "peak_gib": highest(most, now), "first_byte_s": times[1] - times[0]}
     found |= {"s_per_byte": statistics.median(steps), "cpu_s_per_byte": cpu}
     return found | {"patch_bytes": (ids.shape[1] - 1) / lengths[-1]}
 

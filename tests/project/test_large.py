@@ -48,11 +48,14 @@ def test_both_layouts_hold_the_same_weights(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_run_of_these_shapes_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--files", str(tmp_path), "--models", "tiny", "--weights", "float32", "--prompt", "40", "--bytes", "8"]
+    given = ["--files", str(tmp_path), "--models", "tiny", "--prompt", "40", "--bytes", "8"]
+    given += ["--weights", "bf16,int8,float32", "--tables", "mapped,memory"]
     cold = ["--cold"] if hasattr(os, "posix_fadvise") else []
     assert large.main([*given, *cold, "--convert", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [row["cache"] for row in found["rows"]] == ["cold", "warm"][not cold :]
+    options = [("bf16", "mapped"), ("bf16", "memory"), ("int8", "mapped"), ("int8", "memory"), ("float32", None)]
+    rows = [(row["weights"], row["tables"] if row["weights"] != "float32" else None) for row in found["rows"]]
+    assert set(rows) == set(options) and len(rows) == len(options) * (1 + len(cold))
     for row in found["rows"]:
         assert row["bytes_per_s"] > 0 and row["first_byte_s"] > 0 and row["floor_share"] > 0 and row["load_s"] > 0
         if large.held():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from bytelm.checkpoint.assemble import load
-from bytelm.errors import CheckpointError
+from bytelm.checkpoint.assemble import Loaded, load
+from bytelm.errors import CheckpointError, UsageError
 from bytelm.exchange.format import find_layout
 from bytelm.units import BOS, BYTES
 
@@ -33,7 +33,7 @@ def check(source: Path, layout: str, run: Path) -> Agreement:
     Raises MissingExtraError without the source's library, UsageError if it has no such model, and CheckpointError if
     logits differ by more than rounding.
     """
-    loaded = load(run)
+    loaded = in_little_memory(run)
     text = TEXT[: int(loaded.state["context"])]
     ids = torch.tensor([[BOS, *text]])
     with torch.no_grad(), warnings.catch_warnings():
@@ -46,3 +46,11 @@ def check(source: Path, layout: str, run: Path) -> Agreement:
             "the source computes something that bytelm does not; do not use this run"
         )
     return found
+
+
+def in_little_memory(run: Path) -> Loaded:
+    """A run with its weights as they are stored, which the kernels compute with in float32; else all in float32."""
+    try:
+        return load(run, tables="mapped")
+    except UsageError:  # no kernels, or none for its layers
+        return load(run)

@@ -1,6 +1,7 @@
 // Weights from rows to the panels of matrix.h, rounded on the way.
 
 #pragma once
+#include <algorithm>
 #include <atomic>
 
 #include "matrix.h"
@@ -21,10 +22,38 @@ constexpr int64_t STRETCH = 64;  // columns that are turned at a time: a stretch
 // x rounded to the nearest whole number, ties to even, for |x| < 2^22.
 inline float whole(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-inline void put(double* at, double x) { *at = x; }
-inline void put(float* at, float x) { *at = x; }
-inline void put(bf16* at, float x) { narrow(at, x); }
-inline void put(int8_t* at, float x) { *at = int8_t(x); }
+// The largest of some numbers without their signs; what is not a number is passed over.
+template <class A, class F> inline A largest(const F* from, int64_t count) {
+    A most[LANES<A>] = {};
+    for (int64_t k = 0; k < count; k++) {
+        const A size = std::abs(A(widened(from[k]))), best = most[k % LANES<A>];
+        most[k % LANES<A>] = size > best ? size : best;
+    }
+    return *std::max_element(most, most + LANES<A>);
+}
+
+// Some numbers of a row of scale `scale`, in the kind of the panel; returns how many are not finite.
+template <class F, class T, class A> inline int64_t converted(const F* from, int64_t count, A scale, T* to) {
+    A line[STRETCH];
+    int64_t bad = 0;
+    for (int64_t k = 0; k < count; k++) line[k] = A(widened(from[k]));
+    for (int64_t k = 0; k < count; k++) bad += line[k] - line[k] != 0;
+    if constexpr (std::is_same_v<F, T>) {
+        memcpy(to, from, count * sizeof(T));
+    } else if constexpr (std::is_same_v<T, int8_t>) {
+        for (int64_t k = 0; k < count; k++) to[k] = int8_t(whole(float(line[k] / scale)));
+    } else {
+        if (std::is_same_v<F, int8_t>)
+            for (int64_t k = 0; k < count; k++) line[k] *= scale;
+        for (int64_t k = 0; k < count; k++) {
+            if constexpr (std::is_same_v<T, bf16>)
+                narrow(to + k, float(line[k]));
+            else
+                to[k] = T(line[k]);
+        }
+    }
+    return bad;
+}
 
 // Panel `panel` of a part; returns how many of its numbers are not finite.
 template <class F, class T> int64_t pack_panel(const Packing& p, int64_t part, int64_t panel) {
@@ -34,36 +63,20 @@ template <class F, class T> int64_t pack_panel(const Packing& p, int64_t part, i
     const int64_t place = panel * p.parts + part;
     const F* from = (const F*)p.from + (part * p.rows + first) * p.in;
     T* to = (T*)p.to + place * p.in * PANEL;
-    A scale[PANEL];
-    int64_t bad = 0;
-    for (int64_t r = 0; r < PANEL; r++) {
-        A factor = p.from_scale && r < rows ? A(p.from_scale[part * p.rows + first + r]) : A(1);
-        if (RENEWS) {
-            A most = 0;
-            for (int64_t k = 0; k < p.in && r < rows; k++) {
-                const A size = std::abs(A(widened(from[r * p.in + k])));
-                most = size > most || size != size ? size : most;  // not a number stays one
-            }
-            factor = (most < A(1e-30) ? A(1e-30) : most) / A(127);
-        }
-        scale[r] = factor;
-        if (p.to_scale) p.to_scale[place * PANEL + r] = float(r < rows ? factor : A(0));
+    A scale[PANEL] = {};
+    for (int64_t r = 0; r < rows; r++) {
+        scale[r] = p.from_scale ? A(p.from_scale[part * p.rows + first + r]) : A(1);
+        if (RENEWS) scale[r] = std::max(largest<A>(from + r * p.in, p.in), A(1e-30f)) / A(127);
     }
+    if (p.to_scale)
+        for (int64_t r = 0; r < PANEL; r++) p.to_scale[place * PANEL + r] = float(scale[r]);
+    int64_t bad = 0;
     for (int64_t begin = 0; begin < p.in; begin += STRETCH) {
-        const int64_t end = begin + STRETCH < p.in ? begin + STRETCH : p.in;
+        const int64_t count = std::min(p.in - begin, STRETCH);
         for (int64_t r = 0; r < PANEL; r++) {
-            A line[STRETCH] = {};
-            for (int64_t k = begin; k < end && r < rows; k++) {
-                const A value = A(widened(from[r * p.in + k]));
-                bad += value - value != 0;
-                if constexpr (RENEWS)
-                    line[k - begin] = A(whole(float(value / scale[r])));
-                else if constexpr (std::is_same_v<F, int8_t> && !std::is_same_v<T, int8_t>)
-                    line[k - begin] = value * scale[r];
-                else
-                    line[k - begin] = value;
-            }
-            for (int64_t k = begin; k < end; k++) put(to + k * PANEL + r, line[k - begin]);
+            T line[STRETCH] = {};
+            if (r < rows) bad += converted(from + r * p.in + begin, count, scale[r], line);
+            for (int64_t k = 0; k < count; k++) to[(begin + k) * PANEL + r] = line[k];
         }
     }
     return bad;
