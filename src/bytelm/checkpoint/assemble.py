@@ -106,15 +106,20 @@ class Loaded:
     modality: Modality | None
 
 
-def load(path: str | Path, device: torch.device = HOST, dtype: torch.dtype | None = None) -> Loaded:
+def load(
+    path: str | Path, device: torch.device = HOST, dtype: torch.dtype | None = None, *, host_tables: bool = False
+) -> Loaded:
     """The newest checkpoint of a run directory, one checkpoint's directory, or a folder of `save_pretrained`.
 
-    Its weights are on `device`, those of the model itself in `dtype` where one is given: see `restore`.
+    Its weights are on `device`, those of the model itself in `dtype` where one is given: see `restore`. With
+    `host_tables` n-gram tables stay on the host.
     Raises CheckpointError, and ResourceError where the device has no room.
     """
     checkpoint, state = resolve_checkpoint(path)
     recipe = build(Recipe, state["recipe"], str(checkpoint / spec_file(checkpoint)))
     model = recipe.build_on_meta()
+    for table in model.lookup_tables():
+        table.on_host = host_tables
     restore(model, checkpoint, device, dtype)
     return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
 
@@ -147,6 +152,9 @@ def restore(model: ByteModel, checkpoint: Path, device: torch.device = HOST, dty
     Each goes to `device` before the next one is read. Raises CheckpointError and ResourceError.
     """
 
+    here = {id(table.weight) for table in model.lookup_tables() if table.on_host}
+    staying = {name for name, parameter in model.named_parameters() if id(parameter) in here}
+
     def wanted(name: str, tensor: Tensor) -> torch.dtype:
         own = tensor.dtype != torch.float32 or name.startswith(PATCHER)
         return tensor.dtype if own else dtype or torch.float32
@@ -154,7 +162,7 @@ def restore(model: ByteModel, checkpoint: Path, device: torch.device = HOST, dty
     def keep(name: str, tensor: Tensor) -> Tensor:
         tensor = widened(name, tensor)
         # An entropy model says itself, when it is moved, what of it stays on the host.
-        return tensor.to(HOST if name.startswith(PATCHER) else device, wanted(name, tensor))
+        return tensor.to(HOST if name.startswith(PATCHER) or name in staying else device, wanted(name, tensor))
 
     with fitting(device, f"the model of {checkpoint}", lambda: "load it in torch.bfloat16, or on the CPU"):
         tensors = weights_of(checkpoint, keep)
