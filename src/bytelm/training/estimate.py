@@ -238,6 +238,8 @@ def bytes_per_second(config: RunConfig, mean: float) -> float:
     """Training throughput in bytes per second on this machine, patches or tokens `mean` bytes long."""
     model = config.recipe.draft().build()
     model.init_weights(0)
+    for table in model.lookup_tables():
+        table.on_host = config.train.tables == "host"
     device = resolve(config.train.device)
     with fitting(device, "a step", lambda: lighter(config)):
         return timed(model.to(device), config.train, mean) * (mean if model.tokens else 1.0)
