@@ -20,6 +20,7 @@ from bytelm.interfaces.objective import score
 from bytelm.models.blt import model as blt
 from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.nn import fused
+from bytelm.nn.rows import sent
 from bytelm.nn.transformer import Block
 from bytelm.patching import fixed
 from bytelm.patching.layout import Rows
@@ -66,20 +67,62 @@ def test_the_slope_of_a_table_is_that_of_its_rows(kernels: bool) -> None:
         assert torch.equal(sparse._indices()[0], index.unique())
 
 
+def some_rows() -> Tensor:
+    """A coalesced sparse gradient of seven of twenty rows."""
+    index, values = torch.randperm(20)[:7].sort().values, torch.randn(7, 32)
+    return torch.sparse_coo_tensor(index[None], values, (20, 32), is_coalesced=True, check_invariants=False)
+
+
 def test_rows_move_as_torchs_own_do(kernels: bool) -> None:
     torch.manual_seed(0)
     ours, theirs = (nn.Parameter(torch.ones(20, 32)) for _ in range(2))
-    fast, slow = RowAdam([ours], lr=0.1), torch.optim.SparseAdam([theirs], lr=0.1)
+    fast, slow = RowAdam([ours], 0.1, 0.95, 1.0, False), torch.optim.SparseAdam([theirs], lr=0.1, betas=(0.0, 0.95))
     for _ in range(4):
-        index = torch.randperm(20)[:7].sort().values
-        for table in (ours, theirs):
-            table.grad = torch.sparse_coo_tensor(
-                index[None], torch.randn(7, 32, generator=torch.Generator().manual_seed(int(index[0]))), (20, 32),
-                is_coalesced=True, check_invariants=False,
-            )  # fmt: skip
+        ours.grad = theirs.grad = some_rows()
         fast.step()
         slow.step()
     assert torch.allclose(ours, theirs, atol=1e-6) and not torch.equal(ours, torch.ones(20, 32))
+    assert set(fast.state[ours]) == {"step", "exp_avg_sq"}  # and no first moment, which is the gradient itself
+
+
+def test_row_wise_each_row_has_one_second_moment_of_its_mean_square(kernels: bool) -> None:
+    torch.manual_seed(0)
+    table = nn.Parameter(torch.ones(20, 32))
+    optimizer = RowAdam([table], 0.1, 0.95, 1.0, True)
+    wanted, second = torch.ones(20, 32), torch.zeros(20)
+    for step in range(1, 5):
+        table.grad = some_rows()
+        optimizer.step()
+        gradient = table.grad.to_dense()
+        read = gradient.ne(0).any(1)
+        second = torch.where(read, 0.95 * second + 0.05 * gradient.square().mean(1), second)
+        deviation = (second / (1 - 0.95**step)).sqrt().clamp(min=1e-30)
+        wanted -= 0.1 * gradient / deviation[:, None]
+    torch.testing.assert_close(table.detach(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(optimizer.state[table]["exp_avg_sq"], second[:, None], rtol=1e-5, atol=1e-8)
+
+
+def test_optimizers_of_tables_go_on_where_the_other_kind_stopped(kernels: bool) -> None:
+    """A mean of averages is the average of means: row-wise after four steps of Adam has the moment it would have."""
+    torch.manual_seed(0)
+    gradients = [some_rows() for _ in range(5)]
+
+    def moments(kinds: list[bool]) -> Tensor:
+        table, state = nn.Parameter(torch.ones(20, 32)), dict[str, Tensor]()
+        for gradient, rowwise in zip(gradients, kinds, strict=True):
+            optimizer = RowAdam([table], 0.1, 0.95, 1.0, rowwise)
+            optimizer.state[table].update(state)
+            table.grad = gradient
+            optimizer.step()
+            state = optimizer.state[table]
+        assert state["step"] == 5
+        return state["exp_avg_sq"]
+
+    rowwise, full = moments([True] * 5), moments([False] * 5)
+    torch.testing.assert_close(moments([False] * 4 + [True]), rowwise)
+    back = moments([True] * 4 + [False])
+    assert back.shape == full.shape and back.is_contiguous() and not torch.equal(back, full)
+    torch.testing.assert_close(back.mean(1, keepdim=True), rowwise)
 
 
 def small() -> blt.BLT:
@@ -130,8 +173,10 @@ class OneTable(UniformModel):
         return [self.embed]
 
 
-def learnt(sessions: list[str], kept: bool = True) -> dict[str, Tensor]:
+def learnt(sessions: list[str], kept: bool = True, rowwise: bool = False) -> dict[str, Tensor]:
     """What tables of n-grams learn in three steps a sitting, each on a device or not, with clipping that is at work.
+
+    "tables on the host": the rest of the model is on a device.
 
     Micro-batches come twice a step and read some rows again and again, others now and then.
     """
@@ -139,12 +184,14 @@ def learnt(sessions: list[str], kept: bool = True) -> dict[str, Tensor]:
     model, moments = OneTable(), dict[str, Tensor]()
     embed = model.embed
     assert embed.ngram is not None
+    config = replace(CONFIG, table_optimizer="rowwise_adam") if rowwise else CONFIG
     nn.init.normal_(embed.ngram.weight, generator=random)
     nn.init.normal_(embed.byte.weight, generator=random)
     for place in sessions:
-        with pretend() if place == "device" else nullcontext() as seen:
-            where = moved(model) if place == "device" else model
-            there, optimizer = where.embed, Optimizer(where, CONFIG)
+        embed.on_host = place == "tables on the host"
+        with nullcontext() if place == "cpu" else pretend() as seen:
+            where = model if place == "cpu" else moved(model)
+            there, optimizer = where.embed, Optimizer(where, config)
             assert bool(optimizer.kept) == (place == "device")
             weight = there.get_submodule("ngram").get_parameter("weight")
             own = {key: loop.place(value, weight, key) for key, value in moments.items() if kept}
@@ -154,21 +201,32 @@ def learnt(sessions: list[str], kept: bool = True) -> dict[str, Tensor]:
                     rows = torch.randint(0, 40, (2, 30), generator=random) // torch.tensor([[1], [5]])
                     gradient = torch.randn(30, 32, generator=random)
                     index = rows.T + torch.tensor([0, 40])
-                    found = there.looked_up(to_device(index, weight)) + there.byte(to_device(rows[0], weight))
-                    found.backward(to_device(gradient, weight))
+                    bytes = there.byte(to_device(rows[0], where.embed.byte.weight))
+                    found = sent(there.looked_up(to_device(index, weight)), bytes.device) + bytes
+                    found.backward(to_device(gradient, bytes))
                 norm = optimizer.norm()
                 assert float(to_host(norm)) > 10 * CONFIG.max_grad_norm
                 optimizer.step(0.01)
                 optimizer.zero_grad()
-            assert seen is None or sum(seen.fetches.values()) == 3  # those of this test
+            # Three of this test; with tables on the host a gradient each micro-batch and a clipping factor each step.
+            assert seen is None or sum(seen.fetches.values()) == 3 + (9 if embed.on_host else 0)
             moments = {key: near(torch.as_tensor(value)).clone() for key, value in optimizer.moments(weight).items()}
             embed.load_state_dict({name: near(value) for name, value in there.state_dict().items()})
     return {**embed.state_dict(), "second": moments["exp_avg_sq"]}
 
 
-@pytest.mark.parametrize("sessions", [["device"], ["device", "device"], ["cpu", "device"], ["device", "cpu"]])
-def test_tables_learn_on_a_device_what_they_do_on_a_cpu_and_go_on_there(kernels: bool, sessions: list[str]) -> None:
-    found, wanted = learnt(sessions), learnt(["cpu"] * len(sessions))
+@pytest.mark.parametrize("rowwise", [False, True])
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        *(["device"], ["device", "device"], ["cpu", "device"], ["device", "cpu"]),
+        *(["tables on the host"], ["tables on the host", "device"], ["device", "tables on the host"]),
+    ],
+)
+def test_tables_learn_on_a_device_what_they_do_on_a_cpu_and_go_on_there(
+    kernels: bool, sessions: list[str], rowwise: bool
+) -> None:
+    found, wanted = learnt(sessions, rowwise=rowwise), learnt(["cpu"] * len(sessions), rowwise=rowwise)
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
     assert not torch.allclose(learnt(["cpu", "cpu"], kept=False)["second"], learnt(["cpu", "cpu"])["second"])
@@ -182,15 +240,16 @@ torch.manual_seed(0)
 index = torch.randint(0, 23, (70, 3)) // torch.tensor([1, 4, 30]) + torch.tensor([0, 23, 46])  # of the last table one
 found = []
 for kernels in (False, True):
-    rows.fits = lambda slopes: kernels
-    torch.manual_seed(1)
-    table, second = torch.randn(69, 40), torch.zeros(69, 40)
-    for _ in range(3):
-        slopes = rows.Slopes([index[:50], index[50:]], [torch.randn(50, 40), torch.randn(20, 40)])
-        found.append(slopes.norm())
-        slopes.move(table, second, 0.01, 0.999, 1e-8)
-    found += [table, second]
-for plain, fast in zip(found[:5], found[5:], strict=True):
+    rows.fits = lambda gradients: kernels
+    for width in (40, 1):
+        torch.manual_seed(1)
+        table, second = torch.randn(69, 40), torch.zeros(69, width)
+        for _ in range(3):
+            gradients = rows.RowGradients([index[:50], index[50:]], [torch.randn(50, 40), torch.randn(20, 40)])
+            found.append(gradients.norm())
+            gradients.move(table, second, 0.01, 0.999, 1e-8)
+        found += [table, second]
+for plain, fast in zip(found[:10], found[10:], strict=True):
     torch.testing.assert_close(fast, plain, rtol=1e-6, atol=1e-6)
 """
 
@@ -198,7 +257,10 @@ for plain, fast in zip(found[:5], found[5:], strict=True):
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="no Triton here")
 def test_rows_move_in_triton_as_they_do_without() -> None:
-    """In its interpreter: rows that one bag reads, or some, or all, of micro-batches, in a width of no power of two."""
+    """In its interpreter: rows that one bag reads, or some, or all, of micro-batches, in a width of no power of two.
+
+    With a second moment for each number, and one for each row.
+    """
     there = {**os.environ, "TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", IN_TRITON], env=there, check=True, timeout=300)
 

@@ -51,10 +51,23 @@ def test_what_the_next_step_needs_is_made_by_a_thread_that_is_gone_at_the_end() 
     assert not any("ahead" in name for name in names())
 
 
-@pytest.mark.parametrize("preset", ["blt-tiny", "byte-tiny", "megabyte-tiny", "bpe-tiny"])
-def test_a_step_waits_once_and_learns_what_it_does_on_a_cpu(preset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preset", "sets", "waits"),
+    [
+        *((preset, (), 1) for preset in ("blt-tiny", "byte-tiny", "megabyte-tiny", "bpe-tiny")),
+        ("blt-tiny", ("train.table_optimizer=rowwise_adam",), 1),
+        # And for the gradient of tables in each of two micro-batches, and for the factor of clipping.
+        ("blt-tiny", ("train.tables=host",), 4),
+        ("blt-tiny", ("train.tables=host", "train.table_optimizer=rowwise_adam"), 4),
+    ],
+)
+def test_a_step_waits_once_and_learns_what_it_does_on_a_cpu(
+    preset: str, sets: tuple[str, ...], waits: int, tmp_path: Path
+) -> None:
     """Gradients that are clipped, of micro-batches whose n-grams come again and again."""
-    model, config = made(preset, *SETS)
+    model, config = made(preset, *SETS, *sets)
+    for table in model.lookup_tables():
+        table.on_host = config.tables == "host"
     windows = Windows(config, model.patcher is not None)
     journal = Journal(tmp_path / "metrics.jsonl", quiet=True)
     norms: list[tuple[float, float]] = []
@@ -76,7 +89,7 @@ def test_a_step_waits_once_and_learns_what_it_does_on_a_cpu(preset: str, tmp_pat
             for step in range(2):
                 seen.fetches.clear()
                 far.step()
-                assert sum(seen.fetches.values()) == 1, (step, seen.fetches)
+                assert sum(seen.fetches.values()) == waits, (step, seen.fetches)
     here = Watched(model.train(), config, windows, tmp_path, journal)
     assert here.ahead is None
     for _ in range(2):

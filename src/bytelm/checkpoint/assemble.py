@@ -115,16 +115,18 @@ def load(
 ) -> Loaded:
     """The newest checkpoint of a run directory, one checkpoint's directory, or a folder of `save_pretrained`.
 
-    Its weights are on `device`, those of the model itself in `dtype` where one is given: see `restore`. With `weights`
-    or `tables` it is for inference: see `packed.load_packed`. Raises CheckpointError, UsageError, and ResourceError
-    where there is no room.
+    Its weights are on `device`, those of the model itself in `dtype` where one is given: see `restore`. On the host,
+    `weights` or `tables` load it for inference: see `packed.load_packed`. On another device, `weights` "bf16" is that
+    dtype, and with `tables` "memory" n-gram tables stay on the host. Raises CheckpointError, UsageError, and
+    ResourceError where there is no room.
     """
-    packs = weights is not None or tables is not None
-    if packs and device.type != "cpu" and (weights, tables) == ("bf16", None):
-        packs, dtype = False, torch.bfloat16
-    if packs and (device.type != "cpu" or dtype is not None):
-        what = f"dtype {dtype}" if dtype is not None else f"the device {device}"
-        raise UsageError(f"weights = {weights} and tables = {tables} are for CPUs, without a dtype: leave out {what}")
+    packs = (weights or tables) and device.type == "cpu"
+    if packs and dtype is not None:
+        raise UsageError(f"dtype {dtype} and packed weights: leave out dtype, or weights and tables")
+    if not packs and (weights == "int8" or tables == "mapped"):
+        raise UsageError(f'weights="int8" and tables="mapped" are for CPUs, not for {device}: use "bf16" and "memory"')
+    if weights is not None and not packs:
+        dtype = torch.bfloat16
     checkpoint, state = resolve_checkpoint(path, closely=not packs)
     recipe = build(Recipe, state["recipe"], str(checkpoint / spec_file(checkpoint)))
     model = recipe.build_on_meta()
@@ -133,6 +135,8 @@ def load(
     else:
         if device.type == "cpu":
             check_memory(model, checkpoint, dtype)
+        for table in model.lookup_tables():
+            table.on_host = tables == "memory"
         restore(model, checkpoint, device, dtype)
     return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
 
@@ -178,6 +182,9 @@ def restore(model: ByteModel, checkpoint: Path, device: torch.device = HOST, dty
     Each goes to `device` before the next one is read. Raises CheckpointError and ResourceError.
     """
 
+    here = {id(table.weight) for table in model.lookup_tables() if table.on_host}
+    staying = {name for name, parameter in model.named_parameters() if id(parameter) in here}
+
     def wanted(name: str, tensor: Tensor) -> torch.dtype:
         own = tensor.dtype != torch.float32 or name.startswith(PATCHER)
         return tensor.dtype if own else dtype or torch.float32
@@ -185,7 +192,7 @@ def restore(model: ByteModel, checkpoint: Path, device: torch.device = HOST, dty
     def keep(name: str, tensor: Tensor) -> Tensor:
         tensor = widened(name, tensor)
         # An entropy model says itself, when it is moved, what of it stays on the host.
-        return tensor.to(HOST if name.startswith(PATCHER) else device, wanted(name, tensor))
+        return tensor.to(HOST if name.startswith(PATCHER) or name in staying else device, wanted(name, tensor))
 
     with fitting(device, f"the model of {checkpoint}", lambda: "load it in torch.bfloat16, or on the CPU"):
         tensors = weights_of(checkpoint, keep)

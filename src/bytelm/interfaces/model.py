@@ -45,6 +45,8 @@ class LookupTable(Protocol):
     """Whether its gradient is sparse: only the rows that were looked up."""
     kept: RowGradients | None
     """Where its gradients are collected for an optimizer that reads them there; None for a parameter gradient."""
+    on_host: bool
+    """Whether its weight stays on the host when the model is moved to a device."""
 
     @property
     def weight(self) -> Tensor:

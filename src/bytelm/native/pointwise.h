@@ -158,24 +158,36 @@ struct Rows {
     int64_t count, dim;
     const int64_t* index;  // [count], each row once
     const float* slope;    // [count, dim]
-    float *weight, *mean, *square;
-    double rate, beta1, beta2, eps;  // rate: learning rate with bias correction
+    float *weight, *square;
+    double rate, beta2, eps;  // rate: learning rate with bias correction
+    int64_t rowwise;  // whether `square` is [rows], of the mean square of a row's slope, not [rows, dim]
 };
 
 inline void adam_rows(const Rows& a, int threads) {
-    const float keep1 = float(a.beta1), keep2 = float(a.beta2), rate = float(a.rate), eps = float(a.eps);
-    auto each = [&](int64_t r) {
+    const float keep = float(a.beta2), rate = float(a.rate), eps = float(a.eps);
+    auto by_number = [&](int64_t r) {
         for (int64_t at = a.index[r] * a.dim, i = 0; i < a.dim; i += N) {
             const vec<float> slope = load(a.slope + r * a.dim + i);
-            const vec<float> mean = fma(load(a.mean + at + i), keep1, slope * (1 - keep1));
-            const vec<float> square = fma(load(a.square + at + i), keep2, slope * slope * (1 - keep2));
-            store(a.mean + at + i, mean);
+            const vec<float> square = fma(load(a.square + at + i), keep, slope * slope * (1 - keep));
             store(a.square + at + i, square);
             const vec<float> deviation = root(square) + eps;
-            store(a.weight + at + i, load(a.weight + at + i) - mean / deviation * rate);
+            store(a.weight + at + i, load(a.weight + at + i) - slope / deviation * rate);
         }
     };
-    parallel_for(a.count, threads, each, SOME);
+    auto by_row = [&](int64_t r) {
+        const float* slope = a.slope + r * a.dim;
+        vec<float> squares = {};
+        for (int64_t i = 0; i < a.dim; i += N) squares = fma(load(slope + i), load(slope + i), squares);
+        float& square = a.square[a.index[r]];
+        square = std::fma(square, keep, sum<float>(squares) / float(a.dim) * (1 - keep));
+        const float step = rate / (std::sqrt(square) + eps);
+        for (int64_t at = a.index[r] * a.dim, i = 0; i < a.dim; i += N)
+            store(a.weight + at + i, load(a.weight + at + i) - load(slope + i) * step);
+    };
+    if (a.rowwise)
+        parallel_for(a.count, threads, by_row, SOME);
+    else
+        parallel_for(a.count, threads, by_number, SOME);
 }
 
 }  // namespace bytelm

@@ -56,8 +56,9 @@ class Rows(ctypes.Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("count", "dim")),
-        *((name, c_void_p) for name in ("index", "slope", "weight", "mean", "square")),
-        *((name, c_double) for name in ("rate", "beta1", "beta2", "eps")),
+        *((name, c_void_p) for name in ("index", "slope", "weight", "square")),
+        *((name, c_double) for name in ("rate", "beta2", "eps")),
+        ("rowwise", c_int64),
     )
 
 

@@ -69,7 +69,7 @@ def _squares(rows, order, gradients, out, places, DIM: tl.constexpr, COLUMNS: tl
 @no_type_check
 def _move(
     rows, order, gradients, table, second, places, rate, beta2, rest, eps,
-    DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr,
+    ROWWISE: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr, BAGS: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0).to(tl.int64)
     row, first = _first(rows, place)
@@ -77,8 +77,12 @@ def _move(
         gradient = _sum(rows, order, gradients, place, row, places, DIM, COLUMNS, BAGS)
         column = tl.arange(0, COLUMNS)
         at, there = row * DIM + column, column < DIM
-        square = beta2 * tl.load(second + at, mask=there, other=0.0) + rest * gradient * gradient
-        tl.store(second + at, square, mask=there)
+        if ROWWISE:
+            square = beta2 * tl.load(second + row) + rest * (tl.sum(gradient * gradient) / DIM)
+            tl.store(second + row, square)
+        else:
+            square = beta2 * tl.load(second + at, mask=there, other=0.0) + rest * gradient * gradient
+            tl.store(second + at, square, mask=there)
         own = tl.load(table + at, mask=there, other=0.0)
         tl.store(table + at, own - rate * gradient / (tl.sqrt(square) + eps), mask=there)
 
@@ -90,7 +94,7 @@ def _shape(gradients: Tensor) -> dict[str, int]:
 
 
 def norm(rows: Tensor, order: Tensor, gradients: Tensor) -> Tensor:
-    """The norm of the gradients of all rows. `rows`, `order`: `[places]`; `slopes`: `[bags, dim]`, float32."""
+    """The norm of the gradients of all rows. `rows`, `order`: `[places]`; `gradients`: `[bags, dim]`, float32."""
     squares = torch.empty(len(rows), device=gradients.device)
     _squares[(len(rows),)](rows, order, gradients, squares, len(rows), **_shape(gradients))
     return squares.sum().sqrt()
@@ -99,6 +103,7 @@ def norm(rows: Tensor, order: Tensor, gradients: Tensor) -> Tensor:
 def move(
     rows: Tensor, order: Tensor, gradients: Tensor, table: Tensor, second: Tensor, rate: float, beta2: float, eps: float
 ) -> None:
-    """Apply the update in place to the rows of `table` and of its second moment, both `[rows, dim]`."""
+    """Apply the update in place to the rows of `table` `[rows, dim]` and of its second moment, see `rows.adam_rows`."""
     numbers = len(rows), rate, beta2, 1 - beta2, eps  # in float32 the kernel would find another rest
-    _move[(len(rows),)](rows, order, gradients, table, second, *numbers, **_shape(gradients))
+    rowwise = second.shape[1] != gradients.shape[1]
+    _move[(len(rows),)](rows, order, gradients, table, second, *numbers, ROWWISE=rowwise, **_shape(gradients))

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bytelm.nn import fused
+from bytelm.transfer import to_device, to_host
 
 WIDEST = 2048  # numbers of a row that a kernel holds
 
@@ -57,6 +58,48 @@ def bags(
 ) -> Float[Tensor, "bags dim"]:
     """The sum of each bag's rows. Its gradients go to `kept`: the table has no gradient of its own."""
     return _Bags.apply(table, index, kept)
+
+
+class _Sent(Function):
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, device: torch.device) -> Tensor:
+        return to_device(sums, device)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        return to_host(d_out), None
+
+
+def sent(sums: Float[Tensor, "bags dim"], device: torch.device) -> Float[Tensor, "bags dim"]:
+    """Sums of rows of a table on the host, for a model on a device; unchanged where that is one place.
+
+    One copy from pinned memory without a wait; the gradient comes back in one, which waits for the device.
+    """
+    return sums if sums.device.type == device.type else _Sent.apply(sums, device)
+
+
+def adam_rows(
+    table: Float[Tensor, "rows dim"],
+    second: Float[Tensor, "rows width"],
+    index: Int[Tensor, " some"],
+    gradient: Float[Tensor, "some dim"],
+    rate: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """Move some rows as Adam does without momentum; `index` may name a row again, with the same gradient.
+
+    second = beta2 · second + (1 - beta2) · gradient²; row -= rate · gradient / (√second + eps). Where `second` has one
+    number for each row, gradient² is the mean over the row (row-wise Adam, as in FBGEMM).
+    """
+    square = second[index].mul_(beta2)
+    if second.shape[1] == gradient.shape[1]:
+        square.addcmul_(gradient, gradient, value=1 - beta2)
+    else:
+        square.add_(gradient.square().mean(1, keepdim=True), alpha=1 - beta2)
+    second.index_copy_(0, index, square)
+    table.index_copy_(0, index, table[index].addcdiv_(gradient, square.sqrt_().add_(eps), value=-rate))
 
 
 def numbered(index: Int[Tensor, "bags tables"]) -> Int[Tensor, "tables bags"]:
@@ -108,10 +151,9 @@ class RowGradients:
 
     @torch.no_grad()
     def move(self, table: Tensor, second: Tensor, rate: float, beta2: float, eps: float) -> None:
-        """Move the rows that were read, whose `norm` was asked for, as Adam does without momentum.
+        """Move the rows that were read, whose `norm` was asked for, as `adam_rows` does.
 
-        second = beta2 · second + (1 - beta2) · gradient²; row -= rate · gradient / (√second + eps). Every bag of a row
-        computes the same new values of the row, and writes them.
+        Every bag of a row computes the same new values of the row, and writes them.
         """
         assert self.order is not None
         if fits(self.gradients[0]):
@@ -121,10 +163,7 @@ class RowGradients:
             return
         index, numbers = self.order
         for rows, number in zip(index.T, numbers, strict=True):
-            gradient = summed(self.gradients, number)[number]
-            square = second[rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            second.index_copy_(0, rows, square)
-            table.index_copy_(0, rows, table[rows].addcdiv_(gradient, square.sqrt_().add_(eps), value=-rate))
+            adam_rows(table, second, rows, summed(self.gradients, number)[number], rate, beta2, eps)
 
 
 def fits(gradients: Tensor) -> bool:

@@ -23,7 +23,9 @@ class TrainConfig:
     probability for residual branches and n-grams, for training over several epochs. `precision` "auto" is bfloat16
     with native hardware support. `activation_checkpointing`: of all stages, of those over bytes ("local"), or of the
     one over patches ("global"). `spikes`: whether to "skip" a step whose loss or gradient is far above recent ones
-    (`training.spikes`), or to "keep" it. `device`: to train on, the entropy model too, as `bytelm.device` names it.
+    (`training.spikes`), or to "keep" it. `table_optimizer`: "adam" has a second moment for each number of the n-gram
+    tables, "rowwise_adam" one for each row. `tables`: "host" keeps n-gram tables and their moments in main memory when
+    the model is on a device. `device`: to train on, the entropy model too, as `bytelm.device` names it.
     `timeout_minutes`: timeout of processes that wait for each other (`training.dist`).
     """
 
@@ -44,6 +46,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     spikes: Literal["skip", "keep"] = "skip"
     seed: int = 0
+    table_optimizer: Literal["adam", "rowwise_adam"] = "adam"
+    tables: Literal["device", "host"] = "device"
     device: str = AUTO
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     activation_checkpointing: Literal[False, True, "local", "global"] = False

@@ -25,14 +25,14 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
 from bytelm.training.config import RunConfig, TrainConfig
 from bytelm.training.loop import precision
-from bytelm.training.memory import predict
+from bytelm.training.memory import predict, table_moments
 from bytelm.training.stages.entropy_model import COUNTED
 from bytelm.units import BYTES, show_bytes, show_count, show_seconds
 
 PROBES = 3  # steps by which a model's speed is measured
 TRAINING = 3  # cost of a step in forward passes: backward = 2x forward
 BESIDE = 1 << 30  # bytes for Python, torch and the C library's cache: 0.4 to 1 GB were measured
-STORED = 12  # bytes of a checkpoint for each parameter: itself and two moments, in float32
+STORED = 12  # bytes of a checkpoint for each parameter but those of tables: itself and two moments, in float32
 PROBED = 1 << 38  # operations of a probe at the most, so that a large model is timed on a row of its batch
 PROBED_ON_DEVICE = 1 << 44  # and on a GPU: a second of a small one, a tenth of that on a large one
 
@@ -53,6 +53,8 @@ class Needs:
     """The packed corpus; None where it comes from standard input or from elsewhere and has no size yet."""
     checkpoints: int
     free_disk: int
+    host: int = 0
+    """Main memory for n-gram tables and their moments, where the rest is on a device; else 0."""
 
     @property
     def disk(self) -> int:
@@ -93,21 +95,29 @@ class Estimate:
 def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Sequence[Path] = ()) -> Needs:
     """Needed resources, from shapes and sizes alone. Raises DataError for paths that are not there."""
     model = config.recipe.build_for_counting()
-    stored = sum(STORED * p.numel() if p.requires_grad else 4 * p.numel() for p in model.parameters())
+    tables = {id(table.weight) for table in model.lookup_tables()}
+    stored = sum(
+        4 * p.numel() + table_moments(p, config.train)
+        if id(p) in tables
+        else (STORED if p.requires_grad else 4) * p.numel()
+        for p in model.parameters()
+    )
     size = to_be_packed(paths, run, exclude)
     mean, device = usual_mean(config.recipe), resolve(config.train.device)
     entropy_model = (
         config.entropy_model if config.recipe.uses_entropy_model and config.init_from is None and size != 0 else None
     )
     counting = 0 if entropy_model is None else entropy_model.counting(min(COUNTED, size or 0))
+    step = predict(model, config.train, mean, device)
     return Needs(
-        predict(model, config.train, mean, device).peak + BESIDE,
+        step.peak + BESIDE,
         counting and counting + BESIDE,
         memory(device).free,
         machine.memory().free,
         None if size is None else size + size // 8,  # one bit per byte for boundaries
         max(0, (KEEP + 1) * stored - sum(file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors"))),
         machine.disk(run),
+        step.host and step.host + BESIDE,
     )
 
 
@@ -126,6 +136,12 @@ def check(needed: Needs, config: RunConfig, run: Path) -> None:
         raise ResourceError(
             f"a step takes {show_bytes(needed.memory)} of memory and {show_bytes(needed.free_memory)} are free: "
             f"{suggest_fit(config, needed.free_memory)}, or start anyway with --force"
+        )
+    if needed.host > needed.free_host:
+        raise ResourceError(
+            f"n-gram tables on the host take {show_bytes(needed.host)} of memory and {show_bytes(needed.free_host)} "
+            "are free: take --set train.table_optimizer=rowwise_adam, fewer model.ngram_rows, or start anyway with "
+            "--force"
         )
     if needed.counting > needed.free_host:
         raise ResourceError(
@@ -222,6 +238,8 @@ def bytes_per_second(config: RunConfig, mean: float) -> float:
     """Training throughput in bytes per second on this machine, patches or tokens `mean` bytes long."""
     model = config.recipe.draft().build()
     model.init_weights(0)
+    for table in model.lookup_tables():
+        table.on_host = config.train.tables == "host"
     device = resolve(config.train.device)
     with fitting(device, "a step", lambda: lighter(config)):
         return timed(model.to(device), config.train, mean) * (mean if model.tokens else 1.0)
@@ -271,6 +289,7 @@ def lines(found: Estimate, run: Path) -> list[tuple[str, str]]:
     needed = found.needs
     data = "unknown beforehand" if needed.data is None else show_bytes(needed.data)
     tables = f" ({show_count(found.tables)} in n-gram tables)" if found.tables else ""
+    host = f", and {show_bytes(needed.host)} of {show_bytes(needed.free_host)} on the host" if needed.host else ""
     entropy_model = (
         f", after {show_seconds(found.entropy_model_seconds)} for the entropy model"
         if found.entropy_model_seconds
@@ -278,7 +297,7 @@ def lines(found: Estimate, run: Path) -> list[tuple[str, str]]:
     )
     return [
         ("model", f"{found.model}, {show_count(found.parameters)} parameters{tables}, {found.precision}"),
-        ("memory", f"{show_bytes(max(needed.memory, needed.counting))} of {show_bytes(needed.free_memory)} free"),
+        ("memory", f"{show_bytes(max(needed.memory, needed.counting))} of {show_bytes(needed.free_memory)} free{host}"),
         ("speed", f"{show_bytes(found.bytes_per_second)}/s, measured here"),
         ("steps", f"{found.steps:,} of {show_bytes(found.step_bytes)}: {show_bytes(found.bytes)} total"),
         ("FLOPs", f"{show_count(found.flops_per_byte)} per byte, {found.flops:.2e} total"),

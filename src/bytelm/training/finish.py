@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -93,15 +93,26 @@ def train(
         if ended.signal is not None or not evaluate or not is_main_process():
             return result
         try:
-            return Result(ended.run, ended.progress, None, finish(ended.run, use(config.train.device), watch))
+            return Result(
+                ended.run,
+                ended.progress,
+                None,
+                finish(ended.run, use(config.train.device), watch, tables=config.train.tables),
+            )
         except Interrupted as stopped:
             return Result(ended.run, ended.progress, stopped.signal)
 
 
-def finish(run: Path, device: torch.device, watch: Watch | None = None) -> Final:
-    """Evaluate a run on held-out documents and write its report. Raises Interrupted where a signal asks to stop."""
+def finish(
+    run: Path, device: torch.device, watch: Watch | None = None, *, tables: Literal["device", "host"] = "device"
+) -> Final:
+    """Evaluate a run on held-out documents and write its report. Raises Interrupted where a signal asks to stop.
+
+    `tables`: see `TrainConfig`.
+    """
     watch = stoppable(watch)
-    loaded, corpus = load(run, device), Corpus.open(run / "data")
+    where = "memory" if tables == "host" and device.type != "cpu" else None
+    loaded, corpus = load(run, device, tables=where), Corpus.open(run / "data")
     splits: tuple[Split, ...] = ("test", "valid")
     split: Split | None = next((s for s in splits if corpus.bytes(s)), None)
     evaluation = None

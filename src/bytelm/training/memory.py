@@ -18,7 +18,7 @@ from bytelm.transfer import HOST
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the numbers of these settings in glibc's malloc.h
 LARGE = 1 << 20  # bytes
 ANY = (1 << 31) - 1  # bytes: the settings are 32-bit integers
-BUFFERS = 5  # of the size of the tables' gradients, in `optimise.BagAdam`
+BUFFERS = 4  # of the size of the tables' gradients, in `optimise.BagAdam`
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,12 @@ class Memory:
     """Peak memory of a training step in bytes, in three parts."""
 
     parameters: int
-    """Weights, AdamW's two moments, and the weights once more in bfloat16."""
+    """Weights, AdamW's two moments, and the weights once more in bfloat16; of n-gram tables one moment at the most."""
     activations: int
     """Activations saved for the backward pass, and the working memory of the largest layer."""
     gradients: int
+    host: int = 0
+    """In main memory: n-gram tables and their moments, of a model on a device with `train.tables = "host"`."""
 
     @property
     def peak(self) -> int:
@@ -45,8 +47,8 @@ def predict(model: ByteModel, config: TrainConfig, mean_patch: float, device: to
     """
     tables = {id(table.weight): table.weight for table in model.lookup_tables()}
     own = [p for p in model.parameters() if p.requires_grad]
-    sparse = sum(p.numel() for p in own if id(p) in tables)
-    dense = sum(p.numel() for p in own) - sparse
+    dense = sum(p.numel() for p in own if id(p) not in tables)
+    sparse = sum(4 * p.numel() + table_moments(p, config) for p in own if id(p) in tables)
     frozen = sum(4 * p.numel() for p in model.parameters() if not p.requires_grad)
     stages = model.stages(config.context_length, round(config.context_length / mean_patch))
     widest = max((widest_layer(stage, config, device) for stage in stages), default=0)
@@ -55,12 +57,19 @@ def predict(model: ByteModel, config: TrainConfig, mean_patch: float, device: to
     )
     activations = kept(model, config, mean_patch, device) + widest + logits
     if device.type == "cpu":
-        return Memory(dense * (4 + 8 + 2) + sparse * (4 + 8) + frozen, activations, 4 * dense)
+        return Memory(dense * (4 + 8 + 2) + sparse + frozen, activations, 4 * dense)
+    if config.tables == "host":
+        return Memory(dense * (4 + 8 + 2) + frozen, activations, 4 * dense, sparse)
     # Per-byte gradients of tables are kept until all micro-batches are done; then buffers of that size are temporary.
     gradients = 4 * config.context_length * config.batch * sum(weight.shape[1] for weight in tables.values())
-    memory = dense * (4 + 8 + 2) + sparse * (4 + 4) + frozen
+    memory = dense * (4 + 8 + 2) + sparse + frozen
     gradients = 4 * dense + config.gradient_accumulation_steps * (1 + BUFFERS) * gradients
     return Memory(memory, activations + (config.gradient_accumulation_steps - 1) * gradients, gradients)
+
+
+def table_moments(weight: torch.Tensor, config: TrainConfig) -> int:
+    """Bytes of the optimizer state of a table `[rows, dim]`, see `optimise.TableAdam`."""
+    return 4 * (len(weight) if config.table_optimizer == "rowwise_adam" else weight.numel())
 
 
 def kept(model: ByteModel, config: TrainConfig, mean_patch: float, device: torch.device) -> int:

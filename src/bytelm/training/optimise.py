@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,46 +12,60 @@ from torch import Tensor, nn
 from bytelm.interfaces.model import ByteModel, LookupTable
 from bytelm.native.training import Rows, call, functions
 from bytelm.nn.fused import VECTOR
-from bytelm.nn.rows import RowGradients
+from bytelm.nn.rows import RowGradients, adam_rows
 from bytelm.training.config import TrainConfig
 from bytelm.training.dist import DistContext
+from bytelm.transfer import to_host
 
 
-class RowAdam(torch.optim.SparseAdam):
-    """SparseAdam in one pass over the rows, if there is a kernel for it."""
+class TableAdam(torch.optim.Optimizer):
+    """Adam without momentum for tables; row-wise, with one second moment for each row (`nn.rows.adam_rows`)."""
+
+    def __init__(self, weights: Sequence[Tensor], lr: float, beta2: float, times: float, rowwise: bool) -> None:
+        super().__init__([{"params": list(weights), "times": times}], {"lr": lr, "beta2": beta2, "eps": 1e-8})
+        self.rowwise = rowwise
+
+    def begun(self, parameter: Tensor) -> tuple[Tensor, float]:
+        """The second moment of a parameter, and the learning rate of its next step with bias correction."""
+        (group,), state = self.param_groups, self.state[parameter]
+        width = 1 if self.rowwise else parameter.shape[1]
+        if not state:
+            state.update(step=0, exp_avg_sq=parameter.new_zeros(len(parameter), width))
+        state.pop("exp_avg", None)  # unused, in older checkpoints
+        second: Tensor = state["exp_avg_sq"]
+        if second.shape[1] != width:  # resumed from the other kind; a mean of averages is the average of means
+            second = second.mean(1, keepdim=True) if self.rowwise else second.expand(-1, width).contiguous()
+            state["exp_avg_sq"] = second
+        state["step"] += 1
+        return second, group["lr"] * math.sqrt(1 - group["beta2"] ** state["step"])
+
+
+class RowAdam(TableAdam):
+    """For tables on the host, whose gradients are sparse: in one pass over the rows, if there is a kernel for it."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update the rows with a gradient, which must be coalesced."""
-        pairs = [(p, group) for group in self.param_groups for p in group["params"]]
-        for state in (self.state[p] for p, _ in pairs if self.state[p]):
-            if "exp_avg" not in state:  # resumed from a GPU run: see `BagAdam`
-                state["exp_avg"] = torch.zeros_like(state["exp_avg_sq"])
-        if functions() is None or any(p.device.type != "cpu" or p.shape[1] % VECTOR for p, _ in pairs):
-            super().step()
-            return
-        for parameter, group in pairs:
+        (group,) = self.param_groups
+        beta2, eps = group["beta2"], group["eps"]
+        for parameter in group["params"]:
             if parameter.grad is None:
                 continue
-            state = self.state[parameter]
-            if not state:
-                state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
-            state["step"] += 1
-            beta1, beta2 = group["betas"]
-            rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+            second, rate = self.begun(parameter)
             index, gradients = parameter.grad._indices()[0].contiguous(), parameter.grad._values().contiguous()
-            tensors = (index, gradients, parameter, state["exp_avg"], state["exp_avg_sq"])
-            addresses = (x.data_ptr() for x in tensors)
-            call("bytelm_adam_rows", Rows(*gradients.shape, *addresses, rate, beta1, beta2, group["eps"]))
+            if functions() is None or parameter.shape[1] % VECTOR:
+                adam_rows(parameter, second, index, gradients, rate, beta2, eps)
+                continue
+            addresses = (x.data_ptr() for x in (index, gradients, parameter, second))
+            call("bytelm_adam_rows", Rows(*gradients.shape, *addresses, rate, beta2, eps, self.rowwise))
 
 
-class BagAdam(torch.optim.Optimizer):
-    """`RowAdam` without momentum, for gradients kept per bag (`nn.rows`): no synchronization."""
+class BagAdam(TableAdam):
+    """For tables on a device, whose gradients are kept per bag (`nn.rows`): no synchronization."""
 
-    def __init__(self, tables: list[LookupTable], lr: float, beta2: float, times: float) -> None:
-        weights = [table.weight for table in tables]
-        super().__init__([{"params": weights, "times": times}], {"lr": lr, "beta2": beta2, "eps": 1e-8})
-        self.kept = [RowGradients() for _ in weights]
+    def __init__(self, tables: list[LookupTable], lr: float, beta2: float, times: float, rowwise: bool = False) -> None:
+        super().__init__([table.weight for table in tables], lr, beta2, times, rowwise)
+        self.kept = [RowGradients() for _ in tables]
         for table, kept in zip(tables, self.kept, strict=True):
             table.kept = kept
 
@@ -58,15 +73,9 @@ class BagAdam(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update the rows that were read since the last step, after `norm`."""
         (group,) = self.param_groups
-        beta2, eps = group["beta2"], group["eps"]
         for parameter, kept in zip(group["params"], self.kept, strict=True):
-            state = self.state[parameter]
-            if not state:
-                state.update(step=0, exp_avg_sq=torch.zeros_like(parameter))
-            state.pop("exp_avg", None)  # resumed from a CPU run, where SparseAdam stores it unused
-            state["step"] += 1
-            rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"])
-            kept.move(parameter, state["exp_avg_sq"], rate, beta2, eps)
+            second, rate = self.begun(parameter)
+            kept.move(parameter, second, rate, group["beta2"], group["eps"])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
@@ -79,8 +88,9 @@ class Optimizer:
 
     An embedding row has a gradient only when it is looked up; decay would shrink rare rows to zero.
     n-gram tables, most of a small BLT's parameters, have sparse gradients: a step reads and updates only the rows
-    looked up, and the moments of the others are unchanged (torch's SparseAdam). They have no momentum: the last
-    gradients of a rarely read row are stale, and training is better without (docs/log.md).
+    looked up, and the moments of the others are unchanged, as with torch's SparseAdam. They have no momentum: the last
+    gradients of a rarely read row are stale, and training is better without (docs/log.md). Those of a table on the
+    host, of a model on a device, are clipped by `step`: `norm` does not wait for the device.
     """
 
     def __init__(self, model: ByteModel, config: TrainConfig) -> None:
@@ -105,15 +115,19 @@ class Optimizer:
         ]
         self.kept: list[RowGradients] = []
         """Gradients of n-gram tables that are kept per bag."""
-        if tables and device == "cpu":
+        self.host: list[Tensor] = []
+        """Gradients on the host that `step` is to clip, by `factor`."""
+        self.factor: Tensor | None = None
+        rates = config.learning_rate, config.beta2, config.embedding_lr_scale, config.table_optimizer == "rowwise_adam"
+        on_host = bool(tables) and tables[0].device.type == "cpu"
+        if on_host:
             for table in found:
                 table.sparse = True
-            group = {"params": tables, "times": config.embedding_lr_scale}
-            self.parts.append(RowAdam([group], lr=config.learning_rate, betas=(0.0, config.beta2)))
+            self.parts.append(RowAdam(tables, *rates))
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
         """All parameters with a dense or sparse gradient."""
-        if tables and device != "cpu":
-            bags = BagAdam(found, config.learning_rate, config.beta2, config.embedding_lr_scale)
+        if tables and not on_host:
+            bags = BagAdam(found, *rates)
             self.parts.append(bags)
             self.kept = bags.kept
 
@@ -133,12 +147,17 @@ class Optimizer:
                 dense.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
         norm = torch.nn.utils.get_total_norm([*dense, *(kept.norm() for kept in self.kept)])
         factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+        own = [g for g in dense if g.device.type == factor.device.type]
+        self.host, self.factor = [g for g in dense if g.device.type != factor.device.type], factor
         gradients = [part for kept in self.kept for part in kept.gradients]
-        torch._foreach_mul_([*dense, *gradients], factor)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_([*own, *gradients], factor)  # pyright: ignore[reportPrivateImportUsage]
         return norm
 
     def step(self, rate: float) -> None:
-        """Apply one optimizer step."""
+        """Apply one optimizer step, after `norm`."""
+        for gradient in self.host:
+            assert self.factor is not None
+            gradient.mul_(to_host(self.factor))
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate * group["times"]
@@ -146,6 +165,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
+        self.host = []
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 

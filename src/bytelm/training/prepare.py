@@ -76,6 +76,8 @@ def prepare(
         keep_recipe(run / "recipe.toml", recipe)
     model = begun(recipe, train.seed, run, journal, entropy_model, config.init_from)
     with fitting(device, "the model", lambda: "take a smaller --preset, or --device cpu"):
+        for table in model.lookup_tables():
+            table.on_host = train.tables == "host"
         model.to(device)
     source, boundaries = corpus, None
     if (patcher := model.patcher) is not None:

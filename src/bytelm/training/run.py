@@ -34,7 +34,7 @@ from bytelm.units import show_count
 
 # Settings that may change between sessions of a run: its budget, device, and how often it logs and saves.
 MUTABLE_SETTINGS = {
-    *("steps", "minutes", "bytes", "device", "timeout_minutes"),
+    *("steps", "minutes", "bytes", "device", "tables", "timeout_minutes"),
     *("eval_every_minutes", "eval_bytes", "checkpoint_every_minutes", "sample_bytes"),
 }
 Sample = Callable[[ByteModel, bytes, int, int], bytes]

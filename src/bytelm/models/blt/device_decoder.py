@@ -14,6 +14,7 @@ from bytelm.interfaces.decoder import Ints, NewTokens
 from bytelm.models.blt.embed import PUBLISHED_OFFSET, NgramEmbedding, hash_powers
 from bytelm.models.blt.model import BLT
 from bytelm.nn.cross import CrossAttention
+from bytelm.transfer import to_device
 from bytelm.units import PAD, VOCAB
 
 LEAST = 16  # bytes to which a patch is padded
@@ -83,4 +84,5 @@ class Hashed:
         ids = np.where(at < 0, PAD, self.ids[new.row[:, None], np.maximum(at, 0)])
         published = (ids + PUBLISHED_OFFSET) % VOCAB
         found = (published[:, None] * self.powers).sum(-1) % self.rows + np.arange(len(self.powers)) * self.rows
-        return x + F.embedding(self.device.recorder.sent(found), self.table).sum(1, dtype=x.dtype)
+        index = to_device(torch.from_numpy(found), self.table)  # the tables may be on the host
+        return x + to_device(F.embedding(index, self.table).sum(1, dtype=x.dtype), x)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.nn import fused
-from bytelm.nn.rows import RowGradients, bags, sum_rows
+from bytelm.nn.rows import RowGradients, bags, sent, sum_rows
 from bytelm.nn.tables import StoredTable
 from bytelm.patching.layout import Rows, tail
 from bytelm.units import PAD, VOCAB
@@ -52,6 +55,8 @@ class NgramEmbedding(nn.Module):
         """See `LookupTable`."""
         self.kept: RowGradients | None = None
         """See `LookupTable`."""
+        self.on_host = False
+        """See `LookupTable`."""
         self.dropout = 0.0
         """Probability of a byte to lose its n-grams in training, against overfitting."""
 
@@ -60,6 +65,15 @@ class NgramEmbedding(nn.Module):
         """The tables."""
         assert self.ngram is not None
         return self.ngram.weight
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> NgramEmbedding:
+        """Keeps tables on the host, in the model's dtype, where `on_host`."""
+        if not self.on_host or self.ngram is None or self.weight.is_meta:
+            return super()._apply(fn, recurse)
+        self.byte._apply(fn, recurse)
+        with torch.no_grad():
+            self.ngram.weight.data = self.weight.to(fn(self.weight[:0]).dtype)
+        return self
 
     def initial_state(self, batch: int) -> Int[Tensor, "batch reach"]:
         """The ids before the first: PAD."""
@@ -92,14 +106,23 @@ class NgramEmbedding(nn.Module):
                 found.append(hashed % self.rows + len(found) * self.rows)
         return torch.stack(found, -1)
 
+    def hashes_on_host(self, ids: Tensor, starts: Tensor, recent: Tensor) -> Int[Tensor, "batch new tables"] | None:
+        """`hashes` of ids on the host, for tables that stay there; else None."""
+        return self.hashes(ids, starts, recent) if self.on_host and self.ngram is not None else None
+
     def forward(
-        self, ids: Int[Tensor, "batch new"], starts: Bool[Tensor, "batch new"], recent: Int[Tensor, "batch reach"]
+        self,
+        ids: Int[Tensor, "batch new"],
+        starts: Bool[Tensor, "batch new"],
+        recent: Int[Tensor, "batch reach"],
+        index: Int[Tensor, "batch new tables"] | None = None,
     ) -> Float[Tensor, "batch new dim"]:
-        """The embeddings of new ids, all on the device of the tables. `starts`: where a document starts."""
+        """The embeddings of new ids, on one device. `starts`: where documents start; `index`: `hashes_on_host`."""
         x = self.byte(ids)
         if self.ngram is None:
             return x
-        found = self.looked_up(self.hashes(ids, starts, recent).flatten(0, 1)).view(x.shape)
+        index = self.hashes(ids, starts, recent) if index is None else index
+        found = sent(self.looked_up(index.flatten(0, 1)), x.device).view(x.shape)
         if self.training and self.dropout:
             found = found * F.dropout(x.new_ones(*x.shape[:-1], 1), self.dropout)
         return x + found

@@ -139,6 +139,8 @@ class Plan:
     layout: Layout
     reached: Int[Tensor, "batch reach"]
     """The ids that later n-grams reach."""
+    hashes: Int[Tensor, "batch new tables"] | None
+    """Of n-grams, for tables that stay on the host; None where they are on the model's device."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +329,7 @@ class BLT(ByteModel):
         state = state if state is not None else self.initial_state(len(ids))
         rows, view, layout = plan.rows, plan.view, plan.layout
 
-        x = self.encoder.embed(plan.ids, plan.starts, plan.recent)
+        x = self.encoder.embed(plan.ids, plan.starts, plan.recent, plan.hashes)
         # Both local models have the same width, window and positions: they share one view.
         states, encoder = self.encoder(x, view, state.encoder if keep else None)
         x = states[-1]
@@ -339,7 +341,7 @@ class BLT(ByteModel):
 
         width = int(layout.held.max()) if len(layout.held) else 0
         ends = state.open[0].shape[1] + rows.lengths
-        after = BLTState(
+        return rows.restore(logits), BLTState(
             patcher=plan.patcher,
             bytes=view.after,
             patches=patches,
@@ -351,7 +353,6 @@ class BLT(ByteModel):
             latents=latent_caches,
             decoder=decoder,
         )
-        return rows.restore(logits), after
 
     def plan(
         self,
@@ -378,6 +379,7 @@ class BLT(ByteModel):
             view=self.encoder.stack.view(rows.lengths, starts, state.bytes, caches),
             layout=replace(layout, **{name: to_device(getattr(layout, name), self.device) for name in TRAVEL}),
             reached=self.encoder.embed.reached(rows, starts, state.recent),
+            hashes=self.encoder.embed.hashes_on_host(rows.ids, starts, state.recent),
         )
 
     def latent_step(
