@@ -150,10 +150,14 @@ def traffic(contender: Contender, rows: int, length: int, capacity: int) -> floa
 
 def bandwidth(size: int) -> float:
     """Read bandwidth over a buffer of so many bytes: the best of several reductions."""
-    buffer = torch.ones(max(1024, min(size, ROOF) // 4))
+    return read_rate(torch.ones(max(1024, min(size, ROOF) // 4)))
+
+
+def read_rate(buffer: torch.Tensor, times: int = 4) -> float:
+    """The same over a float32 buffer, each reduction as often."""
     best = float("inf")
     for read in (buffer.sum, buffer.amax, buffer.view(torch.int32).amax, lambda: torch.dot(buffer, buffer)):
-        for _ in range(4):
+        for _ in range(times):
             began = time.perf_counter()
             read()
             best = min(best, time.perf_counter() - began)

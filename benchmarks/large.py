@@ -15,8 +15,8 @@ rss_gib        memory of its own while it writes (RssAnon); file_gib: pages of f
                peak_gib: the most of its own since it began
 first_byte_s   from the call of `stream` until the first byte, the prompt included
 bytes_per_s    after the first byte; cpu_s_per_byte: processor time of all threads, for where others take their share
-floor_share    the time to read the bytes that a step reads (`Decoder.traffic`) at the bandwidth of memory, see
-               generate.py, over the step's time
+floor_share    the time to read the bytes that a step reads (`Decoder.traffic`) at the bandwidth of memory, measured
+               after every 16 bytes as in generate.py, over the step's time: the median
 patch_bytes    mean length of the patches of all that was read and written
 
 "float32" among the weights is `bytelm.load` without options. transformers runs without a cache, because with one its
@@ -36,12 +36,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from generate import bandwidth
+from generate import read_rate
 from large_files import LICENCE, write
 
 from bytelm.exchange.convert import convert
@@ -52,6 +52,7 @@ SIZES = {"blt-1b": "1b", "blt-8b": "7b", "tiny": "tiny"}
 WEIGHTS, TABLES = ("bf16", "int8", "float32"), ("mapped", "memory")
 GIB = 1 << 30
 STATUS = Path("/proc/self/status")  # on Linux; elsewhere memory is not measured
+ROUND = 16  # bytes between two measurements of the bandwidth
 ROOM = 0.5  # of the memory: larger files are not read into the page cache before a warm row
 
 Row = dict[str, Any]
@@ -148,11 +149,14 @@ def ours(run: str, weights: str, tables: str, prompt: int, count: int) -> Row:
     found = {"load_s": loaded - began, **now, "peak_gib": highest(most, now)}
     found |= {"first_byte_s": times[0] - loaded, "bytes_per_s": 1 / step, "cpu_s_per_byte": cpu}
     found |= {"patch_bytes": (prompt + count) / patches}
-    return found | floor(lm, text + out, step)
+    return found | floor(lm, text, text + out)
 
 
-def floor(lm: Any, data: bytes, step: float) -> Row:
-    """What a step reads in the middle of what was written, and its share."""
+def floor(lm: Any, text: bytes, data: bytes) -> Row:
+    """What a step reads after all of `data`, and its share: the median over rounds of some bytes and a measurement.
+
+    They alternate, as the bandwidth of a machine that others use changes within seconds.
+    """
     from bytelm.decoding import open_decoder
     from bytelm.interfaces.decoder import CHUNK
     from bytelm.units import BOS
@@ -163,8 +167,17 @@ def floor(lm: Any, data: bytes, step: float) -> Row:
         new = ids[start : start + CHUNK]
         decoder.read(0 * new, new)
     traffic = decoder.traffic(len(ids))
-    rate = bandwidth(GIB)
-    found = {"gib_per_byte": traffic / GIB, "bandwidth_gib_s": rate / GIB, "floor_share": traffic / rate / step}
+    buffer, shares, rates = torch.ones(GIB // 8), list[float](), list[float]()
+    pieces = iter(lm.stream(text, max_bytes=len(data) - len(text), temperature=0.0, eos=False))
+    next(pieces)
+    for _ in range(max(1, (len(data) - len(text) - 1) // ROUND)):
+        began = time.perf_counter()
+        count = sum(len(piece) for piece in islice(pieces, ROUND))
+        step = (time.perf_counter() - began) / max(1, count)
+        rates.append(read_rate(buffer, 1))
+        shares.append(traffic / rates[-1] / step)
+    found = {"gib_per_byte": traffic / GIB, "bandwidth_gib_s": statistics.median(rates) / GIB}
+    found |= {"floor_share": statistics.median(shares)}
     return found | {"state_mib_per_row": decoder.row_bytes / (1 << 20)}
 
 
