@@ -18,7 +18,7 @@ from torch import Tensor
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.errors import CheckpointError, ConfigError, MissingExtraError
 from bytelm.exchange import files
-from bytelm.exchange.files import Options, Weights, json_in
+from bytelm.exchange.files import Options, Weight, Weights, json_in
 from bytelm.exchange.format import Reading
 from bytelm.find import name_of
 from bytelm.interfaces.model import ByteModel
@@ -32,6 +32,7 @@ from bytelm.patching import entropy
 from bytelm.units import VOCAB
 
 CARD = "README.md"
+TABLE = "encoder_hash_tok_embedding.weight"
 THETA, ENTROPY_MODEL_THETA = 500_000.0, 10_000.0  # defaults
 SIZES, ROWS, THRESHOLD = (3, 4, 5, 6, 7, 8), 500_002, 1.335442066192627
 CONTEXT = 24_576
@@ -305,16 +306,40 @@ def compared(source: Path, model: ByteModel, ids: Tensor, ours: Tensor) -> tuple
     """See `exchange.format.Format`: `[ids, vocab]`, in our order of ids."""
     try:
         from transformers import BltConfig, BltForCausalLM
+        from transformers.initialization import no_init_weights
     except ImportError as error:
         raise MissingExtraError("transformers", "hf", "--check") from error
     config: Any = BltConfig.from_pretrained(source)
     if getattr(config, "num_hidden_layers", None) is None:
         config.num_hidden_layers = 1  # version 5.23 reads it, but does not define it
-    theirs: Any = BltForCausalLM(config).eval()
+    with no_init_weights():
+        theirs: Any = BltForCausalLM(config).eval()
     with ExitStack() as stack:
         weights = weights_in(source, stack)
-        left = theirs.load_state_dict({name: weight.read() for name, weight in weights.items()}, strict=False)
-    if left.missing_keys:
-        raise CheckpointError(f"{source} lacks {left.missing_keys[0]}, which transformers requires")
+        for name, parameter in theirs.named_parameters():
+            if name not in weights:
+                raise CheckpointError(f"{source} lacks {name}, which transformers requires")
+            fill(parameter.data, weights[name], read_rows(model, ids) if name.endswith(TABLE) else None)
     order = (torch.arange(VOCAB) + PUBLISHED_OFFSET) % VOCAB
     return theirs(input_ids=order[ids], use_cache=False).logits[0][:, order], ours
+
+
+def read_rows(model: ByteModel, ids: Tensor) -> Tensor:
+    """The rows of the n-gram tables that our model reads, sorted."""
+    embed: Any = model.get_submodule("encoder.embed")
+    return embed.hashes(ids, torch.arange(ids.shape[1])[None] == 0, embed.initial_state(1)).unique()
+
+
+def fill(parameter: Tensor, weight: Weight, rows: Tensor | None) -> None:
+    """Put a weight into a parameter, or only some rows of it.
+
+    Tables take memory where they are written to. If transformers reads other rows than we do, its logits differ.
+    """
+    start = 0
+    for piece in weight.pieces():
+        if rows is None:
+            parameter[start : start + len(piece)] = piece
+        else:
+            some = rows[(rows >= start) & (rows < start + len(piece))]
+            parameter[some] = piece[some - start].to(parameter.dtype)
+        start += len(piece)
