@@ -27,6 +27,7 @@ from bytelm.machine import Memory
 from bytelm.models.blt.model import Config as BLT
 from bytelm.models.megabyte.model import Config as Megabyte
 from bytelm.models.ngram.entropy_model import Config as Ngram
+from bytelm.models.transformer.entropy_decoder import TransformerEntropies
 from bytelm.models.transformer.entropy_model import Config as EntropyModel
 from bytelm.models.transformer.model import Config as Transformer
 from bytelm.native import library
@@ -120,6 +121,32 @@ def test_rows_of_tables_are_the_same_from_memory_and_from_the_file(tmp_path: Pat
     near, far = (bytelm.load(run, weights="bf16", tables=where).model for where in ("memory", "mapped"))
     np.testing.assert_array_equal(logits(near), logits(whole, quantize="bf16"))
     np.testing.assert_array_equal(logits(far), logits(near))
+
+
+def test_rows_are_asked_for_before_the_entropy_model_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the disk has them when the encoder reads them; in chunks and byte by byte."""
+    done: list[Any] = []
+    prefetch, rows, entropies = RowsInFile.prefetch, RowsInFile.rows, TransformerEntropies.entropies
+
+    def asked(self: RowsInFile, index: np.ndarray) -> None:
+        done.append(("asked", index.ravel().tolist()))
+        prefetch(self, index)
+
+    def read(self: RowsInFile, index: np.ndarray) -> Any:
+        done.append(("read", index.tolist()))
+        return rows(self, index)
+
+    def decided(self: TransformerEntropies, *given: Any) -> Any:
+        done.append("decided")
+        return entropies(self, *given)
+
+    monkeypatch.setattr(RowsInFile, "prefetch", asked)
+    monkeypatch.setattr(RowsInFile, "rows", read)
+    monkeypatch.setattr(TransformerEntropies, "entropies", decided)
+    logits(bytelm.load(saved(tmp_path / "run"), tables="mapped").model)
+    assert len(done) == 3 * 5
+    for (first, wanted), second, (third, found) in zip(done[::3], done[1::3], done[2::3], strict=True):
+        assert (first, second, third) == ("asked", "decided", "read") and wanted == found and len(found) % 6 == 0
 
 
 def test_what_an_lm_does_with_packed_weights(tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def tell(written: bytes, seconds: float, memory: dict[str, int], out: Path | Non
         print_json({**found, **file, "seconds": seconds, "bytes_per_second": speed, **memory})
         return
     if not quiet:
-        shown = ", ".join(f"{name.removesuffix('_bytes')} {show_bytes(size)}" for name, size in memory.items())
+        shown = ", ".join(f"{name.removesuffix('_bytes')}s {show_bytes(size)}" for name, size in memory.items())
         print(f"\n{len(written)} bytes, {speed:.0f} bytes/s{shown and f'; {shown}'}", file=sys.stderr)
     if out is not None:
         print(out)
