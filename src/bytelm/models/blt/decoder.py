@@ -61,8 +61,7 @@ class BLTDecoder(Decoder):
             x = self.encoded(new)
             self.patches.decide(new)
         else:  # the disk gets rows of tables while the entropy model runs
-            if self.ngrams:
-                self.ngrams.prefetch(new)
+            self.prefetch(new)
             self.patches.decide(new)
             x = self.encoded(new)
         closed = self.patches.closed[new.row, new.position]
@@ -71,6 +70,11 @@ class BLTDecoder(Decoder):
         if whole.any():
             self.latent_step(new.row[whole], closed[whole] - 1, self.begun(new, before)[whole], new.position[whole])
         return self.bytes(x, new, closed, wanted)
+
+    def prefetch(self, new: NewTokens) -> None:
+        """Have rows of tables ready for `encoded`, where they are in a file on the host."""
+        if self.ngrams and not self.kernels.on_device:
+            self.ngrams.prefetch(new)
 
     def encoded(self, new: NewTokens) -> Any:
         """The local encoder."""
@@ -102,6 +106,7 @@ class BLTDecoder(Decoder):
         """See `Decoder`: the local models continue from the newest latent (BLT-S of Fast BLT), one id per row."""
         new = self.append(rows, ids)
         self.patches.stay(new)
+        self.prefetch(new)
         return fetched(self.bytes(self.encoded(new), new, self.patches.closed[new.row, new.position]))
 
     @property

@@ -65,7 +65,7 @@ class Hashed:
         """The rows that `prefetch` asked for."""
 
     def prefetch(self, new: NewTokens) -> None:
-        """Have the rows of new bytes ready for `added`, if they are in a file."""
+        """Have the rows of new bytes ready for `added`, which comes next, if they are in a file."""
         if self.stored:
             self.index = self.kernels.hashes(self.tables, self.history, tokens(new.row, new.position))
             self.stored.prefetch(self.index)
@@ -73,11 +73,8 @@ class Hashed:
     def added(self, x: Reals, new: NewTokens) -> Reals:
         """Add the n-grams that end at bytes `x` [n, dim], in place."""
         if self.stored:
-            if self.index is None:
-                self.prefetch(new)
-            assert self.index is not None
+            assert self.index is not None  # `prefetch`, of the same bytes
             self.stored.add(self.kernels, self.index, x)
-            self.index = None
         else:
             self.kernels.ngrams(self.tables, self.history, tokens(new.row, new.position), x)
         return x
