@@ -327,6 +327,20 @@ def test_a_file_that_is_replaced_while_it_is_loaded(tmp_path: Path, monkeypatch:
         bytelm.load(run, tables="mapped")
 
 
+def test_a_small_model_is_not_refused_for_want_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved(tmp_path / "run")
+    monkeypatch.setattr(packed, "memory", lambda: Memory(1 << 30, 2 << 20))
+    for options in ({}, {"weights": "int8"}, {"weights": "bf16", "tables": "mapped"}):
+        bytelm.load(run, **options)  # pyright: ignore
+
+
+def test_weights_that_are_not_finite_have_their_names(tmp_path: Path) -> None:
+    tensors, name = weights_of(RECIPES["blt"]), "latent.blocks.0.attention.qkv.weight"
+    tensors[name][0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=re.escape(f"not finite  {name}  NaN or Inf in 1 of")):
+        bytelm.load(kept(tmp_path / "run", "blt", tensors), weights="int8")
+
+
 def whole_numbers(run: Path, name: str, scale: float) -> Path:
     """A run of which one weight is in int8."""
     tensors = weights_of(RECIPES["blt"])

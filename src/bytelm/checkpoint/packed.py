@@ -44,7 +44,9 @@ TABLES: tuple[Tables, ...] = get_args(Tables)
 KINDS: dict[torch.dtype, Weights] = {torch.bfloat16: "bf16", torch.int8: "int8"}
 SIZES = {"bf16": 2, "int8": 1, None: 4}
 PATCHER = "patcher."  # what names of a patcher and its entropy model begin with
-WORKING = 512 << 20  # bytes for caches, activations and the tensors that are being packed
+WORKING = (
+    512 << 20
+)  # bytes, and no more than the file has, for caches, activations and the tensors that are being packed
 STREAMED = 1 << 26  # parameters that exceed the caches of any processor
 LINE = 64  # bytes, at multiples of which matrices begin
 
@@ -85,7 +87,8 @@ class Plan:
 
     def needed(self, stored: dict[str, StoredTensor], weights: Weights | None, tables: Tables | None) -> int:
         """Bytes of memory with these options."""
-        found = WORKING + sum(4 * stored[name].like.numel() for name in self.others)
+        found = min(WORKING, sum(tensor.like.nbytes for tensor in stored.values()))
+        found += sum(4 * stored[name].like.numel() for name in self.others)
         found += sum(self.weights[name].like.numel() * SIZES[self.kind(name, weights)] for name in self.linear)
         return found + sum(self.weights[name].like.nbytes for name in self.tables if tables != "mapped")
 
@@ -157,9 +160,13 @@ def scale_in(plan: Plan, name: str) -> Tensor | None:
     """The scales of a weight in int8; None for another. Raises CheckpointError if they are not finite."""
     if (stored := plan.scales.get(name)) is None:
         return None
-    scale = {f"{name}{SCALE}": stored.read()}
-    store.check_keys(scale, scale, stored.path)
-    return scale[f"{name}{SCALE}"]
+    return check_finite(f"{name}{SCALE}", stored.read(), stored.path)
+
+
+def check_finite(name: str, tensor: Tensor, path: Path) -> Tensor:
+    """The tensor. Raises CheckpointError if some of it is not finite."""
+    store.check_keys({name: tensor}, {name: tensor}, path)
+    return tensor
 
 
 def modules(plan: Plan, weights: Weights | None, tables: Tables | None) -> Iterator[tuple[str, nn.Module]]:
@@ -171,12 +178,12 @@ def modules(plan: Plan, weights: Weights | None, tables: Tables | None) -> Itera
         stored = plan.weights[name]
         if (module := plan.linear.get(name)) is None:
             if stored.sha256 is None:  # what bytelm saved is finite
-                store.check_keys({name: tensor}, {name: tensor}, stored.path)
+                check_finite(f"{name}{WEIGHT}", tensor, stored.path)
             yield name, StoredTable(stored.like, packing.table(tensor, scale))
             continue
         matrix = packing.packed(tensor, kinds[name], scale=scale, halves=module.halves, streamed=large, out=rooms[name])
         if matrix.bad:
-            store.check_keys({name: tensor}, {name: tensor}, stored.path)
+            check_finite(f"{name}{WEIGHT}", tensor, stored.path)
         yield name, PackedLinear(module.in_features, module.out_features, matrix, halves=module.halves)
     for name in plan.tables if tables == "mapped" else ():
         stored = plan.weights[name]
