@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import os
 import re
 from dataclasses import replace
@@ -307,3 +310,127 @@ def test_weights_that_are_stored_in_int8(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits(far), logits(restored))
     assert not np.array_equal(logits(far), logits(bytelm.load(run).model))
     assert far.encoder.embed.ngram.weight.dtype == torch.int8  # pyright: ignore
+
+
+# --- what nobody should do --------------------------------------------------------------------------------------------
+
+
+def test_copies_of_a_packed_model(tmp_path: Path) -> None:
+    lm = bytelm.load(saved(tmp_path / "run"), weights="int8", tables="mapped")
+    np.testing.assert_array_equal(logits(copy.deepcopy(lm.model)), logits(lm.model))
+
+
+def test_what_was_packed_is_neither_rounded_again_nor_widened(tmp_path: Path) -> None:
+    lm = bytelm.load(saved(tmp_path / "run"), tables="mapped")
+    with pytest.raises(UsageError, match='loaded with weights as they are in the file: load it with weights="int8"'):
+        lm.generate(b"", quantize="int8")
+    lm.model.double()
+    with pytest.raises(UsageError, match="packed weights are computed in float32"):
+        lm.generate(b"")
+
+
+@pytest.mark.parametrize("weights", [None, "bf16", "int8"])
+def test_float16_is_read_and_float64_refused(tmp_path: Path, weights: Any) -> None:
+    run = saved(tmp_path / "half", dtype=torch.float16)
+    whole = bytelm.load(run).model
+    for where in ("mapped", "memory"):
+        near = bytelm.load(run, weights=weights, tables=where).model
+        np.testing.assert_array_equal(logits(near), logits(whole, quantize=weights))
+    with pytest.raises(CheckpointError, match=r"dtype .* float64 \[.*\], not float32"):
+        bytelm.load(saved(tmp_path / "double", dtype=torch.float64), weights=weights, tables="mapped")
+
+
+def test_a_file_that_is_replaced_while_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of tables are not read from another file than the one that was compared."""
+    run, compare = saved(tmp_path / "run"), packed.compare
+
+    def replaced(*given: Any) -> None:
+        compare(*given)
+        (tmp_path / "other").write_bytes(bytes(file_of(run).stat().st_size))
+        (tmp_path / "other").replace(file_of(run))
+
+    monkeypatch.setattr(packed, "compare", replaced)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was written to while it was in use"):
+        bytelm.load(run, tables="mapped")
+
+
+def test_a_small_model_is_not_refused_for_want_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved(tmp_path / "run")
+    monkeypatch.setattr(packed, "memory", lambda: Memory(1 << 30, 2 << 20))
+    for options in ({}, {"weights": "int8"}, {"weights": "bf16", "tables": "mapped"}):
+        bytelm.load(run, **options)  # pyright: ignore
+
+
+def test_weights_that_are_not_finite_have_their_names(tmp_path: Path) -> None:
+    tensors, name = weights_of(RECIPES["blt"]), "latent.blocks.0.attention.qkv.weight"
+    tensors[name][0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=re.escape(f"not finite  {name}  NaN or Inf in 1 of")):
+        bytelm.load(kept(tmp_path / "run", "blt", tensors), weights="int8")
+
+
+def whole_numbers(run: Path, name: str, scale: float) -> Path:
+    """A run of which one weight is in int8."""
+    tensors = weights_of(RECIPES["blt"])
+    tensors[f"{name}.weight"] = torch.ones_like(tensors[f"{name}.weight"], dtype=torch.int8)
+    return kept(run, "blt", tensors | {f"{name}.scale": torch.full(tensors[f"{name}.weight"].shape[:1], scale)})
+
+
+@pytest.mark.parametrize("tables", ["mapped", "memory"])
+@pytest.mark.parametrize("name", ["latent.blocks.0.attention.qkv", "encoder.embed.ngram"])
+def test_scales_that_are_not_finite(tmp_path: Path, name: str, tables: Any) -> None:
+    run = whole_numbers(tmp_path / "run", name, float("nan"))
+    with pytest.raises(CheckpointError, match=rf"not finite +{name}\.scale"):
+        bytelm.load(run, tables=tables)
+
+
+def test_int8_where_it_is_neither_packed_nor_looked_up(tmp_path: Path) -> None:
+    run = whole_numbers(tmp_path / "run", "encoder.embed.byte", 0.5)
+    np.testing.assert_array_equal(logits(bytelm.load(run, tables="mapped").model), logits(bytelm.load(run).model))
+    with pytest.raises(CheckpointError, match=r"unexpected +decoder\.norm\.scale"):
+        bytelm.load(whole_numbers(tmp_path / "norm", "decoder.norm", 0.5), tables="mapped")
+
+
+def described(run: Path, change: Any, data: bytes | None = None) -> None:
+    """Change what the manifest says of the file of weights, and the file."""
+    folder = file_of(run).parent
+    if data is not None:
+        file_of(run).write_bytes(data)
+    body = json.loads((folder / store.MANIFEST).read_text())
+    del body["sha256"]
+    change(body["files"]["model.safetensors"])
+    text = json.dumps({**body, "sha256": store._digest(body)})  # pyright: ignore
+    (folder / store.MANIFEST).write_text(text)
+
+
+def test_a_tensor_without_a_checksum_is_checked_with_its_file(tmp_path: Path) -> None:
+    run, name = saved(tmp_path / "run"), "latent.blocks.0.attention.qkv.weight"
+    data = bytearray(file_of(run).read_bytes())
+    data[packed.stored_tensors(file_of(run).parent)[name].start] ^= 1
+    described(run, lambda entry: entry["tensors"].pop(name), bytes(data))
+    with pytest.raises(CheckpointError, match="its checksum is not that in MANIFEST"):
+        bytelm.load(run, tables="mapped")
+
+
+@pytest.mark.parametrize("options", [{}, {"tables": "mapped"}], ids=["whole", "packed"])
+def test_a_shape_that_torch_refuses(tmp_path: Path, options: Any) -> None:
+    run = saved(tmp_path / "run")
+    data = file_of(run).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    end = len(data) - 8 - length
+    entry = {"dtype": "F32", "shape": [0, 1 << 62, 1 << 62], "data_offsets": [end, end]}
+    text = json.dumps({**json.loads(data[8 : 8 + length]), "empty": entry}).encode()
+    data = len(text).to_bytes(8, "little") + text + data[8 + length :]
+    described(run, lambda e: e.update(size=len(data), sha256=hashlib.sha256(data).hexdigest()), data)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        bytelm.load(run, **options)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("options", [{}, {"tables": "mapped"}], ids=["whole", "packed"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, options: Any) -> None:
+    run = saved(tmp_path / "run")
+    file_of(run).unlink()
+    os.mkfifo(file_of(run))
+    with pytest.raises(CheckpointError, match="not a plain file"):
+        bytelm.load(file_of(run).parent, **options)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bytelm.checkpoint import store
 from bytelm.checkpoint.stored import StoredTensor, stored_tensors
-from bytelm.checkpoint.tensors import SCALE, scale_of, widened
+from bytelm.checkpoint.tensors import NARROW, SCALE, WEIGHT, restored, scale_of, widened
 from bytelm.errors import ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.machine import memory
@@ -44,7 +44,9 @@ TABLES: tuple[Tables, ...] = get_args(Tables)
 KINDS: dict[torch.dtype, Weights] = {torch.bfloat16: "bf16", torch.int8: "int8"}
 SIZES = {"bf16": 2, "int8": 1, None: 4}
 PATCHER = "patcher."  # what names of a patcher and its entropy model begin with
-WORKING = 512 << 20  # bytes for caches, activations and the tensors that are being packed
+WORKING = (
+    512 << 20
+)  # bytes, and no more than the file has, for caches, activations and the tensors that are being packed
 STREAMED = 1 << 26  # parameters that exceed the caches of any processor
 LINE = 64  # bytes, at multiples of which matrices begin
 
@@ -85,7 +87,8 @@ class Plan:
 
     def needed(self, stored: dict[str, StoredTensor], weights: Weights | None, tables: Tables | None) -> int:
         """Bytes of memory with these options."""
-        found = WORKING + sum(4 * stored[name].like.numel() for name in self.others)
+        found = min(WORKING, sum(tensor.like.nbytes for tensor in stored.values()))
+        found += sum(4 * stored[name].like.numel() for name in self.others)
         found += sum(self.weights[name].like.numel() * SIZES[self.kind(name, weights)] for name in self.linear)
         return found + sum(self.weights[name].like.nbytes for name in self.tables if tables != "mapped")
 
@@ -121,7 +124,7 @@ def load_packed(model: ByteModel, checkpoint: Path, weights: Weights | None, tab
     for name, module in modules(plan, weights, tables):
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, module)
-    rest = {name: widened(name, stored[name].read()) for name in plan.others}
+    rest = {name: whole(name, stored) for name in plan.others}
     store.check_keys(rest, rest, checkpoint)  # that they are finite
     model.load_state_dict(rest, strict=False, assign=True)
     kinds: set[Weights | None] = {plan.kind(name, weights) for name in plan.linear if not name.startswith(PATCHER)}
@@ -144,7 +147,26 @@ def load_patcher(model: ByteModel, checkpoint: Path) -> None:
     stored, buffers = stored_tensors(checkpoint), dict(model.named_buffers())
     compare(model, stored, checkpoint)
     names = [name for name in model.state_dict() if name.startswith(PATCHER) or name in buffers]
-    model.load_state_dict({name: widened(name, stored[name].read()) for name in names}, strict=False, assign=True)
+    model.load_state_dict({name: whole(name, stored) for name in names}, strict=False, assign=True)
+
+
+def whole(name: str, stored: Mapping[str, StoredTensor]) -> Tensor:
+    """A tensor as the model holds it: in float32, unless it is of whole numbers."""
+    tensor, scale = stored[name].read(), stored.get(scale_of(name))
+    return restored(tensor, scale.read()) if scale and tensor.dtype == torch.int8 else widened(name, tensor)
+
+
+def scale_in(plan: Plan, name: str) -> Tensor | None:
+    """The scales of a weight in int8; None for another. Raises CheckpointError if they are not finite."""
+    if (stored := plan.scales.get(name)) is None:
+        return None
+    return check_finite(f"{name}{SCALE}", stored.read(), stored.path)
+
+
+def check_finite(name: str, tensor: Tensor, path: Path) -> Tensor:
+    """The tensor. Raises CheckpointError if some of it is not finite."""
+    store.check_keys({name: tensor}, {name: tensor}, path)
+    return tensor
 
 
 def modules(plan: Plan, weights: Weights | None, tables: Tables | None) -> Iterator[tuple[str, nn.Module]]:
@@ -156,16 +178,16 @@ def modules(plan: Plan, weights: Weights | None, tables: Tables | None) -> Itera
         stored = plan.weights[name]
         if (module := plan.linear.get(name)) is None:
             if stored.sha256 is None:  # what bytelm saved is finite
-                store.check_keys({name: tensor}, {name: tensor}, stored.path)
+                check_finite(f"{name}{WEIGHT}", tensor, stored.path)
             yield name, StoredTable(stored.like, packing.table(tensor, scale))
             continue
         matrix = packing.packed(tensor, kinds[name], scale=scale, halves=module.halves, streamed=large, out=rooms[name])
         if matrix.bad:
-            store.check_keys({name: tensor}, {name: tensor}, stored.path)
+            check_finite(f"{name}{WEIGHT}", tensor, stored.path)
         yield name, PackedLinear(module.in_features, module.out_features, matrix, halves=module.halves)
     for name in plan.tables if tables == "mapped" else ():
-        stored, scale = plan.weights[name], plan.scales.get(name)
-        rows = RowsInFile(stored.opened_for_rows(), stored.start, stored.like, scale and scale.read())
+        stored = plan.weights[name]
+        rows = RowsInFile(stored.opened_for_rows(), stored.start, stored.like, scale_in(plan, name))
         yield name, StoredTable(stored.like, rows)
 
 
@@ -195,9 +217,8 @@ def read(plan: Plan, tables: Tables | None) -> Iterator[tuple[str, Tensor, Tenso
     rooms = cycle([torch.empty(largest, dtype=torch.uint8) for _ in range(2)])
 
     def one(name: str) -> tuple[str, Tensor, Tensor | None]:
-        scale = plan.scales.get(name)
         tensor = plan.weights[name].read(next(rooms) if name in plan.linear else None)
-        return name, tensor.float() if tensor.dtype == torch.float16 else tensor, scale and scale.read()
+        return name, tensor.float() if tensor.dtype == torch.float16 else tensor, scale_in(plan, name)
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(one, names[0]) if names else None
@@ -222,8 +243,8 @@ def compare(model: ByteModel, stored: dict[str, StoredTensor], checkpoint: Path)
         found, scale = likes.get(name), scale_of(name)
         if found is None or not like.is_floating_point():
             continue
-        if found.dtype == torch.int8 and scale in likes:
+        if found.dtype == torch.int8 and scale in likes and like.ndim == 2 and name.endswith(WEIGHT):
             wanted[scale] = torch.empty(like.shape[:1], device="meta")
-        if found.is_floating_point() or scale in wanted:
+        if found.dtype in NARROW or scale in wanted:
             wanted[name] = torch.empty(like.shape, dtype=found.dtype, device="meta")
     store.check_keys(wanted, likes, checkpoint)

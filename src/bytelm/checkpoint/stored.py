@@ -41,8 +41,10 @@ class StoredTensor:
     """Of its bytes, where that is known; the file was compared as a whole otherwise."""
 
     def opened_for_rows(self) -> PositionReader:
-        """The file, opened once more to read rows here and there."""
-        return PositionReader(self.path, self.size, CheckpointError, AGAIN, random=True)
+        """The file, opened once more to read rows here and there. Raises CheckpointError if it is another one now."""
+        found = PositionReader(self.path, self.size, CheckpointError, AGAIN, random=True)
+        found.check(self.file)
+        return found
 
     def read(self, room: Tensor | None = None) -> Tensor:
         """The tensor, in `room` (uint8, as large or larger), or in memory of its own.
@@ -71,7 +73,7 @@ class StoredTensor:
 def stored_tensors(checkpoint: Path, *, checked: bool = True) -> dict[str, StoredTensor]:
     """The tensors at a place that `resolve_checkpoint` found, by our names. Raises CheckpointError.
 
-    A file without checksums of tensors is `checked` as a whole.
+    A file without checksums of all tensors is `checked` as a whole.
     """
     if pretrained.found(checkpoint):
         found: dict[str, StoredTensor] = {}
@@ -81,7 +83,10 @@ def stored_tensors(checkpoint: Path, *, checked: bool = True) -> dict[str, Store
     entry = store.entry_of(checkpoint, pretrained.WEIGHTS)
     if checked and not entry.tensors:
         store.verify(checkpoint)
-    return in_file(checkpoint / pretrained.WEIGHTS, entry.size, entry.tensors)
+    found = in_file(checkpoint / pretrained.WEIGHTS, entry.size, entry.tensors)
+    if checked and entry.tensors and any(tensor.sha256 is None for tensor in found.values()):
+        store.verify(checkpoint)
+    return found
 
 
 def in_file(path: Path, size: int | None, sums: Mapping[str, str]) -> dict[str, StoredTensor]:
@@ -97,12 +102,18 @@ def in_file(path: Path, size: int | None, sums: Mapping[str, str]) -> dict[str, 
         if length > min(size - 8, LONGEST):
             raise ValueError(f"its header would be {length} bytes long")
         table = entries(part(file, 8, length), size - 8 - length)
-    except (ValueError, CheckpointError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): copy or download it again") from error
+        likes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in table}
+    except (
+        ValueError,
+        CheckpointError,
+        RuntimeError,
+        OverflowError,
+    ) as error:  # RuntimeError: see `store.read_tensors`
+        why = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read ({why}): copy or download it again") from error
     found: dict[str, StoredTensor] = {}
     start = 8 + length
-    for name, dtype, shape in table:
-        like = torch.empty(shape, dtype=dtype, device="meta")
+    for name, like in likes.items():
         found[legacy.tensor_name(name)] = StoredTensor(name, like, file, path, size, start, sums.get(name))
         start += like.nbytes
     return found

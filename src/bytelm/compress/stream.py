@@ -87,7 +87,7 @@ def opened(model: ByteModel, packed: bytes) -> tuple[int, int, int]:
     if version > VERSION:
         raise DataError(f"a newer bytelm wrote it (format {version}, this one reads {VERSION}): upgrade bytelm")
     if whose != identity(model):
-        raise DataError("another model wrote it: name the run that compressed it")
+        raise DataError("another model wrote it: name the run that compressed it, with the same --weights")
     if not (2 <= context < LONGEST and 1 <= lanes <= LANES and size <= MOST * len(packed)):
         raise DataError("its header is damaged: get a complete copy")
     return size, context, lanes

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +85,7 @@ class PositionReader:
         self._seeking = threading.Lock()  # where the system cannot read by position
         try:
             flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+            flags |= getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for ever
             self._descriptor = os.open(path, flags)
             # Not __del__: when the interpreter ends it may run after the modules are gone, and prints what it raises.
             # Nor at exit, where threads may still read: the system closes what is left open.
@@ -90,10 +93,16 @@ class PositionReader:
             self._opened = os.fstat(self._descriptor)
         except OSError as error:
             raise raised(f"{shown(str(path))} cannot be opened ({error.strerror}): {way_out}") from error
+        if not stat.S_ISREG(self._opened.st_mode):
+            raise raised(f"{shown(str(path))} is not a plain file: {way_out}")
         if self._opened.st_size != size:
             raise self._changed(self._opened.st_size, size)
         if random and ADVISES:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PositionReader:
+        """Itself: it does not change."""
+        return self
 
     def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` (contiguous) with the bytes from `start`. Raises an error where the file has become shorter."""
@@ -122,12 +131,15 @@ class PositionReader:
         if ADVISES:
             os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
-    def check(self) -> None:
-        """Raise an error where the file was written to since it was opened; it may have been moved or deleted."""
-        now = os.fstat(self._descriptor)
-        if now.st_size != self._opened.st_size:
-            raise self._changed(now.st_size, self._opened.st_size)
-        if now.st_mtime_ns != self._opened.st_mtime_ns:
+    def check(self, first: PositionReader | None = None) -> None:
+        """Raise an error where the file was written to since it was opened; it may have been moved or deleted.
+
+        `first`: the file as it was opened before, which must be this one.
+        """
+        now, opened = os.fstat(self._descriptor), (first or self)._opened
+        if now.st_size != opened.st_size:
+            raise self._changed(now.st_size, opened.st_size)
+        if now.st_mtime_ns != opened.st_mtime_ns or not os.path.samestat(now, opened):
             raise self._raised(f"{shown(str(self._path))} was written to while it was in use: {self._way_out}")
 
     def _changed(self, found: int, wanted: int) -> BytelmError:

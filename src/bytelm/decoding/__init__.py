@@ -42,12 +42,17 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, quantize: Quanti
     """
     if rows < 1 or capacity < 1:
         raise UsageError(f"a decoder of {rows} rows of {capacity} ids: give at least 1 of each")
-    if model.quantization and quantize not in (None, model.quantization):
-        raise UsageError(f'quantize = "{quantize}": the model was loaded with weights = "{model.quantization}"')
+    if model.content is not None and quantize not in (None, model.quantization):
+        own = f'weights = "{model.quantization}"' if model.quantization else "weights as they are in the file"
+        raise UsageError(f'quantize = "{quantize}": the model was loaded with {own}: load it with weights="{quantize}"')
     if why_plain(model):
         return PlainDecoder(rounded(model, quantize) if quantize and not model.quantization else model, rows, capacity)
     # Not the patcher's: an entropy model stays in float32 in a bfloat16 model.
     parameter = next(p for name, p in model.named_parameters() if not name.startswith("patcher."))
+    if model.content is not None and parameter.dtype == torch.float64:
+        raise UsageError(
+            "packed weights are computed in float32: for float64 load the model without weights and tables"
+        )
     rounding = quantize or model.quantization or ("bf16" if parameter.dtype == torch.bfloat16 else None)
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     size = {"bf16": 2, "int8": 1}.get(str(rounding), parameter.element_size())

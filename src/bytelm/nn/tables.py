@@ -58,15 +58,17 @@ class RowsInFile:
         for row, line in zip(index.tolist(), data, strict=True):
             self.file.read_into(self.start + row * size, line)
         scale = None if self.scale is None else self.scale[torch.from_numpy(index)]
-        return packing.table(torch.from_numpy(data).view(self.like.dtype), scale)
+        found = torch.from_numpy(data).view(self.like.dtype)
+        return packing.table(found.float() if found.dtype == torch.float16 else found, scale)
 
 
 class StoredTable(nn.Module):
     """The place of an `nn.Embedding` of which sums of rows are looked up, for inference on the host."""
 
     def __init__(self, like: Tensor, stored: Matrix | RowsInFile) -> None:
-        """`like`: the table's shape, on the meta device. `stored`: its rows."""
+        """`like`: of the table's shape and dtype, on the meta device. `stored`: its rows."""
         super().__init__()
+        like = like.float() if like.dtype == torch.float16 else like  # kernels are given those rows in float32
         self.weight = nn.Parameter(like, requires_grad=False)
         self.file = stored if isinstance(stored, RowsInFile) else None
         if isinstance(stored, Matrix):
