@@ -91,6 +91,11 @@ def peak_memory(device: torch.device) -> int:
     return most if sys.platform == "darwin" else 1024 * most
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: on a CPU torch says so in words alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 @contextlib.contextmanager
 def fitting(device: torch.device, what: str, way_out: Callable[[], str]) -> Generator[None]:
     """Have a device that runs out of memory raise a ResourceError: what did not fit, and the knob to turn."""
@@ -98,7 +103,9 @@ def fitting(device: torch.device, what: str, way_out: Callable[[], str]) -> Gene
         yield
     except GeneratorExit:  # looked for by no name that may be gone at exit
         raise
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         held = f"{device}'s {show_bytes(memory(device).total)} of memory"
         raise ResourceError(f"{what} did not fit into {held}: {way_out()}") from error
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Loaded, load_patches
+from bytelm.checkpoint.packed import Watch
 from bytelm.config import load_toml
 from bytelm.data.corpus import Corpus, Split
 from bytelm.data.selection import sample_evenly
@@ -37,7 +38,6 @@ COUNTED = 1 << 17  # held-out bytes for patch lengths
 PROMPTS = 3
 EXAMPLES = {".png": 4, ".wav": 2}  # completions, and as many unconditional samples
 LONGEST = 1 << 14  # bytes: larger pictures are not sampled, clips are cut (0.5 s at 16 kHz)
-Watch = Callable[[str, int], Callable[[int], None] | None]  # see `cli.common.counter`
 
 
 def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bytelm.checkpoint import assemble, pretrained
 from bytelm.checkpoint.metrics import METRICS, read_history
-from bytelm.checkpoint.packed import TABLES, WEIGHTS, Tables, Weights
+from bytelm.checkpoint.packed import TABLES, WEIGHTS, Tables, Watch, Weights
 from bytelm.compress.stream import compress, decompress
 from bytelm.data.modalities.base import Modality
 from bytelm.decoding import Quantization
@@ -156,6 +156,8 @@ def load(
     dtype: torch.dtype | None = None,
     weights: Weights | None = None,
     tables: Tables | None = None,
+    *,
+    watch: Watch | None = None,
 ) -> LM:
     """The trained model of a run directory, of one checkpoint in it, or of a folder that `save_pretrained` wrote.
 
@@ -165,6 +167,7 @@ def load(
     For inference on a CPU in little memory (docs/weights.md): `weights`, "bf16" or "int8" (with a scale per row), packs
     linear layers once, straight from the file; the entropy model is computed in float32 always. `tables`: n-gram tables
     in "memory", in the precision of the file; or "mapped": their rows are read from the file when they are needed.
+    `watch`: see `checkpoint.packed.load_packed`.
 
     Raises CheckpointError, UsageError for an unavailable device or unknown option, ResourceError for too little memory.
     """
@@ -173,7 +176,7 @@ def load(
             raise UsageError(f"{name} {given!r}: give {' or '.join(map(repr, known))}, or leave it out")
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype {dtype}: weights can be {', '.join(map(str, DTYPES))}")
-    loaded = assemble.load(path, resolve(device), dtype, weights, tables)
+    loaded = assemble.load(path, resolve(device), dtype, weights, tables, watch)
     state, run = loaded.state, loaded.checkpoint.parent.parent
     lines = read_history(run / METRICS) if "step" in state else []
     measured = [line for line in lines if line.get("kind") == "validation"]

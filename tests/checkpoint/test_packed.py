@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import bytelm
-from bytelm.checkpoint import packed, store
+from bytelm.checkpoint import packed, store, tensors
 from bytelm.checkpoint.assemble import Recipe, load_patches
 from bytelm.config import to_mapping
 from bytelm.decoding import open_decoder, rounded
@@ -278,9 +278,7 @@ def test_too_little_memory_is_said_before_anything_is_loaded(tmp_path: Path, mon
     with pytest.raises(ResourceError, match=r'needs .* are free: load it with weights="bf16", tables="mapped"'):
         bytelm.load(run)
     enough["needed"] = 10
-    with pytest.raises(
-        ResourceError, match=r'weights="int8", tables="mapped" need the least, .*: close other programs'
-    ):
+    with pytest.raises(ResourceError, match=r"--weights int8 --tables mapped need the least, .*: close other programs"):
         bytelm.load(run, weights="bf16", tables="memory")
 
 
@@ -434,3 +432,37 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, options: Any) -> None:
     os.mkfifo(file_of(run))
     with pytest.raises(CheckpointError, match="not a plain file"):
         bytelm.load(file_of(run).parent, **options)
+
+
+def test_a_save_that_was_killed_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run")
+    (tmp_path / "other" / "checkpoints" / "step-00000000.tmp-x").mkdir(parents=True)
+    convert(run, "bytelm", tmp_path / "other", {})
+    with pytest.raises(CheckpointError, match="already exists"):
+        convert(run, "bytelm", tmp_path / "other", {})
+    np.testing.assert_array_equal(logits(bytelm.load(tmp_path / "other").model), logits(bytelm.load(run).model))
+
+
+def test_a_damaged_newest_checkpoint_names_the_intact_one(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run")
+    store.save(run, 1, {"model": weights_of(RECIPES["blt"])}, {"recipe": to_mapping(RECIPES["blt"]), "context": 64})
+    newest = run / "checkpoints" / "step-00000001" / "model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"the latest intact one is .*step-00000000: name it instead"):
+        bytelm.load(run, weights="int8")
+
+
+def test_memory_that_runs_out_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a limit that the system does not tell: in one line, and not as a damaged file."""
+    run = saved(tmp_path / "run")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    for where, what, options in ((packed, "read", {"weights": "int8"}), (tensors, "entries", {})):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, what, refuse)
+            with pytest.raises(ResourceError, match=r"did not fit into cpu's .* of memory"):
+                bytelm.load(run, **options)  # pyright: ignore

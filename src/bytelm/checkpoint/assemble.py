@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bytelm.checkpoint import pretrained, store
-from bytelm.checkpoint.packed import PATCHER, Tables, Weights, check_memory, load_packed, load_patcher
+from bytelm.checkpoint.packed import PATCHER, Tables, Watch, Weights, check_memory, load_packed, load_patcher
 from bytelm.checkpoint.tensors import Keep, as_it_is, widened
 from bytelm.config import Chosen, build
 from bytelm.data.modalities.base import Modality
@@ -112,13 +112,14 @@ def load(
     dtype: torch.dtype | None = None,
     weights: Weights | None = None,
     tables: Tables | None = None,
+    watch: Watch | None = None,
 ) -> Loaded:
     """The newest checkpoint of a run directory, one checkpoint's directory, or a folder of `save_pretrained`.
 
     Its weights are on `device`, those of the model itself in `dtype` where one is given: see `restore`. On the host,
     `weights` or `tables` load it for inference: see `packed.load_packed`. On another device, `weights` "bf16" is that
-    dtype, and with `tables` "memory" n-gram tables stay on the host. Raises CheckpointError, UsageError, and
-    ResourceError where there is no room.
+    dtype, and with `tables` "memory" n-gram tables stay on the host. `watch`: see `packed.load_packed`.
+    Raises CheckpointError, UsageError, and ResourceError where there is no room.
     """
     packs = (weights or tables) and device.type == "cpu"
     if packs and dtype is not None:
@@ -131,7 +132,13 @@ def load(
     recipe = build(Recipe, state["recipe"], str(checkpoint / spec_file(checkpoint)))
     model = recipe.build_on_meta()
     if packs:
-        load_packed(model, checkpoint, weights, tables)
+        try:
+            with fitting(device, f"the model of {checkpoint}", lambda: 'take weights="int8", tables="mapped"'):
+                load_packed(model, checkpoint, weights, tables, watch)
+        except CheckpointError as error:
+            if (good := intact(Path(path))) in (None, checkpoint):
+                raise
+            raise CheckpointError(f"{error}; the latest intact one is {good}: name it instead") from error
     else:
         if device.type == "cpu":
             check_memory(model, checkpoint, dtype)
@@ -139,6 +146,14 @@ def load(
             table.on_host = tables == "memory"
         restore(model, checkpoint, device, dtype)
     return Loaded(model.eval(), state, checkpoint, recipe.modality.build() if recipe.modality else None)
+
+
+def intact(run: Path) -> Path | None:
+    """The newest checkpoint of a run that verifies, if any."""
+    try:
+        return store.newest_good(run)[0]
+    except CheckpointError:
+        return None
 
 
 def load_patches(path: str | Path, device: torch.device = HOST) -> ByteModel:

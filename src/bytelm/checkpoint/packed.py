@@ -11,7 +11,7 @@ depend on `weights`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,9 @@ from bytelm.units import show_bytes
 
 Weights = Literal["bf16", "int8"]
 Tables = Literal["mapped", "memory"]
+
+Watch = Callable[[str, int], Callable[[int], None] | None]
+"""Of what is done and its bytes, a callback for progress, if it is to be shown."""
 
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 TABLES: tuple[Tables, ...] = get_args(Tables)
@@ -80,6 +83,10 @@ class Plan:
         scales = {name: stored[f"{name}{SCALE}"] for name in weights if f"{name}{SCALE}" in stored}
         return cls(linear, tables, others, weights, scales)
 
+    def packed(self, tables: Tables | None) -> list[str]:
+        """The modules whose weights are read when a model is loaded."""
+        return [*self.linear, *([] if tables == "mapped" else self.tables)]
+
     def kind(self, name: str, weights: Weights | None) -> Weights | None:
         """In what a linear layer is packed; None is float32."""
         own = KINDS.get(self.weights[name].like.dtype)
@@ -90,7 +97,8 @@ class Plan:
         found = min(WORKING, sum(tensor.like.nbytes for tensor in stored.values()))
         found += sum(4 * stored[name].like.numel() for name in self.others)
         found += sum(self.weights[name].like.numel() * SIZES[self.kind(name, weights)] for name in self.linear)
-        return found + sum(self.weights[name].like.nbytes for name in self.tables if tables != "mapped")
+        held = [self.weights[name].like for name in self.tables if tables != "mapped"]
+        return found + sum(like.nbytes * (2 if like.dtype == torch.float16 else 1) for like in held)
 
     def check_memory(self, stored: dict[str, StoredTensor], wanted: int, where: Path) -> None:
         """Raises ResourceError if there is less memory than `wanted`, and names the options that make it fit."""
@@ -100,15 +108,23 @@ class Plan:
         says = f"{where} needs {show_bytes(wanted)} of memory, and {show_bytes(free)} are free"
         for kind in WEIGHTS:
             if (least := self.needed(stored, kind, "mapped")) <= free:
-                raise ResourceError(f'{says}: load it with weights="{kind}", tables="mapped" ({show_bytes(least)})')
+                raise ResourceError(f"{says}: load it with {options(kind)} ({show_bytes(least)})")
         least = show_bytes(self.needed(stored, "int8", "mapped"))
-        raise ResourceError(f'{says}: weights="int8", tables="mapped" need the least, {least}: close other programs')
+        raise ResourceError(f"{says}: {options('int8')} need the least, {least}: close other programs")
 
 
-def load_packed(model: ByteModel, checkpoint: Path, weights: Weights | None, tables: Tables | None) -> ByteModel:
+def options(kind: Weights) -> str:
+    """What to load a model with, in Python and on the command line."""
+    return f'weights="{kind}", tables="mapped", or --weights {kind} --tables mapped'
+
+
+def load_packed(
+    model: ByteModel, checkpoint: Path, weights: Weights | None, tables: Tables | None, watch: Watch | None = None
+) -> ByteModel:
     """Load the weights of a model on the meta device, for inference on the host.
 
-    `weights` None: linear layers in the precision of the file. `tables` None is "memory".
+    `weights` None: linear layers in the precision of the file. `tables` None is "memory". `watch` makes a callback for
+    progress, see `cli.common.counter`.
     Raises CheckpointError, UsageError without kernels, and ResourceError where there is too little memory.
     """
     if why := reason("kernels"):
@@ -121,9 +137,13 @@ def load_packed(model: ByteModel, checkpoint: Path, weights: Weights | None, tab
     if not plan.linear:
         raise UsageError(f"the kernels do not know the layers of {type(model).__name__}: leave out weights and tables")
     plan.check_memory(stored, plan.needed(stored, weights, tables), checkpoint)
+    sizes = {name: plan.weights[name].like.nbytes for name in plan.packed(tables)}
+    progress = watch("loading", sum(sizes.values())) if watch else None
     for name, module in modules(plan, weights, tables):
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, module)
+        if progress:
+            progress(sizes.get(name, 0))
     rest = {name: whole(name, stored) for name in plan.others}
     store.check_keys(rest, rest, checkpoint)  # that they are finite
     model.load_state_dict(rest, strict=False, assign=True)
@@ -139,6 +159,7 @@ def check_memory(model: ByteModel, checkpoint: Path, dtype: torch.dtype | None) 
     compare(model, stored, checkpoint)
     size = 4 if dtype is None else dtype.itemsize
     wanted = sum(like.numel() * size for like in model.state_dict().values())
+    wanted += max((tensor.like.nbytes for tensor in stored.values()), default=0)  # the one that is being converted
     Plan.of(model, stored).check_memory(stored, wanted, checkpoint)
 
 
@@ -211,8 +232,7 @@ def read(plan: Plan, tables: Tables | None) -> Iterator[tuple[str, Tensor, Tenso
 
     The weight of a linear layer is overwritten when the one after the next is asked for.
     """
-    names = [*plan.linear, *([] if tables == "mapped" else plan.tables)]
-    names.sort(key=lambda name: plan.weights[name].start)
+    names = sorted(plan.packed(tables), key=lambda name: plan.weights[name].start)
     largest = max((plan.weights[name].like.nbytes for name in plan.linear), default=0)
     rooms = cycle([torch.empty(largest, dtype=torch.uint8) for _ in range(2)])
 

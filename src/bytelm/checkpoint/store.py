@@ -35,6 +35,7 @@ from bytelm.checkpoint import legacy
 from bytelm.checkpoint.tensors import Keep, Stored, as_it_is, header, like, pieces, read
 from bytelm.checkpoint.writing import Entry, write
 from bytelm.data.files import sync_folder
+from bytelm.device import out_of_memory
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.units import show_bytes
 
@@ -137,6 +138,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_step(path), path.suffix != ".old"))
 
 
+def unfinished(path: Path) -> bool:
+    """Whether a path is the folder of checkpoints of a run that was ended while it saved its first."""
+    return path.name == "checkpoints" and path.is_dir() and all(".tmp-" in inside.name for inside in path.iterdir())
+
+
 def newest_good(run: Path, *, closely: bool = True) -> tuple[Path, list[str]]:
     """The newest checkpoint that verifies, and one line for each newer one that does not: what resuming wants.
 
@@ -203,6 +209,8 @@ def read_tensors(path: Path, group: str, keep: Keep = as_it_is) -> dict[str, Ten
         try:
             tensors, digest = read(stream, entry.size, keep)
         except (ValueError, RuntimeError, OverflowError) as error:  # RuntimeError: a shape that torch refuses
+            if out_of_memory(error):
+                raise
             stream.seek(0)
             _check(path / name, stream, entry)  # of a file that was damaged, this says so
             raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,7 @@ def compress(
     out = new(out or (file if is_stdin(file) else file.with_name(file.name + SUFFIX)), json)
     if is_stdin(out) and sys.stdout.isatty():
         raise UsageError("compressed data is not written to a terminal: name a file with --out")
-    data, lm = read(file), load(run, weights=weights, tables=tables)
+    data, lm = read(file), load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
     packed = pack(lm.model, data, lm.context, counter("compressing", len(data), quiet or json))
     write(out, packed)
     sizes = {name: round(bits * len(data) / 8) for name, bits in compressed([data]).items()}
@@ -88,7 +89,7 @@ def decompress(
     if out is None and file.suffix != SUFFIX and not is_stdin(file):
         raise UsageError(f"{file} does not end in {SUFFIX}: name the file to write with --out")
     out = new(out or (file if is_stdin(file) else file.with_suffix("")), json)
-    packed, lm = read(file), load(run, weights=weights, tables=tables)
+    packed, lm = read(file), load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
     try:
         size, _, _ = opened(lm.model, packed)
         data = unpack(lm.model, packed, counter("decompressing", size, quiet or json))

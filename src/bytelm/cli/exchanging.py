@@ -13,6 +13,8 @@ from bytelm.errors import UsageError
 
 Kind = Literal["bf16", "int8"]
 
+LARGE = 4  # a model in float32 that takes more than this part of the memory is better packed
+
 
 def convert(
     source: Path,
@@ -71,8 +73,16 @@ def convert(
 
         found = compare(source, layout, run)
         print(f"logits:  equal to {found.apart:.1e} (of up to {found.largest:.3g}), on {found.bytes} bytes")
-    print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
+    print(following(run, made.parameters))
     return 0
+
+
+def following(run: Path, parameters: int) -> str:
+    """What can be done with a run; with the options for little memory, if it is large."""
+    from bytelm.machine import memory
+
+    few = " --weights bf16 --tables mapped" if 4 * parameters > memory().total // LARGE else ""
+    return f'next:    bytelm generate {run} "..."{few} | bytelm eval {run} FILE{few} | bytelm patches {run} "..."'
 
 
 def export(run: Path, folder: Path, /, *, layout: Annotated[str, Parameter(name="--to")], set: Sets = None) -> int:

@@ -112,7 +112,7 @@ def measured(
     from bytelm.evaluate.verdict import judge
     from bytelm.evaluate.windowing import for_measuring
 
-    loaded = load(run, use(device), weights=weights, tables=tables)
+    loaded = load(run, use(device), weights=weights, tables=tables, watch=partial(counter, quiet=quiet))
     found = (
         documents_of(paths_of(paths), loaded.modality) if paths else sample_evenly(Corpus.open(run / "data"), "test")
     )
@@ -256,7 +256,8 @@ def generate(
     from bytelm.lm import Options, load
 
     drawing = drawing or SamplingOptions()
-    lm = load(run, use(device), weights=weights, tables=tables).with_windowing(windowing)
+    watch = partial(counter, quiet=quiet or json)
+    lm = load(run, use(device), weights=weights, tables=tables, watch=watch).with_windowing(windowing)
     if out is not None:
         check_file(out, lm.modality, for_text=bool(drawing.stop or drawing.utf8))
     task = task_of(lm.modality, prompt, hex, keep, drawing.max_bytes)

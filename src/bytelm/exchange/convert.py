@@ -88,7 +88,7 @@ def keep(run: Path, reading: Reading, ours: Stored, origin: Mapping[str, str]) -
 
 def fresh(path: Path) -> None:
     """Raises CheckpointError if the path exists."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(not store.unfinished(inside) for inside in path.iterdir())):
         raise CheckpointError(f"{path} already exists: name a new folder")
 
 

@@ -247,7 +247,10 @@ def first_line(error: BaseException) -> str:
 def check_folder(source: Path) -> None:
     """Raises CheckpointError if the source is not a folder."""
     if not source.is_dir():
-        raise CheckpointError(f"{source} is not a folder: name the one with the weights and their config.json")
+        way = "name the one with the weights and their config.json"
+        if not source.exists() and len(source.parts) == 2:
+            way += f", or get it first, as in: hf download {source} --local-dir {source.name}"
+        raise CheckpointError(f"{source} is not a folder: {way}")
 
 
 def check(expected: Mapping[str, Tensor], found: Weights, where: Path) -> None:

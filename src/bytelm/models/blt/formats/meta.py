@@ -42,6 +42,8 @@ WINDOW, CONTEXT = 512, 24_576
 
 def layout(folder: Path) -> tuple[Path, Path, Path]:
     """The files of a folder: options, weights, and the entropy model's folder. Raises CheckpointError."""
+    if (folder / CONFIG).exists() and "model_type" in json_in(folder / CONFIG):
+        raise CheckpointError(f"{folder} has a {CONFIG} of transformers: convert it with --format hf")
     for options, weights in ((CONFIG, WEIGHTS), (PARAMS, PICKLED)):
         if (folder / options).exists():
             inside, beside = folder / ENTROPY_MODEL, folder.resolve().parent / ENTROPY_MODEL
