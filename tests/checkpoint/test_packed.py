@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 
 import bytelm
-from bytelm.checkpoint import packed, store, tensors
+from bytelm.checkpoint import packed, store
 from bytelm.checkpoint.assemble import Recipe, load_patches
 from bytelm.config import to_mapping
+from bytelm.data.files import PositionReader
 from bytelm.decoding import open_decoder, rounded
 from bytelm.errors import CheckpointError, ResourceError, UsageError
 from bytelm.evaluate.patches import patch_view
@@ -231,6 +233,18 @@ def test_a_file_that_is_cut_short_while_its_rows_are_read(tmp_path: Path) -> Non
     lm = bytelm.load(run, tables="mapped")
     os.truncate(file_of(run), table_of(lm).start + 10)
     with pytest.raises(CheckpointError, match=r"model\.safetensors changed after it was written.*load it again"):
+        lm.generate(TEXT, max_bytes=2)
+
+
+@pytest.mark.fault("K9")
+def test_a_disk_that_fails_while_its_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = bytelm.load(saved(tmp_path / "run"), tables="mapped")
+
+    def fail(*_: Any) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(PositionReader, "_read", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Input/output error\): load it again"):
         lm.generate(TEXT, max_bytes=2)
 
 
@@ -461,7 +475,7 @@ def test_memory_that_runs_out_while_loading(tmp_path: Path, monkeypatch: pytest.
     def refuse(*_: Any, **__: Any) -> Any:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
-    for where, what, options in ((packed, "read", {"weights": "int8"}), (tensors, "entries", {})):
+    for where, what, options in ((packed, "read", {"weights": "int8"}), (store, "read", {})):
         with monkeypatch.context() as patch:
             patch.setattr(where, what, refuse)
             with pytest.raises(ResourceError, match=r"did not fit into cpu's .* of memory"):

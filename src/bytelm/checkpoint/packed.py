@@ -47,9 +47,7 @@ TABLES: tuple[Tables, ...] = get_args(Tables)
 KINDS: dict[torch.dtype, Weights] = {torch.bfloat16: "bf16", torch.int8: "int8"}
 SIZES = {"bf16": 2, "int8": 1, None: 4}
 PATCHER = "patcher."  # what names of a patcher and its entropy model begin with
-WORKING = (
-    512 << 20
-)  # bytes, and no more than the file has, for caches, activations and the tensors that are being packed
+WORKING = 512 << 20  # bytes, at most those of the file, for caches, activations and what is being packed
 STREAMED = 1 << 26  # parameters that exceed the caches of any processor
 LINE = 64  # bytes, at multiples of which matrices begin
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bytelm.checkpoint import legacy, pretrained, store
-from bytelm.checkpoint.tensors import LONGEST, entries
+from bytelm.checkpoint.tensors import located
 from bytelm.data.files import PositionReader
 from bytelm.errors import CheckpointError
 
@@ -98,11 +99,7 @@ def in_file(path: Path, size: int | None, sums: Mapping[str, str]) -> dict[str, 
         raise CheckpointError(f"{path.parent} {why}: copy or download the whole folder") from None
     file = PositionReader(path, size, CheckpointError, AGAIN)
     try:
-        length = int.from_bytes(part(file, 0, 8), "little")
-        if length > min(size - 8, LONGEST):
-            raise ValueError(f"its header would be {length} bytes long")
-        table = entries(part(file, 8, length), size - 8 - length)
-        likes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in table}
+        listed = list(located(partial(part, file), size))
     except (
         ValueError,
         CheckpointError,
@@ -111,12 +108,10 @@ def in_file(path: Path, size: int | None, sums: Mapping[str, str]) -> dict[str, 
     ) as error:  # RuntimeError: see `store.read_tensors`
         why = str(error).splitlines()[0]
         raise CheckpointError(f"{path} cannot be read ({why}): copy or download it again") from error
-    found: dict[str, StoredTensor] = {}
-    start = 8 + length
-    for name, like in likes.items():
-        found[legacy.tensor_name(name)] = StoredTensor(name, like, file, path, size, start, sums.get(name))
-        start += like.nbytes
-    return found
+    return {
+        legacy.tensor_name(name): StoredTensor(name, like, file, path, size, start, sums.get(name))
+        for name, like, start in listed
+    }
 
 
 def part(file: PositionReader, start: int, size: int) -> bytes:

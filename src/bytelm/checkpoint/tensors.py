@@ -195,6 +195,23 @@ def restored(weight: Tensor, scale: Tensor) -> Tensor:
     return found
 
 
+def located(
+    read: Callable[[int, int], bytes], size: int, known: Mapping[str, torch.dtype] = NAMED
+) -> Iterator[tuple[str, Tensor, int]]:
+    """Name, tensor on the meta device and first byte of each tensor of a file; `read(start, count)` gives bytes of it.
+
+    Raises ValueError for what is no such file, and what torch raises for a shape that it refuses.
+    """
+    length = int.from_bytes(read(0, min(8, size)), "little")
+    if size < 8 or length > min(size - 8, LONGEST):
+        raise ValueError(f"its header would be {length} bytes long")
+    at = 8 + length
+    for name, dtype, shape in entries(read(8, length), size - at, known):
+        like = torch.empty(shape, dtype=dtype, device="meta")
+        yield name, like, at
+        at += like.nbytes
+
+
 def entries(text: bytes, size: int, known: Mapping[str, torch.dtype] = NAMED) -> list[Listed]:
     """Name, dtype and shape of each tensor in the order of its data, which fill `size` bytes. Raises ValueError."""
     try:

@@ -14,6 +14,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bytelm.checkpoint import store
-from bytelm.checkpoint.tensors import LONGEST, NAMED, entries, rows_of
+from bytelm.checkpoint.tensors import NAMED, located, rows_of
 from bytelm.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
@@ -145,13 +146,7 @@ def sharded(index: Path, stack: ExitStack) -> Weights:
 def plain(file: Positions) -> Weights:
     """The tensors of a safetensors file."""
     try:
-        length = int.from_bytes(text_of(file, 0, min(8, file.size)), "little")
-        if file.size < 8 or length > min(file.size - 8, LONGEST):
-            raise ValueError(f"its header would be {length} bytes long")
-        at, found = 8 + length, Weights()
-        for name, dtype, shape in entries(text_of(file, 8, length), file.size - at, KNOWN):
-            found[name] = file.weight(at, torch.empty(shape, dtype=dtype, device="meta"))
-            at += found[name].like.nbytes
+        found = {name: file.weight(at, like) for name, like, at in located(partial(text_of, file), file.size, KNOWN)}
     except (ValueError, RuntimeError, OverflowError) as error:  # RuntimeError: a shape that torch refuses
         raise CheckpointError(f"{file.path} is not a safetensors file that can be read: {first_line(error)}") from error
     return found
