@@ -1,4 +1,4 @@
-"""What a server needs of a session: prefixes that are not read again, scores, ids, rows that fail alone, short steps."""
+"""What a server needs of a session: prefixes not read again, scores, ids, rows that fail alone, short steps."""
 
 from __future__ import annotations
 
