@@ -109,7 +109,7 @@ def named(runs: tuple[Path, ...]) -> dict[str, Path]:
     return found
 
 
-def keys_of(path: Path | None):  # noqa: ANN201
+def keys_of(path: Path | None):
     """The keys of a file, or of the environment; None for neither."""
     from bytelm.serve.guard import Keys
 

@@ -108,7 +108,7 @@ class Session:
         raise UsageError(f"no request has ticket {request_id}: it has finished")
 
     def clear(self, slot: int) -> None:
-        """Free a row. What it has read stays, for a prompt that begins alike: see `place`."""
+        """Free a row; what it has read stays: see `place`."""
         self.writing[slot] = False
         del self.rows[slot]
         self.free.append(slot)
@@ -159,8 +159,11 @@ class Session:
         """By ticket, each request's in order."""
         return sorted(pieces, key=lambda piece: piece.row) if len(pieces) > 1 else pieces
 
-    def parts(self, writing: Ints) -> dict[int, Ints]:
+    def parts(self, writing: Ints, only: int | None = None) -> dict[int, Ints]:
         """The ids of prompts that the next step reads, by row: the oldest requests first."""
+        if only is not None:
+            unread = self.rows[only].unread
+            return {only: unread[: min(self.decoder.chunk, max(1, len(unread) - 1))]}
         room = self.prefill if self.prefill and len(writing) else self.decoder.chunk * len(self.rows)
         found: dict[int, Ints] = {}
         for slot, row in sorted(self.rows.items(), key=lambda item: item[1].request_id):
@@ -170,8 +173,11 @@ class Session:
         return found
 
     def read_on(self, writing: Ints, only: int | None = None) -> list[Chunk]:
-        """Decode one id, prefill a chunk of prompts; then sample for all rows without ids left to read."""
-        parts = self.parts(writing) if only is None else {only: self.rows[only].unread[: self.decoder.chunk]}
+        """Decode one id, prefill a chunk of prompts; then sample for all rows without ids left to read.
+
+        `only` this row: it reads the last id by itself, as it did when a step failed.
+        """
+        parts = self.parts(writing, only)
         slots = np.concatenate([writing, np.fromiter(parts, np.int64)])
         counts = np.concatenate([np.ones(len(writing), np.int64), [len(part) for part in parts.values()]])
         ids = np.concatenate([self.next[writing], *parts.values()])
@@ -197,11 +203,10 @@ class Session:
 
     def finished(self, slots: Ints) -> list[Chunk]:
         """Rows that have read their prompt and are to write nothing."""
-        done = [slot for slot in slots.tolist() if not self.rows[slot].left]
-        found = [Chunk(self.rows[slot].request_id, b"", "length") for slot in done]
-        for slot in done:
+        found = [(slot, self.rows[slot].request_id) for slot in slots.tolist() if not self.rows[slot].left]
+        for slot, _ in found:
             self.clear(slot)
-        return found
+        return [Chunk(request_id, b"", "length") for _, request_id in found]
 
     def prompt_scores(self, slots: Ints, before: Ints, counts: Ints, wanted: Any, logits: Reals) -> list[Chunk]:
         """Scores of the next ids of prompts. `before`: ids read earlier; `logits` are those of the `wanted` ids."""
@@ -226,8 +231,7 @@ class Session:
         for slot in slots.tolist():
             row = self.rows[slot]
             if row.constraint:
-                allowed = row.constraint.allowed(row.left)
-                self.allowed[slot] = allowed
+                self.allowed[slot] = row.constraint.allowed(row.left)
                 self.allowed[slot, EOS] &= row.request.eos
         kinds: dict[Sampling, list[int]] = {}
         for index, slot in enumerate(slots.tolist()):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import re
 import secrets
 import time
 from collections import Counter
@@ -44,6 +46,8 @@ except ImportError as error:
     raise MissingExtraError("fastapi", "serve", "the server") from error
 
 T = TypeVar("T")
+NAME = re.compile(r"\w{1,64}")
+"""A part of the place of an error; others are of the validator, as the kind of text that a field may hold."""
 TYPES = {".png": "image/png", ".wav": "audio/wav"}
 
 
@@ -257,9 +261,9 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Http, error: Exception) -> Response:
         found = cast(RequestValidationError, error).errors()[0]
-        place = [str(part) for part in found["loc"] if part != "body"]
+        place = itertools.takewhile(NAME.fullmatch, (str(part) for part in found["loc"] if part != "body"))
         cause = found.get("ctx", {}).get("error")
-        field = getattr(cause, "field", None) or ".".join(place[:3]) or None
+        field = getattr(cause, "field", None) or ".".join(place) or None
         message = " ".join(str(found["msg"]).removeprefix("Value error, ").split())[:300]
         return refused(400 if found["type"] == "json_invalid" else 422, f"{field}: {message}", field)
 
