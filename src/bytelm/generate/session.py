@@ -28,8 +28,6 @@ from bytelm.units import EOS
 
 ROWS = 256  # largest batch; further prompts are queued
 
-__all__ = ["Chunk", "Generation", "Request", "Session", "generate", "pieces", "stream"]
-
 
 @dataclass
 class Session:

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any, TypeVar, cast
 
 from bytelm.errors import BytelmError, DataError, MissingExtraError, UsageError
@@ -222,7 +222,7 @@ def build(service: Service) -> FastAPI:
     """The application of a service."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         service.engine.start(asyncio.get_running_loop())
         beside = [asyncio.ensure_future(task()) for task in service.beside]
         yield
