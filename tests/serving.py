@@ -84,6 +84,6 @@ def live(*models: Served) -> Iterator[Live]:
     try:
         yield Live(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service)
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(30)
         service.close()

@@ -26,6 +26,7 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.threads import all_or_one
 from bytelm.units import EOS
 
+AHEAD = 4  # chunks of prompts that a step reads where none writes and `prefill` is bounded
 ROWS = 256  # largest batch; further prompts are queued
 
 
@@ -36,7 +37,7 @@ class Session:
     decoder: Decoder
     speculation: Speculation = field(default_factory=Speculation)
     prefill: int | None = None
-    """Ids of prompts that a step reads beside rows that write, so that these do not wait long; None: no limit."""
+    """Ids of prompts that a step reads beside rows that write, which wait for it; None: no limit."""
 
     def __post_init__(self) -> None:
         rows = self.decoder.rows
@@ -71,12 +72,11 @@ class Session:
                 "utf8, constraints and logprobs are of single bytes, and this model generates tokens: leave them out"
             )
         prompt, constraint = request.read(tokens), request.constrained()
-        slot, reused = self.place(prompt if not request.score_prompt else prompt[:0])
+        slot, reused = self.place(prompt[:0] if request.score_prompt else prompt)
         self.free.remove(slot)
         self.decoder.rollback(np.array([slot]), np.array([reused]))
-        request_id = self.tickets
+        request_id, unread = self.tickets, prompt[reused:]
         self.tickets += 1
-        unread = prompt[reused:]
         self.rows[slot] = Row(request_id, request, prompt, unread, request.max_bytes, constraint, tokens, reused=reused)
         self.keys[slot] = row_key(request.seed, request.row)
         self.allowed[slot] = self.written
@@ -162,7 +162,7 @@ class Session:
         if only is not None:
             unread = self.rows[only].unread
             return {only: unread[: min(self.decoder.chunk, max(1, len(unread) - 1))]}
-        room = self.prefill if self.prefill and len(writing) else self.decoder.chunk * len(self.rows)
+        room = (len(writing) and self.prefill) or self.decoder.chunk * (AHEAD if self.prefill else len(self.rows))
         found: dict[int, Ints] = {}
         for slot, row in sorted(self.rows.items(), key=lambda item: item[1].request_id):
             if room and len(row.unread):
@@ -180,8 +180,8 @@ class Session:
         counts = np.concatenate([np.ones(len(writing), np.int64), [len(part) for part in parts.values()]])
         ids = np.concatenate([self.next[writing], *parts.values()])
         counts, slots = counts.astype(np.int64), slots.astype(np.int64)
-        left = [len(self.rows[slot].unread) - len(part) for slot, part in parts.items()]
-        done = np.concatenate([np.ones(len(writing), bool), np.array(left, np.int64) == 0])
+        ended = np.array([len(self.rows[slot].unread) == len(part) for slot, part in parts.items()], bool)
+        done = np.concatenate([np.ones(len(writing), bool), ended])
         scored = np.array([self.rows[slot].request.score_prompt for slot in slots.tolist()], bool)
         wanted = (scored & (np.arange(len(slots)) >= len(writing))).repeat(counts)
         wanted[counts.cumsum()[done] - 1] = True
@@ -193,8 +193,8 @@ class Session:
             self.rows[slot].unread = self.rows[slot].unread[len(part) :]
         slots = slots[done]
         found += self.finished(slots)
-        left_over = np.array([slot in self.rows for slot in slots.tolist()], bool)
-        slots, logits = slots[left_over], logits[left_over]
+        going = np.array([slot in self.rows for slot in slots.tolist()], bool)
+        slots, logits = slots[going], logits[going]
         symbols = self.draw(slots, logits, self.decoder.lengths[slots])
         self.writing[slots] = True
         return found + self.write(slots, symbols, logits)
