@@ -12,7 +12,19 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from bytelm import __version__
-from bytelm.cli import comparing, compressing, costs, data, doctor, exchanging, inspect, measure, serving, training
+from bytelm.cli import (
+    benching,
+    comparing,
+    compressing,
+    costs,
+    data,
+    doctor,
+    exchanging,
+    inspect,
+    measure,
+    serving,
+    training,
+)
 from bytelm.cli.common import STDIN, refuse_stdin
 from bytelm.errors import BytelmError
 from bytelm.machine import wait_without_spinning
@@ -45,6 +57,7 @@ app.command(training.calibrate)
 app.command(inspect.presets)
 app.command(costs.costs)
 app.command(comparing.compare)
+app.command(benching.app)
 app.command(inspect.report)
 app.command(exchanging.convert)
 app.command(exchanging.export)
