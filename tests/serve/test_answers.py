@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -235,3 +236,26 @@ def test_ids_patches_and_files(server: Live) -> None:
     data = base64.b64encode(b"\x00\xff").decode()
     assert server.post("/v1/encode", file_b64=data).json()["bytes_b64"] == data
     assert server.post("/v1/decode", bytes_b64=data).content == b"\x00\xff"
+
+
+def test_output_is_constrained_where_a_request_says_so(server: Live) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    formats: list[dict[str, Any]] = [
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        {"type": "regex", "regex": "[ab]{3,5}c"},
+        {"type": "grammar", "grammar": 'start: "yes" | "no"'},
+    ]
+    texts = [
+        server.complete(prompt="a", max_tokens=400, seed=seed, temperature=0.3, response_format=one)["choices"][0][
+            "text"
+        ]
+        for seed, one in enumerate(formats)
+    ]
+    assert set(json.loads(texts[0])) == {"a"} and re.fullmatch("[ab]{3,5}c", texts[1]) and texts[2] in ("yes", "no")
+    wrong = server.post("/v1/completions", prompt="a", response_format={"type": "regex", "regex": "(("})
+    assert wrong.status_code == 422
