@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection
     corpus = Corpus.open(run / "data")
     split: Split = next(s for s in ("test", "valid", "train") if corpus.bytes(s))
     documents = sample_evenly(corpus, split, COUNTED)
-    patcher, segmentation = model.patcher, segmentation_of(loaded)
+    patcher, segmentation = model.patcher, segmentation_of(model, loaded.state["recipe"])
     count = load_toml(run / "config.toml")["train"]["sample_bytes"]
     readable = modality is None or modality.text
     shown = [data[:SHOWN].tobytes() for _, data in documents[:PROMPTS]] if readable else []
@@ -54,7 +54,7 @@ def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection
     return Inspection(
         step=loaded.state["step"],
         split=split,
-        description=description(loaded),
+        description=description(model, loaded.state["recipe"]),
         segmentation=segmentation,
         parameters=trained(model),
         ngram_parameters=sum(table.weight.numel() for table in model.lookup_tables()),
@@ -81,21 +81,21 @@ def trained(part: nn.Module) -> int:
     return sum(p.numel() for p in part.parameters() if p.requires_grad)
 
 
-def segmentation_of(loaded: Loaded) -> str:
+def segmentation_of(model: ByteModel, recipe: Mapping[str, Any]) -> str:
     """The patching scheme, "tokens", or "" for a model over bytes."""
-    if loaded.model.tokens is not None:
+    if model.tokens is not None:
         return "tokens"
-    return loaded.state["recipe"]["patching"]["name"] if loaded.model.patcher is not None else ""
+    return recipe["patching"]["name"] if model.patcher is not None else ""
 
 
-def description(loaded: Loaded) -> str:
+def description(model: ByteModel, recipe: Mapping[str, Any]) -> str:
     """A one-line description of the model."""
-    name, segmentation = loaded.state["recipe"]["model"]["name"].replace("_", " "), segmentation_of(loaded)
+    name, segmentation = recipe["model"]["name"].replace("_", " "), segmentation_of(model, recipe)
     if segmentation == "tokens":
-        return f"{name} over {loaded.model.vocabulary:,} tokens"
+        return f"{name} over {model.vocabulary:,} tokens"
     if segmentation:
         return f"{name} over {segmentation} patches"
-    size = loaded.model.patch_size
+    size = model.patch_size
     return f"{name} over patches of {size} bytes" if size else name
 
 

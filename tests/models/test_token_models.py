@@ -215,9 +215,9 @@ def test_what_stands_for_no_bytes_is_never_written(sampling: Sampling, monkeypat
     drawn: list[int] = []
     take = Session.write
 
-    def watched(session: Session, slots: Any, symbols: Any) -> Any:
+    def watched(session: Session, slots: Any, symbols: Any, *rest: Any) -> Any:
         drawn.extend(symbols.tolist())
-        return take(session, slots, symbols)
+        return take(session, slots, symbols, *rest)
 
     monkeypatch.setattr(Session, "write", watched)
     together = generate(WRITER, PROMPTS * 8, max_bytes=30, sampling=sampling, seed=1)

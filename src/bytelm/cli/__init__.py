@@ -12,7 +12,19 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from bytelm import __version__
-from bytelm.cli import comparing, compressing, costs, data, doctor, exchanging, inspect, measure, training
+from bytelm.cli import (
+    benching,
+    comparing,
+    compressing,
+    costs,
+    data,
+    doctor,
+    exchanging,
+    inspect,
+    measure,
+    serving,
+    training,
+)
 from bytelm.cli.common import STDIN, refuse_stdin
 from bytelm.errors import BytelmError
 from bytelm.machine import wait_without_spinning
@@ -37,6 +49,7 @@ app.command(training.train)
 app.command(data.app)
 app.command(measure.evaluate, name="eval")
 app.command(measure.generate)
+app.command(serving.serve)
 app.command(inspect.patches)
 app.command(compressing.compress)
 app.command(compressing.decompress)
@@ -44,6 +57,7 @@ app.command(training.calibrate)
 app.command(inspect.presets)
 app.command(costs.costs)
 app.command(comparing.compare)
+app.command(benching.app)
 app.command(inspect.report)
 app.command(exchanging.convert)
 app.command(exchanging.export)

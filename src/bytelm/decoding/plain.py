@@ -42,6 +42,10 @@ class PlainDecoder(Decoder):
         super().rollback(rows, lengths)
         self.forget(set(rows[lengths == 0].tolist()))
 
+    def reusable(self, row: int, length: int) -> int:
+        """See `Decoder`: all of it or nothing."""
+        return length if self.lengths[row] == length else 0
+
     def forget(self, rows: set[int]) -> None:
         """Drop the states of these rows."""
         left = [(group, [i for i, row in enumerate(group.rows) if row not in rows]) for group in self.groups]

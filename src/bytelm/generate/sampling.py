@@ -106,6 +106,13 @@ def _possible(logits: Reals, allowed: Flags | None) -> tuple[NDArray[np.float64]
     return scores, best
 
 
+def logprobs(logits: Reals) -> NDArray[np.float64]:
+    """log p of every id `[n, vocab]`, in nats, from logits: of the model itself, specials included."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max(-1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+
+
 def row_key(seed: int, row: int) -> int:
     """The random key of a row: 64 bits from (seed, row) alone, so that neighbouring seeds share no row."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest(), "little")

@@ -10,118 +10,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from bytelm.data.bpe import Bpe
 from bytelm.decoding import Decoder, Quantization, open_decoder
 from bytelm.device import fitting
 from bytelm.errors import ResourceError, UsageError
-from bytelm.generate import stop as stopping
+from bytelm.generate.request import Chunk, Generation, Reason, Request, Row, scored
 from bytelm.generate.sampling import DEFAULT, Ints, Reals, Sampling, row_key, written
 from bytelm.generate.speculate import Speculation
 from bytelm.generate.utf8 import Utf8State
 from bytelm.interfaces.model import ByteModel
 from bytelm.threads import all_or_one
-from bytelm.units import BOS, EOS
+from bytelm.units import EOS
 
-Reason = Literal["eos", "stop", "length"]
-
+AHEAD = 4  # chunks of prompts that a step reads where none writes and `prefill` is bounded
 ROWS = 256  # largest batch; further prompts are queued
-
-
-@dataclass(frozen=True)
-class Generation:
-    """The output for one prompt, and the finish reason; a stop sequence is not part of `data`."""
-
-    prompt: bytes
-    data: bytes
-    reason: Reason
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Final bytes of one request; its last piece, which may be empty, has the finish reason."""
-
-    row: int
-    data: bytes
-    reason: Reason | None
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt and its generation options: see `pieces`. Samples depend on (seed, row).
-
-    Raises UsageError for a negative `max_bytes`, an empty stop sequence, or one that is not UTF-8 when `utf8` is set.
-    """
-
-    prompt: bytes
-    max_bytes: int = 256
-    sampling: Sampling = DEFAULT
-    seed: int = 0
-    row: int = 0
-    stop: Sequence[bytes] = ()
-    utf8: bool = False
-    eos: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_bytes < 0:
-            raise UsageError(f"max_bytes {self.max_bytes} is negative: give 0 or more")
-        for sequence in self.stop:
-            if not sequence:
-                raise UsageError("a stop sequence is empty: give each one byte or more, or leave it out")
-            # UTF-8 stop sequences match at character boundaries only, so that no character is broken.
-            if self.utf8 and not _is_utf8(sequence):
-                raise UsageError(f"stop sequence {sequence!r} is not UTF-8, which utf8 asks for: leave one of them out")
-
-    @property
-    def ids(self) -> int:
-        """Maximum length in ids, prompt included."""
-        return 1 + len(self.prompt) + self.max_bytes
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-@dataclass
-class _Row:
-    """The state of a row."""
-
-    request_id: int
-    request: Request
-    unread: Ints
-    """Ids of BOS and the prompt still to be prefilled."""
-    left: int
-    """Bytes that may still be generated."""
-    characters: Utf8State | None
-    tokens: Bpe | None = None
-    held: bytes = b""
-    """Bytes held back: a possible beginning of a stop sequence."""
-
-    def write(self, symbol: int) -> Chunk:
-        """Take one generated id, and return the bytes that become final. A token's bytes beyond the end are dropped."""
-        if symbol == EOS:
-            return Chunk(self.request_id, self.held, "eos")
-        if self.characters:
-            self.characters = self.characters.extend(torch.tensor([symbol]))
-        given = b""
-        for byte in (symbol,) if self.tokens is None else self.tokens.data[symbol]:
-            self.left -= 1
-            decided, held = stopping.release(self.held + bytes((byte,)), self.request.stop)
-            given += decided
-            if held is None:
-                return Chunk(self.request_id, given, "stop")
-            if not self.left:
-                return Chunk(self.request_id, given + held, "length")
-            self.held = held
-        return Chunk(self.request_id, given, None)
 
 
 @dataclass
@@ -130,10 +36,12 @@ class Session:
 
     decoder: Decoder
     speculation: Speculation = field(default_factory=Speculation)
+    prefill: int | None = None
+    """Ids of prompts that a step reads beside rows that write, which wait for it; None: no limit."""
 
     def __post_init__(self) -> None:
         rows = self.decoder.rows
-        self.rows: dict[int, _Row] = {}
+        self.rows: dict[int, Row] = {}
         self.free = list(range(rows))[::-1]
         self.tickets = 0
         # By row: the sampled id to read next, its random key, and the allowed ids.
@@ -146,7 +54,11 @@ class Session:
         self.threads = all_or_one(thread_pool.most) if thread_pool and thread_pool.most > 1 else None
 
     def submit(self, request: Request) -> int:
-        """Admit a request to a free row; its pieces have the ticket. Raises UsageError if there is no room."""
+        """Admit a request to a free row; its pieces have the ticket. Raises UsageError if there is no room.
+
+        Of the free rows it gets the one that has read the longest prefix of its prompt, for an earlier request: those
+        ids are not read again.
+        """
         if not self.free:
             raise UsageError(f"all {self.decoder.rows} rows are in use: wait until a request has finished")
         if request.ids > self.decoder.capacity:
@@ -155,18 +67,36 @@ class Session:
                 f"and a sequence holds at most {self.decoder.capacity}: shorten one of them"
             )
         tokens = self.decoder.tokens
-        if tokens is not None and request.utf8:
-            raise UsageError("utf8 constrains single bytes, and this model generates tokens: leave utf8 out")
-        slot, request_id = self.free.pop(), self.tickets
+        if tokens is not None and (request.utf8 or request.constraint or request.logprobs is not None):
+            raise UsageError(
+                "utf8, constraints and logprobs are of single bytes, and this model generates tokens: leave them out"
+            )
+        prompt, constraint = request.read(tokens), request.constrained()
+        slot, reused = self.place(prompt[:0] if request.score_prompt else prompt)
+        self.free.remove(slot)
+        self.decoder.rollback(np.array([slot]), np.array([reused]))
+        request_id, unread = self.tickets, prompt[reused:]
         self.tickets += 1
-        prompt = np.frombuffer(request.prompt, np.uint8) if tokens is None else tokens.encode(request.prompt)
-        unread = np.concatenate([[BOS], prompt]).astype(np.int64)
-        characters = Utf8State.after([request.prompt]) if request.utf8 else None
-        self.rows[slot] = _Row(request_id, request, unread, request.max_bytes, characters, tokens)
+        self.rows[slot] = Row(request_id, request, prompt, unread, request.max_bytes, constraint, tokens, reused=reused)
         self.keys[slot] = row_key(request.seed, request.row)
         self.allowed[slot] = self.written
         self.allowed[slot, EOS] = request.eos
         return request_id
+
+    def place(self, prompt: Ints) -> tuple[int, int]:
+        """The free row that has read most of a prompt, and how many of its ids; else the one that has read least.
+
+        The last id is always read: what follows it is asked for.
+        """
+        decoder, found = self.decoder, list[tuple[int, int, int]]()
+        for slot in self.free:
+            count = min(int(decoder.lengths[slot]), len(prompt) - 1)
+            if count > 0:
+                differs = np.flatnonzero(decoder.ids[slot, :count] != prompt[:count])
+                count = decoder.reusable(slot, int(differs[0]) if len(differs) else count)
+            found.append((max(count, 0), -int(decoder.lengths[slot]), slot))
+        reused, _, slot = max(found)
+        return slot, reused
 
     def cancel(self, request_id: int) -> None:
         """Cancel a request. Raises UsageError for one that has finished."""
@@ -176,14 +106,16 @@ class Session:
         raise UsageError(f"no request has ticket {request_id}: it has finished")
 
     def clear(self, slot: int) -> None:
-        """Reset a row."""
-        self.decoder.rollback(np.array([slot]), np.zeros(1, np.int64))
+        """Free a row; what it has read stays: see `place`."""
         self.writing[slot] = False
         del self.rows[slot]
         self.free.append(slot)
 
     def step(self) -> list[Chunk]:
-        """One step of every row; returns the final bytes in the order of the tickets."""
+        """One step of every row; returns the final bytes in the order of the tickets.
+
+        Raises what reading or sampling raises; the rows can then go on with `recover`.
+        """
         if not self.rows:
             return []
         slots = self.writing.nonzero()[0]
@@ -201,37 +133,104 @@ class Session:
             self.threads.note(took, len(slots))
         return self.ordered(found)
 
+    def recover(self) -> list[Chunk]:
+        """After `step` raised: every row reads its ids again, alone; those that fail alone end, with their error.
+
+        The others write what they would have written, as a row does not depend on its company.
+        """
+        found: list[Chunk] = []
+        self.writing[:] = False
+        for slot, row in list(self.rows.items()):
+            self.decoder.rollback(np.array([slot]), np.zeros(1, np.int64))
+            row.unread = np.concatenate([row.prompt, np.array(row.written, np.int64)])
+            try:
+                while slot in self.rows and not self.writing[slot]:
+                    found += self.read_on(np.zeros(0, np.int64), slot)
+            except Exception as error:  # whatever it is: it is this row's alone
+                self.decoder.rollback(np.array([slot]), np.zeros(1, np.int64))
+                self.clear(slot)
+                found.append(Chunk(row.request_id, b"", "error", error=error))
+        return self.ordered(found)
+
     @staticmethod
     def ordered(pieces: list[Chunk]) -> list[Chunk]:
         """By ticket, each request's in order."""
         return sorted(pieces, key=lambda piece: piece.row) if len(pieces) > 1 else pieces
 
-    def read_on(self, writing: Ints) -> list[Chunk]:
-        """Decode one id, prefill a chunk of prompts; then sample for all rows without ids left to read."""
-        parts = {slot: row.unread[: self.decoder.chunk] for slot, row in self.rows.items() if len(row.unread)}
+    def parts(self, writing: Ints, only: int | None = None) -> dict[int, Ints]:
+        """The ids of prompts that the next step reads, by row: the oldest requests first."""
+        if only is not None:
+            unread = self.rows[only].unread
+            return {only: unread[: min(self.decoder.chunk, max(1, len(unread) - 1))]}
+        room = (len(writing) and self.prefill) or self.decoder.chunk * (AHEAD if self.prefill else len(self.rows))
+        found: dict[int, Ints] = {}
+        for slot, row in sorted(self.rows.items(), key=lambda item: item[1].request_id):
+            if room and len(row.unread):
+                found[slot] = row.unread[: min(self.decoder.chunk, room)]
+                room -= len(found[slot])
+        return found
+
+    def read_on(self, writing: Ints, only: int | None = None) -> list[Chunk]:
+        """Decode one id, prefill a chunk of prompts; then sample for all rows without ids left to read.
+
+        `only` this row: it reads the last id by itself, as it did when a step failed.
+        """
+        parts = self.parts(writing, only)
         slots = np.concatenate([writing, np.fromiter(parts, np.int64)])
         counts = np.concatenate([np.ones(len(writing), np.int64), [len(part) for part in parts.values()]])
         ids = np.concatenate([self.next[writing], *parts.values()])
         counts, slots = counts.astype(np.int64), slots.astype(np.int64)
-        left = [len(self.rows[slot].unread) - len(part) for slot, part in parts.items()]
-        done = np.concatenate([np.ones(len(writing), bool), np.array(left, np.int64) == 0])
-        wanted = np.zeros(len(ids), bool)
+        ended = np.array([len(self.rows[slot].unread) == len(part) for slot, part in parts.items()], bool)
+        done = np.concatenate([np.ones(len(writing), bool), ended])
+        scored = np.array([self.rows[slot].request.score_prompt for slot in slots.tolist()], bool)
+        wanted = (scored & (np.arange(len(slots)) >= len(writing))).repeat(counts)
         wanted[counts.cumsum()[done] - 1] = True
+        before = self.decoder.lengths[slots]
         logits = self.decoder.read(slots.repeat(counts), ids, wanted)
+        found = self.prompt_scores(slots, before, counts, wanted, logits) if scored.any() else []
+        logits = logits[wanted.cumsum()[counts.cumsum()[done] - 1] - 1]
         for slot, part in parts.items():
             self.rows[slot].unread = self.rows[slot].unread[len(part) :]
-        self.writing[slots] = done
         slots = slots[done]
-        return self.write(slots, self.draw(slots, logits, self.decoder.lengths[slots]))
+        found += self.finished(slots)
+        going = np.array([slot in self.rows for slot in slots.tolist()], bool)
+        slots, logits = slots[going], logits[going]
+        symbols = self.draw(slots, logits, self.decoder.lengths[slots])
+        self.writing[slots] = True
+        return found + self.write(slots, symbols, logits)
+
+    def finished(self, slots: Ints) -> list[Chunk]:
+        """Rows that have read their prompt and are to write nothing."""
+        found = [(slot, self.rows[slot].request_id) for slot in slots.tolist() if not self.rows[slot].left]
+        for slot, _ in found:
+            self.clear(slot)
+        return [Chunk(request_id, b"", "length") for _, request_id in found]
+
+    def prompt_scores(self, slots: Ints, before: Ints, counts: Ints, wanted: Any, logits: Reals) -> list[Chunk]:
+        """Scores of the next ids of prompts. `before`: ids read earlier; `logits` are those of the `wanted` ids."""
+        found: list[Chunk] = []
+        ends, places = counts.cumsum(), wanted.cumsum()
+        for slot, begin, count, end in zip(
+            slots.tolist(), before.tolist(), counts.tolist(), ends.tolist(), strict=True
+        ):
+            row = self.rows[slot]
+            first = max(begin, row.scored)
+            last = min(begin + count, len(row.prompt) - 1)
+            if not row.request.score_prompt or first >= last:
+                continue
+            at = int(places[end - count]) - 1 + first - begin
+            scores = scored(logits[at : at + last - first], row.prompt[first + 1 : last + 1], row.request.logprobs or 0)
+            row.scored = last
+            found.append(Chunk(row.request_id, b"", None, prompt_scores=scores))
+        return found
 
     def draw(self, slots: Ints, logits: Reals, positions: Ints) -> Ints:
         """Sample the next id of each row at its position; rows with equal settings together."""
         for slot in slots.tolist():
             row = self.rows[slot]
-            if row.characters:
-                allowed = row.characters.allowed(row.left).numpy()[0]
-                allowed[EOS] &= row.request.eos
-                self.allowed[slot] = allowed
+            if row.constraint:
+                self.allowed[slot] = row.constraint.allowed(row.left)
+                self.allowed[slot, EOS] &= row.request.eos
         kinds: dict[Sampling, list[int]] = {}
         for index, slot in enumerate(slots.tolist()):
             kinds.setdefault(self.rows[slot].request.sampling, []).append(index)
@@ -241,12 +240,18 @@ class Session:
             found[indices] = sampling.choose(logits[indices], self.keys[mine], positions[indices], self.allowed[mine])
         return found
 
-    def write(self, slots: Ints, symbols: Ints) -> list[Chunk]:
-        """Process the sampled ids: final bytes, finished rows."""
+    def write(self, slots: Ints, symbols: Ints, logits: Reals | None = None) -> list[Chunk]:
+        """Process the sampled ids: final bytes, finished rows. `logits`: what they were sampled from, for scores."""
         self.next[slots] = symbols
         found: list[Chunk] = []
-        for slot, symbol in zip(slots.tolist(), symbols.tolist(), strict=True):
-            piece = self.rows[slot].write(symbol)
+        for index, (slot, symbol) in enumerate(zip(slots.tolist(), symbols.tolist(), strict=True)):
+            row, score = self.rows[slot], None
+            if row.request.logprobs is not None and logits is not None:
+                (score,) = scored(logits[index : index + 1], symbols[index : index + 1], row.request.logprobs)
+            try:
+                piece = row.write(symbol, score)
+            except Exception as error:  # of its constraint: other rows have written already
+                piece = Chunk(row.request_id, b"", "error", error=error)
             if piece.reason:
                 self.clear(slot)
             if piece.data or piece.reason:
@@ -261,7 +266,8 @@ class Session:
         if not (self.decoder.drafts and length and len(slots)):
             return 0
         rows = [self.rows[slot] for slot in slots.tolist()]
-        return 0 if any(row.characters for row in rows) else min(length, *(row.left - 1 for row in rows))
+        alone = any(row.constraint or row.request.logprobs is not None for row in rows)  # these go byte by byte
+        return 0 if alone else min(length, *(row.left - 1 for row in rows))
 
     def speculate(self, slots: Ints, count: int) -> list[Chunk]:
         """Draft `count` bytes per row with the local model, verify them in one pass, and keep the accepted prefix."""

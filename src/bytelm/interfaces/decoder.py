@@ -180,6 +180,10 @@ class Decoder(abc.ABC):
         """Return rows to shorter lengths: by at most CHUNK ids, or to 0."""
         self.lengths[rows] = lengths
 
+    def reusable(self, row: int, length: int) -> int:
+        """The longest prefix of up to `length` ids that a row can be rolled back to."""
+        return length if self.lengths[row] - length <= self.chunk else 0
+
     def append(self, rows: Ints, ids: Ints, opens: NDArray[np.bool_] | None = None) -> NewTokens:
         """Append new ids to their rows. Raises UsageError as `read` does."""
         rows, ids = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(ids, np.int64)

@@ -76,6 +76,10 @@ class MegabyteDecoder(Decoder):
         self.since[rows] = np.where(lengths == 0, 0, self.since[rows])
         super().rollback(rows, lengths)
 
+    def reusable(self, row: int, length: int) -> int:
+        """See `Decoder`."""
+        return super().reusable(row, length) if length >= self.since[row] else 0
+
     def open(self, level: int, new: NewTokens, read: Wanted | None = None) -> None:
         """A step of a stage at each id that starts one of its positions; `read`: what the stage below reads of them."""
         x = self.embed[level].patches(self.ids, new.row, new.position)
