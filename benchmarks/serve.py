@@ -28,6 +28,7 @@ import json
 import os
 import random
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -360,4 +361,5 @@ def main(arguments: Sequence[str] | None = None, sizes: dict[str, Shapes] = SIZE
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end too
     sys.exit(main())

@@ -58,7 +58,8 @@ def serving(command: Sequence[str], log: Path, url: str = "", ready: str = "/rea
     assert process.stdout is not None
     try:
         url = url or process.stdout.readline().strip()
-        asyncio.run(answering(f"{url}{ready}", process))
+        if not asyncio.run(answering(f"{url}{ready}", process)):
+            sys.exit(f"{' '.join(command)} does not serve:\n{log.read_text()[-2000:]}")
         yield Server(url, process.pid)
     finally:
         process.send_signal(signal.SIGINT)
@@ -69,17 +70,17 @@ def serving(command: Sequence[str], log: Path, url: str = "", ready: str = "/rea
             process.wait()
 
 
-async def answering(url: str, process: subprocess.Popen[str], most: float = 300.0) -> None:
-    """Wait until a server is ready."""
+async def answering(url: str, process: subprocess.Popen[str], most: float = 300.0) -> bool:
+    """Whether a server is ready, within so many seconds."""
     end = time.monotonic() + most
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
         while process.poll() is None and time.monotonic() < end:
-            with contextlib.suppress(aiohttp.ClientError):
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 async with session.get(url) as response:
                     if response.status == 200:
-                        return
+                        return True
             await asyncio.sleep(0.2)
-    sys.exit(f"{url} is not ready (exit code {process.poll()})")
+    return False
 
 
 def free_port() -> int:

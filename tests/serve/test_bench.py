@@ -366,3 +366,29 @@ def test_ctrl_c_prints_what_was_measured(capsys: pytest.CaptureFixture[str]) -> 
 def test_options_that_cannot_be_used(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["bench", "serve", "http://127.0.0.1:1", *options]) in (2, 3)
     assert words in capsys.readouterr().err
+
+
+# --- benchmarks/serve.py ----------------------------------------------------------------------------------------------
+
+TINY = {
+    "tiny": {
+        "blt": {"local_dim": 16, "local_heads": 2, "cross_heads": 2, "decoder_layers": 1, "attention_window": 16}
+        | {"global_dim": 32, "global_heads": 2, "global_layers": 1, "ngram_rows": 64}
+    }
+}
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a model of no size: every part runs, the bytes are the engine's, and nothing of a client stays."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    import serve
+
+    given = ["--parts", "load,overhead", "--bytes", "16", "--seconds", "4", "--rounds", "1", "--json"]
+    assert serve.main([*given, "--soak", "5", "--vanish", "20"], TINY) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["load"]["clients_ratio"] > 0 and [row["batch"] for row in found["overhead"]] == [8, 32]
+    soak, vanish = found["soak"], found["vanish"]
+    assert soak["complete"] > 0 and soak["differ"] == 0 and set(soak["errors"]) <= {"429"}
+    for part in (soak, vanish):
+        assert part["after"]["sequences"] == 0 and part["after"]["files"] <= part["before"]["files"] + 2
