@@ -130,7 +130,7 @@ def announce(url: str, names: list[str], keyed: bool, quiet: bool) -> None:
     ask = f'client.completions.create(model="{names[0]}", prompt="Once upon a time", max_tokens=100).choices[0].text'
     print(
         f"{', '.join(names)} at {url}\n"
-        f"curl {url}/v1/completions -H 'Content-Type: application/json'{header} -d '{body}'\n"
+        f"curl -s {url}/v1/completions -H 'Content-Type: application/json'{header} -d '{body}'\n"
         f'import os, openai; client = openai.OpenAI(base_url="{url}/v1", api_key={key}); print({ask})',
         flush=True,
     )

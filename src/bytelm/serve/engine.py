@@ -23,6 +23,7 @@ from bytelm.generate.request import Chunk, Request
 from bytelm.generate.session import Session
 from bytelm.lm import LM
 from bytelm.machine import memory
+from bytelm.serve import logs
 from bytelm.serve.metrics import Metrics
 from bytelm.serve.queue import FairQueue, FullError
 
@@ -32,7 +33,6 @@ LEAST = 4096  # ids of a sequence, by default, where the model was trained on sh
 SHARE = 0.5  # of free memory, at most, for the caches of a batch
 
 T = TypeVar("T")
-log = logging.getLogger("bytelm.serve")
 
 
 class BusyError(Exception):
@@ -143,10 +143,7 @@ class Served:
         free = memory().free
         rows = self.asked if not free or not row else max(1, min(self.asked, int(SHARE * free) // row))
         if rows < self.asked:
-            log.warning(
-                "fewer rows than asked for",
-                extra={"model": self.name, "rows": rows, "asked": self.asked, "row_bytes": row},
-            )
+            logs.write("fewer rows", logging.WARNING, model=self.name, rows=rows, asked=self.asked, row_bytes=row)
         return Session(open_decoder(lm.model, rows=rows, capacity=self.capacity), prefill=PREFILL)
 
     def check(self, request: Request) -> None:
@@ -385,13 +382,13 @@ class Engine:
         """A step; when it raises, the rows go on one by one, and those that fail alone end."""
         try:
             return session.step()
-        except Exception:
+        except Exception as error:
             self.metrics.failures.labels(served.name).inc()
-            log.exception("a step failed", extra={"model": served.name, "rows": len(session.rows)})
+            logs.write("step failed", logging.ERROR, error, model=served.name, rows=len(session.rows))
         try:
             return session.recover()
         except Exception as error:
-            log.exception("the batch is lost", extra={"model": served.name, "rows": len(session.rows)})
+            logs.write("batch lost", logging.ERROR, error, model=served.name, rows=len(session.rows))
             lost = [Chunk(row.request_id, b"", "error", error=error) for row in session.rows.values()]
         self.reopen(served, session)
         return lost

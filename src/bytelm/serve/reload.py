@@ -11,11 +11,11 @@ from typing import Any
 from bytelm.checkpoint.assemble import resolve_checkpoint
 from bytelm.errors import BytelmError
 from bytelm.lm import load
+from bytelm.serve import logs
 from bytelm.serve.engine import Checkpoint, Served
 from bytelm.serve.service import Service
 
 EVERY = 5.0  # seconds
-log = logging.getLogger("bytelm.serve")
 
 
 def loaded(run: Path, **options: Any) -> Checkpoint:
@@ -49,10 +49,10 @@ class Reloader:
             await self.service.engine.run(lambda: self.service.engine.replace(self.served, checkpoint))
         except BytelmError as error:
             if path != self.refused:
-                log.error("a newer checkpoint was refused", extra={"model": name, "reason": str(error)})
+                logs.write("checkpoint refused", logging.ERROR, model=name, reason=str(error))
                 outcome(name, "refused").inc()
             self.refused = path
             return False
-        log.info("a newer checkpoint was taken over", extra={"model": name, "step": checkpoint.step})
+        logs.write("checkpoint taken over", model=name, step=checkpoint.step)
         outcome(name, "taken").inc()
         return True
