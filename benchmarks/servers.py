@@ -30,7 +30,7 @@ from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import Request, Session
 from bytelm.lm import load
 from bytelm.serve.bench import Load
-from bytelm.serve.engine import PREFILL
+from bytelm.serve.served import PREFILL
 
 Row = dict[str, Any]
 BYTELM = [sys.executable, "-m", "bytelm", "serve"]

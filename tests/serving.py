@@ -16,7 +16,7 @@ import uvicorn
 
 from bytelm.lm import load
 from bytelm.serve.app import build
-from bytelm.serve.engine import Checkpoint, Served
+from bytelm.serve.served import Checkpoint, Served
 from bytelm.serve.service import Service
 
 RUN = Path(__file__).parent / "golden-run"

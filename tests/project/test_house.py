@@ -226,6 +226,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
         for r in requirements(extra)
     }
     used = {DISTRIBUTIONS.get(package, canonicalize_name(package)) for package in used}
+    used |= {"httptools", "uvloop"}  # uvicorn imports them: its parser, and the faster event loop
     assert used == core | extras
 
 
@@ -303,7 +304,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "dist").glob("bytelm-*-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = {entry for entry in archive.namelist() if ".dist-info/" not in entry}
-    kinds = (".py", ".toml", ".h", ".cpp", ".html", ".css")
+    kinds = (".py", ".toml", ".h", ".cpp", ".html", ".css", ".js")
     package = [path for path in (ROOT / "src").rglob("*") if path.suffix in kinds or path.name == "py.typed"]
     assert held == {path.relative_to(ROOT / "src").as_posix() for path in package}
     assert "bytelm/py.typed" in held

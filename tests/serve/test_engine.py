@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from bytelm.lm import load
-from bytelm.serve.engine import Checkpoint
 from bytelm.serve.queue import FairQueue, FullError
 from bytelm.serve.reload import Reloader, loaded
+from bytelm.serve.served import Checkpoint
 from serving import RUN, Live, events, live, served
 
 

@@ -10,7 +10,6 @@ import json
 import math
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from bytelm.serve import page
-from devtools import BROWSER, CONTROL, SHIFT, Browser, Loop, Page, browser
+from devtools import BROWSER, CONTROL, Browser, Loop, Page, browser
 
 pytestmark = pytest.mark.skipif(not BROWSER, reason="there is no chromium or google-chrome here")
 
@@ -98,7 +97,7 @@ class Api:
         }  # fmt: skip
         return JSONResponse({"choices": [{"index": 0, "logprobs": logprobs}]})
 
-    async def stream(self, body: dict[str, Any]):  # noqa: ANN201
+    async def stream(self, body: dict[str, Any]):
         try:
             for at in range(body["max_tokens"]):
                 byte = STORY[at % len(STORY)] if "logprobs" in body else 200

@@ -4,16 +4,47 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from bytelm.cli.common import Device, Quiet, Tables, Weights, counter
 from bytelm.errors import UsageError
 
+if TYPE_CHECKING:
+    from bytelm.serve.chat import Template
+    from bytelm.serve.guard import Keys
+    from bytelm.serve.service import Service
+
 KEY = "BYTELM_API_KEY"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a server takes on."""
+
+    rows: int = 32
+    """Sequences of a model that run at once; fewer where memory is short."""
+    queue: int = 128
+    """Sequences of a model that wait at most; more are refused for now (429)."""
+    max_length: int | None = None
+    """Ids of a sequence, prompt included (default: twice the training context length, 4096 at least)."""
+    max_body: int = 1 << 25
+    """Bytes of a request at most."""
+    drain: float = 30.0
+    """Seconds that running requests have to finish after SIGTERM."""
+
+    def check(self) -> None:
+        """Raises UsageError for a limit that leaves nothing."""
+        least = {"rows": 1, "queue": 1, "max_length": 2, "max_body": 1, "drain": 0}
+        for name, value in vars(self).items():
+            if value is not None and not value >= least[name]:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: give {least[name]} or more")
 
 
 def serve(
@@ -24,11 +55,7 @@ def serve(
     weights: Weights = None,
     tables: Tables = None,
     device: Device = "auto",
-    rows: int = 32,
-    queue: int = 128,
-    max_length: int | None = None,
-    max_body: int = 1 << 25,
-    drain: float = 30.0,
+    limits: Limits | None = None,
     reload_on: Annotated[list[Path] | None, Parameter(negative="")] = None,
     chat_template: Path | None = None,
     log_prompts: Annotated[bool, Parameter(negative="")] = False,
@@ -49,16 +76,6 @@ def serve(
         0 takes any free one.
     api_key_file
         A file with a key in each line (or one key in the environment variable BYTELM_API_KEY).
-    rows
-        Sequences of a model that run at once; fewer where memory is short.
-    queue
-        Sequences of a model that wait at most; more are told to come again (429).
-    max_length
-        Ids of a sequence, prompt included (default: twice the training context length, 4096 at least).
-    max_body
-        Bytes of a request at most.
-    drain
-        Seconds that running requests have to finish after SIGTERM.
     reload_on
         One of the runs, whose newer checkpoints are taken over as its training writes them. May be repeated.
     chat_template
@@ -66,34 +83,61 @@ def serve(
     log_prompts
         Write prompts into the log.
     """
-    from bytelm.device import use
-    from bytelm.serve import guard, server
-    from bytelm.serve.app import build
+    from bytelm.serve import guard
     from bytelm.serve.chat import Template
-    from bytelm.serve.engine import Served
-    from bytelm.serve.reload import Reloader, loaded
-    from bytelm.serve.service import Service
 
-    names = named(runs)
-    for name, value, least in (("rows", rows, 1), ("queue", queue, 1), ("max-length", max_length or 2, 2)):
-        if value < least:
-            raise UsageError(f"--{name} {value}: give {least} or more")
+    names, limits = named(runs), limits or Limits()
+    limits.check()
     keys = keys_of(api_key_file)
     guard.check_address(host, keys)
     template = Template.read(chat_template)
     watched = {path.resolve() for path in reload_on or []}
     if unknown := watched - {path.resolve() for path in runs}:
         raise UsageError(f"--reload-on {unknown.pop()}: it is not one of the runs that are served")
-    options = {"device": use(device), "weights": weights, "tables": tables}
-    load = partial(loaded, watch=partial(counter, quiet=quiet), **options)
-    service = Service([Served(name, load(run), rows, queue, max_length) for name, run in names.items()], template)
+    options = {"device": device, "weights": weights, "tables": tables}
+    service = opened(names, watched, options, template, limits, quiet)
+    said = partial(announce, names=list(names), keyed=keys is not None, quiet=quiet)
+    return served(service, keys, limits, (host, port), said, log_prompts)
+
+
+def opened(
+    names: Mapping[str, Path],
+    watched: Set[Path],
+    options: Mapping[str, Any],
+    template: Template,
+    limits: Limits,
+    quiet: bool,
+) -> Service:
+    """The models, loaded, and what watches their runs."""
+    from bytelm.device import use
+    from bytelm.serve.reload import Reloader, loaded
+    from bytelm.serve.served import Served
+    from bytelm.serve.service import Service
+
+    load = partial(loaded, **{**options, "device": use(options["device"])})
+    watch = partial(counter, quiet=quiet)
+    size = (limits.rows, limits.queue, limits.max_length)
+    service = Service([Served(name, load(run, watch=watch), *size) for name, run in names.items()], template)
     for name, run in names.items():
         if run.resolve() in watched:
-            served = service.engine.models[name]
-            service.beside.append(Reloader(service, served, run, partial(loaded, **options)).watch)
-    app = guard.guarded(build(service), keys=keys, max_body=max_body)
-    said = partial(announce, names=list(names), keyed=keys is not None, quiet=quiet)
-    return server.serve(app, service, host, port, drain=drain, ready=said, log_prompts=log_prompts)
+            service.beside.append(Reloader(service, service.engine.models[name], run, load).watch)
+    return service
+
+
+def served(
+    service: Service,
+    keys: Keys | None,
+    limits: Limits,
+    address: tuple[str, int],
+    ready: Callable[[str], None],
+    log_prompts: bool,
+) -> int:
+    """Serve until a signal ends it."""
+    from bytelm.serve import guard, server
+    from bytelm.serve.app import build
+
+    app = guard.guarded(build(service), keys=keys, max_body=limits.max_body)
+    return server.serve(app, service, *address, drain=limits.drain, ready=ready, log_prompts=log_prompts)
 
 
 def named(runs: tuple[Path, ...]) -> dict[str, Path]:
@@ -109,7 +153,7 @@ def named(runs: tuple[Path, ...]) -> dict[str, Path]:
     return found
 
 
-def keys_of(path: Path | None):
+def keys_of(path: Path | None) -> Keys | None:
     """The keys of a file, or of the environment; None for neither."""
     from bytelm.serve.guard import Keys
 

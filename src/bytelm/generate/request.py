@@ -117,7 +117,7 @@ class Request:
             prompt = np.frombuffer(self.prompt, np.uint8) if tokens is None else tokens.encode(self.prompt)
             return np.concatenate([[BOS], prompt]).astype(np.int64)
         if tokens is not None:
-            raise UsageError("this model reads tokens of its own: give the prompt as bytes, not as ids")
+            raise UsageError("this model reads BPE tokens: give the prompt as bytes, not as ids")
         return np.array(self.prompt or (BOS,), np.int64)
 
     def constrained(self) -> Constraint | None:

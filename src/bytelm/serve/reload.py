@@ -12,7 +12,7 @@ from bytelm.checkpoint.assemble import resolve_checkpoint
 from bytelm.errors import BytelmError
 from bytelm.lm import load
 from bytelm.serve import logs
-from bytelm.serve.engine import Checkpoint, Served
+from bytelm.serve.served import Checkpoint, Served
 from bytelm.serve.service import Service
 
 EVERY = 5.0  # seconds

@@ -13,8 +13,9 @@ from bytelm import __version__
 from bytelm.evaluate.patches import patch_view
 from bytelm.inspection import description, segmentation_of
 from bytelm.serve.chat import Template
-from bytelm.serve.engine import Engine, Served
+from bytelm.serve.engine import Engine
 from bytelm.serve.metrics import Metrics
+from bytelm.serve.served import Served
 from bytelm.units import LN2
 
 SHOWN = 1 << 14  # bytes of which patches are shown at most
