@@ -52,7 +52,7 @@ def data_of(body: dict[str, Any]) -> bytes:
 
 
 class Api:
-    """Answers that can be foreseen: a byte b takes b % 8 bits, patches start at spaces; the answer is STORY for ever."""
+    """Answers that can be foreseen: a byte b takes b % 8 bits, patches start at spaces; STORY is told for ever."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -61,6 +61,9 @@ class Api:
         self.pause = 0.0
         """Seconds between the bytes of a stream."""
         self.fails: tuple[int, str] | None = None
+        """What requests for completions are refused with."""
+        self.breaks = 0
+        """The byte of a stream at which it fails."""
         routes = {"/v1/completions": self.completions, "/v1/patches": self.patches}
         routes |= {"/v1/encode": self.encode, "/v1/decode": self.decode}
         self.app = Starlette(routes=[
@@ -85,7 +88,7 @@ class Api:
         body = await self.body(request)
         if self.fails:
             status, message = self.fails
-            return JSONResponse({"error": {"message": message, "type": "x", "param": None, "code": None}}, status)
+            return JSONResponse({"error": {"message": message}}, status, {"retry-after": "1"} if status == 429 else {})
         if body.get("stream"):
             return StreamingResponse(self.stream(body), media_type="text/event-stream")
         data = data_of(body)
@@ -100,6 +103,9 @@ class Api:
     async def stream(self, body: dict[str, Any]):
         try:
             for at in range(body["max_tokens"]):
+                if self.breaks and at == self.breaks:
+                    yield 'data: {"error": {"message": "the sequence failed"}}\n\n'
+                    return
                 byte = STORY[at % len(STORY)] if "logprobs" in body else 200
                 one = {"index": 0, "text": "", "bytes_b64": base64.b64encode(bytes([byte])).decode()}
                 one |= {"finish_reason": "length" if at == body["max_tokens"] - 1 else None}
@@ -345,3 +351,103 @@ def test_half_a_picture_is_completed(tab: Page, api: Api) -> None:
     shown = [base64.b64decode(body["bytes_b64"]) for path, body in api.asked if path == "/v1/decode"]
     assert shown[0] == b"\1\2\3" * (SIDE**2) and shown[-1] == data_of(sent) + b"\xc8" * half
     assert tab.run("[...document.images].map(one => one.naturalWidth)") == [SIDE, SIDE]
+
+
+def test_errors_are_shown_in_a_line(tab: Page, api: Api) -> None:
+    shown = "!document.querySelector('.column .error').hidden"
+    api.breaks = 5
+    tab.click("#generate")
+    tab.until(shown)
+    assert tab.text(".column .error") == "the sequence failed"
+    assert tab.text(".completion") == STORY[:5].decode()  # what came before it stays
+    api.breaks, api.fails = 0, (422, "a prompt of 9 bytes is <b>too long</b>")
+    tab.click("#generate")
+    tab.until("document.querySelector('.column .error').textContent.startsWith('a prompt')")
+    assert tab.text(".column .error") == "a prompt of 9 bytes is <b>too long</b>"
+    assert tab.run("document.querySelector('.column .error').getClientRects().length") == 1
+    api.fails = (429, "the queue is full (128 sequences wait): try again in 1 s")
+    tab.run("document.getElementById('text').focus()")
+    tab.type("again")
+    tab.until("document.querySelector('.column .error').textContent.startsWith('the queue')")
+    api.fails = None
+    tab.until("document.querySelector('.column .error').hidden")  # asks again by itself
+    assert tab.run(COUNT.format(".cell")) == 5
+    assert all(line.startswith("Failed to load resource") for line in tab.console), tab.console
+    tab.console.clear()
+
+
+CONTROLS = {"button", "textbox", "combobox", "checkbox", "spinbutton", "slider", "link", "region", "group", "image"}
+
+
+def test_the_keyboard_is_enough_and_everything_has_a_name(tab: Page, api: Api) -> None:
+    tab.type("hi")  # the focus begins in the text
+    tab.until(f"{COUNT.format('.cell')} === 2")
+    reached = []
+    for _ in range(30):
+        tab.press("Tab")
+        node = "document.activeElement"
+        reached.append(tab.run(f"{node}.id || {node}.className || {node}.textContent.trim()"))
+        if reached[-1] == "text" or tab.run(f"{node} === document.body"):
+            break
+        if reached[-1] != "completion":
+            assert tab.run(f"getComputedStyle({node}).outlineStyle") != "none", reached
+    names = ["escapes", "choose", "clear", "temperature", "top_p", "max_tokens", "seed", "stop", "utf8", "generate"]
+    assert reached[: len(names)] == names and "compare" in reached and "view" in reached
+    assert reached.index("view") < len(reached) - 3  # then the next bytes
+    for _ in range(3):
+        tab.run("document.querySelector('.next button').focus()")
+        tab.press("Enter")
+    tab.until(f"{COUNT.format('.cell')} === 5")
+    assert tab.run("document.activeElement.ariaLabel") == "e, 50 %"  # the focus stayed
+    api.pause = 0.05
+    tab.press("Enter", CONTROL)
+    tab.until(f"{COUNT.format('.cell.made')} > 1")
+    tab.press("Escape")
+    tab.until("document.querySelector('.ended').textContent.endsWith('stopped')")
+    tree = tab.send("Accessibility.getFullAXTree")["nodes"]
+    found = [(n["role"]["value"], n.get("name", {}).get("value")) for n in tree if not n["ignored"]]
+    nameless = [role for role, name in found if role in CONTROLS and not name]
+    assert nameless == [] and {"slider", "spinbutton", "combobox", "region"} <= {role for role, _ in found}
+    live = [one["value"]["value"] for n in tree for one in n.get("properties", ()) if one["name"] == "live"]
+    assert live.count("polite") >= 3
+
+
+LOOK = """(() => {
+  const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+  const clear = colour => channels(colour)[3] === 0;
+  const light = colour => channels(colour).slice(0, 3).map(v => v / 255)
+    .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const found = [], width = document.documentElement.clientWidth;
+  if (document.documentElement.scrollWidth > width) found.push(`${document.documentElement.scrollWidth} wide`);
+  for (const node of document.body.querySelectorAll("*")) {
+    const box = node.getBoundingClientRect();
+    if (!node.checkVisibility() || box.width < 2) continue;
+    if (box.right > width + .5) found.push(`runs over: ${node.className} ${node.textContent.slice(0, 30)}`);
+    if (![...node.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || node.disabled) continue;
+    let under = node;
+    while (under && clear(getComputedStyle(under).backgroundColor)) under = under.parentElement;
+    const papers = [under ? getComputedStyle(under).backgroundColor : getComputedStyle(document.body).backgroundColor];
+    if (node.closest(".next button")) papers.push(getComputedStyle(document.querySelector(".odd b")).backgroundColor);
+    for (const paper of papers) {
+      const pair = [light(getComputedStyle(node).color), light(paper)].sort((a, b) => b - a);
+      const contrast = (pair[0] + .05) / (pair[1] + .05);
+      if (contrast < 4.5) found.push(`faint: ${contrast.toFixed(2)} ${node.className} ${node.textContent}`);
+    }
+  }
+  return found;
+})()"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_stands_on_every_width(tab: Page, api: Api, scheme: str) -> None:
+    tab.scheme(scheme)
+    write(tab, "a long_word_of_more_than_any_line_of_a_telephone_holds_in_one_piece\n\t and \x01 more")
+    tab.click("#compare")
+    tab.click("#generate")
+    tab.until("[...document.querySelectorAll('.ended')].every(one => one.textContent)")
+    for width in (390, 800, 1400):
+        tab.resize(width)
+        assert tab.run(LOOK) == [], width
+    paper = "rgb(19, 22, 27)" if scheme == "dark" else "rgb(255, 255, 255)"
+    assert tab.run("getComputedStyle(document.body).backgroundColor") == paper

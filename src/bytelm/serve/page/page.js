@@ -380,7 +380,7 @@ class Column {
     this.part(".facts").textContent = facts.join(" · ");
     this.node.setAttribute("aria-label", `Model ${model.id}`);
     this.part(".inside").hidden = media;
-    this.part(".media").hidden = !media;
+    this.part(".hint").hidden = !media;
     const bars = this.part(".bars select");
     const kinds = model.patches === "entropy" ? ["entropy", "bits"] : ["bits"];
     bars.replaceChildren(...kinds.map((kind) => element("option", kind)));
