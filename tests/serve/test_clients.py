@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -34,6 +35,13 @@ def server() -> Iterator[Live]:
 @pytest.fixture(scope="module")
 def lm() -> LM:
     return load(RUN)
+
+
+@pytest.fixture(scope="module")
+def page() -> list[str]:
+    """The blocks of code of docs/serving-clients.md: openai, its extensions, litellm, langchain, lm-eval."""
+    path = Path(__file__).parents[2] / "docs" / "serving-clients.md"
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -168,6 +176,62 @@ def test_what_openai_gives_up_is_ended(lm: LM) -> None:
             with client.completions.create(**options, stream=True) as stream:
                 next(stream)
             assert slowed.idle()
+
+
+def test_openai_asks_for_a_form(client: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}, "é": {"enum": ["字", None]}},
+        "required": ["n", "é"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "pair", "schema": schema, "strict": True}}
+    messages = [{"role": "user", "content": "a pair"}]
+    options: dict[str, Any] = {"model": NAME, "messages": messages, "max_tokens": 900, "response_format": form}
+    for seed in range(3):
+        (choice,) = client.chat.completions.create(**options, seed=seed).choices
+        found = json.loads(choice.message.content)
+        assert found["n"] in range(100) and found["é"] in ("字", None) and choice.finish_reason == "stop"
+    schema["uniqueItems"] = True
+    with pytest.raises(openai.UnprocessableEntityError, match="Unimplemented keys"):
+        client.chat.completions.create(**options)
+
+
+# ---- what docs/serving-clients.md shows: "serving-clients.md" is run here
+
+
+def as_here(block: str, server: Live) -> str:
+    """A block of the page, for the server of these tests."""
+    return block.replace("http://127.0.0.1:8000", server.url).replace("demo-hf", "saved").replace("demo", NAME)
+
+
+def test_the_page_shows_how_openai_asks(server: Live, page: list[str]) -> None:
+    known: dict[str, Any] = {}
+    for block in page[:2]:
+        exec(as_here(block, server), known)
+    assert len(known["data"]) <= 60 and known["answer"].text
+    known["stream"].close()
+    known["client"].close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("index", "shown"), [(2, "nats"), (3, "text"), (4, "results")])
+def test_the_page_shows_how_others_ask(
+    server: Live, page: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int, shown: str
+) -> None:
+    assert len(page) == 5
+    tasks = tmp_path / "my-tasks"
+    tasks.mkdir()
+    (tasks / "rows.jsonl").write_text('{"q": "1 + 1 =", "a": ["2", "3"]}\n')
+    (tasks / "choices.yaml").write_text(
+        "task: my_choices\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\ndoc_to_text: q\n"
+        f"doc_to_choice: '{{{{a}}}}'\ndoc_to_target: 0\ndataset_kwargs: {{data_files: {{test: {tasks}/rows.jsonl}}}}\n"
+    )
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / NAME).symlink_to(RUN)
+    monkeypatch.chdir(tmp_path)
+    found = asked(as_here(page[index], server) + f"\nprint(json.dumps({shown}, default=str))", server, tmp_path)
+    assert found["my_choices"]["acc,none"] in (0.0, 1.0) if shown == "results" else found
 
 
 # ---- llm
