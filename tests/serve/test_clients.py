@@ -50,9 +50,9 @@ def client(server: Live) -> Iterator[Any]:
         yield found
 
 
-def asked(program: str, server: Live, home: Path, **environment: str) -> Any:
+def asked(program: str, url: str, home: Path, **environment: str) -> Any:
     """What a program prints last, as JSON; `URL` and `NAME` are the server's and the model's, for it."""
-    names = f"URL, NAME, PROMPT = {server.url!r}, {NAME!r}, {PROMPT!r}\nimport json\n"
+    names = f"URL, NAME, PROMPT = {url!r}, {NAME!r}, {PROMPT!r}\nimport json\n"
     return json.loads(ran([sys.executable, "-c", names + program], home, **environment).splitlines()[-1])
 
 
@@ -230,7 +230,7 @@ def test_the_page_shows_how_others_ask(
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / NAME).symlink_to(RUN)
     monkeypatch.chdir(tmp_path)
-    found = asked(as_here(page[index], server) + f"\nprint(json.dumps({shown}, default=str))", server, tmp_path)
+    found = asked(as_here(page[index], server) + f"\nprint(json.dumps({shown}, default=str))", server.url, tmp_path)
     assert found["my_choices"]["acc,none"] in (0.0, 1.0) if shown == "results" else found
 
 
@@ -252,6 +252,51 @@ def test_llm_logs_an_answer_that_is_no_text(server: Live, tmp_path: Path, flags:
     assert shown.rstrip("\n") == logged["response"].rstrip("\n")
 
 
+# ---- keys
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server as `bytelm serve` starts it, which asks for a key."""
+    folder = tmp_path_factory.mktemp("keyed")
+    (folder / "keys").write_text(KEY + "\n")
+    command = [sys.executable, "-m", "bytelm", "serve", str(RUN), "--port", "0", "--api-key-file", str(folder / "keys")]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+KEY = "a-key-of-these-tests"
+LM_EVAL = """
+from lm_eval.api.instance import Instance
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+model = LocalCompletionsAPI(base_url=URL + "/v1/completions", model=NAME, auth_token=KEY)
+((nats, _),) = model.loglikelihood([Instance("loglikelihood", {}, (PROMPT, " brown fox"), 0)])
+print(json.dumps([model.tokenizer_backend, nats]))
+"""
+
+
+@pytest.mark.slow
+def test_clients_give_their_keys(keyed: str, tmp_path: Path) -> None:
+    with openai.OpenAI(base_url=f"{keyed}/v1", api_key="another", max_retries=0, timeout=60) as client:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            client.models.list()
+        assert KEY not in str(caught.value)
+        answer = client.with_options(api_key=KEY).completions.create(model=NAME, prompt=PROMPT, max_tokens=3)
+        assert answer.usage and answer.usage.prompt_tokens == len(PROMPT)
+    backend, nats = asked(f"KEY = {KEY!r}\n{LM_EVAL}", keyed, tmp_path, OPENAI_API_KEY=KEY)
+    assert backend == "remote" and nats < 0
+
+
 # ---- litellm
 
 
@@ -271,7 +316,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_litellm_scores_without_generating(server: Live, lm: LM, tmp_path: Path) -> None:
-    found = asked(LITELLM, server, tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
+    found = asked(LITELLM, server.url, tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
     assert found["text"] == PROMPT
     assert found["nats"] == pytest.approx(lm.logprobs(b"", PROMPT.encode()).tolist(), rel=1e-4)
     assert len(found["best"]) == len(PROMPT)
@@ -298,7 +343,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_langchain_completes(server: Live, lm: LM, tmp_path: Path) -> None:
-    found = asked(LANGCHAIN, server, tmp_path)
+    found = asked(LANGCHAIN, server.url, tmp_path)
     texts = [
         d.decode(errors="replace") for d in lm.generate([PROMPT.encode(), "é".encode()], max_bytes=20, temperature=0)
     ]
