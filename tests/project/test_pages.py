@@ -37,7 +37,8 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LANGUAGES = ("sh", "python", "yaml", "toml", "text")
-ELSEWHERE = {"huggingface.md": "hf/test_tools.py"}  # what runs a page of its own
+# What runs a page of its own.
+ELSEWHERE = {"huggingface.md": "hf/test_tools.py", "serving-clients.md": "serve/test_clients.py"}
 
 SMALL = ["model.local_dim=16", "model.local_heads=2", "model.cross_heads=2", "model.global_dim=32"]
 SMALL += ["model.global_heads=2", "model.global_layers=1", "model.ngram_rows=64"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -36,15 +37,22 @@ def lm() -> LM:
     return load(RUN)
 
 
+@pytest.fixture(scope="module")
+def page() -> list[str]:
+    """The blocks of code of docs/serving-clients.md: openai, its extensions, litellm, langchain, lm-eval."""
+    path = Path(__file__).parents[2] / "docs" / "serving-clients.md"
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
 @pytest.fixture
 def client(server: Live) -> Iterator[Any]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
         yield found
 
 
-def asked(program: str, server: Live, home: Path, **environment: str) -> Any:
+def asked(program: str, url: str, home: Path, **environment: str) -> Any:
     """What a program prints last, as JSON; `URL` and `NAME` are the server's and the model's, for it."""
-    names = f"URL, NAME, PROMPT = {server.url!r}, {NAME!r}, {PROMPT!r}\nimport json\n"
+    names = f"URL, NAME, PROMPT = {url!r}, {NAME!r}, {PROMPT!r}\nimport json\n"
     return json.loads(ran([sys.executable, "-c", names + program], home, **environment).splitlines()[-1])
 
 
@@ -170,6 +178,62 @@ def test_what_openai_gives_up_is_ended(lm: LM) -> None:
             assert slowed.idle()
 
 
+def test_openai_asks_for_a_form(client: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}, "é": {"enum": ["字", None]}},
+        "required": ["n", "é"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "pair", "schema": schema, "strict": True}}
+    messages = [{"role": "user", "content": "a pair"}]
+    options: dict[str, Any] = {"model": NAME, "messages": messages, "max_tokens": 900, "response_format": form}
+    for seed in range(3):
+        (choice,) = client.chat.completions.create(**options, seed=seed).choices
+        found = json.loads(choice.message.content)
+        assert found["n"] in range(100) and found["é"] in ("字", None) and choice.finish_reason == "stop"
+    schema["uniqueItems"] = True
+    with pytest.raises(openai.UnprocessableEntityError, match="Unimplemented keys"):
+        client.chat.completions.create(**options)
+
+
+# ---- what docs/serving-clients.md shows: "serving-clients.md" is run here
+
+
+def as_here(block: str, server: Live) -> str:
+    """A block of the page, for the server of these tests."""
+    return block.replace("http://127.0.0.1:8000", server.url).replace("demo-hf", "saved").replace("demo", NAME)
+
+
+def test_the_page_shows_how_openai_asks(server: Live, page: list[str]) -> None:
+    known: dict[str, Any] = {}
+    for block in page[:2]:
+        exec(as_here(block, server), known)
+    assert len(known["data"]) <= 60 and known["answer"].text
+    known["stream"].close()
+    known["client"].close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("index", "shown"), [(2, "nats"), (3, "text"), (4, "results")])
+def test_the_page_shows_how_others_ask(
+    server: Live, page: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int, shown: str
+) -> None:
+    assert len(page) == 5
+    tasks = tmp_path / "my-tasks"
+    tasks.mkdir()
+    (tasks / "rows.jsonl").write_text('{"q": "1 + 1 =", "a": ["2", "3"]}\n')
+    (tasks / "choices.yaml").write_text(
+        "task: my_choices\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\ndoc_to_text: q\n"
+        f"doc_to_choice: '{{{{a}}}}'\ndoc_to_target: 0\ndataset_kwargs: {{data_files: {{test: {tasks}/rows.jsonl}}}}\n"
+    )
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / NAME).symlink_to(RUN)
+    monkeypatch.chdir(tmp_path)
+    found = asked(as_here(page[index], server) + f"\nprint(json.dumps({shown}, default=str))", server.url, tmp_path)
+    assert found["my_choices"]["acc,none"] in (0.0, 1.0) if shown == "results" else found
+
+
 # ---- llm
 
 
@@ -186,6 +250,51 @@ def test_llm_logs_an_answer_that_is_no_text(server: Live, tmp_path: Path, flags:
     assert logged["prompt"] == PROMPT
     assert "\ufffd" in logged["response"]
     assert shown.rstrip("\n") == logged["response"].rstrip("\n")
+
+
+# ---- keys
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server as `bytelm serve` starts it, which asks for a key."""
+    folder = tmp_path_factory.mktemp("keyed")
+    (folder / "keys").write_text(KEY + "\n")
+    command = [sys.executable, "-m", "bytelm", "serve", str(RUN), "--port", "0", "--api-key-file", str(folder / "keys")]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+KEY = "a-key-of-these-tests"
+LM_EVAL = """
+from lm_eval.api.instance import Instance
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+model = LocalCompletionsAPI(base_url=URL + "/v1/completions", model=NAME, auth_token=KEY)
+((nats, _),) = model.loglikelihood([Instance("loglikelihood", {}, (PROMPT, " brown fox"), 0)])
+print(json.dumps([model.tokenizer_backend, nats]))
+"""
+
+
+@pytest.mark.slow
+def test_clients_give_their_keys(keyed: str, tmp_path: Path) -> None:
+    with openai.OpenAI(base_url=f"{keyed}/v1", api_key="another", max_retries=0, timeout=60) as client:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            client.models.list()
+        assert KEY not in str(caught.value)
+        answer = client.with_options(api_key=KEY).completions.create(model=NAME, prompt=PROMPT, max_tokens=3)
+        assert answer.usage and answer.usage.prompt_tokens == len(PROMPT)
+    backend, nats = asked(f"KEY = {KEY!r}\n{LM_EVAL}", keyed, tmp_path, OPENAI_API_KEY=KEY)
+    assert backend == "remote" and nats < 0
 
 
 # ---- litellm
@@ -207,7 +316,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_litellm_scores_without_generating(server: Live, lm: LM, tmp_path: Path) -> None:
-    found = asked(LITELLM, server, tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
+    found = asked(LITELLM, server.url, tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
     assert found["text"] == PROMPT
     assert found["nats"] == pytest.approx(lm.logprobs(b"", PROMPT.encode()).tolist(), rel=1e-4)
     assert len(found["best"]) == len(PROMPT)
@@ -234,7 +343,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_langchain_completes(server: Live, lm: LM, tmp_path: Path) -> None:
-    found = asked(LANGCHAIN, server, tmp_path)
+    found = asked(LANGCHAIN, server.url, tmp_path)
     texts = [
         d.decode(errors="replace") for d in lm.generate([PROMPT.encode(), "é".encode()], max_bytes=20, temperature=0)
     ]
