@@ -18,8 +18,8 @@ from bytelm.evaluate.bits import logprobs
 from bytelm.generate.request import Chunk, Request
 from bytelm.lm import load
 from bytelm.serve.answers import NAMES, Choice, merged
-from bytelm.serve.generating import event
 from bytelm.serve.chat import Template
+from bytelm.serve.generating import event
 from bytelm.serve.schema import Message
 from serving import RUN, Live, events, live
 
