@@ -47,10 +47,10 @@ class Loop:
 
 
 class Page:
-    """A tab. `console`: what it complained of; `requests`: the addresses it asked for."""
+    """A tab. `console`: what it complained of; `requests`: the addresses it asked for; `login`: name and password."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
-        self.browser, self.session = browser, session
+    def __init__(self, browser: Browser, session: str, login: tuple[str, str] | None) -> None:
+        self.browser, self.session, self.login = browser, session, login
         self.console: list[str] = []
         self.requests: list[str] = []
 
@@ -68,6 +68,12 @@ class Page:
             self.console.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
+        elif method == "Fetch.requestPaused":
+            self.browser.post("Fetch.continueRequest", self.session, requestId=params["requestId"])
+        elif method == "Fetch.authRequired" and self.login:
+            answer = {"response": "ProvideCredentials", "username": self.login[0], "password": self.login[1]}
+            answered = {"requestId": params["requestId"], "authChallengeResponse": answer}
+            self.browser.post("Fetch.continueWithAuth", self.session, **answered)
 
     def run(self, script: str) -> Any:
         """The value of an expression, or of the promise that it is."""
@@ -148,12 +154,16 @@ class Browser:
 
     async def read(self) -> None:
         """Answers to those that wait for them, events to their pages."""
-        async for message in self.socket:
-            body = json.loads(message.data)
-            if "id" in body:
-                self.waiting.pop(body["id"]).set_result(body)
-            elif page := self.pages.get(body.get("sessionId", "")):
-                page.event(body["method"], body["params"])
+        try:
+            async for message in self.socket:
+                body = json.loads(message.data)
+                if waiting := self.waiting.pop(body.get("id", 0), None):
+                    waiting.set_result(body)
+                elif "method" in body and (page := self.pages.get(body.get("sessionId", ""))):
+                    page.event(body["method"], body["params"])
+        finally:
+            for waiting in self.waiting.values():
+                waiting.cancel()
 
     def send(self, method: str, session: str | None = None, **params: object) -> dict[str, Any]:
         """The result of one command. Raises AssertionError for an error."""
@@ -170,14 +180,21 @@ class Browser:
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
 
-    def open(self, url: str) -> Page:
-        """A page in a tab of its own."""
+    def post(self, method: str, session: str, **params: object) -> None:
+        """Send a command, and do not wait for its result. Of the event loop."""
+        command = {"id": next(self.numbers), "method": method, "params": params, "sessionId": session}
+        self.posted = asyncio.ensure_future(self.socket.send_json(command))
+
+    def open(self, url: str, login: tuple[str, str] | None = None) -> Page:
+        """A page in a tab of its own; `login` is what is typed where the browser asks for it."""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.targets[session] = target
-        page = self.pages[session] = Page(self, session)
+        page = self.pages[session] = Page(self, session, login)
         for domain in ("Page", "Runtime", "Network", "Log", "Accessibility"):
             page.send(f"{domain}.enable")
+        if login:
+            page.send("Fetch.enable", handleAuthRequests=True)
         page.resize(1280)
         page.send("Page.navigate", url=url)
         page.until("document.readyState === 'complete' && location.href !== 'about:blank'")

@@ -4,6 +4,7 @@ const SHOWN = 4096; // bytes of an input that are read, and shown, at most
 const VIEWED = 8192; // bytes of input and completion that are shown as patches
 const FILE = 20 << 20; // bytes of a file that is sent to be encoded
 const PAUSE = 250; // ms after the last key until the input is read
+const AGAIN = 300; // ms at least between views of what is being generated
 const BEST = 10; // next bytes that are shown
 const TALL = 8; // bits of a full bar
 
@@ -12,6 +13,8 @@ const number = (value, digits = 0) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const counted = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 const percent = (share) => (share < 0.001 ? "< 0.1 %" : `${number(100 * share, share < 0.0995 ? 1 : 0)} %`);
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 function element(name, text = "", kind = "") {
   const made = document.createElement(name);
@@ -192,14 +195,14 @@ function typed() {
   changed();
 }
 
-function changed(pause = PAUSE) {
+function changed() {
   const { bytes, file } = input, whole = file ? file.size : bytes.length, read = Math.min(bytes.length, SHOWN);
   const name = file ? `${file.name}: ` : "";
   const cut = read < whole ? `the first ${number(read)} of ` : "";
   byId("about").textContent = whole ? `${name}${cut}${counted(whole, "byte")}${cut ? " are read" : ""}` : "";
   for (const column of columns) column.forget();
   clearTimeout(input.timer);
-  input.timer = setTimeout(() => columns.forEach((column) => column.read()), pause);
+  input.timer = setTimeout(() => columns.forEach((column) => column.read()), PAUSE);
 }
 
 async function open(file) {
@@ -606,12 +609,13 @@ class Column {
       this.made = { ...this.made, ...patches };
       this.draw();
     };
+    const later = () => pause(AGAIN).then(cut);
     try {
       await this.stream(body, signal, current, (bytes, bits, final) => {
         this.made = { ...this.made, bytes, bits };
         write(completion, bytes, text, final);
         this.draw();
-        cutting ??= model.patches ? cut() : null;
+        cutting ??= model.patches && !final ? later() : null;
       });
     } finally {
       if (current()) {
@@ -646,7 +650,8 @@ class Column {
     let drawing = null;
     const bytes = await this.stream(body, signal, current, (bytes, _, final) => {
       if (final || modality.suffix !== ".png") return;
-      drawing ??= this.show(name, figure, model, joined(given, bytes), current).catch(() => {}).then(() => (drawing = null));
+      drawing ??= this.show(name, figure, model, joined(given, bytes), current)
+        .catch(() => {}).then(() => pause(AGAIN)).then(() => (drawing = null));
     });
     await drawing;
     await this.show(name, figure, model, joined(given, bytes), current);
