@@ -226,9 +226,9 @@ def settled(server: Server) -> Row:
     async def sequences() -> float:
         async with aiohttp.ClientSession() as session, session.get(f"{server.url}/metrics") as response:
             text = await response.text()
-        return sum(float(value) for value in re.findall(r"bytelm_(?:running|waiting)_sequences\S* (\S+)", text))
+        return sum(float(value) for value in re.findall(r"(?m)^bytelm_(?:running|waiting)_sequences\S* (\S+)", text))
 
-    end, left = time.monotonic() + 60, 1.0
+    end, left = time.monotonic() + 20, 1.0
     while left and time.monotonic() < end:
         time.sleep(2)
         left = asyncio.run(sequences())
