@@ -230,8 +230,16 @@ def test_a_grammar_that_ends_or_occupies_the_compiler(
     trial.write_text(program)
     monkeypatch.setattr(compiling, "__file__", str(trial))
     monkeypatch.setattr(grammar, "SECONDS", 0.5)
-    with pytest.raises(UsageError, match="compiling it takes more than"):
-        grammar.regex("of this test alone" + program)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="compiling it takes more than"):
+            grammar.regex("of this test alone" + program)
+
+
+def test_a_refused_grammar_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        with pytest.raises(UsageError, match="unclosed group"):
+            grammar.regex("(of this test alone")
+        monkeypatch.setattr(compiling, "__file__", "nowhere.py")
 
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

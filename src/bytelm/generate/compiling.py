@@ -7,6 +7,7 @@ grammars overflow llguidance's stack, which ends the process, or keep it busy fo
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -61,9 +62,11 @@ def shortened(message: str) -> str:
 
 
 def limit() -> None:
-    """Limit this process, where the system can."""
+    """Limit this process, where the system can, and let others go first."""
     try:
         import resource
+
+        os.nice(10)
     except ImportError:  # Windows
         return
     for what, most in (

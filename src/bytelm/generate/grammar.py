@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ MOST = 1 << 18  # characters of a grammar
 SECONDS = 20  # that the trial of a grammar may take on a busy machine
 # Between the tokens of JSON: nothing, a space, or a new line and its indentation. Free white space has no end.
 SPACES = r" |\n {0,40}|\n\t{0,10}"
+_one = threading.Lock()  # trials come one after another, so that many hostile grammars take one core
 
 
 class Grammar:
@@ -124,7 +126,6 @@ def lark(grammar: str) -> Grammar:
 
 @lru_cache(maxsize=32)
 def _grammar(kind: str, text: str) -> Grammar:
-    """Compile once, after a trial in a process of its own: see `compiling`."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -133,21 +134,28 @@ def _grammar(kind: str, text: str) -> Grammar:
         raise UsageError(f"the {kind} has {len(text)} characters, and the limit is {MOST}: shorten it")
     source = _source(kind, text)
     try:
-        trial = subprocess.run(
-            [sys.executable, "-P", str(Path(compiling.__file__))],
-            input=source.encode(),
-            capture_output=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        said = trial.stdout.decode().strip()
-        if trial.returncode:  # out of stack, memory or time
-            said = f"compiling it takes more than {compiling.CPU_SECONDS} s or {compiling.MEMORY >> 20} MiB"
+        with _one:
+            wrong = _trial(source)
     except subprocess.TimeoutExpired:
-        said = f"compiling it takes more than {SECONDS} s"
-    if said:
-        raise UsageError(f"the {kind} cannot be used ({said}): change or simplify it")
+        wrong = f"compiling it takes more than {SECONDS} s"
+    if wrong:
+        raise UsageError(f"the {kind} cannot be used ({wrong}): change or simplify it")
     return Grammar(compiling.compiled(source))
+
+
+@lru_cache(maxsize=64)
+def _trial(source: str) -> str:
+    """What is wrong with a grammar, by a process that only compiles it: see `compiling`. Raises TimeoutExpired."""
+    trial = subprocess.run(
+        [sys.executable, "-P", str(Path(compiling.__file__))],
+        input=source.encode(),
+        capture_output=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    if trial.returncode:  # out of stack, memory or time
+        return f"compiling it takes more than {compiling.CPU_SECONDS} s or {compiling.MEMORY >> 20} MiB"
+    return trial.stdout.decode().strip()
 
 
 def _source(kind: str, text: str) -> str:
