@@ -18,10 +18,14 @@ from bytelm.evaluate.bits import logprobs
 from bytelm.generate.request import Chunk, Request
 from bytelm.lm import load
 from bytelm.serve.answers import NAMES, Choice, merged
+from bytelm.serve.app import build
 from bytelm.serve.chat import Template
 from bytelm.serve.generating import event
+from bytelm.serve.guard import Keys, guarded
 from bytelm.serve.schema import Message
-from serving import RUN, Live, events, live
+from bytelm.serve.service import Service
+from guarded import unlocked
+from serving import RUN, Live, events, live, served
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +263,10 @@ def test_output_is_constrained_where_a_request_says_so(server: Live) -> None:
     assert set(json.loads(texts[0])) == {"a"} and re.fullmatch("[ab]{3,5}c", texts[1]) and texts[2] in ("yes", "no")
     wrong = server.post("/v1/completions", prompt="a", response_format={"type": "regex", "regex": "(("})
     assert wrong.status_code == 422
+
+
+@pytest.mark.fault("S1")
+def test_no_route_of_the_real_application_is_open_without_a_key() -> None:
+    app = build(Service([served()]))
+    locked = guarded(app, keys=Keys.of("a key of a test".replace(" ", "-")))
+    assert unlocked(app, locked) == {("GET", "/health"), ("HEAD", "/health")}
