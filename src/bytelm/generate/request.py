@@ -14,7 +14,7 @@ from bytelm.errors import UsageError
 from bytelm.generate import stop as stopping
 from bytelm.generate.constraint import Constraint, Utf8Constraint
 from bytelm.generate.sampling import DEFAULT, Reals, Sampling, logprobs
-from bytelm.units import BOS, BYTES, EOS, PAD, RESERVED
+from bytelm.units import BOS, BYTES, EOS, PAD, RESERVED, UNWRITTEN
 
 Ints = NDArray[np.int64]
 Reason = Literal["eos", "stop", "length", "error"]
@@ -42,9 +42,14 @@ class Score:
 
 
 def scored(logits: Reals, ids: Ints, top: int) -> tuple[Score, ...]:
-    """The scores of ids `[n]` by logits `[n, vocab]`, each with the `top` most probable ids (lower ids first)."""
+    """The scores of ids `[n]` by logits `[n, vocab]`, each with the `top` most probable ids that can be written.
+
+    Lower ids come first among equals.
+    """
     nats = logprobs(logits)
-    best = np.argsort(-nats, axis=-1, kind="stable")[:, :top]
+    possible = nats.copy()
+    possible[:, UNWRITTEN] = -np.inf
+    best = np.argsort(-possible, axis=-1, kind="stable")[:, :top]
     return tuple(
         Score(symbol, float(line[symbol]), tuple((int(i), float(line[i])) for i in order))
         for symbol, line, order in zip(ids.tolist(), nats, best, strict=True)
@@ -158,10 +163,21 @@ class Row:
     """Generated ids."""
     scores: list[Score] = field(default_factory=list[Score])
     """Those of the bytes held back."""
+    full: bool = False
+    """Whether its constraint needs more bytes for the next character than are left."""
     scored: int = 0
     """Ids of the prompt whose scores were given."""
     reused: int = 0
     """Ids of the prompt that were not read again, as the row had read them for an earlier request."""
+
+    def allowed(self, constraint: Constraint) -> NDArray[np.bool_]:
+        """The ids `[vocab]` that a constraint allows next. A row that has no other choice may end without `eos` too."""
+        found = constraint.allowed(self.left).copy()
+        ends = bool(found[EOS])
+        found[EOS] &= self.request.eos
+        if not found.any():
+            found[EOS], self.full = True, not ends
+        return found
 
     def write(self, symbol: int, score: Score | None = None) -> Chunk:
         """Take one generated id, and return the bytes that become final. A token's bytes beyond the end are dropped."""
@@ -169,7 +185,7 @@ class Row:
         if score:
             self.scores.append(score)
         if symbol == EOS:
-            return self.given(self.held, "eos")
+            return self.given(self.held, "length" if self.full else "eos")
         if self.constraint:
             self.constraint.extend(symbol)
         given = b""

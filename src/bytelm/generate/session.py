@@ -229,8 +229,7 @@ class Session:
         for slot in slots.tolist():
             row = self.rows[slot]
             if row.constraint:
-                self.allowed[slot] = row.constraint.allowed(row.left)
-                self.allowed[slot, EOS] &= row.request.eos
+                self.allowed[slot] = row.allowed(row.constraint)
         kinds: dict[Sampling, list[int]] = {}
         for index, slot in enumerate(slots.tolist()):
             kinds.setdefault(self.rows[slot].request.sampling, []).append(index)

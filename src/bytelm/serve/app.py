@@ -43,6 +43,8 @@ except ImportError as error:
 T = TypeVar("T")
 NAME = re.compile(r"\w{1,64}")
 """A part of the place of an error; others are of the validator, as the kind of text that a field may hold."""
+FIELDS = {"prompt_b64", "stop", "file_b64", "bytes_b64", "messages"}
+"""What a message of the house may begin with; others are about the prompt."""
 TYPES = {".png": "image/png", ".wav": "audio/wav"}
 
 
@@ -115,7 +117,8 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(BytelmError)
     async def usage_error(_: Http, error: Exception) -> Response:
         status = 422 if isinstance(error, UsageError | DataError) else 500
-        return refused(status, str(error), str(error).split(" ", 1)[0] if status == 422 else None)
+        first = str(error).split(" ", 1)[0]
+        return refused(status, str(error), first if first in FIELDS else "prompt" if status == 422 else None)
 
     @app.exception_handler(BusyError)
     async def busy(_: Http, error: Exception) -> Response:

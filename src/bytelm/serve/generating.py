@@ -110,7 +110,10 @@ class Generating:
     async def submitted(self, http: Http) -> Answer:
         """Queue the sequences. Raises Problem."""
         body, template = self.body, self.service.template
-        make = await constraints.of(body)
+        try:
+            make = await constraints.of(body)
+        except UsageError as error:
+            raise Problem(422, str(error), "response_format") from None
         echo = bool(isinstance(body, CompletionRequest) and body.echo)
         if isinstance(body, CompletionRequest):
             prompts, logprobs, most, stop = body.prompts, body.logprobs, body.max_tokens, body.stops
