@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -62,7 +61,7 @@ def serving(command: Sequence[str], log: Path, url: str = "", ready: str = "/rea
             sys.exit(f"{' '.join(command)} does not serve:\n{log.read_text()[-2000:]}")
         yield Server(url, process.pid)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT is ignored by what was started in the background
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:
