@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Busy:
 
     def __init__(self) -> None:
         self.draining, self.ended, self.streams = False, asyncio.Event(), 0
+        self.finished = False  # streams end as if they had no more
         self.received = 0  # bodies that reached a route
         self.left = 0  # streams whose client left
 
@@ -64,9 +66,9 @@ def build(service: Busy) -> FastAPI:
         names = sorted(name for name, _ in request.headers.items())
         return {"body": body, "client": request.state.client, "headers": names}
 
-    @app.post("/broken")
-    async def broken(body: dict[str, Any]) -> None:
-        raise ValueError(f"cannot use {body}")
+    @app.post("/finish")
+    async def finish() -> None:
+        service.finished = True
 
     @app.post("/stream")
     async def stream(body: dict[str, Any]) -> Response:
@@ -78,6 +80,8 @@ def build(service: Busy) -> FastAPI:
             try:
                 for number in range(body["events"]):
                     yield b"data: %d of %d\n\n" % (number, os.getpid())
+                    if service.finished:
+                        break
                     if service.ended.is_set():
                         yield b"data: cut\n\n"
                         return
@@ -129,6 +133,12 @@ class Process:
         lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items()), "", ""]
         return parsed(self.raw("\r\n".join(lines).encode("latin-1") + body))
 
+    def stream(self, events: int, pause: float = 0.01) -> socket.socket:
+        """A connection on which a stream was asked for."""
+        body = json.dumps({"events": events, "pause": pause}).encode()
+        head = f"POST /stream HTTP/1.1\r\nHost: a\r\nx-api-key: {KEY}\r\nContent-Type: application/json\r\n"
+        return self.send(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
     def health(self) -> dict[str, Any]:
         """What /health says, which needs no key."""
         return json.loads(self.ask("GET", "/health")[2])
@@ -153,6 +163,19 @@ def running(**options: Any) -> Iterator[Process]:
             if pipe is not None:
                 pipe.close()
         server.process.wait(60)
+
+
+def until(true: Callable[[], Any]) -> None:
+    """Wait for something that must happen."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def events_of(answer: bytes) -> list[bytes]:
+    """The events in what has come of a stream."""
+    return re.findall(rb"data: (.*)\n\n", answer)
 
 
 def rest(connection: socket.socket) -> bytes:

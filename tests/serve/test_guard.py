@@ -61,6 +61,18 @@ def test_every_route_needs_a_key_but_health(app: Any, closed: guard.Guard) -> No
     assert unlocked(app, closed) == {("GET", "/health"), ("HEAD", "/health")}
 
 
+@pytest.mark.fault("S1")
+def test_every_route_of_the_server_needs_a_key_but_health() -> None:
+    pytest.importorskip("prometheus_client")
+    from bytelm.serve.app import build
+    from bytelm.serve.service import Service
+    from serving import served
+
+    app = build(Service([served()]))
+    found = unlocked(app, guard.guarded(app, keys=guard.Keys.of(KEY)))
+    assert found == {("GET", "/health"), ("HEAD", "/health")}
+
+
 def test_a_route_that_needs_no_key_is_found(app: Any) -> None:
     """By the test above."""
     assert ("GET", "/docs") in unlocked(app, app)

@@ -1,7 +1,8 @@
 """The log of a server: one JSON object per line on stderr.
 
-Every line has `time` (UTC), `level` and `event`; a request has its id, client, method, path, status, seconds and
-bytes. What a client sends is escaped and cut; keys are never in it, and prompts only where that was asked for.
+Every line has `time` (UTC), `level` and `event`, and what the logger "bytelm.serve" was given as `extra`; a request has
+its id, client, method, path, status, seconds and bytes. What a client sends is escaped and cut; keys are never in it,
+and prompts only where that was asked for.
 """
 
 from __future__ import annotations
@@ -21,19 +22,24 @@ PROMPTS = logging.getLogger("bytelm.serve.prompts")
 LEVELS = {"bytelm.serve": logging.INFO, "uvicorn": logging.ERROR, "asyncio": logging.WARNING}
 SHOWN = 300  # characters of a text that a client chose
 FRAMES = 12  # of a traceback, the innermost ones
+OWN = {*vars(logging.makeLogRecord({})), "message", "asctime"}  # what every record has
 # Errors whose texts are about the machine. Those of others (ValueError, KeyError) may quote what a client sent.
 OPEN = (OSError, RuntimeError, MemoryError)
 
 
+class Whole(str):
+    """A text that is not cut."""
+
+
 def write(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
     """Log an event."""
-    EVENTS.log(level, event, extra={"fields": fields | (failure(error) if error else {})})
+    EVENTS.log(level, event, extra=fields | (failure(error) if error else {}))
 
 
 def prompt(request_id: str, body: bytes) -> None:
     """Log the body of a request, if prompts are logged."""
     if PROMPTS.isEnabledFor(logging.INFO):
-        PROMPTS.info("prompt", extra={"fields": {"id": request_id}, "body": body.decode(errors="replace")})
+        PROMPTS.info("prompt", extra={"id": request_id, "body": Whole(body.decode(errors="replace"))})
 
 
 def failure(error: BaseException) -> dict[str, Any]:
@@ -54,12 +60,10 @@ class Lines(logging.Formatter):
         line: dict[str, Any] = {"time": time.replace("+00:00", "Z"), "level": record.levelname.lower()}
         line["event"] = record.getMessage().strip()[:SHOWN]
         error = record.exc_info[1] if record.exc_info else None
-        fields: dict[str, Any] = getattr(record, "fields", {}) | (failure(error) if error else {})
-        for name, value in fields.items():
-            line[name] = value[:SHOWN] if isinstance(value, str) else value
-        if hasattr(record, "body"):
-            line["body"] = vars(record)["body"]
-        return json.dumps(line)
+        fields = {name: value for name, value in vars(record).items() if name not in OWN}
+        for name, value in (fields | (failure(error) if error else {})).items():
+            line[name] = value[:SHOWN] if isinstance(value, str) and not isinstance(value, Whole) else value
+        return json.dumps(line, default=str)
 
 
 class Stream(logging.StreamHandler[TextIO]):
