@@ -33,7 +33,7 @@ class Limits:
     queue: int = 128
     """Sequences of a model that wait at most; more are refused for now (429)."""
     max_length: int | None = None
-    """Ids of a sequence, prompt included (default: twice the training context length, 4096 at least)."""
+    """Ids of a sequence, prompt included (default: the training context length, 4096 at least)."""
     max_body: int = 1 << 25
     """Bytes of a request at most."""
     drain: float = 30.0

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 from bytelm.errors import ResourceError, UsageError
@@ -44,6 +45,9 @@ class Engine:
     def __init__(self, models: Sequence[Served], metrics: Metrics) -> None:
         self.models = {served.name: served for served in models}
         self.metrics = metrics
+        for served in models:
+            metrics.running.labels(served.name).set_function(partial(len, served.running))
+            metrics.waiting.labels(served.name).set_function(partial(len, served.queue))
         self.lock = threading.Condition()
         self.cancelled: list[Running] = []
         self.jobs: deque[tuple[Future[object], Callable[[], object]]] = deque()
@@ -219,8 +223,6 @@ class Engine:
         """A step of a model's batches."""
         found = self.admit(served)
         metrics, name = self.metrics, served.name
-        metrics.running.labels(name).set(len(served.running))
-        metrics.waiting.labels(name).set(len(served.queue))
         for session in [served.session, *served.retired]:
             if not session.rows:
                 continue

@@ -87,7 +87,7 @@ class Served:
 
     def __init__(self, name: str, checkpoint: Checkpoint, rows: int, queue: int, capacity: int | None) -> None:
         self.name, self.checkpoint = name, checkpoint
-        self.capacity = capacity or max(LEAST, 2 * checkpoint.lm.context)
+        self.capacity = capacity or max(LEAST, checkpoint.lm.context)
         """Ids of a sequence at most."""
         self.asked = rows
         self.session = self.opened(checkpoint.lm)
