@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
+import mmap
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_double, c_int64, c_void_p
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from bytelm.native.library import library, reason
 from bytelm.native.packing import BF16, F32, F64, Matrix
 
 VECTOR = 64  # bytes of a vector on any processor; caches are laid out in whole ones
+SPARSE = 1 << 22  # bytes from which arrays of caches are given memory page by page: where numpy asks for huge pages
 STEP = 64  # positions in a table of angles, see attention.h
 
 Ints = NDArray[np.int64]
@@ -164,6 +168,22 @@ K = TypeVar("K", bound="Kernels")
 
 
 @dataclass(frozen=True)
+def untouched(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros that take memory page by page, as they are used.
+
+    numpy asks for huge pages: of a large array of caches, which is written here and there, each first touch would
+    clear 2 MB, and soon all of it would be resident.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < SPARSE:
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
 class Kernels:
     """The compiled functions, for numbers of one precision: float32, or float64 (`exact`)."""
 
@@ -212,7 +232,7 @@ class Kernels:
     def zeros(self, *shape: int, kind: int | None = None) -> NDArray[Any]:
         """Room for numbers of a kind, or of those that are computed with; the system gives memory when it is used."""
         dtypes = (np.float64, np.float32, np.uint16, np.int8)
-        return np.zeros(shape, self.real if kind is None else dtypes[kind])
+        return untouched(shape, np.dtype(self.real if kind is None else dtypes[kind]))
 
     def vector(self, weight: Tensor) -> NDArray[Any]:
         """A norm's weight, or a few rows of a table, as numbers to compute with."""

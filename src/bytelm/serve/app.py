@@ -120,6 +120,11 @@ def add_errors(app: FastAPI) -> None:
         first = str(error).split(" ", 1)[0]
         return refused(status, str(error), first if first in FIELDS else "prompt" if status == 422 else None)
 
+    @app.exception_handler(Exception)
+    async def unexpected(http: Http, _: Exception) -> Response:  # it is raised again after that, for the log
+        request_id = http.scope.get("state", {}).get("request_id", "")
+        return refused(500, f"internal error, in the log as {request_id}", headers={"x-request-id": request_id})
+
     @app.exception_handler(BusyError)
     async def busy(_: Http, error: Exception) -> Response:
         return refused(429, str(error), headers={"retry-after": str(cast(BusyError, error).retry)})
