@@ -125,6 +125,16 @@ def test_fields_after_a_body_are_no_headers(server: Process) -> None:
     )
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_another_protocol_is_not_taken_up_and_the_body_arrives(server: Process, protocol: str) -> None:
+    """As Java's HttpClient and `curl --http2` ask."""
+    asks = f"Connection: Upgrade, HTTP2-Settings\r\nuPgrade: {protocol}\r\nHTTP2-Settings: AAMAAABk\r\n".encode()
+    first = HEAD + asks + b'Content-Length: 8\r\n\r\n{"a": 1}'
+    second = HEAD + b'Connection: close\r\nContent-Length: 8\r\n\r\n{"a": 2}'
+    found = server.raw(first + second)
+    assert found.count(b"HTTP/1.1 200") == 2 and b'{"a":1}' in found and b'{"a":2}' in found
+
+
 @pytest.mark.parametrize(
     "request_line",
     ["CONNECT a:443 HTTP/1.1", "GET http://a HTTP/1.1", "garbage", "GET /\xff HTTP/1.1", "PRI * HTTP/2.0", "\0"],

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -28,6 +29,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TICK = 0.05  # seconds between two counts of the requests in progress
 LAST = 3  # seconds in which the ends of answers must be sent
 BACKLOG = 1024
+UPGRADE = re.compile(rb"(?i)\r\nupgrade(?=[ \t]*:)")
 
 
 @runtime_checkable
@@ -77,6 +79,8 @@ class Connection(HttpToolsProtocol):
     - More than `HEADERS` bytes arrive that are neither complete headers nor a body (endless headers, trailers): 431.
     - The client does not read for `write_timeout` seconds: closed.
     - Fields after a chunked body (trailers) are dropped; uvicorn appends them to the headers.
+    - The header `Upgrade` is renamed: with it the parser drops the body (https://github.com/Kludex/uvicorn/issues/2722),
+      and Java's HttpClient and `curl --http2` send it.
     - A client that sent a second request before the first was answered, and left: the first one hears of it too.
     """
 
@@ -112,6 +116,9 @@ class Connection(HttpToolsProtocol):
         between = not self.in_headers and not self.in_body
         if self.transport.is_closing() or (between and not data.strip(b"\r\n")):
             return  # blank lines before a request say nothing, and are no reason to wait longer
+        if between:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = UPGRADE.sub(b"\r\nignored", head) + end + rest
         self.unused += len(data)
         super().data_received(data)
         if self.transport.is_closing():
