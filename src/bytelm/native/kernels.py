@@ -167,7 +167,6 @@ class ThreadPool:
 K = TypeVar("K", bound="Kernels")
 
 
-@dataclass(frozen=True)
 def untouched(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Zeros that take memory page by page, as they are used.
 
@@ -184,6 +183,7 @@ def untouched(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.frombuffer(memory, dtype).reshape(shape)
 
 
+@dataclass(frozen=True)
 class Kernels:
     """The compiled functions, for numbers of one precision: float32, or float64 (`exact`)."""
 
