@@ -27,7 +27,8 @@ from devtools import BROWSER, CONTROL, PATIENCE, Browser, Loop, Page, browser
 pytestmark = pytest.mark.skipif(not BROWSER, reason="there is no chromium or google-chrome here")
 
 SIDE = 8  # pixels of a picture of the API below
-STORY = "the sea — <b>grün</b>\n".encode() + b"\xff!"
+TURNED = "\u202e"  # what turns the text after it around, and is not to be seen
+STORY = f"the sea — <b>grün</b>\n{TURNED}".encode() + b"\xff!"
 CARD = {"object": "model", "created": 0, "owned_by": "bytelm", "max_model_len": 4096, "step": 7, "bits_per_byte": 1.25}
 PICTURES = {"name": "image", "suffix": ".png", "media_type": "image/png", "size": 3 * SIDE**2, "unit": 3, "row": 24}
 MODELS = [
@@ -89,7 +90,9 @@ class Api:
         body = await self.body(request)
         if self.fails:
             status, message = self.fails
-            return JSONResponse({"error": {"message": message}}, status, {"retry-after": "1"} if status == 429 else {})
+            return JSONResponse(
+                {"error": {"message": message}}, status, {"retry-after": "0.2"} if status == 429 else {}
+            )
         if body.get("stream"):
             return StreamingResponse(self.stream(body), media_type="text/event-stream")
         data = data_of(body)
@@ -242,9 +245,8 @@ def test_text_is_cut_into_patches_as_it_is_typed(tab: Page, api: Api) -> None:
     tab.run("document.querySelector('.view').focus()")
     for key in ("Home", "ArrowRight"):
         tab.press(key)
-    told = (
-        "é is byte 1 to 2, hex c3 a9 · 4.00 bits · entropy 0.00 bits · patch 1, 3 bytes · expected: e 50 %, \\xe2 25 %"
-    )
+    told = "é is byte 1 to 2, hex c3 a9 · 4.00 bits · entropy 0.00 bits · patch 1, 3 bytes"
+    told += " · expected: e 50\u202f%, \\xe2 25\u202f%"
     assert tab.text(".readout").startswith(told)
     assert tab.run("document.querySelector('.view').ariaValueText").startswith(told)
 
@@ -265,7 +267,7 @@ def test_a_next_byte_is_appended_whatever_it_is(tab: Page, api: Api) -> None:
     tab.until(f"{COUNT.format('.view .cell')} === 5")
     assert data_of(api.asked[-1][1]) == b"a\\\xe2\x82\xac\re"
     assert tab.run("document.querySelector('.next button:nth-child(4)').disabled")  # the end of the text is no byte
-    assert tab.run("document.querySelector('.next button').ariaLabel") == "e, 50 %"
+    assert tab.run("document.querySelector('.next button').ariaLabel") == "e, 50\u202f%"
 
 
 def test_generation_streams_and_can_be_stopped(tab: Page, api: Api) -> None:
@@ -284,8 +286,9 @@ def test_generation_streams_and_can_be_stopped(tab: Page, api: Api) -> None:
     tab.until("document.querySelector('.ended').textContent.startsWith('256')")
     assert api.left == 1
     whole = (STORY * 11)[:256]
-    assert tab.text(".completion") == whole.decode(errors="backslashreplace")
-    assert tab.run(COUNT.format(".completion .code")) == whole.count(b"\xff") and not tab.run(COUNT.format("b b"))
+    shown = whole.replace(TURNED.encode(), b"\\xe2\\x80\\xae").decode(errors="backslashreplace")
+    assert tab.text(".completion") == shown
+    assert tab.run(COUNT.format(".completion .code")) == shown.count("\\x") and not tab.run(COUNT.format("b b"))
     assert " bytes/s · first byte after " in tab.text(".speed")
     tab.until(f"{COUNT.format('.patch')} === {(b'so ' + whole).count(b' ') + 1}")
     made = bars(tab, ".made i")
@@ -326,6 +329,9 @@ def test_two_models_read_the_same_input(tab: Page, api: Api) -> None:
     tab.click("#generate")
     tab.until("[...document.querySelectorAll('.ended')].every(one => one.textContent.startsWith('256 bytes'))")
     assert {body["model"] for _, body in api.asked if body.get("stream")} == {"cut", "plain"}
+    made = [max(0.04, min(1, byte % 8 / 8)) for byte in (STORY * 11)[:256]]
+    tab.until(f"{COUNT.format('.column:nth-child(2) .made i')} === 256")
+    assert bars(tab, ".column:nth-child(2) .made i") == made  # of the stream itself
     tab.click(".column:nth-child(2) .remove")
     assert tab.run(COUNT.format(".column")) == 1
 
@@ -336,9 +342,10 @@ def test_a_dropped_file_is_shown_as_far_as_it_is_read(tab: Page, api: Api) -> No
     assert tab.text("#about") == "some.bin: the first 2,048 of 10,240 bytes are read"
     assert data_of(api.asked[-1][1]) == bytes(range(256)) * 8
     assert tab.run("document.getElementById('text').value").startswith("\\x00\\x01\\x02")
-    drop(tab, "dos.txt", "ü\r\n".encode())
-    tab.until(f"{COUNT.format('.cell')} === 3")
-    assert data_of(api.asked[-1][1]) == "ü\r\n".encode()
+    drop(tab, "dos.txt", f"ü\r\n{TURNED}".encode())
+    tab.until(f"{COUNT.format('.cell')} === 4")
+    assert data_of(api.asked[-1][1]) == f"ü\r\n{TURNED}".encode()
+    assert tab.run("document.getElementById('text').value") == "ü\\r\n\\xe2\\x80\\xae"
     drop(tab, "text.txt", "üb\n".encode() * 1000)
     tab.until(f"{COUNT.format('.cell')} === 1536")
     assert data_of(api.asked[-1][1]) == "üb\n".encode() * 512
@@ -407,7 +414,7 @@ def test_the_keyboard_is_enough_and_everything_has_a_name(tab: Page, api: Api) -
         tab.run("document.querySelector('.next button').focus()")
         tab.press("Enter")
     tab.until(f"{COUNT.format('.cell')} === 5")
-    assert tab.run("document.activeElement.ariaLabel") == "e, 50 %"  # the focus stayed
+    assert tab.run("document.activeElement.ariaLabel") == "e, 50\u202f%"  # the focus stayed
     api.pause = 0.05
     tab.press("Enter", CONTROL)
     tab.until(f"{COUNT.format('.cell.made')} > 1")

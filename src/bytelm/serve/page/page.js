@@ -1,4 +1,4 @@
-// The page of a bytelm server. Everything is bytes (Uint8Array); text is only shown. Data reaches the page as text nodes.
+// The page of a bytelm server. Everything is bytes (Uint8Array); text is only shown, and data are shown as text nodes.
 
 const SHOWN = 4096; // bytes of an input that are read, and shown, at most
 const VIEWED = 8192; // bytes of input and completion that are shown as patches
@@ -12,7 +12,8 @@ const byId = (id) => document.getElementById(id);
 const number = (value, digits = 0) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const counted = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
-const percent = (share) => (share < 0.001 ? "< 0.1 %" : `${number(100 * share, share < 0.0995 ? 1 : 0)} %`);
+const percent = (share) => // in one piece: the space is narrow, and does not break
+  `${share < 0.001 ? "<0.1" : number(100 * share, share < 0.0995 ? 1 : 0)}\u202f%`;
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
@@ -73,10 +74,14 @@ const NAMED = { "\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\" };
 const VALUES = { n: 10, r: 13, t: 9, "\\": 92 };
 const control = (text) => text === null || (text.length === 1 && (text < " " || (text > "~" && text < "\xa0")));
 
+/** Whether a character shows nothing, or turns the text around it; joiners of emoji and scripts do neither. */
+const hidden = (text) => control(text) || (/^\p{C}$/u.test(text) && text !== "\u200c" && text !== "\u200d");
+
 /** Bytes as text in which any byte can be written; a line end is shown as it is. */
 function escaped(bytes) {
-  return characters(bytes).map(({ at, text }) =>
-    text === "\n" ? text : NAMED[text] ?? (control(text) ? hex(bytes[at]) : text)).join("");
+  const all = (at, size) => Array.from(bytes.subarray(at, at + size), hex).join("");
+  return characters(bytes).map(({ at, size, text }) =>
+    text === "\n" ? text : NAMED[text] ?? (hidden(text) ? all(at, size) : text)).join("");
 }
 
 /** The bytes of such a text. A backslash that begins nothing known is a backslash. */
@@ -93,7 +98,8 @@ function glyph(text, byte) {
   if (text === "\t") return ["⇥", "mark"];
   if (control(text)) return [hex(byte), "code"];
   if (/^\p{M}$/u.test(text)) return [`◌${text}`, ""];
-  if (/^[\p{C}\p{Z}]$/u.test(text)) return [`U+${text.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`, "code"];
+  const point = () => text.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  if (/^[\p{C}\p{Z}]$/u.test(text)) return [`U+${point()}`, "code"];
   return [text, ""];
 }
 
@@ -110,6 +116,8 @@ function byteOf(token) {
 
 class ApiError extends Error {}
 
+const BROKEN = "the answer broke off: the connection to the server is lost";
+
 async function problem(response) {
   let message = `${response.status} ${response.statusText}`.trim();
   try {
@@ -124,7 +132,8 @@ async function problem(response) {
 }
 
 async function request(path, body, signal) {
-  const options = body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+  const headers = { "content-type": "application/json" };
+  const options = body && { method: "POST", headers, body: JSON.stringify(body) };
   let response;
   try {
     response = await fetch(path, { ...options, signal });
@@ -145,7 +154,7 @@ async function* events(path, body, signal) {
   let held = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) throw new ApiError("the answer broke off: the server closed the connection");
+    if (done) throw new ApiError(BROKEN);
     const lines = (held + value).split("\n");
     held = lines.pop();
     for (const line of lines) {
@@ -168,13 +177,13 @@ let models = [];
 const room = () => Math.min(SHOWN, ...models.filter((m) => !isMedia(m)).map((m) => Math.floor(m.max_model_len / 2)));
 const isMedia = (model) => Boolean(model.modality && !model.modality.text);
 
-/** Take bytes as the input. They are written as they are where that is exact, and with escapes otherwise. */
+/** Take bytes as the input. They are written as they are where a text field keeps them, and with escapes otherwise. */
 function take(bytes, file = null) {
   input.bytes = bytes;
   input.file = file;
   const area = byId("text"), plain = asText(bytes);
   area.value = plain ?? "";
-  const exact = plain !== null && same(encode(area.value), bytes) && !/[\0-\x08\x0b-\x1f\x7f]/.test(plain);
+  const exact = plain !== null && !/[\0-\x08\x0b-\x1f\x7f]/.test(plain);
   byId("escapes").checked = !exact;
   if (!exact) area.value = escaped(bytes);
   changed();
@@ -196,10 +205,10 @@ function typed() {
 }
 
 function changed() {
-  const { bytes, file } = input, whole = file ? file.size : bytes.length, read = Math.min(bytes.length, SHOWN);
-  const name = file ? `${file.name}: ` : "";
-  const cut = read < whole ? `the first ${number(read)} of ` : "";
-  byId("about").textContent = whole ? `${name}${cut}${counted(whole, "byte")}${cut ? " are read" : ""}` : "";
+  const { bytes, file } = input, whole = file ? file.size : bytes.length, read = Math.min(bytes.length, room());
+  const size = counted(whole, "byte"), name = file ? `${file.name}: ` : "";
+  const part = `the first ${number(read)} of ${size} are ${file ? "read" : "shown"}`;
+  byId("about").textContent = whole ? name + (read < whole ? part : size) : "";
   for (const column of columns) column.forget();
   clearTimeout(input.timer);
   input.timer = setTimeout(() => columns.forEach((column) => column.read()), PAUSE);
@@ -283,9 +292,10 @@ class View {
     this.cursor = cursor;
     this.cells[cursor]?.classList.add("at");
     const said = cursor < 0 ? "" : this.describe(cursor);
-    this.readout.textContent = said || (this.cells.length ? "Point at a byte, or use the arrow keys here, to see more of it." : "");
+    const { length } = this.cells;
+    this.readout.textContent = said || (length ? "Point at a byte, or use the arrow keys, to see more of it." : "");
     this.node.setAttribute("aria-valuenow", String(Math.max(0, cursor)));
-    this.node.setAttribute("aria-valuetext", said || `${counted(this.cells.length, "character")}, arrow keys show each`);
+    this.node.setAttribute("aria-valuetext", said || `${counted(length, "character")}, arrow keys show each`);
   }
 
   pressed(event) {
@@ -388,12 +398,14 @@ class Column {
     const kinds = model.patches === "entropy" ? ["entropy", "bits"] : ["bits"];
     bars.replaceChildren(...kinds.map((kind) => element("option", kind)));
     this.part(".bars").hidden = kinds.length < 2;
-    this.part(".scale").textContent = kinds.length > 1 ? "" : model.patches === "tokens" ? "" : `bars: bits, ${TALL} at full height`;
+    const scaled = kinds.length === 1 && model.patches !== "tokens";
+    this.part(".scale").textContent = scaled ? `bars: bits, ${TALL} at full height` : "";
     this.part(".inside h2").textContent = model.patches === "tokens" ? "Tokens" : model.patches ? "Patches" : "Bytes";
     if (media) this.part(".hint").textContent = invitation(model.modality);
     this.forget();
     this.found = NOTHING;
-    this.read();
+    if (media && input.file) this.generate();
+    else this.read();
   }
 
   get unit() {
@@ -443,7 +455,8 @@ class Column {
   /** Bits of each byte, and the most probable next bytes. */
   async score(model, data, signal) {
     if (model.patches === "tokens") return {}; // generates tokens: bytes have no probabilities of their own
-    const body = { model: model.id, prompt_b64: toBase64(data), max_tokens: 1, echo: true, logprobs: BEST, temperature: 0 };
+    const asked = { max_tokens: 1, echo: true, logprobs: BEST, temperature: 0 };
+    const body = { ...asked, model: model.id, prompt_b64: toBase64(data) };
     const { logprobs } = (await json("/v1/completions", body, signal)).choices[0];
     const nats = logprobs.token_logprobs.slice(0, data.length);
     const top = logprobs.top_logprobs.map((one) => one && Object.entries(one).sort((a, b) => b[1] - a[1]));
@@ -462,7 +475,8 @@ class Column {
   draw() {
     const { found, made } = this, given = found.read;
     if (found.of !== input.bytes) return; // it is being read
-    const whole = given < input.bytes.length ? input.bytes.subarray(0, given) : joined(input.bytes, made.bytes).subarray(0, VIEWED);
+    const all = given < input.bytes.length ? input.bytes.subarray(0, given) : joined(input.bytes, made.bytes);
+    const whole = all.subarray(0, VIEWED);
     const bits = found.bits && [...found.bits, ...made.bits];
     const starts = made.starts ?? found.starts, entropy = made.entropy ?? found.entropy;
     const patchOf = starts && numbered(starts, whole.length), chars = characters(whole);
@@ -535,11 +549,11 @@ class Column {
     if (!chosen) return;
     this.stop();
     const mine = (this.latest = this.writing = new AbortController());
-    const current = () => this.latest === mine;
+    const current = () => this.latest === mine, media = isMedia(this.model);
     this.fail("");
     running();
     try {
-      await (isMedia(this.model) ? this.complete(chosen, mine.signal, current) : this.write(chosen, mine.signal, current));
+      await (media ? this.complete(chosen, mine.signal, current) : this.write(chosen, mine.signal, current));
     } catch (error) {
       if (current() && !mine.signal.aborted) this.fail(error.message);
     }
@@ -560,8 +574,13 @@ class Column {
     const draw = (final) => {
       frame = 0;
       if (!current()) return;
-      const rate = first && last > first.at ? ` · ${number((1000 * (bytes.length - first.bytes)) / (last - first.at))} bytes/s` : "";
-      speed.textContent = first ? `${counted(bytes.length, "byte")}${rate} · first byte after ${number(first.at - begun)} ms` : "";
+      const told = [];
+      if (first) told.push(counted(bytes.length, "byte"));
+      if (first && last > first.at) {
+        told.push(`${number((1000 * (bytes.length - first.bytes)) / (last - first.at))} bytes/s`);
+      }
+      if (first) told.push(`first byte after ${number(first.at - begun)} ms`);
+      speed.textContent = told.join(" · ");
       show(bytes, bits, final);
     };
     speed.textContent = "waiting for the first byte";
@@ -578,12 +597,13 @@ class Column {
         frame ||= requestAnimationFrame(() => draw(false));
       }
     } catch (error) {
-      if (!signal.aborted) failure = error;
+      if (!signal.aborted) failure = error instanceof ApiError ? error : new ApiError(BROKEN);
     }
     cancelAnimationFrame(frame);
     draw(true);
     if (failure) throw failure;
-    const why = signal.aborted ? "stopped" : reason === "length" ? "as many as were asked for" : "ended by the model or a stop text";
+    const ended = reason === "length" ? "as many as were asked for" : "ended by the model or a stop text";
+    const why = signal.aborted ? "stopped" : ended;
     if (current()) this.part(".ended").textContent = `${counted(bytes.length, "byte")} generated: ${why}`;
     return bytes;
   }
@@ -695,13 +715,14 @@ function invitation({ name, size }) {
 
 /** More of one character: its bytes, bits, entropy, patch, and what else was probable. */
 function said(bytes, { at, size }, { bits, entropy, patchOf, top }) {
-  const sum = (list) => (list?.[at] == null ? null : list.slice(at, at + size).reduce((total, one) => total + (one ?? 0), 0));
-  const own = [...bytes.subarray(at, at + size)], text = own.map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
+  const total = (list) => list.slice(at, at + size).reduce((sum, one) => sum + (one ?? 0), 0);
+  const own = [...bytes.subarray(at, at + size)], text = own.map((byte) => hex(byte).slice(2)).join(" ");
   const name = size > 1 ? strict.decode(bytes.subarray(at, at + size)) : spoken(own[0]);
   const parts = [`${name} is byte ${number(at)}${size > 1 ? ` to ${number(at + size - 1)}` : ""}, hex ${text}`];
-  if (sum(bits) !== null) parts.push(`${number(sum(bits), 2)} bits`);
-  if (sum(entropy) !== null) parts.push(`entropy ${number(entropy[at], 2)} bits`);
-  if (patchOf) parts.push(`patch ${number(patchOf[at])}, ${counted(patchOf.filter((one) => one === patchOf[at]).length, "byte")}`);
+  if (bits?.[at] != null) parts.push(`${number(total(bits), 2)} bits`);
+  if (entropy?.[at] != null) parts.push(`entropy ${number(entropy[at], 2)} bits`);
+  const length = patchOf?.filter((one) => one === patchOf[at]).length;
+  if (patchOf) parts.push(`patch ${number(patchOf[at])}, ${counted(length, "byte")}`);
   const others = (top?.[at] ?? []).slice(0, 4).map(([token, nats]) =>
     `${byteOf(token) === null ? "end" : spoken(byteOf(token))} ${percent(Math.exp(nats))}`);
   if (others.length) parts.push(`expected: ${others.join(", ")}`);
@@ -710,18 +731,19 @@ function said(bytes, { at, size }, { bits, entropy, patchOf, top }) {
 
 /** Add bytes that are new since the last call to a text: characters whole, other bytes as \xHH. */
 function write(node, bytes, text, final) {
-  const fresh = characters(bytes.subarray(text.done), final);
+  const start = text.done;
   let run = "";
-  for (const { at, size, text: char } of fresh) {
-    if (control(char) && char !== "\n" && char !== "\t") {
-      if (run) node.append(run);
-      node.append(element("span", hex(bytes[text.done + at]), "code"));
-      run = "";
-    } else run += char;
-    if (size && at === fresh.at(-1).at && run) node.append(run);
+  for (const { at, size, text: char } of characters(bytes.subarray(start), final)) {
+    text.done += size;
+    if (char === "\n" || char === "\t" || !hidden(char)) {
+      run += char;
+      continue;
+    }
+    const own = Array.from(bytes.subarray(start + at, start + at + size), hex);
+    node.append(run, ...own.map((one) => element("span", one, "code")));
+    run = "";
   }
-  const last = fresh.at(-1);
-  if (last) text.done += last.at + last.size;
+  node.append(run);
 }
 
 // --- the page --------------------------------------------------------------------------------------------------------
