@@ -42,6 +42,7 @@ MODELS = [
     {"id": "plain", "description": "transformer", "parameters": 99, "patches": "", "modality": None},
     {"id": "pictures", "description": "megabyte", "parameters": 5, "patches": "fixed"}
     | {"modality": PICTURES | {"text": False}},
+    {"id": "pieces", "description": "bpe", "parameters": 9, "patches": "tokens", "modality": None},
 ]
 
 
@@ -352,9 +353,27 @@ def test_a_dropped_file_is_shown_as_far_as_it_is_read(tab: Page, api: Api) -> No
     assert not tab.run("document.getElementById('escapes').checked")
 
 
-def test_half_a_picture_is_completed(tab: Page, api: Api) -> None:
-    tab.run("document.querySelector('.top select').selectedIndex = 2")
+def use(tab: Page, model: str) -> None:
+    """Choose a model of the first column."""
+    tab.run(f"document.querySelector('.top select').value = '{model}'")
     tab.run("document.querySelector('.top select').dispatchEvent(new Event('change'))")
+
+
+def test_tokens_are_shown_without_bits_of_bytes(tab: Page, api: Api) -> None:
+    use(tab, "pieces")
+    api.asked.clear()
+    write(tab, "a b")
+    tab.until(f"{COUNT.format('.patch')} === 2")
+    assert tab.text(".summary") == "2 tokens 1.5 bytes per token " and tab.text(".inside h2") == "Tokens"
+    assert tab.run("document.querySelector('.next').hidden")
+    tab.click("#generate")
+    tab.until("document.querySelector('.ended').textContent")
+    scored = [body for path, body in api.asked if path == "/v1/completions" and "logprobs" in body]
+    assert scored == [] and tab.text(".completion") == "\\xc8" * 256
+
+
+def test_half_a_picture_is_completed(tab: Page, api: Api) -> None:
+    use(tab, "pictures")
     assert "This model reads image files" in tab.text(".hint")
     file = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), (1, 2, 3)).save(file, "PNG")

@@ -522,6 +522,8 @@ class Column {
 
   buttons() {
     const next = this.found.next ?? [];
+    const place = this.part(".next");
+    place.hidden = place.previousElementSibling.hidden = !next.length;
     this.next.forEach((button, index) => {
       const entry = index < BEST ? next[index] : undefined;
       button.hidden = !entry;
