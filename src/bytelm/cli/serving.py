@@ -28,7 +28,7 @@ KEY = "BYTELM_API_KEY"
 class Limits:
     """What a server takes on."""
 
-    rows: int = 32
+    rows: int = 64
     """Sequences of a model that run at once; fewer where memory is short."""
     queue: int = 128
     """Sequences of a model that wait at most; more are refused for now (429)."""

@@ -19,7 +19,7 @@ from bytelm.machine import memory
 from bytelm.serve import logs
 from bytelm.serve.queue import FairQueue
 
-PREFILL = 32
+PREFILL = 64
 """Ids of prompts that a step reads beside rows that write: more would hold these up."""
 LEAST = 4096  # ids of a sequence, by default, where the model was trained on shorter ones
 SHARE = 0.5  # of free memory, at most, for the caches of a batch
