@@ -193,6 +193,20 @@ def test_a_batch_that_cannot_go_on_is_opened_again_or_health_says_so(monkeypatch
         assert found.post("/v1/completions", prompt="b").status_code == 503
 
 
+@pytest.mark.fault("S6")
+def test_an_error_of_the_engine_ends_every_answer_and_health_says_so() -> None:
+    with live() as found:
+
+        def lost(*_: Any) -> None:
+            raise KeyError("planted")
+
+        found.service.engine.taken = lost  # type: ignore[method-assign]
+        assert found.post("/v1/completions", prompt="a").status_code == 503
+        assert httpx.get(found.url + "/health").status_code == 503
+        assert found.post("/v1/completions", prompt="b").status_code == 503
+        assert found.post("/v1/patches", prompt="b").status_code == 503
+
+
 @pytest.mark.fault("S5")
 def test_a_draining_service_finishes_what_runs_and_takes_nothing_new() -> None:
     with live() as found:

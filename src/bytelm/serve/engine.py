@@ -111,8 +111,8 @@ class Engine:
 
     async def run(self, job: Callable[[], T]) -> T:
         """Run something that reads a model between two steps. Raises StoppingError."""
-        if self.closing:
-            raise StoppingError("the server is shutting down: send the request to another one")
+        if self.closing or not self.thread.is_alive():
+            raise StoppingError("the engine has stopped: send the request to another server")
         future: Future[object] = Future()
         with self.lock:
             self.jobs.append((future, job))
@@ -147,24 +147,36 @@ class Engine:
     # --- of the thread ------------------------------------------------------------------------------------------------
 
     def work(self) -> None:
-        """Admit, cancel, step and deliver, until `close`."""
-        while True:
-            with self.lock:
-                while not (self.closing or self.jobs or self.cancelled or self.busy()):
-                    self.lock.wait()
-                if self.closing:
-                    break
-                cancelled, self.cancelled = self.cancelled, []
-                jobs = [self.jobs.popleft()] if self.jobs else []
-            for item in cancelled:
-                self.forget(item)
-            for future, job in jobs:
-                self.perform(future, job)
-            found = [pair for served in self.models.values() for pair in self.step(served)]
-            if found and self.loop is not None:
-                self.loop.call_soon_threadsafe(self.deliver, found)
+        """Step until `close`. An error of the engine itself ends every answer, and `/health` says so."""
+        try:
+            while self.turn():
+                pass
+        except Exception as error:
+            logs.write("engine stopped", logging.CRITICAL, error)
+            for served in self.models.values():
+                served.broken = error
+            if self.loop is not None:
+                self.loop.call_soon_threadsafe(self.cut)
         for future, _ in self.jobs:
-            future.set_exception(StoppingError("the server is shutting down"))
+            future.set_exception(StoppingError("the engine has stopped"))
+
+    def turn(self) -> bool:
+        """Admit, cancel, step and deliver, once there is something to do; whether to go on."""
+        with self.lock:
+            while not (self.closing or self.jobs or self.cancelled or self.busy()):
+                self.lock.wait()
+            if self.closing:
+                return False
+            cancelled, self.cancelled = self.cancelled, []
+            jobs = [self.jobs.popleft()] if self.jobs else []
+        for item in cancelled:
+            self.forget(item)
+        for future, job in jobs:
+            self.perform(future, job)
+        found = [pair for served in self.models.values() for pair in self.step(served)]
+        if found and self.loop is not None:
+            self.loop.call_soon_threadsafe(self.deliver, found)
+        return True
 
     def busy(self) -> bool:
         """Whether there is something to step or to admit."""
