@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 LITTLE_MEMORY, LITTLE_DISK = 2 << 30, 2 << 30  # bytes: less may be too little for blt-tiny
-FOR_USERS = {"bpe", "data", "eval", "hf", "logs", "media"}  # the extras that add features
+FOR_USERS = {"bpe", "data", "eval", "grammar", "hf", "logs", "media", "serve"}  # the extras that add features
 Line = tuple[str, str, str]  # what, what was found, and what to do about it if anything
 
 
