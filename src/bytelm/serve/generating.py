@@ -188,6 +188,8 @@ class Generating:
             if counted:
                 yield event(self.enveloped([], kind) | {"usage": usage(self.choices, answer.reused, self.prompts)})
             yield b"data: [DONE]\n\n"
+        except GeneratorExit:  # it is left half read, perhaps when names are gone
+            raise
         except Problem as problem:
             yield event(error_body(problem.status, problem.message))
         finally:
