@@ -181,6 +181,24 @@ def test_a_constraint_that_fails_ends_its_row_alone() -> None:
         assert data([c for c in found if c.row == good]) == expected.data
 
 
+def test_a_row_that_ends_in_the_step_in_which_another_fails_is_not_lost() -> None:
+    class Broken:
+        def allowed(self, left: int) -> Any:
+            raise ValueError("planted")
+
+        def extend(self, symbol: int) -> None:
+            raise NotImplementedError
+
+    session = opened(FIRST)
+    ends = session.submit(Request(b"scored", 0, logprobs=0, score_prompt=True))
+    fails = session.submit(Request(b"broken", 5, constraint=Broken))
+    with pytest.raises(ValueError, match="planted"):
+        session.step()
+    found = session.recover()
+    assert {c.row: c.reason for c in found if c.reason} == {ends: "length", fails: "error"}
+    assert [s.id for c in found if c.row == ends for s in c.prompt_scores] == list(b"scored")
+
+
 def test_steps_beside_writing_rows_read_little_of_a_prompt() -> None:
     model: ByteModel = FIRST
     session = opened(model, rows=4, prefill=16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import shutil
 import threading
 import time
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from bytelm.lm import load
+from bytelm.serve import logs
 from bytelm.serve.queue import FairQueue, FullError
 from bytelm.serve.reload import Reloader, loaded
 from bytelm.serve.served import Checkpoint
@@ -172,6 +174,9 @@ def test_an_exception_inside_a_step_ends_that_request_alone(caplog: pytest.LogCa
         assert found.idle() and httpx.get(found.url + "/health").status_code == 200
         assert found.metric("step_failures_total", model=RUN.name) == 1
         assert any("step failed" in record.message for record in caplog.records)
+        (told,) = (record for record in caplog.records if record.message == "sequence failed")
+        line = json.loads(logs.Lines().format(told))
+        assert line["error"] == "RuntimeError" and line["index"] == 0 and "id" in line
 
 
 @pytest.mark.fault("S6")
@@ -275,7 +280,7 @@ def test_a_damaged_newer_checkpoint_is_refused_and_the_old_one_goes_on(tmp_path:
             assert engine.loop is not None
             return asyncio.run_coroutine_threadsafe(reloader.look(), engine.loop).result(60)
 
-        assert look()  # the helper has named the run as its checkpoint
+        assert look()  # `served` has named the run as its checkpoint
         assert not look()
         newest = next((run / "checkpoints").glob("step-*"))
         newer = newest.with_name("step-00000004")

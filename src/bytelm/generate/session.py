@@ -185,26 +185,25 @@ class Session:
         scored = np.array([self.rows[slot].request.score_prompt for slot in slots.tolist()], bool)
         wanted = (scored & (np.arange(len(slots)) >= len(writing))).repeat(counts)
         wanted[counts.cumsum()[done] - 1] = True
-        before = self.decoder.lengths[slots]
+        read, before = slots, self.decoder.lengths[slots]
         logits = self.decoder.read(slots.repeat(counts), ids, wanted)
-        found = self.prompt_scores(slots, before, counts, wanted, logits) if scored.any() else []
-        logits = logits[wanted.cumsum()[counts.cumsum()[done] - 1] - 1]
+        last = logits[wanted.cumsum()[counts.cumsum()[done] - 1] - 1]
         for slot, part in parts.items():
             self.rows[slot].unread = self.rows[slot].unread[len(part) :]
         slots = slots[done]
-        found += self.finished(slots)
-        going = np.array([slot in self.rows for slot in slots.tolist()], bool)
-        slots, logits = slots[going], logits[going]
-        symbols = self.draw(slots, logits, self.decoder.lengths[slots])
+        going = np.array([self.rows[slot].left > 0 for slot in slots.tolist()], bool)
+        ended, slots, last = slots[~going], slots[going], last[going]
+        symbols = self.draw(slots, last, self.decoder.lengths[slots])  # may raise: what was found would be lost
+        found = self.prompt_scores(read, before, counts, wanted, logits) if scored.any() else []
         self.writing[slots] = True
-        return found + self.write(slots, symbols, logits)
+        return found + self.finished(ended) + self.write(slots, symbols, last)
 
     def finished(self, slots: Ints) -> list[Chunk]:
         """Rows that have read their prompt and are to write nothing."""
-        found = [(slot, self.rows[slot].request_id) for slot in slots.tolist() if not self.rows[slot].left]
-        for slot, _ in found:
+        found = [Chunk(self.rows[slot].request_id, b"", "length") for slot in slots.tolist()]
+        for slot in slots.tolist():
             self.clear(slot)
-        return [Chunk(request_id, b"", "length") for _, request_id in found]
+        return found
 
     def prompt_scores(self, slots: Ints, before: Ints, counts: Ints, wanted: Any, logits: Reals) -> list[Chunk]:
         """Scores of the next ids of prompts. `before`: ids read earlier; `logits` are those of the `wanted` ids."""

@@ -27,7 +27,7 @@ from bytelm.serve.schema import (
     encoded,
 )
 from bytelm.serve.served import Served
-from bytelm.serve.service import Service
+from bytelm.serve.service import SHOWN, Service
 from bytelm.units import BOS, BYTES, RESERVED
 
 try:
@@ -107,7 +107,7 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(Problem)
     async def problem(_: Http, error: Exception) -> Response:
         given = cast(Problem, error)
-        return refused(given.status, given.message, given.param, given.headers)
+        return refused(given.status, given.message, given.param)
 
     @app.exception_handler(HTTPException)
     async def http(_: Http, error: Exception) -> Response:
@@ -242,9 +242,9 @@ def add_bytes(app: FastAPI, service: Service) -> None:
         }
 
     @app.post("/v1/patches", responses=ERRORS)
-    async def patches(body: PatchesRequest, http: Http) -> dict[str, Any]:
-        """How a model cuts bytes into patches, and the entropy before each byte."""
-        served, data = found(service, body.model), body.data
+    async def patches(body: PatchesRequest) -> dict[str, Any]:
+        """How a model cuts bytes, the first 16 KiB, into patches, and the entropy before each byte."""
+        served, data = found(service, body.model), body.data[:SHOWN]
         return {"model": served.name, "bytes": len(data), **(await service.patches(served, data))}
 
     @app.post("/v1/encode", responses=ERRORS)

@@ -91,10 +91,9 @@ class Engine:
 
     @staticmethod
     def wait_of(served: Served) -> int:
-        """Seconds until the queue has room, roughly: what a row still has to write at the speed of late."""
-        steps = served.session.decoder.rows and sum(row.left for row in served.session.rows.values())
-        per_row = steps / max(1, len(served.session.rows))
-        return max(1, min(60, round(per_row * 0.02)))
+        """Seconds until the queue has room, roughly: what a row still has to write, at the pace of late; 1 to 60."""
+        left = [row.left for row in tuple(served.session.rows.values())]  # a copy: the engine's thread changes it
+        return max(1, min(60, round(sum(left) / max(1, len(left)) * served.pace)))
 
     def cancel(self, answer: Answer) -> None:
         """End all sequences of an answer before the next step; their chunks are dropped."""
@@ -158,7 +157,8 @@ class Engine:
             if self.loop is not None:
                 self.loop.call_soon_threadsafe(self.cut)
         for future, _ in self.jobs:
-            future.set_exception(StoppingError("the engine has stopped"))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(StoppingError("the engine has stopped"))
 
     def turn(self) -> bool:
         """Admit, cancel, step and deliver, once there is something to do; whether to go on."""
@@ -243,6 +243,7 @@ class Engine:
             chunks = self.stepped(served, session)
             took = time.perf_counter() - began
             metrics.step.labels(name).observe(took)
+            served.pace = 0.9 * served.pace + 0.1 * took if served.pace else took
             read = unread - sum(len(row.unread) for row in session.rows.values())
             if read > PREFILL // 2:
                 rate = read / took

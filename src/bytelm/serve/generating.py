@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -11,9 +12,10 @@ from typing import Any, TypeVar, cast
 
 from bytelm.errors import MissingExtraError, UsageError
 from bytelm.generate.request import Chunk, Request
-from bytelm.serve import constraints
+from bytelm.serve import constraints, logs
 from bytelm.serve.answers import Choice, merged, usage
 from bytelm.serve.engine import StoppingError, failure
+from bytelm.serve.guard import error_of
 from bytelm.serve.schema import DEFAULT_BYTES, ChatRequest, CompletionRequest, Shared
 from bytelm.serve.served import Answer, Served
 from bytelm.serve.service import Service
@@ -32,28 +34,15 @@ CHAT_BYTES = 1024  # of an answer in a conversation, where the request names no 
 class Problem(Exception):
     """An answer that is an error."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, **headers: str) -> None:
+    def __init__(self, status: int, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.param = status, message, param
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-
-def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """An error as clients of the API read it."""
-    kind = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error", 500: "server_error"}
-    return {
-        "error": {
-            "message": message,
-            "type": kind.get(status, "invalid_request_error"),
-            "param": param,
-            "code": "model_not_found" if status == 404 and param == "model" else None,
-        }
-    }
 
 
 def refused(status: int, message: str, param: str | None = None, headers: dict[str, str] | None = None) -> JSONResponse:
     """An error as a response."""
-    return JSONResponse(error_body(status, message, param), status, headers)
+    code = "model_not_found" if status == 404 and param == "model" else None
+    return JSONResponse(error_of(status, message, param, code), status, headers)
 
 
 class Events(Response):
@@ -106,6 +95,7 @@ class Generating:
         self.created = int(time.time())
         self.choices: list[Choice] = []
         self.prompts = 1
+        self.request_id = ""
 
     async def submitted(self, http: Http) -> Answer:
         """Queue the sequences. Raises Problem."""
@@ -134,8 +124,9 @@ class Generating:
                 flags = (bool(body.utf8), not body.ignore_eos, make, logprobs, echo and logprobs is not None)
                 requests.append(Request(prompt, *options, *flags))
         self.choices = [Choice(index, one, echo, self.chat) for index, one in enumerate(requests)]
-        client = http.scope.get("state", {}).get("client", "")
-        return self.service.engine.submit(self.served, requests, client)
+        state = http.scope.get("state", {})
+        self.request_id = state.get("request_id", "")
+        return self.service.engine.submit(self.served, requests, state.get("client", ""))
 
     def enveloped(self, choices: list[dict[str, Any]], kind: str) -> dict[str, Any]:
         """The object of the API around choices."""
@@ -155,6 +146,8 @@ class Generating:
             by_index.setdefault(index, []).append(chunk)
             if chunk.reason == "error":
                 gone, known = isinstance(chunk.error, StoppingError), isinstance(chunk.error, UsageError)
+                if not (gone or known):
+                    logs.write("sequence failed", logging.ERROR, chunk.error, id=self.request_id, index=index)
                 raise Problem(503 if gone else 422 if known else 500, failure(chunk.error))
         entries = [self.choices[index].piece(chunks) for index, chunks in by_index.items()]
         return [entry for entry in entries if entry is not None]
@@ -191,7 +184,7 @@ class Generating:
         except GeneratorExit:  # it is left half read, perhaps when names are gone
             raise
         except Problem as problem:
-            yield event(error_body(problem.status, problem.message))
+            yield event(error_of(problem.status, problem.message))
         finally:
             self.service.engine.cancel(answer)
 

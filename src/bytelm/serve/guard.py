@@ -187,14 +187,16 @@ class Answer:
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def error_body(refusal: Refusal) -> bytes:
+def error_of(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """An error as clients of the API read it."""
-    kind = "authentication_error" if refusal.status == 401 else "invalid_request_error"
-    if refusal.status >= 500:
-        kind = "server_error"
-    return json.dumps(
-        {"error": {"message": refusal.message, "type": kind, "param": None, "code": refusal.code}}
-    ).encode()
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, kind)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_body(refusal: Refusal) -> bytes:
+    """A refusal as JSON."""
+    return json.dumps(error_of(refusal.status, refusal.message, code=refusal.code)).encode()
 
 
 class Body:

@@ -26,7 +26,7 @@ class FairQueue(Generic[T]):
         self.turns = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self.waiting.values()))
+        return sum(map(len, tuple(self.waiting.values())))  # a copy: another thread may ask
 
     def put(self, client: str, items: list[T]) -> None:
         """All items, or none. Raises FullError."""

@@ -97,6 +97,8 @@ class Served:
         """By session and ticket."""
         self.broken: Exception | None = None
         """Why no batch could be opened."""
+        self.pace = 0.0
+        """Seconds of a step, smoothed."""
         self.prefill_rate = 0.0
         """Ids per second that prompts are read at, smoothed."""
 

@@ -82,7 +82,7 @@ class Service:
         key = (served.name, id(served.lm), data)
         if key not in self.views:
             lm = served.lm
-            view = await self.engine.run(lambda: patch_view(lm.model, data[:SHOWN]))
+            view = await self.engine.run(lambda: patch_view(lm.model, data))
             entropies = None if view.entropies is None else [float(nats) / LN2 for nats in view.entropies]
             self.views[key] = {"patch_starts": np.flatnonzero(view.opens).tolist(), "entropy_bits": entropies}
             while len(self.views) > KEPT:
