@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bytelm.checkpoint import store
+from bytelm.checkpoint import manifest, store
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"]
 
@@ -42,9 +43,9 @@ def seal(path: Path) -> None:
     del body["sha256"]
     for name in body["files"]:
         data = (path / name).read_bytes()
-        body["files"][name] = {"size": len(data), "sha256": store.hashlib.sha256(data).hexdigest()}
+        body["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     write_manifest(path, body)
 
 
 def write_manifest(path: Path, body: dict[str, Any]) -> None:
-    (path / "MANIFEST.json").write_text(json.dumps({**body, "sha256": store._digest(body)}))  # pyright: ignore[reportPrivateUsage]
+    (path / "MANIFEST.json").write_text(json.dumps({**body, "sha256": manifest.digest(body)}))

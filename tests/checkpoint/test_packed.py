@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import bytelm
-from bytelm.checkpoint import packed, store
+from bytelm.checkpoint import manifest, packed, store
 from bytelm.checkpoint.assemble import Recipe, load_patches
 from bytelm.config import to_mapping
 from bytelm.data.files import PositionReader
@@ -410,7 +410,7 @@ def described(run: Path, change: Any, data: bytes | None = None) -> None:
     body = json.loads((folder / store.MANIFEST).read_text())
     del body["sha256"]
     change(body["files"]["model.safetensors"])
-    text = json.dumps({**body, "sha256": store._digest(body)})  # pyright: ignore
+    text = json.dumps({**body, "sha256": manifest.digest(body)})
     (folder / store.MANIFEST).write_text(text)
 
 

@@ -343,9 +343,9 @@ def test_no_sound_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.fault("K4")
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    body = json.loads((path / "MANIFEST.json").read_text()) | {"format": 3}
+    body = json.loads((path / "MANIFEST.json").read_text()) | {"format": 4}
     (path / "MANIFEST.json").write_text(json.dumps(body))
-    with pytest.raises(CheckpointError, match="made by a newer bytelm: format 3, this one reads up to 2"):
+    with pytest.raises(CheckpointError, match="made by a newer bytelm: format 4, this one reads up to 3"):
         store.verify(path)
 
 

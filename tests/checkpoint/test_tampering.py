@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ HOSTILE_MANIFESTS: list[Any] = [
     {"files": [1]},
     {"files": {"a": 1}},
     {"files": {"a": {"size": None, "sha256": ""}}},
-    {"files": {"../../secret": {"size": 6, "sha256": store.hashlib.sha256(b"secret").hexdigest()}}},
+    {"files": {"../../secret": {"size": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}}},
     {"files": {"..": {"size": 0, "sha256": ""}}},
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytelm.checkpoint import store
+from bytelm.checkpoint import manifest, store
 from bytelm.checkpoint.assemble import MOST_LAYERS, Recipe, load
 from bytelm.cli import run as cli
 from bytelm.config import build, load_toml
@@ -59,8 +60,8 @@ def sealed(folder: Path, state: bytes | None = None, weights: bytes | None = Non
     body: dict[str, Any] = {"format": store.FORMAT, "bytelm": "0", "step": 3, "files": {}}
     for name in ("state.json", "model.safetensors"):
         data = (path / name).read_bytes()
-        body["files"][name] = {"size": len(data), "sha256": store.hashlib.sha256(data).hexdigest()}
-    (path / "MANIFEST.json").write_text(json.dumps({**body, "sha256": store._digest(body)}))  # pyright: ignore[reportPrivateUsage]
+        body["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (path / "MANIFEST.json").write_text(json.dumps({**body, "sha256": manifest.digest(body)}))
     return folder
 
 

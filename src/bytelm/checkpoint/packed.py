@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from bytelm.checkpoint import store
-from bytelm.checkpoint.stored import StoredTensor, stored_tensors
+from bytelm.checkpoint.parts import StoredTensor
+from bytelm.checkpoint.stored import stored_tensors
 from bytelm.checkpoint.tensors import NARROW, SCALE, WEIGHT, restored, scale_of, widened
 from bytelm.errors import ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
@@ -196,7 +197,7 @@ def modules(plan: Plan, weights: Weights | None, tables: Tables | None) -> Itera
     for name, tensor, scale in read(plan, tables):
         stored = plan.weights[name]
         if (module := plan.linear.get(name)) is None:
-            if stored.sha256 is None:  # what bytelm saved is finite
+            if not stored.has_checksums:  # what bytelm saved is finite
                 check_finite(f"{name}{WEIGHT}", tensor, stored.path)
             yield name, StoredTable(stored.like, packing.table(tensor, scale))
             continue
@@ -206,7 +207,7 @@ def modules(plan: Plan, weights: Weights | None, tables: Tables | None) -> Itera
         yield name, PackedLinear(module.in_features, module.out_features, matrix, halves=module.halves)
     for name in plan.tables if tables == "mapped" else ():
         stored = plan.weights[name]
-        rows = RowsInFile(stored.opened_for_rows(), stored.start, stored.like, scale_in(plan, name))
+        rows = RowsInFile(*stored.opened_for_rows(), stored.like, scale_in(plan, name))
         yield name, StoredTable(stored.like, rows)
 
 
@@ -230,7 +231,7 @@ def read(plan: Plan, tables: Tables | None) -> Iterator[tuple[str, Tensor, Tenso
 
     The weight of a linear layer is overwritten when the one after the next is asked for.
     """
-    names = sorted(plan.packed(tables), key=lambda name: plan.weights[name].start)
+    names = sorted(plan.packed(tables), key=lambda name: (plan.weights[name].path, plan.weights[name].start))
     largest = max((plan.weights[name].like.nbytes for name in plan.linear), default=0)
     rooms = cycle([torch.empty(largest, dtype=torch.uint8) for _ in range(2)])
 

@@ -16,36 +16,34 @@ it or nothing. Nothing is ever pickled.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.metadata
-import io
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bytelm.checkpoint import legacy
+from bytelm.checkpoint import legacy, manifest
+from bytelm.checkpoint.manifest import FORMAT, MANIFEST, check, check_size, entry_of, opened, verify
+from bytelm.checkpoint.parts import is_sharded, own_tensors
 from bytelm.checkpoint.tensors import Keep, Stored, as_it_is, header, like, pieces, read
-from bytelm.checkpoint.writing import Entry, write
+from bytelm.checkpoint.writing import write
 from bytelm.data.files import sync_folder
 from bytelm.device import out_of_memory
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.units import show_bytes
 
-FORMAT = 2  # of the directory; a reader refuses a higher one
-MANIFEST = "MANIFEST.json"
+__all__ = ["FORMAT", "MANIFEST", "entry_of", "verify"]  # beside what is defined here
+
 STATE = "state.json"
 KEEP = 2  # the fewest to keep: the newest may turn out damaged
+NEW = "new"  # what is to be published, in a folder of `begin`
 ROWS = 20  # of a table of differences
 PIECE = 1 << 20  # values that are checked together
-MOST_TEXT = 1 << 26  # bytes of a JSON file: a larger one is not ours, and would be read whole
 
 
 # ---- writing ----
@@ -60,72 +58,105 @@ def save(run: Path, step: int, tensors: Mapping[str, Stored], state: Mapping[str
     it at a time (`checkpoint.lock`). Raises ResourceError where the disk refuses; the checkpoints there were are then
     as before. A state that is not plain JSON (NaN is not) is a ValueError or TypeError before the disk is touched.
     """
-    if keep < KEEP:
-        raise ConfigError(f"cannot keep {keep} checkpoints: at least {KEEP}, because the newest may be damaged")
-    home = run / "checkpoints"
-    final = home / f"step-{step:08d}"
-    text = json.dumps({**state, "step": step}, indent=1, allow_nan=False).encode()
+    check_keep(keep)
+    final = place(run, step)
+    text = state_text(step, state)
     headers = {group: header(members) for group, members in tensors.items()}
     needed = (
         len(text) + sum(map(len, headers.values())) + sum(like(t).nbytes for g in tensors.values() for t in g.values())
     )
+    aside: Path | None = None
     try:
-        home.mkdir(exist_ok=True)
-        sync_folder(run)
-        for dead in home.glob("*.tmp-*"):
-            shutil.rmtree(dead)
-        with tempfile.TemporaryDirectory(prefix=f"{final.name}.tmp-", dir=home, ignore_cleanup_errors=True) as name:
-            aside = Path(name)
-            new = aside / "new"
-            new.mkdir()
-            files = {STATE: write(new / STATE, [("", text)])}
-            for group, members in tensors.items():
-                file = new / f"{group}.safetensors"
-                files[file.name] = write(file, pieces(headers[group], members))
-            write(new / MANIFEST, [("", _manifest_text(step, files))])
-            sync_folder(new)
-            # Written before anything is renamed: from here on the disk can no longer be too full.
-            write(aside / "latest", [("", f"{final.name}\n".encode())])
-            _publish(aside, final)
-            for path in [p for p in checkpoints(run) if _step(p) <= step][:-keep]:
-                path.rename(aside / path.name)  # in one move, so that half a checkpoint is never left standing
+        aside = begin(run, final)
+        files = {STATE: write(aside / NEW / STATE, [("", text)])}
+        for group, members in tensors.items():
+            file = aside / NEW / f"{group}.safetensors"
+            files[file.name] = write(file, pieces(headers[group], members))
+        finish(aside, final, manifest.text(step, files), keep)
     except OSError as error:
-        raise ResourceError(
-            f"cannot save step {step} to {final}: {error.strerror or error}; it needs {show_bytes(needed)}: make room "
-            f"or move the run to another disk (earlier checkpoints are intact)"
-        ) from error
+        raise ResourceError(refusal(final, error, needed)) from error
+    finally:
+        discard(aside)
     return final
 
 
+def check_keep(keep: int) -> None:
+    """Raises ConfigError for too few checkpoints to keep."""
+    if keep < KEEP:
+        raise ConfigError(f"cannot keep {keep} checkpoints: at least {KEEP}, because the newest may be damaged")
+
+
+def place(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step belongs."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def state_text(step: int, state: Mapping[str, Any]) -> bytes:
+    """The content of state.json. Raises ValueError or TypeError where it is not plain JSON."""
+    return json.dumps({**state, "step": step}, indent=1, allow_nan=False).encode()
+
+
+def begin(run: Path, final: Path) -> Path:
+    """A folder beside `final` to write in, with an empty one `NEW` inside; what dead saves left is removed.
+
+    `finish` publishes it; `discard` removes what is left of it, and is called in any case. Raises OSError.
+    """
+    home = final.parent
+    home.mkdir(exist_ok=True)
+    sync_folder(run)
+    for dead in home.glob("*.tmp-*"):
+        shutil.rmtree(dead)
+    aside = Path(tempfile.mkdtemp(prefix=f"{final.name}.tmp-", dir=home))
+    try:
+        (aside / NEW).mkdir()
+    except OSError:
+        discard(aside)
+        raise
+    return aside
+
+
+def finish(aside: Path, final: Path, text: bytes, keep: int) -> None:
+    """Add the manifest, publish `aside / NEW` as `final`, and remove all but the `keep` newest up to it.
+
+    All its other files must be on the disk. Raises OSError.
+    """
+    write(aside / NEW / MANIFEST, [("", text)])
+    sync_folder(aside / NEW)
+    # Written before anything is renamed: from here on the disk can no longer be too full.
+    write(aside / "latest", [("", f"{final.name}\n".encode())])
+    _publish(aside, final)
+    for path in [p for p in checkpoints(final.parent.parent) if _step(p) <= _step(final)][:-keep]:
+        path.rename(aside / path.name)  # in one move, so that half a checkpoint is never left standing
+
+
+def discard(aside: Path | None) -> None:
+    """Remove what is left of a folder of `begin`; None: there is none."""
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def refusal(final: Path, error: OSError, needed: int, who: str = "") -> str:
+    """The message of a save that the disk refused."""
+    return (
+        f"cannot save step {_step(final)} to {final}: {who}{error.strerror or error}; it needs {show_bytes(needed)}: "
+        "make room or move the run to another disk (earlier checkpoints are intact)"
+    )
+
+
 def _publish(aside: Path, final: Path) -> None:
-    """Move `aside/new` to `final`, then `aside/latest` beside it; at every instant the old or the new one exists."""
+    """Move `aside / NEW` to `final`, then `aside/latest` beside it; at every instant the old or the new one exists."""
     home = final.parent
     old = home / f"{final.name}.old"
     if final.exists():
         if old.exists():
             old.rename(aside / "older")
         final.rename(old)
-    (aside / "new").rename(final)
+    (aside / NEW).rename(final)
     sync_folder(home)
     (aside / "latest").replace(home / "latest")
     sync_folder(home)
     if old.exists():
         old.rename(aside / "old")
-
-
-def _manifest_text(step: int, files: Mapping[str, Entry]) -> bytes:
-    try:
-        version = importlib.metadata.version("bytelm")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        version = "unknown"
-    body: dict[str, Any] = {"format": FORMAT, "bytelm": version, "step": step}
-    body["files"] = {name: entry.table() for name, entry in files.items()}
-    return json.dumps({**body, "sha256": _digest(body)}, indent=1).encode()
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    """The manifest's checksum of itself: without it, damage there would be blamed on another file or go unseen."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 # ---- finding ----
@@ -178,41 +209,25 @@ def _step(path: Path) -> int:
 # ---- reading ----
 
 
-def verify(path: Path, *, closely: bool = True) -> None:
-    """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the file and its fault.
-
-    `closely`: by checksums. Otherwise the manifest by its own, and of other files their sizes, which reads no weights:
-    whoever reads them then checks what it reads.
-    """
-    files = _files(path)
-    # Desktops and network disks create dot files anywhere; they are ignored.
-    found = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {MANIFEST}
-    for name in sorted(files.keys() - found):
-        raise CheckpointError(f"{path / name} is missing, though {MANIFEST} names it")
-    for name in sorted(found - files.keys()):
-        raise CheckpointError(f"{path / name} is not listed in {MANIFEST}: remove it")
-    for name, entry in files.items():
-        with _open(path / name) as stream:
-            (_check if closely else _check_size)(path / name, stream, entry)
-
-
 def read_tensors(path: Path, group: str, keep: Keep = as_it_is) -> dict[str, Tensor]:
     """The tensors of one group, on the CPU, each in memory of its own, or what is to `keep` of each; nothing beside.
 
     Weights in int8 with the scales of their rows are restored to float32. Raises CheckpointError if the file differs
     from the manifest or is not a safetensors file. What is returned are the very bytes that were checked.
     """
+    if is_sharded(path, group):
+        return {name: keep(name, tensor.read()) for name, tensor in own_tensors(path, group).items()}
     name = f"{group}.safetensors"
     entry = entry_of(path, name)
-    with _open(path / name) as stream:
-        _check_size(path / name, stream, entry)
+    with opened(path / name) as stream:
+        check_size(path / name, stream, entry)
         try:
             tensors, digest = read(stream, entry.size, keep)
         except (ValueError, RuntimeError, OverflowError) as error:  # RuntimeError: a shape that torch refuses
             if out_of_memory(error):
                 raise
             stream.seek(0)
-            _check(path / name, stream, entry)  # of a file that was damaged, this says so
+            check(path / name, stream, entry)  # of a file that was damaged, this says so
             raise CheckpointError(
                 f"{path / name} is not a safetensors file that can be read: {str(error).splitlines()[0]}"
             ) from error
@@ -223,93 +238,7 @@ def read_tensors(path: Path, group: str, keep: Keep = as_it_is) -> dict[str, Ten
 
 def read_state(path: Path) -> dict[str, Any]:
     """What was given to `save` as `state`, and `step`. Raises CheckpointError as `read_tensors` does."""
-    return legacy.state(_object(path / STATE, _read(path, STATE)))
-
-
-def _read(path: Path, name: str) -> bytes:
-    """One file of a checkpoint, checked."""
-    entry = entry_of(path, name)
-    with _open(path / name) as stream:
-        _check_size(path / name, stream, entry)
-        data = _whole(path / name, stream)
-    _check(path / name, io.BytesIO(data), entry)
-    return data
-
-
-def entry_of(path: Path, name: str) -> Entry:
-    """What the manifest of a checkpoint says of one of its files. Raises CheckpointError, also if it has no such file.
-
-    Of each tensor the checksum is that of its bytes; older checkpoints have none.
-    """
-    files = _files(path)
-    if name not in files:
-        raise CheckpointError(f"{path} has no {name}: it has {', '.join(sorted(files))}")
-    return files[name]
-
-
-def _files(path: Path) -> dict[str, Entry]:
-    """The manifest of a checkpoint: name → size and checksum."""
-    file = path / MANIFEST
-    with _open(file) as stream:
-        body = _object(file, _whole(file, stream))
-    version = body.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise CheckpointError(
-            f"{path} was made by a newer bytelm: format {version}, this one reads up to {FORMAT}: upgrade bytelm"
-        )
-    if body.pop("sha256", None) != _digest(body):
-        raise CheckpointError(f"{file} is damaged: its own checksum does not fit")
-    try:
-        return {name: Entry.of(entry) for name, entry in body["files"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} is not a manifest: {error!r}") from error
-
-
-def _check(file: Path, stream: io.BufferedReader | io.BytesIO, entry: Entry) -> None:
-    """Compare size and checksum of a file, of which `stream` gives the bytes, with its entry in the manifest."""
-    _check_size(file, stream, entry)
-    if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-        raise CheckpointError(f"{file} is damaged: its checksum is not that in {MANIFEST}")
-
-
-def _check_size(file: Path, stream: io.BufferedReader | io.BytesIO, entry: Entry) -> None:
-    """Compare the size of a file alone, and go back to its start."""
-    size = stream.seek(0, io.SEEK_END)
-    if size != entry.size:
-        which = "cut short" if size < entry.size else "too long"
-        raise CheckpointError(f"{file} is {which}: {MANIFEST} says {entry.size} bytes")
-    stream.seek(0)
-
-
-@contextlib.contextmanager
-def _open(file: Path) -> Generator[io.BufferedReader]:
-    """Open a file of a checkpoint; whatever the disk refuses is a CheckpointError that names the file."""
-    try:
-        if not file.is_file():  # opening a pipe would wait for ever
-            raise CheckpointError(f"{file} is {'not a plain file' if file.exists() else 'missing'}")
-        with file.open("rb") as stream:
-            yield stream
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
-
-
-def _whole(file: Path, stream: io.BufferedReader) -> bytes:
-    """All of a JSON file, if it is of a size that one has."""
-    data = stream.read(MOST_TEXT + 1)
-    if len(data) > MOST_TEXT:
-        raise CheckpointError(f"{file} is too long: more than {show_bytes(MOST_TEXT)}, which no {file.name} has")
-    return data
-
-
-def _object(file: Path, data: bytes) -> dict[str, Any]:
-    """The JSON object in `data`, which was read from `file`."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is damaged: it is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} is damaged: it is not a JSON object")
-    return cast("dict[str, Any]", value)
+    return legacy.state(manifest.json_object(path / STATE, manifest.read(path, STATE)))
 
 
 # ---- comparing ----

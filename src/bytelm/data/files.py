@@ -8,6 +8,9 @@ import os
 import stat
 import threading
 import weakref
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +148,42 @@ class PositionReader:
     def _changed(self, found: int, wanted: int) -> BytelmError:
         name = shown(str(self._path))
         return self._raised(f"{name} changed after it was written, from {wanted} bytes to {found}: {self._way_out}")
+
+
+class JoinedReader:
+    """Stretches of several files, read by position as if they were one file, one stretch behind the other."""
+
+    def __init__(self, stretches: Sequence[tuple[PositionReader, int, int]]) -> None:
+        """`stretches`: of each a file, its first byte there, and how many bytes it has."""
+        self._stretches = stretches
+        self._starts = [0, *accumulate(size for _, _, size in stretches)]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> JoinedReader:
+        """Itself: it does not change."""
+        return self
+
+    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
+        """See `PositionReader`; what lies behind the last stretch is an IndexError."""
+        done = 0
+        for file, at, size in self._within(start, out.size):
+            file.read_into(at, out[done : done + size])
+            done += size
+
+    def prefetch(self, start: int, size: int) -> None:
+        """See `PositionReader`."""
+        for file, at, count in self._within(start, size):
+            file.prefetch(at, count)
+
+    def check(self) -> None:
+        """See `PositionReader`."""
+        for file in {id(file): file for file, _, _ in self._stretches}.values():
+            file.check()
+
+    def _within(self, start: int, size: int) -> Iterator[tuple[PositionReader, int, int]]:
+        """The stretches, or parts of them, that some bytes lie in."""
+        while size:
+            number = bisect_right(self._starts, start) - 1
+            file, first, _ = self._stretches[number]
+            count = min(size, self._starts[number + 1] - start)
+            yield file, first + start - self._starts[number], count
+            start, size = start + count, size - count

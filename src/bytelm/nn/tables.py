@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bytelm.data.files import PositionReader
+from bytelm.data.files import JoinedReader, PositionReader
 from bytelm.native import packing
 from bytelm.native.kernels import Kernels
 from bytelm.native.packing import Matrix
@@ -30,9 +30,9 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RowsInFile:
-    """A table `[rows, dim]` in a file, row after row from byte `start` on."""
+    """A table `[rows, dim]` in a file, or in several that are read as one, row after row from byte `start` on."""
 
-    file: PositionReader
+    file: PositionReader | JoinedReader
     start: int
     like: Tensor
     """On the meta device, of its shape and dtype."""
