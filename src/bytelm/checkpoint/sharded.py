@@ -66,11 +66,13 @@ def as_whole_rows(local: Tensor, rows: int, mesh: DeviceMesh) -> DTensor:
     Of W processes, those of `mesh` in order, process r holds rows [r n, (r + 1) n), n = ceil(rows / W), possibly none.
     Raises ValueError where `local` has another number of rows.
     """
-    mesh = mesh if mesh.ndim == 1 else mesh._flatten()
+    if mesh.ndim != 1:  # in one row, without groups, which nobody needs who reads and writes
+        mesh = DeviceMesh(mesh.device_type, mesh.mesh.flatten(), _init_backend=False)
+    number = (mesh.get_coordinate() or [0])[0]
     per = math.ceil(rows / mesh.size())
-    first = min(rows, mesh.get_local_rank() * per)
+    first = min(rows, number * per)
     if len(local) != min(per, rows - first):
-        raise ValueError(f"process {mesh.get_local_rank()} holds {len(local)} of {rows} rows, not {per} from {first}")
+        raise ValueError(f"process {number} holds {len(local)} rows of {rows}, not {min(per, rows - first)}")
     whole = torch.empty(rows, *local.shape[1:], device="meta")
     found = DTensor.from_local(
         local.detach(), mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bytelm.checkpoint import legacy, pretrained, store
 from bytelm.checkpoint.assemble import Recipe, load, resolve_checkpoint, spec_file
+from bytelm.checkpoint.parts import is_sharded, own_tensors
 from bytelm.checkpoint.tensors import Streamed, scales
 from bytelm.config import build, merge
 from bytelm.errors import UsageError
@@ -30,7 +31,7 @@ def read(source: Path, sets: Mapping[str, Any], stack: ExitStack) -> Reading:
         store.verify(checkpoint)
     recipe = build(Recipe, merge(state["recipe"], sets), str(checkpoint / spec_file(checkpoint)))
     theirs, weights = {}, Weights()
-    for name, weight in files.weights_in(file_in(checkpoint), stack).items():
+    for name, weight in weights_in(checkpoint, stack).items():
         own = legacy.tensor_name(name.removeprefix("" if ours else pretrained.PREFIX))
         theirs[own], weights[own] = name, weight
     rounded = scales((name, weight.like.dtype, list(weight.like.shape)) for name, weight in weights.items())
@@ -46,10 +47,12 @@ def read(source: Path, sets: Mapping[str, Any], stack: ExitStack) -> Reading:
     )
 
 
-def file_in(checkpoint: Path) -> Path:
-    """The file of weights, or the index of several."""
+def weights_in(checkpoint: Path, stack: ExitStack) -> Weights:
+    """The tensors of the file of weights, of those that an index names, or of those that several processes wrote."""
     one, index = checkpoint / pretrained.WEIGHTS, checkpoint / pretrained.INDEX
-    return index if index.exists() and not one.exists() else one
+    if not pretrained.found(checkpoint) and is_sharded(checkpoint, "model"):
+        return {name: Weight(tensor.like, tensor.pieces) for name, tensor in own_tensors(checkpoint).items()}
+    return files.weights_in(index if index.exists() and not one.exists() else one, stack)
 
 
 def finite(name: str, weight: Weight, checkpoint: Path) -> Streamed:
