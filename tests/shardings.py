@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import errno
+import itertools
+import os
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -12,7 +17,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from bytelm.checkpoint import sharded
+from bytelm.checkpoint import manifest, sharded, store
+from bytelm.checkpoint.parts import own_tensors
+from bytelm.errors import ResourceError
 
 TABLE = 11  # rows
 
@@ -96,3 +103,122 @@ def by_any_number(folder: Path, sizes: list[int]) -> int:
                 assert same(target, placed(whole(7), mesh)), (path, mesh)
                 right += 1
     return right
+
+
+def steps(run: Path, ahead: list[int], keep: int = 2) -> list[str]:
+    """Save steps one after the other, by all processes of a world; the names of what was saved."""
+    join()
+    mesh, group = DeviceMesh("cpu", torch.arange(dist.get_world_size())), dist.new_group()
+    return [sharded.save(run, step, placed(whole(step), mesh), {}, group, keep).name for step in ahead]
+
+
+def refused(run: Path, faults: list[tuple[int, str, int]]) -> list[str]:
+    """For each fault (process, call, how many of it succeed first) the error of a save of step 2 that meets it."""
+    join()
+    mesh, group = DeviceMesh("cpu", torch.arange(dist.get_world_size())), dist.new_group()
+    sharded.save(run, 1, placed(whole(1), mesh), {}, group)
+    found: list[str] = []
+    for process, call, left in faults:
+        with failing(call, left) if process == dist.get_rank() else contextlib.nullcontext():
+            try:
+                sharded.save(run, 2, placed(whole(2), mesh), {}, group)
+            except ResourceError as error:
+                found.append(str(error))
+            else:
+                found.append("saved")
+        dist.barrier()
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-00000001"]
+        store.verify(run / "checkpoints" / "step-00000001")
+        dist.barrier()
+    return found
+
+
+@contextlib.contextmanager
+def failing(call: str, left: int) -> Generator[None]:
+    """`os.fsync` or `os.rename`, of which all but the first `left` calls meet a full disk."""
+    real, counted = getattr(os, call), itertools.count()
+
+    def fails(*given: Any) -> Any:
+        if next(counted) >= left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*given)
+
+    setattr(os, call, fails)
+    try:
+        yield
+    finally:
+        setattr(os, call, real)
+
+
+def in_the_background(run: Path, times: int) -> tuple[float, bool]:
+    """Save again and again while sums go on in another group: their total, and whether each saved what was asked for.
+
+    What is held changes as soon as a save has returned.
+    """
+    join()
+    mesh, saves = DeviceMesh("cpu", torch.arange(dist.get_world_size())), dist.new_group()
+    saver, held, total = sharded.AsyncSaver(saves), placed(whole(0), mesh), torch.zeros(())
+    good = True
+    for step in range(1, times + 1):
+        for group, members in placed(whole(step), mesh).items():
+            for name, tensor in members.items():
+                held[group][name].detach().copy_(tensor)
+        saver.save(run, step, held, {"said": step})
+        for members in held.values():
+            for tensor in members.values():
+                tensor.detach().zero_()
+        for _ in range(3):
+            one = torch.ones(1000)
+            dist.all_reduce(one)
+            total += one[-1]
+        if step % 20 == 0:
+            path = saver.wait()
+            assert path is not None and saver.wait() is None
+            sharded.load(path, held)
+            good &= same(held, placed(whole(step), mesh)) and store.read_state(path) == {"said": step, "step": step}
+    return float(total), good
+
+
+def wrong_in_the_background(run: Path) -> list[str]:
+    """What each process is told of a save that fails in one of them: its disk, its memory, its state."""
+    join()
+    mesh, saves = DeviceMesh("cpu", torch.arange(dist.get_world_size())), dist.new_group()
+    saver, tensors, found = sharded.AsyncSaver(saves), placed(whole(1), mesh), list[str]()
+    last = dist.get_rank() == dist.get_world_size() - 1
+
+    def told(work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except Exception as error:
+            found.append(f"{type(error).__name__}: {error}")
+        else:
+            found.append("nothing")
+
+    with failing("fsync", 1) if last else contextlib.nullcontext():
+        saver.save(run, 1, tensors, {})
+        told(saver.wait)
+    saver.save(run, 2, tensors, {"nan": float("nan")} if last else {})
+    told(lambda: saver.save(run, 3, tensors, {}))  # which is not begun
+    with mock.patch.object(torch.Tensor, "copy_", side_effect=MemoryError) if last else contextlib.nullcontext():
+        saver.save(run, 4, tensors, {})
+    told(saver.wait)
+    saver.save(run, 5, tensors, {})
+    told(saver.wait)
+    return found
+
+
+def resaved(source: Path, run: Path) -> Path:
+    """Load a checkpoint, every tensor cut along its first axis, and save it again."""
+    join()
+    mesh, group = DeviceMesh("cpu", torch.arange(dist.get_world_size())), dist.new_group()
+    held: dict[str, dict[str, Tensor]] = {}
+    for part in {name.split("-")[0].split(".")[0] for name in manifest.files(source)} & {"model", "optimizer"}:
+        likes = {name: tensor.like for name, tensor in own_tensors(source, part).items()}
+        zeros = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in likes.items()}
+        held[part] = {
+            name: distribute_tensor(t, mesh, [Shard(0)], src_data_rank=None) if t.ndim else t
+            for name, t in zeros.items()
+        }
+    sharded.load(source, held)
+    state = store.read_state(source)
+    return sharded.save(run, state["step"], held, state, group)

@@ -71,19 +71,19 @@ class Part:
     def pieces(self, name: str, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """First row and values of runs of its rows, of about 16 MiB; after the last one the checksum is compared.
 
-        A part without dimensions is one run. Raises CheckpointError.
+        A part without rows or dimensions is one run. Raises CheckpointError.
         """
         row = dtype.itemsize * math.prod(self.shape[1:])
         rows = self.shape[0] if self.shape else 1
         step = max(1, PIECE // max(1, row))
         digest = hashlib.sha256()
-        for first in range(0, rows, step):
+        for first in range(0, max(1, rows), step):
             count = min(step, rows - first)
-            data = np.empty(count * row, np.uint8)
+            found = torch.empty((count, *self.shape[1:]) if self.shape else (), dtype=dtype)
+            data = found.reshape(-1).view(torch.uint8).numpy()
             self.opened().read_into(self.start + first * row, data)
             digest.update(data.data)
-            found = torch.from_numpy(data).view(dtype)
-            yield first, found.view(count, *self.shape[1:]) if self.shape else found.view(())
+            yield first, found
         self.check(name, digest.hexdigest())
 
 
@@ -283,7 +283,7 @@ def _in_index(
                 "start": int(start),
                 "sha256": str(sha256),
             } if kind in NAMED:
-                part = Part(opener, path, size, start, tuple(offsets), tuple(shape), sha256)
+                pass
             case _:
                 raise ValueError(f"{name!r} is not described as part of a tensor")
         counts = all(type(count) is int and 0 <= count < MOST for count in (start, *whole, *offsets, *shape))
@@ -293,6 +293,7 @@ def _in_index(
             raise ValueError(f"{name!r} is {shape} at {offsets}, outside of {whole}")
         if start + math.prod(shape) * NAMED[kind].itemsize > size:
             raise ValueError(f"{name!r} ends behind the end of {path.name}")
+        part = Part(opener, path, size, start, tuple(offsets), tuple(shape), sha256)
         yield name, NAMED[kind], tuple(whole), part
 
 
