@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from bytelm.checkpoint import manifest, sharded, store
 from bytelm.checkpoint.parts import own_tensors
-from bytelm.errors import ResourceError
+from bytelm.errors import CheckpointError, ResourceError
 
 TABLE = 11  # rows
 
@@ -131,6 +131,16 @@ def refused(run: Path, faults: list[tuple[int, str, int]]) -> list[str]:
         store.verify(run / "checkpoints" / "step-00000001")
         dist.barrier()
     return found
+
+
+def good(run: Path) -> tuple[str, list[str]] | str:
+    """What all processes of a world find to go on from, and pass over."""
+    join()
+    try:
+        path, passed_over = sharded.newest_good(run, dist.new_group())
+    except CheckpointError as error:
+        return str(error)
+    return path.name, passed_over
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import re
 import shutil
@@ -119,6 +120,7 @@ def test_the_library_and_the_index_are_enough(saved: Path) -> None:
         for index in saved.glob(f"{group}-*.json"):
             with safetensors.safe_open(index.with_suffix(".safetensors"), "pt") as file:
                 for name, part in json.loads(index.read_text())["tensors"].items():
+                    assert group == "optimizer" or name == "none" or math.prod(part["shape"])
                     box = tuple(slice(at, at + n) for at, n in zip(part["offsets"], part["shape"], strict=True))
                     found[name][box] = file.get_tensor(name)
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
@@ -205,6 +207,25 @@ def test_missing_short_and_extra_files_are_named(path: Path, closely: bool) -> N
         store.verify(path, closely=closely)
     (path / "model-00003.json").unlink()
     store.verify(path)
+
+
+@pytest.mark.fault("K1")
+def test_processes_look_together_for_what_to_go_on_from(path: Path) -> None:
+    """Each file is read by one of them, and what it finds is told to all."""
+    older = path.with_name("step-00000003")
+    shutil.copytree(path, older)
+    assert worlds.run(3, shardings.good, path.parent.parent) == [(path.name, [])] * 3
+    for file in ("model-00000.safetensors", "optimizer-00002.json", "state.json"):
+        raw = bytearray((path / file).read_bytes())
+        raw[-1] ^= 1
+        shutil.copytree(older, path, dirs_exist_ok=True)
+        (path / file).write_bytes(raw)
+        one, *others = worlds.run(3, shardings.good, path.parent.parent)
+        assert one[0] == older.name and others == [one] * 2
+        assert one[1] == [f"{path / file} is damaged: its checksum is not that in MANIFEST.json"]
+    shutil.rmtree(older)
+    said = worlds.run(3, shardings.good, path.parent.parent)
+    assert said[0].startswith(f"no intact checkpoint in {path.parent.parent}: retrain") and said == said[:1] * 3
 
 
 @pytest.mark.fault("K1")

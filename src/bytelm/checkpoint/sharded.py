@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
@@ -55,9 +56,9 @@ from bytelm.checkpoint.store import KEEP, NEW, STATE
 from bytelm.checkpoint.tensors import DTYPES, header, order, pieces
 from bytelm.checkpoint.writing import Entry, write
 from bytelm.device import out_of_memory
-from bytelm.errors import ResourceError
+from bytelm.errors import CheckpointError, ResourceError
 
-__all__ = ["AsyncSaver", "Groups", "as_whole_rows", "load", "save"]
+__all__ = ["AsyncSaver", "Groups", "as_whole_rows", "load", "newest_good", "save"]
 
 
 def as_whole_rows(local: Tensor, rows: int, mesh: DeviceMesh) -> DTensor:
@@ -106,6 +107,28 @@ class _Held:
                 ChunkStorageMetadata(self.offsets, self.local.shape), TensorProperties(self.local.dtype), self.whole
             ),
         )
+
+
+def newest_good(run: Path, group: ProcessGroup) -> tuple[Path, list[str]]:
+    """As `store.newest_good`, closely, for all processes of `group` (of CPUs): each checks its share of the files.
+
+    Collective, and the same in all of them, also what it raises.
+    """
+    found = [store.checkpoints(run)]
+    dist.broadcast_object_list(found, group=group, group_src=0)
+
+    def verify(path: Path) -> None:
+        said: list[str | None] = [None] * dist.get_world_size(group)
+        mine = None
+        try:
+            manifest.verify(path, share=(dist.get_rank(group), len(said)))
+        except CheckpointError as error:
+            mine = str(error)
+        dist.all_gather_object(said, mine, group)
+        if bad := next(filter(None, said), None):
+            raise CheckpointError(bad)
+
+    return store.first_good(run, found[0], verify)
 
 
 # ---- saving ----

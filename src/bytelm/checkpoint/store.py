@@ -20,7 +20,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +179,15 @@ def newest_good(run: Path, *, closely: bool = True) -> tuple[Path, list[str]]:
 
     `closely`: see `verify`. Raises CheckpointError if there is none.
     """
+    return first_good(run, checkpoints(run), lambda path: verify(path, closely=closely))
+
+
+def first_good(run: Path, found: Sequence[Path], verify: Callable[[Path], None]) -> tuple[Path, list[str]]:
+    """See `newest_good`: the last of the checkpoints `found` for which `verify` raises no CheckpointError."""
     passed_over: list[str] = []
-    for path in reversed(checkpoints(run)):
+    for path in reversed(found):
         try:
-            verify(path, closely=closely)
+            verify(path)
         except CheckpointError as error:
             passed_over.append(str(error))
         else:
