@@ -29,6 +29,13 @@ def test_saved_by_any_number_of_processes_and_loaded_by_any_other(tmp_path: Path
             assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.slow
+def test_eight_processes(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    store.save(tmp_path / "plain", 7, shardings.whole(7), {"world": 0})
+    assert worlds.run(8, shardings.by_any_number, tmp_path, [1, 3, 8]) == [12] + [8] * 2 + [4] * 5
+
+
 def test_old_ones_go_a_newer_one_stays_and_one_is_replaced(tmp_path: Path) -> None:
     assert (
         worlds.run(2, shardings.steps, tmp_path, [1, 2, 5, 4, 4]) == [[f"step-0000000{n}" for n in (1, 2, 5, 4, 4)]] * 2

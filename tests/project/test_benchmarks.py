@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -30,6 +32,7 @@ def program(name: str) -> Any:
 
 sys.path.append(str(BENCHMARKS))  # where programs find each other when they are run
 ablations, scaling = program("ablations"), program("scaling")
+saving = program("saving")
 generate, headline, identity = program("generate"), program("headline"), program("identity")
 papers, train, converted = program("papers"), program("train"), program("converted")
 
@@ -111,6 +114,21 @@ def test_orders_of_pixels_are_measured_on_the_same_pixels(tmp_path: Path) -> Non
     held_out = np.frombuffer(b"".join(by_order[1]), np.uint8).reshape(-1, 4, 4, 3)
     assert (held_out == images.reshape(16, 5, 4, 4, 3)[:, 3:].reshape(-1, 4, 4, 3)).all()
     assert (np.load(found.train) == images.reshape(16, 5, 4, 4, 3)[:, :2].reshape(-1, 4, 4, 3)).all()
+
+
+def test_a_save_in_the_background_misses_its_target(capsys: pytest.CaptureFixture[str]) -> None:
+    options = argparse.Namespace(json=True, processes=2, megabytes=1)
+    rows = [{"plain": 1.0, "blocked": b, "whole": 1.0, "busy": 1.0, "slower": 1.0} for b in (0.05, 0.09, 0.9)]
+    assert saving.told(rows, options) == 0
+    assert json.loads(capsys.readouterr().out)["ratio"] == 0.09
+    assert saving.told(rows[1:] + rows[2:], options) == 1
+
+
+@pytest.mark.slow
+def test_saving_is_measured() -> None:
+    command = [sys.executable, str(BENCHMARKS / "saving.py"), "--megabytes", "1", "--rounds", "1", "--json"]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout)
+    assert found["processes"] == 2 and 0 < found["blocked"] < found["whole"]
 
 
 @pytest.mark.slow

@@ -174,6 +174,10 @@ class AsyncSaver:
         working, self._under_way = self._under_way, None
         return working.result() if working else None
 
+    def done(self) -> bool:
+        """Whether `wait` would not wait."""
+        return self._under_way is None or self._under_way.done()
+
     def _copied(self, name: str, tensor: Tensor) -> _Held:
         held = _Held.of(name, tensor)
         room = self._room.get(name)
