@@ -1,7 +1,6 @@
-"""A checkpoint of format 1, kept in tests/golden for ever: what was saved once is read and computes the same.
+"""A checkpoint of each format, kept in tests/golden for ever: what was saved once is read and computes the same.
 
-`python tests/checkpoint/test_golden.py --write` made it. A checkpoint of another format gets a folder of its own beside
-it.
+`python tests/checkpoint/test_golden.py --write` made them, that of several processes from the newest of one.
 """
 
 from __future__ import annotations
@@ -15,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from bytelm.checkpoint import store
+import shardings
+import worlds
+from bytelm.checkpoint import manifest, store
 from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.data.sampler import Sampler
@@ -92,7 +93,7 @@ def test_a_training_goes_on_from_an_old_checkpoint(name: str, tmp_path: Path) ->
 
 
 def test_there_is_one_of_every_format() -> None:
-    assert [f"format-{number}" for number in range(1, store.FORMAT + 1)] == FORMATS
+    assert [f"format-{number}" for number in range(1, manifest.SHARDED + 1)] == FORMATS
 
 
 def write(name: str) -> None:
@@ -105,5 +106,14 @@ def write(name: str) -> None:
     (home / "pinned.json").write_text(json.dumps(found(home), indent=1) + "\n")
 
 
+def write_sharded(name: str, source: str) -> None:
+    """Have two processes load a checkpoint and save it again, each its part; it computes what it did."""
+    home = GOLDEN / name
+    home.mkdir()
+    worlds.run(2, shardings.resaved, store.newest(GOLDEN / source), home)
+    shutil.copy(GOLDEN / source / "pinned.json", home)
+
+
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
     write(f"format-{store.FORMAT}")
+    write_sharded(f"format-{manifest.SHARDED}", f"format-{store.FORMAT}")
