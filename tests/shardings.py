@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -84,6 +85,9 @@ def by_any_number(folder: Path, sizes: list[int]) -> int:
     """Save by each number of processes, load by each, and what one process saved too; how many loads were right."""
     join()
     found, right = meshes(sizes), 0
+    if dist.get_rank() == 0:
+        with pytest.raises(ValueError, match=r"process 0 holds 3 rows of 5, not 5"):
+            sharded.as_whole_rows(torch.zeros(3, 2), 5, found["1"])
     groups = {name: dist.new_group(list(range(mesh.size()))) for name, mesh in found.items()}
     for name, mesh in found.items():
         run = folder / f"by {name}"

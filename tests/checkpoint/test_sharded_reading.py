@@ -147,6 +147,16 @@ def test_a_subset_of_the_groups_reads_no_other(path: Path) -> None:
     assert shardings.same(target, shardings.whole(7))
 
 
+@pytest.mark.fault("K4")
+@pytest.mark.parametrize("form", ["format-1", "format-2", "format-3"])
+def test_checkpoints_of_every_format_are_loaded(form: str) -> None:
+    path = store.newest(Path(__file__).parents[1] / "golden" / form)
+    wanted = {group: store.read_tensors(path, group) for group in ("model", "optimizer")}
+    target = {group: {name: torch.zeros_like(t) for name, t in members.items()} for group, members in wanted.items()}
+    sharded.load(path, target)
+    assert shardings.same(target, wanted)
+
+
 @pytest.mark.fault("K5")
 def test_nothing_is_unpickled(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> None:
