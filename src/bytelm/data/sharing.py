@@ -22,11 +22,13 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from bytelm.data.corpus import Corpus
 from bytelm.data.files import shown, sync_folder
 from bytelm.errors import ResourceError
 
 BEAT = 5.0  # seconds between touches of a claim
 LOST = 120.0  # seconds without one after which a process on another machine counts as dead
+SMALLEST, LARGEST = 1 << 20, 1 << 24  # bytes of a corpus whose boundaries or tokens are one piece
 _PAUSE = 0.05, 2.0  # seconds between looks at what others do: the first, and the longest
 
 
@@ -120,6 +122,35 @@ class SharedWork:
             self._watched[claim.name] = (stamp or 0, now)
             return False
         return now - before[1] > LOST
+
+
+def make_in_pieces(
+    corpus: Corpus,
+    result: Path,
+    name: str,
+    make: Callable[[int, int, Path, Callable[[int], None]], None],
+    join: Callable[[list[Path]], None],
+    progress: Callable[[int], None],
+) -> None:
+    """Have what is recorded of a corpus as the file `result`, made by all processes that call this, or found.
+
+    `make` records the documents that begin from a position on and before another one, in a file of its own, and reports
+    the bytes done; `join` puts the files of all pieces together, in order, and writes `result` last.
+    """
+    piece = min(max(corpus.total >> 8, SMALLEST), LARGEST)
+    count = -(-corpus.total // piece)
+    work = SharedWork(result.with_suffix(".pieces"), result.exists, lambda done: progress(done * piece))
+
+    def one(number: int, aside: Path) -> None:
+        before = work.done * piece
+        make(number * piece, (number + 1) * piece, aside, lambda bytes: progress(min(before + bytes, corpus.total)))
+
+    def last(number: int, aside: Path) -> None:
+        join([work.path(name, number) for number in range(count)])
+        shutil.rmtree(work.folder, ignore_errors=True)
+
+    work.do(name, count, one)
+    work.do("joined", 1, last)
 
 
 def held_by(folder: Path) -> str | None:
