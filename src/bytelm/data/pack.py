@@ -16,6 +16,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -62,6 +63,7 @@ def pack(
     exclude: Sequence[str | Path] = (),
     progress: Callable[[int], None] | None = None,
     join: bool = False,
+    others: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Corpus:
     """Write the documents of `paths` (see `convert.read`) as a corpus into `directory`, replacing one there.
 
@@ -70,7 +72,7 @@ def pack(
 
     Files are packed in parts of `part_bytes` on disk. What is interrupted resumes after the parts that were finished;
     of a single part nothing is left where packing fails. With `join` this process takes part in a packing of the same
-    files that others are at, or may join; a finished one is opened.
+    files that others are at, or may join; a finished one is opened. `others` is entered once others may join.
 
     Raises DataError when there are no bytes, a source is damaged, or a joined directory holds other data; ConfigError
     for fractions that leave nothing to train on; ResourceError when the directory cannot be written, has not the space
@@ -85,8 +87,9 @@ def pack(
     if not packer.begin(join):
         return Corpus.open(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        packer.run()
+        packer.work.folder.mkdir(parents=True, exist_ok=True)
+        with others():
+            packer.run()
     except BaseException as error:
         if not join and len(plan.parts) == 1:
             with contextlib.suppress(OSError):
@@ -254,8 +257,9 @@ class _Packer:
 
 def _clear(directory: Path) -> None:
     """Remove what an earlier pack wrote."""
-    for pattern in _OWN_FILES:
+    for pattern in (*_OWN_FILES, f"{PARTS}*"):
         for path in directory.glob(pattern):
-            path.unlink()
-    for path in directory.glob(f"{PARTS}*"):
-        shutil.rmtree(path)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -89,7 +89,7 @@ class SharedWork:
                         if not (path.exists() or self._finished()):  # else another was faster, and has tidied up
                             raise
                     finally:
-                        _remove(aside)
+                        remove(aside)
                     return True
                 if own:
                     return True
@@ -109,7 +109,7 @@ class SharedWork:
             if last is not None and self._dead(claim := self.folder / f"{names[number]}.claim-{last}"):
                 for aside in self.folder.glob(f"{names[number]}.{_owner(claim).get('id')}.tmp"):
                     if _known_dead(_owner(claim)):
-                        _remove(aside)
+                        remove(aside)
                 yield number, last + 1
 
     def _dead(self, claim: Path) -> bool:
@@ -210,7 +210,7 @@ def _publish(aside: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file or a folder, or nothing."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)

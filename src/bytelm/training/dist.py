@@ -64,18 +64,18 @@ class DistContext:
         """The same process without collectives."""
         return DistContext(self.rank)
 
-    def main_process_first(self, work: Callable[[], T]) -> T:
-        """Run some work, the main process first: the others find its files on disk."""
+    def main_process_first(self, work: Callable[[], T], name: str = PREPARED) -> T:
+        """Run some work, the main process first: the others find its files on disk. `name`: a key, used once."""
         if self.store is None:
             return work()
         if self.is_main_process:
             done = work()
-            self.store.set(PREPARED, "yes")
+            self.store.set(name, "yes")
             return done
         while True:
             StopRequest.check()
             with contextlib.suppress(dist.DistStoreError):
-                self.store.wait([PREPARED], timedelta(seconds=1))
+                self.store.wait([name], timedelta(seconds=1))
                 return work()
 
     def total(self, *values: float) -> list[float]:
