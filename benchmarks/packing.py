@@ -5,9 +5,9 @@
     python benchmarks/packing.py --workers 1 2 4 --document 4000 --kill
 
 The text is generated: words with the frequencies of a language, in files of 8 MB, one of sixteen of which repeats parts
-of another. Runs are interleaved, and what the system has cached is the same for all of them. Where the machine does other
-work too, the processor seconds of the busiest process say how the work was shared. With `--kill` one of the last number
-of processes is killed in the middle of each run, and another one is started in its place.
+of another. Runs are interleaved, and what the system has cached is the same for all of them. Where the machine does
+other work too, the processor seconds of the busiest process say how the work was shared. With `--kill` one of the last
+number of processes is killed in the middle of each run, and another one is started in its place.
 """
 
 from __future__ import annotations
@@ -40,17 +40,22 @@ print(used.ru_maxrss, used.ru_utime + used.ru_stime)
 """
 
 
-def text(folder: Path, document: int, number: int) -> None:
-    """A file of text, in documents of so many bytes where that is not 0: one for each file."""
+def words_of(number: int) -> bytes:
+    """A file's worth of text."""
     rng = np.random.default_rng(number)
     words = [
         bytes(word) + b" " for word in np.split(np.random.default_rng(0).integers(97, 123, 60000, np.uint8), 12000)
     ]
     words[::40] = [word[:-1] + b"\n" for word in words[::40]]
     chosen = np.minimum(rng.zipf(1.3, FILE // 5), len(words)) - 1
-    data = b"".join(words[i] for i in chosen.tolist())[:FILE]
+    return b"".join(words[i] for i in chosen.tolist())[:FILE]
+
+
+def text(folder: Path, document: int, number: int) -> None:
+    """Write a file of text, in documents of so many bytes where that is not 0: one for each file."""
+    data = words_of(number)
     if number % 16 == 1:
-        data = data[: FILE // 2] + Path(folder, f"{number - 1:05d}.txt").read_bytes()[: FILE // 2]
+        data = data[: FILE // 2] + words_of(number - 1)[: FILE // 2]
     if document:
         inner = folder / f"{number:05d}"
         inner.mkdir()
@@ -61,12 +66,9 @@ def text(folder: Path, document: int, number: int) -> None:
 
 
 def generated(folder: Path, total: int, document: int) -> None:
-    """So many bytes of text, the files that others repeat first."""
-    count = -(-total // FILE)
-    order = sorted(range(count), key=lambda number: number % 16 == 1)
+    """So many bytes of text."""
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for turn in (order[: -(count // 16) or None], order[len(order) - count // 16 :] if count >= 16 else []):
-            list(pool.map(partial(text, folder, document), turn, chunksize=1))
+        list(pool.map(partial(text, folder, document), range(-(-total // FILE))))
 
 
 def packed(source: Path, out: Path, workers: int, part: float, kill: bool) -> tuple[float, float, int]:
