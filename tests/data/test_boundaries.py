@@ -57,7 +57,6 @@ def test_bits_of_documents_or_pieces_are_read_at_any_position(
             np.testing.assert_array_equal(read, bits[start : start + count])
 
 
-@pytest.mark.fault("T4")
 def test_a_record_that_is_left_early_leaves_nothing(tmp_path: Path) -> None:
     with BoundaryWriter(tmp_path, FINGERPRINT, 128) as writer:
         writer.write(np.ones(64, bool))

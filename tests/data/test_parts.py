@@ -194,7 +194,7 @@ def kills(tmp_path: Path, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen, "no packer was killed in between"
 
 
-@pytest.mark.fault("T9")
+@pytest.mark.fault("T4")
 def test_a_killed_packer_loses_the_part_in_hand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kills(tmp_path, 4, monkeypatch)
 
@@ -204,6 +204,7 @@ def test_packers_killed_at_many_instants(tmp_path: Path, monkeypatch: pytest.Mon
     kills(tmp_path, 60, monkeypatch)
 
 
+@pytest.mark.fault("T4")
 def test_one_of_two_packers_is_killed_and_the_other_takes_its_part(tmp_path: Path) -> None:
     source = written(tmp_path / "s")
     one = pack([source], tmp_path / "one", part_bytes=2000)

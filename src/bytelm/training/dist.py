@@ -5,8 +5,8 @@
 torchrun forwards the signals that --signals-to-handle names, and dies of SIGUSR1 if it is not among them. Orphaned
 processes save and exit at their next step.
 
-The main process (rank 0) prepares, holds the run's lock, logs, validates and saves. The others read what it wrote and
-take steps. A single process is a team of one, whose reductions are the identity.
+All prepare the data together. The main process (rank 0) holds the run's lock, logs, validates and saves. The others
+read what it wrote, and take steps. A single process is a team of one, whose reductions are the identity.
 
 Each has its own device (`bytelm.device`). Gradients are reduced there, by NCCL on GPUs; the few numbers that control
 flow depends on are reduced between hosts, over Gloo, without synchronizing a device.
