@@ -201,7 +201,7 @@ def test_a_killed_packer_loses_the_part_in_hand_alone(tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 def test_packers_killed_at_many_instants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kills(tmp_path, 60, monkeypatch)
+    kills(tmp_path, 40, monkeypatch)
 
 
 @pytest.mark.fault("T4")
