@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bytelm.data.boundaries import Boundaries, BoundaryWriter
+from bytelm.data.boundaries import Boundaries, BoundaryWriter, load_piece, save_piece
 from bytelm.errors import DataError
 
 FINGERPRINT = "0123456789abcdef" * 4
@@ -24,55 +24,43 @@ def record(directory: Path, documents: list[NDArray[np.bool_]], fingerprint: str
         return writer.finish()
 
 
-@pytest.mark.fault("T4")
 @settings(max_examples=40)
 @given(
     st.data(), st.lists(st.lists(st.booleans(), min_size=1, max_size=30), min_size=1, max_size=8), st.integers(1, 40)
 )
-def test_bits_survive_any_interruption_and_are_read_at_any_position(
-    data: st.DataObject, lists: list[list[bool]], flush: int
+def test_bits_of_documents_or_pieces_are_read_at_any_position(
+    data: st.DataObject, lists: list[list[bool]], together: int
 ) -> None:
     documents = [np.array(bits) for bits in lists]
-    starts = np.cumsum([0, *map(len, documents)]).tolist()
-    bits, total = np.concatenate(documents), starts[-1]
-    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bytelm.data.boundaries._FLUSH", flush)
-        for killed in data.draw(st.lists(st.booleans(), max_size=3)):
-            writer = BoundaryWriter(name, FINGERPRINT, total)
-            first = starts.index(writer.position)  # always the beginning of a document
-            for document in documents[first : first + data.draw(st.integers(0, 3))]:
-                writer.write(document)
-            if not killed:
-                writer.__exit__(None, None, None)
-                assert BoundaryWriter(name, FINGERPRINT, total).position == writer.position
-        with BoundaryWriter(name, FINGERPRINT, total) as writer:
-            for document in documents[starts.index(writer.position) :]:
-                writer.write(document)
-            boundaries = writer.finish()
-        assert boundaries.total == total
+    bits = np.concatenate(documents)
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as other:
+        boundaries = record(Path(name), documents)
+        with BoundaryWriter(other, FINGERPRINT, len(bits)) as writer:
+            for number, first in enumerate(range(0, len(documents), together)):
+                piece = Path(other, f"piece-{number}")
+                save_piece(piece, documents[first : first + together], lambda bytes: None)
+                writer.add(*load_piece(piece))
+                piece.unlink()
+            writer.finish()
+        names = sorted(path.name for path in Path(name).iterdir())
+        assert [name.rpartition(".")[2] for name in names] == ["bits", "json"]
+        assert names == sorted(path.name for path in Path(other).iterdir())
+        assert all(Path(name, file).read_bytes() == Path(other, file).read_bytes() for file in names)
+        assert boundaries.total == len(bits)
         assert boundaries.patches == sum(1 + sum(document[:-1]) for document in lists)
         boundaries.verify()
         for _ in range(5):
-            start = data.draw(st.integers(0, total))
-            count = data.draw(st.integers(0, total - start))
+            start = data.draw(st.integers(0, len(bits)))
+            count = data.draw(st.integers(0, len(bits) - start))
             read = boundaries.read(start, count)
             assert read.dtype == bool
             np.testing.assert_array_equal(read, bits[start : start + count])
-        assert sorted(path.suffix for path in Path(name).iterdir()) == [".bits", ".json"]
 
 
-def test_a_partial_record_that_cannot_be_relied_on_is_begun_again(tmp_path: Path) -> None:
-    bits = np.ones(64, bool)
-    for spoil in ("shorter", "nonsense", "other total"):
-        with BoundaryWriter(tmp_path, FINGERPRINT, 128) as writer:
-            writer.write(bits)
-        (partial,) = tmp_path.glob("*.partial")
-        if spoil == "shorter":
-            partial.write_bytes(partial.read_bytes()[:-1])
-        elif spoil == "nonsense":
-            (tmp_path / (partial.name + ".json")).write_text("{")
-        total = 100 if spoil == "other total" else 128
-        assert BoundaryWriter(tmp_path, FINGERPRINT, total).position == 0
+def test_a_record_that_is_left_early_leaves_nothing(tmp_path: Path) -> None:
+    with BoundaryWriter(tmp_path, FINGERPRINT, 128) as writer:
+        writer.write(np.ones(64, bool))
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.fault("K8")

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.data.corpus import SPLITS, Corpus, iterate_documents
-from bytelm.data.pack import assign_splits, pack
+from bytelm.data.joining import assign_splits
+from bytelm.data.pack import pack
 from bytelm.errors import ConfigError, DataError, ResourceError
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,10 +69,17 @@ def pack(
     modality: Annotated[str | None, Parameter(name="--as", help="Modality of the files, as for `train --as`.")] = None,
     set: Sets = None,
     strict: Strict = False,
+    workers: Annotated[int, Parameter(help="Processes that pack here at the same time.")] = 1,
+    join: Annotated[
+        bool, Parameter(negative="", help="Take part in packing the same files into the same folder.")
+    ] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
     """Pack files into one corpus, which `bytelm train` reads directly, any number of times.
+
+    With `--join`, here or on other machines that share the folder, any number of processes each pack the next part; the
+    first one begins, and where all is done there is nothing to do. The corpus does not depend on how many there were.
 
     Example: bytelm data pack ~/notes -o packed --set data.valid=0.1
 
@@ -88,18 +97,43 @@ def pack(
     names = given(paths)
     options = options_of(set, strict)
     chosen = None if modality is None else modality_called(modality)
-    if out.is_dir() and any(out.iterdir()) and not any(out.glob("shard-*.bin")):
+    if out.is_dir() and any(out.iterdir()) and not any((*out.glob("shard-*.bin"), *out.glob("parts-*"))):
         raise UsageError(f"{out} is not empty and not a packed corpus: name a new folder")
+    if workers < 1:
+        raise UsageError(f"--workers {workers}: must be 1 or more")
+    if workers > 1 and "-" in names:
+        raise UsageError("standard input cannot be packed by several processes: leave --workers out")
 
+    words = [*names, "--out", str(out), *(["--as", modality] if modality else []), *(["--strict"] if strict else [])]
+    words += [word for setting in set or [] for word in ("--set", setting)]
     with StopRequest():
         journal = Journal(None, quiet or json or not sys.stderr.isatty())
-        corpus = run_stage(PackingStage(out, names, options, chosen, anew=True), journal)
+        stage = PackingStage(out, names, options, chosen, anew=True, join=join)
+        if workers > 1:
+            stage.others = lambda: helping(words, workers - 1)
+        corpus = run_stage(stage, journal)
     if json:
         print_json({"pack": str(out), **packed_mapping(corpus)})
     elif not quiet:
         tell_packed(corpus)
         print(f"next:    {shlex.join(['bytelm', 'train', str(out)])}")
     return 0
+
+
+@contextlib.contextmanager
+def helping(words: Sequence[str], count: int) -> Generator[None]:
+    """Processes that join a packing, stopped in order at the end of a `with` block if they are not done."""
+    command = [sys.executable, "-m", "bytelm", "data", "pack", *words, "--join", "--quiet"]
+    others = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(count)]
+    try:
+        yield
+    except BaseException:
+        for other in others:
+            other.terminate()
+        raise
+    finally:
+        for other in others:
+            other.wait()
 
 
 @app.command
@@ -123,7 +157,7 @@ def verify(folder: Path, /) -> int:
     if found:
         return DataError.exit_code
     corpus = Corpus.open(folder if (folder / INDEX).exists() else folder / "data")
-    print(f"OK: {corpus.total:,} bytes in {len(corpus.documents()):,} documents")
+    print(f"OK: {corpus.total:,} bytes in {corpus.count():,} documents")
     return 0
 
 
@@ -133,12 +167,13 @@ def packed_mapping(corpus: Corpus) -> dict[str, Any]:
     report = index.source
     return {
         "bytes": corpus.total,
-        "documents": len(corpus.documents()),
+        "documents": corpus.count(),
         "splits": {split: corpus.bytes(split) for split in SPLITS},
         "files": report.files,
         "empty": report.empty,
         "skipped": report.reasons,
         "malformed": report.bad,
+        "duplicates": report.duplicates,
         "converted": report.converted,
         "contaminated_bytes": index.repeated,
         "checked_bytes": index.looked,
@@ -149,7 +184,7 @@ def tell_packed(corpus: Corpus) -> None:
     """Print a newly packed corpus."""
     index = corpus.index
     told = ", ".join([f"{index.source.files} files", *index.source.losses()])
-    print(f"{told}: {show_bytes(corpus.total)} in {len(corpus.documents()):,} documents")
+    print(f"{told}: {show_bytes(corpus.total)} in {corpus.count():,} documents")
     print("split:   " + ", ".join(f"{show_bytes(corpus.bytes(split))} {split}" for split in SPLITS))
     if warning := index.warning():
         print(f"note:    {warning}")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import secrets
+import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,21 +20,11 @@ from numpy.typing import NDArray
 from bytelm.data.files import PositionReader, sha256_of, shown, sync_folder, write_whole
 from bytelm.errors import DataError, ResourceError
 
-_FLUSH = 1 << 22  # bytes of the corpus after which what was decided is made to last
+_PIECE = struct.Struct("<qq")  # before the bits of some documents: their patches, their bytes
 
 
 def _stem(directory: Path, fingerprint: str) -> Path:
     return directory / f"boundaries-{fingerprint[:16]}"
-
-
-@dataclass(frozen=True)
-class _Progress:
-    """What the partial file holds that can be relied on."""
-
-    fingerprint: str
-    total: int
-    position: int
-    patches: int
 
 
 @dataclass(frozen=True)
@@ -42,89 +36,89 @@ class _Header:
 
 
 class BoundaryWriter:
-    """Records boundaries document by document, and resumes where an interrupted one stopped.
-
-    Used in a `with` block, it keeps what was written when the block is left early.
-    """
+    """Records boundaries, in the order of the corpus: of one document after another, or of pieces that are done."""
 
     def __init__(self, directory: str | Path, fingerprint: str, total_bytes: int) -> None:
         """Record `total_bytes` decisions; `fingerprint` (hex, 16 digits or more) names who decides, and about what."""
         self._stem = _stem(Path(directory), fingerprint)
-        self._partial = self._stem.with_suffix(".partial")
-        self._progress_path = self._stem.with_suffix(".partial.json")
-        self._progress = _read_progress(self._progress_path, self._partial, fingerprint, total_bytes)
-        self.position = self._progress.position  # the byte of the corpus whose document is to be written next
-        self.patches = self._progress.patches
-        self._held: list[NDArray[np.bool_]] = []
-        if self.position == 0:
-            write_whole(self._partial, b"")
+        self._fingerprint, self._total = fingerprint, total_bytes
+        self._aside = self._stem.with_suffix(f".bits.{secrets.token_hex(8)}.tmp")  # two may be at it
+        self._file = self._aside.open("wb")
+        self._begun = np.zeros(0, bool)  # decisions that do not fill a byte yet
+        self.position = 0  # the byte of the corpus whose document is to be written next
+        self.patches = 0
 
     def write(self, boundaries: NDArray[np.bool_]) -> None:
         """Record the next document, bool `[bytes]`: whether the byte after each of its bytes opens a patch.
 
         The decision at the last byte is recorded too, but makes no patch: no byte of the document follows it.
         """
-        if self.position + len(boundaries) > self._progress.total:
-            raise ValueError(f"boundaries of {self.position + len(boundaries)} bytes for {self._progress.total}")
-        self._held.append(np.array(boundaries, bool))
+        self.add(boundaries, 1 + int(np.count_nonzero(boundaries[:-1])))
+
+    def add(self, boundaries: NDArray[np.bool_], patches: int) -> None:
+        """Record any number of documents that have so many patches together."""
+        if self.position + len(boundaries) > self._total:
+            raise ValueError(f"boundaries of {self.position + len(boundaries)} bytes for {self._total}")
+        held = np.concatenate([self._begun, boundaries])
+        whole = len(held) // 8 * 8
+        self._begun = held[whole:]
         self.position += len(boundaries)
-        self.patches += 1 + int(np.count_nonzero(boundaries[:-1]))
-        if self.position - self._progress.position >= _FLUSH:
-            self.flush()
-
-    def flush(self) -> None:
-        """Make everything written so far last."""
-        if self.position == self._progress.position:
-            return
-        progress = dataclasses.replace(self._progress, position=self.position, patches=self.patches)
+        self.patches += patches
         try:
-            self._append()
-            write_whole(self._progress_path, json.dumps(dataclasses.asdict(progress)).encode())
+            self._file.write(np.packbits(held[:whole]).tobytes())
         except OSError as error:
-            name = shown(str(self._partial))
-            raise ResourceError(f"cannot record boundaries in {name} ({error.strerror}): free some space") from error
-        self._progress = progress
-        self._held = []
-
-    def _append(self) -> None:
-        whole, begun = divmod(self._progress.position, 8)
-        with self._partial.open("r+b") as file:
-            file.seek(whole)
-            last = np.frombuffer(file.read(1), np.uint8)  # the byte that the flush before filled in part
-            file.seek(whole)
-            file.write(np.packbits(np.concatenate([np.unpackbits(last)[:begun].astype(bool), *self._held])).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+            raise self._refused(error) from error
 
     def finish(self) -> Boundaries:
         """Name the record as complete and open it. Raises ValueError when bytes are still missing."""
-        progress = self._progress
-        if self.position != progress.total:
-            raise ValueError(f"boundaries of {self.position} bytes only, of {progress.total}")
-        self.flush()
-        header = _Header(progress.fingerprint, progress.total, self.patches, sha256_of(self._partial))
-        self._partial.replace(self._stem.with_suffix(".bits"))
-        sync_folder(self._stem.parent)
+        if self.position != self._total:
+            raise ValueError(f"boundaries of {self.position} bytes only, of {self._total}")
+        try:
+            self._file.write(np.packbits(self._begun).tobytes())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            header = _Header(self._fingerprint, self._total, self.patches, sha256_of(self._aside))
+            self._aside.replace(self._stem.with_suffix(".bits"))
+            sync_folder(self._stem.parent)
+        except OSError as error:
+            raise self._refused(error) from error
         write_whole(self._stem.with_suffix(".json"), json.dumps(dataclasses.asdict(header)).encode())
-        self._progress_path.unlink()
-        return Boundaries.open(self._stem.parent, progress.fingerprint)
+        return Boundaries.open(self._stem.parent, self._fingerprint)
+
+    def _refused(self, error: OSError) -> ResourceError:
+        name = shown(str(self._stem.with_suffix(".bits")))
+        return ResourceError(f"cannot record boundaries in {name} ({error.strerror}): free some space")
 
     def __enter__(self) -> BoundaryWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.flush()
+        with contextlib.suppress(OSError):
+            self._file.close()
+            self._aside.unlink(missing_ok=True)
 
 
-def _read_progress(path: Path, partial: Path, fingerprint: str, total: int) -> _Progress:
-    """How far an interrupted writer of the same boundaries came; the beginning when there is none to rely on."""
-    begin = _Progress(fingerprint, total, 0, 0)
-    try:
-        progress = _Progress(**json.loads(path.read_bytes()))
-        whole = partial.stat().st_size * 8 >= progress.position
-    except (OSError, ValueError, TypeError):
-        return begin
-    return progress if whole and (progress.fingerprint, progress.total) == (fingerprint, total) else begin
+def save_piece(path: Path, documents: Iterable[NDArray[np.bool_]], done: Callable[[int], None]) -> None:
+    """Record some documents on their own: their patches, their bytes, and a bit for each byte. It lasts."""
+    held = [np.zeros(0, bool)]
+    patches = size = 0
+    for boundaries in documents:
+        held.append(boundaries)
+        patches += 1 + int(np.count_nonzero(boundaries[:-1]))
+        size += len(boundaries)
+        done(size)
+    with path.open("wb") as file:
+        file.write(_PIECE.pack(patches, size) + np.packbits(np.concatenate(held)).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_piece(path: Path) -> tuple[NDArray[np.bool_], int]:
+    """The decisions of some documents, and their patches."""
+    data = path.read_bytes()
+    patches, size = _PIECE.unpack_from(data)
+    return np.unpackbits(np.frombuffer(data, np.uint8, offset=_PIECE.size), count=size).astype(bool), patches
 
 
 class Boundaries:

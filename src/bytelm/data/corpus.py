@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.data.files import shown, write_whole
+from bytelm.data.files import PositionReader, sha256_of, shown, write_whole
 from bytelm.data.options import DataConfig
 from bytelm.data.report import SourceReport
 from bytelm.data.shards import Shard, Shards
@@ -24,6 +23,8 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 INDEX = "index.json"  # written last: without it there is no corpus, only the remains of an interrupted pack
 TABLE = "documents.npy"
+CHUNK = 1 << 16  # rows of the table that are held at a time
+DUPLICATE = len(SPLITS)  # in place of a split: of a document that occurs before, where those are left out
 VERSION = 1
 
 # One row a document, in the order of their bytes: they follow each other without gaps, so that sizes give starts.
@@ -124,59 +125,102 @@ def _report(source: dict[str, Any]) -> SourceReport:
     return report
 
 
-class Corpus:
-    """Packed data that stays on disk: bytes are read by position, only the table of documents is held."""
+class Rows:
+    """The rows of a table of documents, left on disk and read by range: a terabyte of pages has 7 GB of them."""
 
-    def __init__(self, directory: Path, index: Index, table: NDArray[Any]) -> None:
-        """Use `Corpus.open`, which reads and checks the parts."""
+    def __init__(self, path: Path, digest: str) -> None:
+        """Open a table. Raises DataError naming the file when it is missing or not the one of that SHA-256."""
+        name = shown(str(path))
+        try:
+            if sha256_of(path) != digest:
+                raise DataError(f"{name} is not what was written (its SHA-256 differs): pack the data again")
+            mapped: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # for its header: no row is read that way
+            self._offset, shape, kind = int(mapped.offset), mapped.shape, mapped.dtype
+            del mapped
+            self._reader = PositionReader(path, path.stat().st_size)
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"{name} cannot be read ({error}): pack the data again") from error
+        if kind != ROW or len(shape) != 1:
+            raise DataError(f"{name} does not fit its {INDEX}: pack the data again")
+        self.count = int(shape[0])
+        starts, self.bytes, self.counts = [0], np.zeros(256, np.int64), np.zeros(256, np.int64)
+        for first in range(0, self.count, CHUNK):
+            rows = self.read(first, CHUNK)
+            starts.append(starts[-1] + int(rows["size"].sum()))
+            for code in np.unique(rows["split"]).tolist():
+                self.bytes[code] += int(rows["size"][rows["split"] == code].sum())
+                self.counts[code] += np.count_nonzero(rows["split"] == code)
+        self.starts = np.array(starts, np.int64)  # [chunks + 1] position of the first byte of each CHUNK rows
+
+    def read(self, first: int, count: int) -> NDArray[Any]:
+        """`count` rows from row `first` on, fewer at the end."""
+        rows = np.empty(max(0, min(count, self.count - first)), ROW)
+        self._reader.read_into(self._offset + first * ROW.itemsize, rows.view(np.uint8))
+        return rows
+
+
+class Corpus:
+    """Packed data that stays on disk: bytes, and the rows of the table of documents, are read by position."""
+
+    def __init__(self, directory: Path, index: Index) -> None:
+        """Use `Corpus.open`, which reads the index and checks that the parts fit."""
         self.directory = directory
         self.index = index
         self.source_report = index.source
         self.source_fingerprint = index.source_fingerprint
         self.grain = index.grain  # bytes after which, and after each multiple of which, a document may be cut
         self.fingerprint = index.documents  # of the contents, their order and their splits
+        self._rows = Rows(directory / TABLE, index.documents)
         self._shards = Shards(directory, index.shards)
-        self._table = table
         self._suffix_names = tuple(index.suffixes)
 
     @classmethod
     def open(cls, directory: str | Path) -> Corpus:
         """Open what `pack` wrote. Raises DataError naming the file that is missing, damaged or of another size."""
         directory = Path(directory)
-        index = Index.load(directory)
-        name = shown(str(directory / TABLE))
-        try:
-            data = (directory / TABLE).read_bytes()
-            if sha256(data).hexdigest() != index.documents:
-                raise DataError(f"{name} is not what was written (its SHA-256 differs): pack the data again")
-            table: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{name} cannot be read ({error}): pack the data again") from error
-        corpus = cls(directory, index, table)
-        if table.dtype != ROW or not corpus.total == index.bytes == table["size"].sum():
-            raise DataError(f"{name} does not fit its {INDEX}: pack the data again")
+        corpus = cls(directory, Index.load(directory))
+        if not corpus.total == corpus.index.bytes == corpus._rows.starts[-1]:
+            raise DataError(f"{shown(str(directory / TABLE))} does not fit its {INDEX}: pack the data again")
         return corpus
 
     @property
     def total(self) -> int:
-        """The bytes of all splits together."""
+        """The bytes of all documents together, duplicates that are in no split too."""
         return self._shards.total
 
     def read(self, start: int, count: int) -> NDArray[np.uint8]:
         """The bytes from position `start`, as uint8 `[count]`. Raises DataError where a file has become shorter."""
         return self._shards.read(start, count)
 
+    def tables(self, split: Split | None = None, start: int = 0) -> Iterator[DocumentTable]:
+        """The documents of a split, or of all of them, from position `start` on, some thousand at a time."""
+        for chunk in range(max(0, int(np.searchsorted(self._rows.starts, start, "right")) - 1), len(self._rows.starts)):
+            rows = self._rows.read(chunk * CHUNK, CHUNK)
+            if not len(rows):
+                return
+            sizes = rows["size"].astype(np.int64)
+            starts = int(self._rows.starts[chunk]) + np.cumsum(sizes) - sizes
+            chosen = starts >= start
+            if split is not None:
+                chosen &= rows["split"] == SPLITS.index(split)
+            suffixes = rows["suffix"].astype(np.int32)
+            yield DocumentTable(starts[chosen], sizes[chosen], suffixes[chosen], self._suffix_names)
+
     def documents(self, split: Split | None = None) -> DocumentTable:
-        """The documents of a split, or of all of them."""
-        rows = np.ones(len(self._table), bool) if split is None else self._table["split"] == SPLITS.index(split)
-        sizes = self._table["size"].astype(np.int64)
-        starts = np.cumsum(sizes) - sizes
-        suffixes = self._table["suffix"].astype(np.int32)
-        return DocumentTable(starts[rows], sizes[rows], suffixes[rows], self._suffix_names)
+        """The documents of a split, or of all of them, held in memory: 20 bytes each."""
+        found = list(self.tables(split))
+        starts = np.concatenate([np.zeros(0, np.int64), *(table.starts for table in found)])
+        sizes = np.concatenate([np.zeros(0, np.int64), *(table.sizes for table in found)])
+        suffixes = np.concatenate([np.zeros(0, np.int32), *(table.suffixes for table in found)])
+        return DocumentTable(starts, sizes, suffixes, self._suffix_names)
+
+    def count(self, split: Split | None = None) -> int:
+        """How many documents a split has, or all together."""
+        return self._rows.count if split is None else int(self._rows.counts[SPLITS.index(split)])
 
     def bytes(self, split: Split) -> int:
         """The bytes of a split."""
-        return int(self._table["size"][self._table["split"] == SPLITS.index(split)].sum())
+        return int(self._rows.bytes[SPLITS.index(split)])
 
     def verify(self) -> None:
         """Read everything and compare checksums. Raises DataError naming the first file that differs."""
@@ -184,17 +228,21 @@ class Corpus:
 
 
 def iterate_documents(
-    corpus: Corpus, split: Split | None = None, limit_bytes: int | None = None, start: int = 0
+    corpus: Corpus,
+    split: Split | None = None,
+    limit_bytes: int | None = None,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(position, bytes) of each document of a split (or of all) in order, from position `start` on.
+    """(position, bytes) of each document of a split (or of all) in order, from position `start` on and before `stop`.
 
     After `limit_bytes` bytes it ends, with the last document cut short if need be.
     """
-    table = corpus.documents(split)
     left = corpus.total if limit_bytes is None else limit_bytes
-    for number in range(int(np.searchsorted(table.starts, start)), len(table)):
-        if left <= 0:
-            return
-        position, size = int(table.starts[number]), min(left, int(table.sizes[number]))
-        yield position, corpus.read(position, size)
-        left -= size
+    for table in corpus.tables(split, start):
+        for position, size in zip(table.starts.tolist(), table.sizes.tolist(), strict=True):
+            if left <= 0 or (stop is not None and position >= stop):
+                return
+            size = min(left, size)
+            yield position, corpus.read(position, size)
+            left -= size

@@ -18,6 +18,7 @@ class DataConfig:
     `max_bad`: the fraction of lines, rows, images or clips that may be damaged; they are skipped and counted.
     `max_window`: MiB that the window of a compressed file (a dictionary, in xz) may take of memory.
     `strict`: whether a file that would be skipped is an error.
+    `deduplicate`: whether of documents with equal bytes only the first is in a split.
     """
 
     text_field: str = "text"
@@ -27,6 +28,7 @@ class DataConfig:
     max_bad: float = MAX_BAD
     max_window: int = MAX_WINDOW
     strict: bool = False
+    deduplicate: bool = False
 
     def __post_init__(self) -> None:
         problems: list[str] = []

@@ -33,37 +33,65 @@ def repeated(held_out: Sequence[Bytes], training: Iterable[tuple[Bytes, Places]]
     `training` comes in segments: documents one after another, and where each begins. Windows of one byte over and over
     are not counted: blank parts are no contamination.
     """
-    looked = sum(len(document) for document in held_out)
-    windows = [_varied(document, _starts(document, np.zeros(1, np.int64))) for document in held_out]
-    numbers = [_whole(document, starts) for document, starts in zip(held_out, windows, strict=True)]
-    quick = np.concatenate([np.zeros(0, np.uint64), *map(_quick, held_out, windows)])
-    whole, first = np.unique(np.concatenate([np.zeros(0, np.uint64), *numbers]), return_index=True)
-    quick_of = quick[first]
-    quick = np.unique(quick_of)
-    found, sought = np.zeros(len(whole), bool), len(whole)
-    table = _table(quick)
+    sought = Sought(held_out)
     for document, begins in training:
+        sought.look(document, begins)
+    return sought.covered(), sought.looked
+
+
+class Sought:
+    """The windows of held-out documents, and which of them were found in training documents so far.
+
+    Those that several processes found, each in some of the training documents, are together those that one finds.
+    """
+
+    def __init__(self, held_out: Sequence[Bytes]) -> None:
+        self.looked = sum(len(document) for document in held_out)
+        """Bytes of the documents."""
+        self._sizes = [len(document) for document in held_out]
+        self._windows = [_varied(document, _starts(document, np.zeros(1, np.int64))) for document in held_out]
+        self._numbers = [_whole(document, starts) for document, starts in zip(held_out, self._windows, strict=True)]
+        quick = np.concatenate([np.zeros(0, np.uint64), *map(_quick, held_out, self._windows)])
+        numbers = np.concatenate([np.zeros(0, np.uint64), *self._numbers])
+        self._whole, first = np.unique(numbers, return_index=True)
+        self._quick_of = quick[first]
+        self.found = np.zeros(len(self._whole), bool)
+        """Which of the different windows were found."""
+        self._seek()
+
+    def _seek(self) -> None:
+        """What was found once need not be found again."""
+        self._quick = np.unique(self._quick_of[~self.found])
+        self._left = len(self.found) - int(self.found.sum())
+        self._table = _table(self._quick)
+
+    def look(self, document: Bytes, begins: Places) -> None:
+        """Look at training documents that are one after another, each beginning at one of `begins`."""
         starts = _starts(document, begins)
         keys = _quick(document, starts)
-        maybe = np.flatnonzero(table[_place(keys)])
-        maybe = maybe[_within(quick, keys[maybe])[1]]
+        maybe = np.flatnonzero(self._table[_place(keys)])
+        maybe = maybe[_within(self._quick, keys[maybe])[1]]
         if len(maybe):
-            where, there = _within(whole, _whole(document, starts[maybe]))
-            found[where[there]] = True
-        left = len(whole) - int(found.sum())
-        if left * 16 < sought * 15:  # what was found once need not be found again
-            quick, sought = np.unique(quick_of[~found]), left
-            table = _table(quick)
-    seen = whole[found]
-    parts = zip(held_out, windows, numbers, strict=True)
-    return sum(_covered(starts[_within(seen, own)[1]], len(document)) for document, starts, own in parts), looked
+            where, there = _within(self._whole, _whole(document, starts[maybe]))
+            self.found[where[there]] = True
+        if (len(self.found) - int(self.found.sum())) * 16 < self._left * 15:
+            self._seek()
+
+    def covered(self) -> int:
+        """Bytes of the held-out documents in windows that were found."""
+        seen = self._whole[self.found]
+        parts = zip(self._sizes, self._windows, self._numbers, strict=True)
+        return sum(_covered(starts[_within(seen, own)[1]], size) for size, starts, own in parts)
 
 
-def stretches(corpus: Corpus, split: Split) -> Iterator[tuple[Bytes, Places]]:
-    """The documents of a split, several together, and where in the segment each begins."""
+def stretches(corpus: Corpus, split: Split, start: int = 0, stop: int | None = None) -> Iterator[tuple[Bytes, Places]]:
+    """The documents of a split that begin from `start` on and before `stop`, several together.
+
+    Each time with where in them each begins.
+    """
     held: list[Bytes] = []
     size = 0
-    for _, document in iterate_documents(corpus, split):
+    for _, document in iterate_documents(corpus, split, start=start, stop=stop):
         held.append(document)
         size += len(document)
         if size >= _STRETCH:

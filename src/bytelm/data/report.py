@@ -23,6 +23,7 @@ class SourceReport:
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (name, why), the first of them
     reasons: dict[str, int] = field(default_factory=dict[str, int])  # why → how many, of all of them
     converted: dict[str, int] = field(default_factory=dict[str, int])  # "resized" → documents, where a modality did it
+    duplicates: int = 0  # documents that are in no split since an equal one comes before, where those are left out
 
     def skip(self, name: str, reason: str) -> None:
         """Count a skipped file, and why: a few words, and after a colon the details of this one."""
@@ -30,6 +31,17 @@ class SourceReport:
             self.skipped.append((shown(name), reason))
         kind = reason.partition(":")[0]
         self.reasons[kind] = self.reasons.get(kind, 0) + 1
+
+    def add(self, other: SourceReport) -> None:
+        """Add the counts of a report of further files."""
+        self.files += other.files
+        self.empty += other.empty
+        self.bad += other.bad
+        self.duplicates += other.duplicates
+        self.skipped = [*self.skipped, *other.skipped][:NAMED]
+        for ours, theirs in ((self.reasons, other.reasons), (self.converted, other.converted)):
+            for what, count in theirs.items():
+                ours[what] = ours.get(what, 0) + count
 
     @property
     def left_out(self) -> int:
@@ -42,6 +54,7 @@ class SourceReport:
         told = [f"{count} skipped ({'the first ' if count > 1 else ''}{': '.join(self.skipped[0])})"] if count else []
         told += [f"{self.empty} empty skipped"] if self.empty else []
         told += [f"{self.bad} damaged skipped"] if self.bad else []
+        told += [f"{self.duplicates:,} duplicates left out"] if self.duplicates else []
         return told + [f"{documents} {how}" for how, documents in self.converted.items()]
 
     def nothing(self, paths: Sequence[str | Path]) -> DataError:

@@ -19,15 +19,17 @@ def sample_evenly(corpus: Corpus, split: Split, limit: int | None = None) -> lis
     total = corpus.bytes(split)
     if not total:
         raise DataError(f"the {split} split of {corpus.directory} is empty: too few documents to split")
-    table = corpus.documents(split)
     left = total if limit is None else limit
+    step, passed = max(1, total // left), 0
     found: list[tuple[str, NDArray[np.uint8]]] = []
-    for i in range(0, len(table), max(1, total // left)):
-        size = int(table.sizes[i])
-        if size > left:
-            size = max(left, 0 if found else corpus.grain) // corpus.grain * corpus.grain
-        if size:
-            kind = table.suffix_names[table.suffixes[i]] or "no suffix"
-            found.append((kind, corpus.read(int(table.starts[i]), size)))
-        left -= size
+    for table in corpus.tables(split):
+        for i in range(-passed % step, len(table), step):
+            size = int(table.sizes[i])
+            if size > left:
+                size = max(left, 0 if found else corpus.grain) // corpus.grain * corpus.grain
+            if size:
+                kind = table.suffix_names[table.suffixes[i]] or "no suffix"
+                found.append((kind, corpus.read(int(table.starts[i]), size)))
+            left -= size
+        passed += len(table)
     return found

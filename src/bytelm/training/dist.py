@@ -5,8 +5,8 @@
 torchrun forwards the signals that --signals-to-handle names, and dies of SIGUSR1 if it is not among them. Orphaned
 processes save and exit at their next step.
 
-The main process (rank 0) prepares, holds the run's lock, logs, validates and saves. The others read what it wrote and
-take steps. A single process is a team of one, whose reductions are the identity.
+All prepare the data together. The main process (rank 0) holds the run's lock, logs, validates and saves. The others
+read what it wrote, and take steps. A single process is a team of one, whose reductions are the identity.
 
 Each has its own device (`bytelm.device`). Gradients are reduced there, by NCCL on GPUs; the few numbers that control
 flow depends on are reduced between hosts, over Gloo, without synchronizing a device.
@@ -64,18 +64,18 @@ class DistContext:
         """The same process without collectives."""
         return DistContext(self.rank)
 
-    def main_process_first(self, work: Callable[[], T]) -> T:
-        """Run some work, the main process first: the others find its files on disk."""
+    def main_process_first(self, work: Callable[[], T], name: str = PREPARED) -> T:
+        """Run some work, the main process first: the others find its files on disk. `name`: a key, used once."""
         if self.store is None:
             return work()
         if self.is_main_process:
             done = work()
-            self.store.set(PREPARED, "yes")
+            self.store.set(name, "yes")
             return done
         while True:
             StopRequest.check()
             with contextlib.suppress(dist.DistStoreError):
-                self.store.wait([PREPARED], timedelta(seconds=1))
+                self.store.wait([name], timedelta(seconds=1))
                 return work()
 
     def total(self, *values: float) -> list[float]:

@@ -56,25 +56,22 @@ def prepare(
     exclude: Sequence[Path] = (),
     dist: DistContext = SINGLE_PROCESS,
 ) -> Prepared:
-    """Everything up to the first step. Raises Interrupted, DataError, ConfigError, ResourceError."""
-    train, recipe = config.train, config.recipe
+    """Everything up to the first step, by all processes together: they share the packing, the boundaries, the tokens.
+
+    Raises Interrupted, DataError, ConfigError, ResourceError.
+    """
+    train = config.train
     modality = None if config.modality is None else config.modality.build()
     aligned = modality is not None and modality.aligned
-    packing = PackingStage(run / "data", paths, config.data, modality, (run, *exclude), pack_of(paths, run))
+    packed, several = pack_of(paths, run), dist.world > 1
+    packing = PackingStage(run / "data", paths, config.data, modality, (run, *exclude), packed, join=several)
     corpus = run_stage(packing, journal)
-    entropy_model = None
-    if recipe.uses_entropy_model and config.init_from is None:
-        home, words = (
-            legacy.entropy_model_home(run),
-            (config.entropy_model, config.entropy_model_train, train.seed, corpus),
-        )
-        own = journal.beside(home / METRICS, "entropy model: ")
-        stage = EntropyModelStage(home, *words, own, aligned=aligned, device=device, dist=dist)
-        entropy_model = run_stage(stage, journal)
-        recipe = run_stage(ThresholdStage(run / "recipe.toml", recipe, entropy_model, corpus), journal)
-    elif not (run / "recipe.toml").exists():
-        keep_recipe(run / "recipe.toml", recipe)
-    model = begun(recipe, train.seed, run, journal, entropy_model, config.init_from)
+
+    def decided() -> tuple[Recipe, ByteModel]:
+        own = journal.beside(legacy.entropy_model_home(run) / METRICS, "entropy model: ")
+        return built(config, run, corpus, journal, own, device, dist, aligned=aligned)
+
+    recipe, model = dist.main_process_first(decided, "model")
     with fitting(device, "the model", lambda: "take a smaller --preset, or --device cpu"):
         for table in model.lookup_tables():
             table.on_host = train.tables == "host"
@@ -83,12 +80,37 @@ def prepare(
     if (patcher := model.patcher) is not None:
         boundaries = run_stage(BoundaryStage(patcher, recipe, corpus), journal)
     if model.tokens is not None:
-        model.take_tokens(run_stage(TokenizerStage(run / MERGES, model.vocabulary, corpus), journal))
+        learning = TokenizerStage(run / MERGES, model.vocabulary, corpus)
+        model.take_tokens(dist.main_process_first(lambda: run_stage(learning, journal), "tokenizer"))
         source = run_stage(TokenStage(corpus, model.tokens), journal)
     place = (dist.rows(train.batch), train.seed, dist.rank, dist.world)
     sampler = Sampler(source, "train", train.context_length, *place, boundaries=boundaries, aligned=aligned)
     valid = held_out(source, train.context_length, boundaries, aligned)
     return Prepared(corpus, modality, recipe, model, sampler, valid)
+
+
+def built(
+    config: RunConfig,
+    run: Path,
+    corpus: Corpus,
+    journal: Journal,
+    own: Journal,
+    device: torch.device,
+    dist: DistContext,
+    *,
+    aligned: bool,
+) -> tuple[Recipe, ByteModel]:
+    """The recipe with its thresholds, and the initial model; `own` is the journal of the entropy model."""
+    recipe, seed, entropy_model = config.recipe, config.train.seed, None
+    if recipe.uses_entropy_model and config.init_from is None:
+        home = legacy.entropy_model_home(run)
+        words = (config.entropy_model, config.entropy_model_train, seed, corpus)
+        stage = EntropyModelStage(home, *words, own, aligned=aligned, device=device, dist=dist)
+        entropy_model = run_stage(stage, journal)
+        recipe = run_stage(ThresholdStage(run / "recipe.toml", recipe, entropy_model, corpus), journal)
+    elif not (run / "recipe.toml").exists():
+        keep_recipe(run / "recipe.toml", recipe)
+    return recipe, begun(recipe, seed, run, journal, entropy_model, config.init_from)
 
 
 def begun(

@@ -100,7 +100,7 @@ def session(
 ) -> Result:
     """Prepare and fit, in a locked directory."""
     try:
-        prepared = dist.main_process_first(lambda: prepare(paths, config, run, journal, device, exclude, dist))
+        prepared = prepare(paths, config, run, journal, device, exclude, dist)
     except Interrupted as stopped:
         return Result(run, None, stopped.signal)
     parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)

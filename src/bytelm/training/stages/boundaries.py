@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +14,11 @@ from torch import nn
 
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import to_mapping
-from bytelm.data.boundaries import Boundaries, BoundaryWriter
+from bytelm.data.boundaries import Boundaries, BoundaryWriter, load_piece, save_piece
 from bytelm.data.corpus import Corpus, iterate_documents
+from bytelm.data.files import shown
+from bytelm.data.sharing import make_in_pieces
+from bytelm.errors import ResourceError
 from bytelm.evaluate.stream import chunks, device_of, extended
 from bytelm.patching.base import Patcher
 from bytelm.training.stages.base import Count, Stage
@@ -26,7 +30,7 @@ AREA_ON_DEVICE = 1 << 18  # on a GPU, so that it is not launch-bound
 
 
 class BoundaryStage(Stage[Boundaries]):
-    """The boundaries of a corpus; an interrupted computation resumes where it stopped."""
+    """The boundaries of a corpus; processes that run it at once share the work, and an interrupted one resumes."""
 
     name = "computing patch boundaries"
 
@@ -44,12 +48,24 @@ class BoundaryStage(Stage[Boundaries]):
         return Boundaries.open(self.corpus.directory, self.hash)
 
     def make(self, count: Count) -> Boundaries:
-        """See `Stage`."""
-        with BoundaryWriter(self.corpus.directory, self.hash, self.corpus.total) as writer:
-            for opens in cut(self.patcher, (d for _, d in iterate_documents(self.corpus, start=writer.position))):
-                writer.write(opens)
-                count(writer.position)
-            return writer.finish()
+        """See `Stage`. The processes that are at it each cut the next piece; what is decided does not depend on who."""
+
+        def make(start: int, stop: int, aside: Path, done: Callable[[int], None]) -> None:
+            documents = iterate_documents(self.corpus, start=start, stop=stop)
+            save_piece(aside, cut(self.patcher, (document for _, document in documents)), done)
+
+        def join(pieces: list[Path]) -> None:
+            with BoundaryWriter(self.corpus.directory, self.hash, self.corpus.total) as writer:
+                for piece in pieces:
+                    writer.add(*load_piece(piece))
+                writer.finish()
+
+        try:
+            make_in_pieces(self.corpus, self.path, "boundaries", make, join, count)
+        except OSError as error:
+            name = shown(str(self.path))
+            raise ResourceError(f"cannot record boundaries in {name} ({error.strerror}): free some space") from error
+        return self.load()
 
     def summary(self, result: Boundaries) -> list[str]:
         """See `Stage`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from bytelm.data import packed
 from bytelm.data.corpus import INDEX, SPLITS, Corpus, Index
 from bytelm.data.modalities.base import Modality
 from bytelm.data.options import DataConfig
+from bytelm.data.pack import PARTS
 from bytelm.data.pack import pack as pack_files
+from bytelm.data.sharing import SharedWork, remove
 from bytelm.data.sources import fingerprint
 from bytelm.errors import DataError
 from bytelm.training.stages.base import Count, Stage
@@ -21,7 +24,8 @@ from bytelm.units import show_bytes
 class PackingStage(Stage[Corpus]):
     """The corpus of `paths`, without folders `exclude`, or else an existing `pack`.
 
-    A corpus packed from other files is refused; `anew` packs regardless, and leaves the summary to the caller.
+    A corpus packed from other files is refused; `anew` packs regardless, and leaves the summary to the caller. With
+    `join` the processes that are at it each pack the next part.
     """
 
     name = "packing"
@@ -32,6 +36,9 @@ class PackingStage(Stage[Corpus]):
     exclude: Sequence[Path] = ()
     pack: Path | None = None
     anew: bool = False
+    join: bool = False
+    others: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered once the folder is ready: starts other processes that join."""
 
     def fingerprint(self) -> str | None:
         """See `Stage`: of files, their names, sizes and times."""
@@ -58,11 +65,31 @@ class PackingStage(Stage[Corpus]):
         """See `Stage`. Raises ConfigError if `pack` was packed with other options."""
         if self.pack is not None:
             packed.check_options(Corpus.open(self.pack), self.options, self.modality and self.modality.table)
-            return packed.link_corpus(self.pack, self.path)
+            return self._linked(self.pack, count)
         options = asdict(self.options)
         return pack_files(
-            self.paths, self.path, modality=self.modality, exclude=self.exclude, progress=count, **options
+            self.paths,
+            self.path,
+            modality=self.modality,
+            exclude=self.exclude,
+            progress=count,
+            join=self.join,
+            others=self.others,
+            **options,
         )
+
+    def _linked(self, pack: Path, count: Count) -> Corpus:
+        """The corpus of a pack, linked by one of the processes."""
+        if not self.join:
+            return packed.link_corpus(pack, self.path)
+        work = SharedWork(self.path / f"{PARTS}linked", (self.path / INDEX).exists, lambda done: count(0))
+
+        def link(number: int, aside: Path) -> None:
+            packed.link_corpus(pack, self.path)
+            remove(work.folder)
+
+        work.do("linked", 1, link)
+        return self.load()
 
     def summary(self, result: Corpus) -> list[str]:
         """See `Stage`: the files, what was skipped and converted, and the splits."""

@@ -11,7 +11,7 @@ import numpy as np
 from bytelm.data.bpe import LEARNT, Bpe
 from bytelm.data.corpus import Corpus
 from bytelm.data.files import write_whole
-from bytelm.data.tokens import TokenCorpus, encoded, table_of
+from bytelm.data.tokens import TokenCorpus, encoded, opened, table_of
 from bytelm.errors import DataError
 from bytelm.training.stages.base import Count, Stage, sampled
 from bytelm.units import VOCAB, show_bytes
@@ -47,7 +47,7 @@ class TokenizerStage(Stage[Bpe]):
 
 
 class TokenStage(Stage[TokenCorpus]):
-    """The corpus in tokens."""
+    """The corpus in tokens; processes that run it at once share the work, and an interrupted one resumes."""
 
     name = "encoding"
 
@@ -61,10 +61,10 @@ class TokenStage(Stage[TokenCorpus]):
 
     def load(self) -> TokenCorpus:
         """See `Stage`."""
-        return encoded(self.corpus, self.tokens)
+        return opened(self.corpus, self.tokens)
 
     def make(self, count: Count) -> TokenCorpus:
-        """See `Stage`."""
+        """See `Stage`. The processes that are at it each encode the next piece."""
         return encoded(self.corpus, self.tokens, count)
 
     def summary(self, result: TokenCorpus) -> list[str]:
