@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable, Generator
@@ -59,7 +60,7 @@ def results(processes: list[tuple[BaseProcess, Connection]], patience: float = P
             assert isinstance(here, Connection)
             rank = waiting.pop(here)
             try:
-                good, value = here.recv()
+                good, value = pickle.loads(here.recv_bytes())
             except EOFError:
                 processes[rank][0].join()
                 raise AssertionError(f"process {rank} ended with {processes[rank][0].exitcode}") from None
@@ -77,6 +78,7 @@ def _begin(
 
     torch.set_num_threads(1)
     try:
-        there.send((True, work(*args)))
+        found: tuple[bool, Any] = True, work(*args)
     except BaseException:
-        there.send((False, traceback.format_exc()))
+        found = False, traceback.format_exc()
+    there.send_bytes(pickle.dumps(found))  # `send` would share a tensor's memory, which ends with this process

@@ -85,6 +85,8 @@ def _value(kind: Any, value: Any, key: str) -> Any:
     bare = _without_none(kind)
     if bare is not kind and (value is None or value == "none"):
         return None
+    if isinstance(value, str) and value in _words(kind):
+        return value
     if type(value) is int and value.bit_length() > 63:
         raise ConfigError(f"{key} is beyond the 64 bits of a TOML integer")
     origin, args = get_origin(bare), get_args(bare)
@@ -143,11 +145,17 @@ def _kinds(cls: type) -> dict[str, Any]:
 
 
 def _without_none(kind: Any) -> Any:
-    """X of `X | None`; any other annotation as it is."""
+    """X of `X | None` and of `X | Literal["auto"]`; any other annotation as it is."""
     if get_origin(kind) not in (Union, UnionType):
         return kind
-    (bare,) = (arg for arg in get_args(kind) if arg is not NoneType)
+    (bare,) = (arg for arg in get_args(kind) if arg is not NoneType and get_origin(arg) is not Literal)
     return bare
+
+
+def _words(kind: Any) -> tuple[Any, ...]:
+    """The words of `X | Literal[...]`, which a value may be instead of an X."""
+    arms = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    return tuple(word for arm in arms if get_origin(arm) is Literal for word in get_args(arm))
 
 
 def _dotted(table: str, name: str) -> str:

@@ -109,7 +109,7 @@ from bytelm.testing import UniformModel
 from bytelm.testing.pretend import moved, near, pretend
 from bytelm.training.config import TrainConfig
 from bytelm.training.optimise import Optimizer
-from bytelm.training.dist import init_distributed
+from bytelm.training.dist import SINGLE_PROCESS, init_distributed
 from bytelm.transfer import to_device, to_host
 
 torch.manual_seed(0)
@@ -128,15 +128,16 @@ with pretend():
     tables = []
     for world in (1, 2):
         where = moved(model)
-        far, optimizer = where.embed, Optimizer(where, TrainConfig(steps=1))
+        far = where.embed
         weight = far.get_submodule("ngram").get_parameter("weight")
         with init_distributed(0.5) if world == 2 else nullcontext() as dist:
+            optimizer = Optimizer(where, TrainConfig(steps=1), dist or SINGLE_PROCESS)
             part = share[dist.rank] if dist else slice(None)
             far.looked_up(to_device(index[part], weight)).backward(to_device(slopes[part], weight))
             if dist:
-                optimizer.share(dist)
+                optimizer.share()
                 assert [len(x) for x in (*optimizer.kept[0].index, *optimizer.kept[0].gradients)] == [7, 7]
-        norm = optimizer.norm()
+            norm = optimizer.norm()
         optimizer.step(0.01)
         tables.append((float(to_host(norm)), near(weight.detach())))
 (norm, alone), (other, shared) = tables
@@ -195,12 +196,9 @@ def table(rows):
     return torch.sparse_coo_tensor(ids, slopes.clone(), (5, 2), check_invariants=True)
 
 with init_distributed(1.0) as team:
-    sparse, dense = torch.nn.Parameter(torch.zeros(5, 2)), torch.nn.Parameter(torch.zeros(3))
-    sparse.grad, dense.grad = table(ROWS[team.rank]), torch.full((3,), 1.0 + team.rank)
-    team.add_gradients([sparse, dense])
-    assert torch.equal(dense.grad, torch.full((3,), 3.0))
-    assert sparse.grad.is_coalesced() and sparse.grad._indices().tolist() == [[0, 2, 3]]
-    assert torch.equal(sparse.grad.to_dense(), sum(table(rows).to_dense() for rows in ROWS))
+    found = team.add_sparse(table(ROWS[team.rank]))
+    assert found.is_coalesced() and found._indices().tolist() == [[0, 2, 3]]
+    assert torch.equal(found.to_dense(), sum(table(rows).to_dense() for rows in ROWS))
     assert team.everyones(torch.full((2 * team.rank, 1), 7)).tolist() == [[7], [7]]
 """
 
@@ -225,8 +223,14 @@ def test_a_team_on_gpus_adds_gradients_there_and_the_few_numbers_of_the_host_on_
     monkeypatch.setattr(dist.dist, "all_reduce", lambda tensor, how: added.append(tensor))
     monkeypatch.setattr(dist.dist, "get_backend", lambda: backends)
     monkeypatch.setattr(dist.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist.dist, "new_group", lambda **_: None)
+    monkeypatch.setattr(dist.DistContext, "told", lambda found, value: value)
     with dist.init_distributed(1.0, torch.device(where)) as found:
-        assert found.total(1.0, 2.0) == [1.0, 2.0] and found.longest(3.0) == 3.0 and found.agreed(None) is None
+        assert (
+            found.total(1.0, 2.0) == [1.0, 2.0]
+            and found.longest(3.0) == 3.0
+            and found.agreed(None, True) == (None, [True])
+        )
     assert asked == [backends] and len(added) == 3
     assert all(tensor.device.type == "cpu" for tensor in added)
     assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "2"  # a process that waits for a lost one is not ended

@@ -26,7 +26,7 @@ from bytelm.patching import fixed
 from bytelm.patching.layout import Rows
 from bytelm.testing import UniformModel
 from bytelm.testing.pretend import moved, near, pretend
-from bytelm.training import loop, optimise
+from bytelm.training import checkpointer, optimise
 from bytelm.training.config import TrainConfig
 from bytelm.training.optimise import Optimizer, RowAdam
 from bytelm.transfer import to_device, to_host
@@ -194,7 +194,7 @@ def learnt(sessions: list[str], kept: bool = True, rowwise: bool = False) -> dic
             there, optimizer = where.embed, Optimizer(where, config)
             assert bool(optimizer.kept) == (place == "device")
             weight = there.get_submodule("ngram").get_parameter("weight")
-            own = {key: loop.place(value, weight, key) for key, value in moments.items() if kept}
+            own = {key: checkpointer.place(value, weight, key, table=True) for key, value in moments.items() if kept}
             optimizer.moments(weight).update(own)
             for _ in range(3):
                 for _ in range(2):

@@ -89,8 +89,8 @@ def sitting(run, writer, last=None):
         os.write(writer, b"%9d done " % self.progress.step)
         if self.progress.step == last:
             os.kill(os.getpid(), signal.SIGTERM)
-    def saved(self):
-        save(self)
+    def saved(self, last=False):
+        save(self, last)
         os.write(writer, b"%9d saved" % self.progress.step)
     loop.Trainer.step, loop.Trainer.save = stepped, saved
     train([corpus], config, run, quiet=True)

@@ -60,20 +60,23 @@ class Recipe:
         """The model without memory for its parameters, to be counted; thresholds need not be known yet."""
         return self.draft().build_on_meta()
 
-    def build_on_meta(self) -> ByteModel:
-        """The model without memory for its parameters, which are to be put in. Raises as `assemble` does.
+    def build_on_meta(self, patcher: Patcher | None = None) -> ByteModel:
+        """The model without memory for its parameters, which are to be put in; a patcher that is given is as it is.
 
-        And ConfigError where it has more parameters than can be counted.
+        Raises as `build` does, and ConfigError where it has more parameters than can be counted.
         """
         try:
             with torch.device("meta"):
-                return self.build()
+                return self.build(patcher)
         except (RuntimeError, OverflowError, TypeError) as error:  # torch has all three for a size beyond 64 bits
             raise ConfigError(f"no such model can be built: {str(error).splitlines()[0]}") from error
 
-    def build(self) -> ByteModel:
-        """The model, its parameters not yet initialised. Raises ConfigError for patching not yet calibrated."""
-        patcher = self.patcher()
+    def build(self, patcher: Patcher | None = None) -> ByteModel:
+        """The model around a patcher, its parameters not yet initialised.
+
+        Raises ConfigError for patching not yet calibrated.
+        """
+        patcher = self.patcher() if patcher is None else patcher
         return self.model.build() if patcher is None else self.model.build(patcher)
 
     def patcher(self) -> Patcher | None:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from bytelm.decoding.device import Device
 from bytelm.decoding.host import Host
@@ -88,7 +89,9 @@ def remote(model: ByteModel) -> bool:
 
 
 def changed(model: ByteModel) -> str:
-    """Modifications of a model (submodules, hooks, dtypes) that kernels would ignore; empty if there are none."""
+    """What kernels would ignore of a model: submodules, hooks, dtypes, shards; empty if there is nothing."""
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return "several processes share its weights"
     for name, module in model.named_modules():
         if not type(module).__module__.startswith(("bytelm.", "torch.nn.modules.")):
             return f"the kernels do not know {type(module).__module__}.{type(module).__name__}, which {name} is"

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from bytelm.data.bpe import Bpe
 from bytelm.nn.rows import RowGradients
@@ -50,7 +51,16 @@ class LookupTable(Protocol):
 
     @property
     def weight(self) -> Tensor:
-        """`[rows, dim]`."""
+        """`[rows, dim]`; a DTensor where it is sharded."""
+        ...
+
+    @property
+    def held(self) -> Tensor:
+        """What this process holds of it: what an optimizer trains."""
+        ...
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Hold some of the rows, on the device of a mesh of one dimension; without values yet."""
         ...
 
 
@@ -122,6 +132,14 @@ class ByteModel(nn.Module, abc.ABC):
     def blocks(self) -> list[nn.Module]:
         """The layers that are compiled one by one, each with an attribute `dropout`."""
         return [block for stage in self.stages(1, 1) for block in stage.stack.blocks]
+
+    def units(self) -> list[nn.Module]:
+        """What is gathered and freed one by one where several processes share the weights (FSDP2).
+
+        Every pass of a training enters all of them by their `forward`, in an order that does not depend on the ids:
+        processes that entered others would wait for each other for ever.
+        """
+        return [block for stage in self.stages(1, 1) if stage.piece is None for block in stage.stack.blocks]
 
     def set_dropout(self, chance: float) -> None:
         """Set the dropout probability of training."""

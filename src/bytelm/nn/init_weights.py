@@ -11,10 +11,15 @@ Normals are cut at three σ, as in the BLT paper's code lineage.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
+from bytelm.nn.sharded import rows_here
+
 RESIDUAL = ("out", "down")
+DRAWN = 1 << 22  # numbers that are drawn together
 
 
 def init_weights(model: nn.Module, layers: int, seed: int) -> None:
@@ -40,7 +45,15 @@ def init_weights(model: nn.Module, layers: int, seed: int) -> None:
 
 @torch.no_grad()
 def fill(weight: torch.Tensor, sigma: float, generator: torch.Generator) -> None:
-    """Truncated normal values, drawn on the CPU so that a seed means the same weights on every device."""
-    values = torch.empty(weight.shape)
-    nn.init.trunc_normal_(values, std=sigma, a=-3 * sigma, b=3 * sigma, generator=generator)
-    weight.copy_(values)
+    """Truncated normal values, drawn on the CPU so that a seed means the same weights on every device.
+
+    And on any number of processes: each draws all rows, some at a time, and keeps its own.
+    """
+    first, held = rows_here(weight)
+    count = max(1, DRAWN // max(1, math.prod(weight.shape[1:])))
+    for start in range(0, len(weight), count):
+        values = torch.empty(min(count, len(weight) - start), *weight.shape[1:])
+        nn.init.trunc_normal_(values, std=sigma, a=-3 * sigma, b=3 * sigma, generator=generator)
+        own = slice(max(start, first), min(start + len(values), first + len(held)))
+        if own.start < own.stop:
+            held[own.start - first : own.stop - first].copy_(values[own.start - start : own.stop - start])

@@ -1,4 +1,4 @@
-"""Training settings: the tables [train] and [entropy_model_train] of a run's configuration."""
+"""Training settings: the tables [train], [entropy_model_train] and [parallel] of a run's configuration."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from bytelm.config import Chosen
 from bytelm.data.options import DataConfig
 from bytelm.device import AUTO
 from bytelm.errors import ConfigError
+
+WIDEST = 64  # processes that weights are sharded over; rings of more wait for each other longer than they send
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,50 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How several processes share a training; it may change from session to session.
+
+    Weights, gradients and moments are sharded over `shard` processes, of which there are `replicate` groups (hybrid
+    sharded data parallelism, HSDP); "auto" shards over all, from more than `WIDEST` processes on over those of one
+    machine. `tables`: rows of n-gram tables are "sharded" over all processes, or "replicated", where the gradients of
+    rows are gathered: for small tables. `sync_each_batch` reduces gradients after every micro-batch: with gradient
+    accumulation that is more traffic, in less memory. `async_checkpoint` writes checkpoints while the training goes on,
+    from a copy in main memory.
+    """
+
+    shard: int | Literal["auto"] = AUTO
+    replicate: int | Literal["auto"] = AUTO
+    tables: Literal["sharded", "replicated"] = "sharded"
+    sync_each_batch: bool = False
+    async_checkpoint: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("shard", "replicate"):
+            value = getattr(self, name)
+            if value != AUTO and value < 1:
+                raise ConfigError(f'parallel.{name} = {value}: must be at least 1, or "auto"')
+
+    def layout(self, world: int, local: int) -> tuple[int, int]:
+        """(replicate, shard) for so many processes, `local` of them on each machine.
+
+        Raises ConfigError if their product is another number.
+        """
+        replicate, shard = self.replicate, self.shard
+        if shard == AUTO and replicate == AUTO:
+            shard = world if world <= WIDEST or world % local else local
+        if shard == AUTO:
+            shard = max(1, world // int(replicate))
+        if replicate == AUTO:
+            replicate = max(1, world // int(shard))
+        if int(replicate) * int(shard) != world:
+            raise ConfigError(
+                f"parallel.replicate = {replicate} times parallel.shard = {shard} is not the {world} processes there "
+                'are: leave one of them "auto"'
+            )
+        return int(replicate), int(shard)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The configuration of a run: model, data, and training of the model and its entropy model.
 
@@ -111,6 +157,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     entropy_model_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, context_length=512))
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     init_from: str | None = None
 
     def __post_init__(self) -> None:

@@ -1,27 +1,29 @@
-"""Data parallelism: each process takes its rows of every step, and gradients are all-reduced.
+"""The processes that share a training: each takes its rows of every step, and its shard of the model.
 
     torchrun --nproc-per-node 2 -m -- bytelm train ~/notes      # the -- keeps our options from torchrun
 
 torchrun forwards the signals that --signals-to-handle names, and dies of SIGUSR1 if it is not among them. Orphaned
 processes save and exit at their next step.
 
-All prepare the data together. The main process (rank 0) holds the run's lock, logs, validates and saves. The others
-read what it wrote, and take steps. A single process is a team of one, whose reductions are the identity.
+All prepare the data together. The main process (rank 0) holds the run's lock, logs, and decides when to validate and
+save, which all do together. A single process is a team of one, whose reductions are the identity.
 
-Each has its own device (`bytelm.device`). Gradients are reduced there, by NCCL on GPUs; the few numbers that control
-flow depends on are reduced between hosts, over Gloo, without synchronizing a device.
+Each has its own device (`bytelm.device`). Weights and gradients travel from there, by NCCL on GPUs (`parallelize`);
+the few numbers that control flow depends on are reduced between hosts, over Gloo, without synchronizing a device.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
+import secrets
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -34,7 +36,6 @@ from bytelm.training.stop import StopRequest
 from bytelm.transfer import HOST
 
 T = TypeVar("T")
-PREPARED = "prepared"  # a key of the store that all processes share
 ROLL_CALL = 3.0  # seconds for the liveness check after a failed collective
 
 
@@ -48,6 +49,10 @@ class DistContext:
     """The key-value store of all processes; None for a team of one."""
     launcher: int | None = None
     """The process id of the torchrun that started this process; None if started otherwise."""
+    attempt: str = ""
+    """What begins the keys of this attempt: torchrun's store, and all that is in it, outlives a restart."""
+    saves: Any = None
+    """A Gloo group for checkpoints that are written while the training goes on; None for a team of one."""
 
     @property
     def is_main_process(self) -> bool:
@@ -64,53 +69,69 @@ class DistContext:
         """The same process without collectives."""
         return DistContext(self.rank)
 
-    def main_process_first(self, work: Callable[[], T], name: str = PREPARED) -> T:
-        """Run some work, the main process first: the others find its files on disk. `name`: a key, used once."""
+    def main_process_first(self, work: Callable[[], T], name: str = "prepared") -> T:
+        """Run some work, the main process first: the others find its files on disk. `name`: used once."""
         if self.store is None:
             return work()
+        key = f"{self.attempt}/{name}"
         if self.is_main_process:
             done = work()
-            self.store.set(name, "yes")
+            self.store.set(key, "yes")
             return done
         while True:
             StopRequest.check()
             with contextlib.suppress(dist.DistStoreError):
-                self.store.wait([name], timedelta(seconds=1))
+                self.store.wait([key], timedelta(seconds=1))
                 return work()
 
     def total(self, *values: float) -> list[float]:
         """The sums of values over all processes, in float64."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
-    def agreed(self, heard: int | None) -> int | None:
-        """A signal that any of the processes received; an orphaned process counts as terminated."""
+    def agreed(self, heard: int | None, *due: bool) -> tuple[int | None, list[bool]]:
+        """A signal that any of the processes received, and what is `due` by the clock of the main process.
+
+        An orphaned process counts as terminated.
+        """
         if heard is None and self.launcher is not None and os.getppid() != self.launcher:
             heard = signal.SIGTERM
-        return int(self._reduced([heard or 0], dist.ReduceOp.MAX)[0]) or None
+        own = [float(each and self.is_main_process) for each in due]
+        stop, *wanted = self._reduced([heard or 0, *own], dist.ReduceOp.MAX)
+        return int(stop) or None, [bool(each) for each in wanted]
+
+    def told(self, value: T, source: int = 0) -> T:
+        """What the process `source` gives, to all: plain JSON."""
+        if self.world == 1:
+            return value
+        data = json.dumps(value).encode() if self.rank == source else b""
+        room = torch.zeros(int(self.total(len(data))[0]), dtype=torch.uint8)
+        if data:
+            room.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        with self.answering():
+            dist.broadcast(room, source)
+        return json.loads(room.numpy().tobytes())
+
+    def first(self, reason: str | None) -> str | None:
+        """The reason of the first process that gives one; None if none does."""
+        given = self.total(*(float(rank == self.rank and reason is not None) for rank in range(self.world)))
+        return self.told(reason, given.index(1.0)) if any(given) else None
 
     def longest(self, seconds: float) -> float:
         """The maximum over all processes."""
         return self._reduced([seconds], dist.ReduceOp.MAX)[0]
 
-    def add_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """All-reduce every gradient."""
+    def add(self, tensor: Tensor) -> None:
+        """Sum a tensor over all processes, in place, where it is."""
+        if self.world > 1:
+            self._sum(tensor)
+
+    def add_sparse(self, gradient: Tensor) -> Tensor:
+        """The sum of a sparse gradient over all processes, coalesced: NCCL adds none, so that their rows travel."""
         if self.world == 1:
-            return
-        dense: list[Tensor] = []
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            if parameter.grad.is_sparse:
-                gradient = parameter.grad.coalesce()  # NCCL has no sparse all-reduce: their rows are gathered
-                rows, gradients = (self.everyones(x) for x in (gradient._indices()[0], gradient._values()))
-                found = torch.sparse_coo_tensor(rows[None], gradients, gradient.shape, check_invariants=False)
-                parameter.grad = found.coalesce()
-            else:
-                dense.append(parameter.grad)
-        flat = torch.cat([gradient.reshape(-1) for gradient in dense])
-        self._sum(flat)
-        for gradient, summed in zip(dense, flat.split([g.numel() for g in dense]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
+            return gradient
+        gradient = gradient.coalesce()
+        rows, values = (self.everyones(x) for x in (gradient._indices()[0], gradient._values()))
+        return torch.sparse_coo_tensor(rows[None], values, gradient.shape, check_invariants=False).coalesce()
 
     def everyones(self, mine: Tensor) -> Tensor:
         """All-gather the rows of a tensor, in order of rank."""
@@ -120,7 +141,7 @@ class DistContext:
         padded = mine.new_zeros(max(counts), *mine.shape[1:])
         padded[: len(mine)] = mine
         found = [torch.empty_like(padded) for _ in counts]
-        with self._answering():
+        with self.answering():
             dist.all_gather(found, padded)
         return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
 
@@ -133,15 +154,19 @@ class DistContext:
 
     def _sum(self, tensor: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
         """All-reduce a tensor in place. Raises TrainingError, which names unresponsive processes."""
-        with self._answering():
+        with self.answering():
             dist.all_reduce(tensor, how)
 
     @contextlib.contextmanager
-    def _answering(self) -> Generator[None]:
+    def answering(self) -> Generator[None]:
         """Raise TrainingError, which names unresponsive processes, if a collective fails."""
         try:
             yield
+        except GeneratorExit:  # looked for by no name that may be gone at exit
+            raise
         except RuntimeError as error:
+            if self.world == 1 or not of_others(error):
+                raise
             raise TrainingError(
                 f"{self._missing()} of {self.world} is unresponsive: run the same command again to resume from "
                 "the latest checkpoint"
@@ -153,9 +178,10 @@ class DistContext:
 
         def call() -> None:
             with contextlib.suppress(RuntimeError):
-                self.store.set(f"here/{self.rank}", "yes")
+                here = [f"{self.attempt}/here/{rank}" for rank in range(self.world)]
+                self.store.set(here[self.rank], "yes")
                 time.sleep(ROLL_CALL)
-                lost[:] = [rank for rank in range(self.world) if not self.store.check([f"here/{rank}"])]
+                lost[:] = [rank for rank, key in enumerate(here) if not self.store.check([key])]
 
         calling = threading.Thread(target=call, daemon=True)  # a store that hangs would block forever
         calling.start()
@@ -164,6 +190,11 @@ class DistContext:
 
 
 SINGLE_PROCESS = DistContext()
+
+
+def of_others(error: RuntimeError) -> bool:
+    """Whether a collective failed, for want of another process: of Gloo's errors the words alone say so."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "ncclComm"))
 
 
 @contextlib.contextmanager
@@ -180,10 +211,19 @@ def init_distributed(timeout_minutes: float, device: torch.device = HOST) -> Gen
     timeout = timedelta(minutes=timeout_minutes if math.isfinite(timeout_minutes) else 1e6)
     # By default NCCL kills a process that waits for a lost one; here it aborts the wait, and Gloo names the lost one.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    except dist.DistError as error:
+        raise TrainingError(
+            f"not all of {world} processes have met within {timeout_minutes:g} minutes ({str(error).splitlines()[0]}): "
+            "start them again, with the same MASTER_ADDR and MASTER_PORT, or raise train.timeout_minutes"
+        ) from error
     try:
         launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        yield DistContext(rank, world, dist.distributed_c10d._get_default_store(), launcher)
+        found = DistContext(rank, world, dist.distributed_c10d._get_default_store(), launcher)
+        saves = dist.new_group(timeout=timeout, backend="gloo")
+        # Drawn by the main process: hosts count restarts apart from each other.
+        yield replace(found, attempt=found.told(secrets.token_hex(4)), saves=saves)
     finally:
         with contextlib.suppress(RuntimeError):  # peers may be gone
             dist.destroy_process_group()

@@ -35,12 +35,14 @@ from bytelm.interfaces.objective import prepare, scored
 from bytelm.threads import StepThreads
 from bytelm.training import lengths
 from bytelm.training.ahead import Ahead
-from bytelm.training.config import TrainConfig
+from bytelm.training.checkpointer import Checkpointer
+from bytelm.training.config import ParallelConfig, TrainConfig
 from bytelm.training.dist import SINGLE_PROCESS, DistContext
 from bytelm.training.draw import Drawn, draw, to_tensors
 from bytelm.training.journal import Journal
 from bytelm.training.memory import give_back_large_blocks, keep_large_blocks, predict, recomputes
 from bytelm.training.optimise import Optimizer, learning_rate
+from bytelm.training.parallelize import free, gather, sync_gradients
 from bytelm.training.spikes import Spikes
 from bytelm.training.stop import StopRequest
 from bytelm.transfer import to_host
@@ -93,12 +95,15 @@ class Trainer:
         recipe: dict[str, Any] | None = None,
         sample: Callable[[ByteModel], tuple[bytes, bytes]] | None = None,
         dist: DistContext = SINGLE_PROCESS,
+        parallel: ParallelConfig | None = None,
     ) -> None:
         self.model, self.config, self.sampler, self.run, self.journal = model, config, sampler, run, journal
         self.dist = dist
         self.valid, self.recipe, self.sample = valid, recipe, sample
         self.precision = precision(config, model.device)
-        self.optimizer = Optimizer(model, config)
+        self.optimizer = Optimizer(model, config, dist)
+        self.parallel = parallel or ParallelConfig()
+        self.checkpoints = Checkpointer(run, model, self.optimizer, journal, dist, self.parallel.async_checkpoint)
         # On a CPU a thread would cost the step as much as it saves.
         self.ahead = None if model.device.type == "cpu" else Ahead(self.draw, model.device)
         # Processes that wait for each other every step would measure one another.
@@ -133,23 +138,26 @@ class Trainer:
         save_due += 60 * self.config.checkpoint_every_minutes
         self.tally = RunningSums(since=time.monotonic())
         with StopRequest() as stop, self.ahead or contextlib.nullcontext():
-            while self.budget_fraction() < 1 and self.dist.agreed(stop.received) is None:
-                with self.threads.step():
-                    self.step()
-                now = time.monotonic()
-                if not self.dist.is_main_process:
-                    continue
-                if now >= valid_due and self.budget_fraction() < 0.95:  # the last validation is at the end
+            valid = save = False
+            while True:
+                heard, (valid, save) = self.dist.agreed(stop.received, valid, save)
+                if valid and heard is None:
                     self.validate(stop)
                     valid_due = time.monotonic() + 60 * self.config.eval_every_minutes
-                if now >= save_due and stop.received is None:
+                if save and heard is None:
                     self.save()
                     save_due = time.monotonic() + 60 * self.config.checkpoint_every_minutes
-            if self.dist.is_main_process and self.budget_fraction() >= 1:
+                if heard is not None or self.budget_fraction() >= 1:
+                    break
+                with self.threads.step(), self.dist.answering():
+                    self.step()
+                now = time.monotonic()
+                valid = now >= valid_due and self.budget_fraction() < 0.95  # the last validation is at the end
+                save = now >= save_due
+            if self.budget_fraction() >= 1:
                 self.validate(stop)
-            if self.dist.is_main_process:
-                self.save()
-            return Outcome(self.progress, self.dist.agreed(stop.received))
+            self.save(last=True)
+            return Outcome(self.progress, self.dist.agreed(stop.received)[0])
 
     def budget_fraction(self) -> float:
         """The fraction of the budget that is used up."""
@@ -166,12 +174,13 @@ class Trainer:
         if config.dropout:  # the mask depends on the step and the rank
             torch.manual_seed((config.seed << 32) + (self.dist.rank << 26) + progress.step)
         found: list[Tensor] = []
-        for batch in drawn.batches:
+        for number, batch in enumerate(drawn.batches, 1):
+            sync_gradients(self.model, self.parallel.sync_each_batch or number == len(drawn.batches))
             with self.autocast():
                 summed, _ = scored(self.model, batch)
             (summed / max(1, symbols)).backward()
             found.append(summed.detach())
-        self.optimizer.share(self.dist)
+        self.optimizer.share()
         *parts, norm = numbers([*found, self.optimizer.norm()])  # the only synchronization
         (nats,) = self.dist.total(added(parts))
         rate = learning_rate(config, progress.step, self.budget_fraction())
@@ -213,8 +222,7 @@ class Trainer:
             self.journal.write("skipped", **told)
             self.journal.say(f"step {progress.step} skipped: {skip_reason}; weights unchanged")
             if self.nonfinite_steps >= PATIENCE:
-                if self.dist.is_main_process:
-                    self.save()
+                self.save(last=True)
                 raise TrainingError(
                     f"{self.nonfinite_steps} consecutive steps with a non-finite loss or gradient, "
                     f"up to step {progress.step}: lower train.learning_rate = {self.config.learning_rate} "
@@ -260,86 +268,75 @@ class Trainer:
         """
         progress, began = dataclasses.asdict(self.progress), time.monotonic()
         self.model.eval()
-        if self.valid is not None:
-            found, bytes = list[Tensor](), 0
-            for step in range(self.valid.windows):
-                ids, boundaries = to_tensors(self.valid.batch(step))
-                with torch.no_grad(), self.autocast(), self.threads.step(0):
-                    summed, count = scored(self.model, prepare(self.model, ids, boundaries=boundaries))
-                found.append(summed)
-                bytes += int(count)
-                if bytes >= self.config.eval_bytes or stop.received is not None:
-                    break
-            nats = added(numbers(found))
-            if stop.received is None:
-                bpb = bits_per_byte(nats, bytes)
-                self.journal.write("validation", **progress, bits_per_byte=bpb)
-                self.journal.say(f"step {self.progress.step}: validation {bpb:.3f} bits/byte")
-        if self.sample is not None and stop.received is None:
-            prompt, text = self.sample(self.model)
+        found = None if self.valid is None else self.validation(self.valid, stop)
+        if found is not None:
+            self.journal.write("validation", **progress, bits_per_byte=found)
+            self.journal.say(f"step {self.progress.step}: validation {found:.3f} bits/byte")
+        if self.sample is not None and self.dist.agreed(stop.received)[0] is None:
+            gather(self.model)
+            with self.dist.answering():
+                prompt, text = self.sample(self.model)
             shown = {"prompt": prompt.decode(errors="replace"), "text": text.decode(errors="replace")}
             self.journal.write("sample", **progress, **shown)
+        free(self.model)
         self.model.train()
         duration = time.monotonic() - began
         self.journal.write("phase", **progress, name="validation", duration=duration)
         self.tally.since += duration  # not counted in the training throughput
 
-    def save(self) -> None:
-        """Write a checkpoint of the current step, and log its time and memory.
+    def validation(self, valid: Sampler, stop: StopRequest) -> float | None:
+        """Bits per byte of the validation windows; None if it is interrupted.
+
+        Several processes take the batches in turn, as many each: those with none left take the last one again, for the
+        others' sake. So the windows, and the order of their sum, are those of one process.
+        """
+        batches, bytes = 0, 0
+        while batches < valid.windows and bytes < self.config.eval_bytes:
+            bytes += int(self.model.byte_lengths(to_tensors(valid.batch(batches))[0][:, 1:]).sum())
+            batches += 1
+        nats = list[float]()
+        for first in range(0, batches, self.dist.world):
+            ids, boundaries = to_tensors(valid.batch(min(first + self.dist.rank, batches - 1)))
+            with torch.no_grad(), self.autocast(), self.threads.step(0), self.dist.answering():
+                summed, _ = scored(self.model, prepare(self.model, ids, boundaries=boundaries))
+            nats += self.dist.everyones(summed.detach()[None].cpu()).tolist()
+            if self.dist.agreed(stop.received)[0] is not None:
+                return None
+        return bits_per_byte(added(nats[:batches]), bytes)
+
+    def save(self, last: bool = False) -> None:
+        """Have a checkpoint of the current step written, and log its time and memory; the `last` is waited for.
 
         Warns once if the disk has no room for two more.
         """
         progress, began = dataclasses.asdict(self.progress), time.monotonic()
-        moments: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                for key, value in self.optimizer.moments(parameter).items():
-                    moments[f"{name}/{key}"] = torch.as_tensor(value)
         state = {**progress, "recipe": self.recipe, "context": self.config.context_length, "spikes": self.spikes.state}
         state |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "world": self.dist.world}
         state["precision"] = str(self.precision)
-        path = store.save(self.run, self.progress.step, {"model": self.model.state_dict(), "optimizer": moments}, state)
+        path = self.checkpoints.save(self.progress.step, state)
+        path = self.checkpoints.wait() if last and path is None else path
         self.journal.write("phase", **progress, name="saving", duration=time.monotonic() - began)
-        low = self.precision == torch.bfloat16
+        low = self.precision == torch.bfloat16 and self.dist.world == 1
         device = self.model.device
         predicted = predict(self.model, self.config, self.mean_patch, device).peak if low else None
         memory = {"peak": peak_memory(device), "baseline": self.baseline, "predicted": predicted}
         self.journal.write("memory", **progress, **memory)
-        size, free = sum(file.stat().st_size for file in path.iterdir()), shutil.disk_usage(path).free
-        if free < 2 * size and not self.warned:
+        if path is None or not self.dist.is_main_process:
+            return
+        size, room = sum(file.stat().st_size for file in path.iterdir()), shutil.disk_usage(path).free
+        if room < 2 * size and not self.warned:
             self.warned = True
             self.journal.say(
-                f"the disk of {self.run} has {show_bytes(free)} free, a checkpoint takes {show_bytes(size)}"
+                f"the disk of {self.run} has {show_bytes(room)} free, a checkpoint takes {show_bytes(size)}"
             )
 
     def resume(self) -> None:
         """Resume from the latest intact checkpoint, if there is one, and report corrupt ones."""
-        if not store.checkpoints(self.run):
+        found = self.checkpoints.resume()
+        if found is None:
             self.journal.truncate_after(0)
             return
-        path, corrupt = store.newest_good(self.run)
-        for reason in corrupt:
-            self.journal.say(f"skipping corrupt checkpoint: {reason}")
-        weights = store.read_tensors(path, "model")
-        store.check_keys(self.model.state_dict(), weights, str(path))
-        if self.model.tokens is not None and not torch.equal(weights["merges"], self.model.get_buffer("merges").cpu()):
-            raise CheckpointError(
-                f"{path} was trained with another tokenizer than {self.run}/merges.npy: start another run"
-            )
-        for name, tensor in self.model.state_dict().items():
-            if name.startswith("patcher.") and not torch.equal(weights[name], tensor.cpu()):
-                raise CheckpointError(
-                    f"{path} was trained with another entropy model than that in {self.run} "
-                    f"({name} differs): restore it, or start another run"
-                )
-        self.model.load_state_dict(weights)
-        moments = store.read_tensors(path, "optimizer")
-        for name, parameter in self.model.named_parameters():
-            own = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
-            if own:
-                kept = {key: place(value, parameter, key) for key, value in own.items()}
-                self.optimizer.moments(parameter).update(kept)
-        state = store.read_state(path)
+        path, state = found
         try:
             self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
             self.spikes = Spikes(state.get("spikes"))
@@ -353,13 +350,6 @@ class Trainer:
         """bfloat16 matrix products if the run is configured so."""
         low = self.precision == torch.bfloat16
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=low)
-
-
-def place(value: Tensor, parameter: Tensor, key: str) -> Tensor | int:
-    """A moment on its parameter's device; a step count where fused kernels need it, or unchanged as an integer."""
-    if key == "step" and not value.is_floating_point():
-        return int(value)
-    return value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
 
 
 def numbers(found: list[Tensor]) -> list[float]:

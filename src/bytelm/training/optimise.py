@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bytelm.interfaces.model import ByteModel, LookupTable
 from bytelm.native.training import Rows, call, functions
 from bytelm.nn.fused import VECTOR
 from bytelm.nn.rows import RowGradients, adam_rows
+from bytelm.nn.sharded import rows_here
 from bytelm.training.config import TrainConfig
-from bytelm.training.dist import DistContext
+from bytelm.training.dist import SINGLE_PROCESS, DistContext
 from bytelm.transfer import to_host
 
 
@@ -91,14 +93,19 @@ class Optimizer:
     looked up, and the moments of the others are unchanged, as with torch's SparseAdam. They have no momentum: the last
     gradients of a rarely read row are stale, and training is better without (docs/log.md). Those of a table on the
     host, of a model on a device, are clipped by `step`: `norm` does not wait for the device.
+
+    Of a model that several processes share, each moves what it holds; all clip by the same norm.
     """
 
-    def __init__(self, model: ByteModel, config: TrainConfig) -> None:
-        self.clip = config.max_grad_norm
+    def __init__(self, model: ByteModel, config: TrainConfig, dist: DistContext = SINGLE_PROCESS) -> None:
+        self.clip, self.dist = config.max_grad_norm, dist
         own = {id(p): p for p in model.parameters() if p.requires_grad}
         device = next(iter(own.values())).device.type
         found = model.lookup_tables()
-        tables = [own.pop(id(table.weight)) for table in found]
+        self.held = {id(table.weight): table.held for table in found}
+        """What this process holds of each table."""
+        self.sharded = any(table.held is not table.weight for table in found)
+        tables = [self.held[id(own.pop(id(table.weight)))] for table in found]
         embeddings = [
             own.pop(id(m.weight)) for m in model.modules() if isinstance(m, nn.Embedding) and id(m.weight) in own
         ]
@@ -131,27 +138,49 @@ class Optimizer:
             self.parts.append(bags)
             self.kept = bags.kept
 
-    def share(self, dist: DistContext) -> None:
-        """All-reduce the gradients over the processes of a team."""
-        dist.add_gradients(self.parameters)
+    def share(self) -> None:
+        """Sum the gradients of tables that each process holds whole; all others are summed by the backward pass."""
+        if self.dist.world == 1 or self.sharded:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = self.dist.add_sparse(parameter.grad)
         for kept in self.kept:
-            kept.index, kept.gradients = ([dist.everyones(x) for x in some] for some in (kept.index, kept.gradients))
+            kept.index, kept.gradients = (
+                [self.dist.everyones(x) for x in some] for some in (kept.index, kept.gradients)
+            )
 
     def norm(self) -> Tensor:
         """The global gradient norm; gradients are clipped to `clip`. Does not synchronize."""
-        dense: list[Tensor] = []
+        dense, rows = list[Tensor](), list[Tensor]()
         for parameter in self.parameters:
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = each_once(parameter.grad)
-            if parameter.grad is not None:
-                dense.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
-        norm = torch.nn.utils.get_total_norm([*dense, *(kept.norm() for kept in self.kept)])
+                rows.append(parameter.grad._values())
+            elif parameter.grad is not None:
+                dense.append(parameter.grad)
+        norm = self.norm_of(dense, [*rows, *(kept.norm() for kept in self.kept)])
         factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        own = [g for g in dense if g.device.type == factor.device.type]
-        self.host, self.factor = [g for g in dense if g.device.type != factor.device.type], factor
+        held = [*(rows_here(gradient)[1] for gradient in dense), *rows]
+        own = [g for g in held if g.device.type == factor.device.type]
+        self.host, self.factor = [g for g in held if g.device.type != factor.device.type], factor
         gradients = [part for kept in self.kept for part in kept.gradients]
         torch._foreach_mul_([*own, *gradients], factor)  # pyright: ignore[reportPrivateImportUsage]
         return norm
+
+    def norm_of(self, dense: list[Tensor], tables: list[Tensor]) -> Tensor:
+        """The norm of gradients over all processes. A DTensor's is so by itself; of tables the squares are added."""
+        total = torch.nn.utils.get_total_norm
+        if self.dist.world == 1:
+            return total([*dense, *tables])
+        norm = total(dense)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not self.held:
+            return norm
+        squares = total(tables).square() if tables else norm.new_zeros(())
+        if self.sharded:
+            self.dist.add(squares)
+        return (norm.square() + squares.to(norm.device)).sqrt()
 
     def step(self, rate: float) -> None:
         """Apply one optimizer step, after `norm`."""
@@ -171,8 +200,9 @@ class Optimizer:
 
     def moments(self, parameter: Tensor) -> dict[str, Any]:
         """The optimizer state of a parameter; mutable."""
-        (part,) = (p for p in self.parts if any(q is parameter for group in p.param_groups for q in group["params"]))
-        return part.state[parameter]
+        held = self.held.get(id(parameter), parameter)
+        (part,) = (p for p in self.parts if any(q is held for group in p.param_groups for q in group["params"]))
+        return part.state[held]
 
 
 def each_once(gradient: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From raw files to windows: runs the stages of a training in order.
+"""From raw files to windows, and to a model at its beginning: runs the stages of a training in order.
 
 run/data/          packed shards, with patch boundaries or tokens
 run/entropy_model/ the run of the entropy model
@@ -14,22 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bytelm.checkpoint import legacy, store
-from bytelm.checkpoint.assemble import Recipe, resolve_checkpoint, restore
+from bytelm.checkpoint.assemble import Recipe, resolve_checkpoint, restore, weights_of
 from bytelm.checkpoint.metrics import METRICS
+from bytelm.checkpoint.packed import load_patcher
+from bytelm.data.bpe import Bpe
 from bytelm.data.corpus import Corpus
 from bytelm.data.modalities.base import Modality
 from bytelm.data.packed import pack_of
 from bytelm.data.sampler import Sampler, held_out
 from bytelm.device import fitting
 from bytelm.interfaces.model import ByteModel
+from bytelm.nn.sharded import rows_here
+from bytelm.patching.base import Patcher
 from bytelm.training.config import RunConfig
 from bytelm.training.dist import SINGLE_PROCESS, DistContext
 from bytelm.training.journal import Journal
+from bytelm.training.loop import precision
+from bytelm.training.parallelize import parallelize
 from bytelm.training.stages.base import run_stage
 from bytelm.training.stages.boundaries import BoundaryStage
-from bytelm.training.stages.entropy_model import EntropyModelStage, TrainableEntropyModel
+from bytelm.training.stages.entropy_model import EntropyModelStage
 from bytelm.training.stages.packing import PackingStage
 from bytelm.training.stages.thresholds import ThresholdStage, keep_recipe
 from bytelm.training.stages.tokens import MERGES, TokenizerStage, TokenStage, keep_merges
@@ -37,12 +44,14 @@ from bytelm.training.stages.tokens import MERGES, TokenizerStage, TokenStage, ke
 
 @dataclass(frozen=True)
 class Prepared:
-    """The inputs of the training loop."""
+    """What is there before the model is."""
 
     corpus: Corpus
     modality: Modality | None
     recipe: Recipe
-    model: ByteModel
+    patcher: Patcher | None
+    """On the model's device."""
+    tokens: Bpe | None
     sampler: Sampler
     valid: Sampler | None
 
@@ -56,7 +65,7 @@ def prepare(
     exclude: Sequence[Path] = (),
     dist: DistContext = SINGLE_PROCESS,
 ) -> Prepared:
-    """Everything up to the first step, by all processes together: they share the packing, the boundaries, the tokens.
+    """Everything up to the model, by all processes together: they share the packing, the boundaries, the tokens.
 
     Raises Interrupted, DataError, ConfigError, ResourceError.
     """
@@ -67,74 +76,107 @@ def prepare(
     packing = PackingStage(run / "data", paths, config.data, modality, (run, *exclude), packed, join=several)
     corpus = run_stage(packing, journal)
 
-    def decided() -> tuple[Recipe, ByteModel]:
-        own = journal.beside(legacy.entropy_model_home(run) / METRICS, "entropy model: ")
-        return built(config, run, corpus, journal, own, device, dist, aligned=aligned)
+    def decided() -> tuple[Recipe, Patcher | None, Bpe | None]:
+        return what_cuts(config, run, corpus, journal, device, dist, aligned=aligned)
 
-    recipe, model = dist.main_process_first(decided, "model")
-    with fitting(device, "the model", lambda: "take a smaller --preset, or --device cpu"):
-        for table in model.lookup_tables():
-            table.on_host = train.tables == "host"
-        model.to(device)
+    recipe, patcher, tokens = dist.main_process_first(decided, "patcher")
     source, boundaries = corpus, None
-    if (patcher := model.patcher) is not None:
+    if patcher is not None:
+        with fitting(device, "the patcher", lambda: "take a smaller entropy model, or --device cpu"):
+            patcher.to(device)
         boundaries = run_stage(BoundaryStage(patcher, recipe, corpus), journal)
-    if model.tokens is not None:
-        learning = TokenizerStage(run / MERGES, model.vocabulary, corpus)
-        model.take_tokens(dist.main_process_first(lambda: run_stage(learning, journal), "tokenizer"))
-        source = run_stage(TokenStage(corpus, model.tokens), journal)
+    if recipe.build_for_counting().tokens is not None:
+        learning = TokenizerStage(run / MERGES, recipe.model.vocabulary, corpus)
+        tokens = dist.main_process_first(lambda: run_stage(learning, journal), "tokenizer")
+        source = run_stage(TokenStage(corpus, tokens), journal)
     place = (dist.rows(train.batch), train.seed, dist.rank, dist.world)
     sampler = Sampler(source, "train", train.context_length, *place, boundaries=boundaries, aligned=aligned)
     valid = held_out(source, train.context_length, boundaries, aligned)
-    return Prepared(corpus, modality, recipe, model, sampler, valid)
+    return Prepared(corpus, modality, recipe, patcher, tokens, sampler, valid)
 
 
-def built(
+def what_cuts(
     config: RunConfig,
     run: Path,
     corpus: Corpus,
     journal: Journal,
-    own: Journal,
     device: torch.device,
     dist: DistContext,
     *,
     aligned: bool,
-) -> tuple[Recipe, ByteModel]:
-    """The recipe with its thresholds, and the initial model; `own` is the journal of the entropy model."""
-    recipe, seed, entropy_model = config.recipe, config.train.seed, None
+) -> tuple[Recipe, Patcher | None, Bpe | None]:
+    """The recipe with its thresholds, the patcher, and the tokens of the run that it is fine-tuned from."""
+    recipe, entropy_model = config.recipe, None
     if recipe.uses_entropy_model and config.init_from is None:
         home = legacy.entropy_model_home(run)
-        words = (config.entropy_model, config.entropy_model_train, seed, corpus)
+        words = (config.entropy_model, config.entropy_model_train, config.train.seed, corpus)
+        own = journal.beside(home / METRICS, "entropy model: ")
         stage = EntropyModelStage(home, *words, own, aligned=aligned, device=device, dist=dist)
         entropy_model = run_stage(stage, journal)
         recipe = run_stage(ThresholdStage(run / "recipe.toml", recipe, entropy_model, corpus), journal)
     elif not (run / "recipe.toml").exists():
         keep_recipe(run / "recipe.toml", recipe)
-    return recipe, begun(recipe, seed, run, journal, entropy_model, config.init_from)
+    if config.init_from is not None:
+        model = recipe.build_on_meta()
+        load_patcher(model, beginning(run, config.init_from))
+        if model.tokens is not None and not (run / MERGES).exists():
+            keep_merges(run / MERGES, model.tokens)
+        return recipe, model.patcher, model.tokens
+    patcher = recipe.patcher()
+    if patcher is not None and entropy_model is not None:
+        weights: Any = patcher.get_submodule("entropy_model")
+        weights.weights.load_state_dict(entropy_model.weights.state_dict())
+    return recipe, patcher, None
 
 
-def begun(
-    recipe: Recipe,
-    seed: int,
-    run: Path,
-    journal: Journal,
-    entropy_model: TrainableEntropyModel | None,
-    start: str | None,
+def beginning(run: Path, start: str) -> Path:
+    """The checkpoint that a fine-tuned model begins from: of the run itself where it has one."""
+    return store.newest_good(run)[0] if store.checkpoints(run) else resolve_checkpoint(start)[0]
+
+
+def begin(
+    prepared: Prepared, config: RunConfig, run: Path, journal: Journal, device: torch.device, dist: DistContext
 ) -> ByteModel:
-    """The initial model: initialised around its entropy model, or with the weights of another run."""
-    if start is None:
-        model = recipe.build()
-        model.init_weights(seed)
-        if entropy_model is not None:
-            own: Any = model.get_submodule("patcher.entropy_model")
-            own.weights.load_state_dict(entropy_model.weights.state_dict())
-        return model
+    """The model at its beginning: initialised around its patcher, or with the weights of another run.
+
+    Several processes each hold their share of it, without values where the run has a checkpoint of its own.
+    """
+    recipe, train, start = prepared.recipe, config.train, config.init_from
     resumed = bool(store.checkpoints(run))
-    model = recipe.build_on_meta()
-    checkpoint = store.newest_good(run)[0] if resumed else resolve_checkpoint(start)[0]
-    restore(model, checkpoint)
-    if not resumed:
-        journal.say(f"starting from {checkpoint}")
-    if model.tokens is not None and not (run / MERGES).exists():
-        keep_merges(run / MERGES, model.tokens)
+    if start is not None and not resumed:
+        journal.say(f"starting from {beginning(run, start)}")
+    empty = start is not None or dist.world > 1
+    model = (recipe.build_on_meta if empty else recipe.build)(prepared.patcher)
+    for table in model.lookup_tables():
+        table.on_host = train.tables == "host"
+    with fitting(device, "the model", lambda: "take a smaller --preset, or --device cpu"):
+        if dist.world > 1:
+            parallelize(model, dist, config.parallel, device, precision(train, device))
+            if start is not None and not resumed:
+                fill(model, beginning(run, start))
+            elif not resumed:
+                model.init_weights(train.seed)
+        elif start is not None:
+            restore(model, beginning(run, start), device)
+        else:
+            model.init_weights(train.seed)
+            model.to(device)
+    if prepared.tokens is not None:
+        model.take_tokens(prepared.tokens)
     return model
+
+
+def fill(model: ByteModel, checkpoint: Path) -> None:
+    """Copy the weights of a checkpoint into a model of which each process holds a share; no more than one is whole.
+
+    Raises CheckpointError where they do not fit.
+    """
+    own = model.state_dict()
+
+    def keep(name: str, tensor: Tensor) -> Tensor:
+        if name in own and own[name].shape == tensor.shape:
+            first, held = rows_here(own[name])
+            held.copy_(tensor[first : first + len(held)] if held.ndim else tensor)
+        return tensor.to("meta", own[name].dtype if name in own else tensor.dtype)
+
+    store.check_keys(own, weights_of(checkpoint, keep), str(checkpoint))

@@ -28,7 +28,7 @@ from bytelm.training.estimate import check, lighter, needs
 from bytelm.training.journal import Journal
 from bytelm.training.loggers import Loggers
 from bytelm.training.loop import Progress, Trainer
-from bytelm.training.prepare import Prepared, prepare
+from bytelm.training.prepare import Prepared, begin, prepare
 from bytelm.training.stop import Interrupted, StopRequest
 from bytelm.units import show_count
 
@@ -103,8 +103,8 @@ def session(
         prepared = prepare(paths, config, run, journal, device, exclude, dist)
     except Interrupted as stopped:
         return Result(run, None, stopped.signal)
-    parameters = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
-    model, recipe = prepared.model, to_mapping(prepared.recipe)
+    model, recipe = begin(prepared, config, run, journal, device, dist), to_mapping(prepared.recipe)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     trainer = Trainer(
         model,
         config.train,
@@ -115,6 +115,7 @@ def session(
         recipe=recipe,
         sample=sampler_of_text(prepared, config.train, sample),
         dist=dist,
+        parallel=config.parallel,
     )
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
     begun = {"step": 0, "bytes": 0, "seconds": 0.0, "paths": [str(path) for path in paths]}
@@ -148,9 +149,7 @@ def keep_config(config: RunConfig, run: Path, allow_change: Sequence[str], journ
             for key, old, new in compare(
                 to_mapping(build(RunConfig, legacy.current(load_toml(path)), str(path))), wanted
             )
-            if not (
-                key.split(".")[0] in ("train", "entropy_model_train") and key.rpartition(".")[2] in MUTABLE_SETTINGS
-            )
+            if not mutable(key)
         }
         refused = [line for key, line in differences.items() if key not in allow_change]
         if refused:
@@ -161,6 +160,12 @@ def keep_config(config: RunConfig, run: Path, allow_change: Sequence[str], journ
         for line in differences.values():
             journal.say(f"changed: {line}")
     write_whole(path, dump_toml(wanted).encode())
+
+
+def mutable(key: str) -> bool:
+    """Whether a setting may change between sessions of a run without being named."""
+    table, _, name = key.partition(".")
+    return table == "parallel" or (table in ("train", "entropy_model_train") and name in MUTABLE_SETTINGS)
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from bytelm.nn import fused
 from bytelm.nn.rows import RowGradients, bags, sent, sum_rows
+from bytelm.nn.sharded import ShardedRows, empty_rows
 from bytelm.nn.tables import StoredTable
 from bytelm.patching.layout import Rows, tail
 from bytelm.units import PAD, VOCAB
@@ -57,22 +59,37 @@ class NgramEmbedding(nn.Module):
         """See `LookupTable`."""
         self.on_host = False
         """See `LookupTable`."""
+        self.rows_over: ShardedRows | None = None
+        """The way to rows that other processes hold, where the tables are sharded."""
         self.dropout = 0.0
         """Probability of a byte to lose its n-grams in training, against overfitting."""
 
     @property
     def weight(self) -> Tensor:
-        """The tables."""
+        """The tables; a DTensor where they are sharded."""
         assert self.ngram is not None
         return self.ngram.weight
 
+    @property
+    def held(self) -> Tensor:
+        """See `LookupTable`."""
+        return self.weight if self.rows_over is None else self.rows_over.held
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """See `LookupTable`."""
+        assert isinstance(self.ngram, nn.Embedding)
+        self.ngram.weight = nn.Parameter(empty_rows(self.weight, mesh))
+        self.rows_over = ShardedRows(self.ngram.weight)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> NgramEmbedding:
-        """Keeps tables on the host, in the model's dtype, where `on_host`."""
-        if not self.on_host or self.ngram is None or self.weight.is_meta:
+        """Keeps tables on the host, in the model's dtype, where `on_host`; those that are sharded where they are."""
+        if self.rows_over is None and (not self.on_host or self.ngram is None or self.weight.is_meta):
             return super()._apply(fn, recurse)
         self.byte._apply(fn, recurse)
+        if self.ngram is None or self.rows_over is not None:
+            return self
         with torch.no_grad():
-            self.ngram.weight.data = self.weight.to(fn(self.weight[:0]).dtype)
+            self.ngram.weight.data = self.weight.to(fn(torch.empty(0, dtype=self.weight.dtype)).dtype)
         return self
 
     def initial_state(self, batch: int) -> Int[Tensor, "batch reach"]:
@@ -132,6 +149,8 @@ class NgramEmbedding(nn.Module):
         assert self.ngram is not None
         if isinstance(self.ngram, StoredTable):
             return self.ngram.summed(index)
+        if self.rows_over is not None:
+            return self.rows_over.looked_up(index, self.kept)
         if self.kept is not None:
             return bags(self.ngram.weight, index, self.kept)
         if not torch.is_grad_enabled():

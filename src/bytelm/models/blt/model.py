@@ -81,9 +81,8 @@ class Config:
             problems.append(f"model.ngram_functions = {self.ngram_functions}: from 1 to {len(PRIMES)}")
         if any(size < 2 for size in self.ngram_sizes) or self.ngram_rows < 1:
             problems.append("model.ngram_sizes must be at least 2 and model.ngram_rows at least 1")
-        for name in ("encoder_layers", "decoder_layers", "global_layers", "queries"):
-            if getattr(self, name) < 1:
-                problems.append(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        counted = ("encoder_layers", "decoder_layers", "global_layers", "queries")
+        problems += [f"model.{n} = {getattr(self, n)}: must be at least 1" for n in counted if getattr(self, n) < 1]
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -168,8 +167,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config
-        dim = config.local_dim
+        self.config, dim = config, config.local_dim
         self.embed = NgramEmbedding(dim, config.ngram_sizes, config.ngram_functions, config.ngram_rows)
         self.stack = Stack(config.encoder())
         self.crossed = range(config.encoder_layers)[-1 if config.encoder_cross == "last" else 0 :]
@@ -180,8 +178,7 @@ class Encoder(nn.Module):
         self, x: Tensor, view: CausalPattern, caches: tuple[Cache, ...] | None
     ) -> tuple[list[Tensor], tuple[Cache, ...]]:
         """Byte states after each layer that patches query (the last layer's last), and the caches."""
-        states: list[Tensor] = []
-        kept: list[Cache] = []
+        states, kept = list[Tensor](), list[Cache]()
         for index in range(self.config.encoder_layers):
             x, cache = self.stack.layer(index, x, view, caches)
             if index in self.crossed:
@@ -206,8 +203,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config
-        dim = config.local_dim
+        self.config, dim = config, config.local_dim
         self.split = Linear(config.global_dim, dim * config.queries)
         self.cross = nn.ModuleList(BytesFromPatches(dim, config.cross_heads) for _ in range(config.decoder_layers))
         self.stack = Stack(config.decoder())
@@ -276,14 +272,17 @@ class BLT(ByteModel):
         super().set_dropout(chance)
         self.encoder.embed.dropout = chance
 
+    def units(self) -> list[nn.Module]:
+        """See `ByteModel`; every pass of a training completes a patch, as its first id starts one."""
+        return [*super().units(), *self.encoder.cross, *self.decoder.cross]
+
     def lookup_tables(self) -> list[LookupTable]:
         """See `ByteModel`."""
         return [] if self.encoder.embed.ngram is None else [self.encoder.embed]
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
         """See `ByteModel`. In addition to the stacks: embeddings, norms and cross-attentions."""
-        config = self.config
-        dim, k = config.local_dim, config.queries
+        config, dim, k = self.config, self.config.local_dim, self.config.queries
         tables = 8 * len(config.ngram_sizes) * config.ngram_functions
         pooled = len(self.encoder.cross) * 6 * dim + 4 * dim + tables
         read = config.decoder_layers * (10 * dim + 4 * k * config.cross_heads) + 6 * dim

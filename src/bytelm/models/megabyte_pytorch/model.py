@@ -309,6 +309,10 @@ class MegabytePyTorch(ByteModel):
             found.append(Stage(name, part.stack, positions, beside, apart=config.places(level)))
         return found
 
+    def units(self) -> list[nn.Module]:
+        """See `ByteModel`: how often the stages over patches are entered depends on the ids."""
+        return list(self.inner.stack.blocks)
+
     def initial_state(self, batch: int) -> MegabytePyTorchState:
         """See `ByteModel`."""
         parts = (*self.outer, self.inner)
