@@ -28,7 +28,7 @@ from bytelm.cli import (
 from bytelm.cli.common import STDIN, refuse_stdin
 from bytelm.errors import BytelmError
 from bytelm.machine import wait_without_spinning
-from bytelm.training.stop import Interrupted
+from bytelm.training.stop import Interrupted, exit_code
 
 app = App(
     name="bytelm",
@@ -66,7 +66,7 @@ app.register_install_completion_command()
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code: 0, the exit code of the error, or 128 + a signal's number."""
+    """Run one command and exit with its code: 0, the exit code of the error, or that of a signal (`training.stop`)."""
     steady_output()
     wait_without_spinning()
     sys.exit(run(sys.argv[1:] if tokens is None else tokens))
@@ -94,7 +94,7 @@ def run(tokens: Sequence[str]) -> int:
             raise
         return fail(f"{error.code}: {error}", error.exit_code)
     except Interrupted as stopped:
-        return fail(str(stopped), 128 + stopped.signal)
+        return fail(str(stopped), exit_code(stopped.signal))
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except BrokenPipeError:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 LITTLE_MEMORY, LITTLE_DISK = 2 << 30, 2 << 30  # bytes: less may be too little for blt-tiny
+REJOINING = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+NETWORK = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG", REJOINING)
+HANGS = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_BUFFER_SIZE")
 FOR_USERS = {"bpe", "data", "eval", "grammar", "hf", "logs", "media", "serve"}  # the extras that add features
 Line = tuple[str, str, str]  # what, what was found, and what to do about it if anything
 
@@ -29,7 +32,9 @@ def doctor(*, json: Json = False) -> int:
 
     Example: bytelm doctor
     """
-    lines = [*software(), *hardware(), *gpus(), *variables()]
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # the first of several processes speaks for all
+    lines = [*software(), *hardware(), *gpus(), *launcher(), *variables()]
     missing = {extra: packages for extra, packages in extras().items() if extra in FOR_USERS}
     if not installed("bytelm"):
         lines.append(("extras", "unknown: bytelm runs from a source tree", "pip install -e . in it"))
@@ -139,9 +144,32 @@ def driver() -> str:
 
 def variables() -> Iterator[Line]:
     """The environment variables that affect bytelm, that of waiting threads included, which the command line sets."""
-    known = ("NO_COLOR", "OMP_NUM_THREADS", *machine.WAITING)
+    known = ("NO_COLOR", "OMP_NUM_THREADS", *machine.WAITING, *NETWORK, *HANGS)
     told = sorted(name for name in os.environ if name.startswith("BYTELM_") or name in known)
     yield "variables", ", ".join(f"{name}={os.environ[name]}" for name in told) or "none set", ""
+
+
+def launcher() -> Iterator[Line]:
+    """What a process under torchrun sees of its settings, and those that are missing; nothing without it."""
+    from bytelm.training.stop import ELASTIC, SIGNALS
+
+    if ELASTIC not in os.environ:
+        return
+    value = os.environ.get
+    restarts, hosts = value("TORCHELASTIC_MAX_RESTARTS", "0"), value("GROUP_WORLD_SIZE", "1")
+    advice = "" if restarts != "0" else "add --max-restarts 3, or the training ends with the first process that is lost"
+    yield "torchrun", f"{value('WORLD_SIZE')} processes on {hosts} of its hosts, {restarts} restarts", advice
+    handled = value("TORCHELASTIC_SIGNALS_TO_HANDLE", "").split(",")
+    missing = [number.name for number in SIGNALS if number.name not in handled]
+    wanted = ",".join([*handled, *missing])
+    advice = f"add --signals-to-handle {wanted}, or {', '.join(missing)} orphans the processes" if missing else ""
+    yield "signals", ",".join(handled), advice
+    shared = value(REJOINING) != "1"
+    several = hosts != "1" or restarts != "0"
+    advice = f"set {REJOINING}=1, or a host whose torchrun is started again cannot rejoin" if shared and several else ""
+    yield "rejoining", "not possible" if shared else "possible", advice
+    grace = value("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+    yield "grace", f"{grace} s from SIGTERM to SIGKILL unless --shutdown-timeout changes it", ""
 
 
 def extras() -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,6 +91,8 @@ def train(
     run: Path | None = None,
     log: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    world: int | None = None,
+    mfu: float | None = None,
     print_config: Annotated[bool, Parameter(negative="")] = False,
     force: Annotated[bool, Parameter(negative="")] = False,
     allow_change: Annotated[list[str] | None, Parameter(negative="")] = None,
@@ -103,6 +105,7 @@ def train(
 
     Example: bytelm train ~/notes "src/**/*.py" --minutes 10
     Example: bytelm train ~/notes --preset blt-small --dry-run
+    Example: bytelm train --preset blt-1b --dry-run --world 64 --device h100
 
     Parameters
     ----------
@@ -115,6 +118,10 @@ def train(
         Experiment trackers to log to, comma-separated: tensorboard, trackio, wandb.
     dry_run
         Estimate memory, FLOPs, time and disk, then exit.
+    world
+        With --dry-run: plan the training on so many GPUs (--device a100, h100, h200 or b200), from shapes alone.
+    mfu
+        Assumed fraction of the GPUs' peak FLOP/s of such a plan (default: 0.4).
     print_config
         Print every setting, as TOML that --config reads, then exit.
     force
@@ -122,6 +129,8 @@ def train(
     allow_change
         A setting of [train], as in train.learning_rate, that may differ from the existing run. May be repeated.
     """
+    if world is not None or mfu is not None:
+        return say_the_plan(paths_of(paths), asked or TrainOptions(), world, mfu, dry_run, json)
     if not paths and not print_config:
         raise UsageError("nothing to train on: name files or folders, as in `bytelm train ~/notes`")
     from bytelm.training.loggers import names_in
@@ -142,15 +151,16 @@ def train(
 
 
 def ended(result: Result, quiet: bool, json: bool) -> int:
-    """Print how a training ended and return its exit code: 0, or 128 + signal if one stopped it."""
+    """Print how a training ended and return its exit code: 0, or that of `training.stop` if a signal stopped it."""
     from bytelm.training.dist import is_main_process
+    from bytelm.training.stop import exit_code
 
     run, signal, final = result.run, result.signal, result.final
     if signal is not None:
         if is_main_process():
             saved = "prepared data" if result.progress is None else f"step {result.progress.step}"
             print(f"saved {saved} in {run}; run the same command again to resume", file=sys.stderr)
-        return 128 + signal
+        return exit_code(signal)
     if final is None:
         return 0
     if json:
@@ -181,6 +191,27 @@ def say_what_it_takes(sources: Sequence[str], settings: RunConfig, run: Path, fo
     for what, value in lines(found, run):
         print(f"{what:<8}{value}")
     print("next:   the same command without --dry-run")
+    return 0
+
+
+def say_the_plan(
+    sources: Sequence[str], asked: TrainOptions, world: int | None, mfu: float | None, dry_run: bool, json: bool
+) -> int:
+    """Print what a training on `world` GPUs would take, from shapes alone: nothing is read or measured."""
+    from bytelm.training.limits import lines, mapping
+    from bytelm.training.plan import GPUS, MFU, layout, plan
+
+    if not dry_run or world is None:
+        raise UsageError("--world and --mfu plan a training: take --dry-run --world N; torchrun starts processes")
+    if asked.device is None:
+        raise UsageError(f"--world {world} plans for a GPU: name one with --device {', '.join(GPUS)}")
+    settings = replace(asked, device=None).configure(sources, Path("runs") / name_of("plan"))
+    found = plan(settings, asked.device, layout(world), MFU if mfu is None else mfu)
+    if json:
+        print_json(mapping(settings, found))
+        return 0
+    for what, value in lines(settings, found):
+        print(f"{what:<14}{value}")
     return 0
 
 
@@ -247,7 +278,8 @@ def demo(
 
     settings = configure("demo", sets=[f"train.device={device}"], minutes=minutes)
     result = fit(standard_library(), settings, run, quiet=quiet, watch=partial(counter, quiet=quiet))
-    if code := ended(result, quiet, json):
+    code = ended(result, quiet, json)
+    if code or result.signal is not None:
         return code
     if not quiet and not json:
         print(f"\n{EXAMPLE}", end="", flush=True)

@@ -63,6 +63,11 @@ class LookupTable(Protocol):
         """Hold some of the rows, on the device of a mesh of one dimension; without values yet."""
         ...
 
+    @property
+    def lookups(self) -> int:
+        """Rows that a byte looks up."""
+        ...
+
 
 class ByteModel(nn.Module, abc.ABC):
     """`logits[:, t]` scores `ids[:, t + 1]`. Training, evaluation, generation and serving all call it, and only it.

@@ -5,12 +5,26 @@ Slurm sends SIGUSR1 before the time limit with `sbatch --signal=USR1@60`.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, ClassVar
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS: list[signal.Signals] = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]
+
+
+ELASTIC = "TORCHELASTIC_RUN_ID"  # a variable of every process that torchrun started
+
+
+def exit_code(number: int) -> int:
+    """The exit code after an orderly stop by a signal: 128 + its number, and 0 under torchrun.
+
+    torchrun takes every other code for a failure: with `--max-restarts` it would start the processes again.
+    """
+    return 0 if ELASTIC in os.environ else 128 + number
 
 
 class Interrupted(Exception):

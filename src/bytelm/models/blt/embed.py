@@ -81,6 +81,11 @@ class NgramEmbedding(nn.Module):
         self.ngram.weight = nn.Parameter(empty_rows(self.weight, mesh))
         self.rows_over = ShardedRows(self.ngram.weight)
 
+    @property
+    def lookups(self) -> int:
+        """See `LookupTable`."""
+        return self.functions * len(self.sizes)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> NgramEmbedding:
         """Keeps tables on the host, in the model's dtype, where `on_host`; those that are sharded where they are."""
         if self.rows_over is None and (not self.on_host or self.ngram is None or self.weight.is_meta):
