@@ -227,6 +227,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     }
     used = {DISTRIBUTIONS.get(package, canonicalize_name(package)) for package in used}
     used |= {"httptools", "uvloop"}  # uvicorn imports them: its parser, and the faster event loop
+    used |= {"adlfs", "gcsfs", "s3fs"}  # fsspec imports them
     assert used == core | extras
 
 

@@ -18,6 +18,7 @@ from bytelm.cli import run as cli
 from bytelm.errors import ConfigError, UsageError
 from bytelm.interfaces.objective import score
 from bytelm.training import plan as planning
+from bytelm.training.config import ParallelConfig
 from bytelm.training.dist import init_distributed
 from bytelm.training.limits import limits
 from bytelm.training.plan import GPUS, Layout, Shapes, held, layout, plan, shared_out, traffic, units_of
@@ -149,11 +150,12 @@ def test_a_step_that_cannot_be_shared_is_refused() -> None:
 
 
 def test_layouts() -> None:
-    assert layout(64) == Layout(64, 1)
-    assert layout(64, 8) == layout(64, "auto", 8) == layout(64, 8, 8) == Layout(8, 8)
-    for wrong in ({"shard": 5}, {"shard": 8, "replicate": 4}, {"shard": 0}):
-        with pytest.raises(ConfigError, match="is not the world size 64"):
-            layout(64, **wrong)  # pyright: ignore[reportArgumentType]
+    """Those of [parallel]: from more than 64 processes on shards are of one host."""
+    assert layout(64) == Layout(64, 1) and layout(512) == Layout(8, 64)
+    tables = ParallelConfig(shard=8, tables="replicated", sync_each_batch=True)
+    assert layout(64, tables) == Layout(8, 8, "replicated", True)
+    with pytest.raises(ConfigError, match="is not the 64 processes there are"):
+        layout(64, ParallelConfig(shard=5))
     with pytest.raises(ConfigError, match="must be at least 1"):
         layout(0)
 
@@ -161,7 +163,8 @@ def test_layouts() -> None:
 def test_more_gpus_are_faster_and_hold_less() -> None:
     found = [plan(BLT_1B, "h100", layout(world)) for world in (8, 64, 512)]
     assert [p.bytes_per_second for p in found] == sorted(p.bytes_per_second for p in found)
-    sharded = [p.memory.weights + p.memory.moments + p.memory.tables for p in found]
+    memories = [plan(BLT_1B, "h100", Layout(world)).memory for world in (8, 64, 512)]
+    sharded = [memory.weights + memory.moments + memory.tables for memory in memories]
     assert sharded == sorted(sharded, reverse=True)
     compute = plan(BLT_1B, "h100", layout(8), mfu=0.2).compute
     assert compute == pytest.approx(2 * found[0].compute)

@@ -23,7 +23,7 @@ LITTLE_MEMORY, LITTLE_DISK = 2 << 30, 2 << 30  # bytes: less may be too little f
 REJOINING = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 NETWORK = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG", REJOINING)
 HANGS = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_BUFFER_SIZE")
-FOR_USERS = {"bpe", "data", "eval", "grammar", "hf", "logs", "media", "serve"}  # the extras that add features
+FOR_USERS = {"bpe", "cloud", "data", "eval", "grammar", "hf", "logs", "media", "serve"}  # the extras that add features
 Line = tuple[str, str, str]  # what, what was found, and what to do about it if anything
 
 

@@ -104,7 +104,6 @@ def train(
     Every setting is an environment variable too: BYTELM_TRAIN__BATCH=4 is --set train.batch=4.
 
     Example: bytelm train ~/notes "src/**/*.py" --minutes 10
-    Example: bytelm train ~/notes --preset blt-small --dry-run
     Example: bytelm train --preset blt-1b --dry-run --world 64 --device h100
 
     Parameters
@@ -133,17 +132,15 @@ def train(
         return say_the_plan(paths_of(paths), asked or TrainOptions(), world, mfu, dry_run, json)
     if not paths and not print_config:
         raise UsageError("nothing to train on: name files or folders, as in `bytelm train ~/notes`")
-    from bytelm.training.loggers import names_in
-
     sources = paths_of(paths)
     run = run or Path("runs") / name_of(sources[0] if sources else "run")
     settings = (asked or TrainOptions()).configure(sources, run)
     if print_config:
-        print(dump_toml(to_mapping(settings)), end="")
-        return 0
+        return print(dump_toml(to_mapping(settings)), end="") or 0
     if dry_run:
         return say_what_it_takes(sources, settings, run, force, json)
     from bytelm.training.finish import train as fit
+    from bytelm.training.loggers import names_in
 
     changes, loggers, watch = allow_change or (), names_in(log), partial(counter, quiet=quiet)
     fitted = fit(sources, settings, run, quiet=quiet, log=loggers, force=force, allow_change=changes, watch=watch)
@@ -206,7 +203,7 @@ def say_the_plan(
     if asked.device is None:
         raise UsageError(f"--world {world} plans for a GPU: name one with --device {', '.join(GPUS)}")
     settings = replace(asked, device=None).configure(sources, Path("runs") / name_of("plan"))
-    found = plan(settings, asked.device, layout(world), MFU if mfu is None else mfu)
+    found = plan(settings, asked.device, layout(world, settings.parallel), MFU if mfu is None else mfu)
     if json:
         print_json(mapping(settings, found))
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.data import places
+from bytelm.data.blocks import cache
 from bytelm.data.files import PositionReader, sha256_of, shown, write_whole
 from bytelm.data.options import DataConfig
 from bytelm.data.report import SourceReport
-from bytelm.data.shards import Shard, Shards
+from bytelm.data.shards import Shard, Shards, shard_path, shard_url
 from bytelm.errors import DataError
 
 Split = Literal["train", "valid", "test"]
@@ -50,7 +52,8 @@ class Index:
 
     `documents` is the SHA-256 of the table; `grain` is that of the modality they come from, which `modality` has as a
     table of a configuration; `options` is how files became documents (both are None in corpora of before they were
-    kept). Of `looked` held-out bytes, `repeated` also occur verbatim in the training documents (`repeats`).
+    kept). Of `looked` held-out bytes, `repeated` also occur verbatim in the training documents (`repeats`). Where the
+    shards lie elsewhere, `url` is that of their folder, and `marks` are theirs.
     """
 
     bytes: int
@@ -64,10 +67,14 @@ class Index:
     options: DataConfig | None = None
     repeated: int = 0
     looked: int = 0
+    url: str | None = None
+    marks: list[str] = field(default_factory=list[str])
 
     def write(self, directory: Path) -> None:
         """Write it, which makes the directory a corpus."""
         fields = {"version": VERSION} | dataclasses.asdict(self)
+        if self.url is None:
+            del fields["url"], fields["marks"]
         fields["checksum"] = _checksum(fields)
         write_whole(directory / INDEX, (json.dumps(fields, indent=1) + "\n").encode())
 
@@ -81,12 +88,16 @@ class Index:
         )
 
     @classmethod
-    def load(cls, directory: Path) -> Index:
-        """Read it. Raises DataError naming the file when it is missing, damaged or of another version."""
-        path = directory / INDEX
-        name = shown(str(path))
+    def load(cls, directory: Path | str) -> Index:
+        """Read it, by its folder or the URL of one.
+
+        Raises DataError naming the file when it is missing, damaged or of another version.
+        """
+        elsewhere = isinstance(directory, str)
+        name = places.named(f"{directory}/{INDEX}") if elsewhere else shown(str(directory / INDEX))
         try:
-            fields: dict[str, Any] = json.loads(path.read_bytes())
+            data = places.whole(f"{directory}/{INDEX}") if elsewhere else (directory / INDEX).read_bytes()
+            fields: dict[str, Any] = json.loads(data)
             version = fields["version"]
             if version == VERSION:
                 if fields.pop("checksum", None) not in (None, checksum := _checksum(fields)):  # older ones have none
@@ -162,7 +173,7 @@ class Rows:
 class Corpus:
     """Packed data that stays on disk: bytes, and the rows of the table of documents, are read by position."""
 
-    def __init__(self, directory: Path, index: Index) -> None:
+    def __init__(self, directory: Path, index: Index, table: Path | None = None) -> None:
         """Use `Corpus.open`, which reads the index and checks that the parts fit."""
         self.directory = directory
         self.index = index
@@ -170,15 +181,32 @@ class Corpus:
         self.source_fingerprint = index.source_fingerprint
         self.grain = index.grain  # bytes after which, and after each multiple of which, a document may be cut
         self.fingerprint = index.documents  # of the contents, their order and their splits
-        self._rows = Rows(directory / TABLE, index.documents)
-        self._shards = Shards(directory, index.shards)
+        self.table = table or directory / TABLE
+        self._rows = Rows(self.table, index.documents)
+        self._shards = Shards(directory, index.shards, index.url, index.marks)
         self._suffix_names = tuple(index.suffixes)
 
     @classmethod
     def open(cls, directory: str | Path) -> Corpus:
-        """Open what `pack` wrote. Raises DataError naming the file that is missing, damaged or of another size."""
-        directory = Path(directory)
-        corpus = cls(directory, Index.load(directory))
+        """Open what `pack` wrote, here or by the URL of a copy.
+
+        Of a copy elsewhere the table of documents is fetched once. Raises DataError naming the file that is missing,
+        damaged or of another size.
+        """
+        if places.is_url(str(directory)):
+            url = str(directory).rstrip("/")
+            index = Index.load(url)
+            known = places.statuses(url, [str(shard_path(Path(), number)) for number in range(len(index.shards))])
+            for number, (shard, status) in enumerate(zip(index.shards, known, strict=True)):
+                if shard.size != status.st_size:
+                    name = places.named(shard_url(url, number))
+                    raise DataError(f"{name} has {status.st_size} bytes and not {shard.size}: upload the folder again")
+            index = dataclasses.replace(index, url=url, marks=[status.mark for status in known])
+            table = cache().table(f"{url}/{TABLE}", index.documents)
+            directory, corpus = table.parent, cls(table.parent, index, table)
+        else:
+            directory = Path(directory)
+            corpus = cls(directory, Index.load(directory))
         if not corpus.total == corpus.index.bytes == corpus._rows.starts[-1]:
             raise DataError(f"{shown(str(directory / TABLE))} does not fit its {INDEX}: pack the data again")
         return corpus

@@ -10,6 +10,7 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from io import BufferedIOBase
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ def write_whole(path: Path, data: bytes) -> None:
         raise ResourceError(
             f"cannot write {shown(str(path))} ({error.strerror}): make room there, or name another place"
         ) from error
+
+
+def size_of(file: BufferedIOBase) -> int:
+    """The bytes of an open file, 0 of what has no size, as a pipe has none."""
+    size: int | None = getattr(getattr(file, "raw", None), "size", None)  # of one that lies elsewhere
+    return os.fstat(file.fileno()).st_size if size is None else size
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
@@ -14,12 +13,13 @@ from typing import Any
 from bytelm.data import apart
 from bytelm.data.archives import Meter, tar_members, zip_members
 from bytelm.data.decode import COMPRESSED, MAX_WINDOW, decoded, in_pieces
-from bytelm.data.files import LONGEST, PIECE, shown
+from bytelm.data.files import LONGEST, PIECE, shown, size_of
 from bytelm.data.options import MAX_BAD
 from bytelm.data.report import SourceReport, check_bad
 from bytelm.errors import DataError
 
 ARCHIVES = frozenset({".tar", ".zip"})
+ANY_ORDER = frozenset({".zip", ".parquet"})  # which are not read from the beginning to the end
 JSON_LINES = frozenset({".jsonl", ".ndjson"})
 # Kinds of files of many documents → what one of them is.
 RECORDS = dict.fromkeys(JSON_LINES, "line") | {".parquet": "row"} | dict.fromkeys(ARCHIVES, "member")
@@ -65,7 +65,7 @@ class Reader:
         if kind not in ARCHIVES:
             yield from self._contents(file.read, name)
             return
-        size = os.fstat(file.fileno()).st_size
+        size = size_of(file)
         meter = Meter(shown(name), size)
         if kind == ".zip":
             members = zip_members(file, name, self.report) if size else iter(())

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from bytelm.data import places
 from bytelm.data.boundaries import Boundaries
 from bytelm.data.corpus import INDEX, TABLE, Corpus, Index
 from bytelm.data.files import sha256_of, shown, sync_folder
@@ -21,11 +22,13 @@ _TAKEN = "packed:"  # how the fingerprint of sources begins that were a packed c
 
 
 def is_pack(path: str | Path) -> bool:
-    """Whether a folder is a packed corpus."""
+    """Whether a folder is a packed corpus, here or elsewhere by its URL."""
+    if places.is_url(url := str(path)):
+        return places.may_be_folder(url) and all(places.there(f"{url.rstrip('/')}/{name}") for name in (INDEX, TABLE))
     return (Path(path) / INDEX).is_file() and (Path(path) / TABLE).is_file()
 
 
-def pack_of(paths: Sequence[str | Path], run: Path) -> Path | None:
+def pack_of(paths: Sequence[str | Path], run: Path) -> Path | str | None:
     """The packed corpus that `paths` name: the only one of them, or what `run` took over from it when it is gone.
 
     Raises DataError for a packed corpus among other paths, whose shards would be read as files.
@@ -36,7 +39,7 @@ def pack_of(paths: Sequence[str | Path], run: Path) -> Path | None:
             f"{shown(str(packs[0]))} is a packed corpus and cannot be combined with other paths: leave them out"
         )
     if packs:
-        return Path(packs[0])
+        return str(packs[0]) if places.is_url(str(packs[0])) else Path(packs[0])
     own = run / "data"
     if len(paths) == 1 and not os.path.lexists(paths[0]) and is_pack(own):
         taken = (Index.load(own).source_fingerprint or "").startswith(_TAKEN)
@@ -50,18 +53,18 @@ def fingerprint(corpus: Corpus) -> str:
     return taken if taken and taken.startswith(_TAKEN) else _TAKEN + corpus.fingerprint
 
 
-def link_corpus(pack: Path, directory: Path) -> Corpus:
+def link_corpus(pack: Path | str, directory: Path) -> Corpus:
     """Have the corpus in `pack` in `directory` too, by links to its shards, or copies where there can be no links.
 
     It stays there when the pack is removed or replaced. Raises DataError for a damaged one, ResourceError where
-    `directory` cannot be written.
+    `directory` cannot be written. Shards that lie elsewhere stay there.
     """
     corpus = Corpus.open(pack)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for number in range(len(corpus.index.shards)):
-            _link(shard_path(pack, number), shard_path(directory, number))
-        _link(pack / TABLE, directory / TABLE)
+        for number in range(0 if corpus.index.url else len(corpus.index.shards)):
+            _link(shard_path(Path(pack), number), shard_path(directory, number))
+        _link(corpus.table, directory / TABLE)
         sync_folder(directory)
         replace(corpus.index, source_fingerprint=fingerprint(corpus)).write(directory)
     except OSError as error:
@@ -92,7 +95,7 @@ def check_options(corpus: Corpus, options: DataConfig, modality: Mapping[str, An
         for key in {**old, **new}:
             if old.get(key) != new.get(key):
                 raise ConfigError(
-                    f"{shown(str(corpus.directory))} was packed with {table}.{key} = {old.get(key)}, not "
+                    f"{index.url or shown(str(corpus.directory))} was packed with {table}.{key} = {old.get(key)}, not "
                     f"{new.get(key)}: leave that out, or pack again"
                 )
 
@@ -105,7 +108,8 @@ def faults(directory: Path) -> Iterator[str]:
     except DataError as error:
         yield str(error)
         return
-    shards = [(shard_path(where, number), shard.sha256) for number, shard in enumerate(index.shards)]
+    here = [] if index.url else index.shards
+    shards = [(shard_path(where, number), shard.sha256) for number, shard in enumerate(here)]
     broken = False
     for path, wanted in [(where / TABLE, index.documents), *shards]:
         try:
@@ -117,7 +121,9 @@ def faults(directory: Path) -> Iterator[str]:
             yield f"{shown(str(path))} {fault}: pack the data again"
     try:
         if not broken:
-            Corpus.open(where)
+            corpus = Corpus.open(where)
+            if index.url:
+                corpus.verify()
     except DataError as error:  # parts that do not fit each other
         yield str(error)
     for path in sorted(where.glob("boundaries-*.bits")):

@@ -109,7 +109,7 @@ def scan(paths: Sequence[str | Path]) -> Scan:
     for file in find_files(paths, (), report):
         if file.stat is None:
             found.streams.append(file.path)
-        elif not os.access(file.path, os.R_OK, effective_ids=allowed):
+        elif isinstance(file.stat, os.stat_result) and not os.access(file.path, os.R_OK, effective_ids=allowed):
             report.skip(file.path, "permission denied")
         else:
             suffix, compression = suffixes(file.path)

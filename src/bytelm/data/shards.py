@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,9 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.data.blocks import BLOCK, SMALL, BlockReader, cache
 from bytelm.data.files import PositionReader, sha256_of, sync_folder
+from bytelm.data.places import Status, named, sha256_at
 from bytelm.errors import DataError
 
 _OPEN = 64  # shards held open at a time, so that a thousand of them do not use up what a process may open
@@ -29,6 +32,11 @@ class Shard:
 def shard_path(directory: Path, number: int) -> Path:
     """The file of the shard with that number."""
     return directory / f"shard-{number:05d}.bin"
+
+
+def shard_url(folder: str, number: int) -> str:
+    """The URL of the shard with that number."""
+    return f"{folder}/{shard_path(Path(), number)}"
 
 
 class ShardWriter:
@@ -81,14 +89,23 @@ class ShardWriter:
 class Shards:
     """The sequence of bytes in the shards of a directory, with random access."""
 
-    def __init__(self, directory: Path, shards: list[Shard]) -> None:
-        """Open the shards. Raises DataError naming one that is missing or of another size."""
+    def __init__(self, directory: Path, shards: list[Shard], url: str | None = None, marks: Sequence[str] = ()) -> None:
+        """Open the shards. Raises DataError naming one that is missing or of another size.
+
+        With a `url` they lie in a folder there, had these `marks` when they were found, and are read in blocks.
+        """
         self.total = sum(shard.size for shard in shards)
         self._directory = directory
         self._shards = shards
         self._ends = np.cumsum([shard.size for shard in shards])
 
-        def reader(number: int) -> PositionReader:
+        known = [Status(shard.size, mark) for shard, mark in zip(shards, marks, strict=bool(marks))]
+        self._elsewhere = [(shard_url(url, number), status) for number, status in enumerate(known) if url]
+        held = cache() if url else None
+
+        def reader(number: int) -> PositionReader | BlockReader:
+            if held:
+                return BlockReader(*self._elsewhere[number], held, BLOCK if self.total <= held.limit else SMALL)
             return PositionReader(shard_path(directory, number), shards[number].size)
 
         self._reader = functools.lru_cache(_OPEN)(reader)
@@ -115,5 +132,9 @@ class Shards:
         """Read everything and compare checksums. Raises DataError naming the first shard that differs."""
         for number, shard in enumerate(self._shards):
             path = shard_path(self._directory, number)
-            if sha256_of(path) != shard.sha256:
+            if self._elsewhere:
+                url, known = self._elsewhere[number]
+                if sha256_at(url, known) != shard.sha256:
+                    raise DataError(f"{named(url)} is not what was written (its SHA-256 differs): upload it again")
+            elif sha256_of(path) != shard.sha256:
                 raise DataError(f"{path} is not what was written (its SHA-256 differs): pack the data again")

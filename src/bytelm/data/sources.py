@@ -12,15 +12,15 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedIOBase, BufferedReader
 from itertools import chain
 from pathlib import Path
 from typing import cast
 
-from bytelm.data import hub
+from bytelm.data import hub, places
 from bytelm.data.decode import MAX_WINDOW
 from bytelm.data.files import shown
-from bytelm.data.formats import Reader, Text, suffixes
+from bytelm.data.formats import ANY_ORDER, Reader, Text, suffixes
 from bytelm.data.options import MAX_BAD
 from bytelm.data.report import EXCLUDED, SourceReport
 from bytelm.errors import DataError
@@ -48,10 +48,10 @@ class Document:
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file, and what the system knows of it: nothing, of standard input or a dataset."""
+    """A file, and what the system or a store knows of it: nothing, of standard input or a dataset."""
 
     path: str
-    stat: os.stat_result | None
+    stat: os.stat_result | places.Status | None
 
 
 def documents(
@@ -69,7 +69,8 @@ def documents(
     file found twice is read once; the folders `exclude` are skipped. Names ending in .gz, .bz2, .xz, .lzma or
     .zst are decompressed, and the files in a .tar or .zip are read as if they lay in a folder of its name. Unless
     `text_field` is None, each line of a .jsonl file is a document, the string in that field, and each row of a .parquet
-    file the string or the bytes in that column; "hf:NAME" is a dataset, see `hub`.
+    file the string or the bytes in that column; "hf:NAME" is a dataset, see `hub`; "s3://BUCKET/NAME" and other URLs
+    are files, folders and patterns elsewhere, see `places`.
 
     What is not a file that can be read is noted in `report` and skipped. Raises DataError for a path that is not
     there, a file that changes while it is read, damage, more than the fraction `max_bad` of bad lines or rows, and a
@@ -84,7 +85,7 @@ def documents(
             yield from _given(((found.path, row) for row in rows), report)
             continue
         try:
-            file = cast(BufferedReader, sys.stdin.buffer) if found.stat is None else _open(found.path)
+            file = _opened(found)
         except OSError as error:
             report.skip(found.path, _why(error))
             continue
@@ -92,7 +93,7 @@ def documents(
         try:
             yield from _given(reader.texts(file, found.path), report)
             if found.stat is not None:
-                _check_unchanged(found.path, found.stat, os.fstat(file.fileno()))
+                _check_unchanged(found.path, found.stat, file)
         except OSError as error:
             raise DataError(f"{shown(found.path)} cannot be read: {_why(error)}") from error
         finally:
@@ -114,7 +115,11 @@ def _given(texts: Iterable[Text], report: SourceReport) -> Iterator[Document]:
         report.empty += 1
 
 
-def _check_unchanged(path: str, before: os.stat_result, after: os.stat_result) -> None:
+def _check_unchanged(path: str, before: os.stat_result | places.Status, file: BufferedIOBase) -> None:
+    if isinstance(before, places.Status):
+        places.check_unchanged(path, before)
+        return
+    after = os.fstat(file.fileno())
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(
             f"{shown(path)} changed while it was read, from {before.st_size} bytes to {after.st_size}: "
@@ -134,6 +139,8 @@ def fingerprint(paths: Sequence[str | Path], exclude: Sequence[str | Path] = ())
             digest.update(f"{found.path}\0{hub.fingerprint(found.path)}\0".encode())
         elif found.stat is None:
             return None
+        elif isinstance(found.stat, places.Status):
+            digest.update(f"{found.path}\0{found.stat.st_size}\0{found.stat.mark}\0".encode())
         else:
             digest.update(os.fsencode(found.path))
             digest.update(f"\0{found.stat.st_size}\0{found.stat.st_mtime_ns}\0".encode())
@@ -143,11 +150,18 @@ def fingerprint(paths: Sequence[str | Path], exclude: Sequence[str | Path] = ())
 def find_files(paths: Sequence[str | Path], exclude: Sequence[str | Path], report: SourceReport) -> Iterator[FoundFile]:
     """The regular files of `paths`, each once, not opened; standard input and datasets as they are."""
     seen: defaultdict[int, set[int]] = defaultdict(set)  # device → numbers of files
+    urls: set[str] = set()
     excluded = {os.path.realpath(folder) for folder in exclude}
 
     for path in chain.from_iterable(expanded(str(path)) for path in paths):
         if path == STDIN or hub.is_dataset(path):
             yield FoundFile(path, None)
+            continue
+        if places.is_url(path):
+            for url, known in places.found(path):
+                if url not in urls:
+                    urls.add(url)
+                    yield FoundFile(url, known)
             continue
         for name in _walk(path, excluded, report.skip):
             try:
@@ -164,7 +178,7 @@ def find_files(paths: Sequence[str | Path], exclude: Sequence[str | Path], repor
 
 def expanded(path: str) -> list[str]:
     """The path itself where there is such a thing, else what it matches as a pattern. DataError for nothing."""
-    if path == STDIN or hub.is_dataset(path) or os.path.lexists(path):
+    if path == STDIN or hub.is_dataset(path) or places.is_url(path) or os.path.lexists(path):
         return [path]
     parts = Path(path).parts
     magic = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), None)
@@ -228,6 +242,16 @@ def _kind(mode: int) -> str:
 
 def _why(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
+
+
+def _opened(found: FoundFile) -> BufferedIOBase:
+    if found.stat is None:
+        return cast(BufferedReader, sys.stdin.buffer)
+    if not isinstance(found.stat, places.Status):
+        return _open(found.path)
+    if suffixes(found.path)[0] in ANY_ORDER:
+        return places.fetched(found.path, found.stat)
+    return places.opened(found.path, found.stat)
 
 
 def _open(path: str) -> BufferedReader:

@@ -19,7 +19,7 @@ from bytelm.errors import ConfigError, UsageError
 from bytelm.evaluate.costs import usual_mean
 from bytelm.find import name_of
 from bytelm.interfaces.model import ByteModel
-from bytelm.training.config import RunConfig, TrainConfig
+from bytelm.training.config import ParallelConfig, RunConfig, TrainConfig
 from bytelm.training.memory import predict, recomputes, table_moments
 
 PER_HOST = 8  # GPUs of a host
@@ -166,26 +166,13 @@ def gpu(name: str) -> Gpu:
     return GPUS[name]
 
 
-def layout(
-    world: int,
-    shard: int | Literal["auto"] = "auto",
-    replicate: int | Literal["auto"] = "auto",
-    tables: Literal["sharded", "replicated"] = "sharded",
-    sync_each_batch: bool = False,
-) -> Layout:
-    """The layout of a world; auto is sharded over all processes. Raises ConfigError if it cannot be divided so."""
+def layout(world: int, parallel: ParallelConfig | None = None) -> Layout:
+    """How so many processes share a training. Raises ConfigError if they cannot be laid out so."""
     if world < 1:
         raise ConfigError(f"--world {world}: must be at least 1")
-    if shard == "auto":
-        shard = world // replicate if replicate != "auto" else world
-    if replicate == "auto":
-        replicate = world // max(1, shard)
-    if shard < 1 or shard * replicate != world:
-        raise ConfigError(
-            f"parallel.shard = {shard} times parallel.replicate = {replicate} is not the world size {world}: "
-            "change one of them, or leave one at auto"
-        )
-    return Layout(shard, replicate, tables, sync_each_batch)
+    parallel = parallel or ParallelConfig()
+    replicate, shard = parallel.layout(world, min(world, PER_HOST))
+    return Layout(shard, replicate, parallel.tables, parallel.sync_each_batch)
 
 
 def shapes(model: ByteModel) -> Shapes:

@@ -34,7 +34,7 @@ class PackingStage(Stage[Corpus]):
     options: DataConfig
     modality: Modality | None
     exclude: Sequence[Path] = ()
-    pack: Path | None = None
+    pack: Path | str | None = None
     anew: bool = False
     join: bool = False
     others: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -78,7 +78,7 @@ class PackingStage(Stage[Corpus]):
             **options,
         )
 
-    def _linked(self, pack: Path, count: Count) -> Corpus:
+    def _linked(self, pack: Path | str, count: Count) -> Corpus:
         """The corpus of a pack, linked by one of the processes."""
         if not self.join:
             return packed.link_corpus(pack, self.path)
