@@ -86,18 +86,20 @@ class Web:
         if asked and self.ranges:
             first, last = asked.removeprefix("bytes=").split("-")
             part = data[int(first) : int(last) + 1]
-        request.send_response(206 if part is not data else 200)
+        status = 206 if part is not data else 200
+        part = part[: len(part) - (self.short if body else 0)]
+        request.send_response(status)
         request.send_header("Content-Length", str(len(part)))
         request.send_header("ETag", f'"{hash(data)}"')
         request.end_headers()
         if body:
             self.sent[path] += len(part)
-            request.wfile.write(part[: len(part) - self.short])
+            request.wfile.write(part)
 
 
 @contextlib.contextmanager
 def web(files: dict[str, bytes], ranges: bool = True, short: int = 0) -> Generator[Web]:
-    """A web server of some files, which leaves the last `short` bytes out. Skips without the package."""
+    """A web server of some files, which sends `short` bytes fewer than it says they have. Skips without the package."""
     pytest.importorskip("aiohttp")
     pytest.importorskip("fsspec")
     served = Web(files, ranges, short)

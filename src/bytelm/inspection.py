@@ -16,7 +16,8 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Loaded, load_patches
 from bytelm.checkpoint.packed import Watch
 from bytelm.config import load_toml
-from bytelm.data.corpus import Corpus, Split
+from bytelm.data.corpora import open_corpus
+from bytelm.data.corpus import Split
 from bytelm.data.selection import sample_evenly
 from bytelm.errors import ResourceError, UsageError
 from bytelm.evaluate.patches import lengths_by_kind, opens_of, patch_view
@@ -43,7 +44,7 @@ LONGEST = 1 << 14  # bytes: larger pictures are not sampled, clips are cut (0.5 
 def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection:
     """Count parameters and patch lengths, and generate samples. `watch` makes a callback for progress."""
     model, modality = loaded.model, loaded.modality
-    corpus = Corpus.open(run / "data")
+    corpus = open_corpus(run / "data")
     split: Split = next(s for s in ("test", "valid", "train") if corpus.bytes(s))
     documents = sample_evenly(corpus, split, COUNTED)
     patcher, segmentation = model.patcher, segmentation_of(model, loaded.state["recipe"])

@@ -146,6 +146,16 @@ def test_the_web_with_and_without_ranges(ranges: bool) -> None:
                 places.read(f"{web.url}/f.bin", 100, 50)
 
 
+def test_a_file_of_the_web_that_is_replaced_while_it_is_read_is_an_error() -> None:
+    with stores.web({"/f.bin": FILES["f.bin"]}) as web:
+        reading = documents([f"{web.url}/f.bin"])
+        pieces = next(reading).pieces
+        web.files["/f.bin"] = bytes(len(FILES["f.bin"]))
+        assert b"".join(pieces) == FILES["f.bin"]
+        with pytest.raises(DataError, match=r"f\.bin was replaced"):
+            next(reading)
+
+
 def test_a_file_that_ends_early_is_an_error() -> None:
     with stores.web({"/f.bin": FILES["f.bin"]}, short=1000) as web, pytest.raises(DataError, match=r"f\.bin"):
         texts(f"{web.url}/f.bin")

@@ -80,6 +80,7 @@ def prepared(notes: Path, run: Path, preset: str, sets: list[str]) -> list[Any]:
         run.mkdir(exist_ok=True)
         config = configure(preset, sets=[*TRAINED, *sets], steps=1)
         found = prepare([notes], config, run, Journal(None, quiet=True), HOST, dist=dist)
+        dist.total(0.0)  # nobody leaves, with the store, before the others have found what was made
         return [found.sampler.batch(step).ids.tolist() for step in range(2)]
 
 

@@ -147,16 +147,17 @@ def verify(folder: Path, /) -> int:
     folder
         A folder written by `bytelm data pack`, or a run.
     """
-    from bytelm.data.corpus import INDEX, Corpus
+    from bytelm.data.corpora import folders_in, open_corpus
     from bytelm.data.packed import faults
 
+    where, parts = folders_in(folder)
     found = False
-    for fault in faults(folder):
+    for fault in (fault for part in parts for fault in faults(part)):
         found = True
         print(f"bytelm: {DataError.code}: {fault}", file=sys.stderr)
     if found:
         return DataError.exit_code
-    corpus = Corpus.open(folder if (folder / INDEX).exists() else folder / "data")
+    corpus = open_corpus(where)
     print(f"OK: {corpus.total:,} bytes in {corpus.count():,} documents")
     return 0
 

@@ -106,7 +106,7 @@ def measured(
 ) -> EvalReport:
     """The bits per byte of files, or of the run's test split."""
     from bytelm.checkpoint.assemble import load
-    from bytelm.data.corpus import Corpus
+    from bytelm.data.corpora import open_corpus
     from bytelm.data.selection import sample_evenly
     from bytelm.device import use
     from bytelm.evaluate.verdict import judge
@@ -114,7 +114,7 @@ def measured(
 
     loaded = load(run, use(device), weights=weights, tables=tables, watch=partial(counter, quiet=quiet))
     found = (
-        documents_of(paths_of(paths), loaded.modality) if paths else sample_evenly(Corpus.open(run / "data"), "test")
+        documents_of(paths_of(paths), loaded.modality) if paths else sample_evenly(open_corpus(run / "data"), "test")
     )
     window, total = context or loaded.state["context"], sum(len(data) for _, data in found)
     model, options = loaded.model, (context, stride, windowing, weights, tables, precision)

@@ -59,6 +59,8 @@ class TrainOptions:
     """Training budget in bytes processed."""
     device: str | None = None
     """Device to train on: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    mix: str | None = None
+    """Weights of several sources, each given as NAME=PATH: books=0.5,code=0.5; books=0.5@2 for at most 2 epochs."""
     strict: Strict = False
 
     def configure(self, sources: Sequence[str], run: Path) -> RunConfig:
@@ -72,6 +74,7 @@ class TrainOptions:
             [*(self.set or []), *(["data.strict=true"] if self.strict else []), *self.placed()],
             modality=self.modality,
             packed=pack_of(sources, run),
+            mix=() if self.mix is None else self.mix.split(","),
             init_from=self.init_from,
             run=run,
             steps=self.steps,
@@ -105,6 +108,7 @@ def train(
 
     Example: bytelm train ~/notes "src/**/*.py" --minutes 10
     Example: bytelm train --preset blt-1b --dry-run --world 64 --device h100
+    Example: bytelm train books=~/books code=~/src --mix books=0.3,code=0.7
 
     Parameters
     ----------

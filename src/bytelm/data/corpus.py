@@ -212,6 +212,11 @@ class Corpus:
         return corpus
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of files such as ".py" that a table's suffixes are indices into."""
+        return self._suffix_names
+
+    @property
     def total(self) -> int:
         """The bytes of all documents together, duplicates that are in no split too."""
         return self._shards.total

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,15 @@ class Batch:
 
     ids: NDArray[np.int64]  # [batch, window + 1]
     boundaries: NDArray[np.bool_] | None  # [batch, window + 1]
+
+
+@runtime_checkable
+class Windows(Protocol):
+    """Batches by step: a `Sampler`, or a `mixture.Mixture` of several."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this rank at a step, from 0 on."""
+        ...
 
 
 class Sampler:
@@ -81,26 +90,35 @@ class Sampler:
         self._source, self._boundaries = source, boundaries
         self._starts, self._sizes = table.starts, table.sizes
         self._offsets = np.cumsum(table.sizes + 2) - (table.sizes + 2)  # [documents] where each BOS is in the stream
-        self._window, self._batch, self._seed = window, batch, seed
+        self.window, self._batch, self._seed = window, batch, seed
         self._rank, self._world = rank, world
         self.ids = int(table.sizes.sum()) + 2 * len(table)  # ids of one epoch
         counts = -(-(table.sizes + 1) // window)
         self._firsts = np.cumsum(counts) - counts if aligned else None  # [documents] the number of the first window
         self.windows = int(counts.sum()) if aligned else -(-self.ids // window)  # windows of one epoch
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the windows have boundaries."""
+        return self._boundaries is not None
+
     def batch(self, step: int) -> Batch:
         """The batch of this rank at a step, from 0 on."""
-        shape = (self._batch, self._window + 1)
+        shape = (self._batch, self.window + 1)
         ids = np.full(shape, PAD, np.int64)
-        boundaries = None if self._boundaries is None else np.zeros(shape, bool)
+        boundaries = np.zeros(shape, bool) if self.recorded else None
         first = (step * self._world + self._rank) * self._batch
         for row in range(self._batch):
-            column = 0
-            for start, stop in self._spans(first + row):
-                columns = slice(column, column + stop - start)
-                self._fill(start, stop, ids[row, columns], None if boundaries is None else boundaries[row, columns])
-                column = columns.stop
+            self.write(first + row, ids[row], None if boundaries is None else boundaries[row])
         return Batch(ids, boundaries)
+
+    def write(self, sample: int, ids: NDArray[np.int64], boundaries: NDArray[np.bool_] | None) -> None:
+        """Write a sample over `ids` `[window + 1]` (all PAD before) and, where there are, `boundaries` (all false)."""
+        column = 0
+        for start, stop in self._spans(sample):
+            columns = slice(column, column + stop - start)
+            self._fill(start, stop, ids[columns], None if boundaries is None else boundaries[columns])
+            column = columns.stop
 
     def epoch_of(self, step: int) -> int:
         """The epoch, from 0 on, in which a step begins."""
@@ -113,9 +131,9 @@ class Sampler:
         number = permuted(turn, self.windows, keys[1:])
         if self._firsts is not None:
             return [self._aligned_span(number, self._firsts)]
-        begin = number * self._window
-        length = min(self._window, self.ids - begin) + 1
-        start = (begin + keys[0] % self._window) % self.ids
+        begin = number * self.window
+        length = min(self.window, self.ids - begin) + 1
+        start = (begin + keys[0] % self.window) % self.ids
         stop = min(start + length, self.ids)
         rest = length - (stop - start)
         return [(start, stop), (0, rest)] if rest else [(start, stop)]
@@ -123,9 +141,9 @@ class Sampler:
     def _aligned_span(self, number: int, firsts: NDArray[np.int64]) -> tuple[int, int]:
         """The span of a window in the stream if windows start at documents."""
         document = int(np.searchsorted(firsts, number, side="right")) - 1
-        start = int(self._offsets[document]) + (number - int(firsts[document])) * self._window
+        start = int(self._offsets[document]) + (number - int(firsts[document])) * self.window
         end = int(self._offsets[document] + self._sizes[document]) + 2
-        return start, min(start + self._window + 1, end)
+        return start, min(start + self.window + 1, end)
 
     def _fill(self, start: int, stop: int, ids: NDArray[np.int64], boundaries: NDArray[np.bool_] | None) -> None:
         """Write the ids `start` to `stop` of the stream, and what is recorded of them, where they belong."""

@@ -15,6 +15,7 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.budget import Budget
 from bytelm.checkpoint.metrics import METRICS, read_history
 from bytelm.config import Chosen, build, load_toml
+from bytelm.data.corpora import open_corpus
 from bytelm.data.corpus import SPLITS, Corpus
 from bytelm.data.modalities.base import Modality, unit_of
 from bytelm.machine import processor
@@ -34,7 +35,7 @@ def gather(run: str | Path, inspection: Inspection | None = None) -> ReportData:
     run = Path(run)
     state = store.read_state(store.newest(run))
     found = read_inspection(run) if inspection is None else inspection
-    corpus, modality = Corpus.open(run / "data"), modality_of(state)
+    corpus, modality = open_corpus(run / "data"), modality_of(state)
     reached = (state[key] for key in ("step", "bytes", "seconds"))
     used = Budget.of(load_toml(run / "config.toml")["train"]).fraction(*reached)
     metrics, evaluation = read_history(run / METRICS), read_evaluation(run)

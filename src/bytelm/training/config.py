@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.checkpoint.budget import Budget
 from bytelm.config import Chosen
+from bytelm.data.mixture import Share, shares_of
 from bytelm.data.options import DataConfig
 from bytelm.device import AUTO
 from bytelm.errors import ConfigError
@@ -147,7 +148,8 @@ class ParallelConfig:
 class RunConfig:
     """The configuration of a run: model, data, and training of the model and its entropy model.
 
-    `init_from`: the run to fine-tune, its entropy model included.
+    `init_from`: the run to fine-tune, its entropy model included. `mix`: the sources and their
+    weights as in "books=0.5", or "books=0.5@2" for two epochs at most; empty where the data is one source.
     """
 
     model: Annotated[Any, Chosen("models")]
@@ -159,8 +161,10 @@ class RunConfig:
     entropy_model_train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, context_length=512))
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     init_from: str | None = None
+    mix: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _ = self.shares
         recipe = self.recipe  # which refuses invalid combinations
         if not self.train.limited:
             raise ConfigError("no training budget: set steps, minutes or bytes")
@@ -172,6 +176,11 @@ class RunConfig:
             raise ConfigError(
                 "entropy_model_train has no training budget: set entropy_model_train.steps, minutes or bytes"
             )
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """The sources of the mixture; none where the data is one source."""
+        return shares_of(self.mix)
 
     @property
     def recipe(self) -> Recipe:

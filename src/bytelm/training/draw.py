@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from bytelm.data.sampler import Batch, Sampler
+from bytelm.data.sampler import Batch, Windows
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import Prepared, prepare
 from bytelm.training import lengths
@@ -33,7 +33,7 @@ class Drawn:
     """See `lengths.of_step`."""
 
 
-def draw(model: ByteModel, sampler: Sampler, step: int, accumulate: int) -> Drawn:
+def draw(model: ByteModel, sampler: Windows, step: int, accumulate: int) -> Drawn:
     """The windows of a step of so many micro-batches; counted and planned on the host.
 
     Not under autocast: its end forgets the weights that it has cast, in all threads, and a step may be using them.

@@ -13,9 +13,11 @@ import torch
 from bytelm import machine
 from bytelm.checkpoint.store import KEEP
 from bytelm.data import hub
+from bytelm.data.corpora import paths_by_source
 from bytelm.data.corpus import INDEX
+from bytelm.data.mixture import Share
 from bytelm.data.pack import bytes_needed
-from bytelm.data.packed import pack_of
+from bytelm.data.packed import is_pack, pack_of
 from bytelm.data.sources import STDIN
 from bytelm.device import fitting, memory, resolve
 from bytelm.errors import ResourceError
@@ -102,7 +104,7 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
         else (STORED if p.requires_grad else 4) * p.numel()
         for p in model.parameters()
     )
-    size = to_be_packed(paths, run, exclude)
+    size = to_be_packed(paths, run, exclude, config.shares)
     mean, device = usual_mean(config.recipe), resolve(config.train.device)
     entropy_model = (
         config.entropy_model if config.recipe.uses_entropy_model and config.init_from is None and size != 0 else None
@@ -121,9 +123,17 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
     )
 
 
-def to_be_packed(paths: Sequence[str | Path], run: Path, exclude: Sequence[Path] = ()) -> int | None:
+def to_be_packed(
+    paths: Sequence[str | Path], run: Path, exclude: Sequence[Path] = (), shares: Sequence[Share] = ()
+) -> int | None:
     """The bytes still to be packed: 0 if done; None if unknown. Raises DataError."""
-    if (run / "data" / INDEX).exists() or pack_of(paths, run) is not None:
+    if shares:
+        wanted = paths_by_source(paths, shares)
+        new = [own for name, own in wanted.items() if not (run / "data" / name / INDEX).exists()]
+        paths = [path for own in new if not any(map(is_pack, own)) for path in own]
+        if not paths:
+            return 0
+    elif (run / "data" / INDEX).exists() or pack_of(paths, run) is not None:
         return 0
     if any(str(path) == STDIN or hub.is_dataset(str(path)) for path in paths):
         return None

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 
 from bytelm.checkpoint.assemble import load
-from bytelm.data.corpus import Corpus, Split
+from bytelm.data.corpora import open_corpus
+from bytelm.data.corpus import Split
 from bytelm.data.modalities.base import Modality
 from bytelm.data.selection import sample_evenly
 from bytelm.device import use
@@ -112,7 +113,7 @@ def finish(
     """
     watch = stoppable(watch)
     where = "memory" if tables == "host" and device.type != "cpu" else None
-    loaded, corpus = load(run, device, tables=where), Corpus.open(run / "data")
+    loaded, corpus = load(run, device, tables=where), open_corpus(run / "data")
     splits: tuple[Split, ...] = ("test", "valid")
     split: Split | None = next((s for s in splits if corpus.bytes(s)), None)
     evaluation = None

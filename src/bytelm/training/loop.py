@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from bytelm.checkpoint import store
-from bytelm.data.sampler import Sampler
+from bytelm.data.mixture import HeldOut
+from bytelm.data.sampler import Sampler, Windows
 from bytelm.device import peak_memory
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.interfaces.model import ByteModel
@@ -87,11 +88,11 @@ class Trainer:
         self,
         model: ByteModel,
         config: TrainConfig,
-        sampler: Sampler,
+        sampler: Windows,
         run: Path,
         journal: Journal,
         *,
-        valid: Sampler | None = None,
+        valid: Sampler | HeldOut | None = None,
         recipe: dict[str, Any] | None = None,
         sample: Callable[[ByteModel], tuple[bytes, bytes]] | None = None,
         dist: DistContext = SINGLE_PROCESS,
@@ -268,10 +269,15 @@ class Trainer:
         """
         progress, began = dataclasses.asdict(self.progress), time.monotonic()
         self.model.eval()
-        found = None if self.valid is None else self.validation(self.valid, stop)
+        valid, each = self.valid, dict[str, float]()
+        if isinstance(valid, HeldOut):
+            found, each = valid.mean(lambda windows: self.validation(windows, stop))
+        else:
+            found = None if valid is None else self.validation(valid, stop)
         if found is not None:
-            self.journal.write("validation", **progress, bits_per_byte=found)
-            self.journal.say(f"step {self.progress.step}: validation {found:.3f} bits/byte")
+            self.journal.write("validation", **progress, bits_per_byte=found, **({"sources": each} if each else {}))
+            named = "".join(f", {name} {bits:.3f}" for name, bits in each.items())
+            self.journal.say(f"step {self.progress.step}: validation {found:.3f} bits/byte{named}")
         if self.sample is not None and self.dist.agreed(stop.received)[0] is None:
             gather(self.model)
             with self.dist.answering():

@@ -1,6 +1,6 @@
 """From raw files to windows, and to a model at its beginning: runs the stages of a training in order.
 
-run/data/          packed shards, with patch boundaries or tokens
+run/data/          packed shards, with patch boundaries or tokens; of a mixture in a folder for each source
 run/entropy_model/ the run of the entropy model
 run/recipe.toml    the recipe, with calibrated thresholds
 run/merges.npy     BPE merges, for a model over tokens
@@ -20,11 +20,15 @@ from bytelm.checkpoint import legacy, store
 from bytelm.checkpoint.assemble import Recipe, resolve_checkpoint, restore, weights_of
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.checkpoint.packed import load_patcher
+from bytelm.data.boundaries import Boundaries
 from bytelm.data.bpe import Bpe
+from bytelm.data.corpora import Corpora, pack_for, parts_of, paths_by_source
 from bytelm.data.corpus import Corpus
+from bytelm.data.mixture import HeldOut
 from bytelm.data.modalities.base import Modality
 from bytelm.data.packed import pack_of
-from bytelm.data.sampler import Sampler, held_out
+from bytelm.data.sampler import Sampler, Windows
+from bytelm.data.tokens import Source
 from bytelm.device import fitting
 from bytelm.interfaces.model import ByteModel
 from bytelm.nn.sharded import rows_here
@@ -40,6 +44,7 @@ from bytelm.training.stages.entropy_model import EntropyModelStage
 from bytelm.training.stages.packing import PackingStage
 from bytelm.training.stages.thresholds import ThresholdStage, keep_recipe
 from bytelm.training.stages.tokens import MERGES, TokenizerStage, TokenStage, keep_merges
+from bytelm.training.windows import WindowsOf
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class Prepared:
     patcher: Patcher | None
     """On the model's device."""
     tokens: Bpe | None
-    sampler: Sampler
-    valid: Sampler | None
+    sampler: Windows
+    valid: Sampler | HeldOut | None
 
 
 def prepare(
@@ -72,27 +77,52 @@ def prepare(
     train = config.train
     modality = None if config.modality is None else config.modality.build()
     aligned = modality is not None and modality.aligned
-    packed, several = pack_of(paths, run), dist.world > 1
-    packing = PackingStage(run / "data", paths, config.data, modality, (run, *exclude), packed, join=several)
-    corpus = run_stage(packing, journal)
+    corpus = packed(paths, config, run, journal, modality, exclude, dist)
 
     def decided() -> tuple[Recipe, Patcher | None, Bpe | None]:
         return what_cuts(config, run, corpus, journal, device, dist, aligned=aligned)
 
     recipe, patcher, tokens = dist.main_process_first(decided, "patcher")
-    source, boundaries = corpus, None
+    parts = parts_of(corpus)
+    sources, boundaries = list[Source](parts), list[Boundaries]()
     if patcher is not None:
         with fitting(device, "the patcher", lambda: "take a smaller entropy model, or --device cpu"):
             patcher.to(device)
-        boundaries = run_stage(BoundaryStage(patcher, recipe, corpus), journal)
+        boundaries = [run_stage(BoundaryStage(patcher, recipe, part), journal) for part in parts]
     if recipe.build_for_counting().tokens is not None:
         learning = TokenizerStage(run / MERGES, recipe.model.vocabulary, corpus)
         tokens = dist.main_process_first(lambda: run_stage(learning, journal), "tokenizer")
-        source = run_stage(TokenStage(corpus, tokens), journal)
+        sources = [run_stage(TokenStage(part, tokens), journal) for part in parts]
     place = (dist.rows(train.batch), train.seed, dist.rank, dist.world)
-    sampler = Sampler(source, "train", train.context_length, *place, boundaries=boundaries, aligned=aligned)
-    valid = held_out(source, train.context_length, boundaries, aligned)
+    windows = WindowsOf(corpus, train.context_length, aligned, sources, boundaries)
+    sampler, valid = windows.training(*place), windows.held_out()
     return Prepared(corpus, modality, recipe, patcher, tokens, sampler, valid)
+
+
+def packed(
+    paths: Sequence[str | Path],
+    config: RunConfig,
+    run: Path,
+    journal: Journal,
+    modality: Modality | None,
+    exclude: Sequence[Path],
+    dist: DistContext,
+) -> Corpus:
+    """The corpus of a run: one, or those of a mixture, each in a folder of its name."""
+    several = dist.world > 1
+    if not config.mix:
+        pack = pack_of(paths, run)
+        return run_stage(
+            PackingStage(run / "data", paths, config.data, modality, (run, *exclude), pack, join=several), journal
+        )
+    parts = list[Corpus]()
+    for name, own in paths_by_source(paths, config.shares).items():
+        folder = run / "data" / name
+        pack = pack_for(own, folder)
+        journal.say(f"source: {name}")
+        stage = PackingStage(folder, own, config.data, modality, (run, *exclude), pack, join=several)
+        parts.append(run_stage(stage, journal))
+    return dist.main_process_first(lambda: Corpora.write(run / "data", config.shares, parts), "mixture")
 
 
 def what_cuts(

@@ -11,7 +11,8 @@ import torch
 
 from bytelm.checkpoint.assemble import Recipe, load
 from bytelm.config import build
-from bytelm.data.corpus import Corpus, Split
+from bytelm.data.corpora import open_corpus
+from bytelm.data.corpus import Split
 from bytelm.data.selection import sample_evenly
 from bytelm.errors import UsageError
 from bytelm.evaluate.patches import lengths_by_kind, mean_length
@@ -48,7 +49,7 @@ def recalibrate(
     recipe = build(Recipe, loaded.state["recipe"], str(loaded.checkpoint))
     if not recipe.uses_entropy_model:
         raise UsageError(f"{run} has no entropy model to calibrate: it was not trained on entropy patches")
-    corpus = Corpus.open(run / "data")
+    corpus = open_corpus(run / "data")
     entropy_model: Any = loaded.model.get_submodule("patcher.entropy_model")
     patching: Any = recipe.patching
     unset = replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
 from bytelm.data.corpus import iterate_documents
 from bytelm.data.files import write_whole
+from bytelm.data.mixture import Mixture
+from bytelm.data.sampler import Windows
 from bytelm.device import fitting, use
-from bytelm.errors import ConfigError, ResourceError
+from bytelm.errors import ConfigError, DataError, ResourceError
 from bytelm.find import unknown
 from bytelm.interfaces.model import ByteModel
 from bytelm.training.config import RunConfig, TrainConfig
@@ -107,7 +109,7 @@ def session(
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     trainer = Trainer(
         model,
-        config.train,
+        within_epochs(prepared.sampler, config.train, journal),
         prepared.sampler,
         run,
         journal,
@@ -123,6 +125,19 @@ def session(
     with fitting(device, "a step", lambda: lighter(config)):
         outcome = trainer.fit()
     return Result(run, outcome.progress, outcome.signal)
+
+
+def within_epochs(sampler: Windows, train: TrainConfig, journal: Journal) -> TrainConfig:
+    """The training settings with a budget in steps that a mixture with limited epochs has windows for."""
+    if not isinstance(sampler, Mixture) or sampler.steps is None:
+        return train
+    steps = sampler.steps // train.gradient_accumulation_steps
+    if not steps:
+        raise DataError(f"the mixture ends after {sampler.samples} windows, less than one step: allow more epochs")
+    if train.steps is not None and train.steps <= steps:
+        return train
+    journal.say(f"mixture: the epochs of all sources are used up after {steps:,} steps; the training ends there")
+    return replace(train, steps=steps)
 
 
 def versions() -> dict[str, str]:

@@ -34,6 +34,7 @@ def configure(
     *,
     modality: str | None = None,
     packed: str | Path | None = None,
+    mix: Sequence[str] = (),
     init_from: str | Path | None = None,
     run: str | Path | None = None,
     steps: int | None = None,
@@ -47,7 +48,7 @@ def configure(
     `modality` is a name and more words, as in "image:64"; `one_document_a_window` fits the windows to it. `init_from`
     is a run to fine-tune: its model and, without a preset, its hyperparameters but for the learning rate; an
     existing `run` keeps them after `init_from` is gone. `packed` is a folder of `bytelm data pack` to train on,
-    whose options are fixed.
+    whose options are fixed. `mix`: the sources of a mixture and their weights (`RunConfig`).
     Raises ConfigError, one line that names every unknown key, invalid value or conflict with the packed data.
     """
     corpus = None if packed is None else Corpus.open(packed)
@@ -66,6 +67,7 @@ def configure(
             layers.append((variable, assignments([f"{key}={value}"], variable)))
     if sets:
         layers.append(("--set", assignments(sets, "--set")))
+    layers += [("--mix", {"mix": list(mix)})] if mix else []
     if modality is not None:
         layers.append((f"--as {modality}", {"modality": modality_table(modality)}))
     base, asked = mapping, dict[str, Any]()

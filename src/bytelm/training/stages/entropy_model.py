@@ -14,7 +14,6 @@ from torch import nn
 
 from bytelm.checkpoint import store
 from bytelm.data.corpus import Corpus
-from bytelm.data.sampler import Sampler, held_out
 from bytelm.device import fitting
 from bytelm.interfaces.model import ByteModel
 from bytelm.patching.entropy import EntropyModel
@@ -24,6 +23,7 @@ from bytelm.training.journal import Journal
 from bytelm.training.loop import Trainer
 from bytelm.training.stages.base import Count, Stage, sampled
 from bytelm.training.stop import Interrupted
+from bytelm.training.windows import WindowsOf
 from bytelm.transfer import HOST
 
 COUNTED = 1 << 25  # bytes that are counted at most
@@ -92,8 +92,8 @@ class EntropyModelStage(Stage[TrainableEntropyModel]):
         train = self.train
         model.init_weights(self.seed)
         model.to(self.device)
-        sampler = Sampler(self.corpus, "train", train.context_length, train.batch, train.seed, aligned=self.aligned)
-        valid = held_out(self.corpus, train.context_length, aligned=self.aligned)
+        windows = WindowsOf(self.corpus, train.context_length, self.aligned)
+        sampler, valid = windows.training(train.batch, train.seed, limited=False), windows.held_out()
         trainer = Trainer(model, train, sampler, self.path, self.journal, valid=valid, dist=self.dist.alone())
         half = f"--set entropy_model_train.batch={max(1, train.batch // 2)} halves it"
         with fitting(self.device, "a step of the entropy model", lambda: half):
