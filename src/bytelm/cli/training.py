@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -140,15 +140,20 @@ def train(
     run = run or Path("runs") / name_of(sources[0] if sources else "run")
     settings = (asked or TrainOptions()).configure(sources, run)
     if print_config:
-        return print(dump_toml(to_mapping(settings)), end="") or 0
+        return print_settings(settings)
     if dry_run:
         return say_what_it_takes(sources, settings, run, force, json)
     from bytelm.training.finish import train as fit
     from bytelm.training.loggers import names_in
 
-    changes, loggers, watch = allow_change or (), names_in(log), partial(counter, quiet=quiet)
-    fitted = fit(sources, settings, run, quiet=quiet, log=loggers, force=force, allow_change=changes, watch=watch)
-    return ended(fitted, quiet, json)
+    shown: dict[str, Any] = {"quiet": quiet, "log": names_in(log), "watch": partial(counter, quiet=quiet)}
+    return ended(fit(sources, settings, run, force=force, allow_change=allow_change or (), **shown), quiet, json)
+
+
+def print_settings(settings: RunConfig) -> int:
+    """Print every setting, as TOML."""
+    print(dump_toml(to_mapping(settings)), end="")
+    return 0
 
 
 def ended(result: Result, quiet: bool, json: bool) -> int:
