@@ -16,6 +16,7 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.metrics import METRICS, read_metrics
 
 PATIENCE = 180.0  # seconds that anything may take
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # else a restart reads addresses of the attempt before it
 ALL = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
@@ -56,7 +57,7 @@ class Launcher:
 def torchrun(log: Path, options: Sequence[str], words: Sequence[str], *before: str) -> Generator[Launcher]:
     """`bytelm` with `words` under torchrun; `before`: a command that starts it. All of it is killed at the end."""
     command = [*before, sys.executable, "-m", "torch.distributed.run", *options, "-m", "--", "bytelm", *words]
-    quick = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3"}  # seconds until a worker that hangs is killed
+    quick = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3", OWN_STORE: "1"}  # seconds until a worker that hangs is killed
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **quick})
     try:

@@ -64,7 +64,7 @@ def test_a_worker_that_stops_in_order_is_not_restarted(corpus: Path, tmp_path: P
 def test_a_killed_worker_is_restarted_and_nothing_is_lost(corpus: Path, tmp_path: Path, lost: int) -> None:
     """Twice, the other one the second time: what the first attempt left in the store misleads nobody."""
     run = tmp_path / "run"
-    with torchrun(tmp_path / "log", RESTARTING, words(corpus, run, 1500)) as found:
+    with torchrun(tmp_path / "log", RESTARTING, words(corpus, run, 400)) as found:
         for attempt, rank in enumerate((lost, 1 - lost)):
             at_work(found, run, step_of(run))
             found.until(lambda attempt=attempt: sessions(run) == attempt + 1)
@@ -72,7 +72,7 @@ def test_a_killed_worker_is_restarted_and_nothing_is_lost(corpus: Path, tmp_path
             found.until(lambda: f"process {rank} of 2 is unresponsive" in found.said)  # noqa: B023
             found.until(lambda attempt=attempt: sessions(run) == attempt + 2)
         assert found.end() == 0, found.said
-    undisturbed(corpus, tmp_path / "through", 1500)
+    undisturbed(corpus, tmp_path / "through", 400)
     assert same(held(run), held(tmp_path / "through"))
 
 
@@ -80,14 +80,14 @@ def test_a_killed_worker_is_restarted_and_nothing_is_lost(corpus: Path, tmp_path
 @pytest.mark.fault("T8")
 def test_a_hung_worker_is_named_and_the_restart_resumes(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with torchrun(tmp_path / "log", RESTARTING, words(corpus, run, 1500)) as found:
+    with torchrun(tmp_path / "log", RESTARTING, words(corpus, run, 400)) as found:
         at_work(found, run)
         kill(found.workers[1], signal.SIGSTOP)
         found.until(lambda: sessions(run) == 2)
         named = [line for line in found.said.splitlines() if line.startswith("bytelm: ")]
         assert named and named[-1].startswith("bytelm: training: process 1 of 2 is unresponsive"), found.said
         assert found.end() == 0, found.said
-    undisturbed(corpus, tmp_path / "through", 1500)
+    undisturbed(corpus, tmp_path / "through", 400)
     assert same(held(run), held(tmp_path / "through"))
 
 
@@ -131,12 +131,12 @@ def test_the_doctor_says_what_is_missing_under_torchrun(
     assert found["torchrun"]["found"] == "4 processes on 2 of its hosts, 0 restarts"
     assert "--max-restarts" in found["torchrun"]["advice"]
     assert "--signals-to-handle SIGTERM,SIGINT,SIGUSR1" in found["signals"]["advice"]
-    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in found["rejoining"]["advice"]
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in found["store"]["advice"]
     more = {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     more["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in SIGNALS)
     for name, value in more.items():
         monkeypatch.setenv(name, value)
     found = lines()
-    assert [found[name]["advice"] for name in ("torchrun", "signals", "rejoining", "grace")] == [""] * 4
+    assert [found[name]["advice"] for name in ("torchrun", "signals", "store", "grace")] == [""] * 4
     monkeypatch.setenv("RANK", "1")
     assert cli(["doctor"]) == 0 and capfd.readouterr().out == ""

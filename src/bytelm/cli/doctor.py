@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 LITTLE_MEMORY, LITTLE_DISK = 2 << 30, 2 << 30  # bytes: less may be too little for blt-tiny
-REJOINING = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-NETWORK = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG", REJOINING)
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+NETWORK = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG", OWN_STORE)
 HANGS = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_BUFFER_SIZE")
 FOR_USERS = {"bpe", "cloud", "data", "eval", "grammar", "hf", "logs", "media", "serve"}  # the extras that add features
 Line = tuple[str, str, str]  # what, what was found, and what to do about it if anything
@@ -164,10 +164,11 @@ def launcher() -> Iterator[Line]:
     wanted = ",".join([*handled, *missing])
     advice = f"add --signals-to-handle {wanted}, or {', '.join(missing)} orphans the processes" if missing else ""
     yield "signals", ",".join(handled), advice
-    shared = value(REJOINING) != "1"
+    shared = value(OWN_STORE) != "1"
     several = hosts != "1" or restarts != "0"
-    advice = f"set {REJOINING}=1, or a host whose torchrun is started again cannot rejoin" if shared and several else ""
-    yield "rejoining", "not possible" if shared else "possible", advice
+    why = "a restart may meet addresses of the attempt before it, and a host that is started again cannot rejoin"
+    advice = f"set {OWN_STORE}=1, or {why}" if shared and several else ""
+    yield "store", "shared by all attempts" if shared else "each attempt has one", advice
     grace = value("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
     yield "grace", f"{grace} s from SIGTERM to SIGKILL unless --shutdown-timeout changes it", ""
 

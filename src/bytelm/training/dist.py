@@ -36,6 +36,7 @@ from bytelm.training.stop import StopRequest
 from bytelm.transfer import HOST
 
 T = TypeVar("T")
+ON_ERROR = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 ROLL_CALL = 3.0  # seconds for the liveness check after a failed collective
 
 
@@ -194,7 +195,7 @@ SINGLE_PROCESS = DistContext()
 
 def of_others(error: RuntimeError) -> bool:
     """Whether a collective failed, for want of another process: of Gloo's errors the words alone say so."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "ncclComm"))
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "ncclComm"))
 
 
 @contextlib.contextmanager
@@ -210,10 +211,14 @@ def init_distributed(timeout_minutes: float, device: torch.device = HOST) -> Gen
     rank = int(os.environ.get("RANK", "0"))
     timeout = timedelta(minutes=timeout_minutes if math.isfinite(timeout_minutes) else 1e6)
     # By default NCCL kills a process that waits for a lost one; here it aborts the wait, and Gloo names the lost one.
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+    # torchrun sets 1, to kill, in every process that it starts, where nobody chose.
+    if os.environ.get(ON_ERROR, "1") == "1":
+        os.environ[ON_ERROR] = "2"
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    except dist.DistError as error:
+    except RuntimeError as error:
+        if not of_others(error):
+            raise
         raise TrainingError(
             f"not all of {world} processes have met within {timeout_minutes:g} minutes ({str(error).splitlines()[0]}): "
             "start them again, with the same MASTER_ADDR and MASTER_PORT, or raise train.timeout_minutes"
