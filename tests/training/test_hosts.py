@@ -16,7 +16,7 @@ from bytelm.training.run import train
 from launches import ALL, Launcher, kill, sessions, step_of, torchrun
 from trainings import PLAIN, held, same, tiny
 
-STEPS = 1500
+STEPS = 400
 SETS = [*PLAIN, "train.batch=4", "train.checkpoint_every_minutes=0.005", "train.timeout_minutes=0.15"]
 
 
