@@ -69,17 +69,21 @@ def _collect() -> None:
 
 
 class Web:
-    """Files of a web server by path; `sent` counts the bytes that it sent of each, by GET."""
+    """Files of a web server by path; `sent` counts the bytes that it sent of each, by GET.
+
+    To the next `busy` requests it answers with 503.
+    """
 
     def __init__(self, files: dict[str, bytes], ranges: bool, short: int = 0) -> None:
         self.files, self.ranges, self.short = files, ranges, short
         self.sent: Counter[str] = Counter()
-        self.url = ""
+        self.url, self.busy = "", 0
 
     def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
         path = request.path.partition("?")[0]
-        if path not in self.files:
-            request.send_error(404)
+        if self.busy or path not in self.files:
+            request.send_error(503 if self.busy else 404)
+            self.busy = max(0, self.busy - 1)
             return
         data, asked = self.files[path], request.headers.get("Range")
         part = data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import time
 import zipfile
 from collections.abc import Generator
 from pathlib import Path
@@ -159,6 +160,56 @@ def test_a_file_of_the_web_that_is_replaced_while_it_is_read_is_an_error() -> No
 def test_a_file_that_ends_early_is_an_error() -> None:
     with stores.web({"/f.bin": FILES["f.bin"]}, short=1000) as web, pytest.raises(DataError, match=r"f\.bin"):
         texts(f"{web.url}/f.bin")
+
+
+def test_a_query_is_no_part_of_a_name_and_is_not_written_down() -> None:
+    with stores.web({f"/{name}": data for name, data in FILES.items()}) as web:
+        url = f"{web.url}/b/c.txt.gz?download=true&key=secret"
+        assert texts(url) == [b"second\n" * 1000]
+        assert sorted(texts(f"{web.url}/b/d.jsonl?key=secret")) == [b"fourth", b"third"]
+        assert [document.name for document in documents([url])] == [f"{web.url}/b/c.txt.gz"]
+        assert list(scan([url]).kinds) == [".txt.gz"]
+        web.files["/b/c.txt.gz"] = b"not compressed"
+        with pytest.raises(DataError, match=r"c\.txt\.gz") as caught:
+            texts(url)
+        assert "secret" not in str(caught.value)
+        assert places.kept(f"code={url}") == f"code={web.url}/b/c.txt.gz?…"
+    assert places.kept("s3://bucket/a?b") == "s3://bucket/a?b"
+
+
+def test_a_web_server_that_is_busy_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_WAIT", 0.001)
+    with stores.web({"/f.bin": FILES["f.bin"]}) as web:
+        url = f"{web.url}/f.bin"
+        for question in (
+            lambda: texts(url) == [FILES["f.bin"]],
+            lambda: places.read(url, 100, 50) == FILES["f.bin"][100:150],
+            lambda: places.there(url),
+        ):
+            web.busy = 3
+            assert question()
+            assert web.busy == 0
+        for question in (lambda: texts(url), lambda: places.read(url, 0, 5), lambda: places.there(url)):
+            web.busy = 1000
+            with pytest.raises(DataError, match=r"f\.bin cannot be read \(503"):
+                question()
+            assert web.busy > 900  # and not without an end
+        web.busy = 0
+        assert not places.there(f"{url}.no")
+
+
+def test_a_file_of_the_web_may_take_long_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    http = pytest.importorskip("fsspec.implementations.http")
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", http.aiohttp.ClientTimeout(total=0.3))  # 5 minutes
+    http.HTTPFileSystem.clear_instance_cache()
+    data = bytes(16 << 20)
+    with stores.web({"/f.bin": data}) as web:
+        size = 0
+        for document in documents([f"{web.url}/f.bin"]):
+            for piece in document.pieces:
+                size += len(piece)
+                time.sleep(0.04)
+    assert size == len(data)
 
 
 def test_any_store_of_fsspec_will_do() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import stores
 import worlds
 from bytelm.cli import run as cli
 from bytelm.data.corpora import Corpora, open_corpus
@@ -23,6 +24,7 @@ from bytelm.transfer import HOST
 from small import BLT, TRAINED
 from trainings import PLAIN, SPACES, of_kind
 
+pytestmark = stores.LEFT_OPEN
 QUIET = Journal(None, quiet=True)
 HELD = ["data.valid=0.2", "data.test=0.05"]
 
@@ -106,6 +108,21 @@ def test_a_training_ends_where_the_epochs_of_all_sources_do(sources: Path, tmp_p
     assert isinstance(sampler, Mixture) and sampler.steps
     assert found.progress.step == sampler.steps
     assert train(given_, config, tmp_path / "run", quiet=True, force=True).progress == found.progress
+
+
+def test_sources_of_any_kind_are_resumed(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYTELM_CACHE_FOLDER", str(tmp_path / "cache"))
+    pack([sources / "code"], tmp_path / "packed", valid=0.05, test=0.05)
+    files = {f"/packed/{path.name}": path.read_bytes() for path in (tmp_path / "packed").iterdir()}
+    with stores.web({**files, "/more.txt": b"more of the web\n" * 900}) as web:
+        given_ = [f"books={sources / 'books'}/*.txt", f"web={web.url}/more.txt?key=secret", f"code={web.url}/packed/"]
+        for steps in (1, 2):
+            config = configure("byte-tiny", sets=PLAIN, mix=["books=1", "web=1", "code=1"], steps=steps)
+            found = train(given_, config, tmp_path / "run", quiet=True, force=True)
+            assert found.progress is not None and found.progress.step == steps
+    assert not list((tmp_path / "run" / "data" / "code").glob("*.bin"))
+    written = [path for path in (tmp_path / "run").rglob("*.json*") if "secret" in path.read_text()]
+    assert not written
 
 
 def test_an_entropy_model_learns_from_all_sources(sources: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ run/data/NAME/             the packed corpus of a source
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 from bytelm.data.corpus import INDEX, Corpus, DocumentTable, Split
 from bytelm.data.files import shown, write_whole
 from bytelm.data.mixture import Share
-from bytelm.data.packed import is_pack
 from bytelm.data.report import SourceReport
 from bytelm.errors import DataError, UsageError
 
@@ -143,18 +141,3 @@ def paths_by_source(paths: Sequence[str | Path], shares: Sequence[Share]) -> dic
         if not own:
             raise UsageError(f"{name} is in the mixture without data: add {name}=PATH")
     return found
-
-
-def pack_for(paths: Sequence[str], own: Path) -> Path | None:
-    """The packed corpus that the paths of a source name, or what its folder `own` in the run took over when it is gone.
-
-    Raises DataError for a packed corpus among other paths.
-    """
-    packs = [path for path in paths if is_pack(path)]
-    if packs and len(paths) > 1:
-        raise DataError(
-            f"{shown(packs[0])} is a packed corpus and cannot be combined with other paths: make it another source"
-        )
-    if packs:
-        return Path(packs[0])
-    return own if len(paths) == 1 and not os.path.lexists(paths[0]) and is_pack(own) else None

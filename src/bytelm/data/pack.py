@@ -111,7 +111,7 @@ def bytes_needed(paths: Sequence[str | Path], exclude: Sequence[str | Path] = ()
     it may be more. Raises DataError for a path that is not there.
     """
     found = find_files(paths, exclude, SourceReport())
-    return sum(file.stat.st_size for file in found if file.stat and suffixes(file.path)[0] not in RECORDS)
+    return sum(file.stat.st_size for file in found if file.stat and suffixes(file.name)[0] not in RECORDS)
 
 
 def check_space(directory: Path, needed: int) -> None:

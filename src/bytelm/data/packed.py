@@ -28,19 +28,21 @@ def is_pack(path: str | Path) -> bool:
     return (Path(path) / INDEX).is_file() and (Path(path) / TABLE).is_file()
 
 
-def pack_of(paths: Sequence[str | Path], run: Path) -> Path | str | None:
+def pack_of(paths: Sequence[str | Path], run: Path, source: str = "") -> Path | str | None:
     """The packed corpus that `paths` name: the only one of them, or what `run` took over from it when it is gone.
 
-    Raises DataError for a packed corpus among other paths, whose shards would be read as files.
+    In a mixture `paths` are those of one `source`. Raises DataError for a packed corpus among other paths, whose shards
+    would be read as files.
     """
     packs = [path for path in paths if is_pack(path)]
     if packs and len(paths) > 1:
         raise DataError(
-            f"{shown(str(packs[0]))} is a packed corpus and cannot be combined with other paths: leave them out"
+            f"{shown(str(packs[0]))} is a packed corpus and cannot be combined with other paths: "
+            + ("make it another source" if source else "leave them out")
         )
     if packs:
         return str(packs[0]) if places.is_url(str(packs[0])) else Path(packs[0])
-    own = run / "data"
+    own = run / "data" / source
     if len(paths) == 1 and not os.path.lexists(paths[0]) and is_pack(own):
         taken = (Index.load(own).source_fingerprint or "").startswith(_TAKEN)
         return own if taken else None

@@ -65,7 +65,7 @@ def planned(paths: Sequence[str | Path], exclude: Sequence[str | Path], strict: 
             sizes.append(0)
         parts[-1].append(file.path)
         sizes[-1] += size
-        needed += 0 if suffixes(file.path)[0] in RECORDS else size
+        needed += 0 if suffixes(file.name)[0] in RECORDS else size
     if len(parts) == 1:
         return Plan([[str(path) for path in paths]], sizes, needed, SourceReport())
     return Plan(parts, sizes, needed, report)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +32,11 @@ _ACCESS = {
 }
 _WEB = ("http", "https")
 _KNOWN = (*_ACCESS, *_WEB, "memory")
+# A web server is asked again after what may pass; the packages of the other stores do so themselves.
+_TRIES = 5
+_WAIT = 0.5  # seconds before the second time, doubled each time
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+_SILENCE = 60  # seconds without a byte until a web server is given up
 # What tells one content from another: a tag where the server has one, else when it was written.
 _MARKS = ("ETag", "etag", "Content-MD5", "LastModified", "last_modified", "Last-Modified", "mtime", "created")
 
@@ -50,12 +56,24 @@ def is_url(path: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
-def named(url: str) -> str:
-    """A URL fit for a message: without a user, a password or a query, which may be a signature."""
+def plain(url: str) -> str:
+    """A URL without a user, a password or a query, which may be a signature: what a file is called."""
     if url.partition("://")[0].lower() not in _WEB:
-        return shown(url)
+        return url
     parts = urlsplit(url)
-    return shown(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{'?…' if parts.query else ''}")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def named(url: str) -> str:
+    """A URL fit for a message: `plain`, and a mark where there is a query."""
+    web = url.partition("://")[0].lower() in _WEB
+    return shown(plain(url) + ("?…" if web and urlsplit(url).query else ""))
+
+
+def kept(path: str) -> str:
+    """A path fit to be written down: a URL of the web in it, as in NAME=URL, is `named`."""
+    at = re.search(r"https?://", path, re.IGNORECASE)
+    return path if at is None else path[: at.start()] + named(path[at.start() :])
 
 
 def found(url: str) -> Iterator[tuple[str, Status]]:
@@ -176,7 +194,9 @@ def there(url: str) -> bool:
     def look(fs: Any) -> bool:
         try:
             return fs.info(store.path).get("type") == "file"  # isfile takes any error for an answer, and may fetch it
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if store.protocol in _WEB and _passing(error):
+                raise
             return False
 
     return store.ask(look)
@@ -192,17 +212,26 @@ class _Store:
         if self.protocol not in _KNOWN:
             raise DataError(f"{shown(url)}: no files are read by {scheme}://: it must be s3, gs, az, https or http")
         fsspec = _library(self.protocol, named(url))
-        self._fs: Any = self.ask(lambda _: fsspec.filesystem(self.protocol, use_listings_cache=False))
+        options: dict[str, Any] = {"client_kwargs": {"timeout": _patience()}} if self.protocol in _WEB else {}
+        self._fs: Any = self.ask(lambda _: fsspec.filesystem(self.protocol, use_listings_cache=False, **options))
         self.path: str = self._fs._strip_protocol(url)
 
-    def ask(self, question: Callable[[Any], Any]) -> Any:
-        """The answer of the file system. Raises DataError that names the URL and the way out."""
-        try:
-            return question(getattr(self, "_fs", None))
-        except (GeneratorExit, BytelmError):
-            raise
-        except Exception as error:  # the packages raise what they run into on the way: of networks, accounts, formats
-            raise failed(self.url, error) from error
+    def ask(self, question: Callable[[Any], Any], tries: int = _TRIES) -> Any:
+        """The answer of the file system. Raises DataError that names the URL and the way out.
+
+        A web server is asked up to `tries` times.
+        """
+        tried = 1
+        while True:
+            try:
+                return question(getattr(self, "_fs", None))
+            except (GeneratorExit, BytelmError):
+                raise
+            except Exception as error:  # the packages raise what they run into: of networks, accounts, formats
+                if self.protocol not in _WEB or tried >= tries or not _passing(error):
+                    raise failed(self.url, error) from error
+            time.sleep(_WAIT * 2 ** (tried - 1))
+            tried += 1
 
     def listed(self) -> dict[str, dict[str, Any]]:
         """The files of the path, by name, with details."""
@@ -235,7 +264,7 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        data: bytes = self._store.ask(lambda _: self._file.read(len(buffer)))
+        data: bytes = self._store.ask(lambda _: self._file.read(len(buffer)), tries=1)  # what came is gone
         self._count += len(data)
         size = self._known.st_size
         if self._known.sized and (self._count > size or (not data and self._count < size)):
@@ -255,6 +284,7 @@ class _Stream(io.RawIOBase):
 def failed(url: str, error: Exception) -> DataError:
     """What an error of a store comes to: the URL, the reason, and the way out."""
     name, protocol = named(url), url.partition("://")[0].lower()
+    error = _reason(error) if protocol in _WEB else error
     code = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError) or code == 404:
         return DataError(f"no such file or folder: {name}: check its name, and the account it is looked for in")
@@ -264,6 +294,28 @@ def failed(url: str, error: Exception) -> DataError:
         reason = " ".join(str(error).replace(url, name).split())[:200] or type(error).__name__
     way = f"check the network and {_ACCESS[protocol]}" if protocol in _ACCESS else "check the network and the address"
     return DataError(f"{name} cannot be read ({shown(reason)}): {way}")
+
+
+def _reason(error: Exception) -> Exception:
+    """What kept a web server from answering: fsspec takes all of it for a file that is not there."""
+    cause = error.__cause__
+    return cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) else error
+
+
+def _passing(error: Exception) -> bool:
+    """Whether an error of a web server may be gone when it is asked again."""
+    import aiohttp
+
+    error = _reason(error)
+    code = getattr(error, "status", None)
+    return code in _PASSING if code is not None else isinstance(error, TimeoutError | aiohttp.ClientError)
+
+
+def _patience() -> Any:
+    """How long is waited for a web server: not, as aiohttp has it, 5 minutes for a whole file, however large."""
+    import aiohttp
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE / 2, sock_read=_SILENCE)
 
 
 def _status(detail: dict[str, Any]) -> Status:

@@ -112,7 +112,7 @@ def scan(paths: Sequence[str | Path]) -> Scan:
         elif isinstance(file.stat, os.stat_result) and not os.access(file.path, os.R_OK, effective_ids=allowed):
             report.skip(file.path, "permission denied")
         else:
-            suffix, compression = suffixes(file.path)
+            suffix, compression = suffixes(file.name)
             kind = found.kinds.setdefault(suffix + compression, Kind(record=RECORDS.get(suffix)))
             kind.files += 1
             kind.bytes += file.stat.st_size

@@ -53,6 +53,11 @@ class FoundFile:
     path: str
     stat: os.stat_result | places.Status | None
 
+    @property
+    def name(self) -> str:
+        """What it is called: its path, and of a URL what is not a query, as in "x.jsonl.gz?download=true"."""
+        return places.plain(self.path) if isinstance(self.stat, places.Status) else self.path
+
 
 def documents(
     paths: Sequence[str | Path],
@@ -91,7 +96,7 @@ def documents(
             continue
         report.files += 1
         try:
-            yield from _given(reader.texts(file, found.path), report)
+            yield from _given(reader.texts(file, found.name), report)
             if found.stat is not None:
                 _check_unchanged(found.path, found.stat, file)
         except OSError as error:
@@ -249,7 +254,7 @@ def _opened(found: FoundFile) -> BufferedIOBase:
         return cast(BufferedReader, sys.stdin.buffer)
     if not isinstance(found.stat, places.Status):
         return _open(found.path)
-    if suffixes(found.path)[0] in ANY_ORDER:
+    if suffixes(found.name)[0] in ANY_ORDER:
         return places.fetched(found.path, found.stat)
     return places.opened(found.path, found.stat)
 

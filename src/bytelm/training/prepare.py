@@ -22,7 +22,7 @@ from bytelm.checkpoint.metrics import METRICS
 from bytelm.checkpoint.packed import load_patcher
 from bytelm.data.boundaries import Boundaries
 from bytelm.data.bpe import Bpe
-from bytelm.data.corpora import Corpora, pack_for, parts_of, paths_by_source
+from bytelm.data.corpora import Corpora, parts_of, paths_by_source
 from bytelm.data.corpus import Corpus
 from bytelm.data.mixture import HeldOut
 from bytelm.data.modalities.base import Modality
@@ -118,7 +118,7 @@ def packed(
     parts = list[Corpus]()
     for name, own in paths_by_source(paths, config.shares).items():
         folder = run / "data" / name
-        pack = pack_for(own, folder)
+        pack = pack_of(own, run, name)
         journal.say(f"source: {name}")
         stage = PackingStage(folder, own, config.data, modality, (run, *exclude), pack, join=several)
         parts.append(run_stage(stage, journal))

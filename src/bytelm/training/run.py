@@ -16,6 +16,7 @@ from bytelm.checkpoint import legacy
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.config import build, dump_toml, load_toml, to_mapping
+from bytelm.data import places
 from bytelm.data.corpus import iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.data.mixture import Mixture
@@ -120,7 +121,7 @@ def session(
         parallel=config.parallel,
     )
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
-    begun = {"step": 0, "bytes": 0, "seconds": 0.0, "paths": [str(path) for path in paths]}
+    begun = {"step": 0, "bytes": 0, "seconds": 0.0, "paths": [places.kept(str(path)) for path in paths]}
     journal.write("session_start", **begun, device=str(model.device), **versions())
     with fitting(device, "a step", lambda: lighter(config)):
         outcome = trainer.fit()
