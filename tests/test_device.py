@@ -230,7 +230,8 @@ def test_the_entropy_model_and_the_model_are_put_where_the_training_is(
     monkeypatch.setattr(Trainer, "fit", fit)
     train([text], configure(sets=TINY, steps=1), tmp_path / "run", quiet=True)
     kinds = [kind.__name__ for kind, where in moved if where == torch.device("cpu")]
-    assert kinds == ["ByteTransformer", "ByteTransformer", "BLT"]  # to be trained, and to be asked
+    # The entropy model to be trained, and to be asked; the patcher around it, which cuts before there is a model.
+    assert kinds == ["ByteTransformer", "ByteTransformer", "Entropy", "BLT"]
 
 
 def test_where_a_run_is_trained_is_kept_and_may_change(text: Path, tmp_path: Path) -> None:

@@ -6,15 +6,19 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 PATIENCE = 120.0  # seconds that all of it may take
+# Where tests are modules of a package, as pytest names them, the processes have to find it.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "bytelm.training.run"])
 
