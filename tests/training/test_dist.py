@@ -224,7 +224,7 @@ def test_a_team_on_gpus_adds_gradients_there_and_the_few_numbers_of_the_host_on_
     monkeypatch.setattr(dist.dist, "get_backend", lambda: backends)
     monkeypatch.setattr(dist.dist, "destroy_process_group", lambda: None)
     monkeypatch.setattr(dist.dist, "new_group", lambda **_: None)
-    monkeypatch.setattr(dist.DistContext, "told", lambda found, value: value)
+    monkeypatch.setattr(dist.DistContext, "broadcast", lambda found, value: value)
     with dist.init_distributed(1.0, torch.device(where)) as found:
         assert (
             found.total(1.0, 2.0) == [1.0, 2.0]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import worlds
 from bytelm.data.sampler import Batch, Sampler
-from bytelm.errors import ConfigError
+from bytelm.errors import CheckpointError, ConfigError
 from bytelm.find import names
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
@@ -93,12 +93,14 @@ def begun(kind: str, dist: DistContext, parallel: ParallelConfig, train: TrainCo
     return model
 
 
-def trainer(kind: str, dist: DistContext, parallel: ParallelConfig, train: TrainConfig = CONFIG) -> Trainer:
+def trainer(
+    kind: str, dist: DistContext, parallel: ParallelConfig, train: TrainConfig = CONFIG, run: Path = Path()
+) -> Trainer:
     patched = kinds()[kind][0].patched
     journal = Journal(None, quiet=True, mute=True)
     windows, valid = Windows(patched, dist), Windows(patched, dist, valid=True)
     model = begun(kind, dist, parallel)
-    return Trainer(model, train, windows, Path(), journal, valid=valid, dist=dist, parallel=parallel)
+    return Trainer(model, train, windows, run, journal, valid=valid, dist=dist, parallel=parallel)
 
 
 def whole(model: nn.Module) -> dict[str, Tensor]:
@@ -218,6 +220,24 @@ class Spoilt(Function):
 @pytest.mark.parametrize("table", [False, True], ids=["of what is dense", "of a table"])
 def test_a_gradient_of_one_process_that_is_not_finite_has_all_skip_the_step(table: bool) -> None:
     assert worlds.run(2, spoilt, table) == [(True, 1, True)] * 2
+
+
+def poisoned(run: Path) -> str:
+    """What resuming says of a checkpoint in which the share of one process has a NaN."""
+    with init_distributed(0.5) as dist:
+        made = trainer("transformer (full)", dist, ParallelConfig(async_checkpoint=False), run=run)
+        if dist.rank == 1:
+            rows_here(made.model.get_parameter("head.weight").detach())[1][0, 0] = math.nan
+        made.checkpoints.save(1, {})
+        with pytest.raises(CheckpointError) as caught:
+            made.checkpoints.resume()
+    return str(caught.value)
+
+
+def test_weights_that_are_not_finite_in_one_share_are_refused_by_all(tmp_path: Path) -> None:
+    first, second = worlds.run(2, poisoned, tmp_path)
+    assert "not finite  in the share of another process" in first
+    assert "not finite  head.weight  NaN or Inf in 1 of" in second
 
 
 def entered() -> dict[str, tuple[list[int], list[int]]]:

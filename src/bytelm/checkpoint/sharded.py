@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future as Working
 from concurrent.futures import ThreadPoolExecutor
@@ -45,8 +44,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from bytelm.checkpoint import manifest, store
@@ -58,29 +56,7 @@ from bytelm.checkpoint.writing import Entry, write
 from bytelm.device import out_of_memory
 from bytelm.errors import CheckpointError, ResourceError
 
-__all__ = ["AsyncSaver", "Groups", "as_whole_rows", "load", "newest_good", "save"]
-
-
-def as_whole_rows(local: Tensor, rows: int, mesh: DeviceMesh) -> DTensor:
-    """A table of `rows` rows of which each process holds a run, in the memory of `local`, without collectives.
-
-    Of W processes, those of `mesh` in order, process r holds rows [r n, (r + 1) n), n = ceil(rows / W), possibly none.
-    Raises ValueError where `local` has another number of rows.
-    """
-    if mesh.ndim != 1:  # in one row, without groups, which nobody needs who reads and writes
-        mesh = DeviceMesh(mesh.device_type, mesh.mesh.flatten(), _init_backend=False)
-    number = (mesh.get_coordinate() or [0])[0]
-    per = math.ceil(rows / mesh.size())
-    first = min(rows, number * per)
-    if len(local) != min(per, rows - first):
-        raise ValueError(f"process {number} holds {len(local)} rows of {rows}, not {min(per, rows - first)}")
-    whole = torch.empty(rows, *local.shape[1:], device="meta")
-    found = DTensor.from_local(
-        local.detach(), mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride()
-    )
-    if found.to_local().data_ptr() != local.data_ptr():
-        raise ValueError(f"a table on {local.device} is none of a mesh of {mesh.device_type}")
-    return found
+__all__ = ["AsyncSaver", "Groups", "load", "newest_good", "save"]
 
 
 @dataclass(frozen=True)

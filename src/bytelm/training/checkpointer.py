@@ -73,32 +73,22 @@ class Checkpointer:
 
         Raises CheckpointError if none is intact, or if it is of another entropy model or tokenizer.
         """
-        if not self.dist.told(bool(store.checkpoints(self.run))):
+        if not self.dist.broadcast(bool(store.checkpoints(self.run))):
             return None
-        if self.dist.world == 1:
-            path, corrupt = store.newest_good(self.run)
-            for reason in corrupt:
-                self.journal.say(f"skipping corrupt checkpoint: {reason}")
+        with self.dist.answering():
+            alone = self.dist.world == 1
+            path, corrupt = store.newest_good(self.run) if alone else sharded.newest_good(self.run, self.dist.saves)
+        for reason in corrupt:
+            self.journal.say(f"skipping corrupt checkpoint: {reason}")
+        if alone:
             self.check_others(path, weights := store.read_tensors(path, "model"))
             self.model.load_state_dict(weights)
             self.take(store.read_tensors(path, "optimizer"))
-            return path, store.read_state(path)
-        corrupt = list[str]()
-        for name in self.dist.told([path.name for path in reversed(store.checkpoints(self.run))]):
-            path = self.run / "checkpoints" / name
-            reason = None
-            try:
-                weights = self.load(path)
-                state = store.read_state(path)
-            except CheckpointError as error:
-                reason, state, weights = str(error), {}, {}
-            reason = self.dist.first(reason)
-            if reason is None:
-                self.check_others(path, weights)
-                return path, state
-            corrupt.append(reason)
-            self.journal.say(f"skipping corrupt checkpoint: {reason}")
-        raise CheckpointError(f"no intact checkpoint in {self.run}: retrain ({'; '.join(corrupt)})")
+        else:
+            weights = self.load(path)
+            self.check_finite(path, weights)
+            self.check_others(path, weights)
+        return path, store.read_state(path)
 
     def load(self, path: Path) -> dict[str, Tensor]:
         """Read this process's share of a checkpoint, and check it. Returns the tensors of the model."""
@@ -133,6 +123,13 @@ class Checkpointer:
                 table = id(parameter) in self.optimizer.held
                 kept = {key: place(value, parameter, key, table) for key, value in own.items()}
                 self.optimizer.moments(parameter).update(kept)
+
+    def check_finite(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+        """Raises CheckpointError, in all processes, where the share of one has a NaN or an infinity."""
+        bad = {name: store.not_finite(rows_here(w)[1]) for name, w in weights.items() if w.is_floating_point()}
+        if self.dist.total(sum(bad.values()))[0]:
+            found = [store.bad_values(name, count, weights[name].numel()) for name, count in bad.items() if count]
+            store.refuse(path, found or ["not finite  in the share of another process"])
 
     def check_others(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         """Compare names and shapes, and what decides patches or tokens, with the model's. Raises CheckpointError."""

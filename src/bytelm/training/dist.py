@@ -100,7 +100,7 @@ class DistContext:
         stop, *wanted = self._reduced([heard or 0, *own], dist.ReduceOp.MAX)
         return int(stop) or None, [bool(each) for each in wanted]
 
-    def told(self, value: T, source: int = 0) -> T:
+    def broadcast(self, value: T, source: int = 0) -> T:
         """What the process `source` gives, to all: plain JSON."""
         if self.world == 1:
             return value
@@ -111,11 +111,6 @@ class DistContext:
         with self.answering():
             dist.broadcast(room, source)
         return json.loads(room.numpy().tobytes())
-
-    def first(self, reason: str | None) -> str | None:
-        """The reason of the first process that gives one; None if none does."""
-        given = self.total(*(float(rank == self.rank and reason is not None) for rank in range(self.world)))
-        return self.told(reason, given.index(1.0)) if any(given) else None
 
     def longest(self, seconds: float) -> float:
         """The maximum over all processes."""
@@ -228,7 +223,7 @@ def init_distributed(timeout_minutes: float, device: torch.device = HOST) -> Gen
         found = DistContext(rank, world, dist.distributed_c10d._get_default_store(), launcher)
         saves = dist.new_group(timeout=timeout, backend="gloo")
         # Drawn by the main process: hosts count restarts apart from each other.
-        yield replace(found, attempt=found.told(secrets.token_hex(4)), saves=saves)
+        yield replace(found, attempt=found.broadcast(secrets.token_hex(4)), saves=saves)
     finally:
         with contextlib.suppress(RuntimeError):  # peers may be gone
             dist.destroy_process_group()
