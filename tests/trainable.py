@@ -20,6 +20,8 @@ PATCH = 5
 class Windows(Sampler):
     """Documents of random bytes, patches of five."""
 
+    elsewhere = False
+
     def __init__(self, config: TrainConfig, patched: bool) -> None:
         self.shape, self.patched = (config.batch, config.context_length + 1), patched
 

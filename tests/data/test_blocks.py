@@ -45,6 +45,7 @@ def test_every_byte_comes_once_where_all_can_be_held(packed: Path, tmp_path: Pat
         url = f"{web.url}/packed/"
         assert is_pack(url)
         there = Corpus.open(url)
+        assert there.elsewhere and not here.elsewhere
         assert total(web.sent) == 0
         starts = np.random.default_rng(0).integers(0, here.total - 9000, 100)
         for start in starts.tolist():

@@ -46,6 +46,8 @@ CONFIG = replace(CONFIG, precision="float32", max_grad_norm=0.5, spikes="keep")
 class Windows(Sampler):
     """Documents of every length, one of them a window that is nearly empty, in patches of about three bytes."""
 
+    elsewhere = False
+
     def __init__(self, patched: bool, dist: DistContext, valid: bool = False) -> None:
         self.patched, self.dist, self.rows, self.windows = patched, dist, BATCH // dist.world, 5
         if valid:

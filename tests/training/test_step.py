@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from bytelm.data.sampler import Batch
 from bytelm.testing.pretend import Far, Pretend, moved, near, pretend
 from bytelm.training.ahead import Ahead
 from bytelm.training.draw import Drawn
@@ -49,6 +51,43 @@ def test_what_the_next_step_needs_is_made_by_a_thread_that_is_gone_at_the_end() 
             ahead.take(8)
     assert {(0, True), (1, False), (2, False), (6, True), (7, False)} <= set(made)
     assert not any("ahead" in name for name in names())
+
+
+def test_several_steps_are_made_at_the_same_time_each_once() -> None:
+    together, made = threading.Barrier(3), list[int]()
+
+    def make(step: int) -> int:
+        made.append(step)
+        if 1 <= step <= 3:
+            together.wait(60)  # which one thread after another would not get past
+        return 10 * step
+
+    with Ahead(make, HERE, steps=3) as ahead:
+        assert [ahead.take(step) for step in range(6)] == [10 * step for step in range(6)]
+    assert len(made) == len(set(made)) and set(range(6)) <= set(made) <= set(range(9))
+
+
+def test_what_lies_elsewhere_is_asked_for_ahead_and_trains_the_same(tmp_path: Path) -> None:
+    _, config = made("byte-tiny", *SETS)
+    asked: dict[int, str] = {}
+
+    class There(Windows):
+        elsewhere = True
+
+        def batch(self, step: int) -> Batch:
+            asked[step] = threading.current_thread().name
+            return super().batch(step)
+
+    steps: dict[bool, dict[str, torch.Tensor]] = {}
+    for there in (False, True):
+        model, config = made("byte-tiny", *SETS)
+        windows, run = (There if there else Windows)(config, False), tmp_path / str(there)
+        run.mkdir()
+        budget = replace(config, steps=3)
+        Trainer(model, budget, windows, run, Journal(run / "metrics.jsonl", quiet=True)).fit()
+        steps[there] = dict(model.named_parameters())
+    assert all(torch.equal(steps[True][name], steps[False][name]) for name in steps[True])
+    assert len([step for step, name in asked.items() if name.startswith("ahead")]) >= 5 and len(asked) >= 6
 
 
 @pytest.mark.parametrize(

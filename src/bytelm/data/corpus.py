@@ -217,6 +217,11 @@ class Corpus:
         return self._suffix_names
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether its shards are in a store, by their URL."""
+        return self.index.url is not None
+
+    @property
     def total(self) -> int:
         """The bytes of all documents together, duplicates that are in no split too."""
         return self._shards.total

@@ -188,6 +188,11 @@ class Mixture:
         """The samples there are; None without an end."""
 
     @property
+    def elsewhere(self) -> bool:
+        """See `Windows`."""
+        return any(sampler.elsewhere for sampler in self.samplers)
+
+    @property
     def steps(self) -> int | None:
         """The steps that the samples are enough for; None without an end. Those that fill no step are left."""
         return None if self.samples is None else self.samples // (self._batch * self._world)

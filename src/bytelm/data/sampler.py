@@ -35,8 +35,13 @@ class Batch:
 class Windows(Protocol):
     """Batches by step: a `Sampler`, or a `mixture.Mixture` of several."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a batch is read from a store, which answers late."""
+        ...
+
     def batch(self, step: int) -> Batch:
-        """The batch of this rank at a step, from 0 on."""
+        """The batch of this rank at a step, from 0 on. Threads may call it at the same time."""
         ...
 
 
@@ -96,6 +101,11 @@ class Sampler:
         counts = -(-(table.sizes + 1) // window)
         self._firsts = np.cumsum(counts) - counts if aligned else None  # [documents] the number of the first window
         self.windows = int(counts.sum()) if aligned else -(-self.ids // window)  # windows of one epoch
+
+    @property
+    def elsewhere(self) -> bool:
+        """See `Windows`."""
+        return self._source.elsewhere
 
     @property
     def recorded(self) -> bool:

@@ -41,6 +41,11 @@ class Source(Protocol):
         """The ids of all splits together."""
         ...
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether reading asks a store, which answers late."""
+        ...
+
     def documents(self, split: Split | None = None) -> DocumentTable:
         """The documents of a split, or of all of them; positions and sizes in ids."""
         ...
@@ -52,6 +57,8 @@ class Source(Protocol):
 
 class TokenCorpus:
     """The documents of a corpus, in tokens."""
+
+    elsewhere = False
 
     def __init__(self, corpus: Corpus, path: Path, sizes: NDArray[np.int64], kind: np.dtype[Any]):
         """Use `encoded`, which makes the files."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from bytelm.data.sampler import Batch, Windows
+from bytelm.data.sampler import Batch
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import Prepared, prepare
 from bytelm.training import lengths
@@ -33,12 +34,12 @@ class Drawn:
     """See `lengths.of_step`."""
 
 
-def draw(model: ByteModel, sampler: Windows, step: int, accumulate: int) -> Drawn:
-    """The windows of a step of so many micro-batches; counted and planned on the host.
+def draw(model: ByteModel, batch: Callable[[int], Batch], step: int, accumulate: int) -> Drawn:
+    """The windows of a step of so many micro-batches, from `batch`; counted and planned on the host.
 
     Not under autocast: its end forgets the weights that it has cast, in all threads, and a step may be using them.
     """
-    batches = [to_tensors(sampler.batch(step * accumulate + i)) for i in range(accumulate)]
+    batches = [to_tensors(batch(step * accumulate + i)) for i in range(accumulate)]
     bytes = sum(int(model.byte_lengths(ids[:, 1:]).sum()) for ids, _ in batches)
     symbols = sum(int(((ids != PAD) & (ids != BOS))[:, 1:].sum()) for ids, _ in batches)
     if model.tokens is not None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bytelm.checkpoint import store
 from bytelm.data.mixture import HeldOut
-from bytelm.data.sampler import Sampler, Windows
+from bytelm.data.sampler import Batch, Sampler, Windows
 from bytelm.device import peak_memory
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.interfaces.model import ByteModel
@@ -49,6 +49,7 @@ from bytelm.training.stop import StopRequest
 from bytelm.transfer import to_host
 from bytelm.units import bits_per_byte, show_bytes, show_seconds
 
+FETCHED = 8  # batches that are asked of a store at the same time
 PATIENCE = 10  # consecutive steps that may be skipped for a non-finite loss or gradient
 
 
@@ -107,6 +108,7 @@ class Trainer:
         self.checkpoints = Checkpointer(run, model, self.optimizer, journal, dist, self.parallel.async_checkpoint)
         # On a CPU a thread would cost the step as much as it saves.
         self.ahead = None if model.device.type == "cpu" else Ahead(self.draw, model.device)
+        self.fetched: Ahead[Batch] | None = None
         # Processes that wait for each other every step would measure one another.
         self.threads = StepThreads(model.device.type == "cpu" and dist.world == 1)
         self.progress = Progress()
@@ -138,7 +140,10 @@ class Trainer:
         valid_due += 60 * self.config.eval_every_minutes
         save_due += 60 * self.config.checkpoint_every_minutes
         self.tally = RunningSums(since=time.monotonic())
-        with StopRequest() as stop, self.ahead or contextlib.nullcontext():
+        # A store answers late, but many requests at a time.
+        self.fetched = Ahead(self.sampler.batch, torch.device("cpu"), FETCHED) if self.sampler.elsewhere else None
+        ahead = (self.fetched or contextlib.nullcontext(), self.ahead or contextlib.nullcontext())
+        with StopRequest() as stop, ahead[0], ahead[1]:
             valid = save = False
             while True:
                 heard, (valid, save) = self.dist.agreed(stop.received, valid, save)
@@ -198,7 +203,8 @@ class Trainer:
 
     def draw(self, step: int) -> Drawn:
         """The inputs of a step that depend on the data alone, not on the weights."""
-        return draw(self.model, self.sampler, step, self.config.gradient_accumulation_steps)
+        batch = self.fetched.take if self.fetched else self.sampler.batch
+        return draw(self.model, batch, step, self.config.gradient_accumulation_steps)
 
     def skip_reason(self, nats: float, bytes: int, norm: float) -> str | None:
         """Why a step must be skipped, or None: non-finite values, or a spike compared with recent steps."""
@@ -327,7 +333,10 @@ class Trainer:
         predicted = predict(self.model, self.config, self.mean_patch, device).peak if low else None
         memory = {"peak": peak_memory(device), "baseline": self.baseline, "predicted": predicted}
         self.journal.write("memory", **progress, **memory)
-        if path is None or not self.dist.is_main_process:
+        if not self.dist.is_main_process:
+            return
+        path = path or next(reversed(store.checkpoints(self.run)), None)  # the one before one that is still written
+        if path is None:
             return
         size, room = sum(file.stat().st_size for file in path.iterdir()), shutil.disk_usage(path).free
         if room < 2 * size and not self.warned:
