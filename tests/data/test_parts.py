@@ -237,11 +237,32 @@ def test_the_claim_of_a_lost_process_is_taken_over(tmp_path: Path, monkeypatch: 
 
     def waiting(done: int) -> None:
         waited.append(done)
+        assert len(waited) < 60, "it is never taken over"
         if len(waited) < 3:
             os.utime(path, (len(waited), len(waited)))  # still at it, by a clock that is years behind
 
     SharedWork(tmp_path / "silent", lambda: False, waiting).do("piece", 2, lambda n, aside: aside.touch())
     assert (tmp_path / "silent/piece-00000").exists() and len(waited) >= 3 and {*waited} == {1}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_claim_says_whose_it_is_from_its_first_moment(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, exact = tmp_path / "piece-00000.claim-0", os.link
+
+    def link(source: Path, to: Path) -> None:
+        assert source.read_bytes() in (b"{}", b"[]") and (claim.exists() or sharing.held_by(tmp_path) is None)
+        if not links:
+            raise PermissionError("this disk knows none")
+        exact(source, to)
+
+    monkeypatch.setattr(os, "link", link)
+    sharing._create(claim, b"{}")
+    assert held(tmp_path) == {claim.name: b"{}"} and sharing.held_by(tmp_path) is not None
+    with pytest.raises(FileExistsError):
+        sharing._create(claim, b"[]")
+    assert held(tmp_path) == {claim.name: b"{}"}
 
 
 def test_a_piece_made_twice_stays_that_of_the_first(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def make_in_pieces(
 
 def held_by(folder: Path) -> str | None:
     """Who is at work in such a folder, as far as can be known at once; None for nobody."""
-    for claim in sorted(folder.glob("*.claim-*")):
+    for claim in sorted(folder.glob("*.claim-*[0-9]")):
         owner, stamp = _owner(claim), _stamp(claim)
         # The clocks of two machines differ a little: a claim of the last minutes counts as a live one.
         recent = stamp is not None and abs(time.time() - stamp / 1e9) < LOST
@@ -170,7 +170,7 @@ def _claimed(path: Path, generation: int) -> Generator[str | None]:
     claim = path.with_name(f"{path.name}.claim-{generation}")
     owner = _self()
     try:
-        descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        _create(claim, json.dumps(owner).encode())
     except FileExistsError:
         yield None
         return
@@ -180,8 +180,6 @@ def _claimed(path: Path, generation: int) -> Generator[str | None]:
         raise ResourceError(
             f"cannot write {shown(str(claim))} ({error.strerror}): make room there, or name another place"
         ) from error
-    os.write(descriptor, json.dumps(owner).encode())
-    os.close(descriptor)
     ended = threading.Event()
 
     def beat() -> None:
@@ -198,6 +196,26 @@ def _claimed(path: Path, generation: int) -> Generator[str | None]:
         beating.join()
         with contextlib.suppress(OSError):
             claim.unlink()
+
+
+def _create(claim: Path, owner: bytes) -> None:
+    """Make a claim that is not there, with who made it in it: nobody sees one without, whenever this process ends.
+
+    Raises FileExistsError where it is there, and other OSErrors. A disk that knows no links has it empty for a moment.
+    """
+    aside = claim.with_name(f"{claim.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        aside.write_bytes(owner)
+        try:
+            os.link(aside, claim)
+        except (FileExistsError, FileNotFoundError):
+            raise
+        except OSError:
+            with claim.open("xb") as file:
+                file.write(owner)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 def _publish(aside: Path, path: Path) -> None:
