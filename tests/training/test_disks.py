@@ -10,15 +10,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import worlds
 from bytelm.checkpoint import store
 from bytelm.cli import run as cli
 from bytelm.data.files import write_whole
 from bytelm.errors import ResourceError
 from bytelm.training import loop
+from bytelm.training.journal import Journal
 from bytelm.training.run import train
 from bytelm.training.settings import configure
 from trainings import PLAIN, SPACES, command, held, same
@@ -59,6 +62,29 @@ def test_a_training_on_a_disk_that_fills_up_ends_with_5_and_goes_on_with_room(
     train([corpus], configure("byte-tiny", sets=[*PLAIN, *config], steps=4), tmp_path / "through", quiet=True)
     assert store.read_state(store.newest(run))["step"] == 4
     assert same(held(run), held(tmp_path / "through"))
+
+
+def steps(run: Path) -> list[int]:
+    return [store.read_state(path)["step"] for path in store.checkpoints(run)]
+
+
+def crowded(corpus: Path, run: Path) -> list[str]:
+    """What a process says that trains where the disk has a byte left, and saves after each step while it trains on."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "shutil", SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=1)))
+        patch.setattr(Journal, "say", lambda self, line: said.append(f"{line}: {steps(run)}"))
+        sets = [*PLAIN, "train.checkpoint_every_minutes=1e-9"]
+        train([corpus], configure("byte-tiny", sets=sets, steps=4), run, quiet=True)
+    return said
+
+
+def test_processes_that_save_while_they_train_on_say_once_that_the_disk_is_nearly_full(
+    corpus: Path, tmp_path: Path
+) -> None:
+    first, second = worlds.run(2, crowded, corpus, tmp_path / "run")
+    found = [line for line in first if re.search(r"the disk of .*run has 1 B free, a checkpoint takes .*B", line)]
+    assert len(found) == 1 and not found[0].endswith("4]") and not any("the disk" in line for line in second)
 
 
 @pytest.mark.fault("T9")
