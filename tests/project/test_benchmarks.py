@@ -32,7 +32,7 @@ def program(name: str) -> Any:
 
 sys.path.append(str(BENCHMARKS))  # where programs find each other when they are run
 ablations, scaling = program("ablations"), program("scaling")
-saving = program("saving")
+packing, saving = program("packing"), program("saving")
 generate, headline, identity = program("generate"), program("headline"), program("identity")
 papers, train, converted = program("papers"), program("train"), program("converted")
 
@@ -124,6 +124,29 @@ def test_a_save_in_the_background_misses_its_target(capsys: pytest.CaptureFixtur
     assert saving.told(rows[1:] + rows[2:], options) == 1
 
 
+def test_packing_is_measured_by_one_and_by_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packing, "generated", lambda folder, total, document: packing.text(folder, document, 1))
+    monkeypatch.setattr(packing, "FILE", 60_000)
+    words = ["--workers", "1", "2", "--rounds", "1", "--part", "2e4", "--document", "3000", "--folder", str(tmp_path)]
+    assert packing.main(words) == 0
+    said = capsys.readouterr().out
+    assert "the same bytes" in said and said.count("MB/s") == 2 and "2: median" in said and not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "words"), [("scale", "--worlds 1,2 --steps 2"), ("kills", "--kills 2")])
+def test_what_several_processes_do_is_measured(name: str, words: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *words.split(), "--json"]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    if name == "scale":
+        assert [row["world"] for row in found["results"]] == [1, 2, 1, 2]
+        assert all(row["memory"] <= 0.51 and row["nats"] < 1e-6 for row in found["results"] if row["world"] == 2)
+    else:
+        assert found["kills"] == 2 and not found["faults"]
+
+
 @pytest.mark.slow
 def test_saving_is_measured() -> None:
     command = [sys.executable, str(BENCHMARKS / "saving.py"), "--megabytes", "1", "--rounds", "1", "--json"]
@@ -164,6 +187,13 @@ def test_generation_beside_peers(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert head in capsys.readouterr().out
 
 
+def test_training_beside_plain_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--rounds", "1", "--models", "blt", "--peers", "plain"]
+    assert train.main(words, {"small": SMALL}, [("small", 64)]) == 0
+    assert "blt / plain, small, 64 bytes:" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_training_beside_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes, groups = {"small": SMALL}, [("small", 64)]
     picture = tmp_path / "training.svg"
@@ -176,8 +206,6 @@ def test_training_beside_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [row["model"] for row in ours] == ["blt", "megabyte", "transformer", "transformer-window"]
     assert all(sum(row["profile"].values()) == pytest.approx(1) for row in ours)
     assert {row["system"] for row in rows} >= {"bytelm", "plain", "transformers"}
-    assert train.main(["--rounds", "1", "--models", "blt", "--peers", "plain"], sizes, groups) == 0
-    assert "blt / plain, small, 64 bytes:" in capsys.readouterr().out
 
 
 def test_what_a_step_needs_has_no_masked_pairs_in_it() -> None:

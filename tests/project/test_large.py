@@ -49,13 +49,21 @@ def test_both_layouts_hold_the_same_weights(tmp_path: Path, monkeypatch: pytest.
     assert len(text) / len(load(tmp_path / "hf-run").patches(text)) == pytest.approx(large_files.PATCH, rel=0.02)
 
 
-def test_a_run_of_these_shapes_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("weights", "tables"),
+    [("bf16", "mapped"), pytest.param("bf16,int8,float32", "mapped,memory", marks=pytest.mark.slow)],
+)
+def test_a_run_of_these_shapes_is_measured(
+    weights: str, tables: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = ["--files", str(tmp_path), "--models", "tiny", "--prompt", "40", "--bytes", "8"]
-    given += ["--weights", "bf16,int8,float32", "--tables", "mapped,memory"]
+    given += ["--weights", weights, "--tables", tables]
     cold = ["--cold"] if hasattr(os, "posix_fadvise") else []
     assert large.main([*given, *cold, "--convert", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    options = [("bf16", "mapped"), ("bf16", "memory"), ("int8", "mapped"), ("int8", "memory"), ("float32", None)]
+    packed = [kind for kind in weights.split(",") if kind != "float32"]
+    options: list[tuple[str, str | None]] = [(kind, table) for kind in packed for table in tables.split(",")]
+    options += [("float32", None)] * ("float32" in weights)
     rows = [(row["weights"], row["tables"] if row["weights"] != "float32" else None) for row in found["rows"]]
     assert set(rows) == set(options) and len(rows) == len(options) * (1 + len(cold))
     for row in found["rows"]:

@@ -119,9 +119,10 @@ def forked(run, wait, last=None):
     return [max((int(number) for number, what in told if what == kind), default=0) for kind in (b"done", b"saved")]
 
 train([corpus], configure("demo", sets=sets, steps=1), home / "warm", quiet=True)  # imports what is imported late
-run, lost, torn, there = home / "killed", [], 0, 0
+run, lost, torn, there, most = home / "killed", [], 0, 0, 0.8
 for _ in range(kills):
-    done, saved = forked(run, rng.uniform(0.1, 0.8))
+    done, saved = forked(run, rng.uniform(0.1, most))
+    most *= 1 if there or saved else 2  # where a machine takes longer to begin
     torn += len(list(run.glob("checkpoints/*.tmp-*")))
     saved, done = max(saved, there), max(done, there)
     there = 0
