@@ -284,6 +284,7 @@ def test_a_trend_says_how_far_each_is_from_tokens() -> None:
     assert len(drawn.findall(".//{*}polyline")) == 2  # byte had one budget
 
 
+@pytest.mark.slow
 def test_the_papers_program_end_to_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

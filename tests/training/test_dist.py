@@ -85,6 +85,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.fault("T7")
+@pytest.mark.slow
 def test_one_process_two_and_one_again_learn_as_one_does(notes: Path, tmp_path: Path) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     for steps, world in ((2, 1), (4, 2), (6, 1)):  # the rate follows from how many steps there will be
@@ -237,7 +238,10 @@ def test_a_team_on_gpus_adds_gradients_there_and_the_few_numbers_of_the_host_on_
 
 
 @pytest.mark.fault("T3")
-@pytest.mark.parametrize("heard", [0, 1], ids=["the first", "the second"])
+@pytest.mark.parametrize(
+    "heard",
+    [pytest.param(0, id="the first"), pytest.param(1, id="the second", marks=pytest.mark.slow)],
+)
 def test_a_signal_to_one_stops_all_at_the_same_step(notes: Path, tmp_path: Path, heard: int) -> None:
     run = tmp_path / "run"
     processes = launch(command(notes, run, 100_000), 2)
