@@ -27,7 +27,7 @@ from bytelm.errors import ConfigError
 
 GROUP = "bytelm.models"  # of entry points: NAME = a package whose files are as above
 # Modules in a kind's folder that are not of that kind.
-SHARED = {"data.modalities": {"base"}, "patching": {"base", "layout"}}
+SHARED = {"data.modalities": {"base"}, "patching": {"base", "layout"}, "evaluate.robustness": {"base"}}
 # Kinds that are one part of an architecture.
 PARTS = {"models": "model", "entropy_models": "entropy_model"}
 TITLES = {
@@ -35,6 +35,7 @@ TITLES = {
     "entropy_models": "entropy model",
     "patching": "patching scheme",
     "data.modalities": "modality",
+    "evaluate.robustness": "robustness suite",
 }
 
 

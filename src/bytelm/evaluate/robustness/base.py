@@ -1,0 +1,108 @@
+"""What a robustness suite is made of: items, each a few queries to a model, and how an item counts.
+
+A suite is a module in this folder:
+
+    TITLE      what it measures, in a line
+    NEEDS      the files it needs, in words; empty where any text will do
+    items      (sources, amount, seed) -> the items, in an order that does not matter
+    summary    optional: {row: figures} -> further figures of the whole, by name
+
+    bits         1 query: the bits per byte of its continuation
+    difference   2 queries with one continuation, after a changed prefix and after the original one: bits per byte of
+                 each, and of their difference. So the entropy of a change itself is not counted.
+    choice       2 or more queries, the right one first: how often it is the most probable one, and its bits per byte
+    generation   1 query: how often the model, greedily, generates just its continuation, up to the end of a line
+    document     1 query without a prefix, read as a whole: bits per byte, bytes per patch, bytes per second
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["bits", "difference", "choice", "generation", "document"]
+MOST = {"bits": 1, "difference": 2, "choice": 64, "generation": 1, "document": 1}
+
+
+@dataclass(frozen=True)
+class Query:
+    """How probable is `continuation` after `prefix`, which begins a document? All of both are bytes."""
+
+    prefix: bytes
+    continuation: bytes
+
+
+@dataclass(frozen=True)
+class Item:
+    """What counts once: in the row `row` of the suite's table, and in the bootstrap with all items of one `unit`.
+
+    A unit is what is independent of others: a document, or a word. Raises ValueError for queries that are not of the
+    kind.
+    """
+
+    row: str
+    unit: str
+    kind: Kind
+    queries: tuple[Query, ...]
+
+    def __post_init__(self) -> None:
+        least = min(2, MOST[self.kind])
+        if not least <= len(self.queries) <= MOST[self.kind] or not all(query.continuation for query in self.queries):
+            raise ValueError(f"{len(self.queries)} queries, or an empty continuation, in a {self.kind} item {self.row}")
+        if self.kind == "difference" and len({query.continuation for query in self.queries}) > 1:
+            raise ValueError(f"the continuations of a difference differ in {self.row}")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What items are made of: the documents given, as (name, bytes), in order.
+
+    A name is that of a file, relative to the folder that was given.
+    """
+
+    documents: Sequence[tuple[str, bytes]]
+
+    def excerpts(self, size: int, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+        """Up to `count` excerpts of `size` bytes, (document, bytes), that do not overlap, evenly drawn over all bytes.
+
+        They begin at a character, where the document is UTF-8. Of a shorter document the whole is one excerpt where it
+        has half the size.
+        """
+        places = [
+            (number, start)
+            for number, (_, data) in enumerate(self.documents)
+            for start in range(0, max(len(data) - size, 0) + 1, size)
+            if len(data) - start >= size // 2
+        ]
+        chosen = generator(seed, "excerpts").permutation(len(places))[:count]
+        for number, start in (places[index] for index in sorted(chosen.tolist())):
+            name, data = self.documents[number]
+            yield name, data[character(data, start) : character(data, min(start + size, len(data)))]
+
+
+def generator(seed: int, *names: str | int) -> np.random.Generator:
+    """Random numbers from a seed and from names, which do not depend on what else was drawn."""
+    digest = hashlib.sha256("\0".join(map(str, (seed, *names))).encode()).digest()
+    return np.random.default_rng(list(digest))
+
+
+def character(data: bytes, place: int) -> int:
+    """The first place from `place` on at which no UTF-8 character goes on; `place` itself where that is not text."""
+    for later in range(place, min(place + 4, len(data))):
+        if data[later] & 0xC0 != 0x80:
+            return later
+    return min(place, len(data))
+
+
+def checksum(items: Iterable[Item]) -> str:
+    """SHA-256 of items, whatever their order: two that have it were asked the same."""
+    lines = sorted(
+        json.dumps([item.row, item.unit, item.kind, [[q.prefix.hex(), q.continuation.hex()] for q in item.queries]])
+        for item in items
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
