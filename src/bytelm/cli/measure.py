@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,12 @@ from bytelm.errors import ResourceError, UsageError
 from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from bytelm.checkpoint.assemble import Loaded
     from bytelm.evaluate.verdict import EvalReport
+    from bytelm.interfaces.model import ByteModel
     from bytelm.lm import LM
 
 Precision = Literal["float32", "bfloat16"]
@@ -47,6 +51,7 @@ def evaluate(
     weights: Weights = None,
     tables: Tables = None,
     precision: Precision = "float32",
+    bytewise: Annotated[bool, Parameter(negative="")] = False,
     tasks: str | None = None,
     include_path: Path | None = None,
     device: Device = "auto",
@@ -73,6 +78,9 @@ def evaluate(
         a patch), both (four times the cost of basic).
     precision
         Of matrix products: bfloat16 is faster on hardware with native support, with an error of about 0.0001.
+    bytewise
+        Of a token run: the exact bits of single bytes, summed over tokenizations, beside those of its tokens. Context
+        and stride are in tokens then, and windows of as many bytes as such windows have on average.
     tasks
         Instead of files: tasks of the lm-evaluation-harness, comma-separated.
     include_path
@@ -80,15 +88,20 @@ def evaluate(
     """
     if tasks is not None:
         alone = {"windowing": windowing, "precision": None if precision == "float32" else precision}
+        alone |= {"bytewise": "" if bytewise else None}
         packing = {"weights": weights, "tables": tables}
         return ask(run, paths, tasks, include_path, context, stride, device, json, packing, **alone)
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")
-    verdict = measured(run, paths, context, stride, windowing, weights, tables, precision, device, quiet or json)
+    options = (context, stride, windowing, weights, tables, precision, device, quiet or json)
+    verdict, tokens = measured(run, paths, *options, bytewise=bytewise)
     if json:
-        print_json(verdict.mapping())
+        print_json(verdict.mapping() | ({"tokens": tokens} if tokens else {}))
     else:
         print_verdict(verdict)
+        if tokens:
+            rows = [("bytes", verdict.bits_per_byte), *tokens.items()]
+            print_table(["predicted", verdict.unit], [(name.replace("_", " "), f"{bits:.4f}") for name, bits in rows])
     return 0
 
 
@@ -103,8 +116,10 @@ def measured(
     precision: Precision,
     device: str,
     quiet: bool,
-) -> EvalReport:
-    """The bits per byte of files, or of the run's test split."""
+    *,
+    bytewise: bool = False,
+) -> tuple[EvalReport, dict[str, float]]:
+    """The bits per byte of files, or of the run's test split; and with `bytewise` those of the tokens, by kind."""
     from bytelm.checkpoint.assemble import load
     from bytelm.data.corpora import open_corpus
     from bytelm.data.selection import sample_evenly
@@ -118,16 +133,44 @@ def measured(
     )
     window, total = context or loaded.state["context"], sum(len(data) for _, data in found)
     model, options = loaded.model, (context, stride, windowing, weights, tables, precision)
-    plain = not paths and options == (None, None, None, None, None, "float32")
+    plain = not paths and options == (None, None, None, None, None, "float32") and not bytewise
     if windowing is not None:
         if stride is not None:
             raise UsageError(f"--windowing {windowing} cannot be combined with --stride {stride}: leave one out")
         model, stride = for_measuring(model, windowing, window)
     progress = counter("evaluating", total, quiet)
+    if bytewise:
+        if precision != "float32":
+            raise UsageError(f"--bytewise cannot be combined with --precision {precision}: leave one out")
+        return both_ways(model, found, window, stride, progress, loaded.modality)
     evaluation = judge(model, found, window, stride, progress, loaded.modality, precision)
     if plain:
         keep(run, loaded, evaluation, quiet)
-    return evaluation
+    return evaluation, {}
+
+
+def both_ways(
+    model: ByteModel,
+    documents: Sequence[tuple[str, bytes | NDArray[np.uint8]]],
+    context: int,
+    stride: int | None,
+    progress: Callable[[int], None] | None,
+    modality: Modality | None,
+) -> tuple[EvalReport, dict[str, float]]:
+    """Bits per byte of a token model's bytes, and of its tokens: as they are, and of those that can follow alone."""
+    from bytelm.decoding import bytewise
+    from bytelm.evaluate.bits import measure
+    from bytelm.evaluate.meter import Meter
+    from bytelm.evaluate.renormalised import mean_bytes, renormalisation
+    from bytelm.evaluate.verdict import judge
+
+    as_bytes, mean = bytewise(model), mean_bytes(model, documents)
+    verdict = judge(
+        as_bytes, documents, round(context * mean), stride and max(1, round(stride * mean)), progress, modality
+    )
+    tokens = Meter.of(measure(model, documents, context=context, stride=stride)).bits_per_byte
+    gain = Meter.of(renormalisation(model, documents, context=context, stride=stride)).bits_per_byte
+    return verdict, {"tokens": tokens, "canonical_tokens": tokens - gain}
 
 
 def keep(run: Path, loaded: Loaded, evaluation: EvalReport, quiet: bool) -> None:

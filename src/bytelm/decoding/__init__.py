@@ -17,8 +17,10 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from bytelm.decoding.bytewise import Bytewise, bytewise
 from bytelm.decoding.device import Device
 from bytelm.decoding.host import Host
+from bytelm.decoding.marginal import ByteDecoder
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.decoding.rounding import rounded
 from bytelm.errors import UsageError
@@ -32,7 +34,7 @@ Quantization = Literal["bf16", "int8"]
 
 STREAMED = 1 << 26  # bytes of weights that exceed the caches of any processor
 
-__all__ = ["Decoder", "Quantization", "open_decoder", "rounded", "why_plain"]
+__all__ = ["Decoder", "Quantization", "bytewise", "open_decoder", "rounded", "why_plain"]
 
 
 def open_decoder(model: ByteModel, *, rows: int, capacity: int, quantize: Quantization | None = None) -> Decoder:
@@ -43,6 +45,9 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, quantize: Quanti
     """
     if rows < 1 or capacity < 1:
         raise UsageError(f"a decoder of {rows} rows of {capacity} ids: give at least 1 of each")
+    if isinstance(model, Bytewise):
+        inner = open_decoder(model.model, rows=rows, capacity=capacity, quantize=quantize)
+        return ByteDecoder(inner, model.words, capacity)
     if model.content is not None and quantize not in (None, model.quantization):
         own = f'weights = "{model.quantization}"' if model.quantization else "weights as they are in the file"
         raise UsageError(f'quantize = "{quantize}": the model was loaded with {own}: load it with weights="{quantize}"')
@@ -73,6 +78,8 @@ def open_decoder(model: ByteModel, *, rows: int, capacity: int, quantize: Quanti
 
 def why_plain(model: ByteModel) -> str:
     """Why a model has no fast decoder; empty if it has one."""
+    if isinstance(model, Bytewise):
+        return why_plain(model.model)
     decoder = part_of(model, "decoder")
     if decoder is None:
         return f"the kernels do not know {type(model).__name__}"

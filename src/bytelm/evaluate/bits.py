@@ -133,23 +133,57 @@ def continuations(
     """Of each (prefix, continuation): the nats of the continuation's bytes, and whether each is the most probable id.
 
     The two are read as one document in the windows of `measure`. Raises UsageError for a token model, which may
-    join the end of the one and the beginning of the other.
+    join the end of the one and the beginning of the other: `decoding.bytewise` makes it a model of bytes.
     """
     if model.tokens is not None:
         raise UsageError(
-            "this model reads tokens, so that parts of a text have no log-likelihood: evaluate whole texts"
+            "this model reads tokens, so that parts of a text have no log-likelihood: evaluate whole texts, "
+            "or decoding.bytewise(model)"
         )
     windows = _Windows.checked(model, context, stride, batch)
+    return _after(windows, ((prefix + continuation, len(prefix)) for prefix, continuation in pairs))
+
+
+def naive_continuations(
+    model: ByteModel,
+    pairs: Iterable[tuple[bytes, bytes]],
+    *,
+    context: int,
+    stride: int | None = None,
+    batch: int = 8,
+) -> Iterator[tuple[float, bool]]:
+    """What is commonly published as `continuations` of a token model, which is not P(continuation | prefix).
+
+    As lm-evaluation-harness 0.4 has it (`TemplateLM._encode_pair`): whitespace at the end of the prefix counts with the
+    continuation, and of the tokens of both together those count that are beyond the number of tokens of the prefix
+    alone. So a token across the two counts as a whole or not at all, and where there are fewer tokens together than in
+    the prefix nothing counts. `context` in tokens. Raises UsageError for a model of bytes.
+    """
+    tokens = model.tokens
+    if tokens is None:
+        raise UsageError("this model reads bytes, whose continuations have a log-likelihood: use continuations")
+    windows = _Windows.checked(model, context, stride, batch)
+
+    def counted() -> Iterator[tuple[bytes, int]]:
+        for prefix, continuation in pairs:
+            text = prefix.decode(errors="surrogateescape").rstrip().encode(errors="surrogateescape")
+            yield prefix + continuation, len(tokens.encode(text))
+
+    return _after(windows, counted())
+
+
+def _after(windows: _Windows, documents: Iterable[tuple[bytes, int]]) -> Iterator[tuple[float, bool]]:
+    """Of each (document, ids): the nats of what follows so many ids, and whether each is the most probable one."""
     after: deque[int] = deque()
 
     def all_windows() -> Iterator[Window | None]:
-        for prefix, continuation in pairs:
-            after.append(len(prefix))
-            yield from windows.of(prefix + continuation)
+        for document, ids in documents:
+            after.append(ids)
+            yield from windows.of(document)
             yield None  # the document ends
 
     stream, nats, likeliest, read = all_windows(), 0.0, True, 0
-    while group := list(islice(stream, batch)):
+    while group := list(islice(stream, windows.batch)):
         scored = iter(windows.judge([window for window in group if window is not None]))
         for window in group:
             if window is None:
@@ -169,10 +203,13 @@ def logprobs(model: ByteModel, prefix: bytes, continuation: bytes) -> NDArray[np
     """log p of each byte of `continuation` after `prefix`, in nats (never above 0): `[bytes]`.
 
     Every byte is predicted from everything before it, in one stream through the model's state: no window cuts it short.
-    Raises UsageError for a token model, in which single bytes have no probability.
+    Raises UsageError for a token model, in which single bytes have none: `decoding.bytewise` makes it a model of bytes.
     """
     if model.tokens is not None:
-        raise UsageError("this model reads tokens, so that single bytes have no log-probability: use bits")
+        raise UsageError(
+            "this model reads tokens, so that single bytes have no log-probability: use bits, "
+            "or decoding.bytewise(model)"
+        )
     line = torch.cat([torch.zeros(0, dtype=torch.long), *chunks(prefix + continuation)])
     nats, at = [torch.zeros(0)], 0
     for logits in read_line(model, line[:-1]):
