@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -19,9 +21,11 @@ from torch import Tensor
 import bytelm
 from bytelm.checkpoint import store
 from bytelm.checkpoint.metrics import METRICS, read_metrics
+from bytelm.cli import run as cli
 from bytelm.data.bpe import Bpe
 from bytelm.data.corpus import Corpus
 from bytelm.data.modalities import image
+from bytelm.decoding import bytewise
 from bytelm.errors import BytelmError, DataError, UsageError
 from bytelm.evaluate import bits
 from bytelm.evaluate.bits import DocumentBits, measure, nats_of_document
@@ -298,6 +302,30 @@ def test_a_run_keeps_its_tokens_and_the_loaded_model_has_them(run: Path) -> None
     assert len(lm.generate(b"ab", max_bytes=9, eos=False)) == 9
     with pytest.raises(UsageError, match="tokens"):
         lm.logprobs(b"ab", b"cd")
+
+
+def test_a_run_is_evaluated_by_bytes_and_by_tokens(run: Path, tmp_path: Path, capsys: Any) -> None:
+    data, file = texts(Corpus.open(run / "data"), "train")[0] + noise(40), tmp_path / "data.txt"
+    file.write_bytes(data)
+    assert cli(["eval", str(run), str(file), "--bytewise", "--context", "2000", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    lm = bytelm.load(run)
+    assert found["tokens"]["tokens"] == pytest.approx(lm_bits(lm.model, data), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(lm_bits(bytewise(lm.model), data), rel=1e-5)
+    assert found["bits_per_byte"] != pytest.approx(found["tokens"]["tokens"], rel=1e-3)
+    canonical = found["tokens"]["canonical_tokens"]
+    assert (
+        found["bits_per_byte"] < canonical + 1e-5 and canonical < found["tokens"]["tokens"] and found["context"] > 2000
+    )
+    assert cli(["eval", str(run), str(file), "--bytewise"]) == 0
+    assert re.search(r"canonical tokens +\d", capsys.readouterr().out)
+    assert cli(["eval", str(run), str(file), "--bytewise", "--precision", "bfloat16"]) == 2
+    assert cli(["eval", str(run), "--bytewise", "--tasks", "any"]) == 2
+    assert "--bytewise applies to files only" in capsys.readouterr().err
+
+
+def lm_bits(model: Any, data: bytes) -> float:
+    return Meter.of(measure(model, [("", data)], context=5000)).bits_per_byte
 
 
 def test_tokens_are_learnt_from_training_documents_only(run: Path) -> None:

@@ -88,8 +88,7 @@ def evaluate(
     """
     if tasks is not None:
         alone = {"windowing": windowing, "precision": None if precision == "float32" else precision}
-        alone |= {"bytewise": "" if bytewise else None}
-        packing = {"weights": weights, "tables": tables}
+        packing, alone["bytewise"] = {"weights": weights, "tables": tables}, "" if bytewise else None
         return ask(run, paths, tasks, include_path, context, stride, device, json, packing, **alone)
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")
@@ -97,11 +96,11 @@ def evaluate(
     verdict, tokens = measured(run, paths, *options, bytewise=bytewise)
     if json:
         print_json(verdict.mapping() | ({"tokens": tokens} if tokens else {}))
-    else:
-        print_verdict(verdict)
-        if tokens:
-            rows = [("bytes", verdict.bits_per_byte), *tokens.items()]
-            print_table(["predicted", verdict.unit], [(name.replace("_", " "), f"{bits:.4f}") for name, bits in rows])
+        return 0
+    print_verdict(verdict)
+    if tokens:
+        rows = [("bytes", verdict.bits_per_byte), *tokens.items()]
+        print_table(["predicted", verdict.unit], [(name.replace("_", " "), f"{bits:.4f}") for name, bits in rows])
     return 0
 
 
