@@ -22,6 +22,7 @@ from bytelm.cli import (
     exchanging,
     inspect,
     measure,
+    robustness,
     serving,
     training,
 )
@@ -57,6 +58,7 @@ app.command(training.calibrate)
 app.command(inspect.presets)
 app.command(costs.costs)
 app.command(comparing.compare)
+app.command(robustness.robust)
 app.command(benching.app)
 app.command(inspect.report)
 app.command(exchanging.convert)

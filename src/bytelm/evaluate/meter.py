@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from bytelm.evaluate.bits import DocumentBits
 from bytelm.units import bits_per_byte
 
-AREA = 1 << 20  # documents that are drawn at once, which bounds the memory of resampling
+AREA = 1 << 20  # sums of units that are drawn at once, which bounds the memory of resampling
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,34 @@ class Meter:
 def interval(
     documents: Iterable[DocumentBits], level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """The confidence interval (low, high) of the bits per byte over documents.
+    """The confidence interval (low, high) of the bits per byte over documents: see `bootstrap`.
 
-    Percentile bootstrap: documents are drawn with replacement, since bytes of one document are not independent, and
-    each draw is measured as a ratio of sums. With few documents it is too narrow. None with fewer than 2 documents
-    that have bytes.
+    None with fewer than 2 documents that have bytes.
     """
-    documents = [document for document in documents if document.bytes]
-    if len(documents) < 2:
+    sums = np.array([(document.nats, document.bytes) for document in documents if document.bytes], np.float64)
+    if len(sums) < 2:
         return None
-    nats = np.array([document.nats for document in documents])
-    counts = np.array([document.bytes for document in documents])
-    generator = np.random.default_rng(seed)
-    rows = max(1, AREA // len(documents))
-    ratios: list[NDArray[np.float64]] = []
-    for start in range(0, resamples, rows):
-        draw = generator.integers(len(documents), size=(min(rows, resamples - start), len(documents)))
-        ratios.append(nats[draw].sum(1) / counts[draw].sum(1))
-    low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
+    low, high = bootstrap(sums, lambda drawn: drawn[:, :1] / drawn[:, 1:], level, resamples, seed)[:, 0]
     return bits_per_byte(float(low), 1), bits_per_byte(float(high), 1)
+
+
+def bootstrap(
+    sums: Float[NDArray[np.float64], "units columns"],
+    figures: Callable[[Float[NDArray[np.float64], "draws columns"]], Float[NDArray[np.float64], "draws figures"]],
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Float[NDArray[np.float64], "2 figures"]:
+    """The bounds, low and high, of figures that follow from sums over units.
+
+    Percentile bootstrap: units (documents, say) are drawn with replacement, since bytes of one document are not
+    independent, and each draw is measured by `figures` as a whole: as ratios of sums, and what they differ by. With few
+    units it is too narrow. A draw in which a figure is not a number does not count for it.
+    """
+    generator = np.random.default_rng(seed)
+    rows = max(1, AREA // max(1, sums.size))
+    found: list[NDArray[np.float64]] = []
+    for start in range(0, resamples, rows):
+        draw = generator.integers(len(sums), size=(min(rows, resamples - start), len(sums)))
+        found.append(figures(sums[draw].sum(1)))
+    return np.nanquantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2], axis=0)

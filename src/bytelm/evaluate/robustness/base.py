@@ -4,15 +4,24 @@ A suite is a module in this folder:
 
     TITLE      what it measures, in a line
     NEEDS      the files it needs, in words; empty where any text will do
-    items      (sources, amount, seed) -> the items, in an order that does not matter
-    summary    optional: {row: figures} -> further figures of the whole, by name
+    items      (sources, amount, seed) -> the items, up to about `amount` in each row, in an order that does not matter
+    summary    optional: {row: {figure: value}} -> further figures of the whole, by name
+    PER        optional: what a unit is, such as "article": bits, patches and seconds per unit are figures too
+    reference  optional: (rows) -> the row that has the same units as the others, to whose bits theirs are related
 
-    bits         1 query: the bits per byte of its continuation
+    kind         queries, and figures
+    bits         1 query: the `bits_per_byte` of its continuation
     difference   2 queries with one continuation, after a changed prefix and after the original one: bits per byte of
-                 each, and of their difference. So the entropy of a change itself is not counted.
-    choice       2 or more queries, the right one first: how often it is the most probable one, and its bits per byte
-    generation   1 query: how often the model, greedily, generates just its continuation, up to the end of a line
-    document     1 query without a prefix, read as a whole: bits per byte, bytes per patch, bytes per second
+                 each (`changed`, `original`), and their `difference`. So the entropy of a change itself is not counted.
+    cut          3 queries, (prefix, rest), (b"", prefix + rest) and (b"", prefix): bits per byte of the rest after a
+                 prompt that ends there (`changed`), and in the document that goes on (`original`), the second query's
+                 nats less the third's; and their `difference`. 0 for a model over bytes, by the chain rule.
+    choice       2 or more queries, the right one first: `accuracy`, how often it is the most probable one, and its
+                 `bits_per_byte`
+    generation   1 query: `exact_match`, how often the model, greedily, generates just its continuation, up to the end
+                 of a line
+    document     1 query without a prefix, read as a whole: `bits_per_byte`, `bytes_per_patch`, `bytes_per_second`; with
+                 PER `bits_per_unit`, `patches_per_unit`, `seconds_per_unit`; with `reference` `relative`
 """
 
 from __future__ import annotations
@@ -25,8 +34,8 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["bits", "difference", "choice", "generation", "document"]
-MOST = {"bits": 1, "difference": 2, "choice": 64, "generation": 1, "document": 1}
+Kind = Literal["bits", "difference", "cut", "choice", "generation", "document"]
+MOST = {"bits": 1, "difference": 2, "cut": 3, "choice": 64, "generation": 1, "document": 1}
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,15 @@ class Item:
             raise ValueError(f"{len(self.queries)} queries, or an empty continuation, in a {self.kind} item {self.row}")
         if self.kind == "difference" and len({query.continuation for query in self.queries}) > 1:
             raise ValueError(f"the continuations of a difference differ in {self.row}")
+        if self.kind == "cut" and self.queries != cut(self.queries[0].prefix, self.queries[0].continuation):
+            raise ValueError(f"the queries of a cut do not belong together in {self.row}")
+        if self.kind == "document" and self.queries[0].prefix:
+            raise ValueError(f"a document has no prefix, and {self.row} has one")
+
+
+def cut(prefix: bytes, rest: bytes) -> tuple[Query, ...]:
+    """The queries of a document that is cut in two."""
+    return Query(prefix, rest), Query(b"", prefix + rest), Query(b"", prefix)
 
 
 @dataclass(frozen=True)

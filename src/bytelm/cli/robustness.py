@@ -1,0 +1,110 @@
+"""The command that measures robustness: robust."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from bytelm.cli.common import Device, Json, Quiet, counter, paths_of, print_json, print_table
+from bytelm.errors import CheckpointError, DataError, UsageError
+from bytelm.training.stop import Interrupted, exit_code
+
+if TYPE_CHECKING:
+    from bytelm.evaluate.robustness.base import Sources
+
+READ = 1 << 23  # bytes of a test split that suites choose from
+
+
+def robust(
+    *runs_and_paths: Annotated[str, Parameter(name="RUN... PATH")],
+    suite: Annotated[list[str] | None, Parameter(negative="")] = None,
+    amount: int = 100,
+    seed: int = 0,
+    context: int | None = None,
+    run: Annotated[Path | None, Parameter(help="Folder of the results (default: runs/robust-NAME).")] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> int:
+    """What noise, misspelling, cut prompts and unusual texts cost models, in bits on the same bytes for each.
+
+    Run the same command again to resume after an interruption; runs and suites can be added later.
+
+    Example: bytelm robust runs/demo
+    Example: bytelm robust runs/blt runs/space notes.txt --suite noise --suite boundary
+
+    Parameters
+    ----------
+    runs_and_paths
+        Runs or checkpoints, then files as for train (default: the test split of the first run). Differences are to the
+        first run.
+    suite
+        A suite by name (default: all those that the files are enough for). May be repeated.
+    amount
+        Items in each row of a suite, at most.
+    seed
+        Random seed; the same seed and files give the same items.
+    context
+        Window length in bytes (default: the training context length of each run).
+    """
+    runs, paths = divided(runs_and_paths)
+    from bytelm.robust.run import RobustSpec, run_suites
+
+    spec = RobustSpec(runs, suite or (), amount, seed, context, device)
+    home = run or Path("runs") / f"robust-{Path(runs[0]).resolve().name}"
+    try:
+        found = run_suites(spec, sources_of(runs, paths), home, partial(counter, quiet=quiet or json))
+    except Interrupted as stopped:
+        print(f"answers so far are in {home}; run the same command again to resume", file=sys.stderr)
+        return exit_code(stopped.signal)
+    show(found, home, json)
+    return 0
+
+
+def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Runs, and the paths after them. Raises UsageError without a run."""
+    from bytelm.robust.columns import is_model
+
+    if not arguments:
+        raise UsageError("no model to measure: name a run, as in `bytelm robust runs/demo`")
+    runs = list(takewhile(is_model, arguments)) or [arguments[0]]  # what is no run is refused when it is opened
+    return runs, list(arguments[len(runs) :])
+
+
+def sources_of(runs: Sequence[str], paths: Sequence[str]) -> Sources:
+    """The documents of files, or of the test split of the first run. Raises DataError where there are none."""
+    from bytelm.cli.measure import documents_of
+    from bytelm.data.corpora import open_corpus
+    from bytelm.data.selection import sample_evenly
+    from bytelm.evaluate.robustness.base import Sources
+
+    if paths:
+        return Sources(documents_of(paths_of(paths), None))
+    try:
+        found = sample_evenly(open_corpus(Path(runs[0]) / "data"), "test", READ)
+    except (DataError, CheckpointError) as error:
+        raise DataError(f"{error}; or name files after the runs") from error
+    return Sources([(f"{number} {kind}", data.tobytes()) for number, (kind, data) in enumerate(found)])
+
+
+def show(found: dict[str, Any], home: Path, json: bool) -> None:
+    """Write the results and print them."""
+    from bytelm.robust.page import PAGE, RESULTS, summary, tables, write_all
+
+    write_all(found, home)
+    if json:
+        print_json(found)
+        return
+    for name in found["suites"]:
+        for table in (*tables(found, name), summary(found, name)):
+            if table is not None:
+                print_table(table.head, table.rows)
+    for name, needs in found["skipped"].items():
+        print(f"{name} was not measured: it needs {needs}")
+    print(f"full report: {home / PAGE}, {home / RESULTS}")

@@ -1,0 +1,94 @@
+"""The columns of a result: each a model, and how it is asked for the likelihood of bytes after bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bytelm.checkpoint import pretrained
+from bytelm.checkpoint.assemble import Loaded, load, resolve_checkpoint
+from bytelm.checkpoint.manifest import MANIFEST
+from bytelm.data.files import sha256_of
+from bytelm.errors import UsageError
+from bytelm.evaluate.bits import continuations
+from bytelm.interfaces.model import ByteModel
+
+Pairs = Iterable[tuple[bytes, bytes]]
+"""(prefix, continuation)."""
+Likelihood = Callable[[ByteModel, Pairs, int], Iterator[float]]
+"""(model, pairs, context) -> the nats of each continuation after its prefix."""
+
+
+def of_bytes(model: ByteModel, pairs: Pairs, context: int) -> Iterator[float]:
+    """Exact: the two are one document. For a model over bytes."""
+    return (nats for nats, _ in continuations(model, pairs, context=context))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A model as it is asked, under the name by which it is shown."""
+
+    name: str
+    identity: str
+    """What its answers depend on, besides the queries and the context: a hash of its weights, and how it is asked."""
+    model: ByteModel
+    context: int
+    likelihood: Likelihood = of_bytes
+    segmented: ByteModel | None = None
+    """Whose patches or tokens are counted; None: the model's."""
+
+    def nats(self, pairs: Pairs) -> Iterator[float]:
+        """The nats of each continuation after its prefix."""
+        return self.likelihood(self.model, pairs, self.context)
+
+
+def columns_of(name: str, loaded: Loaded, context: int | None) -> list[Column]:
+    """The columns of a run. Raises UsageError for one that cannot be asked.
+
+    This is where other kinds of models come in: one over tokens has two columns, exact and naive.
+    """
+    if loaded.modality is not None and not loaded.modality.text:
+        raise UsageError(f"{name} models {loaded.modality.name} data, and the suites are of texts: name runs on texts")
+    if loaded.model.tokens is not None:
+        raise UsageError(f"{name} reads tokens, whose bytes have no likelihood one by one: name runs over bytes")
+    return [Column(name, identity_of(loaded.checkpoint), loaded.model, context or loaded.state["context"])]
+
+
+def opened(name: str, path: str, device: torch.device, context: int | None) -> list[Column]:
+    """The columns of a run, or of one checkpoint of it, loaded. Raises CheckpointError, ResourceError, UsageError."""
+    return columns_of(name, load(path, device), context)
+
+
+def is_model(argument: str) -> bool:
+    """Whether an argument names a run, a checkpoint or a folder of `save_pretrained`, rather than texts."""
+    path = Path(argument)
+    if (path / MANIFEST).is_file() or (path / "checkpoints").is_dir():
+        return True
+    return pretrained.found(path) and any(path.glob("*.safetensors"))
+
+
+def named(runs: Sequence[str]) -> dict[str, str]:
+    """{name: run}: the last part of each path, RUN/step-N for a checkpoint; the whole path where two would be the same.
+
+    Raises UsageError for a run that is given twice, CheckpointError for one that is none.
+    """
+    known: dict[Path, str] = {}
+    short: list[str] = []
+    for run in runs:
+        path, (checkpoint, _) = Path(run).resolve(), resolve_checkpoint(run, closely=False)
+        if (twice := known.setdefault(checkpoint.resolve(), run)) is not run:
+            raise UsageError(f"{run} and {twice} are one model: name it once")
+        short.append(f"{path.parents[1].name}/{path.name}" if (path / MANIFEST).exists() else path.name)
+    return {name if short.count(name) == 1 else run: run for name, run in zip(short, runs, strict=True)}
+
+
+def identity_of(checkpoint: Path) -> str:
+    """A hash of a checkpoint's content, from the checksums in its manifest; of its files where it has none."""
+    if (manifest := checkpoint / MANIFEST).exists():
+        return sha256_of(manifest)
+    files = sorted(path for path in checkpoint.iterdir() if path.suffix in (".json", ".safetensors"))
+    return hashlib.sha256("".join(path.name + sha256_of(path) for path in files).encode()).hexdigest()
