@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from asked import Counts, Next, column
+from bytelm.checkpoint.assemble import Loaded
+from bytelm.errors import UsageError
 from bytelm.evaluate import meter
 from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.meter import bootstrap, interval
 from bytelm.evaluate.robustness import boundary, noise
 from bytelm.evaluate.robustness.base import Item, Query, Sources, cut
+from bytelm.find import find
 from bytelm.robust.answers import Answers, Asked, ask, kept
-from bytelm.robust.columns import Column
+from bytelm.robust.columns import Column, columns_of
 from bytelm.robust.figures import results
 from bytelm.testing.tiny import UniformModel, tiny_models
 from bytelm.training.stop import Interrupted
@@ -111,13 +114,16 @@ def test_cutting_costs_models_over_bytes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_likelihood_is_of_tokens_may_lose_by_a_cut(tmp_path: Path) -> None:
-    def naive(model: Any, pairs: Any, context: int) -> Any:
-        """Each piece is encoded apart: two bytes of one kind are one token."""
-        return (float(len(continuation.replace(b"aa", b"A"))) * LN2 for _, continuation in pairs)
+    def together(model: Any, pairs: Any, context: int) -> Any:
+        """Two "a" are one token, which costs as much as any other: a bit."""
+        return (len((prefix + text).replace(b"aa", b"A")[len(prefix) :]) * LN2 for prefix, text in pairs)
+
+    def apart(model: Any, pairs: Any, context: int) -> Any:
+        return (len(text.replace(b"aa", b"A")) * LN2 for _, text in pairs)
 
     items = [Item("row", "unit", "cut", cut(b"xa", b"ay"))]
-    own = figures(asked(tmp_path, items, column(UniformModel(), likelihood=naive)))["row"]
-    # "xa|ay" is 2 + 2 tokens, "xaay" is 3: of the rest's 2 bytes, 2 tokens against 1.
+    own = figures(asked(tmp_path, items, column(UniformModel(), likelihood=together, prompted=apart)))["row"]
+    # The prompt "xa" and then "ay" are 2 + 2 tokens, "xaay" is 3: of the rest, 2 against 1.
     assert own == pytest.approx({"difference": 0.5, "changed": 1.0, "original": 0.5})
 
 
@@ -230,5 +236,18 @@ def test_a_query_that_many_items_share_is_asked_once() -> None:
     clean = Query(b"clean", b"text")
     items = [one("difference", Query(bytes([k]), b"text"), clean) for k in range(9)]
     queries = Asked.of(items)
-    assert len(queries.likelihoods) == 10 and queries == Asked.of(items[::-1])
+    assert len(queries.likelihoods) == 10 and not queries.prompted and queries == Asked.of(items[::-1])
     assert queries.bytes == 9 * 5 + 9
+
+
+def test_a_run_over_pictures_is_refused(tmp_path: Path) -> None:
+    pictures = find("data.modalities", "image").Config().build()
+    loaded = Loaded(UniformModel(), {"context": 9}, tmp_path, pictures)
+    with pytest.raises(UsageError, match="photos models image data, and the suites are of texts"):
+        columns_of("photos", loaded, None)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (texts,) = columns_of("texts", Loaded(UniformModel(), {"context": 9}, tmp_path, None), None)
+    assert (texts.name, texts.context) == ("texts", 9)
+    (tmp_path / "model.safetensors").write_bytes(b"others")
+    (others,) = columns_of("texts", Loaded(UniformModel(), {"context": 9}, tmp_path, None), 5)
+    assert others.context == 5 and others.identity != texts.identity

@@ -19,7 +19,7 @@ from bytelm.evaluate.robustness.base import Item, Query
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
 from bytelm.interfaces.model import ByteModel
-from bytelm.robust.columns import Column
+from bytelm.robust.columns import Column, Likelihood
 from bytelm.training.stop import StopRequest
 
 ROWS = 32  # prompts that are continued together
@@ -41,21 +41,25 @@ class Asked:
     """The queries of a suite, each once, in an order that follows from them."""
 
     likelihoods: list[Query]
+    prompted: list[Query]
+    """Those whose prefix is a prompt that ends there: the first ones of cuts."""
     documents: list[Query]
     prompts: list[Query]
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> Asked:
         """The queries of items."""
-        apart: dict[str, set[Query]] = {"document": set(), "generation": set(), "": set()}
+        apart: dict[str, set[Query]] = {"": set(), "cut": set(), "document": set(), "generation": set()}
         for item in items:
-            apart.get(item.kind, apart[""]).update(item.queries)
-        return cls(*(sorted(apart[kind], key=order) for kind in ("", "document", "generation")))
+            kind = item.kind if item.kind in apart else ""
+            apart[kind].update(item.queries[:1])
+            apart[""].update(item.queries[1:])
+        return cls(*(sorted(queries, key=order) for queries in apart.values()))
 
     @property
     def bytes(self) -> int:
         """Bytes that are read or written."""
-        return sum(map(size, [*self.likelihoods, *self.documents, *self.prompts]))
+        return sum(map(size, [*self.likelihoods, *self.prompted, *self.documents, *self.prompts]))
 
 
 def order(query: Query) -> tuple[int, bytes, bytes]:
@@ -73,6 +77,7 @@ class Answers:
     """The answers to the first so many of `Asked`, in their order."""
 
     nats: list[float] = field(default_factory=list[float])
+    prompted: list[float] = field(default_factory=list[float])
     documents: list[Document] = field(default_factory=list[Document])
     written: list[bool] = field(default_factory=list[bool])
     """Whether a continuation was generated."""
@@ -81,8 +86,9 @@ class Answers:
 
     def complete(self, asked: Asked) -> bool:
         """Whether nothing is left to ask."""
-        given = (len(self.nats), len(self.documents), len(self.written))
-        return given == (len(asked.likelihoods), len(asked.documents), len(asked.prompts))
+        given = (self.nats, self.prompted, self.documents, self.written)
+        wanted = (asked.likelihoods, asked.prompted, asked.documents, asked.prompts)
+        return [len(some) for some in given] == [len(some) for some in wanted]
 
 
 def kept(path: Path) -> Answers:
@@ -111,9 +117,13 @@ def ask(column: Column, asked: Asked, path: Path, progress: Progress | None) -> 
         StopRequest.check()
 
     try:
-        for query, nats in scored(column, asked.likelihoods[len(answers.nats) :]):
-            answers.nats.append(nats)
-            note(query)
+        for likelihood, queries, found in (
+            (column.likelihood, asked.likelihoods, answers.nats),
+            (column.prompted, asked.prompted, answers.prompted),
+        ):
+            for query, nats in scored(column, likelihood, queries[len(found) :]):
+                found.append(nats)
+                note(query)
         for query, document in read(column, asked.documents[len(answers.documents) :]):
             answers.documents.append(document)
             note(query)
@@ -126,10 +136,11 @@ def ask(column: Column, asked: Asked, path: Path, progress: Progress | None) -> 
     return answers
 
 
-def scored(column: Column, queries: Sequence[Query]) -> Iterator[tuple[Query, float]]:
+def scored(column: Column, likelihood: Likelihood, queries: Sequence[Query]) -> Iterator[tuple[Query, float]]:
     """The nats of each query's continuation."""
     if queries:
-        yield from zip(queries, column.nats((q.prefix, q.continuation) for q in queries), strict=True)
+        pairs = ((query.prefix, query.continuation) for query in queries)
+        yield from zip(queries, likelihood(column.model, pairs, column.context), strict=True)
 
 
 def read(column: Column, queries: Sequence[Query]) -> Iterator[tuple[Query, Document]]:

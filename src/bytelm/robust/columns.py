@@ -38,18 +38,18 @@ class Column:
     model: ByteModel
     context: int
     likelihood: Likelihood = of_bytes
+    prompted: Likelihood = of_bytes
+    """The same where the prefix is a prompt that ends there: a tokenizer encodes it alone, and the continuation too."""
     segmented: ByteModel | None = None
     """Whose patches or tokens are counted; None: the model's."""
-
-    def nats(self, pairs: Pairs) -> Iterator[float]:
-        """The nats of each continuation after its prefix."""
-        return self.likelihood(self.model, pairs, self.context)
 
 
 def columns_of(name: str, loaded: Loaded, context: int | None) -> list[Column]:
     """The columns of a run. Raises UsageError for one that cannot be asked.
 
-    This is where other kinds of models come in: one over tokens has two columns, exact and naive.
+    This is where other kinds of models come in. One over tokens has two columns: NAME, exact over bytes, by a model of
+    bytes made of it, with the tokens of itself (`segmented`); and "NAME, naive", itself, with a `likelihood` and a
+    `prompted` over tokens. What answers depend on is in `identity`.
     """
     if loaded.modality is not None and not loaded.modality.text:
         raise UsageError(f"{name} models {loaded.modality.name} data, and the suites are of texts: name runs on texts")

@@ -26,6 +26,7 @@ class Counted:
 
     def __init__(self, asked: Asked, answers: Answers, per: str) -> None:
         self.nats = dict(zip(asked.likelihoods, answers.nats, strict=True))
+        self.prompted = dict(zip(asked.prompted, answers.prompted, strict=True))
         self.documents = dict(zip(asked.documents, answers.documents, strict=True))
         self.written = dict(zip(asked.prompts, answers.written, strict=True))
         self.per = per
@@ -37,7 +38,8 @@ class Counted:
             return self.of_document(item)
         if item.kind == "generation":
             return {"exact_match": (self.written[item.queries[0]], 1)}
-        bits = [self.nats[query] / LN2 for query in item.queries]
+        first = self.prompted if item.kind == "cut" else self.nats
+        bits = [(first if place == 0 else self.nats)[query] / LN2 for place, query in enumerate(item.queries)]
         if item.kind == "choice":
             return {"accuracy": (bits[0] < min(bits[1:]), 1), "bits_per_byte": (bits[0], size)}
         if item.kind == "bits":
