@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -363,3 +364,18 @@ def test_the_same_weights_score_the_same(capsys: pytest.CaptureFixture[str], mon
     evaluated = beside.evaluated
     monkeypatch.setattr(beside, "evaluated", lambda lm: lambda data: 1.01 * evaluated(lm)(data))
     assert beside.main([*given, "--peers", "transformers"]) == 1
+
+
+def test_a_corpus_is_cut_into_a_folder_of_articles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    articles, text = program("articles"), b"one, eins, deux" + b"\xff"
+    head = "split\tname\toffset\tlength\n"
+    lines = ["test\ta/1|eng|2\t0\t3", "test\ta/1|por-BR|2\t5\t4", "train\t2|eng|2\t0\t3", "test\t..|fra|1\t11\t5"]
+    (tmp_path / "text.xz").write_bytes(lzma.compress(text))
+    (tmp_path / "index.tsv").write_text(head + "\n".join(lines))
+    given = [str(tmp_path / name) for name in ("text.xz", "index.tsv", "out")]
+    assert articles.main(given) == 0 and "3 articles" in capsys.readouterr().out
+    found = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes() for path in tmp_path.glob("out/*/*")}
+    assert found == {"eng/a_1.txt": b"one", "por-BR/a_1.txt": b"eins", "fra/.txt": b"deux\xff"}
+    assert articles.main([*given, "--split", "none"]) == 1
+    with pytest.raises(ValueError, match="bytes 0 to 99 of a file of 16"):
+        articles.cut(text, head + "test\ta|eng\t0\t99", "test", tmp_path)
