@@ -154,6 +154,22 @@ def test_texts_that_are_not_utf8_are_measured(home: Path, tmp_path: Path, capfd:
     assert "inside a character" not in {row["row"] for row in results["suites"]["boundary"]["rows"]}
 
 
+def test_a_run_over_tokens_is_asked_exactly_and_as_is_published(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exactly, cutting a prompt costs nothing; as published, it does where tokens reach across the cut."""
+    words = [str(home / "tokens"), str(home / "texts"), "--suite", "boundary", "--suite", "degenerate"]
+    result = found(home, tmp_path / "out", capfd, *words)
+    assert [model["model"] for model in result["models"]] == ["a", "tokens", "tokens, naive"]
+    rows = {row["row"]: row["figures"] for row in result["suites"]["boundary"]["rows"]}
+    for name, figures in rows.items():
+        assert figures["tokens"]["difference"]["value"] == pytest.approx(0.0, abs=1e-4), name
+        assert figures["tokens"]["changed"]["value"] < figures["tokens, naive"]["changed"]["value"] + 1e-4, name
+    assert any(abs(figures["tokens, naive"]["difference"]["value"]) > 0.01 for figures in rows.values())
+    for row in result["suites"]["degenerate"]["rows"]:
+        assert row["figures"]["tokens"]["bytes_per_patch"] == row["figures"]["tokens, naive"]["bytes_per_patch"]
+
+
 BAD: list[tuple[str, list[str], int]] = [
     ("no model to measure: name a run", [], 2),
     ("no run at {home}/nowhere", ["{home}/nowhere"], 4),
@@ -165,7 +181,6 @@ BAD: list[tuple[str, list[str], int]] = [
     ("no such file or folder: {home}/none.txt", ["{home}/a", "{home}/none.txt"], 3),
     ("noise needs texts of at least 240 bytes", ["{home}/a", "{home}/short.txt", "--suite", "noise"], 3),
     ("no bytes found in {home}/empty.txt", ["{home}/a", "{home}/empty.txt", "--suite", "noise"], 3),
-    ("tokens reads tokens", ["{home}/tokens", "{home}/texts", "--suite", "degenerate"], 2),
     ("cannot make /dev/null/out", ["{home}/a", "--suite", "degenerate", "--run", "/dev/null/out"], 5),
     ("no data", ["{home}/alone", "--suite", "degenerate"], 3),
 ]

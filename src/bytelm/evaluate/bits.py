@@ -40,7 +40,7 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import nats_of
 from bytelm.threads import StepThreads, ThroughputTuner, all_or_one
 from bytelm.transfer import to_device, to_host
-from bytelm.units import PAD, UNWRITTEN
+from bytelm.units import BOS, PAD, UNWRITTEN
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -173,7 +173,32 @@ def naive_continuations(
     return _after(windows, counted())
 
 
-def _after(windows: _Windows, documents: Iterable[tuple[bytes, int]]) -> Iterator[tuple[float, bool]]:
+def prompted_continuations(
+    model: ByteModel,
+    pairs: Iterable[tuple[bytes, bytes]],
+    *,
+    context: int,
+    stride: int | None = None,
+    batch: int = 8,
+) -> Iterator[tuple[float, bool]]:
+    """Of each (prefix, continuation): the nats of the continuation's tokens after a prompt that ends with the prefix.
+
+    Both are encoded alone, as a prompt is for generation, so that no token crosses from the one to the other. `context`
+    in tokens. Raises UsageError for a model of bytes, to which it makes no difference where a prompt ends.
+    """
+    if model.tokens is None:
+        raise UsageError("this model reads bytes, whose continuations have a log-likelihood: use continuations")
+    windows, encode = _Windows.checked(model, context, stride, batch), model.tokens.encode
+
+    def parted() -> Iterator[tuple[Tensor, int]]:
+        for prefix, continuation in pairs:
+            ids = [encode(prefix), encode(continuation)]
+            yield torch.from_numpy(np.concatenate([[BOS], *ids])), len(ids[0])
+
+    return _after(windows, parted())
+
+
+def _after(windows: _Windows, documents: Iterable[tuple[bytes | Tensor, int]]) -> Iterator[tuple[float, bool]]:
     """Of each (document, ids): the nats of what follows so many ids, and whether each is the most probable one."""
     after: deque[int] = deque()
 
@@ -292,11 +317,13 @@ class _Windows:
         tuner = all_or_one(pool.most) if pool and pool.most > 1 else None
         return cls(model, context, stride, batch, precision, StepThreads(model.device.type == "cpu"), reader, tuner)
 
-    def of(self, document: Document) -> Iterator[Window]:
-        """The windows of a document; none if it is empty."""
+    def of(self, document: Document | Int[Tensor, " ids"]) -> Iterator[Window]:
+        """The windows of a document, or of ids that were made of one; none if it is empty."""
         ids, opens = torch.zeros(0, dtype=torch.long), None
         seen = 0
-        for new_ids, new_opens in decisions(self.model.patcher, document, self.model.tokens):
+        whole = isinstance(document, Tensor)
+        stream = [(document, None)] if whole else decisions(self.model.patcher, document, self.model.tokens)
+        for new_ids, new_opens in stream:
             ids = torch.cat([ids, new_ids])
             opens = new_opens if opens is None or new_opens is None else torch.cat([opens, new_opens])
             while len(ids) > self.context:

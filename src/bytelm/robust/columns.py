@@ -13,12 +13,14 @@ from bytelm.checkpoint import pretrained
 from bytelm.checkpoint.assemble import Loaded, load, resolve_checkpoint
 from bytelm.checkpoint.manifest import MANIFEST
 from bytelm.data.files import sha256_of
+from bytelm.decoding import bytewise
 from bytelm.errors import UsageError
-from bytelm.evaluate.bits import continuations
+from bytelm.evaluate.bits import continuations, naive_continuations, prompted_continuations
 from bytelm.interfaces.model import ByteModel
 
 Pairs = Iterable[tuple[bytes, bytes]]
 """(prefix, continuation)."""
+TOKEN = 2  # bytes: fewer than tokens have on average, so that windows of bytes have no more tokens than those of tokens
 Likelihood = Callable[[ByteModel, Pairs, int], Iterator[float]]
 """(model, pairs, context) -> the nats of each continuation after its prefix."""
 
@@ -26,6 +28,16 @@ Likelihood = Callable[[ByteModel, Pairs, int], Iterator[float]]
 def of_bytes(model: ByteModel, pairs: Pairs, context: int) -> Iterator[float]:
     """Exact: the two are one document. For a model over bytes."""
     return (nats for nats, _ in continuations(model, pairs, context=context))
+
+
+def of_tokens(model: ByteModel, pairs: Pairs, context: int) -> Iterator[float]:
+    """Naive: see `naive_continuations`. For a model over tokens."""
+    return (nats for nats, _ in naive_continuations(model, pairs, context=context))
+
+
+def after_prompts(model: ByteModel, pairs: Pairs, context: int) -> Iterator[float]:
+    """Naive: see `prompted_continuations`. For a model over tokens."""
+    return (nats for nats, _ in prompted_continuations(model, pairs, context=context))
 
 
 @dataclass(frozen=True)
@@ -47,15 +59,21 @@ class Column:
 def columns_of(name: str, loaded: Loaded, context: int | None) -> list[Column]:
     """The columns of a run. Raises UsageError for one that cannot be asked.
 
-    This is where other kinds of models come in. One over tokens has two columns: NAME, exact over bytes, by a model of
-    bytes made of it, with the tokens of itself (`segmented`); and "NAME, naive", itself, with a `likelihood` and a
-    `prompted` over tokens. What answers depend on is in `identity`.
+    A run over tokens has two columns: NAME, exact over bytes, by the model of bytes made of it, and "NAME, naive", the
+    likelihoods of tokens that are commonly published.
     """
     if loaded.modality is not None and not loaded.modality.text:
         raise UsageError(f"{name} models {loaded.modality.name} data, and the suites are of texts: name runs on texts")
-    if loaded.model.tokens is not None:
-        raise UsageError(f"{name} reads tokens, whose bytes have no likelihood one by one: name runs over bytes")
-    return [Column(name, identity_of(loaded.checkpoint), loaded.model, context or loaded.state["context"])]
+    model, identity, length = loaded.model, identity_of(loaded.checkpoint), context or loaded.state["context"]
+    if model.tokens is None:
+        return [Column(name, identity, model, length)]
+    exact = Column(name, f"{identity} bytewise", bytewise(model), context or TOKEN * length, segmented=model)
+    return [exact, naive(name, identity, model, max(1, context // TOKEN) if context else length)]
+
+
+def naive(name: str, identity: str, model: ByteModel, context: int) -> Column:
+    """The column of a model over tokens as it is commonly asked; `context` in tokens."""
+    return Column(f"{name}, naive", f"{identity} naive", model, context, of_tokens, after_prompts)
 
 
 def opened(name: str, path: str, device: torch.device, context: int | None) -> list[Column]:
