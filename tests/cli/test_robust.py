@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bytelm.cli import run as cli
+from bytelm.find import names
 from bytelm.robust import answers, columns
 from bytelm.training.stop import Interrupted, StopRequest
 
@@ -198,6 +199,12 @@ def test_what_is_wrong_is_said_in_one_line(
     (said,) = capfd.readouterr().err.splitlines()
     assert message.format(home=home) in said
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_the_help_names_every_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["robust", "--help"]) == 0
+    help = " ".join(capsys.readouterr().out.split())
+    assert [name for name in names("evaluate.robustness") if name not in help] == []
 
 
 def test_folders_of_texts_are_not_taken_for_models(tmp_path: Path) -> None:

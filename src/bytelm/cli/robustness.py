@@ -45,7 +45,8 @@ def robust(
         Runs or checkpoints, then files as for train (default: the test split of the first run). Differences are to the
         first run.
     suite
-        A suite by name (default: all those that the files are enough for). May be repeated.
+        A suite by name: noise, boundary, scripts, degenerate; spelling, characters, copying, numbers, pronunciation,
+        blimp (default: all those that the files are enough for). May be repeated.
     amount
         Items in each row of a suite, at most.
     seed
