@@ -42,7 +42,7 @@ def write_all(found: Found, home: Path) -> None:
 
 def show_figure(value: float) -> str:
     """A figure with three decimals, or three digits where it is large."""
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{round(value, 3) + 0.0:.3f}" if abs(value) < 100 else f"{value:,.0f}"  # + 0.0: never -0.000
 
 
 def show_interval(cell: Mapping[str, float | None] | None) -> str:

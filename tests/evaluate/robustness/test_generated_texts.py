@@ -138,6 +138,12 @@ def test_cuts_are_where_their_row_says() -> None:
                 assert rest[0] & 0xC0 == 0x80
 
 
+def test_rare_places_are_searched_for() -> None:
+    text = (b"words and words " * 40 + b"1234567890" * 10) * 20
+    found = rows(list(boundary.items(Sources([("x", text)]), 4, 0)))
+    assert {name: len(items) for name, items in found.items()} == dict.fromkeys(boundary.PLACES, 4)
+
+
 def test_bytes_that_are_not_utf8_are_not_cut_inside() -> None:
     assert boundary.places(b"a\xe9b \xff 12") == {
         "before a space": [3, 5],

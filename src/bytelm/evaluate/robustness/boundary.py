@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from bytelm.evaluate.robustness.base import Item, Sources, cut, generator
 
 PREFIX, REST = 256, 64  # bytes before the cut, about, and after it
+SEARCHED = 16  # excerpts for each item of a row
 TITLE = "bits per byte that cutting a text into prompt and continuation costs"
 NEEDS = f"texts of at least {(PREFIX + REST) // 2} bytes"
 
@@ -41,10 +42,17 @@ def places(data: bytes) -> dict[str, list[int]]:
 
 
 def items(sources: Sources, amount: int, seed: int) -> Iterator[Item]:
-    """Excerpts, each cut once at every kind of place that it has far enough from its ends."""
-    for number, (unit, data) in enumerate(sources.excerpts(PREFIX + REST, amount, seed)):
+    """Excerpts, each cut at a place of the row's kind far enough from its ends.
+
+    Excerpts are more than `amount`, as numbers are rare.
+    """
+    found: dict[str, list[Item]] = {}
+    for number, (unit, data) in enumerate(sources.excerpts(PREFIX + REST, SEARCHED * amount, seed)):
         for name, offsets in places(data).items():
             fit = [offset for offset in offsets if len(data) // 3 <= offset <= len(data) - REST]
             if fit:
                 at = fit[int(generator(seed, "boundary", name, number).integers(len(fit)))]
-                yield Item(name, unit, "cut", cut(data[:at], data[at : at + REST]))
+                found.setdefault(name, []).append(Item(name, unit, "cut", cut(data[:at], data[at : at + REST])))
+    for name, own in found.items():
+        chosen = generator(seed, "boundary", name).permutation(len(own))[:amount]
+        yield from (own[index] for index in chosen.tolist())
