@@ -25,6 +25,7 @@ from bytelm.cli.common import (
     print_table,
     print_verdict,
 )
+from bytelm.cli.foreign import PREFIX, evaluate_foreign
 from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
 from bytelm.errors import ResourceError, UsageError
@@ -54,6 +55,7 @@ def evaluate(
     bytewise: Annotated[bool, Parameter(negative="")] = False,
     tasks: str | None = None,
     include_path: Path | None = None,
+    prove: Annotated[bool, Parameter(negative="")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -62,17 +64,18 @@ def evaluate(
 
     Example: bytelm eval runs/demo README.md src --json
     Example: bytelm eval runs/demo --tasks cloze --include-path my-tasks
+    Example: bytelm eval hf:my-gpt2 README.md --prove
 
     Parameters
     ----------
     run
-        A run, or one checkpoint of it.
+        A run, or one checkpoint of it; or hf:FOLDER or hf:OWNER/NAME, a causal model of Hugging Face transformers.
     paths
         Files to evaluate, as for train (default: the run's test split, whose result its report then shows).
     context
-        Window length in bytes (default: the training context length).
+        Window length in bytes (default: the training context length); with hf: in tokens (default: 1024, or fewer).
     stride
-        Bytes between the starts of consecutive windows (default: half the context).
+        Bytes, with hf: tokens, between the starts of consecutive windows (default: half the context).
     windowing
         Instead of a stride: basic (non-overlapping windows), sliding (50 % overlap), strided (two passes offset by half
         a patch), both (four times the cost of basic).
@@ -85,10 +88,20 @@ def evaluate(
         Instead of files: tasks of the lm-evaluation-harness, comma-separated.
     include_path
         A folder with your own task files for --tasks.
+    prove
+        With hf: code the first 4096 bytes with the model's probabilities, decode them, and compare.
     """
+    packing: dict[str, Any] = {"weights": weights, "tables": tables}
+    if str(run).startswith(PREFIX):
+        read = partial(documents_of, paths_of(paths), None) if paths else None
+        other = {**packing, "windowing": windowing, "tasks": tasks, "include-path": include_path}
+        other["bytewise"] = bytewise or None
+        return evaluate_foreign(str(run), read, context, stride, precision, prove, device, quiet, json, **other)
+    if prove:
+        raise UsageError("--prove applies to hf: models only: for a run use bytelm compress, and decompress")
     if tasks is not None:
         alone = {"windowing": windowing, "precision": None if precision == "float32" else precision}
-        packing, alone["bytewise"] = {"weights": weights, "tables": tables}, "" if bytewise else None
+        alone["bytewise"] = "" if bytewise else None
         return ask(run, paths, tasks, include_path, context, stride, device, json, packing, **alone)
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,27 @@ WORDS = "|".join(
         f"[{_SPACE}]{_RUN}",
     )
 )
+
+
+@runtime_checkable
+class Tokens(Protocol):
+    """What the tokens of any model are to its evaluation: ours, or another project's."""
+
+    vocabulary: int
+    """The number of ids, bytes and specials included."""
+
+    def encode(self, data: bytes) -> NDArray[np.int64]:
+        """The ids of a document, `[tokens]`."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes that ids stand for."""
+        ...
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Number of bytes of each id, `[vocabulary]`; of some tokenizers only in the middle of a text."""
+        ...
 
 
 class Bpe:

@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bytelm.device import fitting
 from bytelm.errors import UsageError
 from bytelm.evaluate.reading import Window, open_reader, read_line, read_windows
-from bytelm.evaluate.stream import Document, chunks, decisions
+from bytelm.evaluate.stream import Document, chunks, decisions, pieces
 from bytelm.interfaces.decoder import Decoder
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import nats_of
@@ -94,6 +94,9 @@ def _measure(
     def all_windows() -> Iterator[tuple[_Tally, Window]]:
         for name, document in documents:
             tally = _Tally(name, np.zeros(period))
+            if model.tokens is not None:  # its bytes are those of the file, whatever its tokens stand for
+                document = b"".join(piece.tobytes() for piece in pieces(document))
+                tally.whole = len(document)
             tallies.append(tally)
             yield from ((tally, window) for window in windows.of(document))
             tally.ended = True
@@ -271,6 +274,8 @@ class _Tally:
     bytes: int = 0
     nats: float = 0.0
     ended: bool = False
+    whole: int | None = None
+    """The bytes of the document, where they are not those of its ids."""
 
     def add(self, nats: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
         """Count the nats and bytes of the next ids."""
@@ -283,7 +288,7 @@ class _Tally:
     def bits(self) -> DocumentBits:
         """The sums, once they are whole."""
         by_place = tuple(map(float, self.places)) if len(self.places) > 1 else ()
-        return DocumentBits(self.name, self.bytes, self.nats, by_place)
+        return DocumentBits(self.name, self.bytes if self.whole is None else self.whole, self.nats, by_place)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bytelm.data.bpe import Bpe
+from bytelm.data.bpe import Tokens
 from bytelm.patching.base import Patcher, PatchState
 from bytelm.patching.entropy import EntropyModel
 from bytelm.transfer import to_host
@@ -31,14 +31,14 @@ def pieces(document: Document) -> Iterator[NDArray[np.uint8]]:
         yield np.frombuffer(piece, np.uint8) if isinstance(piece, bytes) else piece
 
 
-def chunks(document: Document, tokens: Bpe | None = None) -> Iterator[Int[Tensor, " new"]]:
+def chunks(document: Document, tokens: Tokens | None = None) -> Iterator[Int[Tensor, " new"]]:
     """BOS and the bytes as ids, int64 on the CPU: CHUNK of them at a time, and the rest.
 
     With `tokens` the ids are theirs, and a document is held as a whole while it is encoded.
     """
     held: list[NDArray[np.int64]] = [np.array([BOS])]
     room = CHUNK - 1
-    whole = tokens and [tokens.encode(b"".join(piece.tobytes() for piece in pieces(document)))]
+    whole = tokens is not None and [tokens.encode(b"".join(piece.tobytes() for piece in pieces(document)))]
     for piece in whole or pieces(document):
         while len(piece) >= room:
             held.append(piece[:room].astype(np.int64))
@@ -57,7 +57,7 @@ def device_of(part: object) -> torch.device:
 
 
 def decisions(
-    patcher: Patcher | None, document: Document, tokens: Bpe | None = None
+    patcher: Patcher | None, document: Document, tokens: Tokens | None = None
 ) -> Iterator[tuple[Int[Tensor, " new"], Bool[Tensor, " new"] | None]]:
     """The chunks of a document, and for each id whether the next one opens a patch; None without a patcher."""
     state = None

@@ -62,17 +62,24 @@ def judge(
     progress: Callable[[int], None] | None = None,
     modality: Modality | None = None,
     precision: Precision = "float32",
+    batch: int = 8,
 ) -> EvalReport:
     """Measure documents given as (name, bytes); those of one name are one file. Raises DataError if there are none.
 
     With a `modality` the formats made for it are among the compressors, and each plane is measured too.
-    `precision`: see `measure`.
+    `precision`, `batch`: see `measure`.
     """
     documents = list(documents)
     planes, formats = (modality.planes, modality.compressors()) if modality is not None else ((), {})
     planes = () if model.tokens is not None else planes  # a token may span several
     period = max(1, len(planes))
-    how: dict[str, Any] = {"context": context, "stride": stride, "period": period, "precision": precision}
+    how: dict[str, Any] = {
+        "context": context,
+        "stride": stride,
+        "batch": batch,
+        "period": period,
+        "precision": precision,
+    }
     found = list(measure(model, documents, progress=progress, **how))
     whole = Meter.of(found)
     if not whole.bytes:

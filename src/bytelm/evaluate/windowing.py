@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bytelm.data.bpe import Bpe
+from bytelm.data.bpe import Tokens
 from bytelm.errors import UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.nn.state import put_rows
@@ -69,7 +69,7 @@ class Windowed(ByteModel):
         self.model.init_weights(seed)
 
     @property
-    def tokens(self) -> Bpe | None:
+    def tokens(self) -> Tokens | None:
         """See `ByteModel`."""
         return self.model.tokens
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from bytelm.data.bpe import Bpe
+from bytelm.data.bpe import Bpe, Tokens
 from bytelm.nn.rows import RowGradients
 from bytelm.nn.transformer import Stack
 from bytelm.patching.base import Patcher
@@ -161,7 +161,7 @@ class ByteModel(nn.Module, abc.ABC):
         return math.prod(self.patch_sizes) if self.patch_sizes else None
 
     @property
-    def tokens(self) -> Bpe | None:
+    def tokens(self) -> Tokens | None:
         """The tokens of a model over tokens; None for a model over bytes."""
         return None
 

@@ -149,9 +149,10 @@ def what_cuts(
     if config.init_from is not None:
         model = recipe.build_on_meta()
         load_patcher(model, beginning(run, config.init_from))
-        if model.tokens is not None and not (run / MERGES).exists():
-            keep_merges(run / MERGES, model.tokens)
-        return recipe, model.patcher, model.tokens
+        tokens = model.tokens if isinstance(model.tokens, Bpe) else None
+        if tokens is not None and not (run / MERGES).exists():
+            keep_merges(run / MERGES, tokens)
+        return recipe, model.patcher, tokens
     patcher = recipe.patcher()
     if patcher is not None and entropy_model is not None:
         weights: Any = patcher.get_submodule("entropy_model")
