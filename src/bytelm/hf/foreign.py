@@ -35,6 +35,7 @@ PREFIX = "hf:"
 CONTEXT = 1024  # tokens of a window, where the model has positions for as many
 AT_ONCE = 1 << 27  # logits of a batch, of which some copies are made
 PROBED = 8  # ids that a model is tried with
+ROUNDING = 1e-5  # of the largest logit: what others of a batch may change, as in a mixture of experts
 
 
 class Foreign(ByteModel):
@@ -237,7 +238,8 @@ def check_causal(model: Any, source: str) -> int:
     if not bool(one.isfinite().all()):
         raise CheckpointError(f"{source} gives probabilities that are not finite: its weights are damaged")
     before = slice(0, PROBED // 2)
-    if not torch.allclose(one[:, before], two[:, before], rtol=1e-3, atol=1e-3):
+    apart = (one[:, before] - two[:, before]).abs().max()
+    if apart > ROUNDING * one.abs().max():
         raise CheckpointError(
             f"{source} is not causal: its predictions depend on the tokens that follow, "
             f"as those of {type(model).__name__} do unless its config.json says otherwise"

@@ -15,9 +15,10 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-SAME, ALIKE, SEARCHED = 8, 3, (64, 4096)
-"""Characters that must agree where the search resumes: at another distance, or at the same; and how far it goes."""
-_END = "\U0010ffff" * SAME  # a noncharacter: where one text ends the other one does
+SEARCHED = (16, 4), (64, 8), (4096, 8)
+"""How far the search goes, and how many characters must agree where both resume; ALIKE after as many of both."""
+ALIKE = 3
+_END = "\U0010ffff" * 8  # a noncharacter: where one text ends the other one does
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def common(one: str, here: int, other: str, there: int) -> int:
 
 def resumed(decoded: str, here: int, text: str, there: int) -> tuple[int, int]:
     """The least (removed, inserted) after which the two are the same again; all that was searched if they are not."""
-    for far in SEARCHED:
+    for far, same in SEARCHED:
         best = next(
             (
                 (many, many)
@@ -102,15 +103,15 @@ def resumed(decoded: str, here: int, text: str, there: int) -> tuple[int, int]:
         )
         for into in range(far):
             room = sum(best) - into  # to be better it must be found before
-            wanted = text[there + into : there + into + SAME]
-            if room < 1 or len(wanted) < SAME:
+            wanted = text[there + into : there + into + same]
+            if room < 1 or len(wanted) < same:
                 break
-            out = decoded.find(wanted, here, here + min(room - 1, far) + SAME)
+            out = decoded.find(wanted, here, here + min(room - 1, far) + same)
             if out >= 0:
                 best = out - here, into
         if sum(best) < 2 * far:
             return best
-    return SEARCHED[-1], SEARCHED[-1]
+    return SEARCHED[-1][0], SEARCHED[-1][0]
 
 
 # --- what kind of loss it is --------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def survey(tokens: TextTokens, documents: Documents) -> Survey:
             ids = tokens.encode(data)
         except DataError as error:
             raise DataError(f"{file}: {error}") from error
-        edits = edits_of(text_of(tokens.decode(ids)), text_of(data))
+        edits = edits_of(text_of(tokens.decode(ids.tolist())), text_of(data))
         theirs = (ids - VOCAB).tolist()
         counts["tokens"] += len(theirs)
         counts["unknown"] += sum(symbol == tokens.unknown for symbol in theirs)
