@@ -93,10 +93,10 @@ def evaluate(
     """
     packing: dict[str, Any] = {"weights": weights, "tables": tables}
     if str(run).startswith(PREFIX):
+        packing |= {"windowing": windowing, "tasks": tasks, "include-path": include_path}
         read = partial(documents_of, paths_of(paths), None) if paths else None
-        other = {**packing, "windowing": windowing, "tasks": tasks, "include-path": include_path}
-        other["bytewise"] = bytewise or None
-        return evaluate_foreign(str(run), read, context, stride, precision, prove, device, quiet, json, **other)
+        packing["bytewise"] = bytewise or None
+        return evaluate_foreign(str(run), read, context, stride, precision, prove, device, quiet, json, **packing)
     if prove:
         raise UsageError("--prove applies to hf: models only: for a run use bytelm compress, and decompress")
     if tasks is not None:
@@ -106,15 +106,19 @@ def evaluate(
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")
     options = (context, stride, windowing, weights, tables, precision, device, quiet or json)
-    verdict, tokens = measured(run, paths, *options, bytewise=bytewise)
+    show_verdict(*measured(run, paths, *options, bytewise=bytewise), json)
+    return 0
+
+
+def show_verdict(verdict: EvalReport, tokens: dict[str, float], json: bool) -> None:
+    """Print a verdict, and of a token run that was measured in bytes what its `tokens` have."""
     if json:
         print_json(verdict.mapping() | ({"tokens": tokens} if tokens else {}))
-        return 0
+        return
     print_verdict(verdict)
     if tokens:
         rows = [("bytes", verdict.bits_per_byte), *tokens.items()]
         print_table(["predicted", verdict.unit], [(name.replace("_", " "), f"{bits:.4f}") for name, bits in rows])
-    return 0
 
 
 def measured(
