@@ -56,7 +56,10 @@ def byte_level(texts: Sequence[str]) -> Any:
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet, end = pre_tokenizers.ByteLevel.alphabet(), "<|endoftext|>"
     made.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=[end])
+        texts,
+        trainers.BpeTrainer(
+            show_progress=False, vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=[end]
+        ),
     )
     return fast(made, "$A", {"bos_token": end, "eos_token": end})
 
@@ -65,7 +68,9 @@ def byte_fallback(texts: Sequence[str]) -> Any:
     """As Llama 2's."""
     learned = Tokenizer(models.BPE())
     learned.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - 259, limit_alphabet=120, max_token_length=16)
+    trainer = trainers.BpeTrainer(
+        show_progress=False, vocab_size=VOCABULARY - 259, limit_alphabet=120, max_token_length=16
+    )
     learned.train_from_iterator(texts, trainer)
     found = json.loads(learned.to_str())["model"]
     tokens = dict.fromkeys(["<unk>", "<s>", "</s>", *PIECES, *found["vocab"]])
@@ -83,7 +88,8 @@ def unigram(texts: Sequence[str]) -> Any:
     made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     specials = ["</s>", "<unk>"]
     made.train_from_iterator(
-        texts, trainers.UnigramTrainer(vocab_size=VOCABULARY, special_tokens=specials, unk_token="<unk>")
+        texts,
+        trainers.UnigramTrainer(show_progress=False, vocab_size=VOCABULARY, special_tokens=specials, unk_token="<unk>"),
     )
     return fast(made, "$A </s>", {"eos_token": "</s>", "unk_token": "<unk>"})
 
@@ -94,7 +100,9 @@ def wordpiece(texts: Sequence[str]) -> Any:
     made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
     specials = ["[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=specials, limit_alphabet=200)
+    trainer = trainers.WordPieceTrainer(
+        show_progress=False, vocab_size=VOCABULARY, special_tokens=specials, limit_alphabet=200
+    )
     made.train_from_iterator(texts, trainer)
     return fast(made, "[CLS] $A [SEP]", {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"})
 
