@@ -159,6 +159,7 @@ def shrunken(line: str) -> list[str]:
     small = "" if re.search("--(init-from|preset|config)", line) else "".join(f" --set {setting}" for setting in SMALL)
     brief = "--steps 2 --quiet" + "".join(f" --set {setting}" for setting in BRIEF) + small
     line = re.sub("--(minutes|steps) [0-9]+", brief, line)
+    line = re.sub("--amount [0-9]+", "--amount 1", line)
     line = re.sub("--budget [0-9e]+( --dry-run)?", "--budget 4e11 --dry-run --quiet", line)
     return shlex.split(line, comments=True)
 

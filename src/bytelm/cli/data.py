@@ -1,4 +1,4 @@
-"""The data commands: data scan, data pack, data verify."""
+"""The data commands: data scan, data pack, data curriculum, data verify."""
 
 from __future__ import annotations
 
@@ -134,6 +134,38 @@ def helping(words: Sequence[str], count: int) -> Generator[None]:
     finally:
         for other in others:
             other.wait()
+
+
+@app.command
+def curriculum(
+    *,
+    out: Annotated[Path, Parameter(name=("--out", "-o"), help="The file to write, NAME.jsonl; it is replaced.")],
+    bytes: Annotated[int, Parameter(help="Size of the text in bytes.")] = 1 << 20,
+    seed: Annotated[int, Parameter(help="Seed of the tasks.")] = 0,
+    words: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="Texts whose words are used, as `train` takes them. Default: random letters."),
+    ] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> int:
+    """Write character tasks (spell, reverse, insert, ...), to be mixed into training.
+
+    `bytelm robust --suite characters` then asks of words that are not in it: one in eight of up to 8 letters, and all
+    longer ones.
+
+    Example: bytelm data curriculum -o tasks.jsonl --words ~/notes
+    """
+    from bytelm.data.curriculum import random_words, training_words, write
+
+    known = training_words(paths_of(words)) if words else random_words(seed)
+    documents, size = write(out, known, bytes, seed)
+    if json:
+        print_json({"curriculum": str(out), "documents": documents, "bytes": size, "words": len(known)})
+    elif not quiet:
+        print(f"{show_bytes(size)} in {documents:,} documents, on {len(known):,} words")
+        print(f"next:    bytelm train text=... tasks={shlex.quote(str(out))} --mix text=0.95,tasks=0.05")
+    return 0
 
 
 @app.command

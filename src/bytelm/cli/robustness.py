@@ -83,10 +83,16 @@ def sources_of(runs: Sequence[str], paths: Sequence[str]) -> Sources:
     from bytelm.cli.measure import documents_of
     from bytelm.data.corpora import open_corpus
     from bytelm.data.selection import sample_evenly
+    from bytelm.data.sources import documents
+    from bytelm.evaluate.published import holds_pairs
     from bytelm.evaluate.robustness.base import Sources
 
     if paths:
-        return Sources(documents_of(paths_of(paths), None))
+        names = paths_of(paths)
+        pairs = [name for name in names if holds_pairs(name)]
+        others = [name for name in names if name not in pairs]
+        whole = [(document.name, b"".join(document.pieces)) for document in documents(pairs, None)]
+        return Sources([*(documents_of(others, None) if others else []), *whole])
     try:
         found = sample_evenly(open_corpus(Path(runs[0]) / "data"), "test", READ)
     except (DataError, CheckpointError) as error:
