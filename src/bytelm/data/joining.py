@@ -74,7 +74,8 @@ def join(parts: Parts, directory: Path, options: DataConfig, report: SourceRepor
         report.duplicates = _mark_duplicates(parts, dropped)
     splits = _Splits(parts, dropped, options.valid, options.test)
     names: dict[str, int] = {}
-    aside, digest = directory / f"{TABLE}.{own}.tmp", sha256()
+    # In the folder that is removed when all is done: what a killed process leaves there goes with it.
+    aside, digest = parts.folders[0].parent / f"{TABLE}.{own}.tmp", sha256()
     with aside.open("wb") as file:
         for piece in _table(parts, splits, dropped, names, sum(count)):
             digest.update(piece)

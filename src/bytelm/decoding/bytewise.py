@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bytelm.data.bpe import Bpe
 from bytelm.data.canonical import Canonical
 from bytelm.errors import UsageError
 from bytelm.interfaces.decoder import Ints, Reals
@@ -43,7 +44,7 @@ class Bytewise(ByteModel):
     def words(self) -> Canonical:
         """The canonical tokens of the model."""
         tokens = self.model.tokens
-        assert tokens is not None  # `bytewise`
+        assert isinstance(tokens, Bpe)  # `bytewise`
         if self._words is None or not np.array_equal(self._words.tokens.merges, tokens.merges):
             self._words = Canonical(tokens)
         return self._words
@@ -127,4 +128,6 @@ def bytewise(model: ByteModel) -> ByteModel:
     """
     if model.tokens is None:
         raise UsageError(f"{type(model).__name__} reads bytes, not tokens: use it as it is")
+    if not isinstance(model.tokens, Bpe):
+        raise UsageError(f"{type(model).__name__} has a tokenizer of another project: bytes are exact for runs alone")
     return Bytewise(model)

@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.data.bpe import Bpe
 from bytelm.data.canonical import START, Canonical, part
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import DocumentBits, _Windows
@@ -31,8 +32,8 @@ def renormalisation(
     of `measure`, whose nats less these are what the conditioned token model needs (`decoding.marginal`). Raises
     UsageError for a model of bytes, of which every sequence is an encoding.
     """
-    if model.tokens is None:
-        raise UsageError("this model reads bytes: there is nothing to renormalise")
+    if not isinstance(model.tokens, Bpe):
+        raise UsageError("this model reads bytes, or tokens of another project: there is nothing to renormalise")
     windows, words = _Windows.checked(model, context, stride, batch), Canonical(model.tokens)
     for name, document in documents:
         data = whole(document)

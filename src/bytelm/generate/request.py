@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.data.bpe import Bpe
+from bytelm.data.bpe import Tokens
 from bytelm.errors import UsageError
 from bytelm.generate import stop as stopping
 from bytelm.generate.constraint import Constraint, Utf8Constraint
@@ -116,7 +116,7 @@ class Request:
         """Maximum length in ids, prompt included."""
         return isinstance(self.prompt, bytes) + len(self.prompt) + self.max_bytes
 
-    def read(self, tokens: Bpe | None) -> Ints:
+    def read(self, tokens: Tokens | None) -> Ints:
         """The ids of the prompt, BOS in front of bytes. Raises UsageError for ids given to a token model."""
         if isinstance(self.prompt, bytes):
             prompt = np.frombuffer(self.prompt, np.uint8) if tokens is None else tokens.encode(self.prompt)
@@ -156,7 +156,7 @@ class Row:
     left: int
     """Bytes that may still be generated."""
     constraint: Constraint | None
-    tokens: Bpe | None = None
+    tokens: Tokens | None = None
     held: bytes = b""
     """Bytes held back: a possible beginning of a stop sequence."""
     written: list[int] = field(default_factory=list[int])
@@ -189,7 +189,7 @@ class Row:
         if self.constraint:
             self.constraint.extend(symbol)
         given = b""
-        for byte in (symbol,) if self.tokens is None else self.tokens.data[symbol]:
+        for byte in (symbol,) if self.tokens is None else self.tokens.decode([symbol]):
             self.left -= 1
             decided, held = stopping.release(self.held + bytes((byte,)), self.request.stop)
             given += decided

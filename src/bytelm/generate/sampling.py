@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.data.bpe import Bpe
+from bytelm.data.bpe import Tokens
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.units import BYTES, EOS, UNWRITTEN, VOCAB
 
@@ -87,7 +87,7 @@ class Sampling:
 DEFAULT = Sampling()
 
 
-def written(tokens: Bpe | None) -> Flags:
+def written(tokens: Tokens | None) -> Flags:
     """The ids that may be generated `[vocab]`: those that stand for bytes, and EOS."""
     sizes = np.arange(VOCAB) < BYTES if tokens is None else tokens.sizes > 0
     return sizes | (np.arange(len(sizes)) == EOS)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bytelm.data.bpe import Bpe
+from bytelm.data.bpe import Tokens
 from bytelm.errors import UsageError
 from bytelm.native.kernels import History, Kernels, ThreadPool
 from bytelm.transfer import to_host
@@ -139,7 +139,7 @@ class Decoder(abc.ABC):
     """The threads of the kernels, if any."""
     chunk = CHUNK
     """Ids of one row per call at most."""
-    tokens: Bpe | None = None
+    tokens: Tokens | None = None
     """The tokens of a model over tokens."""
 
     @staticmethod
