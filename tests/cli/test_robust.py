@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,36 @@ def test_a_run_over_tokens_is_asked_exactly_and_as_is_published(
     assert any(abs(figures["tokens, naive"]["difference"]["value"]) > 0.01 for figures in rows.values())
     for row in result["suites"]["degenerate"]["rows"]:
         assert row["figures"]["tokens"]["bytes_per_patch"] == row["figures"]["tokens, naive"]["bytes_per_patch"]
+
+
+def test_a_model_of_transformers_is_asked_by_its_tokens(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    import hf_tokenizers
+
+    tokenizer = hf_tokenizers.byte_level()
+    model = hf_tokenizers.llama(max(tokenizer.get_vocab().values()) + 1, positions=600)
+    name = hf_tokenizers.saved(tmp_path / "model", tokenizer, model).removeprefix("hf:")
+    words = ["robust", f"hf:{name}", str(home / "texts"), "--suite", "boundary", "--suite", "numbers", "--json"]
+    assert cli([*words, "--amount", "2", "--run", str(tmp_path / "out")]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert [model["model"] for model in result["models"]] == [f"hf:{name}, naive"]
+    figures = [row["figures"][f"hf:{name}, naive"] for row in result["suites"]["boundary"]["rows"]]
+    assert figures and all(math.isfinite(each["changed"]["value"]) for each in figures)
+    assert cli([*words[:2], f"hf:{name}", *words[2:]]) == 2
+    assert "is given twice: name it once" in capfd.readouterr().err
+
+
+def test_suites_are_written_as_tasks_without_a_model(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["robust", "--export", str(tmp_path / "tasks"), "--suite", "noise", "--amount", "2", "--json"]
+    assert cli([*words, str(home / "texts")]) == 0
+    tasks = json.loads(capfd.readouterr().out)["tasks"]
+    assert len(tasks) > 10 and all((tmp_path / "tasks" / f"{task}.yaml").exists() for task in tasks)
+    assert cli([*words, str(home / "short.txt")]) == 3 and "give longer texts" in capfd.readouterr().err
+    assert cli([*words[:6], "0", str(home / "texts")]) == 2 and "--amount 0" in capfd.readouterr().err
 
 
 BAD: list[tuple[str, list[str], int]] = [

@@ -47,7 +47,8 @@ def test_few_characters_are_edited_where_few_differ() -> None:
     edits = edits_of(text.lower().replace("\r", ""), text)
     assert sum(len(edit.inserted) for edit in edits) <= 20 * (1 + 1 + 1 + 1 + 1 + 3 + 11)
     far = "a" * 5000 + text
-    assert sum(len(edit.inserted) for edit in edits_of(text, "b" * 3000 + far)) <= 8200
+    # What comes before is inserted; blocks of more than that are compared, so that it is a bound and not the fewest.
+    assert 8000 <= sum(len(edit.inserted) for edit in edits_of(text, "b" * 3000 + far)) <= 9600
 
 
 @pytest.mark.parametrize(

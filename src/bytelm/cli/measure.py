@@ -63,7 +63,6 @@ def evaluate(
     """Bits per byte of files, each byte scored once, beside gzip, bzip2 and xz; or lm-evaluation-harness tasks.
 
     Example: bytelm eval runs/demo README.md src --json
-    Example: bytelm eval runs/demo --tasks cloze --include-path my-tasks
     Example: bytelm eval hf:my-gpt2 README.md --prove
 
     Parameters
@@ -77,13 +76,11 @@ def evaluate(
     stride
         Bytes, with hf: tokens, between the starts of consecutive windows (default: half the context).
     windowing
-        Instead of a stride: basic (non-overlapping windows), sliding (50 % overlap), strided (two passes offset by half
-        a patch), both (four times the cost of basic).
+        Instead of a stride: basic (no overlap), sliding (50 %), strided (two passes half a patch apart), both (4 times).
     precision
         Of matrix products: bfloat16 is faster on hardware with native support, with an error of about 0.0001.
     bytewise
-        Of a token run: the exact bits of single bytes, summed over tokenizations, beside those of its tokens. Context
-        and stride are in tokens then, and windows of as many bytes as such windows have on average.
+        Of a token run: the exact bits of bytes, summed over tokenizations, beside those of its tokens.
     tasks
         Instead of files: tasks of the lm-evaluation-harness, comma-separated.
     include_path
@@ -93,15 +90,14 @@ def evaluate(
     """
     packing: dict[str, Any] = {"weights": weights, "tables": tables}
     if str(run).startswith(PREFIX):
-        packing |= {"windowing": windowing, "tasks": tasks, "include-path": include_path}
+        packing |= {"windowing": windowing, "tasks": tasks, "include-path": include_path, "bytewise": bytewise or None}
         read = partial(documents_of, paths_of(paths), None) if paths else None
-        packing["bytewise"] = bytewise or None
         return evaluate_foreign(str(run), read, context, stride, precision, prove, device, quiet, json, **packing)
     if prove:
         raise UsageError("--prove applies to hf: models only: for a run use bytelm compress, and decompress")
     if tasks is not None:
-        alone = {"windowing": windowing, "precision": None if precision == "float32" else precision}
-        alone["bytewise"] = "" if bytewise else None
+        changed = None if precision == "float32" else precision
+        alone = {"windowing": windowing, "precision": changed, "bytewise": "" if bytewise else None}
         return ask(run, paths, tasks, include_path, context, stride, device, json, packing, **alone)
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")

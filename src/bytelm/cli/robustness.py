@@ -27,6 +27,7 @@ def robust(
     amount: int = 100,
     seed: int = 0,
     context: int | None = None,
+    export: Annotated[Path | None, Parameter(negative="")] = None,
     run: Annotated[Path | None, Parameter(help="Folder of the results (default: runs/robust-NAME).")] = None,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -39,11 +40,13 @@ def robust(
     Example: bytelm robust runs/demo
     Example: bytelm robust runs/blt runs/space notes.txt --suite noise --suite boundary
 
+    Example: bytelm robust --export my-tasks notes.txt
+
     Parameters
     ----------
     runs_and_paths
-        Runs or checkpoints, then files as for train (default: the test split of the first run). Differences are to the
-        first run.
+        Runs, checkpoints or hf:MODEL (of transformers, asked for likelihoods of tokens), then files as for train
+        (default: the test split of the first run). Differences are to the first run.
     suite
         A suite by name: noise, boundary, scripts, degenerate; spelling, characters, copying, numbers, pronunciation,
         blimp (default: all those that the files are enough for). May be repeated.
@@ -51,10 +54,14 @@ def robust(
         Items in each row of a suite, at most.
     seed
         Random seed; the same seed and files give the same items.
+    export
+        Ask no model: write the suites into this folder, as tasks of the lm-evaluation-harness for any model it knows.
     context
         Window length in bytes (default: the training context length of each run).
     """
-    runs, paths = divided(runs_and_paths)
+    runs, paths = divided(runs_and_paths, asked=export is None)
+    if export is not None:
+        return export_suites(sources_of(runs, paths), suite or (), amount, seed, export, json)
     from bytelm.robust.run import RobustSpec, run_suites
 
     spec = RobustSpec(runs, suite or (), amount, seed, context, device)
@@ -68,13 +75,31 @@ def robust(
     return 0
 
 
-def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Runs, and the paths after them. Raises UsageError without a run."""
+def export_suites(sources: Sources, suites: Sequence[str], amount: int, seed: int, folder: Path, json: bool) -> int:
+    """Write suites as tasks of the harness, and print their names."""
+    from bytelm.evaluate.exported import export
+    from bytelm.robust.run import items_of
+
+    tasks = export(items_of(sources, suites, amount, seed), folder)
+    if not tasks:
+        raise DataError("these files are enough for no item of these suites: give longer texts")
+    if json:
+        print_json({"folder": str(folder), "tasks": tasks})
+    else:
+        print("\n".join(tasks))
+        print(f"{len(tasks)} tasks in {folder}: bytelm eval RUN --tasks {tasks[0]} --include-path {folder}")
+    return 0
+
+
+def divided(arguments: Sequence[str], *, asked: bool) -> tuple[list[str], list[str]]:
+    """Runs, and the paths after them. Raises UsageError without a run where one is `asked`, without either if not."""
     from bytelm.robust.columns import is_model
 
     if not arguments:
         raise UsageError("no model to measure: name a run, as in `bytelm robust runs/demo`")
-    runs = list(takewhile(is_model, arguments)) or [arguments[0]]  # what is no run is refused when it is opened
+    runs = list(takewhile(is_model, arguments))
+    if asked and not runs:
+        runs = [arguments[0]]  # what is no run is refused when it is opened
     return runs, list(arguments[len(runs) :])
 
 

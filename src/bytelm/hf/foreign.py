@@ -27,6 +27,7 @@ from bytelm.errors import CheckpointError, DataError, UsageError
 from bytelm.exchange.files import check_folder, first_line
 from bytelm.hf.encoding import TextTokens
 from bytelm.interfaces.model import ByteModel
+from bytelm.nn.state import align_right
 from bytelm.patching.layout import Rows
 from bytelm.transfer import to_device
 from bytelm.units import BOS, VOCAB
@@ -94,8 +95,8 @@ class Foreign(ByteModel):
         raise UsageError("a model of transformers is evaluated here, and not trained: train it with transformers")
 
     def initial_state(self, batch: int) -> Any:
-        """No ids in any row."""
-        return tuple(torch.zeros(0, dtype=torch.long) for _ in range(batch))
+        """The ids of each row `[batch, most]`, the last on the right, and how many they are: none."""
+        return torch.zeros(batch, 0, dtype=torch.long), torch.zeros(batch, dtype=torch.long)
 
     def flops(self, ids: int, patches: int) -> int:
         """Two for each parameter and id: an estimate, attention left out."""
@@ -111,8 +112,9 @@ class Foreign(ByteModel):
         """See `ByteModel`. Raises UsageError for bytes, for a BOS inside of a row, and beyond the model's positions."""
         rows = Rows.of(ids)
         new = [row[:length] for row, length in zip(rows.ids, rows.lengths.tolist(), strict=True)]
-        before = state or self.initial_state(len(new))
-        read = [torch.cat([old, own]) for old, own in zip(before, new, strict=True)]
+        before, lengths = state or self.initial_state(len(new))
+        olds = (old[len(old) - length :] for old, length in zip(before, lengths.tolist(), strict=True))
+        read = [torch.cat([old, own]) for old, own in zip(olds, new, strict=True)]
         inputs = [self.inputs(row) for row in read]
         logits = self.logits(inputs)
         found = logits.new_zeros(len(new), ids.shape[1], self.vocabulary)
@@ -122,7 +124,9 @@ class Foreign(ByteModel):
             at = len(theirs) - len(own)
             skipped = max(0, -at)
             found[row, skipped : len(own), VOCAB:] = logits[row, at + skipped : len(theirs)]
-        return rows.restore(found), None if state is None else tuple(read)
+        if state is None:
+            return rows.restore(found), None
+        return rows.restore(found), (torch.cat(align_right([row[None] for row in read])), lengths + rows.lengths)
 
     def inputs(self, own: Int[Tensor, " ids"]) -> Int[Tensor, " theirs"]:
         """Their ids of a row of ours, with what comes before."""

@@ -20,6 +20,7 @@ from bytelm.interfaces.model import ByteModel
 
 Pairs = Iterable[tuple[bytes, bytes]]
 """(prefix, continuation)."""
+HF = "hf:"  # before a model of transformers
 TOKEN = 2  # bytes: fewer than tokens have on average, so that windows of bytes have no more tokens than those of tokens
 Likelihood = Callable[[ByteModel, Pairs, int], Iterator[float]]
 """(model, pairs, context) -> the nats of each continuation after its prefix."""
@@ -71,18 +72,35 @@ def columns_of(name: str, loaded: Loaded, context: int | None) -> list[Column]:
     return [exact, naive(name, identity, model, max(1, context // TOKEN) if context else length)]
 
 
+def foreign(name: str, device: torch.device, context: int | None) -> Column:
+    """The column of a model of transformers, "hf:FOLDER" or "hf:OWNER/NAME". Raises as `load_foreign` does."""
+    from bytelm.hf.foreign import load_foreign
+
+    model, _ = load_foreign(name, device)
+    folder = Path(name.removeprefix(HF))
+    identity = identity_of(folder) if folder.is_dir() else f"{name} {getattr(model.model.config, '_commit_hash', '')}"
+    return naive(name, identity, model, model.context(context))
+
+
 def naive(name: str, identity: str, model: ByteModel, context: int) -> Column:
     """The column of a model over tokens as it is commonly asked; `context` in tokens."""
     return Column(f"{name}, naive", f"{identity} naive", model, context, of_tokens, after_prompts)
 
 
 def opened(name: str, path: str, device: torch.device, context: int | None) -> list[Column]:
-    """The columns of a run, or of one checkpoint of it, loaded. Raises CheckpointError, ResourceError, UsageError."""
+    """The columns of a run, of one checkpoint of it or of a model of transformers, loaded.
+
+    Raises CheckpointError, ResourceError, UsageError.
+    """
+    if path.startswith(HF):
+        return [foreign(path, device, context)]
     return columns_of(name, load(path, device), context)
 
 
 def is_model(argument: str) -> bool:
-    """Whether an argument names a run, a checkpoint or a folder of `save_pretrained`, rather than texts."""
+    """Whether an argument names a run, a checkpoint, a folder of `save_pretrained` or "hf:MODEL", rather than texts."""
+    if argument.startswith(HF):
+        return True
     path = Path(argument)
     if (path / MANIFEST).is_file() or (path / "checkpoints").is_dir():
         return True
@@ -97,6 +115,11 @@ def named(runs: Sequence[str]) -> dict[str, str]:
     known: dict[Path, str] = {}
     short: list[str] = []
     for run in runs:
+        if run.startswith(HF):
+            if run in short:
+                raise UsageError(f"{run} is given twice: name it once")
+            short.append(run)
+            continue
         path, (checkpoint, _) = Path(run).resolve(), resolve_checkpoint(run, closely=False)
         if (twice := known.setdefault(checkpoint.resolve(), run)) is not run:
             raise UsageError(f"{run} and {twice} are one model: name it once")

@@ -77,6 +77,13 @@ class Suite:
         return cls(module, items, Asked.of(items), checksum(items))
 
 
+def items_of(sources: Sources, suites: Sequence[str], amount: int, seed: int) -> dict[str, list[Item]]:
+    """The items of suites by name, of all suites where none is named. Raises UsageError, ConfigError."""
+    if amount < 1:
+        raise UsageError(f"--amount {amount}: give at least 1")
+    return {name: list(find(KIND, name).items(sources, amount, seed)) for name in suites or names(KIND)}
+
+
 def run_suites(spec: RobustSpec, sources: Sources, home: Path, watch: Watch) -> dict[str, Any]:
     """The results of all models in all suites that these texts are enough for, as JSON.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from bytelm.evaluate.published import texts
 from bytelm.evaluate.robustness.base import Item, Sources, cut, generator
 
 PREFIX, REST = 256, 64  # bytes before the cut, about, and after it
@@ -47,7 +48,7 @@ def items(sources: Sources, amount: int, seed: int) -> Iterator[Item]:
     Excerpts are more than `amount`, as numbers are rare.
     """
     found: dict[str, list[Item]] = {}
-    for number, (unit, data) in enumerate(sources.excerpts(PREFIX + REST, SEARCHED * amount, seed)):
+    for number, (unit, data) in enumerate(texts(sources).excerpts(PREFIX + REST, SEARCHED * amount, seed)):
         for name, offsets in places(data).items():
             fit = [offset for offset in offsets if len(data) // 3 <= offset <= len(data) - REST]
             if fit:

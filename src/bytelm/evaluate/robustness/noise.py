@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from bytelm.evaluate.published import texts
 from bytelm.evaluate.robustness.base import Item, Query, Sources, character, generator
 
 PREFIX, TARGET = 384, 96  # bytes of the context before noise, and of what is scored
@@ -90,7 +91,7 @@ def noisy(text: str, seed: int, number: int) -> Iterator[tuple[str, str]]:
 
 def items(sources: Sources, amount: int, seed: int) -> Iterator[Item]:
     """Excerpts of the documents, their beginnings in every kind of noise."""
-    for number, (unit, data) in enumerate(sources.excerpts(PREFIX + TARGET, amount, seed)):
+    for number, (unit, data) in enumerate(texts(sources).excerpts(PREFIX + TARGET, amount, seed)):
         end = character(data, len(data) - TARGET)
         prefix, target = data[:end], data[end:]
         if not prefix or not target:
