@@ -76,7 +76,7 @@ def evaluate(
     stride
         Bytes, with hf: tokens, between the starts of consecutive windows (default: half the context).
     windowing
-        Instead of a stride: basic (no overlap), sliding (50 %), strided (two passes half a patch apart), both (4 times).
+        Instead of a stride: basic (no overlap), sliding (50 %), strided (two passes half a patch apart), both.
     precision
         Of matrix products: bfloat16 is faster on hardware with native support, with an error of about 0.0001.
     bytewise
@@ -102,19 +102,19 @@ def evaluate(
     if include_path is not None:
         raise UsageError("--include-path is for --tasks: name a task in that folder")
     options = (context, stride, windowing, weights, tables, precision, device, quiet or json)
-    show_verdict(*measured(run, paths, *options, bytewise=bytewise), json)
-    return 0
+    return show_verdict(*measured(run, paths, *options, bytewise=bytewise), json)
 
 
-def show_verdict(verdict: EvalReport, tokens: dict[str, float], json: bool) -> None:
-    """Print a verdict, and of a token run that was measured in bytes what its `tokens` have."""
+def show_verdict(verdict: EvalReport, tokens: dict[str, float], json: bool) -> int:
+    """Print a verdict, and of a token run that was measured in bytes what its `tokens` have; 0."""
     if json:
         print_json(verdict.mapping() | ({"tokens": tokens} if tokens else {}))
-        return
+        return 0
     print_verdict(verdict)
     if tokens:
         rows = [("bytes", verdict.bits_per_byte), *tokens.items()]
         print_table(["predicted", verdict.unit], [(name.replace("_", " "), f"{bits:.4f}") for name, bits in rows])
+    return 0
 
 
 def measured(
