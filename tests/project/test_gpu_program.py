@@ -31,10 +31,17 @@ def lines(out: Path, stage: str) -> dict[str, dict[str, Any]]:
     return bench.Bench(CPU, out).found(stage)
 
 
-def test_every_stage_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param([stage for stage in gpu.STAGES if stage not in ("compare", "peers")], id="ours"),
+        pytest.param(gpu.STAGES, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_every_stage_is_rehearsed_on_the_cpu(stages: list[str], tmp_path: Path) -> None:
     """In one process, which is quicker; that each has its own is tested below."""
     here = bench.Bench(CPU, tmp_path, pretend=True)
-    for stage in gpu.STAGES:
+    for stage in stages:
         assert gpu.work(stage, here, [], None) == 0
         found = lines(tmp_path, stage)
         assert found and not [line for line in found.values() if "failed" in line]
@@ -42,8 +49,8 @@ def test_every_stage_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
     assert step["mb_per_s"] > 0 and step["launches"] > 0 and step["parameters"] > 0
     assert all(invariant["slopes64"] == 0 for invariant in lines(tmp_path, "laws").values())
     assert all(line["same"] and line["in_company"] for line in lines(tmp_path, "greedy").values())
-    table = "\n".join(gpu.table(tmp_path, gpu.STAGES))
-    assert all(f"\n{stage}" in table for stage in gpu.STAGES) and "FAILED" not in table
+    table = "\n".join(gpu.table(tmp_path, stages))
+    assert all(f"\n{stage}" in table for stage in stages) and "FAILED" not in table
 
 
 def test_what_was_measured_is_shown_and_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

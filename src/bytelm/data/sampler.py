@@ -67,6 +67,9 @@ class Sampler:
     samples from (s * world + rank) * batch on. So the samples of a step do not depend on how many ranks share it.
     """
 
+    elsewhere = False
+    """See `Windows`."""
+
     def __init__(
         self,
         source: Source,
@@ -92,7 +95,7 @@ class Sampler:
             raise DataError(
                 f"{boundaries.total} bytes of boundaries do not fit {source.total} of data: record them again"
             )
-        self._source, self._boundaries = source, boundaries
+        self._source, self._boundaries, self.elsewhere = source, boundaries, source.elsewhere
         self._starts, self._sizes = table.starts, table.sizes
         self._offsets = np.cumsum(table.sizes + 2) - (table.sizes + 2)  # [documents] where each BOS is in the stream
         self.window, self._batch, self._seed = window, batch, seed
@@ -101,11 +104,6 @@ class Sampler:
         counts = -(-(table.sizes + 1) // window)
         self._firsts = np.cumsum(counts) - counts if aligned else None  # [documents] the number of the first window
         self.windows = int(counts.sum()) if aligned else -(-self.ids // window)  # windows of one epoch
-
-    @property
-    def elsewhere(self) -> bool:
-        """See `Windows`."""
-        return self._source.elsewhere
 
     @property
     def recorded(self) -> bool:
