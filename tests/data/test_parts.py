@@ -251,7 +251,10 @@ def test_a_claim_says_whose_it_is_from_its_first_moment(
 ) -> None:
     claim, exact = tmp_path / "piece-00000.claim-0", os.link
 
+    linked: list[Path] = []
+
     def link(source: Path, to: Path) -> None:
+        linked.append(to)
         assert source.read_bytes() in (b"{}", b"[]") and (claim.exists() or sharing.held_by(tmp_path) is None)
         if not links:
             raise PermissionError("this disk knows none")
@@ -259,6 +262,7 @@ def test_a_claim_says_whose_it_is_from_its_first_moment(
 
     monkeypatch.setattr(os, "link", link)
     sharing._create(claim, b"{}")
+    assert linked == [claim]
     assert held(tmp_path) == {claim.name: b"{}"} and sharing.held_by(tmp_path) is not None
     with pytest.raises(FileExistsError):
         sharing._create(claim, b"[]")

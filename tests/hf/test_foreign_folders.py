@@ -18,6 +18,7 @@ from bytelm.device import out_of_memory
 from bytelm.errors import BytelmError, ResourceError
 from bytelm.evaluate.bits import measure
 from bytelm.hf import foreign
+from bytelm.hf.encoding import TextTokens
 from bytelm.hf.foreign import load_foreign
 from hf_models import MODELS
 from hf_tokenizers import KINDS, TEXT, llama, saved
@@ -55,8 +56,9 @@ def test_eval_prints_what_is_lost_and_the_bound(tmp_path: Path, capfd: pytest.Ca
     assert "exact: the tokens give back every byte" in text and "context 9, stride 2" in text
     assert "before a document: nothing, and the first token is one of" in text
     name = saved(tmp_path / "unigram", KINDS["unigram, NFKC"]())
-    file.write_bytes(b"a</s>b")
-    assert "1 tokens are special ones that this tokenizer reads in plain text" in said(capfd, name, str(file))
+    with pytest.MonkeyPatch.context() as patch:  # as if it read one
+        patch.setattr(TextTokens, "ids", lambda self, text: [self.tokenizer.eos_token_id])
+        assert "1 tokens are special ones that this tokenizer reads in plain text" in said(capfd, name, str(file))
 
 
 @pytest.mark.parametrize(
