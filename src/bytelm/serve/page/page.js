@@ -186,6 +186,8 @@ function take(bytes, file = null) {
   const exact = plain !== null && !/[\0-\x08\x0b-\x1f\x7f]/.test(plain);
   byId("escapes").checked = !exact;
   if (!exact) area.value = escaped(bytes);
+  // What is typed next goes to the end. Some browsers put the caret of an unfocused field at its start, a frame later.
+  requestAnimationFrame(() => area.setSelectionRange(area.value.length, area.value.length));
   changed();
 }
 
