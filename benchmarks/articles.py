@@ -14,7 +14,7 @@ import csv
 import lzma
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -23,19 +23,25 @@ def read(path: Path) -> bytes:
     return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
 
 
-def cut(text: bytes, index: str, split: str, out: Path) -> int:
-    """Write each article of a split to OUT/LANGUAGE/ARTICLE.txt; their number. Raises ValueError for another index."""
-    count = 0
+def indexed(text: bytes, index: str, split: str) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of each document of a split. Raises ValueError for an index of another text."""
     for row in csv.DictReader(index.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
         if row["split"] != split:
             continue
-        article, language, *_ = row["name"].split("|")
         begin, size = int(row["offset"]), int(row["length"])
         if begin < 0 or begin + size > len(text):
             raise ValueError(f"{row['name']}: bytes {begin} to {begin + size} of a file of {len(text)}")
-        folder, article = (re.sub(r"[^\w.-]", "_", part).lstrip(".") for part in (language, article))
+        yield row["name"], text[begin : begin + size]
+
+
+def cut(text: bytes, index: str, split: str, out: Path) -> int:
+    """Write each article of a split to OUT/LANGUAGE/ARTICLE.txt; their number. Raises ValueError for another index."""
+    count = 0
+    for name, article in indexed(text, index, split):
+        title, language, *_ = name.split("|")
+        folder, title = (re.sub(r"[^\w.-]", "_", part).lstrip(".") for part in (language, title))
         (out / folder).mkdir(parents=True, exist_ok=True)
-        (out / folder / f"{article}.txt").write_bytes(text[begin : begin + size])
+        (out / folder / f"{title}.txt").write_bytes(article)
         count += 1
     return count
 

@@ -17,7 +17,8 @@ from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.cli import run as cli
 from bytelm.config import to_mapping
-from bytelm.errors import ConfigError, DataError, UsageError
+from bytelm.decoding import bytewise
+from bytelm.errors import ConfigError, DataError
 from bytelm.evaluate.bits import measure, nats_of_document
 from bytelm.evaluate.meter import Meter
 from bytelm.generate.sampling import Sampling
@@ -207,12 +208,16 @@ def test_requests_of_several_settings_keep_their_order(lm: LM) -> None:
         assert written.encode() == lm.generate(text.encode(), max_bytes=settings["max_gen_toks"], temperature=0.0)
 
 
-def test_a_model_of_tokens_is_measured_whole() -> None:
-    model = next(model for _, model in tiny_models() if model.tokens is not None)
-    with pytest.raises(UsageError, match="reads tokens"):
-        HarnessLM(LM(model.eval(), context=64)).loglikelihood(asked("loglikelihood", ("a", "b")))
-    (nats,) = HarnessLM(LM(model.eval(), context=64)).loglikelihood_rolling(asked("loglikelihood_rolling", ("text",)))
-    assert nats < 0
+def test_a_model_of_tokens_is_asked_for_bytes_after_bytes() -> None:
+    model = next(model for _, model in tiny_models() if model.tokens is not None).eval()
+    asking, pairs = HarnessLM(LM(model, context=64)), [("the ca", "t"), ("the ", "cat "), ("", "on"), ("a" * 90, "bc")]
+    found = asking.loglikelihood(asked("loglikelihood", *pairs))
+    for (nats, _), (context, continuation) in zip(found, pairs, strict=True):
+        exact = nats_of_document(bytewise(model), (context + continuation).encode(), context=128)
+        assert nats == pytest.approx(-exact[len(context) :].sum(), rel=1e-6)
+    (nats,) = asking.loglikelihood_rolling(asked("loglikelihood_rolling", ("text",)))
+    (measured,) = measure(model, [("", b"text")], context=64)  # a whole text in tokens, as `bytelm eval` has it
+    assert nats == pytest.approx(-measured.nats, rel=1e-6)
 
 
 # ---- tasks

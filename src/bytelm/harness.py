@@ -1,6 +1,7 @@
 """Byte-level models for the lm-evaluation-harness (EleutherAI): its tasks on our models, with our windows.
 
-    loglikelihood            nats of a continuation after a context, and whether greedy decoding would write it
+    loglikelihood            nats of a continuation after a context, and whether greedy decoding would write it; exact
+                             for a token model too, as a model of bytes (`decoding.bytewise`)
     loglikelihood_rolling    nats of a whole document, from its first byte on: what `bytelm eval` measures
     generate_until           what the model writes after a context, up to a stop string
 
@@ -21,6 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bytelm.decoding import over_bytes, over_bytes_context
 from bytelm.errors import BytelmError, DataError, MissingExtraError, UsageError
 from bytelm.evaluate.bits import continuations, measure
 from bytelm.generate.sampling import Sampling
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 class HarnessLM(Harnessed):
     """A bytelm model in the harness's interface: `lm_eval.simple_evaluate(model=HarnessLM(bytelm.load(run)), ...)`.
 
-    `context` and `stride` are those of `bytelm eval`.
+    `context` and `stride` are those of `bytelm eval`, for a token model in tokens.
     """
 
     def __init__(self, lm: LM, context: int | None = None, stride: int | None = None, batch: int = 8) -> None:
@@ -52,10 +54,12 @@ class HarnessLM(Harnessed):
         self.context = context or lm.context
         self.ignored: set[str] = set()
         self.read = partial(measure, lm.model, context=self.context, stride=stride, batch=batch)
-        self.continued = partial(continuations, lm.model, context=self.context, stride=stride, batch=batch)
+        as_bytes, longest = over_bytes(lm.model), over_bytes_context(lm.model, self.context)
+        each = stride and over_bytes_context(lm.model, stride)
+        self.continued = partial(continuations, as_bytes, context=longest, stride=each, batch=batch)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """(log-likelihood, greedy) of each (context, continuation). Raises UsageError for a token model."""
+        """(log-likelihood, greedy) of each (context, continuation)."""
 
         def answer(pairs: Sequence[tuple[Any, Any]]) -> Iterator[tuple[float, bool]]:
             texts = ((encoded(context), encoded(continuation)) for context, continuation in pairs)

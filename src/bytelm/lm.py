@@ -17,7 +17,7 @@ from bytelm.checkpoint.metrics import METRICS, read_history
 from bytelm.checkpoint.packed import TABLES, WEIGHTS, Tables, Watch, Weights
 from bytelm.compress.stream import compress, decompress
 from bytelm.data.modalities.base import Modality
-from bytelm.decoding import Quantization
+from bytelm.decoding import Quantization, over_bytes
 from bytelm.device import resolve
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import logprobs, measure
@@ -133,8 +133,11 @@ class LM:
         return meter.nats / LN2, meter.bytes
 
     def logprobs(self, prefix: bytes, continuation: bytes) -> NDArray[np.float64]:
-        """The log-probability of each byte of `continuation` after `prefix`, in nats."""
-        return logprobs(self.model, prefix, continuation)
+        """The log-probability of each byte of `continuation` after `prefix`, in nats `[bytes]`.
+
+        Exact for a token model too, which costs about a step per byte; see `decoding.bytewise`.
+        """
+        return logprobs(over_bytes(self.model), prefix, continuation)
 
     def compress(self, data: bytes) -> bytes:
         """`data`, losslessly compressed to about `bits(data)`. Raises UsageError for a token model, or on a GPU."""

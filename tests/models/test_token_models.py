@@ -28,7 +28,7 @@ from bytelm.data.modalities import image
 from bytelm.decoding import bytewise
 from bytelm.errors import BytelmError, DataError, UsageError
 from bytelm.evaluate import bits
-from bytelm.evaluate.bits import DocumentBits, measure, nats_of_document
+from bytelm.evaluate.bits import DocumentBits, logprobs, measure, nats_of_document
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.verdict import judge
 from bytelm.generate.sampling import Sampling
@@ -91,9 +91,9 @@ def test_bits_are_those_of_the_tokens_that_the_data_is_made_of(name: str, monkey
     assert MODEL.tokens.decode(scored[0][0].tolist()) == data
     ids = ids_of(data)
     with torch.no_grad():
-        logprobs = MODEL(torch.tensor([ids[:-1]]))[0][0].double().log_softmax(-1)
+        lines = MODEL(torch.tensor([ids[:-1]]))[0][0].double().log_softmax(-1)
         nats, count = score(MODEL, torch.tensor([ids]))
-    by_hand = -sum(float(logprobs[at, id]) for at, id in enumerate(ids[1:]))
+    by_hand = -sum(float(lines[at, id]) for at, id in enumerate(ids[1:]))
     assert (found.bytes, int(count)) == (len(data), len(data))
     assert (found.nats, float(nats)) == pytest.approx((by_hand, by_hand), rel=1e-5)
     assert Meter.of([found]).bits_per_byte == pytest.approx(by_hand / math.log(2) / len(data), rel=1e-5)
@@ -300,8 +300,10 @@ def test_a_run_keeps_its_tokens_and_the_loaded_model_has_them(run: Path) -> None
     (measured,) = measure(lm.model, [("", data)], context=32)
     assert lm.bits(data) == (pytest.approx(measured.nats / math.log(2)), 700)
     assert len(lm.generate(b"ab", max_bytes=9, eos=False)) == 9
+    exact = lm.logprobs(b"ab a", b"bc")
+    assert exact.shape == (2,) and np.allclose(exact, logprobs(bytewise(lm.model), b"ab a", b"bc"))
     with pytest.raises(UsageError, match="tokens"):
-        lm.logprobs(b"ab", b"cd")
+        logprobs(lm.model, b"ab", b"cd")
 
 
 def test_a_run_is_evaluated_by_bytes_and_by_tokens(run: Path, tmp_path: Path, capsys: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from bytelm.decoding.bytewise import Bytewise, bytewise
+from bytelm.decoding.bytewise import Bytewise, bytewise, over_bytes, over_bytes_context
 from bytelm.decoding.device import Device
 from bytelm.decoding.host import Host
 from bytelm.decoding.marginal import ByteDecoder
@@ -34,7 +34,16 @@ Quantization = Literal["bf16", "int8"]
 
 STREAMED = 1 << 26  # bytes of weights that exceed the caches of any processor
 
-__all__ = ["Decoder", "Quantization", "bytewise", "open_decoder", "rounded", "why_plain"]
+__all__ = [
+    "Decoder",
+    "Quantization",
+    "bytewise",
+    "open_decoder",
+    "over_bytes",
+    "over_bytes_context",
+    "rounded",
+    "why_plain",
+]
 
 
 def open_decoder(model: ByteModel, *, rows: int, capacity: int, quantize: Quantization | None = None) -> Decoder:

@@ -21,6 +21,7 @@ from bytelm.patching.layout import Rows
 from bytelm.units import BOS, VOCAB
 
 TOGETHER = 16  # documents that a forward pass reads at once
+TOKEN = 2  # bytes: fewer than tokens have on average, so that windows of bytes have no more tokens than those of tokens
 
 
 @dataclass(frozen=True)
@@ -131,3 +132,13 @@ def bytewise(model: ByteModel) -> ByteModel:
     if not isinstance(model.tokens, Bpe):
         raise UsageError(f"{type(model).__name__} has a tokenizer of another project: bytes are exact for runs alone")
     return Bytewise(model)
+
+
+def over_bytes(model: ByteModel) -> ByteModel:
+    """The model itself where it reads bytes, `bytewise` of it where it reads tokens. Raises as that does."""
+    return model if model.tokens is None else bytewise(model)
+
+
+def over_bytes_context(model: ByteModel, context: int) -> int:
+    """The window in bytes of `over_bytes(model)` that has no more tokens than `context`, the window of the model."""
+    return context if model.tokens is None else TOKEN * context

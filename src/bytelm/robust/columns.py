@@ -13,7 +13,8 @@ from bytelm.checkpoint import pretrained
 from bytelm.checkpoint.assemble import Loaded, load, resolve_checkpoint
 from bytelm.checkpoint.manifest import MANIFEST
 from bytelm.data.files import sha256_of
-from bytelm.decoding import bytewise
+from bytelm.decoding import bytewise, over_bytes_context
+from bytelm.decoding.bytewise import TOKEN
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import continuations, naive_continuations, prompted_continuations
 from bytelm.interfaces.model import ByteModel
@@ -21,7 +22,6 @@ from bytelm.interfaces.model import ByteModel
 Pairs = Iterable[tuple[bytes, bytes]]
 """(prefix, continuation)."""
 HF = "hf:"  # before a model of transformers
-TOKEN = 2  # bytes: fewer than tokens have on average, so that windows of bytes have no more tokens than those of tokens
 Likelihood = Callable[[ByteModel, Pairs, int], Iterator[float]]
 """(model, pairs, context) -> the nats of each continuation after its prefix."""
 
@@ -68,7 +68,9 @@ def columns_of(name: str, loaded: Loaded, context: int | None) -> list[Column]:
     model, identity, length = loaded.model, identity_of(loaded.checkpoint), context or loaded.state["context"]
     if model.tokens is None:
         return [Column(name, identity, model, length)]
-    exact = Column(name, f"{identity} bytewise", bytewise(model), context or TOKEN * length, segmented=model)
+    exact = Column(
+        name, f"{identity} bytewise", bytewise(model), context or over_bytes_context(model, length), segmented=model
+    )
     return [exact, naive(name, identity, model, max(1, context // TOKEN) if context else length)]
 
 
