@@ -4,8 +4,9 @@
 
 DATA has the folders books, code and multilingual, each with documents in one file and an index of them, and eval with
 published test sets (see CORPORA and PUBLISHED). RUNS gets the texts, the runs of one `bytelm compare`, and the answers
-of two `bytelm robust`: all suites on English books, and those of noise, boundaries and scripts on 36 languages.
-Figures are means over seeds. Noise and CUTE stand beside those of the BLT paper.
+of three `bytelm robust`: all suites on English books; those of noise, boundaries and scripts on 36 languages; and that
+of characters for models that learnt a curriculum too. Figures are means over seeds, with half the range of seeds; what
+the BLT paper has stands beside.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import lzma
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -28,6 +29,7 @@ from bytelm.cli.robustness import sources_of
 from bytelm.compare.page import write_all
 from bytelm.compare.results import summary
 from bytelm.compare.run import ComparisonSpec, run_all, slug
+from bytelm.data.curriculum import training_words, write
 from bytelm.data.files import write_whole
 from bytelm.errors import BytelmError
 from bytelm.evaluate.robustness import noise
@@ -45,7 +47,9 @@ CORPORA = {
 """{name: (text of a split, index, bytes to learn from, bytes held out)}."""
 PUBLISHED = ("eval/cmudict.valid.txt.xz", "eval/blimp200.jsonl.xz", "eval/cute")
 LONGEST = 1 << 17  # bytes of one document, so that a few novels do not make up the corpus
+SHORTEST = 256  # bytes of the last one
 OTHERS = ("noise", "boundary", "scripts")  # suites on languages
+TAUGHT, SHARE = "blt,space,byte-window,bpe:4096", 0.1  # models that learn a curriculum too, and its share of the bytes
 
 # BLT (arXiv 2412.09871), Table 3: accuracy in per cent of Llama 3 and of BLT, 8B parameters, both trained on 1T tokens.
 HELLASWAG = {
@@ -57,44 +61,56 @@ HELLASWAG = {
     "upper case": (72.9, 77.3),
 }
 CUTE = {
-    "contains": (0.0, 55.9), "delete": (34.6, 35.9), "insert": (7.5, 7.6), "spell": (1.1, 99.9),
-    "join": (30.1, 99.9), "substitute": (0.4, 48.7), "swap": (2.6, 11.5),
+    "spell": (1.1, 99.9), "spell_inverse": (30.1, 99.9), "contains_char": (0.0, 55.9), "contains_word": (55.1, 73.5),
+    "orth": (43.1, 52.4), "sem": (65.0, 90.5), "ins_char": (7.5, 7.6), "ins_word": (33.5, 31.2),
+    "del_char": (34.6, 35.9), "del_word": (75.5, 56.1), "sub_char": (0.4, 48.7), "sub_word": (16.4, 72.8),
+    "swap_char": (2.6, 11.5), "swap_word": (20.1, 21.0),
 }  # fmt: skip
+PHONEMES = (11.8, 13.0)  # the same table, Phonology-G2P
 
 
 def corpora(data: Path, out: Path) -> None:
-    """The texts, once: OUT/learnt/NAME.jsonl, OUT/held-out/NAME.jsonl, OUT/articles/LANGUAGE/ARTICLE.txt."""
+    """The texts: OUT/learnt/NAME.jsonl and OUT/held-out/NAME.jsonl, and once OUT/articles/LANGUAGE/ARTICLE.txt."""
     for name, (text, index, learnt, held_out) in CORPORA.items():
         for split, part, size in (("train", "learnt", learnt), ("test", "held-out", held_out)):
+            if (path := out / part / f"{name}.jsonl").exists():
+                continue
             whole, rows = read(data / text.format(split)), read(data / index).decode()
-            lines: list[str] = []
-            left = int(size)
-            for _, document in sorted(indexed(whole, rows, split), key=lambda one: sha256(one[0].encode()).digest()):
-                document = document[: min(LONGEST, left)].decode(errors="ignore")
-                left -= len(document.encode())
-                lines.append(json.dumps({"text": document}))
-                if left < 256:
-                    break
-            (out / part).mkdir(parents=True, exist_ok=True)
-            write_whole(out / part / f"{name}.jsonl", ("\n".join(lines) + "\n").encode())
+            documents = sorted(indexed(whole, rows, split), key=lambda one: sha256(one[0].encode()).digest())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, b"".join(lines(documents, int(size))))
             if name == "languages" and split == "test":
                 cut(whole, rows, split, out / "articles")
+    path = out / "learnt" / "curriculum.jsonl"
+    if not path.exists():
+        size = SHARE / (1 - SHARE) * sum(learnt for _, _, learnt, _ in CORPORA.values())
+        write(path, training_words([out / "learnt" / "books.jsonl"]), int(size), 0)
 
 
-def trained(out: Path, models: str, budget: float, seeds: int) -> dict[str, list[str]]:
+def lines(documents: Iterable[tuple[str, bytes]], left: int) -> Iterator[bytes]:
+    """Documents as JSON lines, up to so many bytes of text."""
+    for _, document in documents:
+        if left < SHORTEST:
+            return
+        text = document[: min(LONGEST, left)].decode(errors="ignore")
+        left -= len(text.encode())
+        yield json.dumps({"text": text}).encode() + b"\n"
+
+
+def trained(out: Path, name: str, models: str, budget: float, seeds: int) -> dict[str, list[str]]:
     """The runs of each model. Raises Interrupted; BytelmError where a model failed."""
-    learnt, held_out = ([str(out / part / f"{name}.jsonl") for name in CORPORA] for part in ("learnt", "held-out"))
-    outcome = run_all(ComparisonSpec(learnt, models, "flops", budget, seeds, held_out), out / "compare")
+    learnt, held_out = ([str(out / part / f"{corpus}.jsonl") for corpus in CORPORA] for part in ("learnt", "held-out"))
+    if name == "taught":
+        learnt.append(str(out / "learnt" / "curriculum.jsonl"))
+    outcome = run_all(ComparisonSpec(learnt, models, "flops", budget, seeds, held_out), out / name)
     if outcome.signal is not None:
         raise Interrupted(outcome.signal)
     if outcome.failed:
-        raise BytelmError("; ".join(f"{name}: {reason}" for name, reason in outcome.failed.items()))
-    found = summary(outcome, out / "compare")
-    write_all(found, out / "compare")
-    return {
-        model["model"]: [str(out / "compare" / slug(model["model"], seed)) for seed in range(seeds)]
-        for model in found["models"]
-    }
+        raise BytelmError("; ".join(f"{which}: {reason}" for which, reason in outcome.failed.items()))
+    found = summary(outcome, out / name)
+    write_all(found, out / name)
+    order = [model["model"] for model in found["models"]]
+    return {model: [str(out / name / slug(model, seed)) for seed in range(seeds)] for model in order}
 
 
 def asked(spec: RobustSpec, paths: Sequence[Path], home: Path) -> dict[str, Any]:
@@ -138,24 +154,26 @@ def shown(title: str, rows: Mapping[str, Cells]) -> str:
     return table([title, *models], lines)
 
 
-def signs(lost: Mapping[str, Cells], right: Mapping[str, Cells]) -> Iterator[list[str]]:
-    """A row per claim of the paper: BLT less affected than tokens, there and here, against each model over tokens."""
+def signs(lost: Mapping[str, Cells], right: Mapping[str, Cells], phonemes: Mapping[str, Cells]) -> Iterator[list[str]]:
+    """A row per claim of the paper, against each model over tokens: what BLT loses less, or answers more often."""
     for row, (llama, blt) in HELLASWAG.items():
-        ours = lost.get(row) or lost.get(f"{row} 10 %")
-        if row == "original" or ours is None or "blt" not in ours:
-            continue
-        theirs = (HELLASWAG["original"][0] - llama) - (HELLASWAG["original"][1] - blt)  # points less lost by BLT
-        for other in (model for model in ours if model.startswith("bpe")):
-            here = ours[other]["mean"] - ours["blt"]["mean"]
-            yield [f"noise: {row}", other, f"{theirs:+.1f} points", f"{here:+.3f} bits/byte", agrees(theirs, here)]
+        ours = lost.get(row) or lost.get(f"{row} 10 %") or {}
+        if row != "original":
+            fewer = (HELLASWAG["original"][0] - llama) - (HELLASWAG["original"][1] - blt)
+            yield from beside(f"noise: {row}", fewer, ours, "bits/byte lost", -1.0)
     for task, (llama, blt) in CUTE.items():
-        for row, ours in right.items():
-            if (not row.startswith(f"{task},") and row != task) or "blt" not in ours:
-                continue
-            for other in (model for model in ours if model.startswith("bpe")):
-                here = ours["blt"]["mean"] - ours[other]["mean"]
-                yield [f"CUTE: {row}", other, f"{blt - llama:+.1f} points", f"{100 * here:+.1f} points",
-                       agrees(blt - llama, here)]  # fmt: skip
+        for row in (f"CUTE {task}", f"CUTE {task}_rand"):
+            yield from beside(row, blt - llama, right.get(row, {}), "points", 100.0)
+    for row, ours in phonemes.items():
+        yield from beside(f"phonemes: {row}", PHONEMES[1] - PHONEMES[0], ours, "points", 100.0)
+
+
+def beside(claim: str, theirs: float, ours: Cells, unit: str, scale: float) -> Iterator[list[str]]:
+    """A claim against each model over tokens: by how much BLT is better, in points in the paper, in `unit` here."""
+    for other in (model for model in ours if model.startswith("bpe") and "blt" in ours):
+        here = scale * (ours["blt"]["mean"] - ours[other]["mean"])
+        sure = abs(here) > abs(scale) * (ours["blt"]["spread"] + ours[other]["spread"])
+        yield [claim, other, f"{theirs:+.1f} points", f"{here:+.3g} {unit}", agrees(theirs, here) if sure else "unsure"]
 
 
 def agrees(theirs: float, here: float) -> str:
@@ -189,20 +207,23 @@ FIGURES = {
 }  # fmt: skip
 
 
-def report(books: Mapping[str, Any], languages: Mapping[str, Any], runs: Mapping[str, Sequence[str]], out: Path) -> str:
-    """All tables, and the picture."""
-    parts: list[str] = []
-    for where, found in (("English books", books), ("36 languages", languages)):
-        for suite, figure in FIGURES.items():
-            if rows := means(found, suite, figure, runs):
-                parts += [f"### {suite}, {where}\n", shown(figure.replace("_", " "), rows), ""]
-                if figure == "accuracy" and (rows := means(found, suite, "exact_match", runs)):
-                    parts += [shown("exact match, generated", rows), ""]
-    lost, right = means(books, "noise", "difference", runs), means(books, "characters", "accuracy", runs)
+def tables(where: str, found: Mapping[str, Any], runs: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The tables of suites."""
+    for suite, figure in FIGURES.items():
+        for key in (figure, "exact_match"):
+            if rows := means(found, suite, key, runs):
+                yield from (f"### {suite}, {where}\n", shown(key.replace("_", " "), rows), "")
+
+
+def report(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Sequence[str]], out: Path) -> str:
+    """All tables, and the picture; of the first of several results also the signs."""
+    parts = [part for where, own in found.items() for part in tables(where, own, runs)]
+    first = next(iter(found.values()))
+    lost, right = means(first, "noise", "difference", runs), means(first, "characters", "accuracy", runs)
     picture(lost, out)
+    claims = list(signs(lost, right, means(first, "pronunciation", "accuracy", runs)))
     head = ["claim", "BLT against", "paper", "here", "same sign"]
-    parts += ["### Signs of the BLT paper\n", table(head, list(signs(lost, right))), ""]
-    return "\n".join(parts)
+    return "\n".join([*parts, "### Signs of the BLT paper\n", table(head, claims), ""])
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -210,24 +231,29 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/robustness"))
     parser.add_argument("--models", default=MODELS)
+    parser.add_argument("--taught", default=TAUGHT, help="models that learn a curriculum too")
     parser.add_argument("--budget", type=float, default=5e12)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--amount", type=int, default=100)
     given = parser.parse_args(words)
     try:
-        if not (given.run / "articles").exists():
-            corpora(given.data, given.run)
-        runs = trained(given.run, given.models, given.budget, given.seeds)
+        corpora(given.data, given.run)
+        runs = trained(given.run, "compare", given.models, given.budget, given.seeds)
         spec = RobustSpec([path for paths in runs.values() for path in paths], amount=given.amount)
+        prose = given.run / "held-out" / "books.jsonl"
         published = [given.data / path for path in PUBLISHED if (given.data / path).exists()]
-        books = asked(spec, [given.run / "held-out" / "books.jsonl", *published], given.run / "books")
+        books = asked(spec, [prose, *published], given.run / "books")
         languages = asked(replace(spec, suites=OTHERS), [given.run / "articles"], given.run / "languages")
+        taught = trained(given.run, "taught", given.taught, given.budget, 1)
+        asking = RobustSpec([path for paths in taught.values() for path in paths], ["characters"], given.amount)
+        characters = asked(asking, [prose], given.run / "characters")
     except Interrupted as stopped:
         return 128 + stopped.signal
     except (BytelmError, OSError, lzma.LZMAError) as error:
         print(error, file=sys.stderr)
         return 1
-    text = report(books, languages, runs, given.run)
+    text = report({"English books": books, "36 languages": languages}, runs, given.run)
+    text += "\n".join(tables("after a curriculum", characters, taught))
     write_whole(given.run / "tables.md", text.encode())
     print(text)
     return 0

@@ -36,6 +36,7 @@ ablations, scaling = program("ablations"), program("scaling")
 packing, saving = program("packing"), program("saving")
 generate, headline, identity = program("generate"), program("headline"), program("identity")
 papers, train, converted = program("papers"), program("train"), program("converted")
+robustness = program("robustness")
 
 TINY = ablations.Shape((16, 8), (2, 1), (1, 2), patch=8, reach=2, window=32, batch=2)
 PICTURES = ablations.Shape(
@@ -379,3 +380,87 @@ def test_a_corpus_is_cut_into_a_folder_of_articles(tmp_path: Path, capsys: pytes
     assert articles.main([*given, "--split", "none"]) == 1
     with pytest.raises(ValueError, match="bytes 0 to 99 of a file of 16"):
         articles.cut(text, head + "test\ta|eng\t0\t99", "test", tmp_path)
+
+
+# --- what tokens break ------------------------------------------------------------------------------------------------
+
+
+def suites(**rows: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+    """Results of `bytelm robust` with a suite `noise` of these rows: {run: difference}."""
+    found = [
+        {"row": row, "figures": {run: {"difference": {"value": value}} for run, value in figures.items()}}
+        for row, figures in rows.items()
+    ]
+    return {"suites": {"noise": {"rows": found}}}
+
+
+def test_figures_are_means_over_seeds() -> None:
+    runs = {"blt": ["runs/blt-0", "runs/blt-1"], "bpe:300": ["runs/bpe-300-0", "runs/bpe-300-1"]}
+    values = {"blt-0": 0.1, "blt-1": 0.3, "bpe-300-0": 0.5, "bpe-300-1": 0.5, "bpe-300-0, naive": 9.0}
+    found = robustness.means(suites(drops=values), "noise", "difference", runs)
+    assert found == {
+        "drops": {
+            "blt": {"mean": pytest.approx(0.2), "spread": pytest.approx(0.1)},
+            "bpe:300": {"mean": 0.5, "spread": 0.0},
+            "bpe:300, naive": {"mean": 9.0, "spread": 0.0},
+        }
+    }
+    assert robustness.means(suites(drops=values), "noise", "accuracy", runs) == {}
+    assert robustness.means(suites(drops=values), "blimp", "accuracy", runs) == {}
+    row = robustness.shown("noise", found).splitlines()[2]
+    assert row == "| drops | 0.200 ± 0.100 | 0.500 ± 0.000 | 9.000 ± 0.000 |"
+
+
+def test_signs_are_those_of_what_blt_does_better() -> None:
+    def cells(blt: float, bpe: float, spread: float = 0.0) -> dict[str, Any]:
+        return {"blt": {"mean": blt, "spread": spread}, "bpe:9": {"mean": bpe, "spread": 0.0}}
+
+    lost = {"drops 10 %": cells(0.2, 0.5), "upper case": cells(0.7, 0.5), "random case": cells(0.4, 0.5, 0.2)}
+    right = {"CUTE spell": cells(0.9, 0.5), "CUTE del_word_rand": cells(0.9, 0.5), "CUTE spell, generated": cells(1, 0)}
+    found = list(robustness.signs(lost, right, {"short words": cells(0.25, 0.35)}))
+    assert found == [
+        ["noise: drops", "bpe:9", "+2.9 points", "+0.3 bits/byte lost", "yes"],
+        ["noise: random case", "bpe:9", "+8.9 points", "+0.1 bits/byte lost", "unsure"],
+        ["noise: upper case", "bpe:9", "+2.9 points", "-0.2 bits/byte lost", "no"],
+        ["CUTE spell", "bpe:9", "+98.8 points", "+40 points", "yes"],
+        ["CUTE del_word_rand", "bpe:9", "-19.4 points", "+40 points", "no"],
+        ["phonemes: short words", "bpe:9", "+1.2 points", "-10 points", "no"],
+    ]
+
+
+def test_a_corpus_takes_whole_documents_until_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robustness, "SHORTEST", 3)
+    monkeypatch.setattr(robustness, "LONGEST", 5)
+    documents = [("a", "grün weiß".encode()), ("b", b"two"), ("c", b"three"), ("d", b"four")]
+    found = [json.loads(line)["text"] for line in robustness.lines(documents, 12)]
+    assert found == ["grün", "two", "thre"]
+
+
+@pytest.mark.slow
+def test_what_tokens_break_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    words = [bytes(generator.integers(97, 107, size, dtype=np.uint8)) for size in generator.integers(3, 8, 300)]
+    for split, size in (("train", 120_000), ("test", 30_000)):
+        text = b" ".join(words[place] for place in generator.zipf(1.5, size // 5) % 300)[:size]
+        (tmp_path / f"{split}.txt").write_bytes(text)
+    rows = ["split\tname\toffset\tlength", "train\ta|eng\t0\t100000", "train\tb|eng\t100000\t20000"]
+    rows += [f"test\t{name}|{code}\t{at}\t5000" for at, name, code in [
+        (0, "a", "eng"), (5000, "a", "deu"), (10000, "b", "eng"), (15000, "b", "deu")]]  # fmt: skip
+    (tmp_path / "index.tsv").write_text("\n".join(rows))
+    corpus = ("{}.txt", "index.tsv", 1.2e5, 2e4)
+    monkeypatch.setattr(robustness, "CORPORA", {name: corpus for name in ("books", "languages")})
+    given = ["--data", str(tmp_path), "--run", str(tmp_path / "run"), "--models", "byte-window:32,bpe:300", "--taught",
+             "byte-window:32", "--budget", "1.5e11", "--seeds", "2", "--amount", "3"]  # fmt: skip
+    assert robustness.main(given) == 0
+    found = capsys.readouterr().out
+    for title in (
+        "noise, English books",
+        "scripts, 36 languages",
+        "characters, after a curriculum",
+        "Signs of the BLT",
+    ):
+        assert f"### {title}" in found
+    assert ElementTree.parse(tmp_path / "run" / "robustness.svg").getroot().tag.endswith("svg")
+    assert robustness.main(given) == 0 and found.endswith(capsys.readouterr().out)  # answers are kept
