@@ -244,18 +244,19 @@ def main(words: Sequence[str] | None = None) -> int:
         published = [given.data / path for path in PUBLISHED if (given.data / path).exists()]
         books = asked(spec, [prose, *published], given.run / "books")
         languages = asked(replace(spec, suites=OTHERS), [given.run / "articles"], given.run / "languages")
+        text = report({"English books": books, "36 languages": languages}, runs, given.run)
+        print(text)
         taught = trained(given.run, "taught", given.taught, given.budget, 1)
         asking = RobustSpec([path for paths in taught.values() for path in paths], ["characters"], given.amount)
         characters = asked(asking, [prose], given.run / "characters")
+        more = "\n".join(tables("after a curriculum", characters, taught))
+        print(more)
     except Interrupted as stopped:
         return 128 + stopped.signal
     except (BytelmError, OSError, lzma.LZMAError) as error:
         print(error, file=sys.stderr)
         return 1
-    text = report({"English books": books, "36 languages": languages}, runs, given.run)
-    text += "\n".join(tables("after a curriculum", characters, taught))
-    write_whole(given.run / "tables.md", text.encode())
-    print(text)
+    write_whole(given.run / "tables.md", f"{text}\n{more}".encode())
     return 0
 
 
