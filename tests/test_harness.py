@@ -449,7 +449,11 @@ def test_the_command(tmp_path: Path, tasks: Path, capsys: pytest.CaptureFixture[
     ("words", "said"),
     [
         (["--tasks", "bytelm_linse"], "no task bytelm_linse: did you mean bytelm_lines"),
-        (["--tasks", "zzzz_qqqq"], "of which the harness leaves out YAML that it cannot read"),
+        pytest.param(
+            ["--tasks", "zzzz_qqqq"],
+            "of which the harness leaves out YAML that it cannot read",
+            marks=pytest.mark.slow,  # the harness reads its thousands of tasks
+        ),
         (["--tasks", "bytelm_lines", "FILE"], "leave out FILE"),
         (["--tasks", "bytelm_lines", "--precision", "bfloat16"], "--precision applies to files only"),
         (["--tasks", "bytelm_lines", "--windowing", "basic"], "--windowing applies to files only"),

@@ -54,7 +54,12 @@ def test_a_command_has_threads_sleep_before_torch_is_loaded_and_the_doctor_says_
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "77"), ("KMP_BLOCKTIME", "1")]
+    ("name", "value"),
+    [
+        ("OMP_WAIT_POLICY", "ACTIVE"),
+        pytest.param("GOMP_SPINCOUNT", "77", marks=pytest.mark.slow),
+        pytest.param("KMP_BLOCKTIME", "1", marks=pytest.mark.slow),
+    ],
 )
 def test_what_the_user_chose_is_left_and_shown(name: str, value: str) -> None:
     out = ran(COMMAND, **{name: value})

@@ -189,6 +189,7 @@ def test_generation_beside_peers(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert head in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_beside_plain_torch(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--rounds", "1", "--models", "blt", "--peers", "plain"]
     assert train.main(words, {"small": SMALL}, [("small", 64)]) == 0

@@ -34,7 +34,10 @@ def lines(out: Path, stage: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     "stages",
     [
-        pytest.param([stage for stage in gpu.STAGES if stage not in ("compare", "peers")], id="ours"),
+        pytest.param(["laws", "steps", "greedy"], id="some"),
+        pytest.param(
+            [stage for stage in gpu.STAGES if stage not in ("compare", "peers")], id="ours", marks=pytest.mark.slow
+        ),
         pytest.param(gpu.STAGES, id="all", marks=pytest.mark.slow),
     ],
 )

@@ -51,7 +51,10 @@ def test_both_layouts_hold_the_same_weights(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("weights", "tables"),
-    [("bf16", "mapped"), pytest.param("bf16,int8,float32", "mapped,memory", marks=pytest.mark.slow)],
+    [
+        pytest.param("bf16", "mapped", marks=pytest.mark.slow),
+        pytest.param("bf16,int8,float32", "mapped,memory", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_of_these_shapes_is_measured(
     weights: str, tables: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

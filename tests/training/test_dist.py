@@ -157,7 +157,7 @@ def test_what_each_process_read_of_a_table_on_a_device_moves_that_of_all() -> No
 @pytest.mark.parametrize(
     ("lost", "how"),
     [
-        pytest.param(1, signal.SIGKILL, id="the second is killed"),
+        pytest.param(1, signal.SIGKILL, id="the second is killed", marks=pytest.mark.slow),
         pytest.param(0, signal.SIGSTOP, id="the first hangs"),
         pytest.param(0, signal.SIGKILL, id="the first is killed", marks=pytest.mark.slow),
         pytest.param(1, signal.SIGSTOP, id="the second hangs", marks=pytest.mark.slow),
@@ -270,7 +270,7 @@ def torchrun(notes: Path, run: Path, *options: str, steps: int = 100_000) -> sub
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        pytest.param([], -signal.SIGUSR1, id="which dies of it and leaves orphans"),
+        pytest.param([], -signal.SIGUSR1, id="which dies of it and leaves orphans", marks=pytest.mark.slow),
         pytest.param(
             ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"], 1, id="passed on", marks=pytest.mark.slow
         ),

@@ -72,7 +72,7 @@ def test_the_memory_of_a_step_is_what_was_said(preset: str, sets: list[str], tmp
     assert 0.97 < predict(model, config, PATCH).peak / held(model, config, tmp_path) < 1.25
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_recomputing_a_stage_spares_memory_and_changes_no_gradient(tmp_path: Path, dropout: float) -> None:
     found: list[tuple[int, torch.Tensor]] = []
     for recompute in ("false", "global", "local", "true"):

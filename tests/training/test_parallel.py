@@ -167,7 +167,9 @@ def alone() -> dict[str, Learnt]:
 
 
 @pytest.mark.parametrize(
-    ("world", "parallel"), [(2, ParallelConfig()), (4, ParallelConfig(replicate=2))], ids=["2", "2 times 2"]
+    ("world", "parallel"),
+    [(2, ParallelConfig()), pytest.param(4, ParallelConfig(replicate=2), marks=pytest.mark.slow)],
+    ids=["2", "2 times 2"],
 )
 def test_every_architecture_learns_what_one_process_does(
     alone: dict[str, Learnt], world: int, parallel: ParallelConfig
@@ -177,7 +179,7 @@ def test_every_architecture_learns_what_one_process_does(
         check_equal(found, alone)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_other_ways_to_share_learn_the_same(alone: dict[str, Learnt], world: int) -> None:
     """Tables that each process holds whole, gradients reduced after every micro-batch, layers computed again."""
     parallel = ParallelConfig(tables="replicated", sync_each_batch=True, shard=2)
@@ -291,7 +293,9 @@ def held(kind: str) -> int:
     return found[0]
 
 
-@pytest.mark.parametrize("kind", ["blt (last layer crossed)", "megabyte (two stages)"])
+@pytest.mark.parametrize(
+    "kind", ["blt (last layer crossed)", pytest.param("megabyte (two stages)", marks=pytest.mark.slow)]
+)
 def test_four_processes_each_hold_a_quarter_of_what_is_trained(kind: str) -> None:
     alone = held(kind)
     assert all(found <= 0.30 * alone for found in worlds.run(4, held, kind))

@@ -62,7 +62,7 @@ def measured(preset: str, sets: list[str]) -> dict[str, int]:
         }
 
 
-@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2, 4])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("preset", "sets"),
     [("byte-tiny", []), ("demo", BLT), pytest.param("megabyte-tiny", [], marks=pytest.mark.slow)],

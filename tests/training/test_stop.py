@@ -155,7 +155,7 @@ print(json.dumps(ends))
 @pytest.mark.fault("T3", "T6")
 @pytest.mark.parametrize(
     ("sets", "count"),
-    [(PLAIN, 2), pytest.param([*BLT, *TRAINED], 50, marks=pytest.mark.slow)],
+    [pytest.param(PLAIN, 2, marks=pytest.mark.slow), pytest.param([*BLT, *TRAINED], 50, marks=pytest.mark.slow)],
     ids=["two", "fifty"],
 )
 def test_signals_at_random_times(
