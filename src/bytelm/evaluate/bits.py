@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
@@ -202,29 +202,32 @@ def prompted_continuations(
 
 
 def _after(windows: _Windows, documents: Iterable[tuple[bytes | Tensor, int]]) -> Iterator[tuple[float, bool]]:
-    """Of each (document, ids): the nats of what follows so many ids, and whether each is the most probable one."""
-    after: deque[int] = deque()
+    """Of each (document, ids): the nats of what follows so many ids, and whether each is the most probable one.
+
+    What comes before is read and not scored, which spares the output layer; a window with nothing else is left out.
+    """
 
     def all_windows() -> Iterator[Window | None]:
         for document, ids in documents:
-            after.append(ids)
-            yield from windows.of(document)
+            scored = 0  # ids that earlier windows score
+            for window in windows.of(document):
+                end = scored + len(window.ids) - 1 - window.seen
+                if end > ids:
+                    yield replace(window, seen=window.seen + max(0, ids - scored))
+                scored = end
             yield None  # the document ends
 
-    stream, nats, likeliest, read = all_windows(), 0.0, True, 0
+    stream, nats, likeliest = all_windows(), 0.0, True
     while group := list(islice(stream, windows.batch)):
         scored = iter(windows.judge([window for window in group if window is not None]))
         for window in group:
             if window is None:
                 yield nats, likeliest
-                after.popleft()
-                nats, likeliest, read = 0.0, True, 0
+                nats, likeliest = 0.0, True
                 continue
             found, best = next(scored)
-            counted = slice(max(0, after[0] - read), None)
-            read += len(found)
-            nats += float(found[counted].double().sum())
-            likeliest &= bool(best[counted].all())
+            nats += float(found.double().sum())
+            likeliest &= bool(best.all())
 
 
 def timed(
