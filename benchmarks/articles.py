@@ -34,11 +34,17 @@ def indexed(text: bytes, index: str, split: str) -> Iterator[tuple[str, bytes]]:
         yield row["name"], text[begin : begin + size]
 
 
-def cut(text: bytes, index: str, split: str, out: Path) -> int:
-    """Write each article of a split to OUT/LANGUAGE/ARTICLE.txt; their number. Raises ValueError for another index."""
-    count = 0
+def cut(text: bytes, index: str, split: str, out: Path, most: int | None = None) -> int:
+    """Write each article of a split to OUT/LANGUAGE/ARTICLE.txt, the first `most` titles; the number of files.
+
+    Raises ValueError for another index.
+    """
+    count, titles = 0, dict[str, None]()
     for name, article in indexed(text, index, split):
         title, language, *_ = name.split("|")
+        if title not in titles and len(titles) == most:
+            continue
+        titles[title] = None
         folder, title = (re.sub(r"[^\w.-]", "_", part).lstrip(".") for part in (language, title))
         (out / folder).mkdir(parents=True, exist_ok=True)
         (out / folder / f"{title}.txt").write_bytes(article)

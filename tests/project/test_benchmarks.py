@@ -378,6 +378,8 @@ def test_a_corpus_is_cut_into_a_folder_of_articles(tmp_path: Path, capsys: pytes
     assert articles.main(given) == 0 and "3 articles" in capsys.readouterr().out
     found = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes() for path in tmp_path.glob("out/*/*")}
     assert found == {"eng/a_1.txt": b"one", "por-BR/a_1.txt": b"eins", "fra/.txt": b"deux\xff"}
+    assert articles.cut(text, head + "\n".join(lines), "test", tmp_path / "one", most=1) == 2
+    assert {path.parts[-2:] for path in tmp_path.glob("one/*/*")} == {("eng", "a_1.txt"), ("por-BR", "a_1.txt")}
     assert articles.main([*given, "--split", "none"]) == 1
     with pytest.raises(ValueError, match="bytes 0 to 99 of a file of 16"):
         articles.cut(text, head + "test\ta|eng\t0\t99", "test", tmp_path)
