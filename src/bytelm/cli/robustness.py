@@ -71,6 +71,8 @@ def robust(
     except Interrupted as stopped:
         print(f"answers so far are in {home}; run the same command again to resume", file=sys.stderr)
         return exit_code(stopped.signal)
+    if not found["suites"]:
+        raise DataError("; ".join(f"{name} needs {wants}" for name, wants in found["skipped"].items()))
     show(found, home, json)
     return 0
 

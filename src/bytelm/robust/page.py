@@ -11,23 +11,10 @@ from bytelm.data.files import write_whole
 from bytelm.evaluate.robustness import noise
 from bytelm.report.charts import line_chart, page
 from bytelm.report.markup import Figure, Table, rendered
+from bytelm.robust.figures import LABELS
 from bytelm.units import show_bytes, show_seconds
 
 RESULTS, PICTURE, PAGE = "results.json", "picture.svg", "index.html"
-LABELS = {
-    "difference": "bits/byte lost",
-    "changed": "bits/byte changed",
-    "original": "bits/byte original",
-    "accuracy": "accuracy",
-    "exact_match": "exact match",
-    "bits_per_byte": "bits/byte",
-    "bytes_per_patch": "bytes/patch",
-    "bytes_per_second": "bytes/s",
-    "bits_per_unit": "bits/{}",
-    "patches_per_unit": "patches/{}",
-    "seconds_per_unit": "s/{}",
-    "relative": "bits/{} relative to {}",
-}
 ASIDE = {"changed", "original"}  # figures that are on the page only
 Found = Mapping[str, Any]
 
