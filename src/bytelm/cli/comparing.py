@@ -153,10 +153,11 @@ def show(found: dict[str, Any]) -> None:
 
 def show_suites(found: dict[str, Any]) -> None:
     """Print what the models answered to suites, if they were asked any."""
-    from bytelm.compare.robustness import table
+    from bytelm.compare.robustness import table, unasked
 
-    own = found.get("robustness", {})
-    if own.get("models"):
+    if "robustness" not in found:
+        return
+    if found["robustness"]["models"]:
         print_table(*table(found)[:2])
-    for name, needs in own.get("skipped", {}).items():
-        print(f"{name} was not measured: it needs {needs}")
+    for line in unasked(found):
+        print(line)

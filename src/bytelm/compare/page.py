@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bytelm.compare.results import HEAD, HEAD_COSTS, lost, rows
-from bytelm.compare.robustness import table
+from bytelm.compare.robustness import table, unasked
 from bytelm.config import dump_toml
 from bytelm.data.files import write_whole
 from bytelm.report.charts import Bar, bar_chart, line_chart, page, show_plain
@@ -89,7 +89,7 @@ def html(found: Mapping[str, Any]) -> str:
         differences=differences(found),
         lost=lost(found),
         robustness=table(found) if "robustness" in found else None,
-        skipped=found["robustness"]["skipped"] if "robustness" in found else {},
+        unasked=unasked(found) if "robustness" in found else [],
         failed=found["failed"],
         configurations=[
             (m["model"], show_count(m["parameters"]), dump_toml(m["config"])) for m in models if m["config"] is not None

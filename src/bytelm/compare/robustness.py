@@ -16,7 +16,7 @@ from bytelm.errors import UsageError
 from bytelm.evaluate.robustness.base import Sources
 from bytelm.find import find
 from bytelm.report.markup import Table
-from bytelm.robust.page import show_figure, write_all
+from bytelm.robust.page import refusals, show_figure, write_all
 from bytelm.robust.run import AMOUNT, KIND, RobustSpec, Watch, run_suites
 
 ROBUSTNESS = "robustness"
@@ -34,7 +34,8 @@ def ask(outcome: Outcome, suites: Sequence[str], sources: Sources, home: Path, d
     """The headline figures of all models that were evaluated, from best to worst in bits per byte, as JSON.
 
     {"amount", "seed", "documents", "suites": {suite: {"title", "headline", "items", "manifest"}}, "models": [{"model",
-    "naive", "suites": {suite: {"value", "seeds": {seed: value}}}}], "skipped": {suite: what it needs}}. `value` is the
+    "naive", "suites": {suite: {"value", "seeds": {seed: value}}}}], "skipped": {suite: what it needs},
+    "refused": [what could not be asked of whom]}. `value` is the
     mean over seeds. A model over tokens is there twice, the second time `naive`; one of transformers is naive only.
 
     Raises Interrupted by a signal: answers are kept, and the same call goes on from them.
@@ -49,6 +50,7 @@ def ask(outcome: Outcome, suites: Sequence[str], sources: Sources, home: Path, d
         **{key: found[key] for key in ("amount", "seed", "documents", "skipped")},
         "suites": {name: about(suite) for name, suite in found["suites"].items()},
         "models": models(found, runs),
+        "refused": refusals(found["models"]),
     }
 
 
@@ -101,6 +103,12 @@ def table(found: Mapping[str, Any]) -> Table:
             for row in rows
         ],
     )
+
+
+def unasked(found: Mapping[str, Any]) -> list[str]:
+    """What was not measured, and why, line by line."""
+    own = found[ROBUSTNESS]
+    return [*(f"{name} was not measured: it needs {needs}" for name, needs in own["skipped"].items()), *own["refused"]]
 
 
 def cell(figure: Mapping[str, Any] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,22 @@ def tables(found: Found, suite: str, aside: bool = False) -> Iterator[Table]:
         rows = [
             [
                 row["row"],
-                *(show_interval(row["figures"][model].get(key)) for model in models),
-                *(show_interval(row["differences"][model].get(key)) for model in models[1:]),
+                *(show_interval(row["figures"].get(model, {}).get(key)) for model in models),
+                *(show_interval(row["differences"].get(model, {}).get(key)) for model in models[1:]),
             ]
             for row in own["rows"]
-            if any(key in row["figures"][model] for model in models)
+            if any(key in figures for figures in row["figures"].values())
         ]
         yield Table(head, rows)
+
+
+def refusals(models: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The suites that models could not be asked, and why, line by line."""
+    return [
+        f"{suite} was not asked of {model['model']}: {reason}"
+        for model in models
+        for suite, reason in model.get("refused", {}).items()
+    ]
 
 
 def summary(found: Found, suite: str) -> Table | None:
@@ -126,4 +135,5 @@ def html(found: Found) -> str:
         figures=[[Figure(chart, caption)] for chart, caption in charts(found)],
         suites=parts,
         skipped=found["skipped"],
+        refused=refusals(found["models"]),
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 from bytelm.checkpoint.lock import exclusive
 from bytelm.device import AUTO, called, use
-from bytelm.errors import ResourceError, UsageError
+from bytelm.errors import DataError, ResourceError, UsageError
 from bytelm.evaluate.robustness.base import Item, Sources, checksum
 from bytelm.find import find, names
 from bytelm.robust.answers import Answers, Asked, Progress, ask
@@ -87,7 +87,9 @@ def items_of(sources: Sources, suites: Sequence[str], amount: int, seed: int) ->
 def run_suites(spec: RobustSpec, sources: Sources, home: Path, watch: Watch) -> dict[str, Any]:
     """The results of all models in all suites that these texts are enough for, as JSON; of none, no model is asked.
 
-    Raises ResourceError, and Interrupted by a signal: what was answered by then is kept.
+    A model whose tokenizer cannot read a suite has no figures in it, and the reason is in its "refused"; of the first
+    one, to which the others are compared, that is an error. Raises DataError for it, ResourceError, and Interrupted by
+    a signal: what was answered by then is kept.
     """
     made = {name: Suite.of(module, sources, spec) for name, module in spec.modules().items()}
     suites = {name: suite for name, suite in made.items() if suite.items}
@@ -99,7 +101,9 @@ def run_suites(spec: RobustSpec, sources: Sources, home: Path, watch: Watch) -> 
         "device": called(use(spec.device)),
         "models": [about for about, _ in models],
         "suites": {
-            name: suite_of(suite, {about["model"]: (suite.asked, answers[name]) for about, answers in models})
+            name: suite_of(
+                suite, {about["model"]: (suite.asked, answers[name]) for about, answers in models if name in answers}
+            )
             for name, suite in suites.items()
         },
         "skipped": {name: needs(suite.module) for name, suite in made.items() if not suite.items},
@@ -120,16 +124,17 @@ def ask_models(
             for column in opened(shown, path, use(spec.device), spec.context):
                 about = {"model": column.name, "run": path, "naive": column.naive}
                 about |= {"identity": column.identity, "context": column.context}
-                answers = {
-                    name: ask(
-                        column,
-                        suite.asked,
-                        place(home, name, suite, column),
-                        watch(f"{column.name}: {name}", suite.asked.bytes),
-                    )
-                    for name, suite in suites.items()
-                }
-                found.append((about, answers))
+                answers: dict[str, Answers] = {}
+                refused: dict[str, str] = {}
+                for name, suite in suites.items():
+                    progress = watch(f"{column.name}: {name}", suite.asked.bytes)
+                    try:
+                        answers[name] = ask(column, suite.asked, place(home, name, suite, column), progress)
+                    except DataError as error:
+                        if not found:
+                            raise
+                        refused[name] = str(error)
+                found.append((about | ({"refused": refused} if refused else {}), answers))
     return found
 
 
