@@ -249,7 +249,9 @@ def test_bad_input_is_one_line_before_anything_is_trained(
         for module in [name for name in sys.modules if name == "accelerate" or name.startswith("bytelm.hf")]:
             monkeypatch.delitem(sys.modules, module)
         monkeypatch.setitem(sys.modules, "accelerate", None)
-    more = ["--suite", "nois"] if "nois'" in said else ["--suite", "noise", "--as", "image:32"] if "texts" in said else []
+    more = (
+        ["--suite", "nois"] if "nois'" in said else ["--suite", "noise", "--as", "image:32"] if "texts" in said else []
+    )
     names, said = (text.replace("models0", models.name).format(models=models) for text in (names, said))
     assert cli(words(data, tmp_path / "home", names, *more)) == code
     err = capfd.readouterr().err
