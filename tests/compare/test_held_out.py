@@ -52,3 +52,14 @@ def test_documents_are_what_is_resampled_where_there_are_enough() -> None:
     assert held_out.units(few) == few
     many = [DocumentBits(str(i % 8), 10 + i, float(i)) for i in range(16)]
     assert held_out.units(many) == [DocumentBits(str(i), 28 + 2 * i, 8.0 + 2 * i) for i in range(8)]
+
+
+@pytest.mark.parametrize("text", ["déjà vu, ", "日本語の文。", "a🙂", "plain "])
+def test_no_character_is_cut_in_two(text: str) -> None:
+    """Where a tokenizer of text could not read the parts; bytes that are no text stay whole too."""
+    document = (text * 60).encode()
+    parts = [data for _, data in held_out.stretches([document], longest=50)]
+    assert b"".join(parts) == document and all(data.decode() and len(data) <= 50 + 3 for data in parts)
+    assert max(map(len, parts)) - min(map(len, parts[:-1])) <= 6  # equal parts, up to a character at either end
+    for other in (b"\x80" * 200, bytes(range(256)), document[1:]):
+        assert b"".join(data for _, data in held_out.stretches([other], longest=7)) == other

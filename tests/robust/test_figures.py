@@ -21,8 +21,8 @@ from bytelm.evaluate.robustness import boundary, noise
 from bytelm.evaluate.robustness.base import Item, Query, Sources, cut
 from bytelm.find import find
 from bytelm.robust.answers import Answers, Asked, ask, kept
-from bytelm.robust.columns import Column, columns_of
-from bytelm.robust.figures import results
+from bytelm.robust.columns import Column, columns_of, identity_of
+from bytelm.robust.figures import headline, results
 from bytelm.testing.tiny import UniformModel, tiny_models
 from bytelm.training.stop import Interrupted
 from bytelm.units import LN2
@@ -251,3 +251,51 @@ def test_a_run_over_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"others")
     (others,) = columns_of("texts", Loaded(UniformModel(), {"context": 9}, tmp_path, None), 5)
     assert others.context == 5 and others.identity != texts.identity
+
+
+# --- the figure that stands for a suite -------------------------------------------------------------------------------
+
+
+def test_the_headline_of_a_suite_is_the_mean_over_rows_of_its_main_figure(tmp_path: Path) -> None:
+    """However many items a row has, and whatever its other rows are of."""
+    model = Counts({ord("a"): 0.5, ord("b"): 0.25}, 0.25 / 254)
+    right, wrong = (Query(b"zz", b"ba"), Query(b"zz", b"bb")), (Query(b"zz", b"bb"), Query(b"zz", b"ba"))
+    items = [one("generation", Query(b"b", b"aaa\n"), row="written"), one("choice", *right, row="one")]
+    items += [one("choice", *both, row="three") for both in (right, wrong, wrong)]
+    found = asked(tmp_path, items, column(model))
+    assert found["headline"] == {"label": "accuracy", "values": {"model": pytest.approx((1 + 1 / 3) / 2)}}
+    (tmp_path / "model.json").unlink()
+    found = asked(tmp_path, items[:1], column(model))
+    assert found["headline"] == {"label": "exact match", "values": {"model": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("noise", "mean at 10 %"), ("degenerate", "worst"), ("scripts", "max/min")]
+)
+def test_a_suite_may_say_which_of_its_further_figures_that_is(tmp_path: Path, name: str, label: str) -> None:
+    suite = find("evaluate.robustness", name)
+    texts = [(f"{code}/1.txt", TEXT[at:]) for code, at in (("eng", 0), ("deu", 700))]
+    found = asked(tmp_path, list(suite.items(Sources(texts), 2, 0)), column(UniformModel()), suite=suite)
+    assert label in found["headline"]["label"]
+    assert found["headline"]["values"] == {"model": found["summary"]["model"][found["headline"]["label"]]}
+    wanted = {"noise": 0.0, "degenerate": UNIFORM, "scripts": len(TEXT) / (len(TEXT) - 700)}
+    assert found["headline"]["values"]["model"] == pytest.approx(wanted[name], abs=1e-4)
+
+
+def test_a_model_without_the_figure_has_no_headline() -> None:
+    rows = [{"kinds": ["bits"], "figures": {"a": {"bits_per_byte": {"value": 2.0}}, "b": {}}}]
+    found = {"rows": rows, "summary": {"a": {"worst": 3.0}, "b": {}}}
+    suite = ModuleType("suite")
+    assert headline(suite, found, ["a", "b"]) == {"label": "bits/byte", "values": {"a": 2.0}}
+    suite.HEADLINE = "worst"
+    assert headline(suite, found, ["a", "b"]) == {"label": "worst", "values": {"a": 3.0}}
+
+
+def test_every_file_of_a_folder_is_part_of_its_identity(tmp_path: Path) -> None:
+    """Vocabularies of some tokenizers are no JSON: vocab.txt, merges.txt, tokenizer.model."""
+    for name in ("config.json", "model.safetensors", "vocab.txt"):
+        (tmp_path / name).write_text(name)
+    before = identity_of(tmp_path)
+    assert identity_of(tmp_path) == before
+    (tmp_path / "vocab.txt").write_text("another")
+    assert identity_of(tmp_path) != before

@@ -59,18 +59,8 @@ def print_report(report: ForeignReport) -> None:
     )
     if survey.special_tokens:
         print(f"{survey.special_tokens:,} tokens are special ones that this tokenizer reads in plain text")
-    if report.exact:
-        print("exact: the tokens give back every byte of the files")
-    else:
-        print(
-            f"NOT a code of the files: {survey.changed:,} of {verdict.documents:,} documents do not come back from "
-            f"their tokens; with all that is lost coded too, at most {report.bound:.3f} {verdict.unit}"
-        )
-    for one in survey.losses:
-        print(
-            f"  {one.kind}: {one.characters:,} characters, {one.bytes:,} bytes at {one.places:,} places in "
-            f"{one.documents:,} documents, as in {one.file}: {one.example}"
-        )
+    lost = survey.lines(verdict.documents, report.bound, verdict.unit)
+    print("\n".join(lost or ["exact: the tokens give back every byte of the files"]))
     if report.proof is not None:
         proof = report.proof
         print(

@@ -71,6 +71,8 @@ def robust(
     except Interrupted as stopped:
         print(f"answers so far are in {home}; run the same command again to resume", file=sys.stderr)
         return exit_code(stopped.signal)
+    if not found["suites"]:
+        raise DataError("; ".join(f"{name} needs {wants}" for name, wants in found["skipped"].items()))
     show(found, home, json)
     return 0
 
@@ -127,7 +129,7 @@ def sources_of(runs: Sequence[str], paths: Sequence[str]) -> Sources:
 
 def show(found: dict[str, Any], home: Path, json: bool) -> None:
     """Write the results and print them."""
-    from bytelm.robust.page import PAGE, RESULTS, summary, tables, write_all
+    from bytelm.robust.page import PAGE, RESULTS, refusals, summary, tables, write_all
 
     write_all(found, home)
     if json:
@@ -139,4 +141,6 @@ def show(found: dict[str, Any], home: Path, json: bool) -> None:
                 print_table(table.head, table.rows)
     for name, needs in found["skipped"].items():
         print(f"{name} was not measured: it needs {needs}")
+    for line in refusals(found["models"]):
+        print(line)
     print(f"full report: {home / PAGE}, {home / RESULTS}")

@@ -10,6 +10,8 @@
     linear            linear Transformer
     bpe:4096          Transformer over tokens, vocabulary of 4096
 
+    hf:FOLDER         a causal model of transformers, which is not trained (`foreign.py`)
+
 The numbers are the defaults. Each architecture defines its candidates in `sizes.py`; one without that file (a plugin)
 is compared in the one size of its Config, under its own name.
 """
@@ -31,6 +33,7 @@ DEPTH_OFFSETS = (0, -1, 1, -2, 2)  # from the usual number of layers
 DEPTH_PENALTY = 0.02  # per squared depth offset, in units of |log(cost / goal)|
 
 
+HF = "hf:"  # before a model of transformers
 DEFAULT = "blt,megabyte,space,byte,byte-window,perceiver,linear,bpe:4096"
 
 
@@ -72,9 +75,15 @@ def of_one_size(name: str) -> Family:
     )
 
 
+def listed(names: str) -> tuple[list[str], list[str]]:
+    """A list such as "blt,hf:folder" in two: the models to train, and those of transformers."""
+    found = [name.strip() for name in names.split(",")]
+    return [name for name in found if not name.startswith(HF)], [name for name in found if name.startswith(HF)]
+
+
 def candidates(names: str) -> list[Candidate]:
-    """Parse a list such as "blt,bpe:4096". Raises UsageError for unknown names and duplicates."""
-    found = [candidate(name.strip()) for name in names.split(",")]
+    """The models to train of a list such as "blt,bpe:4096". Raises UsageError for unknown names and duplicates."""
+    found = [candidate(name) for name in listed(names)[0]]
     seen: set[tuple[str, int]] = set()
     for one in found:
         if (key := (one.name.partition(":")[0], one.number)) in seen:

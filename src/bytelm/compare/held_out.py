@@ -5,12 +5,13 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from bytelm.data.files import write_whole
 from bytelm.errors import DataError
 from bytelm.evaluate.bits import DocumentBits
+from bytelm.evaluate.robustness.base import character
 
 LIMIT = 1 << 19  # bytes evaluated
 LONGEST = 1 << 14  # bytes per segment
@@ -23,13 +24,17 @@ Stretch = tuple[int, bytes]
 def stretches(documents: Iterable[bytes], limit: int = LIMIT, longest: int = LONGEST, grain: int = 1) -> list[Stretch]:
     """Segments of up to `longest` bytes, evenly over all documents, about `limit` bytes in total.
 
-    They start at multiples of `grain`, and are at least that long. Raises DataError if there are no bytes.
+    They start at multiples of `grain`, and are at least that long; where it is 1, at a character, up to 3 bytes later,
+    so that tokenizers of text can read them. Raises DataError if there are no bytes.
     """
     found: list[Stretch] = []
     for number, document in enumerate(documents):
         parts = -(-len(document) // (max(longest // grain, 1) * grain))
         size = -(-len(document) // (max(parts, 1) * grain)) * grain  # equal parts, except the last
-        found += [(number, document[start : start + size]) for start in range(0, len(document), max(size, 1))]
+        starts = range(0, len(document), max(size, 1))
+        cuts = {character(document, start) if grain == 1 else start for start in starts[1:]}
+        edges = [*starts[:1], *sorted(cuts), len(document)]
+        found += [(number, document[start:end]) for start, end in pairwise(edges)]
     sizes = [len(data) for _, data in found]
     if not sum(sizes):
         raise DataError("no held-out bytes to evaluate on: give more data, or files with --held-out")

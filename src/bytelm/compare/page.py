@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bytelm.compare.results import HEAD, HEAD_COSTS, rows
+from bytelm.compare.results import HEAD, HEAD_COSTS, lost, rows
+from bytelm.compare.robustness import table, unasked
 from bytelm.config import dump_toml
 from bytelm.data.files import write_whole
 from bytelm.report.charts import Bar, bar_chart, line_chart, page, show_plain
@@ -33,7 +34,8 @@ def budget_of(found: Mapping[str, Any]) -> str:
     """The budget as text."""
     amount, match = found["budget"], found["match"]
     shown = {"flops": f"{amount:.3g} FLOPs", "time": show_seconds(amount), "bytes": show_bytes(amount)}
-    return f"{shown[match]} per model: {SAME[match]}"
+    rest = "; models of transformers are not trained" if any("foreign" in model for model in found["models"]) else ""
+    return f"{shown[match]} per model: {SAME[match]}{rest}"
 
 
 def charts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -51,10 +53,11 @@ def charts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         return line_chart(curve(of), label, "bits per byte", title, True, show_power if of == "flops" else show_plain)
 
     size = show_bytes(found["measured_bytes"])
+    remarks = ". ".join([budget_of(found), *(line for line in lost(found) if not line.startswith(" "))])
     return [
         (
             bar_chart(bars, "bits per byte", f"Bits per byte of {', '.join(names)}"),
-            f"Held-out bits per byte on {size}, with 95 % confidence intervals; {budget_of(found)}.",
+            f"Held-out bits per byte on {size}, with 95 % confidence intervals; {remarks}.",
         ),
         (
             against("flops", "training FLOPs"),
@@ -84,8 +87,13 @@ def html(found: Mapping[str, Any]) -> str:
         quality=Table(HEAD, [row[: len(HEAD)] for row in shown]),
         costs=Table([HEAD[0], *HEAD_COSTS], [[row[0], *row[len(HEAD) :]] for row in shown]),
         differences=differences(found),
+        lost=lost(found),
+        robustness=table(found) if "robustness" in found else None,
+        unasked=unasked(found) if "robustness" in found else [],
         failed=found["failed"],
-        configurations=[(m["model"], show_count(m["parameters"]), dump_toml(m["config"])) for m in models],
+        configurations=[
+            (m["model"], show_count(m["parameters"]), dump_toml(m["config"])) for m in models if m["config"] is not None
+        ],
     )
 
 

@@ -24,6 +24,11 @@ from bytelm.machine import processor
 from bytelm.units import bits_per_byte, show_bytes, show_count, show_seconds
 
 Result = Mapping[str, Any]
+COSTS = (
+    *("entropy_model", "paper", "executed", "hnet", "read", "trained_bytes", "epochs", "training_flops", "steps"),
+    *("skipped", "seconds", "training_bytes_per_second", "generated_bytes_per_second", "peak_memory"),
+)
+"""What a model has that was trained here."""
 
 
 def averaged(results: Sequence[Result]) -> list[DocumentBits]:
@@ -50,10 +55,15 @@ def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
     of: dict[str, list[Result]] = {}
     for result in outcome.results:
         of.setdefault(result["model"], []).append(result)
+    foreign = {result["model"]: result for result in outcome.foreign}
     measured = {name: averaged(results) for name, results in of.items()}
-    order = sorted(of, key=lambda name: Meter.of(measured[name]).bits_per_byte)
+    measured |= {name: averaged([result]) for name, result in foreign.items()}
+    order = sorted(measured, key=lambda name: Meter.of(measured[name]).bits_per_byte)
     found = [
-        model_of(Planned.of(plan["models"][name]), of[name], measured[name], corpus.bytes("train")) for name in order
+        foreign_of(foreign[name], measured[name])
+        if name in foreign
+        else model_of(Planned.of(plan["models"][name]), of[name], measured[name], corpus.bytes("train"))
+        for name in order
     ]
     pairs = [{"model": a, "baseline": b, **difference(measured[a], measured[b])} for a, b in combinations(order, 2)]
     stretches = [data for _, data in kept(home / HELD_OUT)]
@@ -66,7 +76,7 @@ def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
         "compressors": compressed(stretches),
         "measured_bytes": sum(map(len, stretches)),
         "train_bytes": corpus.bytes("train"),
-        "machine": machine(outcome.results),
+        "machine": machine([*outcome.results, *outcome.foreign]),
     }
 
 
@@ -85,7 +95,7 @@ def model_of(
     def mean(key: str) -> float:
         return fmean(result[key] for result in results)
 
-    counted, bounds = planned.costs, interval(units(measured))
+    counted = planned.costs
     each = [bits_per_byte(sum(d[2] for d in r["documents"]), sum(d[1] for d in r["documents"])) for r in results]
     curve = [
         {"bytes": bytes, "flops": TRAINING * counted.executed * bytes, "seconds": seconds, "bits_per_byte": bits}
@@ -93,10 +103,7 @@ def model_of(
     ]
     return {
         "model": planned.name,
-        "bytes": Meter.of(measured).bytes,
-        "bits_per_byte": Meter.of(measured).bits_per_byte,
-        "low": bounds[0] if bounds else None,
-        "high": bounds[1] if bounds else None,
+        **level(measured),
         "seeds": {result["seed"]: bits for result, bits in zip(results, each, strict=True)},
         **asdict(counted),
         "patch_size": results[0]["patch_size"],
@@ -112,6 +119,36 @@ def model_of(
         "curve": curve,
         "config": planned.config,
     }
+
+
+def level(measured: Sequence[DocumentBits]) -> dict[str, Any]:
+    """Bits per byte, with their interval, as JSON."""
+    whole, bounds = Meter.of(measured), interval(units(measured))
+    low, high = bounds or (None, None)
+    return {"bytes": whole.bytes, "bits_per_byte": whole.bits_per_byte, "low": low, "high": high}
+
+
+def foreign_of(result: Result, measured: Sequence[DocumentBits]) -> dict[str, Any]:
+    """A model of transformers: what a training costs is None, and what its tokens lose is beside its bits."""
+    shown = {key: result[key] for key in ("parameters", "tables", "patch_size")}
+    unknown = dict.fromkeys(COSTS)
+    about = {key: result[key] for key in result if key not in {*shown, "model", "documents", "threads", "device"}}
+    return {
+        "model": result["model"],
+        **level(measured),
+        "seeds": {},
+        **shown,
+        **unknown,
+        "curve": [],
+        "config": None,
+        "foreign": about,
+    }
+
+
+def lost(found: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of models whose tokens do not give back all bytes, line by line."""
+    models = [(model["model"], model["foreign"]["lost"]) for model in found["models"] if "foreign" in model]
+    return [line if at else f"{name}: {line}" for name, lines in models for at, line in enumerate(lines)]
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -155,21 +192,28 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _row(model: Mapping[str, Any], apart: Mapping[str, Any] | None) -> list[str]:
-    seeds = list(model["seeds"].values())
-    spread = f"{min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else "1"
+    seeds, own = list(model["seeds"].values()), model.get("foreign")
+    spread = f"{min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else "–" if own else "1"
+    bits = f"{model['bits_per_byte']:.3f}"
     more = "–"
     if apart is not None:
         low, high = (None if apart[end] is None else -apart[end] for end in ("high", "low"))
         more = f"{-apart['difference']:+.3f} ({interval_of(low, high)})"
     return [
         model["model"],
-        f"{model['bits_per_byte']:.3f}",
+        bits if own is None or own["exact"] else f"{bits} (at most {own['bits_per_byte_bound']:.3f})",
         interval_of(model["low"], model["high"]),
         spread,
         more,
         "–" if model["patch_size"] is None else f"{model['patch_size']:.2f}",
         show_count(model["parameters"] - model["tables"]),
         show_count(model["tables"]),
+        *(["–"] * len(HEAD_COSTS) if own else _costs(model)),
+    ]
+
+
+def _costs(model: Mapping[str, Any]) -> list[str]:
+    return [
         *(f"{model[key] / 1e6:.3g}" for key in ("paper", "executed", "hnet")),
         f"{show_bytes(model['trained_bytes'])}",
         show_seconds(model["seconds"]),

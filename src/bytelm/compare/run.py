@@ -4,6 +4,7 @@ HOME/data            the corpus, packed once, with boundaries and tokens
 HOME/held-out.bin    the evaluated segments
 HOME/plan.json       the specification, and each model sized to the budget
 HOME/blt-5-0/        the run of a model with seed 0, as of `bytelm train`, and its result.json
+HOME/foreign/        results of models of transformers, which are not trained
 HOME/results.json    all results; HOME/index.html and HOME/picture.svg show them
 """
 
@@ -22,8 +23,8 @@ from typing import Any
 
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
-from bytelm.compare import held_out
-from bytelm.compare.candidates import Candidate, candidates
+from bytelm.compare import foreign, held_out
+from bytelm.compare.candidates import Candidate, candidates, listed
 from bytelm.compare.plan import Budget, Match, Planned, check_memory, mean_of, planned
 from bytelm.compare.worker import FAILED, HELD_OUT, PLAN, RESULT
 from bytelm.data.convert import modality_of, read
@@ -78,6 +79,8 @@ class Outcome:
 
     plan: dict[str, Any]
     results: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    foreign: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Of models of transformers, each once, whatever the seeds."""
     failed: dict[str, str] = field(default_factory=dict[str, str])
     signal: int | None = None
 
@@ -190,7 +193,8 @@ def run_all(spec: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool 
     Raises DataError, UsageError, ConfigError, ResourceError and MissingExtraError before the first training; a later
     failure is reported, and the other models continue.
     """
-    resolve(spec.device)
+    device, (_, others) = resolve(spec.device), listed(spec.models)
+    foreign.check(others)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -199,9 +203,9 @@ def run_all(spec: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool 
     with StopRequest(), exclusive(home):
         try:
             corpus, plan = prepared(spec, home, journal)
+            outcome = Outcome(plan, foreign=foreign.evaluated(others, home, device, journal, dry=dry) if others else [])
         except Interrupted as stopped:
             return Outcome({}, signal=stopped.signal)
-        outcome = Outcome(plan)
         names = [one.name for one in candidates(spec.models)]
         for seed in range(spec.seeds):
             for name in names:
@@ -254,8 +258,9 @@ def died(code: int) -> str:
     return f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
 
 
-def expected(plan: Mapping[str, Any], spec: ComparisonSpec) -> tuple[list[str], list[list[str]]]:
+def expected(outcome: Outcome, spec: ComparisonSpec) -> tuple[list[str], list[list[str]]]:
     """The plan as a table: a head, one row per model, and the total time."""
+    plan = outcome.plan
     head = ["model", "parameters", "+ tables", "MFLOP/byte", "to learn", "patch", "memory", "time, about"]
     found: list[list[str]] = []
     whole = 0.0
@@ -271,4 +276,7 @@ def expected(plan: Mapping[str, Any], spec: ComparisonSpec) -> tuple[list[str], 
             f"{planned.mean:.2f}",
         ]
         found.append([name, *size, *work, show_bytes(planned.memory), show_seconds(seconds)])
+    for one in outcome.foreign:
+        size = [show_count(one["parameters"] - one["tables"]), show_count(one["tables"])]
+        found.append([one["model"], *size, "–", "not trained", "–", "–", "–"])
     return head, [*found, [f"all, {spec.seeds} seeds" if spec.seeds > 1 else "all", *[""] * 6, show_seconds(whole)]]

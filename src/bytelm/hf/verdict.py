@@ -34,6 +34,14 @@ class Loss:
     file: str
     """Where that is."""
 
+    @property
+    def line(self) -> str:
+        """As text."""
+        return (
+            f"  {self.kind}: {self.characters:,} characters, {self.bytes:,} bytes at {self.places:,} places in "
+            f"{self.documents:,} documents, as in {self.file}: {self.example}"
+        )
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -48,6 +56,20 @@ class Survey:
     losses: tuple[Loss, ...]
     extra_bits: int
     """What the edits cost that make the files of what tokens decode to."""
+
+    def bound(self, bits: float, bytes: int) -> float:
+        """Bits per byte of tokens of so many bits and edits together: a code of the files, whatever was lost."""
+        return bits_per_byte((bits + (self.extra_bits if self.changed else 0)) * LN2, bytes)
+
+    def lines(self, documents: int, bound: float, unit: str = "bits per byte") -> list[str]:
+        """What a reader must know of a figure, line by line: what its tokens do not give back. Empty if nothing."""
+        if not self.changed:
+            return []
+        first = (
+            f"NOT a code of the files: {self.changed:,} of {documents:,} documents do not come back from "
+            f"their tokens; with all that is lost coded too, at most {bound:.3f} {unit}"
+        )
+        return [first, *(one.line for one in self.losses)]
 
 
 @dataclass(frozen=True)
@@ -71,9 +93,8 @@ class ForeignReport:
 
     @property
     def bound(self) -> float:
-        """Bits per byte of tokens and edits together: a code of the files, whatever was lost."""
-        extra = 0 if self.exact else self.survey.extra_bits
-        return bits_per_byte((self.verdict.bits + extra) * LN2, self.verdict.bytes)
+        """See `Survey.bound`."""
+        return self.survey.bound(self.verdict.bits, self.verdict.bytes)
 
     def mapping(self) -> dict[str, Any]:
         """As plain JSON: what an `EvalReport` has, and the rest beside it."""

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +19,9 @@ from bytelm.decoding.bytewise import TOKEN
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import continuations, naive_continuations, prompted_continuations
 from bytelm.interfaces.model import ByteModel
+
+if TYPE_CHECKING:
+    from bytelm.hf.foreign import Foreign
 
 Pairs = Iterable[tuple[bytes, bytes]]
 """(prefix, continuation)."""
@@ -56,6 +60,11 @@ class Column:
     segmented: ByteModel | None = None
     """Whose patches or tokens are counted; None: the model's."""
 
+    @property
+    def naive(self) -> bool:
+        """Whether its likelihoods are those of tokens."""
+        return self.likelihood is of_tokens
+
 
 def columns_of(name: str, loaded: Loaded, context: int | None) -> list[Column]:
     """The columns of a run. Raises UsageError for one that cannot be asked.
@@ -79,9 +88,7 @@ def foreign(name: str, device: torch.device, context: int | None) -> Column:
     from bytelm.hf.foreign import load_foreign
 
     model, _ = load_foreign(name, device)
-    folder = Path(name.removeprefix(HF))
-    identity = identity_of(folder) if folder.is_dir() else f"{name} {getattr(model.model.config, '_commit_hash', '')}"
-    return naive(name, identity, model, model.context(context))
+    return naive(name, foreign_identity(name, model), model, model.context(context))
 
 
 def naive(name: str, identity: str, model: ByteModel, context: int) -> Column:
@@ -133,5 +140,11 @@ def identity_of(checkpoint: Path) -> str:
     """A hash of a checkpoint's content, from the checksums in its manifest; of its files where it has none."""
     if (manifest := checkpoint / MANIFEST).exists():
         return sha256_of(manifest)
-    files = sorted(path for path in checkpoint.iterdir() if path.suffix in (".json", ".safetensors"))
+    files = sorted(path for path in checkpoint.iterdir() if path.is_file())
     return hashlib.sha256("".join(path.name + sha256_of(path) for path in files).encode()).hexdigest()
+
+
+def foreign_identity(name: str, model: Foreign) -> str:
+    """What the answers of a model of transformers depend on: the files of its folder, or its commit on the hub."""
+    folder = Path(name.removeprefix(HF))
+    return identity_of(folder) if folder.is_dir() else f"{name} {getattr(model.model.config, '_commit_hash', '')}"

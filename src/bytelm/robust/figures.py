@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -11,10 +12,24 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from bytelm.evaluate.meter import bootstrap
-from bytelm.evaluate.robustness.base import Item
+from bytelm.evaluate.robustness.base import MAIN, Item
 from bytelm.robust.answers import Answers, Asked
 from bytelm.units import LN2
 
+LABELS = {
+    "difference": "bits/byte lost",
+    "changed": "bits/byte changed",
+    "original": "bits/byte original",
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "bits_per_byte": "bits/byte",
+    "bytes_per_patch": "bytes/patch",
+    "bytes_per_second": "bytes/s",
+    "bits_per_unit": "bits/{}",
+    "patches_per_unit": "patches/{}",
+    "seconds_per_unit": "s/{}",
+    "relative": "bits/{} relative to {}",
+}
 UNITS = 8  # from this many units on, units are resampled; below, items
 Sums = dict[str, tuple[float, float]]
 """{figure: (numerator, denominator)}: a figure is the ratio of their sums over items."""
@@ -74,7 +89,7 @@ def results(suite: ModuleType, items: Sequence[Item], columns: Mapping[str, tupl
     """The rows of a suite, and its further figures, of each of several models; differences are to the first one.
 
     {"rows": [{"row", "kinds", "items", "figures": {model: {figure: {"value", "low", "high"}}}, "differences": …}],
-    "summary": {model: {name: value}}}
+    "summary": {model: {name: value}}, "headline": {"label", "values": {model: value}}}
     """
     per: str = getattr(suite, "PER", "")
     counted = {name: Counted(asked, answers, per) for name, (asked, answers) in columns.items()}
@@ -83,7 +98,8 @@ def results(suite: ModuleType, items: Sequence[Item], columns: Mapping[str, tupl
         rows.setdefault(item.row, []).append(item)
     against = suite.reference(list(rows)) if hasattr(suite, "reference") else None
     found = [row_of(name, own, rows.get(against or "", []), counted) for name, own in rows.items()]
-    return {"reference": against, "rows": found, "summary": summaries(suite, found, list(columns))}
+    whole = {"reference": against, "rows": found, "summary": summaries(suite, found, list(columns))}
+    return {**whole, "headline": headline(suite, whole, list(columns))}
 
 
 def summaries(suite: ModuleType, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -95,6 +111,21 @@ def summaries(suite: ModuleType, rows: Sequence[Mapping[str, Any]], names: Seque
         values = {row["row"]: {figure: each["value"] for figure, each in row["figures"][name].items()} for row in rows}
         found[name] = {key: float(value) for key, value in suite.summary(values).items()}
     return found
+
+
+def headline(suite: ModuleType, found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The one figure that stands for a suite, of the models that have it: its HEADLINE, or a mean over rows."""
+    declared: str | None = getattr(suite, "HEADLINE", None)
+    if declared is not None:
+        further = found["summary"]
+        return {"label": declared, "values": {n: further[n][declared] for n in names if declared in further[n]}}
+    kinds = {kind for row in found["rows"] for kind in row["kinds"]}
+    main = next(figure for kind, figure in MAIN.items() if kind in kinds)
+    values = {
+        name: [row["figures"][name][main]["value"] for row in found["rows"] if main in row["figures"][name]]
+        for name in names
+    }
+    return {"label": LABELS[main], "values": {name: fmean(each) for name, each in values.items() if each}}
 
 
 def row_of(

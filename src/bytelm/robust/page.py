@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,10 @@ from bytelm.data.files import write_whole
 from bytelm.evaluate.robustness import noise
 from bytelm.report.charts import line_chart, page
 from bytelm.report.markup import Figure, Table, rendered
+from bytelm.robust.figures import LABELS
 from bytelm.units import show_bytes, show_seconds
 
 RESULTS, PICTURE, PAGE = "results.json", "picture.svg", "index.html"
-LABELS = {
-    "difference": "bits/byte lost",
-    "changed": "bits/byte changed",
-    "original": "bits/byte original",
-    "accuracy": "accuracy",
-    "exact_match": "exact match",
-    "bits_per_byte": "bits/byte",
-    "bytes_per_patch": "bytes/patch",
-    "bytes_per_second": "bytes/s",
-    "bits_per_unit": "bits/{}",
-    "patches_per_unit": "patches/{}",
-    "seconds_per_unit": "s/{}",
-    "relative": "bits/{} relative to {}",
-}
 ASIDE = {"changed", "original"}  # figures that are on the page only
 Found = Mapping[str, Any]
 
@@ -69,13 +56,22 @@ def tables(found: Found, suite: str, aside: bool = False) -> Iterator[Table]:
         rows = [
             [
                 row["row"],
-                *(show_interval(row["figures"][model].get(key)) for model in models),
-                *(show_interval(row["differences"][model].get(key)) for model in models[1:]),
+                *(show_interval(row["figures"].get(model, {}).get(key)) for model in models),
+                *(show_interval(row["differences"].get(model, {}).get(key)) for model in models[1:]),
             ]
             for row in own["rows"]
-            if any(key in row["figures"][model] for model in models)
+            if any(key in figures for figures in row["figures"].values())
         ]
         yield Table(head, rows)
+
+
+def refusals(models: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The suites that models could not be asked, and why, line by line."""
+    return [
+        f"{suite} was not asked of {model['model']}: {reason}"
+        for model in models
+        for suite, reason in model.get("refused", {}).items()
+    ]
 
 
 def summary(found: Found, suite: str) -> Table | None:
@@ -139,4 +135,5 @@ def html(found: Found) -> str:
         figures=[[Figure(chart, caption)] for chart, caption in charts(found)],
         suites=parts,
         skipped=found["skipped"],
+        refused=refusals(found["models"]),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -85,39 +85,57 @@ def items_of(sources: Sources, suites: Sequence[str], amount: int, seed: int) ->
 
 
 def run_suites(spec: RobustSpec, sources: Sources, home: Path, watch: Watch) -> dict[str, Any]:
-    """The results of all models in all suites that these texts are enough for, as JSON.
+    """The results of all models in all suites that these texts are enough for, as JSON; of none, no model is asked.
 
-    Raises DataError where they are enough for none; Interrupted by a signal: what was answered by then is kept.
+    A model whose tokenizer cannot read a suite has no figures in it, and the reason is in its "refused"; of the first
+    one, to which the others are compared, that is an error. Raises DataError for it, ResourceError, and Interrupted by
+    a signal: what was answered by then is kept.
     """
-    models, device = spec.models(), use(spec.device)
-    suites = {name: Suite.of(module, sources, spec) for name, module in spec.modules().items()}
-    skipped = {name: needs(suite.module) for name, suite in suites.items() if not suite.items}
-    suites = {name: suite for name, suite in suites.items() if suite.items}
-    if not suites:
-        raise DataError("; ".join(f"{name} needs {wants}" for name, wants in skipped.items()))
-    try:
-        (home / "answers").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"cannot make {home} ({error.strerror}): choose another place with --run") from error
-    answered: dict[str, dict[str, tuple[Asked, Answers]]] = {name: {} for name in suites}
-    about: list[dict[str, Any]] = []
-    with StopRequest(), exclusive(home):
-        for shown, path in models.items():
-            for column in opened(shown, path, device, spec.context):
-                about.append({"model": column.name, "identity": column.identity, "context": column.context})
-                for name, suite in suites.items():
-                    progress = watch(f"{column.name}: {name}", suite.asked.bytes)
-                    answers = ask(column, suite.asked, place(home, name, suite, column), progress)
-                    answered[name][column.name] = suite.asked, answers
+    made = {name: Suite.of(module, sources, spec) for name, module in spec.modules().items()}
+    suites = {name: suite for name, suite in made.items() if suite.items}
+    models = ask_models(spec, suites, home, watch) if suites else []
     return {
         "seed": spec.seed,
         "amount": spec.amount,
         "documents": len(sources.documents),
-        "device": called(device),
-        "models": about,
-        "suites": {name: suite_of(suite, answered[name]) for name, suite in suites.items()},
-        "skipped": skipped,
+        "device": called(use(spec.device)),
+        "models": [about for about, _ in models],
+        "suites": {
+            name: suite_of(
+                suite, {about["model"]: (suite.asked, answers[name]) for about, answers in models if name in answers}
+            )
+            for name, suite in suites.items()
+        },
+        "skipped": {name: needs(suite.module) for name, suite in made.items() if not suite.items},
     }
+
+
+def ask_models(
+    spec: RobustSpec, suites: Mapping[str, Suite], home: Path, watch: Watch
+) -> list[tuple[dict[str, Any], dict[str, Answers]]]:
+    """Of each column of each model: what it is, as JSON, and {suite: answers}."""
+    try:
+        (home / "answers").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot make {home} ({error.strerror}): choose another place with --run") from error
+    found: list[tuple[dict[str, Any], dict[str, Answers]]] = []
+    with StopRequest(), exclusive(home):
+        for shown, path in spec.models().items():
+            for column in opened(shown, path, use(spec.device), spec.context):
+                about = {"model": column.name, "run": path, "naive": column.naive}
+                about |= {"identity": column.identity, "context": column.context}
+                answers: dict[str, Answers] = {}
+                refused: dict[str, str] = {}
+                for name, suite in suites.items():
+                    progress = watch(f"{column.name}: {name}", suite.asked.bytes)
+                    try:
+                        answers[name] = ask(column, suite.asked, place(home, name, suite, column), progress)
+                    except DataError as error:
+                        if not found:
+                            raise
+                        refused[name] = str(error)
+                found.append((about | ({"refused": refused} if refused else {}), answers))
+    return found
 
 
 def place(home: Path, name: str, suite: Suite, column: Column) -> Path:

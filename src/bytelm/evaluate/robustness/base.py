@@ -6,6 +6,8 @@ A suite is a module in this folder:
     NEEDS      the files it needs, in words; empty where any text will do
     items      (sources, amount, seed) -> the items, up to about `amount` in each row, in an order that does not matter
     summary    optional: {row: {figure: value}} -> further figures of the whole, by name
+    HEADLINE   optional: the further figure that stands for the suite where there is room for one; without it, the mean
+               over rows of the main figure of their kinds (MAIN)
     PER        optional: what a unit is, such as "article": bits, patches and seconds per unit are figures too
     reference  optional: (rows) -> the row that has the same units as the others, to whose bits theirs are related
 
@@ -35,6 +37,15 @@ from typing import Literal
 import numpy as np
 
 Kind = Literal["bits", "difference", "cut", "choice", "generation", "document"]
+MAIN: dict[Kind, str] = {
+    "choice": "accuracy",
+    "difference": "difference",
+    "cut": "difference",
+    "bits": "bits_per_byte",
+    "document": "bits_per_byte",
+    "generation": "exact_match",
+}
+"""The main figure of each kind; of rows of several kinds, that of the kind which comes first here."""
 MOST = {"bits": 1, "difference": 2, "cut": 3, "choice": 64, "generation": 1, "document": 1}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from bytelm.evaluate.robustness.base import Item, Query, Sources, generator
 SIZE = 1024  # bytes of a document
 TITLE = "bits per byte, patches and speed on documents that are no language"
 NEEDS = ""
+HEADLINE = "bits/byte of the worst row"
 
 
 def texts(random: np.random.Generator) -> Iterator[tuple[str, bytes]]:
@@ -57,3 +58,8 @@ def items(sources: Sources, amount: int, seed: int) -> Iterator[Item]:
     for number in range(max(2, amount // 4)):
         for row, data in texts(generator(seed, "degenerate", number)):
             yield Item(row, f"{row} {number}", "document", (Query(b"", data[:SIZE]),))
+
+
+def summary(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The bits per byte of the kind of document that costs the most."""
+    return {HEADLINE: max(figures["bits_per_byte"] for figures in rows.values())}

@@ -24,7 +24,8 @@ PREFIX, TARGET = 384, 96  # bytes of the context before noise, and of what is sc
 STRENGTHS = (2, 5, 10, 20)  # per cent
 TITLE = "bits per byte lost on clean text after a noisy context"
 NEEDS = f"texts of at least {(PREFIX + TARGET) // 2} bytes"
-MEAN = "mean at {} %"  # a further figure, of each strength
+MEAN = "bits/byte lost, mean at {} %"  # a further figure, of each strength
+HEADLINE = MEAN.format(10)
 
 KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 SHIFT = (0.0, 0.25, 0.75)  # of each row of keys, in keys

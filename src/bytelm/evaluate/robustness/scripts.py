@@ -17,6 +17,7 @@ from bytelm.evaluate.robustness.base import Item, Query, Sources, generator
 TITLE = "bits, patches and seconds per article, of the same articles in several languages"
 NEEDS = "a folder FOLDER/LANGUAGE/ARTICLE, with the same names of articles in two languages or more"
 PER = "article"
+HEADLINE = "bits per article, max/min"
 ENGLISH = ("eng", "en")
 CODE = re.compile("[a-z]{2,3}([-_][A-Za-z0-9]+)*")
 
