@@ -107,7 +107,11 @@ def run_suites(spec: RobustSpec, sources: Sources, home: Path, watch: Watch) -> 
                 about.append({"model": column.name, "identity": column.identity, "context": column.context})
                 for name, suite in suites.items():
                     progress = watch(f"{column.name}: {name}", suite.asked.bytes)
-                    answers = ask(column, suite.asked, place(home, name, suite, column), progress)
+                    try:
+                        answers = ask(column, suite.asked, place(home, name, suite, column), progress)
+                    except DataError as error:  # bytes that a tokenizer of text cannot read
+                        rest = "leave out the suite or the model: name the suites that are wanted with --suite"
+                        raise DataError(f"{column.name} cannot be asked {name}: {error}; or {rest}") from error
                     answered[name][column.name] = suite.asked, answers
     return {
         "seed": spec.seed,
