@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bytelm.cli import run as cli
 from bytelm.find import names
-from bytelm.robust import answers, columns
+from bytelm.robust import answers, columns, page
 from bytelm.training.stop import Interrupted, StopRequest
 
 ROOT = Path(__file__).parents[2]
@@ -80,8 +81,8 @@ def test_everything_is_measured_shown_and_written(
                 assert figure.keys() == {"value", "low", "high"}
     for row in results["suites"]["boundary"]["rows"]:
         assert row["figures"]["a"]["difference"]["value"] == pytest.approx(0.0, abs=1e-4)
-    page, picture = (out / "index.html").read_text(), (out / "picture.svg").read_text()
-    assert "<svg" in page and "Not measured" not in page and "SHA-256" in page and "bits/byte original" in page
+    html, picture = (out / "index.html").read_text(), (out / "picture.svg").read_text()
+    assert "<svg" in html and "Not measured" not in html and "SHA-256" in html and "bits/byte original" in html
     assert "mean over perturbations" in picture and "keyboard neighbours" in picture.lower()
 
 
@@ -168,7 +169,10 @@ def test_a_run_over_tokens_is_asked_exactly_and_as_is_published(
         assert figures["tokens"]["difference"]["value"] == pytest.approx(0.0, abs=1e-4), name
         assert figures["tokens"]["changed"]["value"] < figures["tokens, naive"]["changed"]["value"] + 1e-4, name
     assert any(abs(figures["tokens, naive"]["difference"]["value"]) > 0.01 for figures in rows.values())
+    shown = [table.head[0] for table in page.tables(result, "degenerate")]
+    assert "degenerate: bytes/patch" in shown and "bytes_per_patch" not in str(result["suites"]["boundary"])
     for row in result["suites"]["degenerate"]["rows"]:
+        assert "bytes_per_patch" not in row["figures"]["a"]  # which must not hide those of the others
         assert row["figures"]["tokens"]["bytes_per_patch"] == row["figures"]["tokens, naive"]["bytes_per_patch"]
 
 
@@ -191,6 +195,22 @@ def test_a_model_of_transformers_is_asked_by_its_tokens(
     assert "is given twice: name it once" in capfd.readouterr().err
 
 
+def test_a_tokenizer_that_loses_text_and_reads_text_alone(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its tokens are counted as they are; bytes that it cannot read are refused with model, suite and way out."""
+    pytest.importorskip("transformers")
+    import hf_tokenizers
+
+    name = hf_tokenizers.saved(tmp_path / "model", hf_tokenizers.unigram())
+    model = columns.foreign(name, torch.device("cpu"), None).model
+    assert answers.patches(model, b"THE \n\n\n fox") == len(model.tokens.encode(b"THE \n\n\n fox"))
+    words = ["robust", name, str(home / "texts"), "--suite", "degenerate", "--amount", "1"]
+    assert cli([*words, "--run", str(tmp_path / "out")]) == 3
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "naive cannot be asked degenerate: byte" in said and "with --suite" in said
+
+
 def test_suites_are_written_as_tasks_without_a_model(
     home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +228,7 @@ BAD: list[tuple[str, list[str], int]] = [
     ("no checkpoint in {home}/texts", ["{home}/texts", "{home}/a"], 4),
     ("{home}/a/ and {home}/a are one model: name it once", ["{home}/a", "{home}/a/"], 2),
     ("unknown robustness suite 'nois': did you mean 'noise'?", ["{home}/a", "--suite", "nois"], 2),
+    ("{home}/b is a model, and comes after texts: name models first", ["{home}/a", "{home}/short.txt", "{home}/b"], 2),
     ("--amount 0: give at least 1", ["{home}/a", "--amount", "0"], 2),
     ("--context 0: give at least 1", ["{home}/a", "--context", "0"], 2),
     ("no such file or folder: {home}/none.txt", ["{home}/a", "{home}/none.txt"], 3),

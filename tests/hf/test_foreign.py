@@ -215,6 +215,32 @@ def test_positions_limit_the_context(tmp_path: Path) -> None:
     assert long.context() == 1024 and long.batch(1024) == 8 and long.batch(100000) == 2
 
 
+def test_a_window_has_at_least_one_token_and_padded_ids_stand_for_nothing(tmp_path: Path) -> None:
+    tokenizer = KINDS["byte-level BPE"]()
+    width = max(tokenizer.get_vocab().values()) + 1
+    model, _ = load_foreign(saved(tmp_path, tokenizer, llama(width + 7)))
+    with pytest.raises(UsageError, match="--context 0: give at least 1 token"):
+        model.context(0)
+    assert model.tokens.decode([VOCAB + width + 6, *model.tokens.encode(b"a")]) == b"a"
+
+
+def test_added_tokens_are_their_text_and_sizes_are_those_of_the_text(tmp_path: Path) -> None:
+    tokenizer = KINDS["byte-level BPE"]()
+    tokenizer.add_tokens(["é"])  # a letter of the alphabet that stands for other bytes
+    model, _ = load_foreign(saved(tmp_path / "added", tokenizer))
+    report = survey(model.tokens, [("", "été <|endoftext|>".encode())])
+    assert not report.changed and not report.special_tokens
+    fallback = made(tmp_path / "fallback", "BPE with byte fallback").tokens
+    ids = fallback.encode("the fox 中".encode())
+    assert fallback.sizes[ids].sum() == len(" the fox 中".encode())  # with the space that goes in front
+
+
+def test_weights_of_half_precision_are_read_in_float32(tmp_path: Path) -> None:
+    tokenizer = KINDS["bytes"]()
+    model, _ = load_foreign(saved(tmp_path, tokenizer, llama(len(tokenizer)).half()))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
 def test_ids_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
     model = made(tmp_path, "bytes")
     for ids in ([BOS, 65], [BOS, VOCAB, BOS]):

@@ -63,6 +63,7 @@ def test_few_characters_are_edited_where_few_differ() -> None:
         ("cafe!", "café!", "accents"),
         ("ecole", "École", "accents and case"),
         (" a", "a", "leading space"),
+        ("a  b", "a b", "white space"),
         ("a b", "a b ", "white space"),
         ("a b", "\ufeffa b", "byte order mark"),
         ("a ? b", "a 中 b", "other characters"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import ModuleType
@@ -230,6 +231,24 @@ def test_damaged_answers_are_asked_again(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "kept.json"
     path.write_bytes(damage)
     assert kept(path) == Answers()
+
+
+@pytest.mark.parametrize("change", [{"nats": "abc"}, {"nats": ["a"]}, {"nats": [1.0] * 99}, {"seconds": [1]}])
+def test_answers_that_do_not_fit_the_questions_are_asked_again(tmp_path: Path, change: dict[str, Any]) -> None:
+    queries, path = Asked.of(varied(3, 3)), tmp_path / "kept.json"
+    wanted = ask(column(UniformModel()), queries, path, None)
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
+    assert ask(column(UniformModel()), queries, path, None).nats == pytest.approx(wanted.nats)
+
+
+def test_differences_of_each_model_are_to_the_first_one(tmp_path: Path) -> None:
+    models = [
+        column(Counts({97: p, 98: 0.3}, (0.7 - p) / 254), name) for p, name in ((0.5, "a"), (0.4, "b"), (0.2, "c"))
+    ]
+    (row,) = asked(tmp_path, varied(20, 20), *models)["rows"]
+    value = {name: figures["bits_per_byte"]["value"] for name, figures in row["figures"].items()}
+    for name in "bc":
+        assert row["differences"][name]["bits_per_byte"]["value"] == pytest.approx(value[name] - value["a"])
 
 
 def test_a_query_that_many_items_share_is_asked_once() -> None:

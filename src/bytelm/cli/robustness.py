@@ -102,7 +102,10 @@ def divided(arguments: Sequence[str], *, asked: bool) -> tuple[list[str], list[s
     runs = list(takewhile(is_model, arguments))
     if asked and not runs:
         runs = [arguments[0]]  # what is no run is refused when it is opened
-    return runs, list(arguments[len(runs) :])
+    paths = list(arguments[len(runs) :])
+    if is_model(runs[0] if runs else "") and (late := [path for path in paths if is_model(path)]):
+        raise UsageError(f"{late[0]} is a model, and comes after texts: name models first, then texts")
+    return runs, paths
 
 
 def sources_of(runs: Sequence[str], paths: Sequence[str]) -> Sources:

@@ -98,7 +98,8 @@ class TextTokens:
         """The bytes that ids decode to, specials by their names: not always those that were encoded."""
         theirs = [int(symbol) - VOCAB for symbol in ids]
         if self.bytes_of is not None:
-            return b"".join(self.bytes_of[symbol] for symbol in theirs)
+            # A model may have more ids than its tokenizer: nothing is written for those, as by other tokenizers.
+            return b"".join(self.bytes_of.get(symbol, b"") for symbol in theirs)
         text = self.tokenizer.decode(theirs, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text.encode(errors="surrogateescape")
 

@@ -74,10 +74,12 @@ class Foreign(ByteModel):
         return None if self.positions is None else self.positions - before
 
     def context(self, asked: int | None = None) -> int:
-        """The window that is asked for, or the default. Raises UsageError for one that the model has no positions for.
+        """The window that is asked for, or the default. Raises UsageError for none, and for one beyond the positions.
 
         The default is CONTEXT tokens, and no more than there are positions for.
         """
+        if asked is not None and asked < 1:
+            raise UsageError(f"--context {asked}: give at least 1 token")
         if self.longest is None:
             return asked or CONTEXT
         if asked is not None and asked > self.longest:

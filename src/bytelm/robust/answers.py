@@ -90,13 +90,23 @@ class Answers:
         wanted = (asked.likelihoods, asked.prompted, asked.documents, asked.prompts)
         return [len(some) for some in given] == [len(some) for some in wanted]
 
+    def fits(self, asked: Asked) -> bool:
+        """Whether they can be the first answers to these queries."""
+        given = (self.nats, self.prompted, self.documents, self.written)
+        wanted = (asked.likelihoods, asked.prompted, asked.documents, asked.prompts)
+        return all(len(some) <= len(every) for some, every in zip(given, wanted, strict=True))
+
 
 def kept(path: Path) -> Answers:
     """The answers that were kept; none where the file is not there, or not whole."""
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
-        documents = [Document(**document) for document in found.pop("documents")]
-        return Answers(documents=documents, **found)
+        documents = [
+            Document(float(each["nats"]), None if each["patches"] is None else int(each["patches"]), each["seconds"])
+            for each in found["documents"]
+        ]
+        nats, prompted = ([float(each) for each in found[key]] for key in ("nats", "prompted"))
+        return Answers(nats, prompted, documents, [bool(each) for each in found["written"]], float(found["seconds"]))
     except (OSError, ValueError, LookupError, TypeError):
         return Answers()
 
@@ -107,6 +117,8 @@ def ask(column: Column, asked: Asked, path: Path, progress: Progress | None) -> 
     Raises Interrupted where a StopRequest has received a signal, and whatever scoring raises.
     """
     answers = kept(path)
+    if not answers.fits(asked):  # a damaged file
+        answers = Answers()
     if answers.complete(asked):
         return answers
     before, began = answers.seconds, time.perf_counter()
@@ -153,6 +165,8 @@ def read(column: Column, queries: Sequence[Query]) -> Iterator[tuple[Query, Docu
 
 def patches(model: ByteModel, data: bytes) -> int | None:
     """How many patches, or tokens, a document has; None for a model without either."""
+    if model.tokens is not None:  # their bytes need not add up to the document's
+        return len(model.tokens.encode(data))
     try:
         return int(np.count_nonzero(patch_view(model, data).opens))
     except UsageError:

@@ -47,9 +47,10 @@ def tables(found: Found, suite: str, aside: bool = False) -> Iterator[Table]:
     `aside`: those of the page too.
     """
     own, models = found["suites"][suite], [model["model"] for model in found["models"]]
-    present = dict.fromkeys(key for row in own["rows"] for key in row["figures"][models[0]])
-    for key in present:
-        if key in ASIDE and not aside:
+    # Of all models: a first one without patches must not hide those of the others.
+    present = {key for row in own["rows"] for figures in row["figures"].values() for key in figures}
+    for key in LABELS:
+        if key not in present or (key in ASIDE and not aside):
             continue
         label = LABELS[key].format(own["per"], own["reference"])
         head = [f"{suite}: {label}", *models, *(f"{model} − {models[0]}" for model in models[1:])]

@@ -130,9 +130,10 @@ def ask_models(
                     progress = watch(f"{column.name}: {name}", suite.asked.bytes)
                     try:
                         answers[name] = ask(column, suite.asked, place(home, name, suite, column), progress)
-                    except DataError as error:
+                    except DataError as error:  # bytes that a tokenizer of text cannot read
                         if not found:
-                            raise
+                            rest = "leave out the suite or the model: name the suites that are wanted with --suite"
+                            raise DataError(f"{column.name} cannot be asked {name}: {error}; or {rest}") from error
                         refused[name] = str(error)
                 found.append((about | ({"refused": refused} if refused else {}), answers))
     return found
