@@ -221,7 +221,7 @@ def test_a_window_has_at_least_one_token_and_padded_ids_stand_for_nothing(tmp_pa
     model, _ = load_foreign(saved(tmp_path, tokenizer, llama(width + 7)))
     with pytest.raises(UsageError, match="--context 0: give at least 1 token"):
         model.context(0)
-    assert model.tokens.decode([VOCAB + width + 6, *model.tokens.encode(b"a")]) == b"a"
+    assert model.tokens.decode([VOCAB + width + 6, *model.tokens.encode(b"a").tolist()]) == b"a"
 
 
 def test_added_tokens_are_their_text_and_sizes_are_those_of_the_text(tmp_path: Path) -> None:
