@@ -171,7 +171,8 @@ def signs(lost: Mapping[str, Cells], right: Mapping[str, Cells], phonemes: Mappi
 
 def beside(claim: str, theirs: float, ours: Cells, unit: str, scale: float) -> Iterator[list[str]]:
     """A claim against each model over tokens: by how much BLT is better, in points in the paper, in `unit` here."""
-    for other in (model for model in ours if model.startswith("bpe") and "blt" in ours):
+    tokens = [model for model in ours if model.startswith("bpe") and "naive" not in model]
+    for other in tokens if "blt" in ours else []:
         here = scale * (ours["blt"]["mean"] - ours[other]["mean"])
         sure = abs(here) > abs(scale) * (ours["blt"]["spread"] + ours[other]["spread"])
         yield [claim, other, f"{theirs:+.1f} points", f"{here:+.3g} {unit}", agrees(theirs, here) if sure else "unsure"]
@@ -183,9 +184,9 @@ def agrees(theirs: float, here: float) -> str:
 
 
 def picture(lost: Mapping[str, Cells], out: Path) -> None:
-    """Bits per byte lost against the strength of noise: the mean over perturbations, then each."""
+    """Bits per byte lost against the strength of noise, exactly: the mean over perturbations, then each."""
     curves = noise.curves(list(lost))
-    models = list(dict.fromkeys(model for cells in lost.values() for model in cells))
+    models = [model for model in dict.fromkeys(m for cells in lost.values() for m in cells) if "naive" not in model]
 
     def chart(points: Mapping[float, Sequence[str]], what: str) -> tuple[str, str]:
         lines = {
