@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bytelm.cli import run as cli
 from bytelm.compare import foreign, held_out, results, robustness, run
 from bytelm.robust import answers
+from bytelm.training.journal import Journal
 from bytelm.training.stop import Interrupted, StopRequest
 from comparisons import Found, results_of, words
 from report_pages import Page
@@ -196,9 +198,26 @@ def test_an_interruption_while_one_is_evaluated_resumes(
     assert cli(command) == 0 and len(list((copy / "foreign").iterdir())) == 1
 
 
-def test_progress_stops_at_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bytelm.training.journal import Journal
+def test_a_result_is_kept_for_a_folder_and_segments_as_they_were(tmp_path: Path) -> None:
+    tokenizer, journal = hf_tokenizers.byte_level(), Journal(None, quiet=True)
+    width = max(tokenizer.get_vocab().values()) + 1
+    name = hf_tokenizers.saved(tmp_path / "model", tokenizer)
 
+    def nats() -> float:
+        (one,) = foreign.evaluated([name], tmp_path, torch.device("cpu"), journal, dry=False)
+        return sum(nats for _, _, nats in one["documents"])
+
+    held_out.keep(tmp_path / "held-out.bin", [(0, b"the patches of a text")])
+    first = nats()
+    assert nats() == first and len(list((tmp_path / "foreign").iterdir())) == 1
+    hf_tokenizers.saved(tmp_path / "model", tokenizer, hf_tokenizers.llama(width, uniform=True))
+    assert (uniform := nats()) != first
+    held_out.keep(tmp_path / "held-out.bin", [(0, b"the patches of a text that is longer")])
+    assert nats() > uniform
+    assert len(list((tmp_path / "foreign").iterdir())) == 3
+
+
+def test_progress_stops_at_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     with StopRequest() as request:
         progress = foreign.progress_of("hf:a", 10, Journal(None, quiet=True))
         progress(5)
