@@ -1,27 +1,23 @@
 """Bits per byte as they are often computed, against those of `bytelm eval hf:`: the error of each way, by tokenizer.
 
-    python benchmarks/naive_bits.py TRAIN TEST               files or folders; TEST in documents of --document bytes
+    python benchmarks/naive_bits.py TRAIN TEST                          files or folders of UTF-8
+    python benchmarks/naive_bits.py TRAIN TEST --vocabulary 8192        as many tokens, for texts of many characters
+    python benchmarks/naive_bits.py TRAIN TEST --document 2000 0        parts of 2,000 bytes, and single lines
     python benchmarks/naive_bits.py TRAIN TEST --json
 
-For each kind of tokenizer (1,024 tokens, trained on TRAIN) a small Llama is trained for --steps steps, and evaluated on
-TEST: first in our windows, then in each of these ways. Errors are relative, in percent; below 0 the model looks better.
+For each kind of tokenizer and each seed a small Llama is trained for --steps steps on 1.5 MB of TRAIN, with a tokenizer
+trained on the same text, and evaluated on documents of TEST: first in our windows, then in each of the ways that
+`naive_ways.py` describes. Errors are relative, in percent, as mean and standard deviation over seeds; below 0 the model
+looks better than it is. A seed draws other parts of TRAIN and TEST, other weights and other windows.
 
-first left out     `model(ids, labels=ids).loss` of a document has no loss for its first token; all bytes are counted
-disjoint windows   the same in windows that do not overlap: the first token of each is left out
-mean times tokens  the mean of the losses of these windows times the number of tokens: a shorter window weighs as much
-cut to context     what is beyond the context is truncated, and its bytes are counted
-specials scored    `tokenizer(text)` with BOS and EOS around; EOS is scored too, in our windows otherwise
-stripped lines     each line is a text, stripped, and in windows from its start; the bytes of the file are counted
-of decoded text    our bits over the bytes of `tokenizer.decode(tokenizer(text))`: what is lost does not count, and
-                   specials do
-characters         our bits over characters
-at most            what ours are with all that the tokenizer loses coded as well: an upper bound, and no error
+The last rows are no errors: `at most` is what ours are with all that the tokenizer loses coded as well, an upper bound.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -29,16 +25,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from naive_ways import BITS, BYTES, Case, Documents, errors
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bytelm.data.convert import read
-from bytelm.hf.foreign import Foreign, load_foreign, quietly
+from bytelm.hf.foreign import load_foreign, quietly
 from bytelm.hf.verdict import judge_foreign
-from bytelm.units import LN2, VOCAB
 
-VOCABULARY, CONTEXT, WIDTH = 1024, 128, 96
-Documents = list[tuple[str, bytes]]
+WIDTH, BATCH = 96, 8
+PART, PARTS = 2000, 750  # bytes of a document that is trained on, and their number
 PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -50,26 +46,24 @@ def fast(made: Tokenizer, single: str, specials: dict[str, str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, **specials)
 
 
-def byte_level(texts: Sequence[str]) -> Any:
+def byte_level(texts: Sequence[str], size: int) -> Any:
     """As GPT-2's."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet, end = pre_tokenizers.ByteLevel.alphabet(), "<|endoftext|>"
     made.train_from_iterator(
         texts,
-        trainers.BpeTrainer(
-            show_progress=False, vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=[end]
-        ),
+        trainers.BpeTrainer(show_progress=False, vocab_size=size, initial_alphabet=alphabet, special_tokens=[end]),
     )
     return fast(made, "$A", {"bos_token": end, "eos_token": end})
 
 
-def byte_fallback(texts: Sequence[str]) -> Any:
-    """As Llama 2's."""
+def byte_fallback(texts: Sequence[str], size: int) -> Any:
+    """As Llama 2's: characters without a token are bytes."""
     learned = Tokenizer(models.BPE())
     learned.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(
-        show_progress=False, vocab_size=VOCABULARY - 259, limit_alphabet=120, max_token_length=16
+        show_progress=False, vocab_size=size - 259, limit_alphabet=size // 8, max_token_length=16
     )
     learned.train_from_iterator(texts, trainer)
     found = json.loads(learned.to_str())["model"]
@@ -81,7 +75,7 @@ def byte_fallback(texts: Sequence[str]) -> Any:
     return fast(made, "<s> $A", {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
-def unigram(texts: Sequence[str]) -> Any:
+def unigram(texts: Sequence[str], size: int) -> Any:
     """As T5's: NFKC, white space made one space."""
     made = Tokenizer(models.Unigram())
     made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("\n", " ")])
@@ -89,62 +83,80 @@ def unigram(texts: Sequence[str]) -> Any:
     specials = ["</s>", "<unk>"]
     made.train_from_iterator(
         texts,
-        trainers.UnigramTrainer(show_progress=False, vocab_size=VOCABULARY, special_tokens=specials, unk_token="<unk>"),
+        trainers.UnigramTrainer(show_progress=False, vocab_size=size, special_tokens=specials, unk_token="<unk>"),
     )
     return fast(made, "$A </s>", {"eos_token": "</s>", "unk_token": "<unk>"})
 
 
-def wordpiece(texts: Sequence[str]) -> Any:
+def wordpiece(texts: Sequence[str], size: int) -> Any:
     """As BERT's, without upper case."""
     made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
     specials = ["[UNK]", "[CLS]", "[SEP]"]
     trainer = trainers.WordPieceTrainer(
-        show_progress=False, vocab_size=VOCABULARY, special_tokens=specials, limit_alphabet=200
+        show_progress=False, vocab_size=size, special_tokens=specials, limit_alphabet=size // 4
     )
     made.train_from_iterator(texts, trainer)
     return fast(made, "[CLS] $A [SEP]", {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"})
 
 
-KINDS: dict[str, Callable[[Sequence[str]], Any]] = {
+KINDS: dict[str, Callable[[Sequence[str], int], Any]] = {
     "byte-level BPE (GPT-2)": byte_level,
     "BPE, byte fallback (Llama 2)": byte_fallback,
     "unigram, NFKC (T5)": unigram,
     "WordPiece, lower case (BERT)": wordpiece,
-    "bytes (ByT5)": lambda texts: ByT5Tokenizer(extra_ids=0),
+    "bytes (ByT5)": lambda texts, size: ByT5Tokenizer(extra_ids=0),
 }
 
 
-def documents(path: str, size: int, most: int) -> Documents:
-    """Documents of a file or folder, in parts of about `size` bytes that end at a line."""
+def documents(path: str, size: int, most: int, seed: int) -> Documents:
+    """About `most` bytes of files or a folder: parts of `size` bytes and more that end at a line, evenly spaced.
+
+    A `size` of 0 gives lines. Parts without a letter are left out, and a seed takes others.
+    """
     found: Documents = []
     for document in read([path]):
-        data = b"".join(bytes(piece) for piece in document.pieces)
-        while data and len(found) < most:
-            end = data.find(b"\n", size) + 1 or len(data)
-            found.append((document.name, data[:end]))
-            data = data[end:]
-    return found
+        data, at = b"".join(bytes(piece) for piece in document.pieces), 0
+        while at < len(data):
+            end = data.find(b"\n", at + size) + 1 or len(data)
+            if data[at:end].strip():
+                found.append((document.name, data[at:end]))
+            at = end
+    if not found:
+        return []
+    mean = statistics.fmean(len(data) for _, data in found)
+    count = min(len(found), max(1, round(most / mean)))
+    shift = seed * (math.sqrt(5) - 1) / 2 % 1
+    return [found[int((at + shift) * len(found) / count)] for at in range(count)]
 
 
-def trained(tokenizer: Any, data: Documents, steps: int) -> Any:
-    """A small Llama, trained on windows of documents with what the tokenizer puts around them."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
-    width = max(tokenizer.get_vocab().values()) + 1
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=width, max_position_embeddings=2 * CONTEXT, **shape))
-    opening = [symbol for symbol in (tokenizer.bos_token_id, tokenizer.eos_token_id) if symbol is not None][:1]
-    rows: list[torch.Tensor] = []
+def packed(tokenizer: Any, data: Documents) -> tuple[torch.Tensor, int]:
+    """What the tokenizer makes of documents, each between its specials, one after another; and tokens without those."""
+    ids: list[int] = []
+    count = 0
+    opening, end = (tokenizer.bos_token_id, tokenizer.cls_token_id), (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    before, after = ([symbol for symbol in some if symbol is not None][:1] for some in (opening, end))
+    before = [] if before == after else before  # GPT-2's separates documents
+    ids += after
     for _, text in data:
-        ids = tokenizer(text.decode(), split_special_tokens=True, verbose=False)["input_ids"]
-        ids = ids if ids[:1] == opening else opening + ids
-        rows += [row for row in torch.tensor(ids).split(CONTEXT) if len(row) == CONTEXT]
+        own = tokenizer(text.decode(), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        ids += [*before, *own, *after]
+        count += len(own)
+    return torch.tensor(ids), count
+
+
+def trained(width: int, stream: torch.Tensor, steps: int, context: int, seed: int) -> Any:
+    """A small Llama of `width` ids, trained on windows of a stream."""
+    torch.manual_seed(seed)
+    shape: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "vocab_size": width, "max_position_embeddings": 2 * context}
+    model: Any = LlamaForCausalLM(LlamaConfig(**shape))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    table = torch.stack(rows)
     for _ in range(steps):
-        batch = table[torch.randint(len(table), (16,))]
+        begins = torch.randint(len(stream) - context, (BATCH,))
+        batch = torch.stack([stream[at : at + context] for at in begins.tolist()])
         loss = model(input_ids=batch, labels=batch).loss
         optimizer.zero_grad()
         loss.backward()
@@ -153,91 +165,82 @@ def trained(tokenizer: Any, data: Documents, steps: int) -> Any:
     return model.eval()
 
 
-@torch.inference_mode()
-def losses(model: Foreign, ids: Sequence[int]) -> torch.Tensor:
-    """Nats of all ids but the first, as `labels=ids` has them; `[ids - 1]`."""
-    row = torch.tensor([list(ids)])
-    logits = model.model(input_ids=row).logits[:, :-1].double()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), row[0, 1:], reduction="none")
-
-
-def naive(model: Foreign, data: Documents, ours: float) -> dict[str, float]:
-    """Bits per byte of each way; `ours`: bits of all documents."""
-    tokenizer, bits = model.tokens.tokenizer, dict.fromkeys(WAYS, 0.0)
-    means: list[float] = []
-    count = tokens = characters = decoded = 0
-    for _, raw in data:
-        text, ids = raw.decode(), (model.tokens.encode(raw) - VOCAB).tolist()
-        full = tokenizer(text, verbose=False)["input_ids"]
-        windows = [ids[at : at + CONTEXT] for at in range(0, len(ids), CONTEXT)]
-        disjoint = [losses(model, window) for window in windows if len(window) > 1]
-        bits["first left out"] -= float(losses(model, [*model.start.ids[:1], *ids[:1]]).sum()) / LN2
-        bits["disjoint windows"] += sum(float(window.sum()) for window in disjoint) / LN2
-        bits["cut to context"] += float(disjoint[0].sum()) / LN2
-        for line in text.splitlines():
-            if line.strip():
-                own = model.tokens.ids(line.strip())
-                for at in range(0, len(own), CONTEXT):
-                    row = [*model.start.ids, *own[at : at + CONTEXT]]
-                    bits["stripped lines"] += float(losses(model, row).sum()) / LN2
-        if full[-1:] != ids[-1:]:
-            bits["specials scored"] += float(losses(model, full[-CONTEXT:])[-1]) / LN2
-        means += [float(window.mean()) for window in disjoint]
-        count, tokens, characters = count + len(raw), tokens + len(ids), characters + len(text)
-        decoded += len(tokenizer.decode(full).encode())
-    bits["first left out"] += ours
-    bits["specials scored"] += ours
-    bits["mean times tokens"] = statistics.fmean(means) * tokens / LN2
-    found = {way: total / count for way, total in bits.items()}
-    return {**found, "of decoded text": ours / decoded, "characters": ours / characters}
-
-
-WAYS = (
-    "first left out",
-    "disjoint windows",
-    "mean times tokens",
-    "cut to context",
-    "specials scored",
-    "stripped lines",
-)
-
-
-def row_of(kind: str, train: Documents, test: Documents, steps: int) -> dict[str, Any]:
-    """One kind of tokenizer: ours, and the errors in percent."""
-    tokenizer = KINDS[kind]([data.decode() for _, data in train])
+def rows_of(kind: str, asked: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """One kind of tokenizer, one seed: ours and the errors in percent, for each size of documents."""
+    train = documents(asked.train, PART, PART * PARTS, seed)
+    tokenizer = KINDS[kind]([data.decode() for _, data in train], asked.vocabulary)
+    stream, count = packed(tokenizer, train)
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, quietly():
-        trained(tokenizer, train, steps).save_pretrained(folder)
+        width = max(tokenizer.get_vocab().values()) + 1
+        trained(width, stream, asked.steps, asked.context, seed).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         model, _ = load_foreign(folder)
-        report = judge_foreign(model, test, CONTEXT)
-        ours = report.verdict.bits_per_byte
-        found = {**naive(model, test, report.verdict.bits), "at most": report.bound}
-    errors = {way: 100 * (bits / ours - 1) for way, bits in found.items()}
-    return {"tokenizer": kind, "bits_per_byte": ours, "changed": report.survey.changed, "errors": errors}
+        for size in asked.document:
+            data = documents(asked.test, size, asked.bytes, seed)
+            report = judge_foreign(model, data, asked.context)
+            ours = report.verdict.bits_per_byte
+            found = errors(Case(model, data, asked.context, count / sum(len(text) for _, text in train)))
+            found["at most"] = 100 * (report.bound / ours - 1)
+            row = {"tokenizer": kind, "seed": seed, "document": size, "documents": len(data)}
+            row |= {"bytes": report.verdict.bytes, "tokens": report.survey.tokens, "bits_per_byte": ours}
+            rows.append(row | {"changed": report.survey.changed, "errors": found})
+    return rows
 
 
-def main() -> int:
+def spread(found: Sequence[float | None], digits: int, sign: str = "") -> str:
+    """Mean and standard deviation; a dash for what some do not have."""
+    values = [value for value in found if value is not None]
+    if len(values) < len(found):
+        return "–"
+    mean = f"{statistics.fmean(values):{sign}.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a table in Markdown of the rows of one size of documents: errors in percent."""
+    kinds = list(dict.fromkeys(row["tokenizer"] for row in rows))
+    of = [[row for row in rows if row["tokenizer"] == kind] for kind in kinds]
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        return f"| {name} | " + " | ".join(cells) + " |"
+
+    lines = [line("", kinds), "|---" * (len(kinds) + 1) + "|"]
+    lines.append(line("bits per byte", [spread([row["bits_per_byte"] for row in some], 3) for some in of]))
+    for way in (*BITS, *BYTES, "at most"):
+        lines.append(line(way, [spread([row["errors"][way] for row in some], 1, "+") for some in of]))
+    per_token = [spread([row["bytes"] / row["tokens"] for row in some], 2) for some in of]
+    lines.append(line("bytes per token", per_token))
+    changed = [f"{sum(row['changed'] for row in some)} of {sum(row['documents'] for row in some)}" for some in of]
+    return [*lines, line("documents that do not come back", changed)]
+
+
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train")
     parser.add_argument("test")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--document", type=int, default=2000)
-    parser.add_argument("--documents", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--vocabulary", type=int, default=1024, help="tokens, specials included")
+    parser.add_argument("--context", type=int, default=128, help="tokens of a window, in training and evaluation")
+    parser.add_argument("--document", type=int, nargs="+", default=[2000], help="bytes of a test document; 0: a line")
+    parser.add_argument("--bytes", type=int, default=120_000, help="bytes to evaluate on")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    train, test = documents(asked.train, 20000, 50), documents(asked.test, asked.document, asked.documents)
-    rows = [row_of(kind, train, test, asked.steps) for kind in asked.kinds]
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each model and size of documents")
+    asked = parser.parse_args(words)
+    rows: list[dict[str, Any]] = []
+    for seed in range(asked.seeds):
+        for kind in asked.kinds:
+            rows += rows_of(kind, asked, seed)
+            if asked.json:
+                print("\n".join(map(json.dumps, rows[-len(asked.document) :])), flush=True)
     if asked.json:
-        print(json.dumps({"bytes": sum(len(data) for _, data in test), "documents": len(test), "rows": rows}, indent=1))
         return 0
-    print("| | " + " | ".join(row["tokenizer"] for row in rows) + " |")
-    print("|---" * (len(rows) + 1) + "|")
-    print("| bits per byte | " + " | ".join(f"{row['bits_per_byte']:.3f}" for row in rows) + " |")
-    for way in rows[0]["errors"]:
-        print(f"| {way} | " + " | ".join(f"{row['errors'][way]:+.1f} %" for row in rows) + " |")
-    changed = " | ".join(f"{row['changed']} of {len(test)}" for row in rows)
-    print(f"| documents that do not come back | {changed} |")
+    for size in asked.document:
+        some = [row for row in rows if row["document"] == size]
+        counts = sorted({row["documents"] for row in some})
+        print(f"\n{' or '.join(map(str, counts))} documents of {f'{size} bytes and more' if size else 'one line'}\n")
+        print("\n".join(table(some)))
     return 0
 
 

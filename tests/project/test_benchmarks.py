@@ -7,7 +7,6 @@ import json
 import lzma
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,20 +17,8 @@ import pytest
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.config import to_mapping
 from bytelm.models.megabyte import model as megabyte
+from programs import BENCHMARKS, program
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def program(name: str) -> Any:
-    spec = spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
-
-
-sys.path.append(str(BENCHMARKS))  # where programs find each other when they are run
 ablations, scaling = program("ablations"), program("scaling")
 packing, saving = program("packing"), program("saving")
 generate, headline, identity = program("generate"), program("headline"), program("identity")
