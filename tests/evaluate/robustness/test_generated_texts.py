@@ -110,7 +110,7 @@ def test_too_short_texts_make_no_items() -> None:
 
 def test_the_mean_at_a_strength_is_over_its_rows() -> None:
     rows = {"drops 2 %": {"difference": 1.0}, "repeats 2 %": {"difference": 3.0}, "upper case": {"difference": 9.0}}
-    assert noise.summary(rows) == {"mean at 2 %": 2.0}
+    assert noise.summary(rows) == {"bits/byte lost, mean at 2 %": 2.0}
     assert noise.curves(list(rows)) == {"drops": [(2.0, "drops 2 %")], "repeats": [(2.0, "repeats 2 %")]}
 
 
