@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from articles import cut, indexed, read
+from papers import table
 
 from bytelm.cli.common import counter
 from bytelm.cli.robustness import sources_of
@@ -139,11 +140,6 @@ def means(found: Mapping[str, Any], suite: str, figure: str, runs: Mapping[str, 
                     cell = {"mean": sum(values) / len(values), "spread": (max(values) - min(values)) / 2}
                     rows.setdefault(row["row"], {})[model + naive] = cell
     return rows
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
 def shown(title: str, rows: Mapping[str, Cells]) -> str:

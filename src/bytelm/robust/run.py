@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from bytelm.checkpoint.lock import exclusive
 from bytelm.device import AUTO, called, use
 from bytelm.errors import DataError, ResourceError, UsageError
@@ -93,12 +95,13 @@ def run_suites(spec: RobustSpec, sources: Sources, home: Path, watch: Watch) -> 
     """
     made = {name: Suite.of(module, sources, spec) for name, module in spec.modules().items()}
     suites = {name: suite for name, suite in made.items() if suite.items}
-    models = ask_models(spec, suites, home, watch) if suites else []
+    device = use(spec.device)
+    models = ask_models(spec, suites, device, home, watch) if suites else []
     return {
         "seed": spec.seed,
         "amount": spec.amount,
         "documents": len(sources.documents),
-        "device": called(use(spec.device)),
+        "device": called(device),
         "models": [about for about, _ in models],
         "suites": {
             name: suite_of(
@@ -111,7 +114,7 @@ def run_suites(spec: RobustSpec, sources: Sources, home: Path, watch: Watch) -> 
 
 
 def ask_models(
-    spec: RobustSpec, suites: Mapping[str, Suite], home: Path, watch: Watch
+    spec: RobustSpec, suites: Mapping[str, Suite], device: torch.device, home: Path, watch: Watch
 ) -> list[tuple[dict[str, Any], dict[str, Answers]]]:
     """Of each column of each model: what it is, as JSON, and {suite: answers}."""
     try:
@@ -121,7 +124,7 @@ def ask_models(
     found: list[tuple[dict[str, Any], dict[str, Answers]]] = []
     with StopRequest(), exclusive(home):
         for shown, path in spec.models().items():
-            for column in opened(shown, path, use(spec.device), spec.context):
+            for column in opened(shown, path, device, spec.context):
                 about = {"model": column.name, "run": path, "naive": column.naive}
                 about |= {"identity": column.identity, "context": column.context}
                 answers: dict[str, Answers] = {}
