@@ -228,13 +228,19 @@ def of_others(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "ncclComm"))
 
 
+def launched() -> tuple[int, int]:
+    """The processes that share this training, and those of them on this machine, as torchrun says."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return world, int(os.environ.get("LOCAL_WORLD_SIZE", world))
+
+
 @contextlib.contextmanager
 def init_distributed(timeout_minutes: float, device: torch.device = HOST) -> Generator[DistContext]:
     """The team of processes started by torchrun, or a team of one; `timeout_minutes`: of collectives.
 
     `device`: of this process; on GPUs one per process, its current device.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world, _ = launched()
     if world == 1:
         yield DistContext()
         return
