@@ -1,7 +1,7 @@
 """Checkpoints on disk: written atomically, and verified by checksums before they are read.
 
     run/checkpoints/
-        step-00001000/           complete if and only if it has a MANIFEST.json
+        step-00001000/           renamed to this name when it is complete
             model.safetensors    one file per group of tensors
             optimizer.safetensors
             state.json           all that is not a tensor
@@ -163,9 +163,9 @@ def _publish(aside: Path, final: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first; that they are complete does not say that they are sound."""
+    """The published checkpoints of a run, oldest first, sound or not: one without a manifest is damaged as well."""
     home = run / "checkpoints"
-    found = [p for p in home.iterdir() if _step(p) >= 0 and (p / MANIFEST).exists()] if home.is_dir() else []
+    found = [p for p in home.iterdir() if _step(p) >= 0 and p.is_dir()] if home.is_dir() else []
     return sorted(found, key=lambda path: (_step(path), path.suffix != ".old"))
 
 
