@@ -74,7 +74,7 @@ ROWS: dict[str, tuple[str, str]] = {
     ),
     "T3": (
         "SIGINT, SIGTERM or SIGUSR1 at any stage",
-        "progress is saved, exit 128 + the signal; a second signal exits at once",
+        "progress is saved, exit 128 + the signal; a second signal exits at once, except under torchrun",
     ),
     "T4": (
         "kill -9 at any time",

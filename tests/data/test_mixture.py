@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bytelm.data import corpora
 from bytelm.data.corpora import Corpora, open_corpus, paths_by_source
 from bytelm.data.corpus import SPLITS, Corpus, iterate_documents
 from bytelm.data.mixture import BLOCK, Mixture, Share, dealt, shares_of
@@ -156,6 +157,18 @@ def test_paths_belong_to_sources() -> None:
         paths_by_source(["a=x", "notes"], shares)
     with pytest.raises(UsageError, match="b is in the mixture without data: add b=PATH"):
         paths_by_source(["a=x"], shares)
+
+
+def test_what_is_one_corpus_is_not_written_again(parts: list[Corpus], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By all processes of a training at the same moment, of which some found the file of another renamed away."""
+    home, shares = parts[0].directory.parent, shares_of(["a=0.5", "b=0.1", "c=0.4"])
+    Corpora.write(home, shares, parts)
+    with monkeypatch.context() as patch:
+        patch.setattr(corpora, "write_whole", lambda *_: pytest.fail("written again"))
+        Corpora.write(home, shares, parts)
+    others = shares_of(["a=0.4", "b=0.2", "c=0.4"])
+    Corpora.write(home, others, parts)
+    assert open_corpus(home).shares == others  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_all_sources_are_read_as_one_corpus(parts: list[Corpus]) -> None:

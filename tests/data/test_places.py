@@ -77,6 +77,17 @@ def test_a_bucket_is_read_as_a_folder_is(bucket: stores.Bucket, tmp_path: Path) 
     assert pack([url], tmp_path / "packed").fingerprint == pack([url], tmp_path / "again").fingerprint
 
 
+def test_hidden_is_what_is_hidden_inside_of_what_is_named(bucket: stores.Bucket) -> None:
+    """However many files there are: a folder may have one, and it may be the named folder that is hidden."""
+    bucket.put("one/.h.txt", b"no")
+    bucket.put(".kept/a.txt", b"1")
+    assert texts(f"{bucket.url}/one/") == texts(f"{bucket.url}/one/*") == []
+    assert texts(f"{bucket.url}/one/.h.txt") == [b"no"]
+    assert texts(f"{bucket.url}/.kept") == [b"1"]
+    bucket.put(".kept/b.txt", b"2")
+    assert texts(f"{bucket.url}/.kept") == texts(f"{bucket.url}/.kept/") == [b"1", b"2"]
+
+
 def test_a_listing_is_new_and_a_fingerprint_that_of_the_contents(bucket: stores.Bucket) -> None:
     url = bucket.put("a.txt", b"12345")
     before = fingerprint([bucket.url + "/"])

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 
+import worlds
 from bytelm.checkpoint import store
 from bytelm.checkpoint.metrics import METRICS, read_metrics
-from bytelm.errors import ConfigError
+from bytelm.errors import ConfigError, TrainingError
 from bytelm.training import dist
-from bytelm.training.dist import DistContext
+from bytelm.training.dist import DistContext, init_distributed
 from bytelm.training.run import train
 from bytelm.training.settings import configure
 from small import BLT, TRAINED
@@ -184,6 +185,28 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_goes_on(
     for code, told in end(launch(command(notes, run, step + 2), 2)):
         assert code == 0, told
     assert store.read_state(store.newest(run))["step"] == step + 2
+
+
+def told(lost: int, preparing: bool) -> str:
+    """What a process says of the one that is killed while all add numbers, or wait for the first one's files."""
+    with init_distributed(0.5) as team:
+        team.total(1.0)
+        if team.rank == lost:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with pytest.raises(TrainingError) as error:
+            while True:
+                team.main_process_first(lambda: None) if preparing else team.total(1.0)
+        return str(error.value)
+
+
+@pytest.mark.fault("T8")
+@pytest.mark.parametrize(("lost", "preparing"), [(3, False), (0, False), (0, True)])
+def test_all_name_the_one_that_is_lost_and_nobody_else(lost: int, preparing: bool) -> None:
+    """Also those that hear of it last, as they wait for one that has heard."""
+    with worlds.started(4, told, lost, preparing) as processes:
+        others = [process for rank, process in enumerate(processes) if rank != lost]
+        found = worlds.results(others)
+    assert {line.split(" is ")[0] for line in found} == {f"process {lost} of 4"}, found
 
 
 ADDED = """

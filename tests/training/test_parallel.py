@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 import worlds
 from bytelm.data.sampler import Batch, Sampler
-from bytelm.errors import CheckpointError, ConfigError
+from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.find import names
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate
@@ -29,11 +30,15 @@ from bytelm.nn.rows import RowGradients
 from bytelm.nn.sharded import ShardedRows, empty_rows, rows_here
 from bytelm.patching.base import Patcher
 from bytelm.testing.tiny import shapes, tiny_patchers
+from bytelm.training import estimate, plan
 from bytelm.training.config import ParallelConfig, TrainConfig
 from bytelm.training.dist import SINGLE_PROCESS, DistContext, init_distributed
 from bytelm.training.journal import Journal
 from bytelm.training.loop import Trainer
 from bytelm.training.parallelize import gather, parallelize
+from bytelm.training.plan import Layout
+from bytelm.training.run import train
+from bytelm.training.settings import configure
 from bytelm.training.stop import StopRequest
 from bytelm.transfer import HOST
 from bytelm.units import BOS, EOS, PAD
@@ -366,3 +371,44 @@ def test_a_layout_that_does_not_fit_is_refused() -> None:
         ParallelConfig(shard=3).layout(4, 4)
     with pytest.raises(ConfigError, match=r'parallel.shard = 0: must be at least 1, or "auto"'):
         ParallelConfig(shard=0)
+
+
+@pytest.mark.fault("C2")
+@pytest.mark.parametrize("setting", ["train.batch=4", "parallel.shard=2"])
+def test_what_does_not_fit_the_processes_is_refused_before_anything_is_made(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing and the entropy model may take hours, and a configuration that is kept could not be changed."""
+    (tmp_path / "notes.txt").write_text("a line of notes\n" * 100)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    config = configure("byte-tiny", sets=["train.batch=6", setting], steps=1)
+    with pytest.raises(ConfigError, match=r"cannot be shared by 3 processes|is not the 3 processes"):
+        train([tmp_path / "notes.txt"], config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.fault("C3")
+def test_a_model_that_fits_many_processes_only_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one machine all take of the same memory; of many machines each has its own."""
+    (tmp_path / "notes.txt").write_text("a line of notes\n" * 100)
+    config = configure("blt-1b", sets=["train.device=cpu"], steps=1)
+
+    def needed(world: int, local: int) -> estimate.Needs:
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+        found = estimate.needs([tmp_path / "notes.txt"], config, tmp_path)
+        return replace(found, free_memory=80 * 10**9, free_host=80 * 10**9, free_disk=10**12)
+
+    one, one_of_eight, eight = needed(1, 1), needed(8, 1), needed(8, 8)
+    with pytest.raises(ResourceError, match=r"a step takes .* of memory and 80 GB are free"):
+        estimate.check(one, config, tmp_path)
+    laid = Layout(8)
+    held = plan.memory(config.recipe.build_for_counting(), config, laid, 8, 32, 4)
+    assert one_of_eight.memory == held.total - held.beside + estimate.BESIDE < one.memory / 2
+    assert eight.memory == 8 * one_of_eight.memory
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    estimate.check(one_of_eight, config, tmp_path)
+    with pytest.raises(ResourceError, match=r"--set train\.batch=(8|16|32) |use a smaller --preset"):
+        estimate.check(replace(one_of_eight, free_memory=one_of_eight.memory - 1), config, tmp_path)
+    spared = estimate.lighter(config)
+    assert (batch := re.search(r"train\.batch=(\d+)", spared)) is None or not int(batch[1]) % 8, spared

@@ -214,6 +214,13 @@ def test_fewer_passes_are_proposed_only_where_they_fit() -> None:
     assert "passes: " not in said("blt-1b", Layout(64), *sets)
 
 
+def test_a_batch_that_the_processes_cannot_share_is_said() -> None:
+    """The training refuses it, whatever the accumulation."""
+    sets = "--set train.batch=128 --set train.gradient_accumulation_steps=16"
+    assert f"batch: train.batch = 64 is none for 128 processes: take {sets}" in said("blt-1b", Layout(128))
+    assert "batch: " not in said("blt-1b", Layout(64))
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from bytelm.training import loop
 from bytelm.training.run import train
 from bytelm.training.settings import configure
 from bytelm.training.stages import boundaries, packing, thresholds
-from bytelm.training.stop import StopRequest
+from bytelm.training.stop import ELASTIC, StopRequest
 from small import BLT, TRAINED
 from trainings import PLAIN, command, held, of_kind, same
 
@@ -99,6 +99,24 @@ def test_a_second_signal_leaves_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.fault("T3")
+def test_a_signal_that_torchrun_passes_on_as_well_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm and systemd signal the whole job, so that a worker hears it from them and from torchrun."""
+    monkeypatch.setenv(ELASTIC, "none")
+    left: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: left.append(number))
+    try:
+        with StopRequest() as stop:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                assert stop.received == signal.SIGUSR1
+        assert not left
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert left == [signal.SIGUSR1]  # as before, once nothing is to be saved
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 # One process pays for importing torch; the command is run in forks of it.

@@ -47,9 +47,14 @@ class Corpora(Corpus):
 
     @classmethod
     def write(cls, directory: Path, shares: Sequence[Share], parts: Sequence[Corpus]) -> Corpora:
-        """Have the folders of `parts`, in `directory` by their names, be one corpus."""
+        """Have the folders of `parts`, in `directory` by their names, be one corpus.
+
+        Where they are already nothing is written: processes that share a training come here together.
+        """
         fields = {"version": VERSION, "sources": [asdict(share) for share in shares]}
-        write_whole(directory / MIXTURE, (json.dumps(fields, indent=1) + "\n").encode())
+        path, data = directory / MIXTURE, (json.dumps(fields, indent=1) + "\n").encode()
+        if not path.exists() or path.read_bytes() != data:
+            write_whole(path, data)
         return cls(directory, shares, parts)
 
     @property

@@ -89,12 +89,13 @@ def found(url: str) -> Iterator[tuple[str, Status]]:
     details = store.listed()
     if not details:
         raise DataError(f"no such file or folder: {named(url)}: check its name, and the account it is looked for in")
-    base = [part for part in re.split(r"[*?\[]", store.path)[0].split("/")[:-1]]
+    whole = store.path.rstrip("/")
+    pattern = not all(name == whole or name.startswith(f"{whole}/") for name in details)
+    named_by = PurePosixPath(re.split(r"[*?\[]", whole)[0].rpartition("/")[0] if pattern else whole)
     for name, detail in sorted(details.items()):
         if detail.get("type") != "file" or name.endswith("/"):
             continue
-        inner = PurePosixPath(name).parts[len(base) :]
-        if len(details) > 1 and any(part.startswith(".") for part in inner):
+        if any(part.startswith(".") for part in PurePosixPath(name).relative_to(named_by).parts):
             continue
         yield store.url_of(name), _status(detail)
 

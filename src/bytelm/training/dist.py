@@ -37,7 +37,50 @@ from bytelm.transfer import HOST
 
 T = TypeVar("T")
 ON_ERROR = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+LISTEN = 1.0  # seconds between looks whether a collective has failed elsewhere
 ROLL_CALL = 3.0  # seconds for the liveness check after a failed collective
+
+
+class RollCall:
+    """Who is there when a collective has failed: a thread of each process answers as soon as one has called.
+
+    The process itself may still be waiting then: Gloo tells those who wait for the lost one, but not those who wait for
+    them. All come to the same result, whenever they learn of the failure.
+    """
+
+    def __init__(self, store: Any, attempt: str, rank: int, world: int) -> None:
+        """`store`: of all processes; rank 0 hosts it."""
+        self._store, self._call, self._rank = store, f"{attempt}/call", rank
+        self._here = [f"{attempt}/here/{other}" for other in range(world)]
+        self._lost = [0]  # without the store nobody is known but who hosts it
+        self._woken, self._ended = threading.Event(), threading.Event()
+        self._listening = threading.Thread(target=self._listen, daemon=True, name="roll call")
+        self._listening.start()
+
+    def missing(self) -> list[int]:
+        """Call all, and return the ranks of those that do not answer within seconds."""
+        self._woken.set()
+        self._listening.join(2 * ROLL_CALL)  # a store that hangs would block forever
+        return self._lost
+
+    def end(self) -> None:
+        """Stop listening, before the store is gone."""
+        self._ended.set()
+        self._woken.set()
+        self._listening.join(LISTEN)
+
+    def _listen(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            while not (self._woken.wait(LISTEN) or self._store.check([self._call])):
+                pass
+            if self._ended.is_set():
+                return
+            for key in (self._call, self._here[self._rank]):
+                self._store.set(key, "yes")
+            end = time.monotonic() + ROLL_CALL
+            while time.monotonic() < end:  # looked up again and again: rank 0 may end before, and the store with it
+                time.sleep(ROLL_CALL / 10)
+                self._lost = [rank for rank, key in enumerate(self._here) if not self._store.check([key])]
 
 
 @dataclass(frozen=True)
@@ -52,6 +95,8 @@ class DistContext:
     """The process id of the torchrun that started this process; None if started otherwise."""
     attempt: str = ""
     """What begins the keys of this attempt: torchrun's store, and all that is in it, outlives a restart."""
+    roll_call: RollCall | None = None
+    """Who is there when a collective has failed; None for a team of one."""
     saves: Any = None
     """A Gloo group for checkpoints that are written while the training goes on; None for a team of one."""
 
@@ -81,9 +126,10 @@ class DistContext:
             return done
         while True:
             StopRequest.check()
-            with contextlib.suppress(dist.DistStoreError):
+            with self.answering(), contextlib.suppress(dist.DistStoreError):  # of a wait that has run out
                 self.store.wait([key], timedelta(seconds=1))
-                return work()
+                break
+        return work()
 
     def total(self, *values: float) -> list[float]:
         """The sums of values over all processes, in float64."""
@@ -155,7 +201,7 @@ class DistContext:
 
     @contextlib.contextmanager
     def answering(self) -> Generator[None]:
-        """Raise TrainingError, which names unresponsive processes, if a collective fails."""
+        """Raise TrainingError, which names unresponsive processes, if a collective fails, or the store is gone."""
         try:
             yield
         except GeneratorExit:  # looked for by no name that may be gone at exit
@@ -169,19 +215,8 @@ class DistContext:
             ) from error
 
     def _missing(self) -> str:
-        """The unresponsive ranks; rank 0 hosts the store, without which they are unknown."""
-        lost = [0]
-
-        def call() -> None:
-            with contextlib.suppress(RuntimeError):
-                here = [f"{self.attempt}/here/{rank}" for rank in range(self.world)]
-                self.store.set(here[self.rank], "yes")
-                time.sleep(ROLL_CALL)
-                lost[:] = [rank for rank, key in enumerate(here) if not self.store.check([key])]
-
-        calling = threading.Thread(target=call, daemon=True)  # a store that hangs would block forever
-        calling.start()
-        calling.join(2 * ROLL_CALL)
+        """The unresponsive ranks in words."""
+        lost = self.roll_call.missing() if self.roll_call else []
         return f"process {', '.join(map(str, lost))}" if lost else "one"
 
 
@@ -193,13 +228,19 @@ def of_others(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "ncclComm"))
 
 
+def launched() -> tuple[int, int]:
+    """The processes that share this training, and those of them on this machine, as torchrun says."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return world, int(os.environ.get("LOCAL_WORLD_SIZE", world))
+
+
 @contextlib.contextmanager
 def init_distributed(timeout_minutes: float, device: torch.device = HOST) -> Generator[DistContext]:
     """The team of processes started by torchrun, or a team of one; `timeout_minutes`: of collectives.
 
     `device`: of this process; on GPUs one per process, its current device.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world, _ = launched()
     if world == 1:
         yield DistContext()
         return
@@ -218,13 +259,18 @@ def init_distributed(timeout_minutes: float, device: torch.device = HOST) -> Gen
             f"not all of {world} processes have met within {timeout_minutes:g} minutes ({str(error).splitlines()[0]}): "
             "start them again, with the same MASTER_ADDR and MASTER_PORT, or raise train.timeout_minutes"
         ) from error
+    roll_call: RollCall | None = None
     try:
         launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         found = DistContext(rank, world, dist.distributed_c10d._get_default_store(), launcher)
         saves = dist.new_group(timeout=timeout, backend="gloo")
         # Drawn by the main process: hosts count restarts apart from each other.
-        yield replace(found, attempt=found.broadcast(secrets.token_hex(4)), saves=saves)
+        attempt = found.broadcast(secrets.token_hex(4))
+        roll_call = RollCall(found.store, attempt, rank, world)
+        yield replace(found, attempt=attempt, roll_call=roll_call, saves=saves)
     finally:
+        if roll_call is not None:
+            roll_call.end()
         with contextlib.suppress(RuntimeError):  # peers may be gone
             dist.destroy_process_group()
 

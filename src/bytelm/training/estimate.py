@@ -26,8 +26,11 @@ from bytelm.find import name_of
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
 from bytelm.training.config import RunConfig, TrainConfig
+from bytelm.training.dist import launched
 from bytelm.training.loop import precision
 from bytelm.training.memory import predict, table_moments
+from bytelm.training.plan import Layout
+from bytelm.training.plan import memory as of_process
 from bytelm.training.stages.entropy_model import COUNTED
 from bytelm.units import BYTES, show_bytes, show_count, show_seconds
 
@@ -105,22 +108,42 @@ def needs(paths: Sequence[str | Path], config: RunConfig, run: Path, exclude: Se
         for p in model.parameters()
     )
     size = to_be_packed(paths, run, exclude, config.shares)
-    mean, device = usual_mean(config.recipe), resolve(config.train.device)
+    device = resolve(config.train.device)
     entropy_model = (
         config.entropy_model if config.recipe.uses_entropy_model and config.init_from is None and size != 0 else None
     )
     counting = 0 if entropy_model is None else entropy_model.counting(min(COUNTED, size or 0))
-    step = predict(model, config.train, mean, device)
+    step, host = taken(model, config, device)
     return Needs(
-        step.peak + BESIDE,
+        step,
         counting and counting + BESIDE,
         memory(device).free,
         machine.memory().free,
         None if size is None else size + size // 8,  # one bit per byte for boundaries
         max(0, (KEEP + 1) * stored - sum(file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors"))),
         machine.disk(run),
-        step.host and step.host + BESIDE,
+        host,
     )
+
+
+def taken(model: ByteModel, config: RunConfig, device: torch.device) -> tuple[int, int]:
+    """Bytes that a step takes of its device, and of main memory where n-gram tables are there (else 0).
+
+    Of several processes it is what one takes for its rows and its share of the model, as `training.plan` has it; in
+    main memory, what all on this machine take. Raises ConfigError for a layout that they do not fit.
+    """
+    train, parallel, (world, local) = config.train, config.parallel, launched()
+    if world == 1:
+        step = predict(model, train, usual_mean(config.recipe), device)
+        return step.peak + BESIDE, step.host and step.host + BESIDE
+    replicate, shard = parallel.layout(world, local)
+    layout = Layout(shard, replicate, parallel.tables, parallel.sync_each_batch)
+    number = 4 if device.type == "cpu" else precision(train, device).itemsize
+    found = of_process(model, config, layout, train.batch // world, train.gradient_accumulation_steps, number)
+    size = found.total - found.beside + BESIDE
+    if device.type == "cpu":
+        return local * size, 0
+    return (size - found.tables, local * (found.tables + BESIDE)) if train.tables == "host" else (size, 0)
 
 
 def to_be_packed(
@@ -168,9 +191,9 @@ def check(needed: Needs, config: RunConfig, run: Path) -> None:
 
 def suggest_fit(config: RunConfig, free: int) -> str:
     """The smallest change of a configuration with which a step fits into memory, as command-line options."""
-    model, mean, device = config.recipe.build_for_counting(), usual_mean(config.recipe), resolve(config.train.device)
-    for changed in smaller(config.train):
-        peak = predict(model, changed, mean, device).peak + BESIDE
+    model, device = config.recipe.build_for_counting(), resolve(config.train.device)
+    for changed in smaller(config.train, launched()[0]):
+        peak, _ = taken(model, replace(config, train=changed), device)
         if peak <= free:
             names = [
                 n
@@ -184,20 +207,25 @@ def suggest_fit(config: RunConfig, free: int) -> str:
 
 def lighter(config: RunConfig) -> str:
     """A change of a configuration whose step did not fit, by which activations take three quarters at the most."""
-    device = resolve(config.train.device)
-    found = predict(config.recipe.build_for_counting(), config.train, usual_mean(config.recipe), device)
-    return suggest_fit(config, found.peak - found.activations // 4 + BESIDE)
+    model, device, (world, local) = config.recipe.build_for_counting(), resolve(config.train.device), launched()
+    rows = replace(config.train, batch=max(1, config.train.batch // world))
+    spared = predict(model, rows, usual_mean(config.recipe), device).activations // 4
+    return suggest_fit(config, taken(model, config, device)[0] - spared * (local if device.type == "cpu" else 1))
 
 
-def smaller(train: TrainConfig) -> Iterator[TrainConfig]:
-    """The same training with ever cheaper steps: fewer rows, then activation checkpointing, then shorter windows."""
-    rows = [max(1, train.batch >> halved) for halved in range(1, train.batch.bit_length())]
+def smaller(train: TrainConfig, world: int = 1) -> Iterator[TrainConfig]:
+    """The same training with ever cheaper steps: fewer rows, then activation checkpointing, then shorter windows.
+
+    Rows are a multiple of the `world` processes.
+    """
+    rows = [train.batch >> halved for halved in range(1, train.batch.bit_length())]
+    rows = [batch for batch in rows if batch % world == 0]
     yield from (replace(train, batch=batch) for batch in rows)
     yield replace(train, activation_checkpointing=True)
     yield from (replace(train, batch=batch, activation_checkpointing=True) for batch in rows)
     window = train.context_length // 2
     while window >= 64:
-        yield replace(train, batch=1, activation_checkpointing=True, context_length=window)
+        yield replace(train, batch=world, activation_checkpointing=True, context_length=window)
         window //= 2
 
 

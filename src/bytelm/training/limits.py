@@ -42,6 +42,9 @@ def limits(config: RunConfig, found: Plan) -> list[str]:
         ]
         room = show_bytes(FILLED * GPUS[found.device].memory)
         said.append(f"memory: {show_bytes(kept.total)} do not fit into {room}: change {', '.join(ways)}")
+    if config.train.batch % layout.world:
+        sets = f"--set train.batch={found.rows * layout.world} --set train.gradient_accumulation_steps={found.passes}"
+        said.append(f"batch: train.batch = {config.train.batch} is none for {layout.world} processes: take {sets}")
     if sent.dense_seconds > found.compute * found.uneven:
         said.append(f"network: {sent.dense_seconds:.3g} s of traffic are not hidden behind {found.compute:.3g} s")
     if sent.latency > 0.1 * found.compute:

@@ -12,7 +12,6 @@ Weights are gathered in float32 on a CPU, whose kernels round them, and on a GPU
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import cast
 
@@ -23,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from bytelm.interfaces.model import ByteModel
 from bytelm.training.config import ParallelConfig
-from bytelm.training.dist import DistContext
+from bytelm.training.dist import DistContext, launched
 
 
 def parallelize(
@@ -39,7 +38,7 @@ def parallelize(
     Whatever moves its weights, as an optimizer, is to be made afterwards: FSDP2 replaces them. Raises ConfigError for a
     layout that the number of processes does not fit.
     """
-    replicate, shard = config.layout(dist.world, int(os.environ.get("LOCAL_WORLD_SIZE", dist.world)))
+    replicate, shard = config.layout(dist.world, launched()[1])
     mesh = init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
     if replicate == 1:
         mesh = mesh["shard"]

@@ -26,7 +26,7 @@ from bytelm.errors import ConfigError, DataError, ResourceError
 from bytelm.find import unknown
 from bytelm.interfaces.model import ByteModel
 from bytelm.training.config import RunConfig, TrainConfig
-from bytelm.training.dist import DistContext, init_distributed
+from bytelm.training.dist import DistContext, init_distributed, launched
 from bytelm.training.estimate import check, lighter, needs
 from bytelm.training.journal import Journal
 from bytelm.training.loggers import Loggers
@@ -75,6 +75,10 @@ def train(
     signal is not an error.
     """
     run, device = Path(run), use(config.train.device)
+    world, local = launched()
+    DistContext(world=world).rows(config.train.batch)  # refused before anything is read or written
+    if world > 1:
+        config.parallel.layout(world, local)
     if not force:
         check(needs(paths, config, run, exclude), config, run)
     try:

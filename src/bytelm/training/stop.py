@@ -1,6 +1,7 @@
 """SIGINT, SIGTERM and SIGUSR1 as a request that long loops honour at safe points; a second one exits at once.
 
-Slurm sends SIGUSR1 before the time limit with `sbatch --signal=USR1@60`.
+Slurm sends SIGUSR1 before the time limit with `sbatch --signal=USR1@60`. Under torchrun a second one changes nothing:
+Slurm and systemd signal all processes of a job, and torchrun passes on what it hears, so that each hears it twice.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class StopRequest:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self._leave_the_rest()  # so that the next one is not waited for
+        if ELASTIC not in os.environ:
+            self._leave_the_rest()  # so that the next one is not waited for
 
     def _leave_the_rest(self) -> None:
         for number, handler in self._before.items():
