@@ -6,12 +6,12 @@ from bytelm.interfaces.sizes import Family, Table, heads, usual
 
 
 def one_stage(width: int, depth_offset: int, length: int) -> Table:
-    """H-Net of one stage: shallow encoder and decoder, an inner Transformer of twice their width."""
+    """H-Net of one stage: a shallow encoder, a deeper decoder, an inner Transformer of twice their width."""
     return {
         "name": "hnet",
         "dims": [width, 2 * width],
         "heads": [heads(width), heads(2 * width)],
-        "encoder_layers": [2],
+        "encoder_layers": [1],
         "decoder_layers": [usual(width) + depth_offset - 1],
         "layers": usual(width),
         "ratios": [float(length)],
