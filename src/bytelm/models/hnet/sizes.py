@@ -15,6 +15,7 @@ def one_stage(width: int, depth_offset: int, length: int) -> Table:
         "decoder_layers": [usual(width) + depth_offset - 1],
         "layers": usual(width),
         "ratios": [float(length)],
+        "ratio_weight": 0.1,  # the paper's 0.03 takes longer to reach the ratio than such trainings last
     }
 
 
