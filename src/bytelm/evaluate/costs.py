@@ -45,10 +45,11 @@ class Costs:
 
 
 def usual_mean(recipe: Recipe) -> float:
-    """Expected bytes per patch or token before any data was read: the calibration target, or TOKEN."""
+    """Expected bytes per patch or token before any data was read: the target of calibration or training, or TOKEN."""
     if isinstance(recipe.patching, entropy.Config):
         return recipe.patching.target_mean_length
-    return 1.0 if recipe.build_for_counting().tokens is None else TOKEN
+    model = recipe.build_for_counting()
+    return TOKEN if model.tokens is not None else model.target_patch or 1.0
 
 
 def costs(recipe: Recipe, window: int, mean: float = 1.0) -> Costs:
