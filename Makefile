@@ -16,6 +16,9 @@ BIN := .venv/bin
 CORE := .venv/.core
 INSTALLED := .venv/.installed
 
+# Hundreds of processes of the tests import torch: compiled anew in each that takes twice as long.
+export PYTHONDONTWRITEBYTECODE :=
+
 .NOTPARALLEL:
 .PHONY: demo test check slow wheels docs faults nightly lint types layers tests setup pythons
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import jaxtyping
 import pytest
-from beartype import BeartypeConf, beartype
 from hypothesis.internal.conjecture import providers
 
+import typechecks
 from faults import Table
 
 # Before torch is imported, and inherited by subprocesses: a change of thread count may change sums, and the workers of
@@ -31,9 +30,7 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 # Before bytelm is imported: every annotated function checks the shapes and types of its arguments and its result.
-# The numeric tower: where a float is wanted an int will do, as type checkers have it and beartype by default has not.
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
-jaxtyping.install_import_hook("bytelm", f"{__name__}.checked")
+typechecks.install()
 
 # A session in the background ignores SIGINT, and so would the trainings that are to hear it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -20,7 +20,7 @@ from bytelm.data.corpora import open_corpus
 from bytelm.data.corpus import Split
 from bytelm.data.selection import sample_evenly
 from bytelm.errors import ResourceError, UsageError
-from bytelm.evaluate.patches import lengths_by_kind, opens_of, patch_view
+from bytelm.evaluate.patches import lengths_by_kind, opens_of, patch_view, segmenter
 from bytelm.find import find, names
 from bytelm.generate.document import Task, completion, continuation
 from bytelm.generate.sampling import Sampling
@@ -47,7 +47,7 @@ def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection
     corpus = open_corpus(run / "data")
     split: Split = next(s for s in ("test", "valid", "train") if corpus.bytes(s))
     documents = sample_evenly(corpus, split, COUNTED)
-    patcher, segmentation = model.patcher, segmentation_of(model, loaded.state["recipe"])
+    patcher, segmentation = segmenter(model), segmentation_of(model, loaded.state["recipe"])
     count = load_toml(run / "config.toml")["train"]["sample_bytes"]
     readable = modality is None or modality.text
     shown = [data[:SHOWN].tobytes() for _, data in documents[:PROMPTS]] if readable else []
@@ -83,9 +83,11 @@ def trained(part: nn.Module) -> int:
 
 
 def segmentation_of(model: ByteModel, recipe: Mapping[str, Any]) -> str:
-    """The patching scheme, "tokens", or "" for a model over bytes."""
+    """The patching scheme, "tokens", "learned", or "" for a model over bytes."""
     if model.tokens is not None:
         return "tokens"
+    if model.target_patch is not None:
+        return "learned"
     return recipe["patching"]["name"] if model.patcher is not None else ""
 
 

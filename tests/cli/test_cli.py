@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,6 +193,11 @@ BAD: list[tuple[str, list[str], int]] = [
     ("max_bytes -1", ["generate", "{home}/run", "x", "--max-bytes=-1"], 2),
     ("need an entropy model", ["patches", "entropy", "x"], 2),
     ("no such file or folder", ["eval", "{home}/run", "{home}/nowhere"], 3),
+    (
+        "--bytewise is for runs over tokens, and {home}/run predicts bytes already",
+        ["eval", "{home}/run", "--bytewise"],
+        2,
+    ),
     ('Did you mean "train"', ["trian"], 2),
     ("no longer than max_length", ["calibrate", "{home}/run", "99"], 2),
 ]
@@ -246,6 +254,24 @@ def test_any_bytes_train(tmp_path: Path, data: bytes) -> None:
 def test_help_is_quick_to_import() -> None:
     code = "import sys, bytelm.cli; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_paragraphs_of_help_break_where_the_terminal_ends() -> None:
+    """Lines of a help text are shown as they are: a paragraph is one line of the source, but for examples."""
+    from bytelm.cli import app
+
+    def texts(command: Any, path: str) -> Iterator[tuple[str, str]]:
+        yield path, inspect.cleandoc(command.help or "").partition("Parameters\n---")[0]
+        for word in command:
+            if not word.startswith("-"):
+                yield from texts(command[word], f"{path} {word}")
+
+    found = dict(texts(app, "bytelm"))
+    assert len(found) > 20 and "Example: bytelm data curriculum" in found["bytelm data curriculum"]
+    for path, text in found.items():
+        for paragraph in text.strip().split("\n\n"):
+            lines = paragraph.splitlines()
+            assert len(lines) <= 1 or all(line.startswith("Example: ") for line in lines), (path, lines)
 
 
 @pytest.mark.fault("T3")

@@ -198,7 +198,7 @@ def test_a_model_of_transformers_is_asked_by_its_tokens(
 def test_a_tokenizer_that_loses_text_and_reads_text_alone(
     home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its tokens are counted as they are; bytes that it cannot read are refused with model, suite and way out."""
+    """Its tokens are counted as they are; where it cannot read anything that is said with model, suite and way out."""
     pytest.importorskip("transformers")
     import hf_tokenizers
 
@@ -208,7 +208,58 @@ def test_a_tokenizer_that_loses_text_and_reads_text_alone(
     words = ["robust", name, str(home / "texts"), "--suite", "degenerate", "--amount", "1"]
     assert cli([*words, "--run", str(tmp_path / "out")]) == 3
     (said,) = capfd.readouterr().err.splitlines()
-    assert "naive cannot be asked degenerate: byte" in said and "with --suite" in said
+    assert f"degenerate was not asked of {name}, naive: byte" in said and "with --suite" in said
+
+
+def test_a_suite_that_one_model_cannot_read_is_asked_of_the_others(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever comes first: differences are to the first one that was asked."""
+    pytest.importorskip("transformers")
+    import hf_tokenizers
+
+    name = hf_tokenizers.saved(tmp_path / "model", hf_tokenizers.unigram())
+    words = [str(home / "latin-1.txt"), "--suite", "noise", "--suite", "numbers", "--amount", "1"]
+    words += ["--run", str(tmp_path / "out")]
+    rows: list[Any] = []
+    for models in ([name, str(home / "a"), str(home / "b")], [str(home / "a"), str(home / "b"), name]):
+        assert cli(["robust", *models, *words]) == 0
+        said = capfd.readouterr().out
+        assert f"noise was not asked of {name}, naive: byte" in said and "b − a" in said
+        assert "naive − a" not in said.partition("numbers: ")[0] and f"a − {name}" not in said.partition("numbers: ")[0]
+        result = json.loads((tmp_path / "out" / "results.json").read_bytes())
+        assert result["suites"]["noise"]["seconds"].keys() == {"a", "b"}
+        assert result["suites"]["numbers"]["seconds"].keys() == {"a", "b", f"{name}, naive"}
+        rows.append(result["suites"]["noise"]["rows"])
+        table = next(page.tables(result, "noise"))
+        assert table.head[-1] == "b − a" and all(len(row) == len(table.head) for row in table.rows)
+        assert all(row[-1] != "–" for row in table.rows)
+        assert f"noise was not asked of {name}" in (tmp_path / "out" / "index.html").read_text()
+    assert rows[0] == rows[1]
+
+
+def test_a_row_that_takes_more_positions_than_a_model_has_is_said(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of short and long numbers the long ones; what it has no figure in has no mean of it either."""
+    pytest.importorskip("transformers")
+    import hf_tokenizers
+
+    name = hf_tokenizers.saved(tmp_path / "model", hf_tokenizers.byte_level(), positions=64)
+    words = ["robust", name, str(home / "a"), str(home / "texts"), "--suite", "numbers", "--amount", "2"]
+    assert cli([*words, "--run", str(tmp_path / "out")]) == 0
+    said = capfd.readouterr().out
+    result = json.loads((tmp_path / "out" / "results.json").read_bytes())
+    column, own = result["models"][0], {row["row"]: row["figures"] for row in result["suites"]["numbers"]["rows"]}
+    lacking = column["unwritten"]["numbers"]
+    assert "addition, 6 digits, generated" in lacking and "addition, 1 digit, generated" not in lacking
+    assert (
+        f"numbers was not asked of {name}, naive where it takes more positions than the model has: {lacking[0]}" in said
+    )
+    for row, figures in own.items():
+        assert (row in lacking) == (column["model"] not in figures or not figures[column["model"]]), row
+        assert figures["a"]
+    assert "unwritten" not in result["models"][1]
 
 
 def test_suites_are_written_as_tasks_without_a_model(
@@ -236,6 +287,9 @@ BAD: list[tuple[str, list[str], int]] = [
     ("no bytes found in {home}/empty.txt", ["{home}/a", "{home}/empty.txt", "--suite", "noise"], 3),
     ("cannot make /dev/null/out", ["{home}/a", "--suite", "degenerate", "--run", "/dev/null/out"], 5),
     ("no data", ["{home}/alone", "--suite", "degenerate"], 3),
+    ("hf:{home}/none has no test split here: name files after the models", ["hf:{home}/none"], 3),
+    ("no texts to make tasks of: name files", ["--export", "{home}/tasks"], 2),
+    ("hf:x has no test split here: name files", ["hf:x", "--export", "{home}/tasks"], 3),
 ]
 
 

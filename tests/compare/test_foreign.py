@@ -135,6 +135,26 @@ def test_a_suite_that_cannot_be_asked_is_said_and_stops_nothing(
     assert refused in full and next(row for row in robustness.table(found).rows if "lossy" in row[0])[1] == "–"
 
 
+@pytest.mark.parametrize("names", ["lossy,exact", "lossy"])
+def test_whichever_model_comes_first_a_suite_that_it_cannot_read_is_asked_of_the_others(
+    data: str, models: Path, tmp_path: Path, names: str, capfd: pytest.CaptureFixture[str], few: None
+) -> None:
+    """And nothing is shown where there are no others."""
+    listed = ",".join(f"hf:{models / name}" for name in names.split(","))
+    assert cli(words(data, tmp_path / "home", listed, "--suite", "degenerate")) == 0
+    said = capfd.readouterr().out
+    assert f"degenerate was not asked of hf:{models}/lossy, naive: byte" in said
+    found = json.loads((tmp_path / "home" / "results.json").read_bytes())
+    assert list(found["robustness"]["suites"]) == (["degenerate"] if "exact" in names else [])
+    assert len(robustness.table(found).rows) == (2 if "exact" in names else 0)
+    assert ("degenerate: bits/byte of the worst row" in said) == ("exact" in names)
+    assert refused_on(tmp_path / "home" / "index.html")
+
+
+def refused_on(page: Path) -> bool:
+    return "degenerate was not asked of" in Page(page.read_text()).text
+
+
 def test_the_same_command_measures_nothing_again(
     command: list[str], home: Path, found: Found, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, few: None,

@@ -7,7 +7,9 @@ import math
 import random
 import xml.etree.ElementTree as ET
 from collections import Counter
+from copy import copy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.models.blt import model as blt
 from bytelm.models.blt.decoder import BLTDecoder
 from bytelm.models.blt.model import BLT
+from bytelm.models.hnet.model import HNet
 from bytelm.models.linear import model as linear
 from bytelm.models.megabyte import model as megabyte
 from bytelm.models.megabyte.model import Megabyte
@@ -105,7 +108,7 @@ def read(model: ByteModel, ids: Tensor) -> int:
     """Read a document as a model that decides its own patches does. Returns how many there are."""
     if not isinstance(model, BLT):
         model(ids)
-        return 1
+        return 1 if model.chunking is None else int(model.chunking.counts[0])
     opens, _ = model.patcher.extend(ids)
     model(ids, None, opens)
     return int(opens.sum())
@@ -121,6 +124,16 @@ def waiting(model: ByteModel) -> int:
     return sum(2 * part.byte.weight.numel() * (LENGTH - count * part.unit) for part, count in whole.items())
 
 
+def as_cut(model: ByteModel) -> ByteModel:
+    """The model; of one that cuts its patches itself, one that aims at the lengths of what it has just read."""
+    if not isinstance(model, HNet) or model.chunking is None:
+        return model
+    counts = [LENGTH, *(int(count) for count in model.chunking.counts)]
+    found = copy(model)
+    found.config = replace(model.config, ratios=tuple(a / b for a, b in pairwise(counts)))
+    return found
+
+
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_executed_is_what_other_instruments_count(name: str) -> None:
@@ -130,7 +143,7 @@ def test_executed_is_what_other_instruments_count(name: str) -> None:
     counters = FlopCounterMode(display=False), Instrument(model)
     with fused.plain(), sdpa_kernel(SDPBackend.MATH), counters[0] as flops, counters[1] as seen:
         patches = read(model, ids)
-    found = counted(model, LENGTH, LENGTH / patches)
+    found = counted(as_cut(model), LENGTH, LENGTH / patches)
     size = LENGTH / patches if name == TOKENS else 1
     products = flops.get_total_flops()
     assert found.executed * LENGTH * size == pytest.approx(products + seen.bags + seen.cross, rel=1e-12)
@@ -179,9 +192,14 @@ def test_read_is_what_the_kernels_read(name: str) -> None:
     if reason := decoding.why_plain(model):
         pytest.skip(reason)
     decoder = open_decoder(model, rows=1, capacity=LENGTH, quantize="bf16")
-    decoder.read(np.zeros(LENGTH, np.int64), np.array([BOS, *document(random.Random(0), 1000)[: LENGTH - 1]]))
+    decoder.read(np.zeros(LENGTH, np.int64), np.array([BOS, *random.Random(0).randbytes(LENGTH - 1)]))
     mean = LENGTH / int(decoder.patches.closed[0, -1]) if isinstance(decoder, BLTDecoder) else 1.0
     table = 2 * model.byte.weight.numel() if isinstance(model, Megabyte) else 0
+    if isinstance(model, HNet):
+        with torch.no_grad():
+            model(torch.from_numpy(decoder.ids))
+        model = as_cut(model)
+        mean = model.config.ratios[0]
     found = counted(model, 2 * LENGTH, mean).read
     assert found == pytest.approx(decoder.traffic(LENGTH) - table, rel=1e-12)
 

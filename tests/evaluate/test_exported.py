@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bytelm.errors import ResourceError
+from bytelm.errors import ResourceError, UsageError
 from bytelm.evaluate.bits import continuations, measure
 from bytelm.evaluate.exported import export
 from bytelm.evaluate.robustness import characters, copying, numbers, spelling
@@ -157,3 +157,62 @@ def test_what_has_no_place_in_the_harness_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="choose another place"):
         export(OTHER, tmp_path / "file" / "tasks")
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path: Path) -> None:
+    """The tasks of the tag are those that were exported; a file of somebody else stays."""
+    (first,) = export({"boundary": CUT}, tmp_path)
+    (tmp_path / "notes.yaml").write_text("task: mine")
+    tasks = export(OTHER, tmp_path)
+    kept = {"questions.py", "exported.json", "notes.yaml"}
+    assert first not in tasks and names(tmp_path) == {f"{t}.{end}" for t in tasks for end in ("yaml", "jsonl")} | kept
+    export({"times": TIMES}, tmp_path / "fresh")
+    for _ in range(2):
+        export({"times": TIMES}, tmp_path)
+        assert names(tmp_path) - {"fresh"} == names(tmp_path / "fresh") | {"notes.yaml"}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "fresh").iterdir()}
+    assert export({"some": []}, tmp_path / "fresh") == [] and export({"some": []}, tmp_path / "none") == []
+    assert {path.name: path.read_bytes() for path in (tmp_path / "fresh").iterdir()} == before
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_export_that_ended_halfway_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export({"boundary": CUT}, tmp_path)
+    with monkeypatch.context() as patched:
+
+        def fail(self: Path, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(Path, "write_bytes", fail)
+        with pytest.raises(ResourceError, match="No space left"):
+            export(OTHER, tmp_path)
+    (task,) = export({"times": TIMES}, tmp_path)
+    assert names(tmp_path) == {f"{task}.yaml", f"{task}.jsonl", "questions.py", "exported.json"}
+
+
+@pytest.mark.parametrize("damage", [None, b"{", b"[1]", b'{"../notes.yaml": "0"}', b'{"a/b.yaml": "0"}'])
+def test_an_earlier_export_without_a_sound_manifest_is_refused(tmp_path: Path, damage: bytes | None) -> None:
+    folder = tmp_path / "tasks"
+    export({"boundary": CUT}, folder)
+    (tmp_path / "notes.yaml").write_text("task: mine")
+    manifest = folder / "exported.json"
+    manifest.unlink() if damage is None else manifest.write_bytes(damage)
+    before = names(folder)
+    with pytest.raises(UsageError, match=r"exported\.json is missing or damaged.*choose another folder"):
+        export(OTHER, folder)
+    assert names(folder) == before and (tmp_path / "notes.yaml").exists()
+
+
+def test_a_task_that_was_changed_is_not_removed(tmp_path: Path) -> None:
+    (task,) = export({"boundary": CUT}, tmp_path)
+    (tmp_path / f"{task}.yaml").write_text("task: mine")
+    before = names(tmp_path)
+    with pytest.raises(UsageError, match=f"{task}.yaml was changed since it was exported.*move it"):
+        export(OTHER, tmp_path)
+    assert names(tmp_path) == before
+    (tmp_path / f"{task}.yaml").unlink()  # moved away
+    assert task not in export(OTHER, tmp_path)

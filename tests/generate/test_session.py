@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bytelm.decoding import Decoder, open_decoder
+from bytelm.decoding import Decoder, open_decoder, why_plain
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.errors import UsageError
 from bytelm.generate import session
@@ -321,8 +321,9 @@ def written(model: ByteModel, sampling: Sampling, lengths: tuple[int, ...], **op
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0), Sampling(1.5, top_p=0.9)])
 @pytest.mark.parametrize("name", TINY)
 def test_drafts_change_nothing(name: str, sampling: Sampling) -> None:
-    options = {"max_bytes": 150, "stop": [b"\x11\x12", b"aa"]}
     model = TINY[name]
+    # Fewer where each byte is a forward pass over all before it, which is what a model without drafts is read by.
+    options = {"max_bytes": 40 if why_plain(model) else 150, "stop": [b"\x11\x12", b"aa"]}
     plain = written(model, sampling, (0,), **options)
     assert plain == written(model, sampling, (5,), **options) == written(model, sampling, (0, 3, 9), **options)
     alone = [

@@ -67,6 +67,7 @@ def test_eval_prints_what_is_lost_and_the_bound(tmp_path: Path, capfd: pytest.Ca
         ("--weights applies to runs only", ["--weights", "int8"]),
         ("--tables applies to runs only", ["--tables", "mapped"]),
         ("--windowing applies to runs only", ["--windowing", "sliding"]),
+        ("--bytewise applies to runs only", ["--bytewise"]),
         ("--tasks applies to runs only", ["--tasks", "cloze"]),
         ("--include-path applies to runs only", ["--include-path", "x"]),
         ("positions for 64 tokens: take at most that", ["--context", "65"]),

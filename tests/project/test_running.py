@@ -71,7 +71,7 @@ def test_e(): pass
 """
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
 def test_what_is_skipped_is_told_in_a_line_each_kind(workers: str, tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(SKIPPING)
     (tmp_path / "test_other.py").write_text('import pytest\npytest.importorskip("no_such_module")\n')
@@ -86,7 +86,7 @@ def test_what_is_skipped_is_told_in_a_line_each_kind(workers: str, tmp_path: Pat
         "skipped 1: another machine",
         "skipped 1: could not import 'no_such_module': No module named 'no_such_module'",
     ]
-    assert re.fullmatch(r"1 passed, 6 skipped, 1 xfailed in .*s", lines[-1])
+    assert re.fullmatch(r"1 passed, 6 skipped, 1 xfailed in [\d.]+s( \(.*\))?", lines[-1])
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")

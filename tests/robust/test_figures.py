@@ -21,7 +21,7 @@ from bytelm.evaluate.meter import bootstrap, interval
 from bytelm.evaluate.robustness import boundary, noise
 from bytelm.evaluate.robustness.base import Item, Query, Sources, cut
 from bytelm.find import find
-from bytelm.robust.answers import Answers, Asked, ask, kept
+from bytelm.robust.answers import Answers, Asked, Document, ask, kept, unwritten_rows
 from bytelm.robust.columns import Column, columns_of, identity_of
 from bytelm.robust.figures import headline, results
 from bytelm.testing.tiny import UniformModel, tiny_models
@@ -190,7 +190,7 @@ def test_the_memory_of_resampling_does_not_change_what_is_drawn(monkeypatch: pyt
 
 def test_rows_are_related_to_the_reference_over_the_units_they_share(tmp_path: Path) -> None:
     model = Counts({97: 0.5, 98: 0.25}, 0.25 / 254)
-    texts = {("eng", "1"): b"a" * 40, ("eng", "2"): b"a" * 60, ("deu", "1"): b"b" * 40}
+    texts = {("eng", "1"): b"a" * 40, ("eng", "2"): b"a" * 60, ("deu", "1"): b"b" * 40, ("deu", "3"): b"b" * 90}
     items = [one("document", Query(b"", data), row=row, unit=unit) for (row, unit), data in texts.items()]
     suite = ModuleType("suite")
     vars(suite).update(PER="article", reference=lambda rows: "eng", summary=lambda rows: {"n": len(rows)})
@@ -200,6 +200,26 @@ def test_rows_are_related_to_the_reference_over_the_units_they_share(tmp_path: P
     assert own["eng"]["bits_per_unit"] == pytest.approx(50.0, abs=1e-3)
     assert "patches_per_unit" not in own["eng"] and own["eng"]["seconds_per_unit"] > 0
     assert found["summary"] == {"model": {"n": 2.0}} and found["reference"] == "eng"
+
+
+def test_figures_of_a_unit_are_over_units() -> None:
+    """Whatever their size; patches of a model that has some."""
+    items = [one("document", Query(b"", b"a" * size), unit=str(size)) for size in (40, 60)]
+    asked = Asked.of(items)
+    answers = Answers(documents=[Document(LN2 * 80, 10, 2.0), Document(LN2 * 30, 5, 3.0)])
+    suite = ModuleType("suite")
+    suite.PER = "article"
+    (row,) = results(suite, items, {"model": (asked, answers)})["rows"]
+    assert {key: each["value"] for key, each in row["figures"]["model"].items()} == pytest.approx(
+        {
+            "bits_per_byte": 1.1,
+            "bytes_per_patch": 100 / 15,
+            "bytes_per_second": 20.0,
+            "bits_per_unit": 55.0,
+            "patches_per_unit": 7.5,
+            "seconds_per_unit": 2.5,
+        }
+    )
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
@@ -249,6 +269,21 @@ def test_differences_of_each_model_are_to_the_first_one(tmp_path: Path) -> None:
     value = {name: figures["bits_per_byte"]["value"] for name, figures in row["figures"].items()}
     for name in "bc":
         assert row["differences"][name]["bits_per_byte"]["value"] == pytest.approx(value[name] - value["a"])
+
+
+def test_the_order_of_queries_follows_from_them_alone() -> None:
+    """Kept answers are told apart by it: of one length by the prefix, of one prefix by the continuation."""
+    pairs = [(bytes((p,)), bytes((c, 65))) for p in b"abc" for c in b"ABCDEFGHIJKL"] + [(b"", b"z")]
+    items = [one("bits", Query(*pair)) for pair in pairs[::-1]]
+    assert Asked.of(items).likelihoods == [Query(b"", b"z"), *(Query(*pair) for pair in pairs[:-1])]
+
+
+def test_seconds_are_those_of_all_sessions(tmp_path: Path) -> None:
+    queries, path = Asked.of(varied(4, 4)), tmp_path / "kept.json"
+    ask(column(UniformModel()), queries, path, None)
+    found = json.loads(path.read_bytes())
+    path.write_text(json.dumps(found | {"nats": found["nats"][:2], "seconds": 1e6}))
+    assert ask(column(UniformModel()), queries, path, None).seconds > 1e6
 
 
 def test_a_query_that_many_items_share_is_asked_once() -> None:
@@ -308,6 +343,27 @@ def test_a_model_without_the_figure_has_no_headline() -> None:
     assert headline(suite, found, ["a", "b"]) == {"label": "bits/byte", "values": {"a": 2.0}}
     suite.HEADLINE = "worst"
     assert headline(suite, found, ["a", "b"]) == {"label": "worst", "values": {"a": 3.0}}
+
+
+def test_a_row_that_a_model_could_not_write_has_no_figure_and_the_suite_no_mean(tmp_path: Path) -> None:
+    """One of its prompts is too long for it: others would be compared on other items."""
+    items = [
+        one("generation", Query(b"\x06" * n, bytes([7, 8, 9])), row=f"row {n > 2}", unit=str(n)) for n in (1, 2, 3, 4)
+    ]
+
+    def writes(prompt: bytes, text: bytes, end: bytes) -> bool | None:
+        assert (text, end) == (bytes([7, 8, 9]), b"\n")
+        return None if len(prompt) > 3 else len(prompt) != 1
+
+    short = column(Next(), "short", writes=writes)
+    found = asked(tmp_path, items, short, column(Next()))
+    assert figures(found, "short") == {"row False": {"exact_match": 0.5}, "row True": {}}
+    assert figures(found) == {"row False": {"exact_match": 1.0}, "row True": {"exact_match": 1.0}}
+    assert [row["differences"]["model"] != {} for row in found["rows"]] == [True, False]
+    assert found["headline"] == {"label": "exact match", "values": {"model": 1.0}}
+    queries = Asked.of(items)
+    answers = ask(short, queries, tmp_path / "short.json", None)
+    assert unwritten_rows(items, queries, answers) == ["row True"] and kept(tmp_path / "short.json") == answers
 
 
 def test_every_file_of_a_folder_is_part_of_its_identity(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def show_suites(found: dict[str, Any]) -> None:
 
     if "robustness" not in found:
         return
-    if found["robustness"]["models"]:
-        print_table(*table(found)[:2])
+    if (figures := table(found)).rows:
+        print_table(figures.head, figures.rows)
     for line in unasked(found):
         print(line)

@@ -35,8 +35,9 @@ def costs(
 ) -> int:
     """Count the cost of presets, without training: parameters, FLOPs per byte in three conventions, memory traffic.
 
-    Without names: all presets, and FLOPs per byte over model size, sequence length and patch size, as in the figures of
-    the MEGABYTE and BLT papers.
+    Without names: all presets, and FLOPs per byte over model size, sequence length and patch size.
+
+    The latter are as in the figures of the MEGABYTE and BLT papers.
 
     Example: bytelm costs blt-8b megabyte-text-758m-262m
     Example: bytelm costs --svg costs.svg

@@ -78,8 +78,9 @@ def pack(
 ) -> int:
     """Pack files into one corpus, which `bytelm train` reads directly, any number of times.
 
-    With `--join`, here or on other machines that share the folder, any number of processes each pack the next part; the
-    first one begins, and where all is done there is nothing to do. The corpus does not depend on how many there were.
+    With `--join` any number of processes, here or on machines that share the folder, each pack the next part.
+
+    The first one begins, and where all is done there is nothing to do. Their number does not change the corpus.
 
     Example: bytelm data pack ~/notes -o packed --set data.valid=0.1
 
@@ -151,8 +152,7 @@ def curriculum(
 ) -> int:
     """Write character tasks (spell, reverse, insert, ...), to be mixed into training.
 
-    `bytelm robust --suite characters` then asks of words that are not in it: one in eight of up to 8 letters, and all
-    longer ones.
+    `bytelm robust --suite characters` then asks of other words: one in eight of up to 8 letters, and all longer ones.
 
     Example: bytelm data curriculum -o tasks.jsonl --words ~/notes
     """

@@ -12,8 +12,6 @@ from bytelm.errors import UsageError
 if TYPE_CHECKING:
     from bytelm.hf.verdict import ForeignReport
 
-PREFIX = "hf:"
-
 
 def evaluate_foreign(
     name: str,

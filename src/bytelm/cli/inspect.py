@@ -93,8 +93,9 @@ def presets(*, device: Device = "auto", json: Json = False) -> int:
 def report(run: Path, /, *, out: Stream | None = None, device: Device = "auto", quiet: Quiet = False) -> int:
     """Write the report of a run, finished or not, as one self-contained HTML page.
 
-    It is drawn from the files of the run. Where those on the newest checkpoint are missing, as in a run that was
-    interrupted, the model is loaded once to make them: its patches and samples.
+    It is drawn from the files of the run.
+
+    Where patches and samples of the newest checkpoint are missing, as in a run that was interrupted, it makes them.
 
     Example: bytelm report runs/demo
 

@@ -25,9 +25,10 @@ from bytelm.cli.common import (
     print_table,
     print_verdict,
 )
-from bytelm.cli.foreign import PREFIX, evaluate_foreign
+from bytelm.cli.foreign import evaluate_foreign
 from bytelm.cli.media import check_file, collected, task_of, write_file
 from bytelm.data.modalities.base import Modality
+from bytelm.data.names import after_prefix
 from bytelm.errors import ResourceError, UsageError
 from bytelm.units import show_bytes
 
@@ -89,7 +90,7 @@ def evaluate(
         With hf: code the first 4096 bytes with the model's probabilities, decode them, and compare.
     """
     packing: dict[str, Any] = {"weights": weights, "tables": tables}
-    if str(run).startswith(PREFIX):
+    if after_prefix(str(run)) is not None:
         packing |= {"windowing": windowing, "tasks": tasks, "include-path": include_path, "bytewise": bytewise or None}
         read = partial(documents_of, paths_of(paths), None) if paths else None
         return evaluate_foreign(str(run), read, context, stride, precision, prove, device, quiet, json, **packing)
@@ -140,6 +141,8 @@ def measured(
     from bytelm.evaluate.windowing import for_measuring
 
     loaded = load(run, use(device), weights=weights, tables=tables, watch=partial(counter, quiet=quiet))
+    if bytewise and loaded.model.tokens is None:
+        raise UsageError(f"--bytewise is for runs over tokens, and {run} predicts bytes already: leave it out")
     found = (
         documents_of(paths_of(paths), loaded.modality) if paths else sample_evenly(open_corpus(run / "data"), "test")
     )

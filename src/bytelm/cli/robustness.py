@@ -46,7 +46,7 @@ def robust(
     ----------
     runs_and_paths
         Runs, checkpoints or hf:MODEL (of transformers, asked for likelihoods of tokens), then files as for train
-        (default: the test split of the first run). Differences are to the first run.
+        (default: the test split of the first run). Differences are to the first model.
     suite
         A suite by name: noise, boundary, scripts, degenerate; spelling, characters, copying, numbers, pronunciation,
         blimp (default: all those that the files are enough for). May be repeated.
@@ -55,7 +55,8 @@ def robust(
     seed
         Random seed; the same seed and files give the same items.
     export
-        Ask no model: write the suites into this folder, as tasks of the lm-evaluation-harness for any model it knows.
+        Ask no model: write the suites into this folder, as tasks of the lm-evaluation-harness for any model it knows,
+        in the place of those that an earlier export wrote there.
     context
         Window length in bytes (default: the training context length of each run).
     """
@@ -72,9 +73,19 @@ def robust(
         print(f"answers so far are in {home}; run the same command again to resume", file=sys.stderr)
         return exit_code(stopped.signal)
     if not found["suites"]:
-        raise DataError("; ".join(f"{name} needs {wants}" for name, wants in found["skipped"].items()))
+        raise nothing(found)
     show(found, home, json)
     return 0
+
+
+def nothing(found: dict[str, Any]) -> DataError:
+    """Why no suite was asked of any model."""
+    from bytelm.robust.page import refusals
+
+    lacking = [f"{name} needs {wants}" for name, wants in found["skipped"].items()]
+    refused = refusals(found["models"])
+    rest = ["name other suites with --suite, or other models"] if refused else []
+    return DataError("; ".join([*lacking, *refused, *rest]))
 
 
 def export_suites(sources: Sources, suites: Sequence[str], amount: int, seed: int, folder: Path, json: bool) -> int:
@@ -97,6 +108,8 @@ def divided(arguments: Sequence[str], *, asked: bool) -> tuple[list[str], list[s
     """Runs, and the paths after them. Raises UsageError without a run where one is `asked`, without either if not."""
     from bytelm.robust.columns import is_model
 
+    if not arguments and not asked:
+        raise UsageError("no texts to make tasks of: name files, as in `bytelm robust --export my-tasks notes.txt`")
     if not arguments:
         raise UsageError("no model to measure: name a run, as in `bytelm robust runs/demo`")
     runs = list(takewhile(is_model, arguments))
@@ -109,9 +122,13 @@ def divided(arguments: Sequence[str], *, asked: bool) -> tuple[list[str], list[s
 
 
 def sources_of(runs: Sequence[str], paths: Sequence[str]) -> Sources:
-    """The documents of files, or of the test split of the first run. Raises DataError where there are none."""
+    """The documents of files, or of the test split of the first run, which no model of transformers is.
+
+    Raises DataError where there are none.
+    """
     from bytelm.cli.measure import documents_of
     from bytelm.data.corpora import open_corpus
+    from bytelm.data.names import after_prefix
     from bytelm.data.selection import sample_evenly
     from bytelm.data.sources import documents
     from bytelm.evaluate.published import holds_pairs
@@ -123,8 +140,11 @@ def sources_of(runs: Sequence[str], paths: Sequence[str]) -> Sources:
         others = [name for name in names if name not in pairs]
         whole = [(document.name, b"".join(document.pieces)) for document in documents(pairs, None)]
         return Sources([*(documents_of(others, None) if others else []), *whole])
+    own = next((run for run in runs if after_prefix(run) is None), None)
+    if own is None:
+        raise DataError(f"{runs[0]} has no test split here: name files after the models")
     try:
-        found = sample_evenly(open_corpus(Path(runs[0]) / "data"), "test", READ)
+        found = sample_evenly(open_corpus(Path(own) / "data"), "test", READ)
     except (DataError, CheckpointError) as error:
         raise DataError(f"{error}; or name files after the runs") from error
     return Sources([(f"{number} {kind}", data.tobytes()) for number, (kind, data) in enumerate(found)])

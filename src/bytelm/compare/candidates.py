@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bytelm import find
+from bytelm.data.names import after_prefix
 from bytelm.errors import UsageError
 from bytelm.find import unknown
 from bytelm.interfaces.sizes import Family, Table, usual
@@ -33,7 +34,6 @@ DEPTH_OFFSETS = (0, -1, 1, -2, 2)  # from the usual number of layers
 DEPTH_PENALTY = 0.02  # per squared depth offset, in units of |log(cost / goal)|
 
 
-HF = "hf:"  # before a model of transformers
 DEFAULT = "blt,megabyte,space,byte,byte-window,perceiver,linear,bpe:4096"
 
 
@@ -78,7 +78,8 @@ def of_one_size(name: str) -> Family:
 def listed(names: str) -> tuple[list[str], list[str]]:
     """A list such as "blt,hf:folder" in two: the models to train, and those of transformers."""
     found = [name.strip() for name in names.split(",")]
-    return [name for name in found if not name.startswith(HF)], [name for name in found if name.startswith(HF)]
+    theirs = [name for name in found if after_prefix(name) is not None]
+    return [name for name in found if name not in theirs], theirs
 
 
 def candidates(names: str) -> list[Candidate]:

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from bytelm.compare.candidates import HF
 from bytelm.compare.held_out import kept
 from bytelm.compare.worker import HELD_OUT
 from bytelm.data.files import sha256_of, write_whole
+from bytelm.data.names import after_prefix
 from bytelm.device import called
 from bytelm.errors import CheckpointError, UsageError
 from bytelm.evaluate.bits import measure
+from bytelm.evaluate.costs import sizes
 from bytelm.robust.columns import foreign_identity
 from bytelm.training.journal import Journal
 from bytelm.training.stop import StopRequest
@@ -38,7 +38,7 @@ def check(names: Sequence[str]) -> None:
     """Raises UsageError for a model that is named twice, MissingExtraError for one without transformers."""
     known: dict[str, str] = {}
     for name in names:
-        path = Path(name.removeprefix(HF))
+        path = Path(after_prefix(name) or name)
         place = str(path.resolve()) if path.is_dir() else name
         if place in known:
             raise UsageError(f"--models: {known[place]} and {name} are one model: name it once")
@@ -62,21 +62,13 @@ def evaluated(
         StopRequest.check()
         journal.progress(f"loading {name}", force=True)
         model, context = load_foreign(name, device)
-        sizes = {"model": name, **sizes_of(model)}
-        found.append(sizes if dry else sizes | result_of(name, model, context, home, journal))
+        counted = sizes(model)
+        about = {"model": name, "parameters": counted.parameters, "tables": counted.tables}
+        found.append(about if dry else about | result_of(name, model, context, home, journal))
         del model
         if device.type == "cuda":
             torch.cuda.empty_cache()  # for the trainings that follow
     return found
-
-
-def sizes_of(model: nn.Module) -> dict[str, int]:
-    """Parameters, and those of them in embedding tables: as `evaluate.costs` counts them."""
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tables": sum(table.weight.numel() for table in tables),
-    }
 
 
 def result_of(name: str, model: Foreign, context: int, home: Path, journal: Journal) -> dict[str, Any]:

@@ -122,9 +122,10 @@ def mean_of(candidate: Candidate, corpus: Corpus, tokens: Bpe | None) -> float:
         config = built(tables, steps=1).patching
         assert config is not None
         return realised(config.build(), [("", data) for data in sample])[""]
-    return patching.get("target_mean_length") or float(
-        built(tables, steps=1).recipe.build_for_counting().patch_size or 1
-    )
+    if "target_mean_length" in patching:
+        return patching["target_mean_length"]
+    model = built(tables, steps=1).recipe.build_for_counting()
+    return float(model.patch_size or model.target_patch or 1)
 
 
 def planned(

@@ -89,10 +89,11 @@ def over_seeds(values: Mapping[str, float], columns: Mapping[int | None, str]) -
 
 
 def table(found: Mapping[str, Any]) -> Table:
-    """A row per model, in the order of the comparison, and a column per suite."""
+    """A row per model, in the order of the comparison, and a column per suite; no rows without a suite."""
     own = found[ROBUSTNESS]
     order = [model["model"] for model in found["models"]]
-    rows = sorted(own["models"], key=lambda row: (order.index(row["model"]), row["naive"]))
+    asked = own["models"] if own["suites"] else []
+    rows = sorted(asked, key=lambda row: (order.index(row["model"]), row["naive"]))
     return Table(
         ["model", *(f"{name}: {suite['headline']}" for name, suite in own["suites"].items())],
         [

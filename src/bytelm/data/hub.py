@@ -21,10 +21,9 @@ from typing import Any
 
 from bytelm.data.decode import in_pieces
 from bytelm.data.files import LONGEST, shown
+from bytelm.data.names import after_prefix
 from bytelm.data.report import SourceReport, check_bad
 from bytelm.errors import DataError, MissingExtraError
-
-PREFIX = "hf:"
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class _Dataset:
 
 
 def is_dataset(path: str) -> bool:
-    """Whether a path names a dataset. A file whose name begins so is written ./hf:…"""
-    return path.startswith(PREFIX)
+    """Whether a path names a dataset."""
+    return after_prefix(path) is not None
 
 
 def texts(path: str, text_field: str | None, report: SourceReport, max_bad: float) -> Iterator[Iterator[bytes]]:
@@ -84,7 +83,7 @@ def fingerprint(path: str) -> str:
 
 
 def _parsed(path: str) -> _Dataset:
-    rest = path.removeprefix(PREFIX)
+    rest = after_prefix(path) or ""
     # The longest folder that it begins with is one whatever is in its name
     ends = [i for i in range(len(rest), 0, -1) if (rest + ":")[i] in ":@#" and os.path.isdir(rest[:i])]  # noqa: PTH112
     name = rest[: ends[0]] if ends else re.split("[:@#]", rest)[0]

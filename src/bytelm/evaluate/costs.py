@@ -45,10 +45,11 @@ class Costs:
 
 
 def usual_mean(recipe: Recipe) -> float:
-    """Expected bytes per patch or token before any data was read: the calibration target, or TOKEN."""
+    """Expected bytes per patch or token before any data was read: the target of calibration or training, or TOKEN."""
     if isinstance(recipe.patching, entropy.Config):
         return recipe.patching.target_mean_length
-    return 1.0 if recipe.build_for_counting().tokens is None else TOKEN
+    model = recipe.build_for_counting()
+    return TOKEN if model.tokens is not None else model.target_patch or 1.0
 
 
 def costs(recipe: Recipe, window: int, mean: float = 1.0) -> Costs:
@@ -60,15 +61,34 @@ def costs(recipe: Recipe, window: int, mean: float = 1.0) -> Costs:
     return counted(recipe.build_for_counting(), window, mean)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of parameters; see `Costs`."""
+
+    parameters: int
+    tables: int
+    entropy_model: int
+
+
+def sizes(model: ByteModel) -> Sizes:
+    """The parameters of an existing model, of any kind."""
+    patcher = model.patcher or nn.Identity()
+    others = {id(part) for part in patcher.modules()}
+    own = [m for m in model.modules() if isinstance(m, nn.Embedding) and id(m) not in others]
+    scored = sum(p.numel() for p in patcher.parameters())
+    return Sizes(
+        parameters=sum(p.numel() for p in model.parameters()) - scored,
+        tables=sum(m.weight.numel() for m in own) - costs_of(model).multiplied_tables(),
+        entropy_model=scored,
+    )
+
+
 def counted(model: ByteModel, window: int, mean: float = 1.0) -> Costs:
     """`costs` of an existing model."""
     patcher, counts = model.patcher or nn.Identity(), costs_of(model)
     entropy_model = next((part for part in patcher.modules() if isinstance(part, ByteModel)), None)
-    scored = sum(p.numel() for p in patcher.parameters())
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     inputs = sum(m.weight.numel() for m in tables if m.num_embeddings in (VOCAB, model.vocabulary))
-    others = {id(m) for m in patcher.modules()}
-    own = sum(m.weight.numel() for m in tables if id(m) not in others)
 
     size = mean if model.vocabulary > VOCAB else 1.0  # bytes of an id
     executed = model.flops(window, max(1, round(window / mean))) / window / size + counts.other_operations()
@@ -79,9 +99,7 @@ def counted(model: ByteModel, window: int, mean: float = 1.0) -> Costs:
             window // 2, 1.0
         )  # in float32 whatever the dtype of the model: boundaries do not depend on it
     return Costs(
-        parameters=sum(p.numel() for p in model.parameters()) - scored,
-        tables=own - counts.multiplied_tables(),
-        entropy_model=scored,
+        **vars(sizes(model)),
         paper=counts.paper(window, mean),
         executed=executed,
         hnet=executed + 2 * inputs / size,

@@ -3,6 +3,7 @@
     spelling_bytes_swapped_rare_words.yaml      a row of a suite; all of a suite have its tag, here spelling_bytes
     spelling_bytes_swapped_rare_words.jsonl     its questions
     questions.py                                what reads them, and counts
+    exported.json                               these files with their SHA-256, by which the next export removes them
 
 Texts of the harness are Unicode: items with other bytes are left out. Of cuts (see `robustness.base`) there is the
 rest after its prompt alone, as a document that goes on is no request of the harness.
@@ -10,6 +11,7 @@ rest after its prompt alone, as a document that goes on is no request of the har
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import defaultdict
@@ -18,12 +20,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bytelm.data.files import shown
-from bytelm.errors import ResourceError
+from bytelm.data.files import sha256_of, shown, write_whole
+from bytelm.errors import ResourceError, UsageError
 from bytelm.evaluate.robustness.base import Item
 
 NAMES = {"characters": "cute"}  # suites that are known by another name
 COUNTS = "questions"  # the module beside the tasks
+MANIFEST = "exported.json"
 LINE_END = "\n"
 
 BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
@@ -66,9 +69,11 @@ SAME = {"cut": "bits"}  # kinds that are asked as another one is
 
 
 def export(suites: Mapping[str, Iterable[Item]], folder: Path) -> list[str]:
-    """Write suites, by name, as tasks into a folder; the names of the tasks, sorted. Raises ResourceError.
+    """Write suites, by name, as tasks into a folder; the names of the tasks, sorted. Without any, nothing is written.
 
-    Files of the same names are replaced. The same items make the same bytes.
+    The folder then holds these tasks: those of an earlier export are removed, and files that are not of one stay. The
+    same items make the same bytes. Raises UsageError for an earlier export that was changed or has no manifest,
+    ResourceError where the disk refuses.
     """
     rows: defaultdict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for suite, items in suites.items():
@@ -76,18 +81,62 @@ def export(suites: Mapping[str, Iterable[Item]], folder: Path) -> list[str]:
             if (question := question_of(item)) is not None:
                 tag = f"{NAMES.get(suite, suite)}_bytes"
                 rows[tag, slug(f"{tag} {item.row}"), SAME.get(item.kind, item.kind)].append(question)
+    if not rows:
+        return []
+    files = {f"{COUNTS}.py": source()}
+    for (tag, task, kind), questions in rows.items():
+        files[f"{task}.jsonl"] = "".join(json.dumps(question) + "\n" for question in questions)
+        files[f"{task}.yaml"] = described(tag, task, kind, questions)
+    replace_export({name: text.encode() for name, text in files.items()}, folder)
+    return sorted(task for _, task, _ in rows)
+
+
+def replace_export(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write files by name into a folder, in the place of those of an earlier export. Raises as `export` does."""
+    known = exported(folder)
+    stale = {name: known[name] for name in known if name not in files and (folder / name).is_file()}
+    for name, checksum in stale.items():
+        if sha256_of(folder / name) != checksum:
+            raise UsageError(
+                f"{shown(str(folder / name))} was changed since it was exported, and the new tasks are without it: "
+                "move it, or choose another folder"
+            )
+    own = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for (tag, task, kind), questions in rows.items():
-            lines = (json.dumps(question) + "\n" for question in questions)
-            (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
-            (folder / f"{task}.yaml").write_text(described(tag, task, kind, questions), encoding="utf-8")
-        (folder / f"{COUNTS}.py").write_text(source(), encoding="utf-8")
+        write_whole(folder / MANIFEST, written(stale | own))  # should it end halfway, the next export finds all of it
+        for name in stale:
+            (folder / name).unlink()
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
     except OSError as error:
         raise ResourceError(
             f"cannot write tasks into {shown(str(folder))} ({error.strerror}): choose another place"
         ) from error
-    return sorted(task for _, task, _ in rows)
+    write_whole(folder / MANIFEST, written(own))
+
+
+def written(manifest: Mapping[str, str]) -> bytes:
+    """A manifest as JSON."""
+    return (json.dumps(manifest, indent=1) + "\n").encode()
+
+
+def exported(folder: Path) -> dict[str, str]:
+    """{file: SHA-256} of an earlier export into a folder; empty where there is none. Raises UsageError."""
+    if not (folder / MANIFEST).exists() and not (folder / f"{COUNTS}.py").exists():
+        return {}
+    try:
+        found: Any = json.loads((folder / MANIFEST).read_bytes())
+        known = {str(name): str(checksum) for name, checksum in found.items()}
+    except (OSError, ValueError, AttributeError):
+        known = None
+    # Nothing is removed but what may have been written beside the manifest.
+    if known is None or any(re.fullmatch(r"\w+\.(yaml|jsonl|py)", name) is None for name in known):
+        raise UsageError(
+            f"{shown(str(folder))} has tasks of an export whose {MANIFEST} is missing or damaged, and they would stay: "
+            "remove them, or choose another folder"
+        )
+    return known
 
 
 def slug(name: str) -> str:

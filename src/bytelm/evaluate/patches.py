@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from bytelm.errors import UsageError
-from bytelm.evaluate.stream import Document, decisions, entropies
+from bytelm.evaluate.stream import Document, chunks, decisions, entropies
 from bytelm.interfaces.model import ByteModel
 from bytelm.patching import fixed
 from bytelm.patching.base import Patcher
@@ -39,11 +39,11 @@ def patch_view(model: ByteModel, data: bytes) -> PatchView:
         opens = np.zeros(len(data), np.bool_)
         opens[np.cumsum(sizes) - sizes] = True
         return PatchView(opens, None)
-    patcher, size = model.patcher, model.patch_size
+    patcher, size = segmenter(model), model.patch_size
     if patcher is None and size is not None:  # a model that counts its patches, from the start of each document
         patcher = fixed.Config(size).build()
     if patcher is None:
-        raise UsageError(f"a {type(model).__name__} has no patches: use BLT, MEGABYTE or a token model")
+        raise UsageError(f"a {type(model).__name__} has no patches: use BLT, MEGABYTE, H-Net or a token model")
     opens = np.concatenate([np.zeros(0, np.bool_), *opens_of(patcher, data)])
     if not isinstance(patcher, Entropy):
         return PatchView(opens, None)
@@ -51,8 +51,16 @@ def patch_view(model: ByteModel, data: bytes) -> PatchView:
     return PatchView(opens, after_each_id[: len(opens)].numpy())
 
 
-def opens_of(patcher: Patcher, document: Document) -> Iterator[NDArray[np.bool_]]:
-    """Whether each byte of a document opens a patch, in pieces."""
+def segmenter(model: ByteModel) -> Patcher | ByteModel | None:
+    """What decides the boundaries of a model's patches: its patcher, or itself; None for fixed patches or none."""
+    return model if model.target_patch is not None else model.patcher
+
+
+def opens_of(patcher: Patcher | ByteModel, document: Document) -> Iterator[NDArray[np.bool_]]:
+    """Whether each byte of a document opens a patch, in pieces; see `segmenter`."""
+    if isinstance(patcher, ByteModel):
+        yield from learned(patcher, document)
+        return
     # A decision is made after one id about the next: the last, about a byte that is not there, is held back for ever.
     held = np.zeros(0, np.bool_)
     for _, opens in decisions(patcher, document):
@@ -60,6 +68,24 @@ def opens_of(patcher: Patcher, document: Document) -> Iterator[NDArray[np.bool_]
         line = np.concatenate([held, opens.numpy()])
         yield line[:-1]
         held = line[-1:]
+
+
+@torch.no_grad()
+def learned(model: ByteModel, document: Document) -> Iterator[NDArray[np.bool_]]:
+    """Whether each byte of a document opens a patch of a model that learns its boundaries, in pieces.
+
+    The first does, though the model may read it in the patch that BOS opened.
+    """
+    state, begun = model.initial_state(1), False
+    for ids in chunks(document):
+        _, state = model(ids[None], state)
+        assert model.chunking is not None
+        opens = model.chunking.opens[0].numpy()
+        if not begun:
+            opens = opens[1:].copy()
+            opens[:1] = True
+        begun = True
+        yield opens
 
 
 def patch_lengths(opens: Iterable[NDArray[np.bool_]]) -> Counter[int]:
@@ -86,7 +112,7 @@ def mean_length(lengths: Counter[int]) -> float:
     return sum(length * count for length, count in lengths.items()) / lengths.total()
 
 
-def lengths_by_kind(patcher: Patcher, documents: Iterable[tuple[str, Document]]) -> dict[str, Counter[int]]:
+def lengths_by_kind(patcher: Patcher | ByteModel, documents: Iterable[tuple[str, Document]]) -> dict[str, Counter[int]]:
     """Patch lengths over documents given as (kind, bytes), for each kind: the file suffix, say.
 
     Counters add up: `sum(result.values(), Counter())` are the lengths over all kinds.

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from bytelm.data.names import after_prefix
 from bytelm.device import fitting
 from bytelm.errors import CheckpointError, DataError, UsageError
 from bytelm.exchange.files import check_folder, first_line
@@ -32,7 +33,6 @@ from bytelm.patching.layout import Rows
 from bytelm.transfer import to_device
 from bytelm.units import BOS, VOCAB
 
-PREFIX = "hf:"
 CONTEXT = 1024  # tokens of a window, where the model has positions for as many
 AT_ONCE = 1 << 27  # logits of a batch, of which some copies are made
 PROBED = 8  # ids that a model is tried with
@@ -174,7 +174,8 @@ def load_foreign(name: str, device: str | torch.device = "cpu") -> tuple[Foreign
     Raises CheckpointError for a folder or name without a causal language model, without weights for all of it, without
     a tokenizer or with one of another vocabulary; ResourceError where the model does not fit into memory.
     """
-    source = name.removeprefix(PREFIX)
+    rest = after_prefix(name)
+    source = name if rest is None else rest
     there = Path(source).is_dir()
     if not there and (source.count("/") > 1 or source.startswith((".", "/", "~")) or not source):
         check_folder(Path(source))

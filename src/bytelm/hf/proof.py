@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from bytelm.compress.coder import Decoder, Encoder, frequencies
-from bytelm.errors import CheckpointError
+from bytelm.errors import CheckpointError, DataError
 from bytelm.evaluate.bits import measure
 from bytelm.hf.foreign import Foreign
 from bytelm.hf.losses import Edit, cost, edits_of, gamma, repaired
@@ -23,6 +23,7 @@ from bytelm.transfer import to_host
 from bytelm.units import BOS, BYTES, LN2, VOCAB
 
 SAMPLE = 4096  # bytes that are coded
+LONGEST = 32  # bits of a count, more than any text has characters
 SPARE = 1e-4, 64  # of the bits, and beside them: what the coder may take more
 _BIT, _BYTE = np.ones(2, np.int64), np.ones(BYTES, np.int64)
 
@@ -54,7 +55,11 @@ def prove(model: Foreign, documents: Sequence[bytes], context: int, stride: int)
 
     coded = written(Steps(model, context, stride), ids, edits)
     size = sum(map(len, documents))
-    if read(Steps(model, context, stride), coded, [len(own) for own in ids]) != list(documents):
+    try:
+        same = read(Steps(model, context, stride), coded, [len(own) for own in ids]) == list(documents)
+    except DataError:  # what is read is another code than what was written
+        same = False
+    if not same:
         raise CheckpointError(f"{size} bytes did not come back: the model does not give the same answer twice")
     if 8 * len(coded) > bits * (1 + SPARE[0]) + SPARE[1]:
         raise CheckpointError(
@@ -148,10 +153,12 @@ def decoded(decoder: Decoder) -> list[Edit]:
 
 
 def count_of(decoder: Decoder) -> int:
-    """The next count."""
+    """The next count. Raises DataError where none that was written is so large."""
     zeros = 0
     while not decoder.get(_BIT):
         zeros += 1
+        if zeros > LONGEST:
+            raise DataError(f"a count of more than {LONGEST} bits: it was not written so")
     value = 1
     for _ in range(zeros):
         value = 2 * value + decoder.get(_BIT)

@@ -69,6 +69,18 @@ class LookupTable(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Chunking:
+    """The boundaries that a model has learnt to decide, in one pass."""
+
+    opens: Bool[Tensor, "batch new"]
+    """Whether each id opens a patch, on the host."""
+    counts: tuple[Int[Tensor, " batch"], ...]
+    """Patches that open in each row, on the host; then those of patches, if there are further stages."""
+    auxiliary: Float[Tensor, ""] | None
+    """What training adds to the nats of this pass: a loss times ids, summed over rows; None after a state."""
+
+
 class ByteModel(nn.Module, abc.ABC):
     """`logits[:, t]` scores `ids[:, t + 1]`. Training, evaluation, generation and serving all call it, and only it.
 
@@ -82,12 +94,17 @@ class ByteModel(nn.Module, abc.ABC):
     patch_sizes: tuple[int, ...] = ()
     """The factors of a fixed patch size, outermost first; patches count from the start of a document."""
 
+    target_patch: float | None = None
+    """Mean bytes per patch at which training aims, of a model that learns its boundaries; None for others."""
+
     def __init__(self) -> None:
         super().__init__()
         self.patcher: Patcher | None = None
         """What decides boundaries; None for fixed patches, or none."""
         self.quantization: Literal["bf16", "int8"] | None = None
         """Of linear layers that were packed for inference (`checkpoint.packed`); None for ordinary ones."""
+        self.chunking: Chunking | None = None
+        """Of the newest pass, if the model learns its boundaries."""
         self.content: Callable[[], bytes] | None = None
         """A hash of weights that were packed; None where parameters have memory of their own."""
 

@@ -77,6 +77,12 @@ def scored(model: ByteModel, prepared: Prepared) -> tuple[Float[Tensor, ""], Int
     return (nats_of(logits, prepared.targets) * prepared.counted).sum(), prepared.bytes
 
 
+def with_auxiliary(model: ByteModel, nats: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """What training minimises of the pass that gave these nats: with the third sum, of models that have one."""
+    auxiliary = model.chunking.auxiliary if model.chunking is not None else None
+    return nats if auxiliary is None else nats + auxiliary
+
+
 def nats_of(logits: Float[Tensor, "batch new vocab"], targets: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new"]:
     """-log p of each target, in nats, float32.
 

@@ -79,8 +79,8 @@ class Answers:
     nats: list[float] = field(default_factory=list[float])
     prompted: list[float] = field(default_factory=list[float])
     documents: list[Document] = field(default_factory=list[Document])
-    written: list[bool] = field(default_factory=list[bool])
-    """Whether a continuation was generated."""
+    written: list[bool | None] = field(default_factory=list[bool | None])
+    """Whether a continuation was generated; None: the model has no positions for so many tokens."""
     seconds: float = 0.0
     """That answering took."""
 
@@ -106,7 +106,8 @@ def kept(path: Path) -> Answers:
             for each in found["documents"]
         ]
         nats, prompted = ([float(each) for each in found[key]] for key in ("nats", "prompted"))
-        return Answers(nats, prompted, documents, [bool(each) for each in found["written"]], float(found["seconds"]))
+        written = [None if each is None else bool(each) for each in found["written"]]
+        return Answers(nats, prompted, documents, written, float(found["seconds"]))
     except (OSError, ValueError, LookupError, TypeError):
         return Answers()
 
@@ -139,7 +140,7 @@ def ask(column: Column, asked: Asked, path: Path, progress: Progress | None) -> 
         for query, document in read(column, asked.documents[len(answers.documents) :]):
             answers.documents.append(document)
             note(query)
-        for query, right in completed(column.model, asked.prompts[len(answers.written) :]):
+        for query, right in completed(column, asked.prompts[len(answers.written) :]):
             answers.written.append(right)
             note(query)
     finally:
@@ -173,13 +174,23 @@ def patches(model: ByteModel, data: bytes) -> int | None:
         return None
 
 
-def completed(model: ByteModel, queries: Sequence[Query]) -> Iterator[tuple[Query, bool]]:
-    """Whether the model, greedily, writes the continuation and then ends the line, or the document."""
+def completed(column: Column, queries: Sequence[Query]) -> Iterator[tuple[Query, bool | None]]:
+    """Whether the model, greedily, writes the continuation and then ends the line, or the document, as in `Answers`."""
     for begin in range(0, len(queries), ROWS):
         group = queries[begin : begin + ROWS]
         wanted = [query.continuation.removesuffix(LINE_END) for query in group]
+        if column.writes is not None:
+            for query, text in zip(group, wanted, strict=True):
+                yield query, column.writes(query.prefix, text, LINE_END)
+            continue
         most, greedy = max(map(len, wanted)) + 1, Sampling(temperature=0.0)  # 1: to see that it ends there
         prompts = [query.prefix for query in group]
-        found = generate(model, prompts, max_bytes=most, sampling=greedy, stop=[LINE_END])
+        found = generate(column.model, prompts, max_bytes=most, sampling=greedy, stop=[LINE_END])
         for query, text, one in zip(group, wanted, found, strict=True):
             yield query, one.data == text
+
+
+def unwritten_rows(items: Iterable[Item], asked: Asked, answers: Answers) -> list[str]:
+    """The rows with a prompt that the model has no positions for."""
+    written = dict(zip(asked.prompts, answers.written, strict=True))
+    return list(dict.fromkeys(item.row for item in items if written.get(item.queries[0], False) is None))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from bytelm.checkpoint import pretrained
 from bytelm.checkpoint.assemble import Loaded, load, resolve_checkpoint
 from bytelm.checkpoint.manifest import MANIFEST
 from bytelm.data.files import sha256_of
+from bytelm.data.names import after_prefix
 from bytelm.decoding import bytewise, over_bytes_context
 from bytelm.decoding.bytewise import TOKEN
 from bytelm.errors import UsageError
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
 
 Pairs = Iterable[tuple[bytes, bytes]]
 """(prefix, continuation)."""
-HF = "hf:"  # before a model of transformers
 Likelihood = Callable[[ByteModel, Pairs, int], Iterator[float]]
 """(model, pairs, context) -> the nats of each continuation after its prefix."""
+Writes = Callable[[bytes, bytes, bytes], bool | None]
+"""(prompt, text, end) -> whether the model writes the text and then the end; None: too many tokens for it."""
 
 
 def of_bytes(model: ByteModel, pairs: Pairs, context: int) -> Iterator[float]:
@@ -59,6 +62,8 @@ class Column:
     """The same where the prefix is a prompt that ends there: a tokenizer encodes it alone, and the continuation too."""
     segmented: ByteModel | None = None
     """Whose patches or tokens are counted; None: the model's."""
+    writes: Writes | None = None
+    """How it is asked to write; None: by `generate`."""
 
     @property
     def naive(self) -> bool:
@@ -86,9 +91,11 @@ def columns_of(name: str, loaded: Loaded, context: int | None) -> list[Column]:
 def foreign(name: str, device: torch.device, context: int | None) -> Column:
     """The column of a model of transformers, "hf:FOLDER" or "hf:OWNER/NAME". Raises as `load_foreign` does."""
     from bytelm.hf.foreign import load_foreign
+    from bytelm.hf.writing import writes
 
     model, _ = load_foreign(name, device)
-    return naive(name, foreign_identity(name, model), model, model.context(context))
+    column = naive(name, foreign_identity(name, model), model, model.context(context))
+    return replace(column, identity=f"{column.identity}, written as text", writes=partial(writes, model))
 
 
 def naive(name: str, identity: str, model: ByteModel, context: int) -> Column:
@@ -101,14 +108,14 @@ def opened(name: str, path: str, device: torch.device, context: int | None) -> l
 
     Raises CheckpointError, ResourceError, UsageError.
     """
-    if path.startswith(HF):
+    if after_prefix(path) is not None:
         return [foreign(path, device, context)]
     return columns_of(name, load(path, device), context)
 
 
 def is_model(argument: str) -> bool:
     """Whether an argument names a run, a checkpoint, a folder of `save_pretrained` or "hf:MODEL", rather than texts."""
-    if argument.startswith(HF):
+    if after_prefix(argument) is not None:
         return True
     path = Path(argument)
     if (path / MANIFEST).is_file() or (path / "checkpoints").is_dir():
@@ -124,7 +131,7 @@ def named(runs: Sequence[str]) -> dict[str, str]:
     known: dict[Path, str] = {}
     short: list[str] = []
     for run in runs:
-        if run.startswith(HF):
+        if after_prefix(run) is not None:
             if run in short:
                 raise UsageError(f"{run} is given twice: name it once")
             short.append(run)
@@ -146,5 +153,5 @@ def identity_of(checkpoint: Path) -> str:
 
 def foreign_identity(name: str, model: Foreign) -> str:
     """What the answers of a model of transformers depend on: the files of its folder, or its commit on the hub."""
-    folder = Path(name.removeprefix(HF))
+    folder = Path(after_prefix(name) or name)
     return identity_of(folder) if folder.is_dir() else f"{name} {getattr(model.model.config, '_commit_hash', '')}"

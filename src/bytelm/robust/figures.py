@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from types import ModuleType
@@ -52,7 +53,9 @@ class Counted:
         if item.kind == "document":
             return self.of_document(item)
         if item.kind == "generation":
-            return {"exact_match": (self.written[item.queries[0]], 1)}
+            right = self.written[item.queries[0]]
+            # A row is there as a whole or not at all: others would be compared on other items.
+            return {"exact_match": (math.nan if right is None else right, 1)}
         first = self.prompted if item.kind == "cut" else self.nats
         bits = [(first if place == 0 else self.nats)[query] / LN2 for place, query in enumerate(item.queries)]
         if item.kind == "choice":
@@ -114,18 +117,22 @@ def summaries(suite: ModuleType, rows: Sequence[Mapping[str, Any]], names: Seque
 
 
 def headline(suite: ModuleType, found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The one figure that stands for a suite, of the models that have it: its HEADLINE, or a mean over rows."""
+    """The one figure that stands for a suite, of the models that have it: its HEADLINE, or a mean over rows.
+
+    A model without the figure in some of the rows has no mean: it would be one over easier or harder rows.
+    """
     declared: str | None = getattr(suite, "HEADLINE", None)
     if declared is not None:
         further = found["summary"]
         return {"label": declared, "values": {n: further[n][declared] for n in names if declared in further[n]}}
     kinds = {kind for row in found["rows"] for kind in row["kinds"]}
     main = next(figure for kind, figure in MAIN.items() if kind in kinds)
-    values = {
-        name: [row["figures"][name][main]["value"] for row in found["rows"] if main in row["figures"][name]]
-        for name in names
+    rows = [row["figures"] for row in found["rows"] if any(MAIN[kind] == main for kind in row["kinds"])]
+    having = [name for name in names if all(main in figures[name] for figures in rows)]
+    return {
+        "label": LABELS[main],
+        "values": {name: fmean(figures[name][main]["value"] for figures in rows) for name in having},
     }
-    return {"label": LABELS[main], "values": {name: fmean(each) for name, each in values.items() if each}}
 
 
 def row_of(

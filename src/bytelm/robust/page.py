@@ -44,21 +44,22 @@ def show_interval(cell: Mapping[str, float | None] | None) -> str:
 def tables(found: Found, suite: str, aside: bool = False) -> Iterator[Table]:
     """The tables of a suite, one per figure: rows against models, and what the others differ by from the first one.
 
-    `aside`: those of the page too.
+    The first one of those that were asked it. `aside`: those of the page too.
     """
     own, models = found["suites"][suite], [model["model"] for model in found["models"]]
+    first, *others = [model for model in models if model in own["seconds"]]
     # Of all models: a first one without patches must not hide those of the others.
     present = {key for row in own["rows"] for figures in row["figures"].values() for key in figures}
     for key in LABELS:
         if key not in present or (key in ASIDE and not aside):
             continue
         label = LABELS[key].format(own["per"], own["reference"])
-        head = [f"{suite}: {label}", *models, *(f"{model} − {models[0]}" for model in models[1:])]
+        head = [f"{suite}: {label}", *models, *(f"{model} − {first}" for model in others)]
         rows = [
             [
                 row["row"],
                 *(show_interval(row["figures"].get(model, {}).get(key)) for model in models),
-                *(show_interval(row["differences"].get(model, {}).get(key)) for model in models[1:]),
+                *(show_interval(row["differences"].get(model, {}).get(key)) for model in others),
             ]
             for row in own["rows"]
             if any(key in figures for figures in row["figures"].values())
@@ -67,12 +68,17 @@ def tables(found: Found, suite: str, aside: bool = False) -> Iterator[Table]:
 
 
 def refusals(models: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The suites that models could not be asked, and why, line by line."""
-    return [
-        f"{suite} was not asked of {model['model']}: {reason}"
-        for model in models
-        for suite, reason in model.get("refused", {}).items()
-    ]
+    """The suites that models could not be asked, or rows of them, and why, line by line."""
+    found: list[str] = []
+    for model in models:
+        for suite, reason in model.get("refused", {}).items():
+            found.append(f"{suite} was not asked of {model['model']}: {reason}")
+        for suite, rows in model.get("unwritten", {}).items():
+            shown = "; ".join(rows)
+            found.append(
+                f"{suite} was not asked of {model['model']} where it takes more positions than the model has: {shown}"
+            )
+    return found
 
 
 def summary(found: Found, suite: str) -> Table | None:

@@ -21,7 +21,7 @@ from bytelm.device import AUTO, called, use
 from bytelm.errors import DataError, ResourceError, UsageError
 from bytelm.evaluate.robustness.base import Item, Sources, checksum
 from bytelm.find import find, names
-from bytelm.robust.answers import Answers, Asked, Progress, ask
+from bytelm.robust.answers import Answers, Asked, Progress, ask, unwritten_rows
 from bytelm.robust.columns import Column, named, opened
 from bytelm.robust.figures import results
 from bytelm.training.stop import StopRequest
@@ -89,26 +89,26 @@ def items_of(sources: Sources, suites: Sequence[str], amount: int, seed: int) ->
 def run_suites(spec: RobustSpec, sources: Sources, home: Path, watch: Watch) -> dict[str, Any]:
     """The results of all models in all suites that these texts are enough for, as JSON; of none, no model is asked.
 
-    A model whose tokenizer cannot read a suite has no figures in it, and the reason is in its "refused"; of the first
-    one, to which the others are compared, that is an error. Raises DataError for it, ResourceError, and Interrupted by
-    a signal: what was answered by then is kept.
+    A model whose tokenizer cannot read a suite has no figures in it, and the reason is in its "refused", whichever
+    model it is; a suite that no model can read has none at all. Rows that are written after longer prompts than it has
+    positions for are in its "unwritten". Raises ResourceError, and Interrupted by a signal: what was answered by then
+    is kept.
     """
     made = {name: Suite.of(module, sources, spec) for name, module in spec.modules().items()}
     suites = {name: suite for name, suite in made.items() if suite.items}
     device = use(spec.device)
     models = ask_models(spec, suites, device, home, watch) if suites else []
+    answered = {
+        name: {about["model"]: (suite.asked, answers[name]) for about, answers in models if name in answers}
+        for name, suite in suites.items()
+    }
     return {
         "seed": spec.seed,
         "amount": spec.amount,
         "documents": len(sources.documents),
         "device": called(device),
         "models": [about for about, _ in models],
-        "suites": {
-            name: suite_of(
-                suite, {about["model"]: (suite.asked, answers[name]) for about, answers in models if name in answers}
-            )
-            for name, suite in suites.items()
-        },
+        "suites": {name: suite_of(suites[name], some) for name, some in answered.items() if some},
         "skipped": {name: needs(suite.module) for name, suite in made.items() if not suite.items},
     }
 
@@ -121,25 +121,34 @@ def ask_models(
         (home / "answers").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"cannot make {home} ({error.strerror}): choose another place with --run") from error
-    found: list[tuple[dict[str, Any], dict[str, Answers]]] = []
     with StopRequest(), exclusive(home):
-        for shown, path in spec.models().items():
-            for column in opened(shown, path, device, spec.context):
-                about = {"model": column.name, "run": path, "naive": column.naive}
-                about |= {"identity": column.identity, "context": column.context}
-                answers: dict[str, Answers] = {}
-                refused: dict[str, str] = {}
-                for name, suite in suites.items():
-                    progress = watch(f"{column.name}: {name}", suite.asked.bytes)
-                    try:
-                        answers[name] = ask(column, suite.asked, place(home, name, suite, column), progress)
-                    except DataError as error:  # bytes that a tokenizer of text cannot read
-                        if not found:
-                            rest = "leave out the suite or the model: name the suites that are wanted with --suite"
-                            raise DataError(f"{column.name} cannot be asked {name}: {error}; or {rest}") from error
-                        refused[name] = str(error)
-                found.append((about | ({"refused": refused} if refused else {}), answers))
-    return found
+        return [
+            ask_column(column, path, suites, home, watch)
+            for shown, path in spec.models().items()
+            for column in opened(shown, path, device, spec.context)
+        ]
+
+
+def ask_column(
+    column: Column, path: str, suites: Mapping[str, Suite], home: Path, watch: Watch
+) -> tuple[dict[str, Any], dict[str, Answers]]:
+    """What a column is, as JSON, with what could not be asked of it; and {suite: answers}."""
+    answers: dict[str, Answers] = {}
+    refused: dict[str, str] = {}
+    unwritten: dict[str, list[str]] = {}
+    for name, suite in suites.items():
+        progress = watch(f"{column.name}: {name}", suite.asked.bytes)
+        try:
+            answers[name] = ask(column, suite.asked, place(home, name, suite, column), progress)
+        except DataError as error:  # bytes that a tokenizer of text cannot read
+            refused[name] = str(error)
+        else:
+            if rows := unwritten_rows(suite.items, suite.asked, answers[name]):
+                unwritten[name] = rows
+    about = {"model": column.name, "run": path, "naive": column.naive}
+    about |= {"identity": column.identity, "context": column.context}
+    lacking = {"refused": refused, "unwritten": unwritten}
+    return about | {key: each for key, each in lacking.items() if each}, answers
 
 
 def place(home: Path, name: str, suite: Suite, column: Column) -> Path:

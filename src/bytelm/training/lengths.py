@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from bytelm.interfaces.model import ByteModel
 from bytelm.units import BYTES
@@ -26,6 +27,11 @@ def of_step(
         elif opens is not None:
             counts += counted(between(ids, opens))
     return counts
+
+
+def learned(ids: Int[Tensor, "batch ids"], opens: Bool[Tensor, "batch ids"]) -> tuple[int, Int[Tensor, " lengths"]]:
+    """Patches that a model cuts itself, where `opens` says that an id opens one: how many, and of which lengths."""
+    return int((opens & (ids < BYTES)).sum()), counted(between(ids, F.pad(opens[:, 1:], (0, 1))))
 
 
 def between(ids: Int[Tensor, "batch ids"], opens: Bool[Tensor, "batch ids"]) -> Int[Tensor, " patches"]:

@@ -32,7 +32,7 @@ from bytelm.data.sampler import Batch, Sampler, Windows
 from bytelm.device import peak_memory
 from bytelm.errors import CheckpointError, TrainingError
 from bytelm.interfaces.model import ByteModel
-from bytelm.interfaces.objective import prepare, scored
+from bytelm.interfaces.objective import prepare, scored, with_auxiliary
 from bytelm.threads import StepThreads
 from bytelm.training import lengths
 from bytelm.training.ahead import Ahead
@@ -179,16 +179,20 @@ class Trainer:
         bytes, symbols, patches = map(int, self.dist.total(drawn.bytes, drawn.symbols, drawn.patches))
         if config.dropout:  # the mask depends on the step and the rank
             torch.manual_seed((config.seed << 32) + (self.dist.rank << 26) + progress.step)
-        found: list[Tensor] = []
+        found, own = list[Tensor](), 0  # patches that the model itself cuts
         for number, batch in enumerate(drawn.batches, 1):
             sync_gradients(self.model, self.parallel.sync_each_batch or number == len(drawn.batches))
             with self.autocast():
                 summed, _ = scored(self.model, batch)
-            (summed / max(1, symbols)).backward()
+            (with_auxiliary(self.model, summed) / max(1, symbols)).backward()
             found.append(summed.detach())
+            if (chunking := self.model.chunking) is not None:
+                learned, sizes = lengths.learned(batch.ids, chunking.opens)
+                own += learned
+                self.tally.lengths += sizes
         self.optimizer.share()
         *parts, norm = numbers([*found, self.optimizer.norm()])  # the only synchronization
-        (nats,) = self.dist.total(added(parts))
+        nats, learned = self.dist.total(added(parts), own)
         rate = learning_rate(config, progress.step, self.budget_fraction())
         skip_reason = self.skip_reason(nats, bytes, norm)
         if skip_reason is None:
@@ -199,7 +203,7 @@ class Trainer:
             progress.step + 1, progress.bytes + bytes, seconds, progress.skipped + (skip_reason is not None)
         )
         self.tally.lengths += drawn.lengths
-        self.log_step(skip_reason, nats, bytes, patches, rate, norm)
+        self.log_step(skip_reason, nats, bytes, patches + int(learned), rate, norm)
 
     def draw(self, step: int) -> Drawn:
         """The inputs of a step that depend on the data alone, not on the weights."""

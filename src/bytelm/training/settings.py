@@ -165,6 +165,7 @@ def describe(name: str) -> dict[str, Any]:
     entropy_model = 0 if model.patcher is None else sum(p.numel() for p in model.patcher.parameters())
     tables = sum(table.weight.numel() for table in model.lookup_tables())
     own = sum(p.numel() for p in model.parameters()) - entropy_model
+    otherwise = "×".join(map(str, model.patch_sizes)) or ("none" if model.target_patch is None else "learned")
     parts = to_mapping(recipe)
     window = config.train.context_length
     mean = usual_mean(recipe)
@@ -173,7 +174,7 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "preset": name,
         "model": parts["model"]["name"],
-        "patching": parts["patching"]["name"] if model.patcher else "×".join(map(str, model.patch_sizes)) or "none",
+        "patching": parts["patching"]["name"] if model.patcher else otherwise,
         "nominal": nominal_size(name) or "",
         "parameters": own,
         "ngram_tables": tables,

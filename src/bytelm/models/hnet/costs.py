@@ -1,0 +1,24 @@
+"""Costs of H-Net, see `interfaces.costs`."""
+
+from __future__ import annotations
+
+from bytelm.interfaces.costs import ArchitectureCosts, cached, weights
+from bytelm.models.hnet.model import HNet
+
+
+class Costs(ArchitectureCosts):
+    """Costs of H-Net. The paper counts the FLOPs that are executed, as the default does."""
+
+    model: HNet
+
+    def read(self, length: int, mean: float) -> float:
+        """See `ArchitectureCosts`; inner stages at the lengths at which training aims."""
+        model, config = self.model, self.model.config
+        per_byte, found = 1.0, float(weights(model.head))
+        for stage, part in enumerate(model.chunking_stages()):
+            seen = cached(config.encoder(stage), length * per_byte) + cached(config.decoder(stage), length * per_byte)
+            own = weights(part.encoder, part.router, part.residual, part.decoder)
+            found += per_byte * (own + seen)
+            per_byte /= mean if stage == 0 else config.ratios[stage]
+        innermost = weights(model.innermost) + cached(config.innermost(), length * per_byte)
+        return 2 * (found + per_byte * innermost)
