@@ -69,7 +69,7 @@ def inspect(run: Path, loaded: Loaded, watch: Watch | None = None) -> Inspection
 def inspected(run: Path, loaded: Callable[[], Loaded], watch: Watch | None = None) -> Inspection:
     """The inspection of a run's newest checkpoint: stored in the run, or made (then `loaded` is called) and stored."""
     kept = read_inspection(run)
-    if kept.step == store.read_state(store.newest(run))["step"]:
+    if kept.step == store.newest_state(run)[1]["step"]:
         return kept
     found = inspect(run, loaded(), watch)
     with contextlib.suppress(ResourceError):

@@ -30,6 +30,7 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.lm import LM
 from bytelm.machine import Memory
 from bytelm.models.blt.model import Config as BLT
+from bytelm.models.hnet.model import Config as HNet
 from bytelm.models.megabyte.model import Config as Megabyte
 from bytelm.models.ngram.entropy_model import Config as Ngram
 from bytelm.models.transformer.entropy_decoder import TransformerEntropies
@@ -53,6 +54,7 @@ RECIPES = {
     "tokens": Recipe(replace(Transformer.tiny()["windowed"], vocabulary=270)),
     "transformer": Recipe(Transformer.tiny()["windowed"]),
     "megabyte": Recipe(next(iter(Megabyte.tiny().values()))),
+    "hnet": Recipe(HNet.tiny()["two stages"]),
 }
 
 
@@ -173,6 +175,12 @@ def test_patches_need_the_patcher_alone(tmp_path: Path, name: str) -> None:
     bare, whole = load_patches(run), bytelm.load(run).model
     assert bare.get_parameter("embedding.weight" if name == "tokens" else "decoder.head.weight").is_meta
     np.testing.assert_array_equal(patch_view(bare, TEXT).opens, patch_view(whole, TEXT).opens)
+
+
+def test_patches_of_a_model_that_cuts_them_itself_need_all_of_it(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", "hnet")
+    model = load_patches(run)
+    np.testing.assert_array_equal(patch_view(model, TEXT).opens, patch_view(bytelm.load(run).model, TEXT).opens)
 
 
 def test_a_saved_folder_is_loaded_too(tmp_path: Path) -> None:

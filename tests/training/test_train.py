@@ -19,7 +19,7 @@ from torch import Tensor
 from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS, read_metrics
-from bytelm.errors import ConfigError, DataError, TrainingError
+from bytelm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from bytelm.interfaces import objective
 from bytelm.models.megabyte import model as megabyte
 from bytelm.training import loop
@@ -240,6 +240,30 @@ def test_resume_falls_back_to_the_newest_sound_checkpoint(
     assert store.read_state(run / "checkpoints" / "step-00000005")["step"] == 5
     steps = [m["step"] for m in read_metrics(run / METRICS) if m["kind"] == "train"]
     assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("reading", ["read_state", "read_tensors"])
+def test_a_run_is_loaded_while_its_checkpoints_are_replaced(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: str
+) -> None:
+    """What was resolved is gone, twice, when it is to be read; for ever, it is an error."""
+    run, exact, left = tmp_path / "run", getattr(store, reading), 2
+    train([corpus], nano("patching.name=space", steps=2), run, quiet=True)
+
+    def overtaken(path: Path, *arguments: Any) -> Any:
+        nonlocal left
+        if left:
+            left -= 1
+            path.rename(store.place(run, int(path.name.removeprefix("step-")) + 1))
+        return exact(path, *arguments)
+
+    monkeypatch.setattr(store, reading, overtaken)
+    assert load(run).checkpoint == store.place(run, 4) and left == 0
+    left = 2
+    assert store.newest_state(run)[1]["step"] == 2
+    left = 10_000
+    with pytest.raises(CheckpointError, match=r"MANIFEST\.json is missing"):
+        load(run)
 
 
 def test_the_rate_warms_up_and_falls_to_its_end() -> None:

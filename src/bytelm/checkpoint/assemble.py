@@ -124,13 +124,26 @@ def load(
     dtype, and with `tables` "memory" n-gram tables stay on the host. `watch`: see `packed.load_packed`.
     Raises CheckpointError, UsageError, and ResourceError where there is no room.
     """
-    packs = (weights or tables) and device.type == "cpu"
+    packs = bool(weights or tables) and device.type == "cpu"
     if packs and dtype is not None:
         raise UsageError(f"dtype {dtype} and packed weights: leave out dtype, or weights and tables")
     if not packs and (weights == "int8" or tables == "mapped"):
         raise UsageError(f'weights="int8" and tables="mapped" are for CPUs, not for {device}: use "bf16" and "memory"')
     if weights is not None and not packs:
         dtype = torch.bfloat16
+    return store.settled(Path(path), lambda: load_once(Path(path), device, dtype, packs, weights, tables, watch))
+
+
+def load_once(
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    packs: bool,
+    weights: Weights | None,
+    tables: Tables | None,
+    watch: Watch | None,
+) -> Loaded:
+    """See `load`. `packs`: for inference on the host. Raises too where a training removes what is being read."""
     checkpoint, state = resolve_checkpoint(path, closely=not packs)
     recipe = build(Recipe, state["recipe"], str(checkpoint / spec_file(checkpoint)))
     model = recipe.build_on_meta()
@@ -139,7 +152,7 @@ def load(
             with fitting(device, f"the model of {checkpoint}", lambda: 'take weights="int8", tables="mapped"'):
                 load_packed(model, checkpoint, weights, tables, watch)
         except CheckpointError as error:
-            if (good := intact(Path(path))) in (None, checkpoint):
+            if (good := intact(path)) in (None, checkpoint):
                 raise
             raise CheckpointError(f"{error}; the latest intact one is {good}: name it instead") from error
     else:
@@ -161,9 +174,16 @@ def intact(run: Path) -> Path | None:
 
 def load_patches(path: str | Path, device: torch.device = HOST) -> ByteModel:
     """A model of which only what decides its patches, or tokens, has memory. Raises CheckpointError."""
-    checkpoint, state = resolve_checkpoint(path, closely=False)
-    model = build(Recipe, state["recipe"], str(checkpoint / spec_file(checkpoint))).build_on_meta()
-    load_patcher(model, checkpoint)
+
+    def read() -> ByteModel:
+        checkpoint, state = resolve_checkpoint(path, closely=False)
+        model = build(Recipe, state["recipe"], str(checkpoint / spec_file(checkpoint))).build_on_meta()
+        if model.target_patch is not None:  # the whole model decides
+            return load(path, device).model
+        load_patcher(model, checkpoint)
+        return model
+
+    model = store.settled(Path(path), read)
     if model.patcher is not None:
         model.patcher.to(device)
     return model.eval()
@@ -179,8 +199,10 @@ def resolve_checkpoint(path: str | Path, *, closely: bool = True) -> tuple[Path,
         raise CheckpointError(f"no run at {path}: name a directory that `bytelm train` or `save_pretrained` wrote")
     if pretrained.found(path):
         return path, pretrained.read_config(path)
-    checkpoint = path if (path / store.MANIFEST).exists() else store.newest(path, closely=closely)
-    state = store.read_state(checkpoint)
+    if (path / store.MANIFEST).exists():
+        checkpoint, state = path, store.read_state(path)
+    else:
+        checkpoint, state = store.newest_state(path, closely=closely)
     if not isinstance(state.get("recipe"), dict):
         raise CheckpointError(f"{checkpoint / store.STATE} has no recipe: it is not a checkpoint of a trained model")
     if type(state.get("context")) is not int or not 1 <= state["context"] < 1 << 63:

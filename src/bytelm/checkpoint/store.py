@@ -22,7 +22,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,11 +39,13 @@ from bytelm.units import show_bytes
 
 __all__ = ["FORMAT", "MANIFEST", "entry_of", "verify"]  # beside what is defined here
 
+T = TypeVar("T")
 STATE = "state.json"
 KEEP = 2  # the fewest to keep: the newest may turn out damaged
 NEW = "new"  # what is to be published, in a folder of `begin`
 ROWS = 20  # of a table of differences
 PIECE = 1 << 20  # values that are checked together
+TRIES = 10  # to read the newest of a training that goes on
 
 
 # ---- writing ----
@@ -203,6 +205,28 @@ def newest(run: Path, *, closely: bool = True) -> Path:
     if passed_over:
         raise CheckpointError(f"{passed_over[0]}; the latest intact one is {path}: name it instead, or resume the run")
     return path
+
+
+def settled(run: Path, read: Callable[[], T]) -> T:
+    """What `read` gives of the newest checkpoint; again, a few times, where a training has removed it meanwhile."""
+    for _ in range(TRIES - 1):
+        before = checkpoints(run)
+        try:
+            return read()
+        except (CheckpointError, OSError):
+            if all(path.is_dir() for path in before):
+                raise
+    return read()
+
+
+def newest_state(run: Path, *, closely: bool = True) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint and its state, also while a training saves; it raises as `newest` and `read_state` do."""
+
+    def found() -> tuple[Path, dict[str, Any]]:
+        path = newest(run, closely=closely)
+        return path, read_state(path)
+
+    return settled(run, found)
 
 
 def _step(path: Path) -> int:

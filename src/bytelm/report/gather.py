@@ -33,7 +33,7 @@ def gather(run: str | Path, inspection: Inspection | None = None) -> ReportData:
     first. Raises CheckpointError for a run without a checkpoint.
     """
     run = Path(run)
-    state = store.read_state(store.newest(run))
+    state = store.newest_state(run)[1]
     found = read_inspection(run) if inspection is None else inspection
     corpus, modality = open_corpus(run / "data"), modality_of(state)
     reached = (state[key] for key in ("step", "bytes", "seconds"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bytelm.checkpoint.assemble import resolve_checkpoint
+from bytelm.checkpoint.store import settled
 from bytelm.errors import BytelmError
 from bytelm.lm import load
 from bytelm.serve import logs
@@ -20,8 +21,12 @@ EVERY = 5.0  # seconds
 
 def loaded(run: Path, **options: Any) -> Checkpoint:
     """The newest checkpoint of a run, by the options of `bytelm.load`. Raises as that does."""
-    path, state = resolve_checkpoint(run, closely=False)
-    return Checkpoint(load(path, **options), path, state.get("step"))
+
+    def read() -> Checkpoint:
+        path, state = resolve_checkpoint(run, closely=False)
+        return Checkpoint(load(path, **options), path, state.get("step"))
+
+    return settled(run, read)
 
 
 class Reloader:
