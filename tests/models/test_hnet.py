@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -147,6 +148,14 @@ def test_after_a_state_there_is_nothing_to_train() -> None:
     assert model.chunking is not None and model.chunking.auxiliary is None
     nats = torch.ones(())
     assert with_auxiliary(model, nats) is nats
+
+
+def test_a_model_is_copied_without_the_graph_of_its_newest_pass() -> None:
+    model = tiny()
+    score(model, line(20))
+    other = deepcopy(model)
+    assert model.chunking is not None and other.chunking is None
+    assert torch.equal(other(line(20))[0], model(line(20))[0])
 
 
 def test_the_ratio_loss_leads_to_the_target() -> None:

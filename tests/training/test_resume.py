@@ -34,6 +34,10 @@ KINDS: dict[str, tuple[str, list[str]]] = {
         ["model.name=megabyte_pytorch", *STAGES_OF_TWO, "model.head_dims=[16,8]", "model.ffn=[2,2]", *TRAINED],
     ),
     "blt": ("demo", [*BLT, *TRAINED]),
+    "hnet": (
+        "hnet-tiny",
+        ["model.dims=[16,32]", "model.heads=[2,2]", "model.decoder_layers=[1]", "model.layers=1", *TRAINED],
+    ),
     "tokens": ("bpe-tiny", [*PLAIN, "model.vocabulary=300"]),
 }
 QUICK = ("megabyte", "blt")

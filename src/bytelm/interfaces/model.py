@@ -108,6 +108,10 @@ class ByteModel(nn.Module, abc.ABC):
         self.content: Callable[[], bytes] | None = None
         """A hash of weights that were packed; None where parameters have memory of their own."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets: not what the newest pass decided, which holds the graph of that pass."""
+        return {**self.__dict__, "chunking": None}
+
     @abc.abstractmethod
     def init_weights(self, seed: int) -> None:
         """Set every trainable parameter from `seed`."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.nn.products import Linear
+from bytelm.nn.sharded import rows_here
 from bytelm.transfer import to_device
 
 REACH = 64  # chunks: what is further back is smoothed away, below 2^-64
@@ -34,7 +35,8 @@ class Router(nn.Module):
     def init_weights(self) -> None:
         """Both projections are the identity."""
         for part in (self.query, self.key):
-            part.weight.copy_(torch.eye(*part.weight.shape))
+            first, held = rows_here(part.weight)
+            held.copy_(torch.eye(*part.weight.shape)[first : first + len(held)])
 
     def forward(
         self, x: Float[Tensor, "batch new dim"], starts: Bool[Tensor, "batch new"], before: Float[Tensor, "batch dim"]
