@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from bytelm.decoding import open_decoder
 from bytelm.errors import ConfigError
 from bytelm.evaluate import patches, stream
 from bytelm.evaluate.costs import usual_mean
 from bytelm.interfaces.objective import score, with_auxiliary
 from bytelm.models.hnet.chunking import REACH, Router, ratio_loss, smoothed, straight_through
 from bytelm.models.hnet.model import Config, HNet
+from bytelm.native import library
 from bytelm.testing.examples import document
 from bytelm.training import lengths
 from bytelm.training.settings import configure, describe
@@ -187,6 +189,22 @@ def test_patches_of_a_document_are_those_of_the_forward_pass(monkeypatch: pytest
     assert found.entropies is None
     kinds = patches.lengths_by_kind(model, [("txt", bytes(data))])
     assert kinds["txt"].total() == wanted.sum() and sum(n * c for n, c in kinds["txt"].items()) == len(data)
+
+
+@pytest.mark.skipif(library.library("kernels") is None, reason="no kernels")
+@pytest.mark.parametrize("shape", Config.tiny())
+def test_a_decoder_opens_what_the_forward_pass_does_at_every_stage(shape: str) -> None:
+    model, ids = tiny(shape).double(), line(150)
+    with torch.no_grad():
+        model(ids)
+    decoder = open_decoder(model, rows=2, capacity=150)
+    for part in ids[0].split([1, 70, 79]):
+        decoder.read(np.ones(len(part), np.int64), part.numpy())
+    assert model.chunking is not None
+    depth = model.chunking.depth[0].numpy()
+    np.testing.assert_array_equal(decoder.depth(1), depth)
+    assert depth.max() == len(model.config.ratios) and 0 in depth
+    assert [int(count) for count in model.chunking.counts] == [(depth > stage).sum() for stage in range(depth.max())]
 
 
 def test_lengths_of_a_step_are_between_its_boundaries() -> None:

@@ -184,6 +184,10 @@ class Decoder(abc.ABC):
         """The longest prefix of up to `length` ids that a row can be rolled back to."""
         return length if self.lengths[row] - length <= self.chunk else 0
 
+    def depth(self, row: int) -> Ints | None:
+        """See `Chunking.depth`, of all that a row has read; None where a model does not learn its boundaries."""
+        return None
+
     def append(self, rows: Ints, ids: Ints, opens: NDArray[np.bool_] | None = None) -> NewTokens:
         """Append new ids to their rows. Raises UsageError as `read` does."""
         rows, ids = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(ids, np.int64)

@@ -73,12 +73,17 @@ class LookupTable(Protocol):
 class Chunking:
     """The boundaries that a model has learnt to decide, in one pass."""
 
-    opens: Bool[Tensor, "batch new"]
-    """Whether each id opens a patch, on the host."""
+    depth: Int[Tensor, "batch new"]
+    """In how many stages each id opens a patch, on the host: 0 in none, 1 in the first."""
     counts: tuple[Int[Tensor, " batch"], ...]
     """Patches that open in each row, on the host; then those of patches, if there are further stages."""
     auxiliary: Float[Tensor, ""] | None
     """What training adds to the nats of this pass: a loss times ids, summed over rows; None after a state."""
+
+    @property
+    def opens(self) -> Bool[Tensor, "batch new"]:
+        """Whether each id opens a patch."""
+        return self.depth > 0
 
 
 class ByteModel(nn.Module, abc.ABC):

@@ -111,6 +111,13 @@ class StageRows:
         self.count[row, position] = total + (before - total + opens)[first]
         return self.count[row, position]
 
+    def depth(self, row: int, length: int) -> Ints:
+        """In how many stages each of the first positions of a row has opened a chunk."""
+        opened = np.diff(self.count[row, :length], prepend=0)
+        if isinstance(self.inner, StageRows):
+            opened[opened > 0] += self.inner.depth(row, int(opened.sum()))
+        return opened
+
     def advance(self, x: Reals, chance: Reals, row: Ints, chunk: Ints) -> None:
         """Read new chunks, sorted by row, and smooth what comes out."""
         y = self.inner.read(np.ascontiguousarray(x), row, chunk)
@@ -152,6 +159,10 @@ class HNetDecoder(Decoder):
         """See `Decoder`."""
         x = self.kernels.embed(self.table, new.ids)
         return self.kernels.linear(self.head, self.stage.read(x, new.row, new.position))
+
+    def depth(self, row: int) -> Ints:
+        """See `Decoder`."""
+        return self.stage.depth(row, int(self.lengths[row]))
 
     @property
     def row_bytes(self) -> int:

@@ -146,8 +146,8 @@ class Chunked:
 
     outputs: Float[Tensor, "batch new dim"]
     state: Any
-    opens: Bool[Tensor, "batch new"] | None
-    """Which positions open a chunk, on the host; None of the innermost network."""
+    depth: Int[Tensor, "batch new"]
+    """In how many stages a position opens a chunk, on the host."""
     loss: Float[Tensor, " batch"] | float = 0.0
     """Ratio losses of a row, summed over stages."""
     counts: tuple[Int[Tensor, " batch"], ...] = ()
@@ -180,7 +180,7 @@ class Innermost(nn.Module):
             self.widen(x), counts, starts, state.where, state.caches if keep else None
         )
         y = self.norm(y)[..., : x.shape[-1]]
-        return Chunked(y, InnermostState(where, caches or ()), None)
+        return Chunked(y, InnermostState(where, caches or ()), torch.zeros(x.shape[:2], dtype=torch.long))
 
     def nothing(self, batch: int) -> tuple[Int[Tensor, " batch"], ...]:
         """The counts of rows in which nothing is read: it opens no chunks."""
@@ -254,13 +254,14 @@ class ChunkingStage(nn.Module):
         y = gathered(latents, index) * straight_through(confidence)[..., None] + self.residual(x)
         y, decoder = self.decoder(y.to(x.dtype), view, state.decoder if keep else None)
         y, numbers = self.norm(y)[..., :outer], (opens.sum(1), *inside.counts)
+        depth = opens.long().scatter_add(1, fronted(opens)[0][:, : inside.depth.shape[1]], inside.depth)
         if not keep:
             there = (to_device(opens, x), to_device(real, x))
-            return Chunked(y, None, opens, inside.loss + ratio_loss(probability, *there, self.target), numbers)
+            return Chunked(y, None, depth, inside.loss + ratio_loss(probability, *there, self.target), numbers)
         newest = latents[torch.arange(len(x), device=x.device), to_device(numbers[0], x)]
         key = at_end(keys, counts, state.key.to(keys.dtype))
         after = StageState(view.after, encoder or (), decoder or (), key, newest, inside.state)
-        return Chunked(y, after, opens, counts=numbers)
+        return Chunked(y, after, depth, counts=numbers)
 
     def chunks(
         self,
@@ -274,8 +275,8 @@ class ChunkingStage(nn.Module):
         """What positions may read: the newest chunk so far, then those that open now; what the inner network made."""
         newest = state.chunk[:, None]
         if not bool(opens.any()):
-            nothing = x[:, :0]
-            return newest.to(probability.dtype), Chunked(nothing, state.inner, None, counts=self.inner.nothing(len(x)))
+            none = torch.zeros(len(x), 0, dtype=torch.long)
+            return newest.to(probability.dtype), Chunked(x[:, :0], state.inner, none, counts=self.inner.nothing(len(x)))
         slots, counts = fronted(opens)
         found = self.inner(gathered(x, slots), counts, starts.gather(1, slots), state.inner, keep)
         mixed = smoothed(found.outputs, probability.gather(1, to_device(slots, x)), state.chunk)
@@ -357,9 +358,8 @@ class HNet(ByteModel):
         begun = self.initial_state(len(ids)) if state is None else state
         found = self.stage(self.embedding(there), rows.lengths, starts, begun, state is not None, view)
         logits = self.head(found.outputs).float()
-        assert found.opens is not None
         auxiliary = None if state else self.auxiliary(found.loss, rows.lengths)
-        self.chunking = Chunking(rows.restore(found.opens), found.counts, auxiliary)
+        self.chunking = Chunking(rows.restore(found.depth), found.counts, auxiliary)
         return rows.restore(logits), found.state
 
     def auxiliary(self, loss: Any, lengths: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
