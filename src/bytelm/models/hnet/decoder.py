@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals
 from bytelm.models.hnet.model import ChunkingStage, Config, HNet, Innermost, Widen
@@ -66,8 +65,8 @@ class StageRows:
         self.pad = outer(kernels, stage.widen)
         self.encoder, self.decoder = (kernels.layers(part, rows, seen) for part in (stage.encoder, stage.decoder))
         self.encoder_norm, self.norm = kernels.vector(stage.encoder_norm.weight), kernels.vector(stage.norm.weight)
-        linears: list[nn.Module] = [stage.router.query, stage.router.key, stage.residual]
-        self.query, self.key, self.residual = (kernels.matrix(part.weight) for part in linears)  # pyright: ignore[reportArgumentType]
+        linears = (stage.router.query, stage.router.key, stage.residual)
+        self.query, self.key, self.residual = (kernels.matrix(part.weight) for part in linears)
         self.inner: Any = (
             InnermostRows(stage.inner, kernels, rows, capacity)
             if isinstance(stage.inner, Innermost)

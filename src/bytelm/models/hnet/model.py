@@ -254,7 +254,8 @@ class ChunkingStage(nn.Module):
         y = gathered(latents, index) * straight_through(confidence)[..., None] + self.residual(x)
         y, decoder = self.decoder(y.to(x.dtype), view, state.decoder if keep else None)
         y, numbers = self.norm(y)[..., :outer], (opens.sum(1), *inside.counts)
-        depth = opens.long().scatter_add(1, fronted(opens)[0][:, : inside.depth.shape[1]], inside.depth)
+        depth = opens.long()
+        depth[opens] += inside.depth[torch.arange(inside.depth.shape[1]) < numbers[0][:, None]]
         if not keep:
             there = (to_device(opens, x), to_device(real, x))
             return Chunked(y, None, depth, inside.loss + ratio_loss(probability, *there, self.target), numbers)
