@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import worlds
 from bytelm.cli import run as cli
-from bytelm.data import joining, sharing
+from bytelm.data import claims, joining
 from bytelm.data.corpus import SPLITS, Corpus, iterate_documents
 from bytelm.data.pack import pack
 from bytelm.data.parts import Packing
@@ -224,7 +224,7 @@ def claim(folder: Path, **owner: Any) -> Path:
 
 
 def test_the_claim_of_a_lost_process_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here: dict[str, Any] = {"host": socket.gethostname(), "machine": sharing._machine()}
+    here: dict[str, Any] = {"host": socket.gethostname(), "machine": claims.machine()}
     dead = worlds.run(1, os.getpid)[0]
     for name, owner in (("ended", here | {"pid": dead}), ("reused", here | {"pid": os.getpid(), "started": "0"})):
         claim(tmp_path / name, **owner)
@@ -232,7 +232,7 @@ def test_the_claim_of_a_lost_process_is_taken_over(tmp_path: Path, monkeypatch: 
         SharedWork(tmp_path / name, lambda: False, pytest.fail).do("piece", 1, lambda n, aside: aside.touch())
         assert {path.name for path in (tmp_path / name).iterdir()} == {"piece-00000", "piece-00000.claim-0"}
     waited: list[int] = []
-    monkeypatch.setattr(sharing, "LOST", 0.3)
+    monkeypatch.setattr(claims, "LOST", 0.3)
     path = claim(tmp_path / "silent")
 
     def waiting(done: int) -> None:
@@ -255,17 +255,17 @@ def test_a_claim_says_whose_it_is_from_its_first_moment(
 
     def link(source: Path, to: Path) -> None:
         linked.append(to)
-        assert source.read_bytes() in (b"{}", b"[]") and (claim.exists() or sharing.held_by(tmp_path) is None)
+        assert source.read_bytes() in (b"{}", b"[]") and (claim.exists() or claims.held_by(tmp_path) is None)
         if not links:
             raise PermissionError("this disk knows none")
         exact(source, to)
 
     monkeypatch.setattr(os, "link", link)
-    sharing._create(claim, b"{}")
+    claims.create(claim, b"{}")
     assert linked == [claim]
-    assert held(tmp_path) == {claim.name: b"{}"} and sharing.held_by(tmp_path) is not None
+    assert held(tmp_path) == {claim.name: b"{}"} and claims.held_by(tmp_path) is not None
     with pytest.raises(FileExistsError):
-        sharing._create(claim, b"[]")
+        claims.create(claim, b"[]")
     assert held(tmp_path) == {claim.name: b"{}"}
 
 

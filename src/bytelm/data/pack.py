@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bytelm.data.claims import held_by
 from bytelm.data.corpus import INDEX, SPLITS, TABLE, Corpus, Index
 from bytelm.data.decode import MAX_WINDOW
 from bytelm.data.files import shown
@@ -34,7 +35,7 @@ from bytelm.data.parts import LARGEST_PIECE, SMALLEST_PIECE, Packing, Plan, plan
 from bytelm.data.repeats import SAMPLE, Sought, stretches
 from bytelm.data.report import SourceReport, check_bad
 from bytelm.data.selection import sample_evenly
-from bytelm.data.sharing import SharedWork, held_by
+from bytelm.data.sharing import SharedWork
 from bytelm.data.sources import find_files, fingerprint
 from bytelm.errors import DataError, ResourceError
 from bytelm.units import show_bytes

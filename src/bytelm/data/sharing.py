@@ -11,23 +11,15 @@ processes make after all (one was asleep for minutes) has the same bytes from bo
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import secrets
 import shutil
-import socket
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from bytelm.data.claims import Claims, claimed, known_dead, owner_of
 from bytelm.data.corpus import Corpus
-from bytelm.data.files import shown, sync_folder
-from bytelm.errors import ResourceError
+from bytelm.data.files import sync_folder
 
-BEAT = 5.0  # seconds between touches of a claim
-LOST = 120.0  # seconds without one after which a process on another machine counts as dead
 SMALLEST, LARGEST = 1 << 20, 1 << 24  # bytes of a corpus whose boundaries or tokens are one piece
 _PAUSE = 0.05, 2.0  # seconds between looks at what others do: the first, and the longest
 
@@ -44,7 +36,7 @@ class SharedWork:
         self._finished, self._waiting = finished, waiting
         self.done = 0
         """Pieces that were done when the one in hand was begun, by anybody."""
-        self._watched: dict[str, tuple[int, float]] = {}  # claim → its last touch, and when we first read that
+        self._claims = Claims(folder)
 
     def path(self, name: str, number: int) -> Path:
         """Where a piece is published."""
@@ -77,9 +69,12 @@ class SharedWork:
 
     def _made(self, name: str, missing: list[int], there: set[str], make: Callable[[int, Path], None]) -> bool:
         """Make the first of the missing pieces that can be had; whether there was one."""
-        for number, generation in self._free(name, missing, there):
-            path = self.path(name, number)
-            with contextlib.suppress(FileNotFoundError), _claimed(path, generation) as own:
+        numbers = {self.path(name, number).name: number for number in missing}
+        for piece, generation in self._claims.free(numbers, there):
+            number, path = numbers[piece], self.folder / piece
+            if generation:
+                self._tidy(piece, generation - 1)
+            with contextlib.suppress(FileNotFoundError), claimed(path, generation) as own:
                 if own and not path.exists():
                     aside = path.with_name(f"{path.name}.{own}.tmp")
                     try:
@@ -95,33 +90,12 @@ class SharedWork:
                     return True
         return False
 
-    def _free(self, name: str, missing: list[int], there: set[str]) -> Iterator[tuple[int, int]]:
-        """(piece, number of the claim to make) of those that nobody makes, then of those whose maker is dead."""
-        claims: dict[str, int] = {}
-        for file in there:
-            base, dot, generation = file.rpartition(".claim-")
-            if dot and generation.isdigit():
-                claims[base] = max(int(generation), claims.get(base, 0))
-        names = {number: self.path(name, number).name for number in missing}
-        yield from ((number, 0) for number in missing if names[number] not in claims)
-        for number in missing:
-            last = claims.get(names[number])
-            if last is not None and self._dead(claim := self.folder / f"{names[number]}.claim-{last}"):
-                for aside in self.folder.glob(f"{names[number]}.{_owner(claim).get('id')}.tmp"):
-                    if _known_dead(_owner(claim)):
-                        remove(aside)
-                yield number, last + 1
-
-    def _dead(self, claim: Path) -> bool:
-        """Whether who made a claim is gone: no longer running, or silent for `LOST` seconds of our own clock."""
-        if _known_dead(_owner(claim)):
-            return True
-        stamp, now = _stamp(claim), time.monotonic()
-        before = self._watched.get(claim.name)
-        if stamp is None or before is None or before[0] != stamp:
-            self._watched[claim.name] = (stamp or 0, now)
-            return False
-        return now - before[1] > LOST
+    def _tidy(self, piece: str, last: int) -> None:
+        """Remove what a dead process of this machine left half made."""
+        owner = owner_of(self.folder / f"{piece}.claim-{last}")
+        if known_dead(owner):
+            for aside in self.folder.glob(f"{piece}.{owner.get('id')}.tmp"):
+                remove(aside)
 
 
 def make_in_pieces(
@@ -153,71 +127,6 @@ def make_in_pieces(
     work.do("joined", 1, last)
 
 
-def held_by(folder: Path) -> str | None:
-    """Who is at work in such a folder, as far as can be known at once; None for nobody."""
-    for claim in sorted(folder.glob("*.claim-*[0-9]")):
-        owner, stamp = _owner(claim), _stamp(claim)
-        # The clocks of two machines differ a little: a claim of the last minutes counts as a live one.
-        recent = stamp is not None and abs(time.time() - stamp / 1e9) < LOST
-        if recent and not _known_dead(owner):
-            return f"process {owner.get('pid', '?')} on {owner.get('host', 'another machine')}"
-    return None
-
-
-@contextlib.contextmanager
-def _claimed(path: Path, generation: int) -> Generator[str | None]:
-    """Hold a claim on a piece; gives its owner's name for files, or None where another was faster."""
-    claim = path.with_name(f"{path.name}.claim-{generation}")
-    owner = _self()
-    try:
-        _create(claim, json.dumps(owner).encode())
-    except FileExistsError:
-        yield None
-        return
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write {shown(str(claim))} ({error.strerror}): make room there, or name another place"
-        ) from error
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(BEAT):
-            with contextlib.suppress(OSError):
-                os.utime(claim)
-
-    beating = threading.Thread(target=beat, daemon=True, name="claim")
-    beating.start()
-    try:
-        yield owner["id"]
-    finally:
-        ended.set()
-        beating.join()
-        with contextlib.suppress(OSError):
-            claim.unlink()
-
-
-def _create(claim: Path, owner: bytes) -> None:
-    """Make a claim that is not there, with who made it in it: nobody sees one without, whenever this process ends.
-
-    Raises FileExistsError where it is there, and other OSErrors. A disk that knows no links has it empty for a moment.
-    """
-    aside = claim.with_name(f"{claim.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        aside.write_bytes(owner)
-        try:
-            os.link(aside, claim)
-        except (FileExistsError, FileNotFoundError):
-            raise
-        except OSError:
-            with claim.open("xb") as file:
-                file.write(owner)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-
-
 def _publish(aside: Path, path: Path) -> None:
     """Give a finished piece its name, where it was not published meanwhile."""
     try:
@@ -235,62 +144,3 @@ def remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _self() -> dict[str, Any]:
-    return {
-        "id": secrets.token_hex(8),
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-    }
-
-
-def _owner(claim: Path) -> dict[str, Any]:
-    """Who made a claim; nothing where that is not (or not yet) written."""
-    with contextlib.suppress(OSError, ValueError):
-        found: Any = json.loads(claim.read_bytes())
-        if isinstance(found, dict):
-            return found  # pyright: ignore[reportUnknownVariableType]
-    return {}
-
-
-def _stamp(claim: Path) -> int | None:
-    """When a claim was touched, by the clock of whoever keeps the folder; opened, so that a network disk is asked."""
-    try:
-        with claim.open("rb") as file:
-            return os.fstat(file.fileno()).st_mtime_ns
-    except OSError:
-        return None
-
-
-def _known_dead(owner: dict[str, Any]) -> bool:
-    """Whether the process is one of this machine that has ended."""
-    if owner.get("machine") != _machine() or not isinstance(pid := owner.get("pid"), int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return _started(pid) != owner.get("started")
-
-
-def _machine() -> str:
-    """What two processes share that see each other's numbers: the boot of a system, and a space of numbers."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, so that another one of its number is told from it; None for a dead one, or unknown."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
