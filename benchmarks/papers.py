@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bytelm.compare.page import write_all
+from bytelm.compare.prepare import ComparisonSpec
 from bytelm.compare.results import HEAD, HEAD_COSTS, rows, summary
-from bytelm.compare.run import ComparisonSpec, run_all
+from bytelm.compare.run import run_all
 from bytelm.data.files import write_whole
 from bytelm.errors import BytelmError
 from bytelm.report.charts import line_chart, page
@@ -90,12 +91,13 @@ def compared(name: str, budget: float, data: Path, runs: Path, seeds: int, model
     corpus, home = CORPORA[name], runs / f"{name}-{power(budget)}"
     table = modality_table(corpus.modality) if corpus.modality else None
     paths, held_out = [str(data / corpus.learnt)], [str(data / corpus.held_out)]
-    outcome = run_all(ComparisonSpec(paths, models or corpus.models, "flops", budget, seeds, held_out, table), home)
+    asked = ComparisonSpec(paths, models or corpus.models, "flops", (budget,), seeds, held_out, table)
+    (outcome,) = run_all(asked, home)
     if outcome.signal is not None:
         return outcome.signal
     for which, reason in outcome.failed.items():
         print(f"{name}: {which} failed: {reason}", file=sys.stderr)
-    found = summary(outcome, home)
+    found = summary(outcome)
     write_all(found, home)
     return found
 

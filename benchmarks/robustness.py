@@ -27,8 +27,9 @@ from papers import table
 from bytelm.cli.common import counter
 from bytelm.cli.robustness import sources_of
 from bytelm.compare.page import write_all
+from bytelm.compare.prepare import ComparisonSpec
 from bytelm.compare.results import summary
-from bytelm.compare.run import ComparisonSpec, run_all, slug
+from bytelm.compare.run import folder_of, run_all
 from bytelm.data.curriculum import training_words, write
 from bytelm.data.files import write_whole
 from bytelm.errors import BytelmError
@@ -105,15 +106,15 @@ def trained(out: Path, name: str, models: str, budget: float, seeds: int) -> dic
     learnt, held_out = ([str(out / part / f"{corpus}.jsonl") for corpus in CORPORA] for part in ("learnt", "held-out"))
     if name == "taught":
         learnt.append(str(out / "learnt" / "curriculum.jsonl"))
-    outcome = run_all(ComparisonSpec(learnt, models, "flops", budget, seeds, held_out), out / name)
+    (outcome,) = run_all(ComparisonSpec(learnt, models, "flops", (budget,), seeds, held_out), out / name)
     if outcome.signal is not None:
         raise Interrupted(outcome.signal)
     if outcome.failed:
         raise BytelmError("; ".join(f"{which}: {reason}" for which, reason in outcome.failed.items()))
-    found = summary(outcome, out / name)
+    found = summary(outcome)
     write_all(found, out / name)
     order = [model["model"] for model in found["models"]]
-    return {model: [str(out / name / slug(model, seed)) for seed in range(seeds)] for model in order}
+    return {model: [str(out / name / folder_of(model, seed)) for seed in range(seeds)] for model in order}
 
 
 def asked(spec: RobustSpec, paths: Sequence[Path], home: Path) -> dict[str, Any]:

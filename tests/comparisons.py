@@ -31,7 +31,8 @@ def write_data(path: Path, size: int) -> str:
 
 
 def words(data: str | Path, home: Path, models: str, *more: str, budget: str = BUDGET) -> list[str]:
-    return ["compare", str(data), "--run", str(home), "--models", models, "--budget", budget, "--quiet", *more]
+    seeds = () if "--seeds" in more else ("--seeds", "1")
+    return ["compare", str(data), "--run", str(home), "--models", models, "--budget", budget, "--quiet", *seeds, *more]
 
 
 def results_of(home: Path) -> Results:

@@ -70,3 +70,7 @@ class TrainingError(BytelmError):
 
     code = "training"
     exit_code = 6
+
+
+class DivergenceError(TrainingError):
+    """A training whose loss or gradient is no longer finite."""

@@ -50,3 +50,8 @@ def show_seconds(seconds: float | int) -> str:
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+def show_power(value: float) -> str:
+    """A large number as 2e13."""
+    return f"{value:.3g}".replace("e+", "e")

@@ -23,7 +23,7 @@ import pytest
 import bytelm
 from bytelm.checkpoint.metrics import read_metrics
 from bytelm.cli import run as cli
-from bytelm.compare import held_out, results, run, worker
+from bytelm.compare import cells, held_out, prepare, results, worker
 from bytelm.compare.page import charts, show_power
 from bytelm.compare.plan import EPOCHS, OFF, STEP, WINDOW, built
 from bytelm.data.corpus import Corpus, iterate_documents
@@ -181,7 +181,7 @@ def test_operations_on_an_axis_are_what_they_say(low: float, high: float) -> Non
 def test_the_same_command_trains_nothing_and_says_the_same(
     begun: Begun, data: str, found: Found, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "trained", None)
+    monkeypatch.setattr(cells, "trained", None)
     command = words(data, begun.home, ",".join(MODELS))
     assert cli(command) == 0
     table = capfd.readouterr().out
@@ -215,7 +215,15 @@ def test_a_run_stopped_while_it_was_measured_is_measured_and_not_trained_again(c
     run = copied / "bpe-300-0"
     first = json.loads((run / "result.json").read_bytes())
     (run / "result.json").unlink()
-    job = {"home": str(copied), "name": "bpe:300", "seed": 0, "run": str(run), "device": "cpu", "quiet": True}
+    job = {
+        "home": str(copied),
+        "name": "bpe:300",
+        "seed": 0,
+        "root": str(copied),
+        "run": str(run),
+        "device": "cpu",
+        "quiet": True,
+    }
     assert worker.main(json.dumps(job)) == 0
     again = json.loads((run / "result.json").read_bytes())
     for a, b in zip(again["documents"], first["documents"], strict=True):
@@ -271,7 +279,7 @@ def test_a_worker_that_dies_without_a_word_is_told(
         assert (job["name"], job["device"]) == ("space", "cpu")
         return subprocess.Popen([sys.executable, "-c", code], **options)
 
-    monkeypatch.setattr(run, "subprocess", SimpleNamespace(Popen=dying, TimeoutExpired=subprocess.TimeoutExpired))
+    monkeypatch.setattr(cells, "subprocess", SimpleNamespace(Popen=dying, TimeoutExpired=subprocess.TimeoutExpired))
     (copied / "space-0" / "result.json").unlink()
     assert cli(words(data, copied, ",".join(MODELS), "--json", "--device", "cpu")) == 0
     again = json.loads(capfd.readouterr().out)
@@ -321,9 +329,9 @@ def test_bad_input_is_one_line_before_anything_is_trained(
     data: str, tmp_path: Path, said: str, code: int, given: list[str], capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(run, "trained", None)
+    monkeypatch.setattr(cells, "trained", None)
     if "a step takes" in said:
-        monkeypatch.setattr(run, "memory", lambda _: Memory(1, 1))
+        monkeypatch.setattr(prepare, "memory", lambda _: Memory(1, 1))
     if "tokenizers" in said:
         monkeypatch.setitem(sys.modules, "tokenizers", None)
     few = write_data(tmp_path / "few.jsonl", 9000) if "too few" in said else ""

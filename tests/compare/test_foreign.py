@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bytelm.cli import run as cli
-from bytelm.compare import foreign, held_out, results, robustness, run
+from bytelm.compare import cells, foreign, held_out, prepare, results, robustness
 from bytelm.robust import answers
 from bytelm.training.journal import Journal
 from bytelm.training.stop import Interrupted, StopRequest
@@ -57,7 +57,7 @@ def found(home: Path) -> Found:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(robustness, "AMOUNT", 1)
-    monkeypatch.setattr(run, "trained", None)
+    monkeypatch.setattr(cells, "trained", None)
 
 
 def test_a_model_of_transformers_is_measured_on_the_same_segments(home: Path, models: Path, found: Found) -> None:
@@ -249,7 +249,7 @@ def test_progress_stops_at_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dry_run_shows_it_as_not_trained(
     data: str, models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
+    monkeypatch.setattr(prepare, "bytes_per_second", lambda config, mean: 1000.0)
     monkeypatch.setattr(foreign, "measured", None)
     command = words(data, tmp_path / "home", f"byte-window:32,hf:{models / 'exact'}", "--dry-run")
     assert cli(command) == 0
@@ -282,8 +282,8 @@ def test_bad_input_is_one_line_before_anything_is_trained(
 ) -> None:  # fmt: skip
     import sys
 
-    monkeypatch.setattr(run, "trained", None)
-    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
+    monkeypatch.setattr(cells, "trained", None)
+    monkeypatch.setattr(prepare, "bytes_per_second", lambda config, mean: 1000.0)
     if "accelerate" in said:
         for module in [name for name in sys.modules if name == "accelerate" or name.startswith("bytelm.hf")]:
             monkeypatch.delitem(sys.modules, module)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.cli.comparing import BUDGETS
-from bytelm.compare import run
+from bytelm.compare import prepare
 from bytelm.compare.candidates import (
     DEFAULT,
     DEPTH_OFFSETS,
@@ -147,9 +147,9 @@ def test_little_data_does_not_make_the_look_at_the_machine_a_long_one(monkeypatc
         seen.append(costs(config.recipe, config.train.context_length, mean).executed)
         return 1e5
 
-    monkeypatch.setattr(run, "bytes_per_second", timed)
+    monkeypatch.setattr(prepare, "bytes_per_second", timed)
     for size in (1 << 17, 1 << 30):
-        assert run.rate_of(Sized(size), run.ComparisonSpec(["-"], "byte", "time", 60.0)) == 3e5 * seen[-1]
+        assert prepare.rate_of(Sized(size), prepare.ComparisonSpec(["-"], "byte", "time", (60.0,))) == 3e5 * seen[-1]
     assert max(seen) < 1e7, "a step of the probe would take minutes"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bytelm.cli import run as cli
-from bytelm.compare import held_out, run, worker
+from bytelm.compare import cells, held_out, prepare, worker
 from bytelm.compare.candidates import candidate
 from bytelm.compare.plan import LARGE_STEP, STEP, STEPS, Budget, step_of
 from bytelm.data.corpus import Corpus, iterate_documents
@@ -23,8 +23,8 @@ from comparisons import MODELS, sized, words
 def test_a_dry_run_says_what_it_would_take_and_trains_nothing(
     data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "trained", None)
-    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
+    monkeypatch.setattr(cells, "trained", None)
+    monkeypatch.setattr(prepare, "bytes_per_second", lambda config, mean: 1000.0)
 
     def shown(models: str, *more: str) -> list[list[str]]:
         assert cli(words(data, tmp_path / "home", models, "--dry-run", *more)) == 0
@@ -49,7 +49,7 @@ def test_a_dry_run_says_what_it_would_take_and_trains_nothing(
 def test_files_of_ones_own_are_what_is_measured_and_nothing_is_learnt_from(
     data: str, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
+    monkeypatch.setattr(prepare, "bytes_per_second", lambda config, mean: 1000.0)
     home, folder = tmp_path / "home", tmp_path / "folder"
     folder.mkdir()
     shutil.copy(data, folder)
@@ -70,7 +70,7 @@ def test_files_of_ones_own_are_what_is_measured_and_nothing_is_learnt_from(
 def test_data_packed_for_a_command_that_came_to_nothing_is_not_taken_for_another_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
+    monkeypatch.setattr(prepare, "bytes_per_second", lambda config, mean: 1000.0)
     home, genome, rng = tmp_path / "home", tmp_path / "genome.fa", random.Random(0)
     genome.write_text(">name\n" + "".join("".join(rng.choices("ACGT", k=70)) + "\n" for _ in range(1200)))
     assert cli(words(genome, home, MODELS[0], budget="1e9")) == 2
@@ -82,7 +82,7 @@ def test_data_packed_for_a_command_that_came_to_nothing_is_not_taken_for_another
 def test_a_folder_that_holds_other_runs_takes_a_comparison_too(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "bytes_per_second", lambda config, mean: 1000.0)
+    monkeypatch.setattr(prepare, "bytes_per_second", lambda config, mean: 1000.0)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "config.toml").write_text("")
     assert cli(words(data, tmp_path, MODELS[0], "--dry-run")) == 0
@@ -97,7 +97,7 @@ def test_a_worker_looks_often_enough_for_a_curve(monkeypatch: pytest.MonkeyPatch
     model = sized("byte-window", Budget("time", 1200.0, rate=1e9))
     plan = {"models": {"byte-window": model.mapping()}, "paths": [], "held_out": [], "speeds": {"byte-window": 5.0}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    assert worker.work(tmp_path, "byte-window", 3, tmp_path, "cpu", True) == 128 + signal.SIGTERM
+    assert worker.work(tmp_path, tmp_path, "byte-window", 3, tmp_path, "cpu", True) == 128 + signal.SIGTERM
     assert (seen[0].eval_every_minutes, seen[0].minutes, seen[0].seed) == (20 / worker.LOOKS, 20.0, 3)
     assert seen[0].device == "cpu"
 

@@ -16,35 +16,60 @@ from bytelm.cli.training import name_of
 from bytelm.compare.candidates import DEFAULT
 from bytelm.errors import TrainingError, UsageError
 from bytelm.training.stop import Interrupted, exit_code
+from bytelm.units import show_power
 
 if TYPE_CHECKING:
-    from bytelm.compare.run import ComparisonSpec, Outcome
+    from bytelm.compare.prepare import ComparisonSpec
+    from bytelm.compare.run import Outcome
 
+ROBUSTNESS = "robustness"
 BUDGETS = {"flops": 1e13, "time": 300.0, "bytes": 4e6}
+
+
+Home = Annotated[Path | None, Parameter(help="Run directory (default: runs/compare-NAME).")]
+DryRun = Annotated[
+    bool, Parameter(negative="", help="Choose the sizes of the models and estimate their cost, then exit.")
+]
+Budgets = Annotated[
+    str | None,
+    Parameter(
+        help="Per training run: FLOPs, seconds or bytes (default: 1e13, 300 or 4e6). Several, as in 1e12,1e13, are "
+        "shown side by side."
+    ),
+]
+Seeds = Annotated[int, Parameter(help="Runs per model, with seeds 0 to N-1.")]
+Rates = Annotated[
+    int,
+    Parameter(
+        help="Learning rates tried for each family, as many for all: 3 tries 1/2, 1 and 2 times its own at the "
+        "smallest budget, and takes the lowest validation loss."
+    ),
+]
 
 
 def compare(
     *paths: str,
     models: str = DEFAULT,
     match: Literal["flops", "time", "bytes"] = "flops",
-    budget: float | None = None,
-    seeds: int = 1,
+    budget: Budgets = None,
+    seeds: Seeds = 3,
+    rates: Rates = 1,
     held_out: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     suite: Annotated[list[str] | None, Parameter(negative="")] = None,
     modality: Annotated[str | None, Parameter(name="--as")] = None,
-    run: Annotated[Path | None, Parameter(help="Run directory (default: runs/compare-NAME).")] = None,
-    dry_run: Annotated[
-        bool, Parameter(negative="", help="Choose the sizes of the models and estimate their cost, then exit.")
-    ] = False,
+    run: Home = None,
+    dry_run: DryRun = False,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
     """Train models of several kinds at equal cost on the same files, and evaluate them on the same held-out bytes.
 
-    Run the same command again to resume after an interruption; models or seeds can be added later.
+    Run the same command again to resume it; models, seeds and, of several, budgets can be added later.
 
-    Example: bytelm compare ~/notes --models blt,byte-window,bpe:1024 --budget 1e13
+    Commands on several machines share the trainings, if --run names one folder that all of them see.
+
+    Example: bytelm compare ~/notes --models blt,byte-window,bpe:1024 --budget 1e12,1e13
 
     Parameters
     ----------
@@ -53,13 +78,10 @@ def compare(
     models
         Comma-separated: blt:5 (mean bytes per patch), space, megabyte:8 (bytes per patch), byte, byte-window:128
         (attention window in bytes), linear, perceiver:256 (latents), bpe:4096 (vocabulary size). Numbers are optional.
+        blt@60: a size for 60 training bytes per parameter, where it is 30 otherwise.
         hf:FOLDER or hf:OWNER/NAME, a causal model of Hugging Face transformers, is evaluated and not trained.
     match
         Quantity held equal: flops (per byte and total), time (seconds of training here) or bytes (and parameters).
-    budget
-        Per training run: FLOPs, seconds or bytes (default: 1e13, 300 or 4e6).
-    seeds
-        Runs per model, with seeds 0 to N-1.
     held_out
         Files to evaluate on (default: a held-out split of the documents of `paths`).
     suite
@@ -67,21 +89,31 @@ def compare(
     modality
         Modality of the files, as for train: image:32, audio:16k, dna.
     """
-    if seeds < 1:
-        raise UsageError(f"--seeds {seeds}: give at least 1")
+    from bytelm.compare.prepare import ComparisonSpec
     from bytelm.compare.robustness import check
-    from bytelm.compare.run import ComparisonSpec, run_all
+    from bytelm.compare.run import run_all
     from bytelm.training.settings import modality_table
 
     sources = sources_to_learn(paths)
-    table, amount = modality and modality_table(modality), BUDGETS[match] if budget is None else budget
-    asked = ComparisonSpec(sources, models, match, amount, seeds, held_out or (), table or None, device)
+    table, amounts = modality and modality_table(modality), budgets_of(budget) if budget else (BUDGETS[match],)
+    asked = ComparisonSpec(sources, models, match, amounts, seeds, held_out or (), table or None, device, rates)
     check(suite or (), asked.modality)
     home = run or Path("runs") / f"compare-{name_of(sources[0])}"
-    outcome = run_all(asked, home, quiet=quiet or json, dry=dry_run)
-    if dry_run and outcome.signal is None:
-        return foretell(outcome, asked, json)
-    return close(outcome, asked, home, suite or (), quiet, json)
+    outcomes = run_all(asked, home, quiet=quiet or json, dry=dry_run)
+    if outcomes[0].signal is not None:
+        print(f"saved in {home}; run the same command again to resume", file=sys.stderr)
+        return 128 + outcomes[0].signal
+    if dry_run:
+        return foretell(outcomes, asked, json)
+    return close(outcomes, asked, home, suite or (), quiet, json)
+
+
+def budgets_of(text: str) -> tuple[float, ...]:
+    """The budgets of a list such as "1e12,1e13". Raises UsageError."""
+    try:
+        return tuple(float(one) for one in text.split(","))
+    except ValueError:
+        raise UsageError(f"--budget {text}: give a number, or several as in 1e12,1e13") from None
 
 
 def sources_to_learn(paths: Sequence[str]) -> list[str]:
@@ -93,53 +125,80 @@ def sources_to_learn(paths: Sequence[str]) -> list[str]:
     return sources
 
 
-def foretell(outcome: Outcome, asked: ComparisonSpec, json: bool) -> int:
+def foretell(outcomes: Sequence[Outcome], asked: ComparisonSpec, json: bool) -> int:
     """Print the estimated cost of the models."""
     from bytelm.compare.run import expected
 
     if json:
-        print_json(outcome.plan | ({"foreign": outcome.foreign} if outcome.foreign else {}))
-    else:
+        plans = [one.plan | ({"foreign": one.foreign} if one.foreign else {}) for one in outcomes]
+        print_json(plans[0] if len(plans) == 1 else {"budgets": plans})
+        return 0
+    for outcome in outcomes:
+        if len(outcomes) > 1:
+            print(f"{show_power(outcome.plan['budget'])} {asked.unit}:")
         print_table(*expected(outcome, asked))
     return 0
 
 
-def close(outcome: Outcome, asked: ComparisonSpec, home: Path, suites: Sequence[str], quiet: bool, json: bool) -> int:
-    """Print failures and results, ask the suites, and write the report."""
-    from bytelm.compare import robustness
-    from bytelm.compare.page import PAGE, RESULTS, write_all
-    from bytelm.compare.results import summary
+def close(
+    outcomes: Sequence[Outcome], asked: ComparisonSpec, home: Path, suites: Sequence[str], quiet: bool, json: bool
+) -> int:
+    """Print failures and results, ask the suites, and write the reports."""
+    from bytelm.compare import overview
+    from bytelm.compare.page import PAGE, RESULTS
 
-    for name, reason in outcome.failed.items():
-        print(f"{name} failed: {reason}", file=sys.stderr)
-    if outcome.signal is not None:
-        print(f"saved in {home}; run the same command again to resume", file=sys.stderr)
-        return 128 + outcome.signal
-    if not (outcome.results or outcome.foreign):
-        raise TrainingError(f"no model finished: {'; '.join(outcome.failed.values())}")
-    found = summary(outcome, home)
-    write_all(found, home)
-    if not json:
-        show(found)
-    if suites:
-        texts, watch = sources_of([str(home)], asked.held_out), partial(counter, quiet=quiet or json)
+    for outcome in outcomes:
+        for name, reason in outcome.failed.items():
+            print(f"{name} failed: {reason}", file=sys.stderr)
+    if not any(outcome.results or outcome.foreign for outcome in outcomes):
+        raise TrainingError(f"no model finished: {'; '.join(outcomes[0].failed.values())}")
+    found: dict[float, dict[str, Any]] = {}
+    for outcome in outcomes:
+        if len(outcomes) > 1 and not json:
+            print(f"\n{show_power(outcome.plan['budget'])} {asked.unit}:")
         try:
-            found |= {"robustness": robustness.ask(outcome, suites, texts, home, asked.device, watch)}
+            found[outcome.plan["budget"]] = closed(outcome, asked, suites, quiet, json)
         except Interrupted as stopped:
-            where = home / robustness.ROBUSTNESS
+            where = outcome.home / ROBUSTNESS
             print(f"answers so far are in {where}; run the same command again to resume", file=sys.stderr)
             return exit_code(stopped.signal)
-        write_all(found, home)
+    whole = overview.joined(found) if len(outcomes) > 1 else found[outcomes[0].plan["budget"]]
+    if len(outcomes) > 1:
+        overview.write_all(whole, home)
     if json:
-        print_json(found)
+        print_json(whole)
         return 0
-    show_suites(found)
+    if len(outcomes) > 1:
+        print()
+        print_table(*overview.table(whole))
+        for line in overview.unsuited(whole):
+            print(line)
     print(f"full report: {home / PAGE}, {home / RESULTS}")
     return 0
 
 
+def closed(outcome: Outcome, asked: ComparisonSpec, suites: Sequence[str], quiet: bool, json: bool) -> dict[str, Any]:
+    """The results of one budget: shown, written, with the answers to suites. Raises Interrupted."""
+    from bytelm.compare import robustness
+    from bytelm.compare.page import write_all
+    from bytelm.compare.results import summary
+
+    found = summary(outcome)
+    write_all(found, outcome.home)
+    if not json:
+        show(found)
+    if suites:
+        texts, watch = sources_of([str(outcome.home)], asked.held_out), partial(counter, quiet=quiet or json)
+        found |= {"robustness": robustness.ask(outcome, suites, texts, asked.device, watch)}
+        write_all(found, outcome.home)
+        if not json:
+            show_suites(found)
+    return found
+
+
 def show(found: dict[str, Any]) -> None:
     """Print bits per byte and costs, and what the tokens of models of transformers lose."""
+    from bytelm.compare.page import rates_table
     from bytelm.compare.results import HEAD, HEAD_COSTS, lost, rows
 
     cells = rows(found)
@@ -147,6 +206,8 @@ def show(found: dict[str, Any]) -> None:
     print_table([HEAD[0], *HEAD_COSTS], [[row[0], *row[len(HEAD) :]] for row in cells])
     compressors = ", ".join(f"{name} {bits:.3f}" for name, bits in found["compressors"].items())
     print(f"{found['measured_bytes']:,} held-out bytes, each scored once by every model; compressors: {compressors}")
+    if (rates := rates_table(found["rates"])) is not None:
+        print_table(rates.head, rates.rows)
     for line in lost(found):
         print(line)
 

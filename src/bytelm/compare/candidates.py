@@ -10,10 +10,13 @@
     linear            linear Transformer
     bpe:4096          Transformer over tokens, vocabulary of 4096
 
+    blt@60            BLT of a size for 60 training bytes per parameter
+
     hf:FOLDER         a causal model of transformers, which is not trained (`foreign.py`)
 
-The numbers are the defaults. Each architecture defines its candidates in `sizes.py`; one without that file (a plugin)
-is compared in the one size of its Config, under its own name.
+The numbers are the defaults; without one after "@", sizes are for `plan.RATIO` training bytes per parameter. Each
+architecture defines its candidates in `sizes.py`; one without that file (a plugin) is compared in the one size of its
+Config, under its own name.
 """
 
 from __future__ import annotations
@@ -44,6 +47,18 @@ class Candidate:
     name: str
     family: Family
     number: int
+    ratio: float | None = None
+    """Training bytes per non-embedding parameter; None for the usual number."""
+
+    @property
+    def without_ratio(self) -> str:
+        """Its name without the ratio: what has the same tokens and patches."""
+        return self.name.partition("@")[0]
+
+    @property
+    def family_name(self) -> str:
+        """The name of its family."""
+        return self.without_ratio.partition(":")[0]
 
     @property
     def tokens(self) -> bool:
@@ -85,9 +100,9 @@ def listed(names: str) -> tuple[list[str], list[str]]:
 def candidates(names: str) -> list[Candidate]:
     """The models to train of a list such as "blt,bpe:4096". Raises UsageError for unknown names and duplicates."""
     found = [candidate(name) for name in listed(names)[0]]
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, int, float | None]] = set()
     for one in found:
-        if (key := (one.name.partition(":")[0], one.number)) in seen:
+        if (key := (one.family_name, one.number, one.ratio)) in seen:
             raise UsageError(f"--models names {one.name} twice")
         seen.add(key)
     return found
@@ -95,18 +110,26 @@ def candidates(names: str) -> list[Candidate]:
 
 def candidate(text: str) -> Candidate:
     """One model by its name. Raises UsageError."""
-    name, colon, number = text.partition(":")
+    sized, at, ratio = text.partition("@")
+    name, colon, number = sized.partition(":")
     known = families()
     if name not in known:
         raise UsageError(unknown("model", name, list(known)))
     family = known[name]
+    if at and not (decimal(ratio) and float(ratio) >= 1):
+        raise UsageError(f"{text}: after @ give training bytes per parameter, a number from 1 on, as in {sized}@60")
     if not colon:
-        return Candidate(text, family, family.number)
+        return Candidate(text, family, family.number, float(ratio) if at else None)
     if not family.number:
         raise UsageError(f"{text}: {name} takes no number")
     if not number.isdecimal() or int(number) < family.least:
         raise UsageError(f"{text}: the number of {name} must be an integer, at least {family.least}")
-    return Candidate(text, family, int(number))
+    return Candidate(text, family, int(number), float(ratio) if at else None)
+
+
+def decimal(text: str) -> bool:
+    """Whether a text is a decimal number without a sign or an exponent."""
+    return text.replace(".", "", 1).isdecimal()
 
 
 def nearest(cost: Callable[[int, int], float], goal: float) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bytelm.config import dump_toml
 from bytelm.data.files import write_whole
 from bytelm.report.charts import Bar, bar_chart, line_chart, page, show_plain
 from bytelm.report.markup import Figure, Table, rendered
-from bytelm.units import show_bytes, show_count, show_seconds
+from bytelm.units import show_bytes, show_count, show_power, show_seconds
 
 RESULTS, PICTURE, PAGE = "results.json", "picture.svg", "index.html"
 SAME = {
@@ -57,7 +57,7 @@ def charts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             bar_chart(bars, "bits per byte", f"Bits per byte of {', '.join(names)}"),
-            f"Held-out bits per byte on {size}, with 95 % confidence intervals; {remarks}.",
+            f"Held-out bits per byte on {size}, with 95 % confidence intervals over {over(models)}; {remarks}.",
         ),
         (
             against("flops", "training FLOPs"),
@@ -70,9 +70,26 @@ def charts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def show_power(value: float) -> str:
-    """A large number as 2e13."""
-    return f"{value:.3g}".replace("e+", "e")
+def over(models: Sequence[Mapping[str, Any]]) -> str:
+    """What the intervals of models are over."""
+    return "documents and seeds" if any(len(model["seeds"]) > 1 for model in models) else "documents"
+
+
+def rates_table(chosen: Mapping[str, Any]) -> Table | None:
+    """The learning rates tried for each family: bits per byte in validation, and which was taken."""
+    if not chosen:
+        return None
+    tried = list(next(iter(chosen.values()))["trials"])
+    rows = [
+        [
+            family,
+            of["model"],
+            *("diverged" if of["trials"][one] is None else f"{of['trials'][one]:.3f}" for one in tried),
+            f"× {of['taken']:g}" + (", at the edge" if of["edge"] else ""),
+        ]
+        for family, of in chosen.items()
+    ]
+    return Table(["family", "model", *(f"× {one}" for one in tried), "taken"], rows)
 
 
 def html(found: Mapping[str, Any]) -> str:
@@ -91,6 +108,7 @@ def html(found: Mapping[str, Any]) -> str:
         robustness=table(found) if "robustness" in found else None,
         unasked=unasked(found) if "robustness" in found else [],
         failed=found["failed"],
+        rates=rates_table(found["rates"]),
         configurations=[
             (m["model"], show_count(m["parameters"]), dump_toml(m["config"])) for m in models if m["config"] is not None
         ],

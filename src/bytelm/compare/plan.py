@@ -42,6 +42,10 @@ SAMPLE = 1 << 20  # bytes on which the mean patch length is measured
 OFF = 1.5  # largest ratio of cost to goal, or the reverse
 
 
+class UnsuitedError(ConfigError):
+    """A model none of whose sizes suits a budget."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A candidate sized to the budget. `mean`: bytes per patch or token. `bytes`: None to match time."""
@@ -63,9 +67,16 @@ class Planned:
         fields: dict[str, Any] = {**mapping, "costs": Costs(**mapping["costs"])}
         return cls(**fields)
 
-    def run(self, seed: int, **train: Any) -> RunConfig:
-        """The configuration of its training with one seed."""
-        return built(self.config, seed=seed, **train)
+    def run(self, seed: int, factor: float = 1.0, **train: Any) -> RunConfig:
+        """The configuration of its training with one seed, at `factor` times its learning rate."""
+        return built(self.at_rate(factor), seed=seed, **train)
+
+    def at_rate(self, factor: float) -> dict[str, Any]:
+        """Its configuration with another learning rate."""
+        if factor == 1:
+            return self.config
+        rate = factor * built(self.config).train.learning_rate
+        return {**self.config, "train": {**self.config["train"], "learning_rate": rate}}
 
 
 def built(tables: Mapping[str, Any], **train: Any) -> RunConfig:
@@ -81,29 +92,28 @@ class Budget:
     amount: float
     rate: float = 1.0
 
-    def __post_init__(self) -> None:
-        if not (self.amount > 0 and math.isfinite(self.amount)):
-            raise ConfigError(f"--budget {self.amount}: must be above 0")
-
     @property
     def what(self) -> str:
         """The unit of `goal`."""
         return "parameters" if self.match == "bytes" else "FLOPs per byte"
 
-    def goal(self, train_bytes: int) -> tuple[float, float]:
-        """The cost of a model (FLOPs per byte, or parameters to match bytes), and its training bytes."""
+    def goal(self, train_bytes: int, ratio: float = RATIO) -> tuple[float, float]:
+        """The cost of a model (FLOPs per byte, or parameters to match bytes), and its training bytes.
+
+        `ratio`: training bytes per parameter.
+        """
         if self.match == "bytes":
-            return self.amount / RATIO, self.amount
+            return self.amount / ratio, self.amount
         operations = self.amount * (self.rate if self.match == "time" else 1.0)
-        cost = math.sqrt(operations / (TRAINING * RATIO / 2))
+        cost = math.sqrt(operations / (TRAINING * ratio / 2))
         bytes, most = operations / (TRAINING * cost), float(EPOCHS * train_bytes)
         return (cost, bytes) if bytes <= most else (operations / (TRAINING * most), most)
 
-    def needed(self, cost: float, train_bytes: int) -> float:
+    def needed(self, cost: float, train_bytes: int, ratio: float = RATIO) -> float:
         """The budget amount for a cost: the inverse of `goal`."""
         if self.match == "bytes":
-            return cost * RATIO
-        operations = TRAINING * cost * min(RATIO / 2 * cost, EPOCHS * train_bytes)
+            return cost * ratio
+        operations = TRAINING * cost * min(ratio / 2 * cost, EPOCHS * train_bytes)
         return operations / (self.rate if self.match == "time" else 1.0)
 
     def counted(self, found: Costs) -> float:
@@ -131,8 +141,9 @@ def mean_of(candidate: Candidate, corpus: Corpus, tokens: Bpe | None) -> float:
 def planned(
     candidate: Candidate, budget: Budget, corpus: Corpus, mean: float, modality: Mapping[str, Any] | None
 ) -> Planned:
-    """A candidate sized to the budget. Raises ConfigError if no shape comes near its cost."""
-    goal, bytes = budget.goal(corpus.bytes("train"))
+    """A candidate sized to the budget. Raises UnsuitedError if no shape comes near its cost."""
+    ratio = candidate.ratio or RATIO
+    goal, bytes = budget.goal(corpus.bytes("train"), ratio)
     window = window_of(modality)
     ids = max(1, round(window / mean)) if candidate.tokens else window
     rows = max(1, round(step_of(bytes) / window))
@@ -149,8 +160,8 @@ def planned(
     found, config = counted(*size), tables(*size)
     cost = budget.counted(found)
     if not 1 / OFF < cost / goal < OFF:
-        needed = budget.needed(cost, corpus.bytes("train"))
-        raise ConfigError(
+        needed = budget.needed(cost, corpus.bytes("train"), ratio)
+        raise UnsuitedError(
             f"{candidate.name}: this budget gives it {show_count(goal)} {budget.what}, and its nearest shape has "
             f"{show_count(cost)}: give {'more' if cost > goal else 'less'} --budget ({needed:.1e} "
             "suits it), or leave it out of --models"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -31,30 +31,70 @@ COSTS = (
 """What a model has that was trained here."""
 
 
+DIVERGED = 8.0  # bits per byte that guessing costs: a model that takes more has learnt nothing
+T975 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""Quantiles at 0.975 of Student's t with 1, 2, ... degrees of freedom; with more than these the normal one's 1.96."""
+
+
 def averaged(results: Sequence[Result]) -> list[DocumentBits]:
     """Bits of each segment, averaged over the seeds of a model."""
     rows = zip(*(result["documents"] for result in results), strict=True)
     return [DocumentBits(row[0][0], row[0][1], fmean(nats for _, _, nats in row)) for row in rows]
 
 
-def difference(one: Sequence[DocumentBits], other: Sequence[DocumentBits]) -> dict[str, float | None]:
-    """Paired difference in bits per byte of one model to another, with its 95 % interval.
+def of_seeds(*models: Sequence[float]) -> float | None:
+    """Half the 95 % interval of a mean over seeds, or of the difference of two, from the variance among each's seeds.
 
-    The differences of documents are resampled, so that documents that are hard for both do not widen the interval.
+    None where no model has two: nothing is known of what another seed gives.
+    """
+    freedom = sum(len(seeds) - 1 for seeds in models)
+    if freedom < 1:
+        return None
+    pooled = sum((bits - fmean(seeds)) ** 2 for seeds in models for bits in seeds) / freedom
+    quantile = T975[freedom - 1] if freedom <= len(T975) else 1.96
+    return quantile * math.sqrt(pooled * sum(1 / len(seeds) for seeds in models))
+
+
+def widened(middle: float, bounds: tuple[float, float] | None, more: float | None) -> dict[str, float | None]:
+    """An interval over documents, to which an independent deviation of up to `more` is added in quadrature."""
+    low, high = bounds or (None, None)
+    if low is None or high is None or more is None:
+        return {"low": low, "high": high}
+    return {"low": middle - math.hypot(middle - low, more), "high": middle + math.hypot(high - middle, more)}
+
+
+def difference(
+    one: Sequence[DocumentBits], other: Sequence[DocumentBits], *seeds: Sequence[float]
+) -> dict[str, float | None]:
+    """Paired difference in bits per byte of one model to another, with its 95 % interval over documents and seeds.
+
+    The differences of documents are resampled, so that documents that are hard for both do not widen the interval;
+    `seeds`: the bits per byte of each seed of both models. With one each, the interval is over documents alone.
     """
     pairs = zip(one, other, strict=True)
     apart = [DocumentBits(a.name, a.bytes, a.nats - b.nats) for a, b in pairs]
-    bounds = interval(units(apart))
-    low, high = bounds or (None, None)
-    return {"difference": Meter.of(apart).bits_per_byte, "low": low, "high": high}
+    middle = Meter.of(apart).bits_per_byte
+    return {"difference": middle, **widened(middle, interval(units(apart)), of_seeds(*seeds))}
 
 
-def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
+def bits_of(result: Result) -> float:
+    """Bits per byte of one run on the held-out segments."""
+    documents = result["documents"]
+    return bits_per_byte(math.fsum(d[2] for d in documents), sum(d[1] for d in documents))
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
     """Everything, as JSON: models from best to worst, and all pairs of them."""
-    corpus, plan = Corpus.open(home / "data"), outcome.plan
+    home, plan = outcome.home, outcome.plan
+    corpus = Corpus.open(home / "data")
     of: dict[str, list[Result]] = {}
+    diverged = {key: failure.reason for key, failure in outcome.failures.items() if failure.diverged}
     for result in outcome.results:
-        of.setdefault(result["model"], []).append(result)
+        bits = bits_of(result)
+        if bits < DIVERGED:  # also not for one that is not a number
+            of.setdefault(result["model"], []).append(result)
+        else:
+            diverged[result["model"], result["seed"]] = f"{bits:.3g} bits per byte, where guessing takes {DIVERGED:g}"
     foreign = {result["model"]: result for result in outcome.foreign}
     measured = {name: averaged(results) for name, results in of.items()}
     measured |= {name: averaged([result]) for name, result in foreign.items()}
@@ -65,7 +105,11 @@ def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
         else model_of(Planned.of(plan["models"][name]), of[name], measured[name], corpus.bytes("train"))
         for name in order
     ]
-    pairs = [{"model": a, "baseline": b, **difference(measured[a], measured[b])} for a, b in combinations(order, 2)]
+    seeds = {name: [bits_of(result) for result in of.get(name, ())] or [0.0] for name in order}
+    pairs = [
+        {"model": a, "baseline": b, **difference(measured[a], measured[b], seeds[a], seeds[b])}
+        for a, b in combinations(order, 2)
+    ]
     stretches = [data for _, data in kept(home / HELD_OUT)]
     asked = {key: plan[key] for key in ("paths", "held_out", "match", "budget", "modality")}
     return {
@@ -73,11 +117,22 @@ def summary(outcome: Outcome, home: Path) -> dict[str, Any]:
         "models": found,
         "differences": pairs,
         "failed": outcome.failed,
+        "diverged": diverged_of(diverged),
+        "unsuited": plan["unsuited"],
+        "rates": outcome.rates,
         "compressors": compressed(stretches),
         "measured_bytes": sum(map(len, stretches)),
         "train_bytes": corpus.bytes("train"),
         "machine": machine([*outcome.results, *outcome.foreign]),
     }
+
+
+def diverged_of(found: Mapping[tuple[str, int], str]) -> dict[str, dict[str, str]]:
+    """{model: {seed: why it counts as diverged}}."""
+    models: dict[str, dict[str, str]] = {}
+    for (name, seed), reason in found.items():
+        models.setdefault(name, {})[str(seed)] = reason
+    return models
 
 
 def machine(results: Iterable[Result]) -> dict[str, Any]:
@@ -96,14 +151,14 @@ def model_of(
         return fmean(result[key] for result in results)
 
     counted = planned.costs
-    each = [bits_per_byte(sum(d[2] for d in r["documents"]), sum(d[1] for d in r["documents"])) for r in results]
+    each = list(map(bits_of, results))
     curve = [
         {"bytes": bytes, "flops": TRAINING * counted.executed * bytes, "seconds": seconds, "bits_per_byte": bits}
         for bytes, seconds, bits in results[0]["curve"]
     ]
     return {
         "model": planned.name,
-        **level(measured),
+        **level(measured, each),
         "seeds": {result["seed"]: bits for result, bits in zip(results, each, strict=True)},
         **asdict(counted),
         "patch_size": results[0]["patch_size"],
@@ -117,15 +172,14 @@ def model_of(
         "generated_bytes_per_second": mean("generated_bytes_per_second"),
         "peak_memory": mean("peak_memory"),
         "curve": curve,
-        "config": planned.config,
+        "config": planned.at_rate(results[0].get("factor", 1.0)),
     }
 
 
-def level(measured: Sequence[DocumentBits]) -> dict[str, Any]:
-    """Bits per byte, with their interval, as JSON."""
-    whole, bounds = Meter.of(measured), interval(units(measured))
-    low, high = bounds or (None, None)
-    return {"bytes": whole.bytes, "bits_per_byte": whole.bits_per_byte, "low": low, "high": high}
+def level(measured: Sequence[DocumentBits], seeds: Sequence[float] = ()) -> dict[str, Any]:
+    """Bits per byte, with their interval over documents and seeds, as JSON."""
+    whole, bits = Meter.of(measured), Meter.of(measured).bits_per_byte
+    return {"bytes": whole.bytes, "bits_per_byte": bits, **widened(bits, interval(units(measured)), of_seeds(seeds))}
 
 
 def foreign_of(result: Result, measured: Sequence[DocumentBits]) -> dict[str, Any]:
@@ -188,12 +242,22 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
         if models
         else {}
     )
-    return [_row(model, apart.get(model["model"])) for model in models]
+    named = {model["model"] for model in models}
+    none = len(HEAD) + len(HEAD_COSTS) - 4
+    return [
+        *(_row(model, apart.get(model["model"]), len(found["diverged"].get(model["model"], ()))) for model in models),
+        *(
+            [name, "diverged", "–", f"0 of {len(seeds)}", *["–"] * none]
+            for name, seeds in found["diverged"].items()
+            if name not in named
+        ),
+    ]
 
 
-def _row(model: Mapping[str, Any], apart: Mapping[str, Any] | None) -> list[str]:
+def _row(model: Mapping[str, Any], apart: Mapping[str, Any] | None, diverged: int) -> list[str]:
     seeds, own = list(model["seeds"].values()), model.get("foreign")
     spread = f"{min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else "–" if own else "1"
+    spread += f", {diverged} diverged" if diverged else ""
     bits = f"{model['bits_per_byte']:.3f}"
     more = "–"
     if apart is not None:

@@ -6,11 +6,10 @@ HOME/robustness      what `bytelm robust` writes: answers, results.json and inde
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bytelm.compare.run import Outcome, slug
+from bytelm.compare.run import Outcome, folder_of
 from bytelm.data.convert import modality_of
 from bytelm.errors import UsageError
 from bytelm.evaluate.robustness.base import Sources
@@ -30,7 +29,7 @@ def check(suites: Iterable[str], modality: Mapping[str, Any] | None) -> None:
             raise UsageError(f"--suite {name}: the suites are of texts: leave it out with --as {modality['name']}")
 
 
-def ask(outcome: Outcome, suites: Sequence[str], sources: Sources, home: Path, device: str, watch: Watch) -> Any:
+def ask(outcome: Outcome, suites: Sequence[str], sources: Sources, device: str, watch: Watch) -> Any:
     """The headline figures of all models that were evaluated, from best to worst in bits per byte, as JSON.
 
     {"amount", "seed", "documents", "suites": {suite: {"title", "headline", "items", "manifest"}}, "models": [{"model",
@@ -40,9 +39,12 @@ def ask(outcome: Outcome, suites: Sequence[str], sources: Sources, home: Path, d
 
     Raises Interrupted by a signal: answers are kept, and the same call goes on from them.
     """
-    runs = {str(home / slug(result["model"], result["seed"])): result for result in outcome.results}
+    runs = {
+        str(outcome.home / folder_of(result["model"], result["seed"], result.get("factor", 1.0))): result
+        for result in outcome.results
+    }
     runs |= {result["model"]: result for result in outcome.foreign}
-    place = home / ROBUSTNESS
+    place = outcome.home / ROBUSTNESS
     found = run_suites(RobustSpec(list(runs), suites, AMOUNT, device=device), sources, place, watch)
     if found["suites"]:
         write_all(found, place)

@@ -30,7 +30,7 @@ from bytelm.checkpoint import store
 from bytelm.data.mixture import HeldOut
 from bytelm.data.sampler import Batch, Sampler, Windows
 from bytelm.device import peak_memory
-from bytelm.errors import CheckpointError, TrainingError
+from bytelm.errors import CheckpointError, DivergenceError
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import prepare, scored, with_auxiliary
 from bytelm.threads import StepThreads
@@ -131,7 +131,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train until the budget is used up or a stop signal, from the latest intact checkpoint if there is one.
 
-        Raises TrainingError after too many consecutive non-finite steps; the progress before them is saved.
+        Raises DivergenceError after too many consecutive non-finite steps; the progress before them is saved.
         """
         self.resume()
         self.model.train()
@@ -234,7 +234,7 @@ class Trainer:
             self.journal.say(f"step {progress.step} skipped: {skip_reason}; weights unchanged")
             if self.nonfinite_steps >= PATIENCE:
                 self.save(last=True)
-                raise TrainingError(
+                raise DivergenceError(
                     f"{self.nonfinite_steps} consecutive steps with a non-finite loss or gradient, "
                     f"up to step {progress.step}: lower train.learning_rate = {self.config.learning_rate} "
                     f"and fine-tune from {self.run}"

@@ -1,0 +1,150 @@
+"""Learning rates: as many trials for every family, chosen by validation alone; and several seeds and budgets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bytelm.cli import run as cli
+from bytelm.compare import rates, results
+from bytelm.compare.candidates import candidate, candidates
+from bytelm.compare.plan import RATIO, Budget
+from bytelm.compare.prepare import ComparisonSpec, Place
+from bytelm.errors import UsageError
+from bytelm.evaluate.bits import DocumentBits
+from bytelm.evaluate.meter import interval
+from bytelm.training.config import TrainConfig
+from bytelm.units import LN2
+from comparisons import Found, run_of, sized, words
+
+MODELS = candidates("blt:5,blt:8,bpe:300,blt:5@60")
+
+
+def place(name: str, *models: str) -> Place:
+    return Place(ComparisonSpec(["-"], "blt", "flops", (1e12,)), Path(name), {"models": dict.fromkeys(models)})
+
+
+def test_every_family_gets_the_same_trials_at_the_first_budget_that_suits_it() -> None:
+    small, large = place("small", "bpe:300"), place("large", *(model.name for model in MODELS))
+    found = rates.trials(MODELS, [small, large], 3)
+    assert [(where.home.name, name, factor) for where, name, factor in found] == [
+        (where, name, factor)
+        for factor in (0.5, 1.0, 2.0)
+        for where, name in (("small", "bpe:300"), ("large", "blt:5"))
+    ]
+    assert rates.trials(MODELS, [small, large], 1) == []
+    assert [rates.factors(count) for count in (2, 4)] == [[0.5, 1], [0.25, 0.5, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("bits", "taken", "edge"),
+    [
+        ({"x0.5": 2.1, "x1": 2.0, "x2": 2.2}, 1.0, False),
+        ({"x0.5": 2.1, "x1": 2.0, "x2": 1.9}, 2.0, True),
+        ({"x0.5": 2.1, "x1": None, "x2": float("nan")}, 0.5, True),
+        ({"x0.5": None, "x1": None, "x2": None}, 1.0, False),
+    ],
+)
+def test_the_lowest_validation_loss_decides_and_what_diverged_cannot(
+    bits: dict[str, float | None], taken: float, edge: bool
+) -> None:
+    chosen = rates.chosen(MODELS, {("blt:5", float(factor[1:])): loss for factor, loss in bits.items()})
+    assert chosen["blt"]["taken"] == taken and chosen["blt"]["edge"] is edge
+    assert list(chosen["blt"]["trials"]) == ["0.5", "1", "2"]
+    assert [rates.factor(chosen, model) for model in MODELS] == [taken, taken, 1.0, taken]
+
+
+def test_a_factor_is_of_the_models_own_learning_rate() -> None:
+    for name in ("byte-window", "bpe:4096"):
+        model = sized(name, Budget("flops", 1e13))
+        assert model.run(0, 2.0).train.learning_rate == 2 * model.run(0).train.learning_rate
+        assert model.run(0, 2.0).model == model.run(0).model
+    plain = sized("byte-window", Budget("flops", 1e13))
+    plain.config["train"].pop("learning_rate")
+    assert plain.run(0, 0.5).train.learning_rate == 0.5 * TrainConfig(steps=1).learning_rate
+
+
+def test_a_ratio_is_training_bytes_per_parameter() -> None:
+    usual, twice = (sized(name, Budget("flops", 1e14)) for name in ("byte-window", f"byte-window@{2 * RATIO}"))
+    for model, ratio in ((usual, RATIO), (twice, 2 * RATIO)):
+        assert model.bytes is not None
+        assert model.bytes / (model.costs.executed / 2) == pytest.approx(ratio, rel=0.15)
+    assert candidate("blt:5@12.5").ratio == 12.5 and candidate("blt@60").number == candidate("blt").number
+    assert candidate("bpe:300@60").without_ratio == "bpe:300" and candidate("bpe@60").family_name == "bpe"
+    for bad in ("blt@", "blt@0.5", "blt@-3", "blt@nan", "blt@1e2", "blt@1.2.3"):
+        with pytest.raises(UsageError, match="after @ give training bytes per parameter"):
+            candidate(bad)
+    with pytest.raises(UsageError, match="names blt:5@60 twice"):
+        candidates("blt@60,blt:5,blt:5@60")
+
+
+def documents(*nats: float) -> list[DocumentBits]:
+    return [DocumentBits(str(number), 100, each) for number, each in enumerate(nats)]
+
+
+def test_intervals_have_the_variance_among_seeds() -> None:
+    """Against the formula of Student's interval, for one sample and for two with pooled variance."""
+    assert results.of_seeds([2.0]) is None and results.of_seeds([2.0], [3.0]) is None
+    assert results.of_seeds([1.9, 2.0, 2.1]) == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert results.of_seeds([1.9, 2.0, 2.1], [3.0]) == pytest.approx(4.303 * 0.1 * (1 / 3 + 1) ** 0.5)
+    assert results.of_seeds([1.9, 2.1], [3.0, 3.4]) == pytest.approx(4.303 * ((0.02 + 0.08) / 2 * 1) ** 0.5)
+    assert results.of_seeds([2.0, 2.1] * 10) == pytest.approx(1.96 * 0.0512989 / 20**0.5, rel=1e-4)
+    one, other = documents(100, 140, 120, 130), documents(110, 138, 141, 139)
+    apart = [DocumentBits(a.name, a.bytes, a.nats - b.nats) for a, b in zip(one, other, strict=True)]
+    low, high = interval(apart) or (0.0, 0.0)
+    middle = sum(each.nats for each in apart) / 400 / LN2
+    found = results.difference(one, other, [1.9, 2.0, 2.1], [2.0, 2.0, 2.0])
+    more = 2.776 * (0.02 / 4 * 2 / 3) ** 0.5
+    assert found["difference"] == pytest.approx(middle)
+    assert found["low"] == pytest.approx(middle - ((middle - low) ** 2 + more**2) ** 0.5)
+    assert found["high"] == pytest.approx(middle + ((high - middle) ** 2 + more**2) ** 0.5)
+    assert results.difference(one, other, [2.0], [2.1]) == results.difference(one, other) != found
+    assert results.level(one, [1.9, 2.1])["high"] > results.level(one, [2.0])["high"] == results.level(one)["high"]
+
+
+@pytest.fixture(scope="module")
+def home(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("several") / "home"
+    assert cli(words(data, home, "byte-window:32,byte", "--rates", "2", budget="3e11,1.3e11")) == 0
+    return home
+
+
+@pytest.fixture(scope="module")
+def found(home: Path) -> Found:
+    return json.loads((home / "results.json").read_bytes())
+
+
+def test_several_budgets_are_as_many_comparisons_side_by_side(home: Path, found: Found) -> None:
+    assert found["budgets"] == [1.3e11, 3e11] and list(found["comparisons"]) == ["1.3e11", "3e11"]
+    for name, one in found["comparisons"].items():
+        assert one == json.loads((home / name / "results.json").read_bytes())
+        assert (home / name / "index.html").exists() and (home / name / "data").resolve() == (home / "data").resolve()
+        for model in one["models"]:
+            assert model["training_flops"] == pytest.approx(float(name), rel=0.15)
+    assert "more --budget" in found["comparisons"]["1.3e11"]["unsuited"]["byte"]
+    page = (home / "index.html").read_text()
+    for name, one in found["comparisons"].items():
+        assert name in page and all(f"{model['bits_per_byte']:.3f}" in page for model in one["models"])
+    assert found["comparisons"]["1.3e11"]["unsuited"]["byte"] in page
+
+
+def test_the_rate_that_was_chosen_is_that_of_all_runs_of_the_family(home: Path, found: Found) -> None:
+    chosen = json.loads((home / "rates.json").read_bytes())
+    assert chosen == found["rates"] and {family: of["model"] for family, of in chosen.items()} == {
+        "byte-window": "byte-window:32",
+        "byte": "byte",
+    }
+    for of in chosen.values():
+        assert list(of["trials"]) == ["0.5", "1"] and all(1.5 > bits > 0.5 for bits in of["trials"].values())
+        assert of["trials"][f"{of['taken']:g}"] == min(of["trials"].values())
+    for name, one in found["comparisons"].items():
+        planned = json.loads((home / name / "plan.json").read_bytes())["models"]
+        for model in one["models"]:
+            taken = chosen[model["model"].partition(":")[0]]["taken"]
+            run = home / name / run_of(home, model["model"]).name
+            run = run if taken == 1 else run.with_name(f"{run.name}-rate-{taken:g}")
+            assert json.loads((run / "result.json").read_bytes())["factor"] == taken
+            own = planned[model["model"]]["config"]["train"]["learning_rate"]
+            assert model["config"]["train"]["learning_rate"] == pytest.approx(taken * own)
