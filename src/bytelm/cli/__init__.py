@@ -24,6 +24,7 @@ from bytelm.cli import (
     measure,
     robustness,
     serving,
+    sweeping,
     training,
 )
 from bytelm.cli.common import STDIN, refuse_stdin
@@ -58,6 +59,7 @@ app.command(training.calibrate)
 app.command(inspect.presets)
 app.command(costs.costs)
 app.command(comparing.compare)
+app.command(sweeping.sweep)
 app.command(robustness.robust)
 app.command(benching.app)
 app.command(inspect.report)

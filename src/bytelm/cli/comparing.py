@@ -34,7 +34,7 @@ Budgets = Annotated[
     str | None,
     Parameter(
         help="Per training run: FLOPs, seconds or bytes (default: 1e13, 300 or 4e6). Several, as in 1e12,1e13, are "
-        "shown side by side."
+        "shown in one table."
     ),
 ]
 Seeds = Annotated[int, Parameter(help="Runs per model, with seeds 0 to N-1.")]

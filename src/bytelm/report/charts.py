@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bytelm.report.markup import escape, sheet
@@ -88,10 +88,12 @@ def line_chart(
     show_x: Show = show_plain,
     show_y: Show = show_plain,
     log_y: bool = False,
+    apart: Collection[str] = (),
 ) -> str:
     """Lines of (x, y) points with axes and a legend, as one `<svg>`.
 
-    Points that are not finite, or not positive on a logarithmic axis, are omitted, as are series without points.
+    The points of series in `apart` are not joined. Points that are not finite, or not positive on a logarithmic axis,
+    are omitted, as are series without points.
     """
     lines = {name: _drawable(points, log_x, log_y) for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
@@ -102,7 +104,8 @@ def line_chart(
     legend, above = _legend(list(lines))
     parts = [*_frame(x, y, x_label, y_label, show_x, show_y)]
     for index, (name, points) in enumerate(lines.items()):
-        parts += _line(index, name, [(x.at(px), y.at(py), f"{show_y(py)} at {show_x(px)}") for px, py in points])
+        found = [(x.at(px), y.at(py), f"{show_y(py)} at {show_x(px)}") for px, py in points]
+        parts += _line(index, name, found, joined=name not in apart)
     described = [f"{y_label} against {x_label}."]
     for name, points in lines.items():
         first, last = (f"{show_y(py)} at {show_x(px)}" for px, py in (points[0], points[-1]))
@@ -111,13 +114,14 @@ def line_chart(
     return _svg(title, " ".join(described), moved, HEIGHT + above)
 
 
-def _line(index: int, name: str, points: Sequence[tuple[float, float, str]]) -> Iterator[str]:
-    """One line through points (x and y in pixels, text)."""
+def _line(index: int, name: str, points: Sequence[tuple[float, float, str]], joined: bool) -> Iterator[str]:
+    """One line through points (x and y in pixels, text), or the points alone."""
     colour = f"var(--series{index % COLOURS})"
     dashes = ' stroke-dasharray="5 4"' if index >= COLOURS else ""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
-    yield f'<polyline class="line" stroke="{colour}"{dashes} points="{path}"/>'
-    for x, y, words in points if len(points) <= MARKED else ():
+    if joined:
+        yield f'<polyline class="line" stroke="{colour}"{dashes} points="{path}"/>'
+    for x, y, words in points if len(points) <= MARKED or not joined else ():
         hover = escape(f"{name}: {words}")
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{hover}</title></circle>'
 
