@@ -160,7 +160,9 @@ def shrunken(line: str) -> list[str]:
     brief = "--steps 2 --quiet" + "".join(f" --set {setting}" for setting in BRIEF) + small
     line = re.sub("--(minutes|steps) [0-9]+", brief, line)
     line = re.sub("--amount [0-9]+", "--amount 1", line)
-    line = re.sub("--budget [0-9e]+( --dry-run)?", "--budget 4e11 --dry-run --quiet", line)
+    if budgets := re.search("--budget ([0-9e]+(,[0-9e]+)*)", line):
+        less = ",".join(["4e11", "8e11"][: len(budgets[1].split(","))])
+        line = line.replace(" --dry-run", "").replace(budgets[0], f"--budget {less} --dry-run --quiet")
     return shlex.split(line, comments=True)
 
 

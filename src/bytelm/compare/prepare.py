@@ -184,11 +184,16 @@ def fill(
 
 def unpack(home: Path, spec: ComparisonSpec) -> None:
     """Remove data of a command that trained nothing, unless packed with the same modality: it is packed again."""
-    index = home / "data" / INDEX
     with contextlib.suppress(OSError, ValueError, LookupError):
         if json.loads((home / PLAN).read_bytes())["modality"] == spec.lasting()["modality"]:
             return
-    if not (home / CONFIG).exists():  # not in a run of `bytelm train`
+    forget_data(home)
+
+
+def forget_data(home: Path) -> None:
+    """Have the data of `home` packed again, unless it is that of a run of `bytelm train`."""
+    index = home / "data" / INDEX
+    if not (home / CONFIG).exists():
         with contextlib.suppress(DataError):
             Corpus.open(index.parent)
             index.unlink()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bytelm.compare import held_out
+from bytelm.compare.prepare import forget_data, has_begun
 from bytelm.config import build, to_mapping
 from bytelm.data.corpus import Corpus, iterate_documents
 from bytelm.data.files import write_whole
@@ -97,8 +98,10 @@ def planned(spec: SweepSpec, configure: Configure, home: Path) -> Plan:
     """The plan: a new one, or the kept one with the trials that are new. Raises ConfigError, UsageError."""
     base = to_mapping(configure({}))
     trials = [dict(trial) for trial in spec.drawn()]
-    kept = Plan.read(home) if (home / PLAN).exists() else None
-    if kept is not None:
+    kept = Plan.read(home) if has_begun(home) else None
+    if kept is None:
+        unpack(home, base)
+    else:
         was = {"paths": kept.paths, "search": kept.search, **kept.base}
         now = {"paths": list(map(str, spec.paths)), "search": spec.search, **base}
         if said := difference(was, now):
@@ -121,6 +124,16 @@ def planned(spec: SweepSpec, configure: Configure, home: Path) -> Plan:
             if config["train"].get("minutes", "none") != "none":
                 raise UsageError("--search halving needs a budget in --bytes or --steps, which is divided exactly")
     return Plan(list(map(str, spec.paths)), spec.search, list(spec.over), base, trials, configs)
+
+
+def unpack(home: Path, base: Mapping[str, Any]) -> None:
+    """Have data packed again that was packed with other options for a sweep that trained nothing."""
+    if (home / PLAN).exists():
+        was = Plan.read(home).base
+        if any(was.get(table) != base.get(table) for table in ("data", "modality")):
+            forget_data(home)
+            for name in (VALID, TEST):
+                (home / name).unlink(missing_ok=True)
 
 
 def difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
