@@ -19,9 +19,14 @@ def law(offset: float, scale: float, exponent: float, at: float = 1e12) -> Truth
 def model(name: str, budget: float, bits: Sequence[float], ratio: float = 30.0, patch: float | None = None) -> Any:
     """A model as in results.json: a Transformer of F = 2 N, C = 3 F D, D = ratio N."""
     parameters = math.sqrt(budget / 6 / ratio)
-    shown = {"model": name, "bits_per_byte": sum(bits) / len(bits), "seeds": dict(enumerate(bits)), "tables": 100}
+    shown = {
+        "model": name,
+        "bits_per_byte": sum(bits) / len(bits),
+        "seeds": dict(enumerate(bits)),
+        "tables": round(parameters),
+    }
     costs = {"training_flops": budget * 1.001, "trained_bytes": ratio * parameters, "patch_size": patch}
-    return {**shown, "parameters": round(parameters) + 100, **costs, "executed": 2 * parameters}
+    return {**shown, "parameters": 2 * round(parameters), **costs, "executed": 2 * parameters}
 
 
 def results(budget: float, models: Sequence[Any], failed: Mapping[str, str] | None = None) -> dict[str, Any]:

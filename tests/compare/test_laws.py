@@ -49,12 +49,12 @@ def test_one_wild_run_moves_the_law_little() -> None:
     assert fit_law(flops, bits, group, draws=10).bits(1e14) == pytest.approx(truth(1e14), rel=5e-3)
 
 
-def covered(budgets: Any, seeds: int, spread: float, shared: float, sets: int = 40) -> dict[str, float]:
+def covered(budgets: Any, seeds: int, spread: float, shared: float, sets: int = 30) -> dict[str, float]:
     """How many of the intervals contain what is true: of the exponent, the curve, and three new runs."""
     truth, found = law(*TRUTH), dict.fromkeys(("exponent", "curve", "runs"), 0)
     rng = np.random.default_rng(0)
     for seed in range(sets):
-        fitted = fit_law(*runs(truth, budgets, seeds, spread, shared, seed), draws=60)
+        fitted = fit_law(*runs(truth, budgets, seeds, spread, shared, seed), draws=50)
         far = 10 * max(budgets)
         new = truth(far) * math.exp(spread * rng.standard_normal(3).mean() + shared * rng.standard_normal())
         low, high = fitted.intervals["exponent"]
@@ -93,6 +93,12 @@ def test_what_is_drawn_follows_from_the_runs() -> None:
     assert fit_law(*runs(truth, BUDGETS, 3, 0.01, 0.0, 1), draws=10).resampled == "runs"
     found = fit_law(*runs(truth, BUDGETS, 3, 0.001, 0.02, 2), draws=10)
     assert found.resampled == "budgets" and found.freedom == 2
+
+
+def test_new_runs_are_less_certain_than_the_curve_and_one_less_than_the_mean_of_several() -> None:
+    found = fit_law(*runs(law(*TRUTH), BUDGETS, 3, 0.01, 0.0, 1))
+    curve, four, one = (high - low for low, high in (found.interval(1e12, runs=count) for count in (None, 4, 1)))
+    assert 1.1 * curve < four and 1.3 * four < one
 
 
 def test_three_budgets_give_a_power_law_and_say_so() -> None:
@@ -173,7 +179,10 @@ def test_models_are_fitted_and_checked_at_the_largest_budget() -> None:
 def test_a_prediction_that_misses_is_said_to_miss() -> None:
     found = compared({"byte": law(*TRUTH)}, spread=0.001)
     found[1e13]["models"] = [model("byte", 1e13, [1.5, 1.501, 1.502])]
-    assert not laws.fit_all(found)["models"][0]["held_out"]["inside"]
+    fit = laws.fit_all(found)
+    assert not fit["models"][0]["held_out"]["inside"]
+    ((_, head, (row,)),) = laws_page.tables(fit)
+    assert row[head.index("predicted")] == "miss" and row[head.index("measured")] == "1.501"
 
 
 def test_diverged_and_failed_runs_are_left_out_and_listed() -> None:
@@ -219,6 +228,7 @@ def test_the_best_size_and_patch_size_of_a_comparison_are_found() -> None:
     assert sizes["models"] == ["blt:5", "blt:5@10", "blt:5@90"] and patches["models"] == ["blt:4", "blt:5", "blt:9"]
     assert sizes["exponent"] == pytest.approx(0.5, abs=0.01)
     assert [best["bytes"] / best["size"] for best in sizes["minima"]] == pytest.approx([30] * 5, rel=0.02)
+    assert sizes["minima"][0]["size"] == pytest.approx(math.sqrt(1e11 / 180), rel=0.01)
     assert [best["size"] for best in patches["minima"]] == pytest.approx([6] * 5, rel=1e-3)
     two = {budget: one | {"models": one["models"][1:3]} for budget, one in with_sizes().items()}
     two = {budget: results(budget, [*one["models"], model("blt:5", budget, [2.0])]) for budget, one in two.items()}
