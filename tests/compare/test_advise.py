@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bytelm.cli import run
+from bytelm.cli.advising import remarks
 from bytelm.compare import advise, laws
 from bytelm.compare.candidates import Candidate, candidate, families
 from bytelm.compare.fitting import Law
@@ -157,6 +158,18 @@ def test_what_does_not_fit_into_memory_is_left_out(fit: Any) -> None:
     assert "are allowed" in next(iter(found["excluded"].values()))
     with pytest.raises(ResourceError, match=r"no model .* byte-window: a step of it takes .* 1 MB are allowed"):
         advise.advise(["books"], HOURS, fit, most_memory=1e6)
+
+
+@pytest.mark.usefixtures("plenty")
+def test_a_law_of_three_budgets_comes_last_where_it_is_extrapolated(fit: Any) -> None:
+    three = {budget: one for budget, one in compared({"byte-window": law(0.0, 1.5, 0.2)}).items() if budget <= 1e12}
+    mixed = {**fit, "models": [fit["models"][1], laws.fit_all(three)["models"][0]]}
+    within, beyond = (advise.advise(["books"], HOURS * times, mixed) for times in (0.06, 1))
+    assert [one["model"] for one in within["choices"]] == ["byte-window", "bpe:4096"]
+    assert [one["model"] for one in beyond["choices"]] == ["bpe:4096", "byte-window"]
+    assert beyond["choices"][1]["bits"] < beyond["choices"][0]["bits"]
+    (said,) = remarks(beyond)
+    assert "caution:   byte-window: of 3 budgets" in said and remarks(within) == []
 
 
 @pytest.mark.usefixtures("plenty")

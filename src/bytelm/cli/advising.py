@@ -93,16 +93,21 @@ def rows(choices: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def remarks(found: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the figures."""
+    from bytelm.compare.advise import NEAR
+
     best, data, lines = found["choices"][0], found["data"], list[str]()
     if best["limited"]:
         lines.append(
             f"limit:     the data: {show_bytes(data['train_bytes'])} are processed {best['epochs']:.2g} times in "
             f"{best['hours']:.2g} of {found['hours']:g} hours; more data would help, more hours would not"
         )
-    if best["beyond"] > 1:
+    further = [one for one in found["choices"] if one["beyond"] > NEAR]
+    if best in further:
+        largest = f"{best['flops'] / best['beyond']:.2g} FLOPs"
+        lines.append(f"caution:   {best['beyond']:.3g} times the largest budget of the fit ({largest}): extrapolated")
+    if names := [one["model"] for one in further if one["form"] == "power"]:
         lines.append(
-            f"caution:   {best['beyond']:.3g} times the largest budget of the fit ({max(found['fit']['budgets']):.2g} "
-            "FLOPs): extrapolated"
+            f"caution:   {', '.join(names)}: of 3 budgets, which show no limit: too optimistic where extrapolated"
         )
     if not data["own"]:
         named = ", ".join(found["fit"]["paths"])

@@ -45,6 +45,7 @@ CARRIED = 1.4  # factor between bits that are carried over and those measured
 PIECE = 1 << 14  # bytes of a sampled segment
 MOST = 1 << 30  # bytes read to count and sample them; beyond, the sizes of files count
 LEAST = 1 << 16  # bytes to train on
+NEAR = 1.05  # largest budgets, up to which a law is not extrapolated
 STEP = 1.5  # between budgets that are tried
 LIMITS = ("train.steps", "train.minutes", "train.bytes")
 
@@ -87,7 +88,9 @@ class Choice:
     limited: bool
     """Whether the data ends before the hours do."""
     beyond: float
-    """FLOPs, in largest budgets of the fit: above 1 extrapolated."""
+    """FLOPs, in largest budgets of its law: above 1 extrapolated."""
+    form: str
+    """Of the law, see `fitting`: "power" knows no limit, and is too optimistic beyond its budgets."""
 
 
 class Endless(Corpus):
@@ -198,7 +201,8 @@ def advise(
     if not choices:
         reasons = "; ".join(f"{name}: {why}" for name, why in excluded.items()) or "the fit has no models"
         raise ResourceError(f"no model of the fit can be trained here in {hours:g} hours: {reasons}")
-    choices.sort(key=lambda one: one.bits)
+    # What is extrapolated without a limit comes last: held-out budgets were worse than such laws said (docs/log.md).
+    choices.sort(key=lambda one: (one.form == "power" and one.beyond > NEAR, one.bits))
     return {
         "paths": list(paths),
         "hours": hours,
@@ -234,7 +238,7 @@ def choice(
         config = found.run(0, device=device)
         return TRAINING * found.costs.executed * bytes_per_second(config, found.mean)
 
-    rate = speed(sized(law.at))
+    rate = speed(least(sized, law.at, law.highest))
     if not 0.5 < rate * seconds / law.at < 2:
         rate = speed(sized(rate * seconds))
     plan, useful = sized(rate * seconds), rate * seconds
@@ -263,6 +267,7 @@ def choice(
         high=high,
         limited=limited,
         beyond=flops / law.highest,
+        form=law.form,
     )
 
 
