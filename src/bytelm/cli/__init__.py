@@ -13,6 +13,7 @@ from cyclopts.config import Env
 
 from bytelm import __version__
 from bytelm.cli import (
+    advising,
     benching,
     comparing,
     compressing,
@@ -60,6 +61,7 @@ app.command(inspect.presets)
 app.command(costs.costs)
 app.command(comparing.compare)
 app.command(sweeping.sweep)
+app.command(advising.advise)
 app.command(robustness.robust)
 app.command(benching.app)
 app.command(inspect.report)

@@ -38,6 +38,14 @@ Budgets = Annotated[
     ),
 ]
 Seeds = Annotated[int, Parameter(help="Runs per model, with seeds 0 to N-1.")]
+Fit = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="Fit scaling laws to the results of several budgets: loss, best size and best patches by FLOPs. "
+        "bytelm advise reads them.",
+    ),
+]
 Rates = Annotated[
     int,
     Parameter(
@@ -54,6 +62,7 @@ def compare(
     budget: Budgets = None,
     seeds: Seeds = 3,
     rates: Rates = 1,
+    fit: Fit = False,
     held_out: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     suite: Annotated[list[str] | None, Parameter(negative="")] = None,
     modality: Annotated[str | None, Parameter(name="--as")] = None,
@@ -96,7 +105,7 @@ def compare(
 
     sources = sources_to_learn(paths)
     table, amounts = modality and modality_table(modality), budgets_of(budget) if budget else (BUDGETS[match],)
-    asked = ComparisonSpec(sources, models, match, amounts, seeds, held_out or (), table or None, device, rates)
+    asked = ComparisonSpec(sources, models, match, amounts, seeds, held_out or (), table or None, device, rates, fit)
     check(suite or (), asked.modality)
     home = run or Path("runs") / f"compare-{name_of(sources[0])}"
     outcomes = run_all(asked, home, quiet=quiet or json, dry=dry_run)
@@ -144,7 +153,7 @@ def close(
     outcomes: Sequence[Outcome], asked: ComparisonSpec, home: Path, suites: Sequence[str], quiet: bool, json: bool
 ) -> int:
     """Print failures and results, ask the suites, and write the reports."""
-    from bytelm.compare import overview
+    from bytelm.compare import laws_page, overview
     from bytelm.compare.page import PAGE, RESULTS
 
     for outcome in outcomes:
@@ -162,7 +171,7 @@ def close(
             where = outcome.home / ROBUSTNESS
             print(f"answers so far are in {where}; run the same command again to resume", file=sys.stderr)
             return exit_code(stopped.signal)
-    whole = overview.joined(found) if len(outcomes) > 1 else found[outcomes[0].plan["budget"]]
+    whole = overview.joined(found, asked.fit) if len(outcomes) > 1 else found[outcomes[0].plan["budget"]]
     if len(outcomes) > 1:
         overview.write_all(whole, home)
     if json:
@@ -173,6 +182,9 @@ def close(
         print_table(*overview.table(whole))
         for line in overview.unsuited(whole):
             print(line)
+        for title, head, rows in laws_page.tables(whole["fit"]) if asked.fit else ():
+            print(f"\n{title}:")
+            print_table(head, rows)
     print(f"full report: {home / PAGE}, {home / RESULTS}")
     return 0
 

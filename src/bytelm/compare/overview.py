@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bytelm.compare import laws, laws_page
 from bytelm.compare.page import PAGE, PICTURE, RESULTS, SAME, over
 from bytelm.data.files import write_whole
 from bytelm.report.charts import line_chart, page
@@ -14,14 +15,18 @@ from bytelm.report.markup import Figure, Table, rendered
 from bytelm.units import show_bytes, show_power
 
 
-def joined(found: Mapping[float, Mapping[str, Any]]) -> dict[str, Any]:
-    """The results of all budgets, as JSON: {"budgets": [...], "comparisons": {"1e12": what `summary` gives, ...}}."""
+def joined(found: Mapping[float, Mapping[str, Any]], fit: bool = False) -> dict[str, Any]:
+    """The results of all budgets, as JSON: {"budgets": [...], "comparisons": {"1e12": what `summary` gives, ...}}.
+
+    `fit`: with scaling laws of them, "fit", as `laws.fit_all` gives them.
+    """
     first = next(iter(found.values()))
     asked = {key: first[key] for key in ("paths", "held_out", "match", "modality", "machine", "rates")}
     return {
         **asked,
         "budgets": list(found),
         "comparisons": {show_power(budget): dict(one) for budget, one in found.items()},
+        "fit": laws.fit_all(found) if fit else None,
     }
 
 
@@ -77,14 +82,17 @@ def chart(whole: Mapping[str, Any]) -> Figure:
 def write_all(whole: Mapping[str, Any], home: Path) -> None:
     """Write the results as JSON, the picture, and the page."""
     drawn = chart(whole)
+    fitted = laws_page.figures(whole["fit"]) if whole["fit"] else []
     write_whole(home / RESULTS, (json.dumps(whole, indent=1) + "\n").encode())
-    write_whole(home / PICTURE, page([[(drawn.chart, drawn.caption)]]).encode())
+    write_whole(home / PICTURE, page([[(drawn.chart, drawn.caption), *fitted]]).encode())
     write_whole(home / PAGE, html(whole, drawn).encode())
+    if whole["fit"]:
+        write_whole(home / laws.FIT, (json.dumps(whole["fit"], indent=1) + "\n").encode())
 
 
 def html(whole: Mapping[str, Any], drawn: Figure) -> str:
     """The whole page."""
-    head, rows = table(whole)
+    (head, rows), fit = table(whole), whole["fit"]
     largest = whole["comparisons"][show_power(max(whole["budgets"]))]
     return rendered(
         "overview.html",
@@ -94,6 +102,8 @@ def html(whole: Mapping[str, Any], drawn: Figure) -> str:
         over=over(largest["models"]),
         figures=[[drawn]],
         bits=Table(head, rows),
+        laws=[(title, Table(head, rows)) for title, head, rows in (laws_page.tables(fit) if fit else ())],
+        fitted=[[Figure(*figure)] for figure in (laws_page.figures(fit) if fit else ())],
         budgets=list(whole["comparisons"]),
         unsuited=unsuited(whole),
     )

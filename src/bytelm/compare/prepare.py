@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bytelm.compare import held_out
+from bytelm.compare import held_out, laws
 from bytelm.compare.candidates import Candidate, candidates
 from bytelm.compare.cells import CELLS
 from bytelm.compare.plan import Budget, Match, UnsuitedError, check_memory, mean_of, planned
@@ -63,12 +63,16 @@ class ComparisonSpec:
     modality: Mapping[str, Any] | None = None
     device: str = AUTO
     rates: int = 1
+    fit: bool = False
+    """Scaling laws are fitted to the results, which takes several budgets."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"--seeds {self.seeds}: give at least 1")
         if not 1 <= self.rates <= MOST_RATES:
             raise ConfigError(f"--rates {self.rates}: give 1 to {MOST_RATES}")
+        if self.fit:
+            laws.check(self.budgets, self.match)
         for budget in self.budgets:
             if not (budget > 0 and math.isfinite(budget)):
                 raise ConfigError(f"--budget {budget}: must be above 0")

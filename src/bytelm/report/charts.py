@@ -126,6 +126,49 @@ def _line(index: int, name: str, points: Sequence[tuple[float, float, str]], joi
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{hover}</title></circle>'
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """Measured points, the curve fitted to them, and its interval as (x, low, high)."""
+
+    points: Series
+    curve: Series
+    band: Sequence[tuple[float, float, float]]
+
+
+def fitted_chart(fits: Mapping[str, Fitted], x_label: str, y_label: str, title: str, show_x: Show = show_plain) -> str:
+    """Measured points with fitted curves and their intervals on two logarithmic axes, as one `<svg>`.
+
+    The x axis covers the curves; the y axis covers points and curves, and cuts off intervals that are wider.
+    """
+    fits = {name: fit for name, fit in fits.items() if fit.points or fit.curve}
+    shown = [point for fit in fits.values() for point in (*fit.points, *fit.curve)]
+    if not shown:
+        return _svg(title, "No data.", [_text(WIDTH / 2, HEIGHT / 2, "no data yet", anchor="middle")])
+    x = axis_over([x for x, _ in shown], LEFT, RIGHT, True)
+    y = axis_over([y for _, y in shown], BOTTOM, TOP, True)
+    y = Axis(y.low / 1.02, y.high * 1.02, BOTTOM, TOP, True)
+    legend, above = _legend(list(fits))
+    parts = [*_frame(x, y, x_label, y_label, show_x, show_plain)]
+    described = [f"{y_label} against {x_label}."]
+    for index, (name, fit) in enumerate(fits.items()):
+        colour = f"var(--series{index % COLOURS})"
+        cut = [(at, *(min(max(end, y.low), y.high) for end in ends)) for at, *ends in fit.band]
+        outline = [(at, high) for at, _, high in cut] + [(at, low) for at, low, _ in reversed(cut)]
+        for css, form, points in (
+            (f'fill="{colour}" fill-opacity="0.12"', "polygon", outline),
+            (f'class="line" stroke="{colour}"', "polyline", fit.curve),
+        ):
+            path = " ".join(f"{x.at(px):.1f},{y.at(py):.1f}" for px, py in points)
+            parts += [f'<{form} {css} points="{path}"/>'] if points else []
+        for px, py in fit.points:
+            hover = escape(f"{name}: {show_plain(py)} at {show_x(px)}")
+            circle = f'<circle cx="{x.at(px):.1f}" cy="{y.at(py):.1f}" r="3" fill="{colour}">'
+            parts.append(f"{circle}<title>{hover}</title></circle>")
+        described.append(f"{name}: {len(fit.points)} points{'' if fit.curve else ', no curve'}.")
+    moved = [*legend, f'<g transform="translate(0 {above})">', *parts, "</g>"]
+    return _svg(title, " ".join(described), moved, HEIGHT + above)
+
+
 def histogram(counts: Mapping[int, int], x_label: str, y_label: str, title: str) -> str:
     """Counts of small integers, with the mean as a dashed line, as one `<svg>`; values from BINS on share a bar."""
     counts = {value: count for value, count in counts.items() if count > 0}
