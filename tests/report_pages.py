@@ -13,7 +13,7 @@ VOID = {"meta", "br", "wbr", "img"}
 TAGS = re.findall(
     "[a-z0-9]+",
     "html head title style meta body header section h1 h2 p small figure figcaption div span b i br wbr mark pre "
-    "details summary table tr th td dl dt dd svg g desc text tspan line rect circle polyline path img audio",
+    "details summary table tr th td dl dt dd svg g desc text tspan line rect circle polyline polygon path img audio",
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bytelm.cli import run as cli
-from bytelm.compare import rates, results
+from bytelm.compare import laws, overview, rates, results
 from bytelm.compare.candidates import candidate, candidates
 from bytelm.compare.plan import RATIO, Budget
 from bytelm.compare.prepare import ComparisonSpec, Place
@@ -18,6 +18,8 @@ from bytelm.evaluate.meter import interval
 from bytelm.training.config import TrainConfig
 from bytelm.units import LN2
 from comparisons import Found, run_of, sized, words
+from fits import compared, law
+from report_pages import Page
 
 MODELS = candidates("blt:5,blt:8,bpe:300,blt:5@60")
 
@@ -80,6 +82,25 @@ def test_a_ratio_is_training_bytes_per_parameter() -> None:
         candidates("blt@60,blt:5,blt:5@60")
 
 
+def test_a_page_of_several_budgets_has_the_laws_that_advise_reads(tmp_path: Path) -> None:
+    truths = {"blt:5": law(1.2, 0.5, 0.2), "bpe:300": law(1.3, 0.5, 0.25)}
+    shown = {"unsuited": {}, "rates": {}}
+    found = {budget: {**shown, **one} for budget, one in compared(truths).items()}
+    for budget, one in found.items():
+        one["models"] = [{**model, "low": None, "high": None} for model in one["models"] if budget > 1e11]
+    found[1e11]["unsuited"] = {"blt:5": "blt:5: this budget is too small"}
+    found[1e13]["diverged"] = {"linear": {"0": "9.1 bits per byte"}}
+    whole = overview.joined(found, fit=True)
+    overview.write_all(whole, tmp_path)
+    assert laws.read(tmp_path) == json.loads((tmp_path / "results.json").read_bytes())["fit"]
+    page = Page((tmp_path / "index.html").read_text())
+    page.assert_inert()
+    for said in ("Scaling laws", "Runs left out", "blt:5: this budget is too small", "9.1 bits per byte", "diverged"):
+        assert said in page.text, said
+    assert overview.table(whole)[1][-1] == ["linear", "–", "–", "–", "–", "diverged"]
+    assert overview.joined(found)["fit"] is None
+
+
 def documents(*nats: float) -> list[DocumentBits]:
     return [DocumentBits(str(number), 100, each) for number, each in enumerate(nats)]
 
@@ -117,7 +138,9 @@ def found(home: Path) -> Found:
 
 
 def test_several_budgets_are_as_many_comparisons_side_by_side(home: Path, found: Found) -> None:
-    assert found["budgets"] == [1.3e11, 3e11] and found["fit"] is None and list(found["comparisons"]) == ["1.3e11", "3e11"]
+    assert (
+        found["budgets"] == [1.3e11, 3e11] and found["fit"] is None and list(found["comparisons"]) == ["1.3e11", "3e11"]
+    )
     for name, one in found["comparisons"].items():
         assert one == json.loads((home / name / "results.json").read_bytes())
         assert (home / name / "index.html").exists() and (home / name / "data").resolve() == (home / "data").resolve()

@@ -250,7 +250,7 @@ def of_group(of: str, cells: Sequence[Cell]) -> dict[str, Any]:
     ]
     best = optimum(budgets)
     most = max(one.different for one in budgets)
-    why = f"{most} sizes at a budget: an optimum needs {SIZES}" if best is None else None
+    why = f"{most} size{'' if most == 1 else 's'} at a budget: an optimum needs {SIZES}" if best is None else None
     names = sorted({cell.model for cell in cells})
     return {"of": of, "models": names, "why": why, **({} if best is None else best.mapping())}
 

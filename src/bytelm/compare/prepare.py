@@ -109,7 +109,7 @@ def places(spec: ComparisonSpec, home: Path) -> list[tuple[ComparisonSpec, Path]
     """A specification and a folder for each budget, from the smallest to the largest."""
     if len(spec.budgets) == 1:
         return [(spec, home)]
-    return [(replace(spec, budgets=(budget,)), home / show_power(budget)) for budget in sorted(spec.budgets)]
+    return [(replace(spec, budgets=(budget,), fit=False), home / show_power(budget)) for budget in sorted(spec.budgets)]
 
 
 def prepared(spec: ComparisonSpec, home: Path, journal: Journal) -> tuple[Corpus, list[Place]]:
