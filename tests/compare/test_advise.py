@@ -21,7 +21,6 @@ from bytelm.compare.candidates import Candidate, candidate, families
 from bytelm.compare.fitting import Law
 from bytelm.compare.plan import EPOCHS, RATIO, Budget, Planned, planned
 from bytelm.config import to_mapping
-from bytelm.data.scan import scan
 from bytelm.errors import BytelmError, DataError, ResourceError, UsageError
 from bytelm.evaluate.compressors import compressed
 from bytelm.evaluate.costs import costs
@@ -128,6 +127,8 @@ def test_little_data_limits_what_is_trained(fit: Any, text: str) -> None:
         assert one["limited"] and one["bytes"] <= EPOCHS * found["data"]["train_bytes"]
         assert one["epochs"] > EPOCHS / 2 and one["hours"] < HOURS / 2
         assert one["flops"] == pytest.approx(one["hours"] * 3600 * RATE, rel=1e-6)
+        cost = one["flops"] / TRAINING / one["bytes"]  # of a byte: half as many parameters
+        assert one["bytes"] / (cost / 2) > RATIO / 4, "as small as its bytes, or the smallest there is"
     best = found["choices"][0]
     train = advise.run_of(best).train
     assert (train.bytes, train.minutes) == (best["bytes"], None)
@@ -200,11 +201,12 @@ def test_a_sample_is_even_and_small(tmp_path: Path) -> None:
     assert min(starts) < 20_000 and max(starts) > 170_000
 
 
-def test_reading_ends_and_the_sizes_of_files_count(fit: Any, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert advise.weighed([text], fit).bytes == scan([text]).bytes
+def test_reading_ends_and_the_sizes_of_files_count(fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_bytes(b"many words " * 9000)
     monkeypatch.setattr(advise, "MOST", 1000)
-    monkeypatch.setattr(advise, "sampled", lambda *_: (1000, [Path(text).read_bytes()[:1000]]))
-    assert advise.weighed([text], fit).bytes == scan([text]).bytes
+    assert advise.sampled([str(tmp_path)], None, 1 << 18)[0] == 99_000
+    assert advise.weighed([str(tmp_path)], fit).bytes == 198_000
 
 
 def test_a_packed_corpus_is_weighed_as_its_files_are(fit: Any, text: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from bytelm.compare import fitting, laws, laws_page
 from bytelm.compare.fitting import Law, fit_law
 from bytelm.compare.optima import Sizes, optimum
 from bytelm.errors import DataError, UsageError
+from bytelm.report.charts import BOTTOM, TOP, Fitted, fitted_chart
 from fits import BUDGETS, compared, law, model, results
 
 TRUTH = (1.0, 1.2, 0.15)  # of a law over C / 1e12
@@ -299,6 +300,16 @@ def test_tables_and_charts_have_every_model() -> None:
     assert len(charts) == 3 and "predict it" in charts[0][1]
     assert charts[0][0].count("<polygon") == 6 and charts[0][0].count("<circle") == 29
     assert all("nan" not in svg for svg, _ in charts)
+
+
+def test_a_wide_interval_is_cut_off_where_the_chart_ends() -> None:
+    points = [(1e11, 3.0), (1e13, 2.0)]
+    chart = fitted_chart({"a": Fitted(points, points, [(1e11, 0.1, 90.0), (1e13, 1.9, 2.1)])}, "x", "y", "title")
+    outline = re.search(r'<polygon [^>]*points="([^"]*)"', chart)
+    assert outline is not None
+    heights = [float(point.split(",")[1]) for point in outline[1].split()]
+    assert min(heights) == TOP and max(heights) == BOTTOM
+    assert "no data yet" in fitted_chart({"a": Fitted([], [], [])}, "x", "y", "title")
 
 
 def test_three_budgets_are_said_to_leave_the_limit_open() -> None:
