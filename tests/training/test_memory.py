@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from bytelm.data.sampler import Batch
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import prepare, scored
-from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.nn import attention, fused
+from bytelm.nn.ngrams import NgramEmbedding
 from bytelm.nn.rows import RowGradients
 from bytelm.training.config import TrainConfig
 from bytelm.training.draw import to_tensors

@@ -11,9 +11,9 @@ from bytelm.decoding.graphs import Graphs, bucket, filled
 from bytelm.decoding.rings import TOGETHER, Cross
 from bytelm.decoding.tensors import Tensors
 from bytelm.interfaces.decoder import Ints, NewTokens
-from bytelm.models.blt.embed import PUBLISHED_OFFSET, NgramEmbedding, hash_powers
 from bytelm.models.blt.model import BLT
 from bytelm.nn.cross import CrossAttention
+from bytelm.nn.ngrams import PUBLISHED_OFFSET, NgramEmbedding, hash_powers
 from bytelm.transfer import to_device
 from bytelm.units import PAD, VOCAB
 

@@ -6,11 +6,11 @@ import numpy as np
 from torch import Tensor
 
 from bytelm.interfaces.decoder import Ints, NewTokens, Reals
-from bytelm.models.blt.embed import PUBLISHED_OFFSET, NgramEmbedding, hash_powers
 from bytelm.models.blt.model import BLT
 from bytelm.native import kernels as native
 from bytelm.native.kernels import Kernels, address, array_of, tokens
 from bytelm.nn.cross import CrossAttention
+from bytelm.nn.ngrams import PUBLISHED_OFFSET, NgramEmbedding, hash_powers
 from bytelm.nn.norm import EPS
 from bytelm.nn.tables import StoredTable
 from bytelm.units import PAD, VOCAB
