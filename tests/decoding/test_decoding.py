@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bytelm import decoding, models
-from bytelm.decoding import open_decoder, rounding
+from bytelm.decoding import ngrams, open_decoder, rounding
 from bytelm.decoding.host import Host
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.decoding.stacks import Layers
@@ -21,7 +21,6 @@ from bytelm.evaluate.windowing import sliding, strided
 from bytelm.interfaces import decoder as base
 from bytelm.interfaces.model import ByteModel
 from bytelm.models.blt import boundaries as patches
-from bytelm.models.blt import host_decoder as blt
 from bytelm.models.megabyte import decoder as megabyte_decoder
 from bytelm.models.megabyte import host_decoder as megabyte
 from bytelm.models.megabyte.host_decoder import Stage
@@ -233,7 +232,7 @@ class TestForward:
         caught("forward", RESET)
 
     def test_ngrams_of_other_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(blt, "PUBLISHED_OFFSET", 0)
+        monkeypatch.setattr(ngrams, "PUBLISHED_OFFSET", 0)
         caught("forward", BLT)
 
     def test_counted_contexts_that_reach_over_a_newline(self, monkeypatch: pytest.MonkeyPatch) -> None:
