@@ -39,6 +39,7 @@ WINDOWED, RESET = "transformer (windowed)", "blt (last layer crossed) on entropy
 BLT = "blt (last layer crossed) on entropy (threshold) of a Transformer"
 COUNTED = "blt (last layer crossed) on entropy (both) of n-grams by lines"
 LINKED, THREE = "megabyte (cross-patch attention, convolutions)", "megabyte (three stages)"
+ACROSS = "megabyte (across patches, n-grams)"
 
 
 @pytest.mark.fault("M2")
@@ -234,6 +235,7 @@ class TestForward:
     def test_ngrams_of_other_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ngrams, "PUBLISHED_OFFSET", 0)
         caught("forward", BLT)
+        caught("forward", ACROSS)
 
     def test_counted_contexts_that_reach_over_a_newline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernels, "Counted", one_more(kernels.Counted, 5))
@@ -260,6 +262,16 @@ class TestForward:
     def test_convolutions_that_reach_over_the_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(megabyte.Embedding, "reach", property(lambda self: 2, lambda self, value: None), False)
         caught("forward", LINKED)
+
+    def test_a_window_that_ends_at_the_patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        read = Stage.read
+
+        def inside(self: Stage, *arguments: object, **options: object) -> object:
+            self.window = None
+            return read(self, *arguments, **options)  # pyright: ignore[reportArgumentType]
+
+        monkeypatch.setattr(Stage, "read", inside)
+        caught("forward", ACROSS)
 
     def test_pads_of_another_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(megabyte_decoder, "BOS", 0)

@@ -40,6 +40,7 @@ COUNTED = "blt (last layer crossed) on entropy (both) of n-grams by lines"
 SOME = [
     WINDOWED,
     LINKED,
+    "megabyte (across patches, n-grams)",
     BLT,
     COUNTED,
     "blt (all layers crossed, widened) on entropy (relative) of a Transformer by lines",
