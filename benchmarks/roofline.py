@@ -180,7 +180,7 @@ def floor_of(shape: Any, copy: float = COPY, product: float = PRODUCT, *, kernel
     from train import Windows
 
     from bytelm.interfaces.objective import score
-    from bytelm.models.blt.embed import NgramEmbedding
+    from bytelm.nn.ngrams import NgramEmbedding
 
     model = shape.recipe().build_on_meta().train()
     tables = [module for module in model.modules() if isinstance(module, NgramEmbedding) and module.ngram is not None]

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from bytelm.models.blt.cross import BytesFromPatches, PatchesFromBytes
-from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.models.blt.pool import run_maxima
 from bytelm.models.megabyte.grid import Grid, PatchView
 from bytelm.nn.attention import CausalPattern, RowPositions
+from bytelm.nn.ngrams import NgramEmbedding
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.rope import rotate_two, rotation
 from bytelm.nn.rows import RowGradients

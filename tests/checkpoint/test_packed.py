@@ -54,6 +54,7 @@ RECIPES = {
     "tokens": Recipe(replace(Transformer.tiny()["windowed"], vocabulary=270)),
     "transformer": Recipe(Transformer.tiny()["windowed"]),
     "megabyte": Recipe(next(iter(Megabyte.tiny().values()))),
+    "megabyte across patches": Recipe(Megabyte.tiny()["across patches, n-grams"]),
     "hnet": Recipe(HNet.tiny()["two stages"]),
 }
 

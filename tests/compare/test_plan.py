@@ -75,7 +75,8 @@ def test_the_nearest_shape_is_the_nearest_of_all(power: float, linear: float) ->
 @pytest.mark.parametrize("modality", [None, "image:8", "audio:16k"])
 def test_every_model_can_be_had_in_every_size(modality: str | None) -> None:
     table = modality_table(modality) if modality else None
-    for name in [*DEFAULT.split(","), "blt-no-ngrams:3", "megabyte:5", "perceiver:2000", "byte-window:1", "bpe:261"]:
+    others = ["blt-no-ngrams:3", "megabyte:5", "megabyte-across:5", "perceiver:2000", "byte-window:1", "bpe:261"]
+    for name in [*DEFAULT.split(","), *others]:
         for width, depth_offset in [(32, 0), (48, 2), (80, -1), (208, 1)]:
             tables = candidate(name).tables(width, depth_offset) | ({"modality": table} if table else {})
             config = built(tables, steps=1, context_length=window_of(table))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bytelm import decoding, models
-from bytelm.decoding import open_decoder, rounding
+from bytelm.decoding import ngrams, open_decoder, rounding
 from bytelm.decoding.host import Host
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.decoding.stacks import Layers
@@ -21,7 +21,6 @@ from bytelm.evaluate.windowing import sliding, strided
 from bytelm.interfaces import decoder as base
 from bytelm.interfaces.model import ByteModel
 from bytelm.models.blt import boundaries as patches
-from bytelm.models.blt import host_decoder as blt
 from bytelm.models.megabyte import decoder as megabyte_decoder
 from bytelm.models.megabyte import host_decoder as megabyte
 from bytelm.models.megabyte.host_decoder import Stage
@@ -40,6 +39,7 @@ WINDOWED, RESET = "transformer (windowed)", "blt (last layer crossed) on entropy
 BLT = "blt (last layer crossed) on entropy (threshold) of a Transformer"
 COUNTED = "blt (last layer crossed) on entropy (both) of n-grams by lines"
 LINKED, THREE = "megabyte (cross-patch attention, convolutions)", "megabyte (three stages)"
+ACROSS = "megabyte (across patches, n-grams)"
 
 
 @pytest.mark.fault("M2")
@@ -233,8 +233,9 @@ class TestForward:
         caught("forward", RESET)
 
     def test_ngrams_of_other_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(blt, "PUBLISHED_OFFSET", 0)
+        monkeypatch.setattr(ngrams, "PUBLISHED_OFFSET", 0)
         caught("forward", BLT)
+        caught("forward", ACROSS)
 
     def test_counted_contexts_that_reach_over_a_newline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernels, "Counted", one_more(kernels.Counted, 5))
@@ -261,6 +262,16 @@ class TestForward:
     def test_convolutions_that_reach_over_the_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(megabyte.Embedding, "reach", property(lambda self: 2, lambda self, value: None), False)
         caught("forward", LINKED)
+
+    def test_a_window_that_ends_at_the_patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        read = Stage.read
+
+        def inside(self: Stage, *arguments: object, **options: object) -> object:
+            self.window = None
+            return read(self, *arguments, **options)  # pyright: ignore[reportArgumentType]
+
+        monkeypatch.setattr(Stage, "read", inside)
+        caught("forward", ACROSS)
 
     def test_pads_of_another_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(megabyte_decoder, "BOS", 0)

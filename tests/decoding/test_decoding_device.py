@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bytelm import decoding
-from bytelm.decoding import device, graphs, open_decoder, rings, tensors
+from bytelm.decoding import device, graphs, ngrams, open_decoder, rings, tensors
 from bytelm.decoding.rings import Layers
 from bytelm.errors import UsageError
 from bytelm.generate.sampling import Sampling
@@ -40,6 +40,7 @@ COUNTED = "blt (last layer crossed) on entropy (both) of n-grams by lines"
 SOME = [
     WINDOWED,
     LINKED,
+    "megabyte (across patches, n-grams)",
     BLT,
     COUNTED,
     "blt (all layers crossed, widened) on entropy (relative) of a Transformer by lines",
@@ -254,7 +255,7 @@ def test_rings_without_room_for_what_is_taken_back(monkeypatch: pytest.MonkeyPat
 
 
 def test_ngrams_of_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blt, "PUBLISHED_OFFSET", 0)
+    monkeypatch.setattr(ngrams, "PUBLISHED_OFFSET", 0)
     caught("forward", BLT)
 
 

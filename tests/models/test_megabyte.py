@@ -139,8 +139,9 @@ def test_the_local_model_reads_each_patch_by_itself() -> None:
 def seen_by(config: Config, length: int, *, only_local: bool = False) -> list[str]:
     """Line i: "#" for each byte j that the prediction of byte i depends on, found by changing each byte in turn."""
     model = made(config)
-    for inner in model.inner if only_local else ():
-        torch.nn.init.zeros_(inner.condition.weight)  # type: ignore[union-attr]
+    parts: list[Any] = [*model.inner, *([] if model.line is None else [model.line])]
+    for inner in parts if only_local else ():
+        torch.nn.init.zeros_(inner.condition.weight)
     text = torch.arange(length)
     ids = torch.cat([torch.tensor([BOS]), text])[None].repeat(length + 1, 1)
     for j in range(length):
@@ -194,6 +195,31 @@ def test_which_bytes_cross_patch_attention_adds() -> None:
     assert two[8] == ".##.###....."  # a second layer reaches two patches back
 
 
+def test_which_bytes_a_byte_stage_across_patches_sees() -> None:
+    """One local layer, a window of 3 bytes, whatever the patches; n-grams of 4 reach three bytes further back."""
+    one = dataclasses.replace(SMALL, layers=(1, 1), local_window=3)
+    assert seen_by(one, 12) == ["#" * i + "." * (12 - i) for i in range(12)]
+    window = ["".join(".#"[i - 3 <= j < i] for j in range(12)) for i in range(12)]
+    assert seen_by(one, 12, only_local=True) == window
+    reached = ["".join(".#"[i - 6 <= j < i] for j in range(12)) for i in range(12)]
+    assert seen_by(dataclasses.replace(one, ngram_sizes=(4,)), 12, only_local=True) == reached
+
+
+@torch.no_grad()
+def test_a_byte_stage_across_patches_reads_the_slices_of_eq_4() -> None:
+    """What its blocks are given: the byte itself, also where a patch starts, and w_GL times the slice of its place."""
+    config = dataclasses.replace(SMALL, local_window=5, ngram_sizes=(2,), ngram_rows=11)
+    with exact(made(config)) as model:
+        assert isinstance(model, Megabyte) and model.line is not None
+        ids, line = torch.tensor([[BOS, *TEXT[:-1]]]), model.line
+        stack: Any = line.stack.blocks
+        outer = inputs_of(line.condition, model, ids)  # the slice of each byte
+        wanted = Paper(model, TEXT).global_out().view(-1, outer.shape[-1])
+        assert (outer[0] - wanted).abs().max() < 1e-12
+        own = line.embed(ids, ids == BOS, line.embed.initial_state(1))
+        assert (inputs_of(stack[0], model, ids) - own - line.condition(outer)).abs().max() < 1e-12
+
+
 def test_which_bytes_three_stages_see() -> None:
     """Patches of 3 × 2 bytes. Without the global stage's share: the sub-patches of the own patch, and within them."""
     config = Config(sizes=(3, 2), dims=(24, 16, 16), layers=(1, 1, 1), heads=(2, 2, 2), ffn_multiple=16)
@@ -230,13 +256,13 @@ def test_nul_is_a_byte_like_any_other() -> None:
         nats, count = score(model, torch.tensor([[BOS, *bytes(30), EOS]]))
         assert int(count) == 30 and 30 < nats.item() < math.inf
         nats.backward()
-        table: Any = model.byte.weight.grad
+        table: Any = model.table.weight.grad
         assert table[0].abs().max() > 1e-3
         model.zero_grad()
         nats, count = score(model, torch.tensor([[BOS, *range(BYTES)]]))
         assert int(count) == BYTES
         nats.backward()
-        embedded: Any = model.embed[0].byte.weight.grad
+        embedded: Any = table if model.line is not None else model.embed[0].byte.weight.grad  # type: ignore[union-attr]
         # The last bytes of the last patch are predicted, and read by nobody.
         read = BYTES - BYTES % config.patch - (config.patch if BYTES % config.patch == 0 else 0)
         assert (embedded[:read].abs().amax(1) > 0).all()
@@ -367,6 +393,10 @@ def test_a_document_longer_than_its_positions_is_refused_in_one_line() -> None:
         ({"heads": (3, 2)}, "stage 0 of: 3 heads do not divide width 32"),
         ({"positions": 0}, "model.positions = 0"),
         ({"sizes": ()}, "for 0 sizes"),
+        ({"local_window": 0}, "stage 1 of: window 0 must be at least 1"),
+        ({"local_window": 8, "reach": 2}, "model.reach = 2: no stage is left inside patches with model.local_window"),
+        ({"ngram_sizes": (3,)}, r"model.ngram_sizes = \[3\]: n-grams need model.local_window"),
+        ({"local_window": 8, "ngram_sizes": (1,)}, "model.ngram_sizes must be at least 2"),
     ],
 )
 def test_impossible_shapes_are_refused(changes: dict[str, Any], message: str) -> None:

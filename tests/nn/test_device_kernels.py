@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score
 from bytelm.models.blt import model as blt
-from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.models.blt.pool import run_maxima
 from bytelm.models.linear import model as linear
 from bytelm.models.megabyte import model as megabyte
 from bytelm.models.transformer import model as transformer
 from bytelm.nn import fused
+from bytelm.nn.ngrams import NgramEmbedding
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.rope import rotate, rotate_two, rotation
 from bytelm.nn.rows import sum_rows

@@ -216,6 +216,7 @@ MODELS: dict[str, Callable[[], ByteModel]] = {
     "megabyte": megabyte.Config(**WIDE).build,
     "megabyte linked": megabyte.Config(**WIDE, reach=8, filters=(3,)).build,
     "megabyte 3": megabyte.Config(sizes=(4, 4), dims=(96, 64, 32), layers=(1, 1, 1), heads=(3, 2, 1), reach=2).build,
+    "megabyte across": megabyte.Config(**WIDE, local_window=70, ngram_sizes=(3,), ngram_rows=50).build,
     "blt": lambda: blt.Config(local_dim=64, global_dim=96, global_heads=3, global_layers=2, ngram_rows=50).build(
         fixed.Config(size=5).build()
     ),

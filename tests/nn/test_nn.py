@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.models.blt.cross import BytesFromPatches, PatchesFromBytes
-from bytelm.models.blt.embed import PRIMES, NgramEmbedding
 from bytelm.models.blt.pool import segment_max, segment_sum
 from bytelm.nn import attention, rope
 from bytelm.nn.attention import CausalPattern, Mask, RowPositions
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.init_weights import init_weights
+from bytelm.nn.ngrams import PRIMES, NgramEmbedding
 from bytelm.nn.rope import rotate, rotation
 from bytelm.nn.state import join_rows, put_rows, take_rows
 from bytelm.patching.layout import Rows

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from bytelm.interfaces import objective
 from bytelm.interfaces.objective import score
-from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.models.blt.model import BLT
 from bytelm.models.megabyte.embedding import PatchEmbedding
 from bytelm.models.megabyte.grid import Grid
@@ -26,6 +25,7 @@ from bytelm.models.transformer import model as byte_transformer
 from bytelm.models.transformer.model import ByteTransformer
 from bytelm.nn import attention, transformer
 from bytelm.nn.attention import CausalPattern
+from bytelm.nn.ngrams import NgramEmbedding
 from bytelm.nn.norm import RMSNorm
 from bytelm.patching.base import Guard
 from bytelm.patching.layout import Layout, Rows

@@ -106,7 +106,7 @@ def test_one_process_two_and_one_again_learn_as_one_does(notes: Path, tmp_path: 
 TABLES = """
 from contextlib import nullcontext
 import torch
-from bytelm.models.blt.embed import NgramEmbedding
+from bytelm.nn.ngrams import NgramEmbedding
 from bytelm.testing import UniformModel
 from bytelm.testing.pretend import moved, near, pretend
 from bytelm.training.config import TrainConfig

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from bytelm.data.sampler import Batch
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import prepare, scored
-from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.nn import attention, fused
+from bytelm.nn.ngrams import NgramEmbedding
 from bytelm.nn.rows import RowGradients
 from bytelm.training.config import TrainConfig
 from bytelm.training.draw import to_tensors
@@ -26,6 +26,7 @@ from bytelm.training.optimise import BagAdam
 from bytelm.units import BOS
 from trainable import PATCH, Windows, made
 
+ACROSS = ["model.local_window=64", "model.ngram_sizes=[3,4,5]", "model.ngram_rows=4096", "model.reach=0"]
 THREE = ["model.sizes=[8,8]", "model.dims=[128,64,64]", "model.layers=[1,1,1]", "model.heads=[2,2,2]"]
 
 
@@ -62,6 +63,7 @@ def most(seen: profile) -> int:
         ("linear-tiny", []),
         ("bpe-tiny", []),
         ("megabyte-tiny", []),
+        ("megabyte-tiny", ACROSS),
         ("megabyte-tiny", ["train.activation_checkpointing=global"]),
         ("megabyte-image", []),
     ],
@@ -129,6 +131,7 @@ class Documents(Windows):
         ("byte-window-tiny", []),
         ("megabyte-tiny", []),
         ("megabyte-tiny", THREE),
+        ("megabyte-tiny", ACROSS),
         ("perceiver-tiny", []),
     ],
 )

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from bytelm.interfaces.model import LookupTable
 from bytelm.interfaces.objective import score
 from bytelm.models.blt import model as blt
-from bytelm.models.blt.embed import NgramEmbedding
 from bytelm.nn import fused
+from bytelm.nn.ngrams import NgramEmbedding
 from bytelm.nn.rows import sent
 from bytelm.nn.transformer import Block
 from bytelm.patching import fixed

@@ -24,11 +24,13 @@ from trainings import PLAIN, SPACES, command, held, of_kind, same
 
 
 STAGES_OF_TWO = ["model.sizes=[8]", "model.dims=[32,16]", "model.layers=[1,1]", "model.heads=[2,2]"]
+ACROSS = ["model.local_window=12", "model.ngram_sizes=[3]", "model.ngram_rows=64", "model.reach=0"]
 KINDS: dict[str, tuple[str, list[str]]] = {
     "transformer": ("byte-tiny", PLAIN),
     "linear": ("byte-tiny", ["model.name=linear", *PLAIN]),
     "perceiver": ("byte-tiny", ["model.name=perceiver", "model.latents=16", *PLAIN]),
     "megabyte": ("megabyte-tiny", [*STAGES_OF_TWO, *TRAINED]),
+    "megabyte across patches": ("megabyte-tiny", [*STAGES_OF_TWO, *ACROSS, *TRAINED]),
     "megabyte_pytorch": (
         "megabyte-tiny",
         ["model.name=megabyte_pytorch", *STAGES_OF_TWO, "model.head_dims=[16,8]", "model.ffn=[2,2]", *TRAINED],
@@ -49,7 +51,7 @@ def test_every_architecture_goes_on_as_if_it_had_not_stopped(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Amid an epoch, with steps of several batches and with dropout; weights, moments and losses bit for bit."""
-    assert set(KINDS) - {"tokens"} == set(names("models"))
+    assert set(KINDS) - {"tokens", "megabyte across patches"} == set(names("models"))
     preset, sets = KINDS[kind]
     config = configure(preset, sets=[*sets, "train.gradient_accumulation_steps=2", "train.dropout=0.1"], steps=5)
     step = loop.Trainer.step

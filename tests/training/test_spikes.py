@@ -17,7 +17,7 @@ from bytelm.checkpoint.metrics import METRICS
 from bytelm.cli import run as cli
 from bytelm.data.sampler import Sampler
 from bytelm.interfaces import objective
-from bytelm.models.blt.embed import NgramEmbedding
+from bytelm.nn.ngrams import NgramEmbedding
 from bytelm.training import loop
 from bytelm.training.journal import Journal
 from bytelm.training.optimise import Optimizer

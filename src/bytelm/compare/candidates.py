@@ -4,6 +4,7 @@
     blt-no-ngrams:5   the same without n-gram tables
     space             BLT, space patches
     megabyte:8        MEGABYTE, patches of 8 bytes
+    megabyte-across:8 the same with a byte stage across patches, and n-gram tables
     byte              byte Transformer
     byte-window:128   byte Transformer, attention window of 128 bytes
     perceiver:256     PerceiverAR, blocks of 256 latents

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from bytelm.decoding.ngrams import DeviceNgrams
 from bytelm.decoding.rings import Layers
 from bytelm.decoding.tensors import Tensors
+from bytelm.interfaces.decoder import Ints
+from bytelm.nn.ngrams import NgramEmbedding
 
 
 class Device(Tensors):
@@ -22,3 +25,7 @@ class Device(Tensors):
     def layers(self, *args: Any, **options: Any) -> Layers:
         """See `Backend`."""
         return Layers(self, *args, **options)
+
+    def hashed(self, embed: NgramEmbedding, ids: Ints) -> DeviceNgrams:
+        """See `Backend`."""
+        return DeviceNgrams(self, embed, ids)

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.decoding.ngrams import HostNgrams
 from bytelm.decoding.stacks import Layers
-from bytelm.interfaces.decoder import CHUNK, Reals
+from bytelm.interfaces.decoder import CHUNK, Ints, Reals
 from bytelm.native.kernels import Kernels
+from bytelm.nn.ngrams import NgramEmbedding
 
 
 class Host(Kernels):
@@ -36,3 +38,7 @@ class Host(Kernels):
     def layers(self, *args: Any, **options: Any) -> Layers:
         """See `Backend`."""
         return Layers(self, *args, **options)
+
+    def hashed(self, embed: NgramEmbedding, ids: Ints) -> HostNgrams:
+        """See `Backend`."""
+        return HostNgrams(self, embed, ids)

@@ -13,6 +13,7 @@ from torch import Tensor
 from bytelm.data.bpe import Tokens
 from bytelm.errors import UsageError
 from bytelm.native.kernels import History, Kernels, ThreadPool
+from bytelm.nn.ngrams import NgramEmbedding
 from bytelm.transfer import to_host
 from bytelm.units import VOCAB
 
@@ -115,6 +116,10 @@ class Backend(Protocol):
 
     def layers(self, *args: Any, **options: Any) -> Any:
         """A stack over rows, see `stacks.Layers`."""
+        ...
+
+    def hashed(self, embed: NgramEmbedding, ids: Ints) -> Any:
+        """The n-grams of an embedding that has some, over the ids of rows, see `decoding.ngrams`."""
         ...
 
 

@@ -39,7 +39,7 @@ class BLTDecoder(Decoder):
         local = min(capacity, config.attention_window + self.chunk)
         encoder, decoder = model.encoder, model.decoder
         self.byte = kernels.table(encoder.embed.byte.weight)
-        self.ngrams = parts.Hashed(kernels, encoder.embed, self.ids) if encoder.embed.ngram else None
+        self.ngrams = kernels.hashed(encoder.embed, self.ids) if encoder.embed.ngram else None
         self.encoder = kernels.layers(encoder.stack, rows, local, kept=encoder.crossed, kept_slots=held)
         self.pool = parts.Pool(kernels, model, self.encoder.kept, held)
         self.widen = kernels.matrix(model.widen.weight) if isinstance(model.widen, nn.Linear) else None
@@ -73,7 +73,7 @@ class BLTDecoder(Decoder):
 
     def prefetch(self, new: NewTokens) -> None:
         """Have rows of tables ready for `encoded`, where they are in a file on the host."""
-        if self.ngrams and not self.kernels.on_device:
+        if self.ngrams:
             self.ngrams.prefetch(new)
 
     def encoded(self, new: NewTokens) -> Any:

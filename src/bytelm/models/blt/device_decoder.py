@@ -10,12 +10,9 @@ from torch.nn import functional as F
 from bytelm.decoding.graphs import Graphs, bucket, filled
 from bytelm.decoding.rings import TOGETHER, Cross
 from bytelm.decoding.tensors import Tensors
-from bytelm.interfaces.decoder import Ints, NewTokens
-from bytelm.models.blt.embed import PUBLISHED_OFFSET, NgramEmbedding, hash_powers
+from bytelm.interfaces.decoder import Ints
 from bytelm.models.blt.model import BLT
 from bytelm.nn.cross import CrossAttention
-from bytelm.transfer import to_device
-from bytelm.units import PAD, VOCAB
 
 LEAST = 16  # bytes to which a patch is padded
 
@@ -64,25 +61,3 @@ class Pool:
             queries = torch.add(cross.out(mixed.transpose(1, 2).flatten(2)), queries, alpha=2)
         assert queries is not None
         return queries.flatten(1)
-
-
-class Hashed:
-    """Hashed n-grams, see `host_decoder.Hashed`."""
-
-    def __init__(self, device: Tensors, embed: NgramEmbedding, ids: Ints) -> None:
-        assert embed.ngram is not None
-        self.device, self.ids, self.rows, self.reach = device, ids, embed.rows, embed.reach
-        self.table = device.table(embed.ngram.weight)
-        # prime^k for the id k after the oldest, for each table; 0 for ids that it does not reach.
-        powers = hash_powers(embed)
-        tables = [np.pad(line[:size], (embed.reach + 1 - size, 0)) for line in powers for size in embed.sizes]
-        self.powers = np.stack(tables)
-
-    def added(self, x: Tensor, new: NewTokens) -> Tensor:
-        """Add the n-grams that end at bytes `x` [n, dim]."""
-        at = new.position[:, None] + np.arange(-self.reach, 1)
-        ids = np.where(at < 0, PAD, self.ids[new.row[:, None], np.maximum(at, 0)])
-        published = (ids + PUBLISHED_OFFSET) % VOCAB
-        found = (published[:, None] * self.powers).sum(-1) % self.rows + np.arange(len(self.powers)) * self.rows
-        index = to_device(torch.from_numpy(found), self.table)  # the tables may be on the host
-        return x + to_device(F.embedding(index, self.table).sum(1, dtype=x.dtype), x)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
-from bytelm.interfaces.decoder import Ints, NewTokens, Reals
-from bytelm.models.blt.embed import PUBLISHED_OFFSET, NgramEmbedding, hash_powers
+from bytelm.interfaces.decoder import Ints, Reals
 from bytelm.models.blt.model import BLT
 from bytelm.native import kernels as native
-from bytelm.native.kernels import Kernels, address, array_of, tokens
+from bytelm.native.kernels import Kernels, address, array_of
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.norm import EPS
-from bytelm.nn.tables import StoredTable
-from bytelm.units import PAD, VOCAB
 
 
 class Pool:
@@ -46,35 +42,3 @@ class Pool:
     def patches(self, row: Ints, first: Ints, last: Ints) -> Reals:
         """Patches `[n, queries · dim]` of the bytes at positions first..last."""
         return self.kernels.pool(self.pool, row, first, last)
-
-
-class Hashed:
-    """`NgramEmbedding`: hashed n-grams."""
-
-    def __init__(self, kernels: Kernels, embed: NgramEmbedding, ids: Ints) -> None:
-        assert embed.ngram is not None
-        self.kernels, self.ids = kernels, ids
-        self.history = native.History(address(ids), ids.shape[1], PAD)
-        sizes, powers = np.array(embed.sizes, np.int64), hash_powers(embed)
-        shape = (len(sizes), embed.functions, embed.reach + 1, embed.rows, PUBLISHED_OFFSET, VOCAB)
-        self.stored = embed.ngram if isinstance(embed.ngram, StoredTable) and embed.ngram.file else None
-        table = native.Matrix() if self.stored else kernels.table(embed.ngram.weight)
-        self.tables = native.Ngrams(table, address(sizes), address(powers), *shape)
-        self.tables.held = (table, sizes, powers)
-        self.index: Ints | None = None
-        """The rows that `prefetch` asked for."""
-
-    def prefetch(self, new: NewTokens) -> None:
-        """Have the rows of new bytes ready for `added`, which comes next, if they are in a file."""
-        if self.stored:
-            self.index = self.kernels.hashes(self.tables, self.history, tokens(new.row, new.position))
-            self.stored.prefetch(self.index)
-
-    def added(self, x: Reals, new: NewTokens) -> Reals:
-        """Add the n-grams that end at bytes `x` [n, dim], in place."""
-        if self.stored:
-            assert self.index is not None  # `prefetch`, of the same bytes
-            self.stored.add(self.kernels, self.index, x)
-        else:
-            self.kernels.ngrams(self.tables, self.history, tokens(new.row, new.position), x)
-        return x

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from bytelm.errors import ConfigError
 from bytelm.interfaces.model import ByteModel, LookupTable, Stage
 from bytelm.models.blt.cross import BytesFromPatches, PatchesFromBytes
-from bytelm.models.blt.embed import PRIMES, NgramEmbedding
 from bytelm.models.blt.pool import run_maxima
 from bytelm.nn import cross
 from bytelm.nn.attention import Cache, CausalPattern, RowPositions
 from bytelm.nn.init_weights import init_weights
+from bytelm.nn.ngrams import PRIMES, NgramEmbedding
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.products import Linear
 from bytelm.nn.transformer import Stack, StackConfig

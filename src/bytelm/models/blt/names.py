@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bytelm.models.blt import model as blt
-from bytelm.models.blt.embed import PUBLISHED_OFFSET
+from bytelm.nn.ngrams import PUBLISHED_OFFSET
 
 Dialect = Literal["hf", "meta"]
 ENTROPY_MODEL = "entropy_model"

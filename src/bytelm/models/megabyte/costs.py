@@ -16,20 +16,28 @@ class Costs(ArchitectureCosts):
         config = self.model.config
         found = kaplan(config.stack(0), context / config.patch) / config.patch
         for level, size in enumerate(config.sizes, 1):
-            found += kaplan(config.stack(level), size + config.reach) / config.unit(level)
+            window = config.stack(level).attention_window
+            seen = size + config.reach if window is None else min(context, window)
+            found += kaplan(config.stack(level), seen) / config.unit(level)
         return found + output(config.dims[-1])
 
     def read(self, length: int, mean: float) -> float:
         """See `ArchitectureCosts`."""
         model, config = self.model, self.model.config
         found = (weights(model.outer) + cached(config.stack(0), length / config.patch)) / config.patch
-        for level, (embed, inner) in enumerate(zip(model.embed, model.inner, strict=True)):
+        stages = [*model.inner, *([] if model.line is None else [model.line])]
+        for level, (embed, inner) in enumerate(zip(model.embed, stages, strict=True)):
             # Per position: embedding of its bytes, and the slices of its output for the stage below.
             found += weights(embed, inner.narrow, inner.condition) / config.unit(level)
-            stage = weights(inner.stack) + cached(config.stack(level + 1), inner.size / 2 + inner.reach)
-            found += stage / config.unit(level + 1)
-        return 2 * (found + model.byte.weight.numel())
+            seen = inner.size / 2 + inner.reach if inner is not model.line else length
+            found += (weights(inner.stack) + cached(config.stack(level + 1), seen)) / config.unit(level + 1)
+        return 2 * (found + model.table.weight.numel())
+
+    def other_operations(self) -> float:
+        """`dim` additions per n-gram."""
+        config = self.model.config
+        return len(config.ngram_sizes) * config.dims[-1]
 
     def multiplied_tables(self) -> int:
         """The byte table is tied to the output matrix."""
-        return self.model.byte.weight.numel()
+        return self.model.table.weight.numel()

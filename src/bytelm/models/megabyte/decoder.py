@@ -31,10 +31,13 @@ class MegabyteDecoder(Decoder):
         self.embed = [parts.Embedding(kernels, embed) for embed in model.embed]
         self.outer = kernels.layers(model.outer.stack, rows, -(-capacity // self.units[0]))
         self.norm = kernels.vector(model.outer.norm.weight)
-        self.stages = [parts.Stage(kernels, inner, rows) for inner in model.inner]
+        line = model.line
+        self.across = line is not None
+        self.stages = [parts.Stage(kernels, part, rows) for part in (*model.inner, *([] if line is None else [line]))]
+        self.ngrams = None if line is None or line.embed.ngram is None else kernels.hashed(line.embed, self.ids)
         self.pads = [kernels.vector(pad.weight) for pad in model.pads]
-        self.byte = kernels.table(model.byte.weight)
-        self.head = kernels.matrix(model.byte.weight, whole=True)  # tied to a table, not quantized
+        self.byte = kernels.table(model.table.weight)
+        self.head = kernels.matrix(model.table.weight, whole=True)  # tied to a table, not quantized
 
     def logits_after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
@@ -42,9 +45,10 @@ class MegabyteDecoder(Decoder):
 
     def wanted_logits(self, new: NewTokens, wanted: Wanted | None) -> Any:
         """See `Decoder`. Inner stages read the patches of wanted ids alone, and those that the next ids belong to."""
-        if wanted is not None and any(stage.inner.reach for stage in self.stages):
+        if wanted is not None and not self.across and any(stage.inner.reach for stage in self.stages):
             return self.wanted_logits(new, None)[wanted]  # patches read those before them
-        read = [wanted if wanted is None else self.read_by(new, wanted, unit) for unit in self.units[:-1]]
+        inside = None if self.across else wanted  # a byte stage across patches reads all ids
+        read = [inside if inside is None else self.read_by(new, inside, unit) for unit in self.units[:-1]]
         for level, unit in enumerate(self.units[:-1]):
             opens = new.position % unit == 0
             if level and (above := read[level - 1]) is not None:
@@ -53,7 +57,7 @@ class MegabyteDecoder(Decoder):
                 now = read[level]
                 self.open(level, new[opens], None if now is None else now[opens])
         last = read[-1]
-        return self.bytes(new) if wanted is None or last is None else self.bytes(new[last], wanted[last])
+        return self.bytes(new, wanted) if wanted is None or last is None else self.bytes(new[last], wanted[last])
 
     def read_by(self, new: NewTokens, wanted: Wanted, unit: int) -> Wanted:
         """Whether each new id is in a patch of `unit` ids that has a wanted id, or the last one of its row."""
@@ -99,7 +103,11 @@ class MegabyteDecoder(Decoder):
     def bytes(self, new: NewTokens, wanted: Wanted | None = None) -> Any:
         """The last stage, over ids."""
         last = self.stages[-1]
-        x = self.kernels.embed(self.byte, np.where(new.position % last.size == 0, BOS, new.ids))
+        ids = new.ids if self.across else np.where(new.position % last.size == 0, BOS, new.ids)
+        x = self.kernels.embed(self.byte, ids)
+        if self.ngrams:
+            self.ngrams.prefetch(new)
+            x = self.ngrams.added(x, new)
         x = last.read(x, new.row, new.position, wanted)
         return self.kernels.linear(self.head, x, last.norm, EPS)
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from bytelm.interfaces.decoder import Ints, Wanted
 from bytelm.models.megabyte.embedding import CausalConvolution, PatchEmbedding
-from bytelm.models.megabyte.model import Inner
+from bytelm.models.megabyte.inner import Inner
+from bytelm.models.megabyte.line import Line
 
 
 class Embedding:
@@ -50,11 +51,13 @@ class Embedding:
 
 
 class Stage:
-    """An inner stage: its stack, and the conditioning of its newest patches, by place."""
+    """An inner stage, or a `Line` across patches: its stack, and the conditioning of its newest patches, by place."""
 
-    def __init__(self, kernels: Any, inner: Inner, rows: int) -> None:
+    def __init__(self, kernels: Any, inner: Inner | Line, rows: int) -> None:
         self.kernels, self.inner, self.size, self.part = kernels, inner, inner.size, inner.part
-        self.layers = kernels.layers(inner.stack, rows, inner.size + inner.reach + kernels.chunk)
+        self.window = inner.stack.config.attention_window
+        seen = self.window or inner.size + inner.reach
+        self.layers = kernels.layers(inner.stack, rows, seen + kernels.chunk)
         self.narrow = kernels.matrix(inner.narrow.weight) if isinstance(inner.narrow, nn.Linear) else None
         self.condition = kernels.matrix(inner.condition.weight)
         self.norm = kernels.vector(inner.norm.weight)
@@ -76,7 +79,7 @@ class Stage:
         """The stack over positions `x` [n, dim], in place; the outputs of those that are wanted."""
         patch, place = position // self.size, position % self.size
         x += self.given_at(row, patch, place)
-        start = patch * self.size
+        start = np.zeros_like(position) if self.window else patch * self.size
         return self.layers.run(x, row, position, np.where(start > 0, start - self.inner.reach, 0), wanted=wanted)
 
     def given_at(self, row: Ints, patch: Ints, place: Ints) -> Any:
@@ -90,7 +93,8 @@ class Stage:
 
     def cached(self) -> float:
         """Bytes of caches read per step, in the middle of a patch."""
-        return (self.size / 2 + self.inner.reach) * self.layers.slot_bytes
+        seen = self.window or self.size / 2 + self.inner.reach
+        return seen * self.layers.slot_bytes
 
     def opening_bytes(self) -> int:
         """Bytes of weights read per patch, at its start."""

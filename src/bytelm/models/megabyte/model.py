@@ -27,13 +27,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bytelm.errors import ConfigError
-from bytelm.interfaces.model import ByteModel, Stage
+from bytelm.interfaces.model import ByteModel, LookupTable, Stage
 from bytelm.models.megabyte.embedding import PatchEmbedding, Recent
-from bytelm.models.megabyte.grid import Grid, PatchView
+from bytelm.models.megabyte.grid import Grid
+from bytelm.models.megabyte.inner import Inner
+from bytelm.models.megabyte.line import Line, LineState, line_problems
 from bytelm.nn.attention import Cache, RowPositions
-from bytelm.nn.init_weights import fill, init_weights
+from bytelm.nn.init_weights import init_weights
 from bytelm.nn.norm import RMSNorm
-from bytelm.nn.products import Linear, product
+from bytelm.nn.products import product
 from bytelm.nn.transformer import Stack, StackConfig
 from bytelm.patching.layout import Rows, at_end, fronted, since
 from bytelm.transfer import to_device
@@ -51,6 +53,10 @@ class Config:
     cross-patch attention, the last keys and values of the patch before that inner stages see (the paper's r).
     `filters`: causal convolutions over the global stage's byte vectors (the paper's 3, 5, 7). `positions`: rows of the
     learned E_pos, one per byte of the longest document; "none" for one per place in the patch, without a limit.
+
+    Beyond the paper (docs/decisions/0022): with `local_window` the byte stage does not restart in each patch, but sees
+    that many bytes, its own included, across patches (`line.py`); "none" for the paper's. `ngram_sizes`: hashed
+    n-grams, a table of `ngram_rows` rows for each size, are then added to its byte vectors.
     """
 
     patched: ClassVar[bool] = False  # patches are fixed: there is no scheme to choose
@@ -64,6 +70,9 @@ class Config:
     positions: int | None = None
     theta: float = 10_000.0
     ffn_multiple: int = 64
+    local_window: int | None = None
+    ngram_sizes: tuple[int, ...] = ()
+    ngram_rows: int = 8192
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -77,6 +86,7 @@ class Config:
                 problems.append(f"model.{name} = {list(getattr(self, name))}: each must be at least {least}")
         if self.positions is not None and self.positions < 1:
             problems.append(f'model.positions = {self.positions}: must be at least 1, or "none"')
+        problems += line_problems(self)
         if not problems and not 0 <= self.reach <= min(self.sizes):
             problems.append(f"model.reach = {self.reach}: must be from 0 to the smallest of sizes, {min(self.sizes)}")
         if not problems:
@@ -94,6 +104,12 @@ class Config:
             "cross-patch attention, convolutions": replace(two, reach=3, filters=(3, 5, 7)),
             "three stages": replace(two, sizes=(3, 4), dims=(24, 16, 16), layers=(1, 2, 1), heads=(2, 2, 2), reach=2),
             "projected, learned positions": replace(two, sizes=(6,), dims=(32, 16), reach=6, positions=256),
+            "across patches, n-grams": replace(
+                two, dims=(30, 16), heads=(3, 2), local_window=6, ngram_sizes=(3, 5), ngram_rows=101
+            ),
+            "across patches, three stages": replace(
+                two, sizes=(3, 4), dims=(24, 16, 16), layers=(1, 1, 2), heads=(2, 2, 2), reach=2, local_window=5
+            ),
         }
 
     def unit(self, level: int) -> int:
@@ -108,7 +124,8 @@ class Config:
     def stack(self, level: int) -> StackConfig:
         """The shape of the Transformer of a stage."""
         dim, heads = self.dims[level], self.heads[level]
-        return StackConfig(self.layers[level], dim, heads, None, self.theta, self.ffn_multiple)
+        window = self.local_window if level == len(self.sizes) else None
+        return StackConfig(self.layers[level], dim, heads, window, self.theta, self.ffn_multiple)
 
     def build(self) -> Megabyte:
         """The model, parameters uninitialised."""
@@ -129,68 +146,8 @@ class MegabyteState:
     latents: tuple[Float[Tensor, "batch _"], ...]
     """The newest output of each stage but the last: the conditioning of the present patch."""
     caches: tuple[tuple[Cache, ...], ...]
-
-
-class Inner(nn.Module):
-    """A stage inside the patches of the one above: each patch separately, from its output of that stage."""
-
-    def __init__(self, config: Config, level: int) -> None:
-        super().__init__()
-        self.size, self.reach = config.sizes[level - 1], config.reach
-        above, dim = config.dims[level - 1], config.dims[level]
-        self.part = -(-above // self.size)  # the paper's D_G
-        whole = self.part * self.size == above
-        self.narrow = nn.Identity() if whole else Linear(above, self.part * self.size)
-        self.condition = Linear(self.part, dim)  # w_GL
-        self.stack = Stack(config.stack(level))
-        self.norm = RMSNorm(dim)
-
-    def init_weights(self, seed: int) -> None:
-        """Initialise, with slices of the output above at the scale of byte vectors."""
-        config = self.stack.config
-        init_weights(self, max(1, config.layers), seed)
-        generator = torch.Generator().manual_seed(seed)
-        fill(self.condition.weight, (self.part * config.dim) ** -0.5, generator)
-
-    def flops(self, positions: int) -> int:
-        """FLOPs of the matmuls for so many positions, the first of which starts a patch."""
-        lines = -(-positions // self.size)
-        width = self.size if lines > 1 else positions
-        slots = self.size + self.reach if lines > 1 else positions
-        config, cells = self.stack.config, lines * width
-        linear = 2 * cells * (4 * config.dim**2 + 3 * config.dim * config.hidden())
-        inside = config.layers * (linear + 4 * config.dim * cells * slots)
-        narrow = 2 * lines * self.narrow.weight.numel() if isinstance(self.narrow, nn.Linear) else 0
-        return inside + narrow + 2 * cells * self.part * config.dim
-
-    def initial_state(self, batch: int, device: torch.device) -> tuple[Cache, ...]:
-        """The empty caches of rows: `reach` + `size` slots."""
-        config = self.stack.config
-        room = torch.zeros(batch, self.reach + self.size, config.heads, config.dim // config.heads, device=device)
-        return (Cache(room, room),) * config.layers
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch patches width dim"],
-        grid: Grid,
-        above: Float[Tensor, "batch patches above"],
-        caches: tuple[Cache, ...] | None,
-    ) -> tuple[Float[Tensor, "batch patches width dim"], tuple[Cache, ...] | None]:
-        """The stage over a grid of positions; `above`: the output of the stage above for each patch."""
-        parts = self.narrow(above).unflatten(-1, (self.size, self.part))
-        if grid.patches == 1:
-            rows = torch.arange(len(x), device=x.device)[:, None]
-            places = grid.begin[:, None] + torch.arange(grid.width, device=x.device)
-            parts = parts[rows, 0, places.clamp(max=self.size - 1)][:, None]
-        x = (x + self.condition(parts)).flatten(0, 1)
-        config = self.stack.config
-        view = PatchView.of(grid, self.reach, caches is not None, config.dim // config.heads, config.theta)
-        kept: list[Cache] = []
-        for index, block in enumerate(self.stack.blocks):  # not `stack(x)`: patches are recomputed, not single blocks
-            x, cache = block(x, view, caches[index] if caches is not None else None)
-            if cache is not None:
-                kept.append(cache)
-        return self.norm(x).unflatten(0, (-1, grid.patches)), None if caches is None else tuple(kept)
+    line: LineState | None
+    """Of the byte stage, where it is one across patches."""
 
 
 class Global(nn.Module):
@@ -212,10 +169,18 @@ class Megabyte(ByteModel):
         levels = range(len(config.sizes))
         self.embed = cast("Sequence[PatchEmbedding]", nn.ModuleList(self.embedding(level) for level in levels))
         self.outer = Global(config)
-        self.inner = cast("Sequence[Inner]", nn.ModuleList(Inner(config, level + 1) for level in levels))
+        self.line = None if config.local_window is None else Line(config)
+        inside = levels if self.line is None else levels[:-1]
+        self.inner = cast("Sequence[Inner]", nn.ModuleList(Inner(config, level + 1) for level in inside))
         # The local pads of middle stages; that of the bytes is the row of BOS in their table.
         self.pads = cast("Sequence[nn.Embedding]", nn.ModuleList(nn.Embedding(1, dim) for dim in config.dims[1:-1]))
-        self.byte = nn.Embedding(VOCAB, config.dims[-1])  # E_local, tied to the output matrix
+        if self.line is None:
+            self.byte = nn.Embedding(VOCAB, config.dims[-1])
+
+    @property
+    def table(self) -> nn.Embedding:
+        """E_local, tied to the output matrix."""
+        return self.byte if self.line is None else self.line.embed.byte
 
     def embedding(self, level: int) -> PatchEmbedding:
         """The patch embedding of a stage; only the global stage has convolutions."""
@@ -227,7 +192,10 @@ class Megabyte(ByteModel):
     def init_weights(self, seed: int) -> None:
         """See `ByteModel`."""
         init_weights(self.outer, max(1, self.config.layers[0]), seed)
-        init_weights(self.byte, 1, seed + 1)
+        if self.line is None:
+            init_weights(self.byte, 1, seed + 1)
+        else:
+            self.line.init_weights(seed + 1)
         for index, part in enumerate((*self.embed, *self.pads)):
             init_weights(part, 1, seed + 2 + index)
         for index, inner in enumerate(self.inner):
@@ -239,10 +207,22 @@ class Megabyte(ByteModel):
         counts = [-(-ids // config.unit(level)) for level in range(len(config.dims))]
         found = config.stack(0).flops(counts[0])
         found += sum(embed.flops(ids, count) for embed, count in zip(self.embed, counts, strict=False))
-        found += sum(inner.flops(count) for inner, count in zip(self.inner, counts[1:], strict=True))
+        found += sum(inner.flops(count) for inner, count in zip(self.inner, counts[1:], strict=False))
+        if self.line is not None:
+            return found + self.line.flops(ids, counts[-2])
         size = config.sizes[-1]
         cells = ids if ids <= size else -(-ids // size) * size
         return found + 2 * cells * config.dims[-1] * VOCAB
+
+    def set_dropout(self, chance: float) -> None:
+        """See `ByteModel`; of n-grams too."""
+        super().set_dropout(chance)
+        if self.line is not None:
+            self.line.embed.dropout = chance
+
+    def lookup_tables(self) -> list[LookupTable]:
+        """See `ByteModel`."""
+        return [] if self.line is None or self.line.embed.ngram is None else [self.line.embed]
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
         """See `ByteModel`. In addition to the stacks: byte vectors, their patches, slices of the stage above."""
@@ -252,12 +232,12 @@ class Megabyte(ByteModel):
             piece = PIECE // (dim * max(1, config.layers[level])) if level else None
             apart = config.sizes[level - 1] if level else None
             found.append(Stage(name, part.stack, -(-ids // config.unit(level)), 12 * dim, piece, apart=apart))
-        return found
+        return found if self.line is None else [*found, self.line.stage(ids)]
 
     @property
     def device(self) -> torch.device:
         """See `ByteModel`."""
-        return self.byte.weight.device
+        return self.table.weight.device
 
     def initial_state(self, batch: int) -> MegabyteState:
         """See `ByteModel`."""
@@ -273,6 +253,7 @@ class Megabyte(ByteModel):
                 self.outer.stack.initial_state(batch, self.device),
                 *(inner.initial_state(batch, self.device) for inner in self.inner),
             ),
+            line=None if self.line is None else self.line.initial_state(batch, self.device),
         )
 
     def forward(
@@ -283,7 +264,7 @@ class Megabyte(ByteModel):
     ) -> tuple[Float[Tensor, "batch new vocab"], MegabyteState | None]:
         """See `ByteModel`; `boundaries` are ignored, as patches are fixed."""
         if not ids.shape[1]:
-            return self.byte.weight.new_zeros(*ids.shape, VOCAB), state
+            return self.table.weight.new_zeros(*ids.shape, VOCAB), state
         keep = state is not None
         state = state if state is not None else self.initial_state(len(ids))
         rows = Rows.of(ids)
@@ -307,17 +288,27 @@ class Megabyte(ByteModel):
                 cache = after or ()
                 above = torch.cat([above.to(x.dtype), grid.collect(x.flatten(1, 2))], 1)
             recents, latents, caches = [*recents, recent], [*latents, newest(above, counts)], [*caches, cache]
+        if self.line is None or state.line is None:
+            logits, cache = self.bytes(rows, offset, above, state.caches[-1] if keep else None)
+            line, caches = None, [*caches, cache or ()]
+        else:
+            logits, line = self.line(rows, state.read, offset, above, state.line, keep)
+        logits = rows.restore(logits)
+        if not keep:
+            return logits, None
+        after, read = at_end(offset, rows.lengths, state.offset), state.read + rows.lengths
+        return logits, MegabyteState(read, after, tuple(recents), where, tuple(latents), tuple(caches), line)
+
+    def bytes(
+        self, rows: Rows, offset: Int[Tensor, "batch new"], above: Tensor, caches: tuple[Cache, ...] | None
+    ) -> tuple[Float[Tensor, "batch new vocab"], tuple[Cache, ...] | None]:
+        """The byte stage inside patches."""
         level = len(self.config.sizes)
         grid = self.grid(level, offset, rows.lengths)
         symbols = torch.where(offset % self.config.sizes[-1] == 0, BOS, rows.ids)
         cells, grid = to_device(grid.spread(symbols, PAD), self.device), grid.carried(self.device)
-        logits, cache = self.inside(level, cells, grid, above, state.caches[level] if keep else None)
-        logits = rows.restore(grid.collect(logits.flatten(1, 2)))
-        if not keep:
-            return logits, None
-        after = at_end(offset, rows.lengths, state.offset)
-        read = state.read + rows.lengths
-        return logits, MegabyteState(read, after, tuple(recents), where, tuple(latents), (*caches, cache or ()))
+        logits, caches = self.inside(level, cells, grid, above, caches)
+        return grid.collect(logits.flatten(1, 2)), caches
 
     def openings(
         self, offset: Int[Tensor, "batch new"], rows: Rows, level: int
@@ -391,8 +382,8 @@ class Megabyte(ByteModel):
         """A piece of an inner stage; in the byte stage from ids to logits."""
         if cells.is_floating_point():
             return inner(cells, grid, above, caches)
-        x, caches = inner(F.embedding(cells, self.byte.weight), grid, above, caches)
-        return product(x, self.byte.weight), caches
+        x, caches = inner(F.embedding(cells, self.table.weight), grid, above, caches)
+        return product(x, self.table.weight), caches
 
 
 def newest(known: Float[Tensor, "batch known dim"], counts: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:

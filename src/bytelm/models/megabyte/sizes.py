@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bytelm.interfaces.sizes import Family, Table, heads, usual
 
+WINDOW = 64  # bytes that the byte stage across patches sees
+
 
 def megabyte(width: int, depth_offset: int, number: int) -> Table:
     """MEGABYTE: the global model twice as wide as the local one."""
@@ -12,4 +14,18 @@ def megabyte(width: int, depth_offset: int, number: int) -> Table:
     return {**table, "heads": [heads(dim) for dim in dims]}
 
 
-FAMILIES = {"megabyte": Family(megabyte, rate=6e-3, number=8, least=2)}
+def across(width: int, depth_offset: int, number: int) -> Table:
+    """MEGABYTE with a byte stage across patches, and the n-grams of BLT."""
+    table = megabyte(width, depth_offset, number)
+    return {**table, "reach": 0, "local_window": WINDOW, "ngram_sizes": [3, 4, 5, 6, 7, 8], "ngram_rows": 8192}
+
+
+def tables(_: int) -> Table:
+    """Further tables of MEGABYTE with n-grams, as BLT's."""
+    return {"train": {"embedding_lr_scale": 3.0}}
+
+
+FAMILIES = {
+    "megabyte": Family(megabyte, rate=6e-3, number=8, least=2),
+    "megabyte-across": Family(across, rate=6e-3, number=8, least=2, tables=tables),
+}

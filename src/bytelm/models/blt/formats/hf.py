@@ -24,9 +24,9 @@ from bytelm.find import name_of
 from bytelm.interfaces.model import ByteModel
 from bytelm.models.blt import model as blt
 from bytelm.models.blt import published
-from bytelm.models.blt.embed import PUBLISHED_OFFSET
 from bytelm.models.blt.published import CONFIG, WEIGHTS
 from bytelm.models.transformer import entropy_model as transformer
+from bytelm.nn.ngrams import PUBLISHED_OFFSET
 from bytelm.nn.norm import EPS
 from bytelm.patching import entropy
 from bytelm.units import VOCAB
