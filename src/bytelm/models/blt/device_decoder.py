@@ -78,11 +78,13 @@ class Hashed:
         tables = [np.pad(line[:size], (embed.reach + 1 - size, 0)) for line in powers for size in embed.sizes]
         self.powers = np.stack(tables)
 
-    def added(self, x: Tensor, new: NewTokens) -> Tensor:
-        """Add the n-grams that end at bytes `x` [n, dim]."""
+    def added(self, x: Tensor, new: NewTokens) -> tuple[Tensor, Tensor | None]:
+        """See `host_decoder.Hashed.added`."""
         at = new.position[:, None] + np.arange(-self.reach, 1)
         ids = np.where(at < 0, PAD, self.ids[new.row[:, None], np.maximum(at, 0)])
         published = (ids + PUBLISHED_OFFSET) % VOCAB
         found = (published[:, None] * self.powers).sum(-1) % self.rows + np.arange(len(self.powers)) * self.rows
         index = to_device(torch.from_numpy(found), self.table)  # the tables may be on the host
-        return x + to_device(F.embedding(index, self.table).sum(1, dtype=x.dtype), x)
+        found = to_device(F.embedding(index, self.table).sum(1, dtype=x.dtype), x)
+        dim = x.shape[1]
+        return x + found[:, :dim], found[:, dim:] if found.shape[1] > dim else None

@@ -61,6 +61,7 @@ class Hashed:
         table = native.Matrix() if self.stored else kernels.table(embed.ngram.weight)
         self.tables = native.Ngrams(table, address(sizes), address(powers), *shape)
         self.tables.held = (table, sizes, powers)
+        self.more = embed.ngram.weight.shape[1] - embed.byte.weight.shape[1]
         self.index: Ints | None = None
         """The rows that `prefetch` asked for."""
 
@@ -70,11 +71,15 @@ class Hashed:
             self.index = self.kernels.hashes(self.tables, self.history, tokens(new.row, new.position))
             self.stored.prefetch(self.index)
 
-    def added(self, x: Reals, new: NewTokens) -> Reals:
-        """Add the n-grams that end at bytes `x` [n, dim], in place."""
+    def added(self, x: Reals, new: NewTokens) -> tuple[Reals, Reals | None]:
+        """Bytes `x` [n, dim] with the n-grams that end there, and what these are for the output, if anything."""
+        narrow, dim = x, x.shape[1]
+        if self.more:
+            x = np.zeros((len(narrow), dim + self.more), narrow.dtype)
+            x[:, :dim] = narrow
         if self.stored:
             assert self.index is not None  # `prefetch`, of the same bytes
             self.stored.add(self.kernels, self.index, x)
         else:
             self.kernels.ngrams(self.tables, self.history, tokens(new.row, new.position), x)
-        return x
+        return (x[:, :dim].copy(), x[:, dim:]) if self.more else (x, None)
