@@ -50,7 +50,9 @@ WIDE = BLT.tiny()["all layers crossed, widened"]
 RECIPES = {
     "blt": Recipe(SMALL, PATCHING, EntropyModel(1, 32, 2, 8)),
     "blt, widened": Recipe(WIDE, PATCHING, EntropyModel(1, 32, 2, 8)),
-    "blt on n-grams": Recipe(SMALL, replace(PATCHING, threshold=1.0), Ngram(order=2, rows=256)),
+    "blt on n-grams": Recipe(
+        replace(SMALL, ngram_output=True), replace(PATCHING, threshold=1.0), Ngram(order=2, rows=256)
+    ),
     "tokens": Recipe(replace(Transformer.tiny()["windowed"], vocabulary=270)),
     "transformer": Recipe(Transformer.tiny()["windowed"]),
     "megabyte": Recipe(next(iter(Megabyte.tiny().values()))),

@@ -26,6 +26,7 @@ from bytelm.compare.candidates import (
 from bytelm.compare.plan import EPOCHS, OFF, RATIO, STEP, WINDOW, Budget, built, check_memory, window_of
 from bytelm.errors import ConfigError, ResourceError, UsageError
 from bytelm.evaluate.costs import costs
+from bytelm.models.blt.sizes import READ, ROWS
 from bytelm.training.config import RunConfig
 from bytelm.training.settings import modality_table
 from comparisons import MEANS, Sized, sized
@@ -112,6 +113,18 @@ def test_the_same_seconds_for_all() -> None:
     model = sized("blt", Budget("time", 90.0, rate=1e11))
     assert (model.run(0).train.minutes, model.run(0).train.bytes, model.bytes) == (1.5, None, None)
     assert model.costs == sized("blt", Budget("flops", 9e12)).costs
+
+
+def test_tables_grow_with_what_is_read_and_memory_with_tables() -> None:
+    for name in ("blt", "space"):
+        one = candidate(name)
+        rows = [one.tables(64, 0, bytes)["model"]["ngram_rows"] for bytes in (0, 4e5, 1e6, 1e12)]
+        assert rows[0] == ROWS[0] < rows[1] < rows[2] < rows[3] == ROWS[1]
+        assert 0.7 < 4e5 / READ / rows[1] < 1.42 and 0.7 < 1e6 / READ / rows[2] < 1.42
+        found = sized(name, Budget("flops", 1e13))
+        assert found.run(0).model.ngram_rows == ROWS[1]
+        assert found.memory > 4 * 2 * found.costs.tables  # in float32, with a moment
+    assert "ngram_rows" not in candidate("blt-no-ngrams").tables(64, 0, 1e12)["model"]
 
 
 def test_little_data_is_not_read_more_often_than_is_worth_it() -> None:

@@ -360,6 +360,7 @@ UNSAID: list[tuple[str, tuple[str, ...], Recipe, str]] = [
         Recipe(blt.Config.tiny()["all layers crossed, widened"], CUT, ENTROPY_MODEL),
         "encoder_cross",
     ),
+    ("to the output", BOTH, Recipe(blt.Config.tiny()["n-grams to the output"], CUT, ENTROPY_MODEL), "ngram_output"),
     ("no n-grams", ("hf",), Recipe(blt.Config.tiny()["no n-grams"], CUT, ENTROPY_MODEL), "ngram_sizes"),
     (
         "widths",

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bytelm.errors import ConfigError
+from bytelm.models.blt import model as blt
 from bytelm.models.blt.cross import BytesFromPatches, PatchesFromBytes
 from bytelm.models.blt.pool import segment_max, segment_sum
 from bytelm.nn import attention, rope
@@ -262,6 +264,22 @@ def test_tables_do_not_share_rows() -> None:
     rows = Rows.of(torch.tensor([[BOS, *range(256)]]))
     found = layer.hashes(rows.ids, rows.starts(torch.tensor([0])), layer.initial_state(1))[0]
     assert torch.equal(found // TABLE, torch.arange(6).expand(257, 6))
+
+
+def test_what_is_behind_an_embedding_is_of_n_grams_alone() -> None:
+    """Of rows twice as wide: the first halves embed as rows of one width do, the second know no byte."""
+    wide, narrow = NgramEmbedding(8, SIZES, FUNCTIONS, TABLE, parts=2).double(), embedding().double()
+    assert wide.ngram is not None and narrow.ngram is not None
+    rows = Rows.of(torch.tensor([[BOS, *b"ab, ab", PAD, BOS, *b"ab"]]))
+    place = (rows.ids, rows.starts(torch.tensor([0])), wide.initial_state(1))
+    with torch.no_grad():
+        narrow.byte.weight.copy_(wide.byte.weight)
+        narrow.ngram.weight.copy_(wide.weight[:, :8])
+        found = wide(*place)
+        torch.testing.assert_close(found[..., :8], narrow(*place))
+        torch.testing.assert_close(found[..., 8:], wide.weight[:, 8:][wide.hashes(*place)].sum(-2))
+    with pytest.raises(ConfigError, match=r"ngram_output = true needs tables: set model\.ngram_sizes"):
+        blt.Config(ngram_output=True, ngram_sizes=())
 
 
 # --- states and parameters --------------------------------------------------------------------------------------------

@@ -66,11 +66,15 @@ class Candidate:
         """Whether it reads tokens."""
         return self.family.tokens
 
-    def tables(self, width: int, depth_offset: int) -> Table:
-        """The configuration tables of a run of this size: the recipe, and training settings that differ."""
-        found, rate = self.family.tables(self.number), self.family.rate
+    def tables(self, width: int, depth_offset: int, bytes: float = 0.0) -> Table:
+        """The configuration tables of a run of this size on so many bytes: the recipe, and training settings that
+        differ.
+        """
+        family = self.family
+        found, rate = family.tables(self.number), family.rate
+        model = family.shape(width, depth_offset, self.number) | family.grown(bytes)
         train = ({} if rate is None else {"learning_rate": rate * (128 / width) ** 0.5}) | found.get("train", {})
-        return {**found, "model": self.family.shape(width, depth_offset, self.number), "train": train}
+        return {**found, "model": model, "train": train}
 
 
 def families() -> dict[str, Family]:

@@ -30,6 +30,7 @@ class HostNgrams:
         table = native.Matrix() if self.stored else kernels.table(embed.ngram.weight)
         self.tables = native.Ngrams(table, address(sizes), address(powers), *shape)
         self.tables.held = (table, sizes, powers)
+        self.more = embed.ngram.weight.shape[1] - embed.byte.weight.shape[1]
         self.index: Ints | None = None
         """The rows that `prefetch` asked for."""
 
@@ -39,14 +40,18 @@ class HostNgrams:
             self.index = self.kernels.hashes(self.tables, self.history, tokens(new.row, new.position))
             self.stored.prefetch(self.index)
 
-    def added(self, x: Reals, new: NewTokens) -> Reals:
-        """Add the n-grams that end at bytes `x` [n, dim], in place."""
+    def added(self, x: Reals, new: NewTokens) -> tuple[Reals, Reals | None]:
+        """Bytes `x` [n, dim] with the n-grams that end there, and what these are for the output, if anything."""
+        narrow, dim = x, x.shape[1]
+        if self.more:
+            x = np.zeros((len(narrow), dim + self.more), narrow.dtype)
+            x[:, :dim] = narrow
         if self.stored:
             assert self.index is not None  # `prefetch`, of the same bytes
             self.stored.add(self.kernels, self.index, x)
         else:
             self.kernels.ngrams(self.tables, self.history, tokens(new.row, new.position), x)
-        return x
+        return (x[:, :dim].copy(), x[:, dim:]) if self.more else (x, None)
 
 
 class DeviceNgrams:
@@ -64,11 +69,13 @@ class DeviceNgrams:
     def prefetch(self, new: NewTokens) -> None:
         """Nothing."""
 
-    def added(self, x: Tensor, new: NewTokens) -> Tensor:
-        """Add the n-grams that end at bytes `x` [n, dim]."""
+    def added(self, x: Tensor, new: NewTokens) -> tuple[Tensor, Tensor | None]:
+        """See `HostNgrams.added`."""
         at = new.position[:, None] + np.arange(-self.reach, 1)
         ids = np.where(at < 0, PAD, self.ids[new.row[:, None], np.maximum(at, 0)])
         published = (ids + PUBLISHED_OFFSET) % VOCAB
         found = (published[:, None] * self.powers).sum(-1) % self.rows + np.arange(len(self.powers)) * self.rows
         index = to_device(torch.from_numpy(found), self.table)  # the tables may be on the host
-        return x + to_device(F.embedding(index, self.table).sum(1, dtype=x.dtype), x)
+        found = to_device(F.embedding(index, self.table).sum(1, dtype=x.dtype), x)
+        dim = x.shape[1]
+        return x + found[:, :dim], found[:, dim:] if found.shape[1] > dim else None

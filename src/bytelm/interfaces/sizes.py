@@ -26,6 +26,8 @@ class Family:
     least: int = 1
     tables: Callable[[int], Table] = field(default=lambda number: {})
     """Further tables of a run."""
+    grown: Callable[[float], Table] = field(default=lambda bytes: {})
+    """Entries of [model] that grow with the training bytes, and cost no FLOPs: rows of n-gram tables."""
     tokens: bool = False
     """Whether it reads tokens; the number is then its vocabulary."""
 

@@ -41,17 +41,18 @@ class NgramEmbedding(nn.Module):
     """e_t = byte(x_t) + sum over functions and sizes n of table[hash(x_{t-n+1} .. x_t)].
 
     hash = (sum over k of id_k · prime^k) mod rows, oldest id first, in wrapping 64-bit arithmetic. n-grams do not
-    cross the start of a document: ids before it count as PAD.
+    cross the start of a document: ids before it count as PAD. Rows of `parts` times `dim` numbers: what is behind the
+    first `dim` is of n-grams alone, for another place in the model.
     """
 
-    def __init__(self, dim: int, sizes: tuple[int, ...], functions: int, rows: int) -> None:
+    def __init__(self, dim: int, sizes: tuple[int, ...], functions: int, rows: int, parts: int = 1) -> None:
         super().__init__()
-        self.sizes, self.functions, self.rows = sizes, functions, rows
+        self.sizes, self.functions, self.rows, self.parts = sizes, functions, rows, parts
         self.reach = max(sizes, default=1) - 1
         self.byte = nn.Embedding(VOCAB, dim)
         # All tables in one, by function and then size, so that one gather looks up all.
         self.ngram: nn.Embedding | StoredTable | None = (
-            nn.Embedding(functions * len(sizes) * rows, dim) if sizes else None
+            nn.Embedding(functions * len(sizes) * rows, parts * dim) if sizes else None
         )
         self.sparse = False
         """See `LookupTable`."""
@@ -138,9 +139,10 @@ class NgramEmbedding(nn.Module):
         starts: Bool[Tensor, "batch new"],
         recent: Int[Tensor, "batch reach"],
         index: Int[Tensor, "batch new tables"] | None = None,
-    ) -> Float[Tensor, "batch new dim"]:
+    ) -> Float[Tensor, "batch new width"]:
         """The embeddings of new ids, on one device. `starts`: where documents start; `index`: `hashes_on_host`."""
         x = self.byte(ids)
+        x = x if self.parts == 1 else F.pad(x, (0, (self.parts - 1) * x.shape[-1]))
         if self.ngram is None:
             return x
         index = self.hashes(ids, starts, recent) if index is None else index

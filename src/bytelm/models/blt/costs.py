@@ -33,9 +33,9 @@ class Costs(ArchitectureCosts):
         return 2 * (bytewise + (patchwise + cached(config.latent(), length / mean)) / mean)
 
     def other_operations(self) -> float:
-        """`dim` additions per n-gram, and cross-attention: bytes × k scores and sums, in both directions, per layer."""
+        """`dim` additions per n-gram and place; cross-attention: bytes × k scores and sums, both ways, per layer."""
         config = self.model.config
-        ngrams = len(config.ngram_sizes) * config.ngram_functions
+        ngrams = len(config.ngram_sizes) * config.ngram_functions * (1 + config.ngram_output)
         crossed = len(self.model.encoder.cross) + config.decoder_layers
         return (ngrams + 4 * config.queries * crossed) * config.local_dim
 

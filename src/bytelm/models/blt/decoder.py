@@ -58,27 +58,28 @@ class BLTDecoder(Decoder):
     def wanted_logits(self, new: NewTokens, wanted: Wanted | None) -> Any:
         """See `Decoder`."""
         if self.kernels.on_device:  # the encoder runs there while the host waits for the entropy model
-            x = self.encoded(new)
+            x, beyond = self.encoded(new)
             self.patches.decide(new)
         else:  # the disk gets rows of tables while the entropy model runs
             self.prefetch(new)
             self.patches.decide(new)
-            x = self.encoded(new)
+            x, beyond = self.encoded(new)
         closed = self.patches.closed[new.row, new.position]
         before = np.maximum(new.position - 1, 0)
         whole = (closed > self.patches.closed[new.row, before]) | (new.position == 0)
         if whole.any():
             self.latent_step(new.row[whole], closed[whole] - 1, self.begun(new, before)[whole], new.position[whole])
-        return self.bytes(x, new, closed, wanted)
+        return self.bytes(x, beyond, new, closed, wanted)
 
     def prefetch(self, new: NewTokens) -> None:
         """Have rows of tables ready for `encoded`, where they are in a file on the host."""
         if self.ngrams:
             self.ngrams.prefetch(new)
 
-    def encoded(self, new: NewTokens) -> Any:
-        """The local encoder."""
-        return self.encoder.run(self.embedded(new), new.row, new.position, np.zeros_like(new.row))
+    def encoded(self, new: NewTokens) -> tuple[Any, Any]:
+        """The local encoder, and what n-grams add to the output, or None."""
+        x, beyond = self.embedded(new)
+        return self.encoder.run(x, new.row, new.position, np.zeros_like(new.row)), beyond
 
     def begun(self, new: NewTokens, before: Ints) -> Ints:
         """Where the patch of each new id starts."""
@@ -92,14 +93,16 @@ class BLTDecoder(Decoder):
         x = self.latents.run(x, row, patch, np.zeros_like(row))
         self.decoder.hold(self.kernels.linear(self.split, x), row, patch)
 
-    def embedded(self, new: NewTokens) -> Any:
-        """Embeddings of bytes and their n-grams."""
+    def embedded(self, new: NewTokens) -> tuple[Any, Any]:
+        """Embeddings of bytes and their n-grams, and what n-grams add to the output, or None."""
         x = self.kernels.embed(self.byte, new.ids)
-        return self.ngrams.added(x, new) if self.ngrams else x
+        return self.ngrams.added(x, new) if self.ngrams else (x, None)
 
-    def bytes(self, x: Any, new: NewTokens, closed: Ints, wanted: Wanted | None = None) -> Any:
-        """The local decoder; each byte reads the newest complete patch."""
+    def bytes(self, x: Any, beyond: Any, new: NewTokens, closed: Ints, wanted: Wanted | None = None) -> Any:
+        """The local decoder; each byte reads the newest complete patch. `beyond`: see `embedded`."""
         x = self.decoder.run(x, new.row, new.position, np.zeros_like(new.row), closed - 1, wanted)
+        if beyond is not None:
+            x = x + (beyond if wanted is None else beyond[wanted])
         return self.kernels.linear(self.head, x, self.norm, EPS)
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:
@@ -107,7 +110,7 @@ class BLTDecoder(Decoder):
         new = self.append(rows, ids)
         self.patches.stay(new)
         self.prefetch(new)
-        return fetched(self.bytes(self.encoded(new), new, self.patches.closed[new.row, new.position]))
+        return fetched(self.bytes(*self.encoded(new), new, self.patches.closed[new.row, new.position]))
 
     @property
     def row_bytes(self) -> int:

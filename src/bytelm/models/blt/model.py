@@ -42,8 +42,9 @@ class Config:
 
     `queries`: sub-vectors of a patch (the paper's k). `encoder_cross`: patches query the bytes after the "last" encoder
     layer, or after "all". `attention_window`: of the local models, in bytes. `ngram_rows`: rows per hash table, one
-    table for each of `ngram_functions` × `ngram_sizes`. `ffn_dims`: feed-forward widths of encoder, latent Transformer
-    and decoder; default: 8/3 of each width, rounded up to a multiple of `ffn_multiple`.
+    table for each of `ngram_functions` × `ngram_sizes`. `ngram_output`: rows are twice as wide, and their second halves
+    are added to what the decoder's last norm reads (not in the paper). `ffn_dims`: feed-forward widths of encoder,
+    latent Transformer and decoder; default: 8/3 of each width, rounded up to a multiple of `ffn_multiple`.
     """
 
     patched: ClassVar[bool] = True
@@ -62,6 +63,7 @@ class Config:
     ngram_sizes: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
     ngram_functions: int = 1
     ngram_rows: int = 8192
+    ngram_output: bool = False
     theta: float = 500_000.0
     ffn_multiple: int = 64
     ffn_dims: tuple[int, ...] = ()
@@ -81,6 +83,8 @@ class Config:
             problems.append(f"model.ngram_functions = {self.ngram_functions}: from 1 to {len(PRIMES)}")
         if any(size < 2 for size in self.ngram_sizes) or self.ngram_rows < 1:
             problems.append("model.ngram_sizes must be at least 2 and model.ngram_rows at least 1")
+        if self.ngram_output and not self.ngram_sizes:
+            problems.append("model.ngram_output = true needs tables: set model.ngram_sizes")
         counted = ("encoder_layers", "decoder_layers", "global_layers", "queries")
         problems += [f"model.{n} = {getattr(self, n)}: must be at least 1" for n in counted if getattr(self, n) < 1]
         if problems:
@@ -98,6 +102,7 @@ class Config:
             ),
             "two hash functions": replace(small, ngram_functions=2, ngram_sizes=(2, 5), queries=1),
             "no n-grams": replace(small, ngram_sizes=()),
+            "n-grams to the output": replace(small, ngram_output=True),
         }
 
     def encoder(self) -> StackConfig:
@@ -168,7 +173,8 @@ class Encoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, dim = config, config.local_dim
-        self.embed = NgramEmbedding(dim, config.ngram_sizes, config.ngram_functions, config.ngram_rows)
+        rows, parts = config.ngram_rows, 1 + config.ngram_output
+        self.embed = NgramEmbedding(dim, config.ngram_sizes, config.ngram_functions, rows, parts)
         self.stack = Stack(config.encoder())
         self.crossed = range(config.encoder_layers)[-1 if config.encoder_cross == "last" else 0 :]
         self.split = Linear(dim, dim * config.queries)
@@ -181,10 +187,8 @@ class Encoder(nn.Module):
         states, kept = list[Tensor](), list[Cache]()
         for index in range(self.config.encoder_layers):
             x, cache = self.stack.layer(index, x, view, caches)
-            if index in self.crossed:
-                states.append(x)
-            if cache is not None:
-                kept.append(cache)
+            states += [x] if index in self.crossed else []
+            kept += [] if cache is None else [cache]
         return states, tuple(kept)
 
     def patches(self, states: list[Tensor], layout: Layout) -> Float[Tensor, "batch patches width"]:
@@ -217,14 +221,14 @@ class Decoder(nn.Module):
         index: Int[Tensor, "batch new"],
         view: CausalPattern,
         caches: tuple[Cache, ...] | None,
+        beyond: Float[Tensor, "batch new dim"] | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], tuple[Cache, ...]]:
-        """`index`: the latent that each byte reads."""
+        """`index`: the latent that each byte reads. `beyond`: of n-grams, for the output."""
         kept: list[Cache] = []
         for layer, read in enumerate(self.cross):
             x, cache = self.stack.layer(layer, read(x, latents, index), view, caches)
-            if cache is not None:
-                kept.append(cache)
-        return self.head(self.norm(x)).float(), tuple(kept)
+            kept += [] if cache is None else [cache]
+        return self.head(self.norm(x if beyond is None else x + beyond)).float(), tuple(kept)
 
 
 class BLT(ByteModel):
@@ -249,16 +253,14 @@ class BLT(ByteModel):
 
     def init_weights(self, seed: int) -> None:
         """See `ByteModel`; the patcher's parameters are unchanged."""
-        config = self.config
-        init_weights(self.encoder, config.encoder_layers, seed)
-        init_weights(self.widen, 1, seed + 1)
-        init_weights(self.latent, config.global_layers, seed + 2)
-        init_weights(self.decoder, config.decoder_layers, seed + 3)
+        layers = (self.config.encoder_layers, 1, self.config.global_layers, self.config.decoder_layers)
+        for number, part in enumerate((self.encoder, self.widen, self.latent, self.decoder)):
+            init_weights(part, layers[number], seed + number)
 
     def flops(self, ids: int, patches: int) -> int:
         """See `ByteModel`."""
-        config, k = self.config, self.config.queries
-        dim, width = config.local_dim, config.local_dim * config.queries
+        config, dim, k = self.config, self.config.local_dim, self.config.queries
+        width = dim * k
         encoder = config.encoder().flops(ids) + 2 * patches * dim * width
         encoder += len(self.encoder.cross) * cross.flops(dim, queries=patches * k, keys=ids)
         widen = 2 * patches * width * config.global_dim if width != config.global_dim else 0
@@ -285,7 +287,7 @@ class BLT(ByteModel):
         config, dim, k = self.config, self.config.local_dim, self.config.queries
         tables = 8 * len(config.ngram_sizes) * config.ngram_functions
         pooled = len(self.encoder.cross) * 6 * dim + 4 * dim + tables
-        read = config.decoder_layers * (10 * dim + 4 * k * config.cross_heads) + 6 * dim
+        read = config.decoder_layers * (10 * dim + 4 * k * config.cross_heads) + (6 + 4 * config.ngram_output) * dim
         copied = 4 * k * dim + 10 * k * config.cross_heads  # of queries or keys, and of values, for each byte
         parts = config.decoder_layers * 10 * k * dim + len(self.encoder.cross) * 10 * k * dim
         return [
@@ -329,17 +331,17 @@ class BLT(ByteModel):
         rows, view, layout = plan.rows, plan.view, plan.layout
 
         x = self.encoder.embed(plan.ids, plan.starts, plan.recent, plan.hashes)
+        x, beyond = x.chunk(2, -1) if self.config.ngram_output else (x, None)
         # Both local models have the same width, window and positions: they share one view.
         states, encoder = self.encoder(x, view, state.encoder if keep else None)
         x = states[-1]
         held = [torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state.open, states, strict=True)]
         latents, patches, latent_caches = self.latent_step(held, layout, state, keep)
-        logits, decoder = self.decoder(x, latents, layout.closed, view, state.decoder if keep else None)
+        logits, decoder = self.decoder(x, latents, layout.closed, view, state.decoder if keep else None, beyond)
         if not keep:
             return rows.restore(logits), None
 
-        width = int(layout.held.max()) if len(layout.held) else 0
-        ends = state.open[0].shape[1] + rows.lengths
+        width, ends = int(layout.held.max()) if len(layout.held) else 0, state.open[0].shape[1] + rows.lengths
         return rows.restore(logits), BLTState(
             patcher=plan.patcher,
             bytes=view.after,
@@ -392,8 +394,7 @@ class BLT(ByteModel):
         newest = state.latent[:, None]
         if not layout.patches:
             return newest, state.patches, state.latents
-        patches = self.widen(self.encoder.patches(held, layout))
-        caches = state.latents if keep else None
+        patches, caches = self.widen(self.encoder.patches(held, layout)), state.latents if keep else None
         latents, where, caches = self.latent.advance(patches, layout.counts, layout.first, state.patches, caches)
         latents = self.decoder.split(latents).unflatten(-1, (self.config.queries, -1))
         return torch.cat([newest.to(latents.dtype), latents], 1), where, caches or ()

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from bytelm.interfaces.sizes import Family, Table, heads, usual
+
+ROWS = 1 << 13, 1 << 17
+"""Rows of a table, at least and at most: more of them learn more, in memory that small machines do not have."""
+READ = 16  # training bytes for each row
+
+
+def grown(bytes: float) -> Table:
+    """Rows of n-gram tables for so many training bytes, a power of two."""
+    rows = 1 << round(math.log2(max(1.0, bytes / READ)))
+    return {"ngram_rows": min(max(rows, ROWS[0]), ROWS[1])}
 
 
 def blt(width: int, depth_offset: int, number: int) -> Table:
@@ -21,7 +33,7 @@ def blt(width: int, depth_offset: int, number: int) -> Table:
         "decoder_layers": usual(width) + depth_offset - 1,
         **local,
         **latent,
-        "ngram_rows": 8192,
+        "ngram_output": True,
     }
 
 
@@ -38,11 +50,11 @@ def space_patches(_: int) -> Table:
 
 def without_ngrams(width: int, depth_offset: int, number: int) -> Table:
     """BLT without n-gram embeddings."""
-    return {**blt(width, depth_offset, number), "ngram_sizes": []}
+    return {**blt(width, depth_offset, number), "ngram_sizes": [], "ngram_output": False}
 
 
 FAMILIES = {
-    "blt": Family(blt, rate=9e-3, number=5, least=2, tables=entropy_patches),
+    "blt": Family(blt, rate=9e-3, number=5, least=2, tables=entropy_patches, grown=grown),
     "blt-no-ngrams": Family(without_ngrams, rate=9e-3, number=5, least=2, tables=entropy_patches),
-    "space": Family(blt, rate=9e-3, tables=space_patches),
+    "space": Family(blt, rate=9e-3, tables=space_patches, grown=grown),
 }

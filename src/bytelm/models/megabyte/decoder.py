@@ -107,7 +107,7 @@ class MegabyteDecoder(Decoder):
         x = self.kernels.embed(self.byte, ids)
         if self.ngrams:
             self.ngrams.prefetch(new)
-            x = self.ngrams.added(x, new)
+            x, _ = self.ngrams.added(x, new)
         x = last.read(x, new.row, new.position, wanted)
         return self.kernels.linear(self.head, x, last.norm, EPS)
 

@@ -232,6 +232,8 @@ def exported(made: Recipe) -> tuple[blt.Config, entropy.Config, transformer.Conf
         )
     if made.entropy_model.reset_newline:
         raise ConfigError("entropy_model.reset_newline = true: neither layout supports it")
+    if made.model.ngram_output:
+        raise ConfigError("model.ngram_output = true: neither layout supports it: train with model.ngram_output=false")
     return made.model, made.patching, made.entropy_model
 
 
