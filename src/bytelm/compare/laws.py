@@ -166,7 +166,9 @@ def failure(results: Results, run: str, reason: str) -> dict[str, Any]:
 def law_of(cells: Sequence[Cell]) -> Law:
     """The law of one model's runs. Raises ValueError if they are at fewer than three budgets."""
     budgets = sorted({cell.budget for cell in cells})
-    flops, bits = (np.array([getattr(cell, key) for cell in cells], np.float64) for key in ("flops", "bits"))
+    flops, bits = (
+        np.array(column, np.float64) for column in zip(*((cell.flops, cell.bits) for cell in cells), strict=True)
+    )
     return fit_law(flops, bits, np.array([budgets.index(cell.budget) for cell in cells], np.int64))
 
 
@@ -243,7 +245,9 @@ def of_group(of: str, cells: Sequence[Cell]) -> dict[str, Any]:
     budgets = [
         Sizes(
             fmean(cell.flops for cell in here),
-            *(np.array([getattr(cell, key) for cell in here], np.float64) for key in (of, "bits", "bytes")),
+            np.array([cell.parameters if of == "parameters" else cell.patch_size for cell in here], np.float64),
+            np.array([cell.bits for cell in here], np.float64),
+            np.array([cell.bytes for cell in here], np.float64),
         )
         for budget in sorted({cell.budget for cell in cells})
         if (here := [cell for cell in cells if cell.budget == budget])
