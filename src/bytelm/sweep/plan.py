@@ -16,7 +16,7 @@ from typing import Any, Literal
 from bytelm.compare import held_out
 from bytelm.compare.prepare import forget_data, has_begun
 from bytelm.config import build, to_mapping
-from bytelm.data.corpus import Corpus, iterate_documents
+from bytelm.data.corpus import Corpus, Split, iterate_documents
 from bytelm.data.files import write_whole
 from bytelm.data.packed import pack_of
 from bytelm.errors import ConfigError, UsageError
@@ -161,7 +161,8 @@ def prepared(spec: SweepSpec, configure: Configure, home: Path, journal: Journal
     modality = config.modality.build() if config.modality is not None else None
     packing = PackingStage(home / "data", spec.paths, config.data, modality, (home,), pack_of(spec.paths, home))
     corpus = run_stage(packing, journal)
-    for name, split in ((VALID, "valid"), (TEST, "test")):
+    splits: dict[str, Split] = {VALID: "valid", TEST: "test"}
+    for name, split in splits.items():
         if not (home / name).exists():
             longest = (modality.size if modality is not None else None) or held_out.LONGEST
             documents = (data.tobytes() for _, data in iterate_documents(corpus, split))

@@ -47,8 +47,10 @@ def of_trial(trial: int, rung: Rung, plan: Plan, best: int | None) -> dict[str, 
     valid, test = ([bits_in(result[split]) for result in results] for split in ("valid", "test"))
     apart: dict[str, Any] | None = None
     if best is not None and trial != best and best in rung.results:
-        both = [averaged([{"documents": result["valid"]} for result in rung.results[one]]) for one in (trial, best)]
-        apart = difference(*both, valid, [bits_in(result["valid"]) for result in rung.results[best]])
+        own, first = (
+            averaged([{"documents": result["valid"]} for result in rung.results[one]]) for one in (trial, best)
+        )
+        apart = difference(own, first, valid, [bits_in(result["valid"]) for result in rung.results[best]])
     return {
         "trial": trial,
         "set": plan.trials[trial],
@@ -77,8 +79,7 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
 
 def _row(trial: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     seeds, apart = list(trial["seeds"].values()), trial["difference"]
-    known = apart is not None and apart["low"] is not None
-    more = f" ({apart['low']:.3f} to {apart['high']:.3f})" if known else ""
+    more = "" if apart is None or apart["low"] is None else f" ({apart['low']:.3f} to {apart['high']:.3f})"
     return [
         str(trial["trial"]),
         *(show(trial["set"][key]) if key in trial["set"] else "–" for key in found["keys"]),

@@ -74,16 +74,15 @@ def axis(text: str) -> Axis:
 def spread(key: str, low: str, high: str) -> Range:
     """A range from its two ends. Raises UsageError."""
     try:
-        ends = [int(end) for end in (low, high)]
-        whole = True
+        first, last, whole = float(int(low)), float(int(high)), True
     except ValueError:
         try:
-            ends, whole = [float(end) for end in (low, high)], False
+            first, last, whole = float(low), float(high), False
         except ValueError:
             raise UsageError(f"--over {key}={low}..{high}: both ends of a range must be numbers") from None
-    if not -math.inf < ends[0] < ends[1] < math.inf:
+    if not -math.inf < first < last < math.inf:
         raise UsageError(f"--over {key}={low}..{high}: the low end must be below the high end, and both finite")
-    return Range(key, *ends, whole)
+    return Range(key, first, last, whole)
 
 
 def values(key: str, told: str) -> tuple[Any, ...]:
