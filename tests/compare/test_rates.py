@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bytelm.cli import run as cli
-from bytelm.compare import laws, overview, rates, results
+from bytelm.compare import laws, overview, prepare, rates, results
 from bytelm.compare.candidates import candidate, candidates
 from bytelm.compare.plan import RATIO, Budget
 from bytelm.compare.prepare import ComparisonSpec, Place
@@ -17,7 +17,7 @@ from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.meter import interval
 from bytelm.training.config import TrainConfig
 from bytelm.units import LN2
-from comparisons import Found, run_of, sized, words
+from comparisons import Found, sized, words
 from fits import compared, law
 from report_pages import Page
 
@@ -128,7 +128,7 @@ def test_intervals_have_the_variance_among_seeds() -> None:
 @pytest.fixture(scope="module")
 def home(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("several") / "home"
-    assert cli(words(data, home, "byte-window:32,byte", "--rates", "2", budget="3e11,1.3e11")) == 0
+    assert cli(words(data, home, "byte-window:32", "--rates", "2", budget="2e11,1.3e11")) == 0
     return home
 
 
@@ -137,37 +137,44 @@ def found(home: Path) -> Found:
     return json.loads((home / "results.json").read_bytes())
 
 
-def test_several_budgets_are_as_many_comparisons_side_by_side(home: Path, found: Found) -> None:
-    assert (
-        found["budgets"] == [1.3e11, 3e11] and found["fit"] is None and list(found["comparisons"]) == ["1.3e11", "3e11"]
-    )
+def test_several_budgets_are_as_many_comparisons_in_one_table(home: Path, found: Found) -> None:
+    assert found["budgets"] == [1.3e11, 2e11] and found["fit"] is None
+    assert list(found["comparisons"]) == ["1.3e11", "2e11"]
     for name, one in found["comparisons"].items():
         assert one == json.loads((home / name / "results.json").read_bytes())
         assert (home / name / "index.html").exists() and (home / name / "data").resolve() == (home / "data").resolve()
-        for model in one["models"]:
-            assert model["training_flops"] == pytest.approx(float(name), rel=0.15)
-    assert "more --budget" in found["comparisons"]["1.3e11"]["unsuited"]["byte"]
-    page = (home / "index.html").read_text()
-    for name, one in found["comparisons"].items():
-        assert name in page and all(f"{model['bits_per_byte']:.3f}" in page for model in one["models"])
-    assert found["comparisons"]["1.3e11"]["unsuited"]["byte"] in page
+        (model,) = one["models"]
+        assert model["training_flops"] == pytest.approx(float(name), rel=0.15)
+        assert name in (page := (home / "index.html").read_text()) and f"{model['bits_per_byte']:.3f}" in page
 
 
 def test_the_rate_that_was_chosen_is_that_of_all_runs_of_the_family(home: Path, found: Found) -> None:
     chosen = json.loads((home / "rates.json").read_bytes())
-    assert chosen == found["rates"] and {family: of["model"] for family, of in chosen.items()} == {
-        "byte-window": "byte-window:32",
-        "byte": "byte",
-    }
-    for of in chosen.values():
-        assert list(of["trials"]) == ["0.5", "1"] and all(1.5 > bits > 0.5 for bits in of["trials"].values())
-        assert of["trials"][f"{of['taken']:g}"] == min(of["trials"].values())
+    assert chosen == found["rates"] and list(chosen) == ["byte-window"]
+    of = chosen["byte-window"]
+    assert of["model"] == "byte-window:32" and list(of["trials"]) == ["0.5", "1"]
+    assert all(1.5 > bits > 0.5 for bits in of["trials"].values())
+    assert of["trials"][f"{of['taken']:g}"] == min(of["trials"].values())
+    suffix = "" if of["taken"] == 1 else f"-rate-{of['taken']:g}"
     for name, one in found["comparisons"].items():
-        planned = json.loads((home / name / "plan.json").read_bytes())["models"]
-        for model in one["models"]:
-            taken = chosen[model["model"].partition(":")[0]]["taken"]
-            run = home / name / run_of(home, model["model"]).name
-            run = run if taken == 1 else run.with_name(f"{run.name}-rate-{taken:g}")
-            assert json.loads((run / "result.json").read_bytes())["factor"] == taken
-            own = planned[model["model"]]["config"]["train"]["learning_rate"]
-            assert model["config"]["train"]["learning_rate"] == pytest.approx(taken * own)
+        (model,) = one["models"]
+        run = home / name / f"byte-window-32-0{suffix}"
+        assert json.loads((run / "result.json").read_bytes())["factor"] == of["taken"]
+        own = json.loads((home / name / "plan.json").read_bytes())["models"]["byte-window:32"]
+        own = own["config"]["train"]["learning_rate"]
+        assert model["config"]["train"]["learning_rate"] == pytest.approx(of["taken"] * own)
+
+
+def test_a_model_is_left_out_at_a_budget_that_does_not_suit_it(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare, "bytes_per_second", lambda config, mean: 1000.0)
+    names = ("byte-window:32", "byte")
+    assert cli(words(data, tmp_path, ",".join(names), "--dry-run", budget="1.3e11,3e11")) == 0
+    out = capfd.readouterr().out
+    assert out.count("byte-window:32") == 2 and out.count("no size suits this budget") == 1
+    small, large = (json.loads((tmp_path / name / "plan.json").read_bytes()) for name in ("1.3e11", "3e11"))
+    assert list(small["models"]) == ["byte-window:32"] and "more --budget" in small["unsuited"]["byte"]
+    assert set(large["models"]) == set(names) and large["unsuited"] == {}
+    assert cli(words(data, tmp_path / "other", "byte", "--dry-run", budget="1e11,1.3e11")) == 2
+    assert "more --budget" in capfd.readouterr().err

@@ -254,7 +254,7 @@ def test_charts_name_what_differs_and_show_numeric_keys() -> None:
         {"trial": n, "set": {"train.dropout": d, "model.name": "a", "x.y": "b"}, "bits_per_byte": bits, "share": 1.0}
         for n, (d, bits) in enumerate([(0.0, 2.0), (0.1, 1.9), (0.0, 1.8)])
     ]
-    assert name_of(trials[1], trials) == "dropout=0.1" and name_of(trials[1], trials[:1]) == "trial 1"
+    assert name_of(trials[1], trials) == "1: 0.1" and name_of(trials[1], trials[:1]) == "trial 1"
     assert against("train.dropout", trials) == {
         "best": [(0.0, 1.8), (0.1, 1.9)],
         "all": [(0.0, 2.0), (0.1, 1.9), (0.0, 1.8)],

@@ -159,6 +159,9 @@ def expected(outcome: Outcome, spec: ComparisonSpec) -> tuple[list[str], list[li
     found: list[list[str]] = []
     whole = 0.0
     for name in (one.name for one in candidates(spec.models)):
+        if name in plan["unsuited"]:
+            found.append([name, "–", "–", "–", "no size suits this budget", "–", "–", "–"])
+            continue
         planned = Planned.of(plan["models"][name])
         counted = planned.costs
         seconds = planned.bytes / plan["speeds"][name] if planned.bytes else plan["budget"]

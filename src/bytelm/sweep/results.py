@@ -20,6 +20,7 @@ from bytelm.units import show_bytes, show_count, show_seconds
 
 RESULTS, PICTURE, PAGE, BEST = "results.json", "picture.svg", "index.html", "best.toml"
 DRAWN = 10  # best trials in charts
+FAR = 3  # from this ratio of the largest to the smallest value on, an axis is logarithmic
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
@@ -99,25 +100,33 @@ def figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     trials = found["trials"][:DRAWN]
     names = [name_of(trial, trials) for trial in trials]
     bars = [Bar(name, trial["bits_per_byte"], ours=True) for name, trial in zip(names, trials, strict=True)]
-    drawn = [(bar_chart(bars, "bits per byte", "Bits per byte of the best trials"), "Validation, the best trials.")]
+    drawn = [
+        (
+            bar_chart(bars, "bits per byte", "Bits per byte of the best trials"),
+            f"Validation, the best trials, by {', '.join(found['keys'])}.",
+        )
+    ]
     for key in found["keys"]:
         if points := against(key, found["trials"]):
             label = f"Bits per byte against {key}"
-            log = min(x for x, _ in points["all"]) > 0
+            tried = [x for x, _ in points["all"]]
+            log = min(tried) > 0 and max(tried) > FAR * min(tried)
             caption = f"Validation against {key}: every trial, and the best of each value."
             drawn.append((line_chart(points, key, "bits per byte", label, log, apart={"all"}), caption))
     curves = {
         name: [(bytes, bits) for bytes, bits in trial["curve"]] for name, trial in zip(names, trials, strict=True)
     }
     label = "Validation loss during training (seed 0)"
-    drawn.append((line_chart(curves, "training bytes", "bits per byte", label, True, show_bytes), f"{label}."))
+    if any(len(points) > 1 for points in curves.values()):
+        drawn.append((line_chart(curves, "training bytes", "bits per byte", label, True, show_bytes), f"{label}."))
     return drawn
 
 
 def name_of(trial: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
-    """A trial by the settings in which those of a chart differ, without their tables."""
+    """A trial by its number, and what it sets of the keys in which those of a chart differ: "3: 0.008, 2"."""
     keys = [key for key in trial["set"] if len({repr(other["set"].get(key)) for other in among}) > 1]
-    return " ".join(f"{key.rpartition('.')[2]}={show(trial['set'][key])}" for key in keys) or f"trial {trial['trial']}"
+    told = ", ".join(show(trial["set"][key]) for key in keys)
+    return f"{trial['trial']}: {told}" if told else f"trial {trial['trial']}"
 
 
 def against(key: str, trials: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]] | None:
