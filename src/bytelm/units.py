@@ -17,6 +17,7 @@ VOCAB = 260
 UNWRITTEN = (PAD, BOS, RESERVED)  # ids that are never generated
 
 LN2 = math.log(2.0)
+UNIFORM = 8.0  # bits per byte of a model that guesses: one that takes as many or more has learned nothing
 
 
 def bits_per_byte(nats: float, count: int) -> float:

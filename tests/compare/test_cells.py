@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from bytelm.compare import cells
 from bytelm.compare.cells import Cell, Failure, work_off
 from bytelm.data import claims
+from bytelm.data.files import write_whole
 from bytelm.errors import DataError, DivergenceError
 from bytelm.training.journal import Journal
 from bytelm.training.stop import Interrupted, StopRequest
@@ -123,6 +125,14 @@ def test_a_failure_says_what_an_error_says(tmp_path: Path) -> None:
     assert Failure.of(DataError("no bytes")) == Failure("no bytes")
     assert Failure.of(DivergenceError("10 steps")) == Failure("10 steps", diverged=True)
     assert Failure.of(KeyError("a")) == Failure("KeyError: 'a'")
+
+
+def test_commands_may_write_one_report_at_once(tmp_path: Path) -> None:
+    """All that waited for the last training write the same files at the same moment."""
+    path, texts = tmp_path / "results.json", [bytes([number]) * 100_000 for number in range(4)]
+    with ThreadPoolExecutor(4) as writers:
+        list(writers.map(lambda number: write_whole(path, texts[number % 4]), range(200)))
+    assert path.read_bytes() in texts and list(tmp_path.iterdir()) == [path]
 
 
 WORKS = """

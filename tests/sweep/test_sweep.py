@@ -243,7 +243,7 @@ def test_what_decides_is_the_mean_over_seeds_and_a_trial_without_a_result_is_las
     def result(nats: float) -> dict[str, Any]:
         return {"valid": [["0", 100, nats]]}
 
-    rung = Rung(0, 1.0, [0, 1, 2, 3], {0: [result(100.0), result(140.0)], 1: [result(110.0)], 2: [result(math.nan)]})
+    rung = Rung(1.0, [0, 1, 2, 3], {0: [result(100.0), result(140.0)], 1: [result(110.0)], 2: [result(math.nan)]})
     assert rung.order()[:2] == [1, 0] and rung.bits(0) == pytest.approx(120 / 100 / math.log(2))
     assert rung.bits(2) == rung.bits(3) == math.inf
     assert run.WORKER == "bytelm.sweep.worker"

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from bytelm.compare.prepare import ComparisonSpec
     from bytelm.compare.run import Outcome
 
-ROBUSTNESS = "robustness"
 BUDGETS = {"flops": 1e13, "time": 300.0, "bytes": 4e6}
 
 
@@ -153,7 +152,7 @@ def close(
     outcomes: Sequence[Outcome], asked: ComparisonSpec, home: Path, suites: Sequence[str], quiet: bool, json: bool
 ) -> int:
     """Print failures and results, ask the suites, and write the reports."""
-    from bytelm.compare import laws_page, overview
+    from bytelm.compare import laws_page, overview, robustness
     from bytelm.compare.page import PAGE, RESULTS
 
     for outcome in outcomes:
@@ -168,7 +167,7 @@ def close(
         try:
             found[outcome.plan["budget"]] = closed(outcome, asked, suites, quiet, json)
         except Interrupted as stopped:
-            where = outcome.home / ROBUSTNESS
+            where = outcome.home / robustness.ROBUSTNESS
             print(f"answers so far are in {where}; run the same command again to resume", file=sys.stderr)
             return exit_code(stopped.signal)
     whole = overview.joined(found, asked.fit) if len(outcomes) > 1 else found[outcomes[0].plan["budget"]]

@@ -16,14 +16,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bytelm.data.claims import Claims, claimed
 from bytelm.data.files import write_whole
-from bytelm.errors import BytelmError, DivergenceError
+from bytelm.errors import BytelmError, DivergenceError, ResourceError
 from bytelm.training.journal import Journal
 from bytelm.training.stop import Interrupted, StopRequest
 
@@ -148,6 +148,37 @@ def trained(cell: Cell) -> None:
             raise Interrupted(stop.received)
     if process.returncode and not (run / FAILED).exists():
         Failure(died(process.returncode)).write(run)
+
+
+def answered(job: str, work: Callable[..., int]) -> int:
+    """Do a job in its own process: `work` with its arguments. A failure is kept in its run; its exit code tells."""
+    given = json.loads(job)
+    given |= {key: Path(given[key]) for key in ("home", "root", "run") if key in given}
+    try:
+        return work(**given)
+    except Exception as error:
+        Failure.of(error).write(given["run"])
+        if isinstance(error, BytelmError):
+            return error.exit_code
+        raise
+
+
+def made(home: Path) -> None:
+    """Make the folder of a comparison or a sweep. Raises ResourceError."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot make {home} ({error.strerror}): choose another place with --run") from error
+
+
+def waiting(journal: Journal, what: str) -> Callable[[str], None]:
+    """What is called with the holder of the lock while another command prepares: it shows that; a signal ends it."""
+
+    def wait(holder: str) -> None:
+        StopRequest.check()
+        journal.progress(f"waiting for {holder}, which prepares the {what}")
+
+    return wait
 
 
 def died(code: int) -> str:

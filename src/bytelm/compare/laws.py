@@ -32,9 +32,9 @@ from bytelm.compare.fitting import NEEDED, Law, fit_law, form_of
 from bytelm.compare.optima import SIZES, Sizes, optimum
 from bytelm.compare.plan import RATIO
 from bytelm.errors import DataError, UsageError
+from bytelm.units import UNIFORM
 
 FIT, VERSION = "fit.json", 1
-UNIFORM = 8.0  # bits per byte of a model that has learned nothing
 CORPUS = ("paths", "held_out", "modality", "train_bytes", "measured_bytes", "compressors")
 
 Results = Mapping[str, Any]

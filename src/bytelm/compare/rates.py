@@ -39,8 +39,7 @@ def chosen(models: Sequence[Candidate], tried: Mapping[tuple[str, float], float 
     """For each family {"model", "trials": {factor: bits per byte or None}, "taken": factor, "edge"}, as JSON.
 
     `tried`: the validation loss of each model and factor, in bits per byte, None for one that came to no end; where
-    none did, the family keeps its own rate. `edge`: the best trial was the first
-    or the last one.
+    none did, the family keeps its own rate. `edge`: the best trial was the first or the last one.
     """
     found: dict[str, Any] = {}
     for (name, factor), bits in tried.items():

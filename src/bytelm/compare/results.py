@@ -21,7 +21,7 @@ from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.compressors import compressed
 from bytelm.evaluate.meter import Meter, interval
 from bytelm.machine import processor
-from bytelm.units import bits_per_byte, show_bytes, show_count, show_seconds
+from bytelm.units import UNIFORM, bits_per_byte, show_bytes, show_count, show_seconds
 
 Result = Mapping[str, Any]
 COSTS = (
@@ -31,7 +31,6 @@ COSTS = (
 """What a model has that was trained here."""
 
 
-DIVERGED = 8.0  # bits per byte that guessing costs: a model that takes more has learnt nothing
 T975 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Quantiles at 0.975 of Student's t with 1, 2, ... degrees of freedom; with more than these the normal one's 1.96."""
 
@@ -91,10 +90,10 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     diverged = {key: failure.reason for key, failure in outcome.failures.items() if failure.diverged}
     for result in outcome.results:
         bits = bits_of(result)
-        if bits < DIVERGED:  # also not for one that is not a number
+        if bits < UNIFORM:  # also not for one that is not a number
             of.setdefault(result["model"], []).append(result)
         else:
-            diverged[result["model"], result["seed"]] = f"{bits:.3g} bits per byte, where guessing takes {DIVERGED:g}"
+            diverged[result["model"], result["seed"]] = f"{bits:.3g} bits per byte, where guessing takes {UNIFORM:g}"
     foreign = {result["model"]: result for result in outcome.foreign}
     measured = {name: averaged(results) for name, results in of.items()}
     measured |= {name: averaged([result]) for name, result in foreign.items()}

@@ -21,12 +21,11 @@ from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.compare import foreign, rates
 from bytelm.compare.candidates import candidates, listed
-from bytelm.compare.cells import Cell, Failure, work_off
+from bytelm.compare.cells import Cell, Failure, made, waiting, work_off
 from bytelm.compare.plan import Planned
 from bytelm.compare.prepare import ComparisonSpec, Place, prepared, slug
 from bytelm.data.files import write_whole
 from bytelm.device import resolve
-from bytelm.errors import ResourceError
 from bytelm.training.journal import Journal
 from bytelm.training.stages.tokens import MERGES
 from bytelm.training.stop import Interrupted, StopRequest
@@ -66,14 +65,11 @@ def run_all(spec: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool 
     """
     device, (_, others) = resolve(spec.device), listed(spec.models)
     foreign.check(others)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"cannot make {home} ({error.strerror}): choose another place with --run") from error
+    made(home)
     journal = Journal(home / METRICS, quiet)
     with StopRequest(), contextlib.ExitStack() as held:
         try:
-            held.enter_context(exclusive(home, None if spec.match == "time" else waiting(journal)))
+            held.enter_context(exclusive(home, None if spec.match == "time" else waiting(journal, "comparison")))
             corpus, places = prepared(spec, home, journal)
             named = foreign.evaluated(others, home, device, journal, dry=dry) if others else []
             if spec.match != "time":
@@ -84,16 +80,6 @@ def run_all(spec: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool 
         except Interrupted as stopped:
             return [Outcome({}, signal=stopped.signal)]
     return found
-
-
-def waiting(journal: Journal) -> Any:
-    """What is called while another command prepares the comparison."""
-
-    def wait(holder: str) -> None:
-        StopRequest.check()
-        journal.progress(f"waiting for {holder}, which prepares the comparison")
-
-    return wait
 
 
 def worked(

@@ -13,13 +13,13 @@ import torch
 
 from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS, read_history
-from bytelm.compare.cells import RESULT, Failure
+from bytelm.compare.cells import RESULT, answered
 from bytelm.compare.held_out import kept
 from bytelm.compare.plan import Planned
 from bytelm.data.files import write_whole
 from bytelm.data.sources import expanded
 from bytelm.device import called, peak_memory, use
-from bytelm.errors import BytelmError, UsageError
+from bytelm.errors import UsageError
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
 from bytelm.generate.session import generate
@@ -93,16 +93,8 @@ def work(home: Path, root: Path, name: str, seed: int, run: Path, device: str, q
 
 
 def main(job: str) -> int:
-    """Run a job, the JSON arguments of `work`. A failure is in RUN/failed.json, its kind in the exit code."""
-    given = json.loads(job)
-    home, root, run = (Path(given.pop(key)) for key in ("home", "root", "run"))
-    try:
-        return work(home=home, root=root, run=run, **given)
-    except Exception as error:
-        Failure.of(error).write(run)
-        if isinstance(error, BytelmError):
-            return error.exit_code
-        raise
+    """Run a job, the JSON arguments of `work`."""
+    return answered(job, work)
 
 
 if __name__ == "__main__":

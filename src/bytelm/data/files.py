@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import stat
 import threading
 import weakref
@@ -35,7 +36,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
     Raises ResourceError where the disk refuses; nothing half-written is left.
     """
-    aside = path.with_name(path.name + ".tmp")
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")  # two may be at it
     try:
         with aside.open("wb") as file:
             file.write(data)

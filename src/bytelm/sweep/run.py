@@ -16,8 +16,7 @@ from typing import Any
 
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
-from bytelm.compare.cells import Cell, Failure, work_off
-from bytelm.errors import ResourceError
+from bytelm.compare.cells import Cell, Failure, made, waiting, work_off
 from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.meter import Meter
 from bytelm.sweep.plan import RUNGS, SHARE, Configure, Plan, SweepSpec, prepared, shown
@@ -31,7 +30,6 @@ WORKER = "bytelm.sweep.worker"
 class Rung:
     """A round of halving, or the only round there is: some trials, with a share of the budget."""
 
-    number: int
     share: float
     trials: list[int]
     results: dict[int, list[dict[str, Any]]] = field(default_factory=dict[int, list[dict[str, Any]]])
@@ -79,23 +77,15 @@ def run_sweep(spec: SweepSpec, configure: Configure, home: Path, *, quiet: bool 
     Several commands share the trainings. Raises DataError, UsageError, ConfigError and ResourceError before the first
     training; a later failure is reported, and the other trials continue.
     """
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"cannot make {home} ({error.strerror}): choose another place with --run") from error
+    made(home)
     journal = Journal(home / METRICS, quiet)
-
-    def waiting(holder: str) -> None:
-        StopRequest.check()
-        journal.progress(f"waiting for {holder}, which prepares the sweep")
-
     with StopRequest():
         try:
-            with exclusive(home, waiting):
+            with exclusive(home, waiting(journal, "sweep")):
                 corpus, plan = prepared(spec, configure, home, journal)
             outcome, left = Outcome(plan, home), list(range(len(plan.trials)))
-            for number, share in enumerate(shares(spec.search, len(left))):
-                rung = Rung(number, share, left)
+            for share in shares(spec.search, len(left)):
+                rung = Rung(share, left)
                 outcome.rungs.append(rung)
                 if not dry:
                     worked(spec, plan, rung, corpus.directory, home, journal)

@@ -9,11 +9,10 @@ from typing import Any
 
 from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS, read_history
-from bytelm.compare.cells import RESULT, Failure
+from bytelm.compare.cells import RESULT, answered
 from bytelm.compare.held_out import kept
 from bytelm.data.files import write_whole
 from bytelm.device import peak_memory, use
-from bytelm.errors import BytelmError
 from bytelm.evaluate.bits import measure
 from bytelm.sweep.plan import TEST, VALID, Plan
 from bytelm.training.run import train
@@ -56,16 +55,8 @@ def work(home: Path, run: Path, trial: int, seed: int, share: float, device: str
 
 
 def main(job: str) -> int:
-    """Run a job, the JSON arguments of `work`. A failure is in RUN/failed.json, its kind in the exit code."""
-    given = json.loads(job)
-    home, run = Path(given.pop("home")), Path(given.pop("run"))
-    try:
-        return work(home=home, run=run, **given)
-    except Exception as error:
-        Failure.of(error).write(run)
-        if isinstance(error, BytelmError):
-            return error.exit_code
-        raise
+    """Run a job, the JSON arguments of `work`."""
+    return answered(job, work)
 
 
 if __name__ == "__main__":
