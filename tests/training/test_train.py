@@ -269,8 +269,7 @@ def test_a_run_is_loaded_while_its_checkpoints_are_replaced(
 def test_the_rate_warms_up_and_falls_to_its_end() -> None:
     config = TrainConfig(learning_rate=1.0, warmup_steps=4, min_lr_ratio=0.1, steps=10)
     assert [learning_rate(config, step, 0.0) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
-    assert learning_rate(config, 9, 0.5) == pytest.approx(0.55)
-    assert learning_rate(config, 9, 1.0) == pytest.approx(0.1)
+    assert [learning_rate(config, 9, used) for used in (0.25, 0.5, 1.0, 1.2)] == pytest.approx([0.775, 0.55, 0.1, 0.1])
 
 
 COMMAND = """

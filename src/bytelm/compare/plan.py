@@ -150,7 +150,7 @@ def planned(
 
     def tables(width: int, depth_offset: int) -> dict[str, Any]:
         found = candidate.tables(width, depth_offset, bytes)
-        train = {"context_length": ids, "batch": rows, "min_lr_ratio": 0.0, "sample_bytes": 0, **found["train"]}
+        train = {"context_length": ids, "batch": rows, "sample_bytes": 0, **found["train"]}
         return {**found, "train": train} | ({"modality": dict(modality)} if modality else {})
 
     def counted(width: int, depth_offset: int) -> Costs:

@@ -22,7 +22,7 @@ class TrainConfig:
 
     `context_length`: in bytes, also of evaluation. `batch`: sequences per forward pass;
     `gradient_accumulation_steps` forward passes make a step. The learning rate warms up over `warmup_steps`, then falls
-    along a cosine to `min_lr_ratio` of itself; embedding tables use `embedding_lr_scale` times it. `dropout`:
+    along a line to `min_lr_ratio` of itself; embedding tables use `embedding_lr_scale` times it. `dropout`:
     probability for residual branches and n-grams, for training over several epochs. `precision` "auto" is bfloat16
     with native hardware support. `activation_checkpointing`: of all stages, of those over bytes ("local"), or of the
     one over patches ("global"). `spikes`: whether to "skip" a step whose loss or gradient is far above recent ones
@@ -39,7 +39,7 @@ class TrainConfig:
     batch: int = 16
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-3
-    min_lr_ratio: float = 0.05
+    min_lr_ratio: float = 0.0
     embedding_lr_scale: float = 1.0
     warmup_steps: int = 50
     weight_decay: float = 0.1

@@ -212,7 +212,10 @@ def each_once(gradient: Tensor) -> Tensor:
 
 
 def learning_rate(config: TrainConfig, step: int, fraction: float) -> float:
-    """The learning rate at a step (from 0 on), when `fraction` of the run's budget is used up."""
+    """The learning rate at a step (from 0 on), when `fraction` of the run's budget is used up.
+
+    Warm-up, then a line (Bergsma et al. 2025, "Straight to Zero", arXiv 2502.15938).
+    """
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
-    return config.learning_rate * warm * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+    left = 1 - min(1.0, fraction)
+    return config.learning_rate * warm * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
