@@ -26,7 +26,8 @@ model.decoder_layers=1 model.attention_window=16 model.ngram_rows=16 model.ngram
 entropy_model.name=transformer entropy_model.layers=1 entropy_model.dim=8 entropy_model.heads=2
 entropy_model.attention_window=8 entropy_model.ffn_multiple=8 entropy_model_train.steps=2
 entropy_model_train.minutes=none entropy_model_train.context_length=64 entropy_model_train.batch=2
-train.context_length=64 train.batch=2 train.precision=float32 train.sample_bytes=0
+entropy_model_train.min_lr_ratio=0.05 train.context_length=64 train.batch=2 train.precision=float32
+train.sample_bytes=0
 patching.rule=relative patching.target_mean_length=3.0
 patching.max_single_byte_run=9 train.eval_every_minutes=0.5
 """

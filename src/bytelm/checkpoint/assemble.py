@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from bytelm.checkpoint import pretrained, store
 from bytelm.checkpoint.packed import PATCHER, Tables, Watch, Weights, check_memory, load_packed, load_patcher
@@ -22,6 +24,19 @@ from bytelm.patching.base import Patcher
 from bytelm.transfer import HOST
 
 MOST_LAYERS = 4096  # of a model and its entropy model: a bound on what is built before anything is compared
+
+
+class Uninitialised(TorchFunctionMode):
+    """Leaves out what modules begin with: on the meta device it has no values, and torch compiles half of itself."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The tensor as it is, of functions of `nn.init`; all others as they are."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class Recipe:
         Raises as `build` does, and ConfigError where it has more parameters than can be counted.
         """
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), Uninitialised():
                 return self.build(patcher)
         except (RuntimeError, OverflowError, TypeError) as error:  # torch has all three for a size beyond 64 bits
             raise ConfigError(f"no such model can be built: {str(error).splitlines()[0]}") from error

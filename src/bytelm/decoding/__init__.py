@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from bytelm.decoding.bytewise import Bytewise, bytewise, over_bytes, over_bytes_context
 from bytelm.decoding.device import Device
@@ -29,6 +28,7 @@ from bytelm.interfaces.decoder import Decoder
 from bytelm.interfaces.model import ByteModel
 from bytelm.native.library import reason
 from bytelm.native.packing import KINDS
+from bytelm.nn.dtensor import is_dtensor
 
 Quantization = Literal["bf16", "int8"]
 
@@ -106,7 +106,7 @@ def remote(model: ByteModel) -> bool:
 
 def changed(model: ByteModel) -> str:
     """What kernels would ignore of a model: submodules, hooks, dtypes, shards; empty if there is nothing."""
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if any(is_dtensor(parameter) for parameter in model.parameters()):
         return "several processes share its weights"
     for name, module in model.named_modules():
         if not type(module).__module__.startswith(("bytelm.", "torch.nn.modules.")):

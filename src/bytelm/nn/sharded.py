@@ -26,23 +26,25 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
+from bytelm.nn.dtensor import is_dtensor
 from bytelm.nn.rows import RowGradients
 
 
 def rows_here(tensor: Tensor) -> tuple[int, Tensor]:
     """The first of the rows that this process holds of a tensor, and these rows; of a plain tensor all."""
-    if not isinstance(tensor, DTensor):
-        return 0, tensor
-    held = tensor.to_local()
-    for dimension, placement in enumerate(tensor.placements):
-        if isinstance(placement, Shard):
-            assert placement.dim == 0, "only rows are sharded here"
-            per = -(-tensor.shape[0] // tensor.device_mesh.size(dimension))
-            return min(tensor.device_mesh.get_local_rank(dimension) * per, tensor.shape[0]), held
-    return 0, held
+    if is_dtensor(tensor):
+        from torch.distributed.tensor import Shard
+
+        held = tensor.to_local()
+        for dimension, placement in enumerate(tensor.placements):
+            if isinstance(placement, Shard):
+                assert placement.dim == 0, "only rows are sharded here"
+                per = -(-tensor.shape[0] // tensor.device_mesh.size(dimension))
+                return min(tensor.device_mesh.get_local_rank(dimension) * per, tensor.shape[0]), held
+        return 0, held
+    return 0, tensor
 
 
 def sharded_rows(held: Tensor, like: Tensor) -> Tensor:
@@ -50,15 +52,19 @@ def sharded_rows(held: Tensor, like: Tensor) -> Tensor:
 
     A DTensor is one already; what is plain stays so where `like` is, and a single number.
     """
-    if isinstance(held, DTensor) or not isinstance(like, DTensor) or not held.ndim:
-        return held
-    shape = torch.Size((like.shape[0], *held.shape[1:]))
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(held, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
+    if is_dtensor(like) and not is_dtensor(held) and held.ndim:
+        from torch.distributed.tensor import DTensor
+
+        shape = torch.Size((like.shape[0], *held.shape[1:]))
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(held, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
+    return held
 
 
 def empty_rows(like: Tensor, mesh: DeviceMesh) -> Tensor:
     """Room for the rows of a tensor that this process holds, on the device of a mesh of one dimension; as the whole."""
+    from torch.distributed.tensor import DTensor, Shard
+
     per = -(-len(like) // mesh.size())
     count = max(0, min(per, len(like) - mesh.get_local_rank() * per))
     held = torch.empty(count, *like.shape[1:], dtype=like.dtype, device=mesh.device_type)
@@ -80,7 +86,7 @@ class ShardedRows:
 
     def __init__(self, table: Tensor) -> None:
         """`table`: a DTensor over a mesh of one dimension, which shares its memory with `held`."""
-        assert isinstance(table, DTensor)
+        assert is_dtensor(table)
         self.group = table.device_mesh.get_group()
         self.world = table.device_mesh.size()
         self.per = -(-len(table) // self.world)

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from bytelm.checkpoint import sharded, store
+from bytelm.checkpoint import store
 from bytelm.checkpoint.parts import own_tensors
 from bytelm.errors import CheckpointError
 from bytelm.interfaces.model import ByteModel
+from bytelm.nn.dtensor import is_dtensor
 from bytelm.nn.sharded import rows_here, sharded_rows
 from bytelm.training.dist import DistContext
 from bytelm.training.journal import Journal
 from bytelm.training.optimise import Optimizer
+
+if TYPE_CHECKING:
+    from bytelm.checkpoint.sharded import AsyncSaver
+
+# `checkpoint.sharded` is imported where several processes train: with torch's part of it that takes half a second.
 
 OTHERS = ("patcher.", "merges")  # what tensors are named that a training does not change
 
@@ -34,7 +39,11 @@ class Checkpointer:
     ) -> None:
         """`later`: several processes write while they train on."""
         self.run, self.model, self.optimizer, self.journal, self.dist = run, model, optimizer, journal, dist
-        self.saver = sharded.AsyncSaver(dist.saves) if dist.world > 1 and later else None
+        self.saver: AsyncSaver | None = None
+        if dist.world > 1 and later:
+            from bytelm.checkpoint.sharded import AsyncSaver
+
+            self.saver = AsyncSaver(dist.saves)
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -46,6 +55,8 @@ class Checkpointer:
         tensors = {"model": self.model.state_dict(), "optimizer": self.moments()}
         if self.dist.world == 1:
             return store.save(self.run, step, tensors, state)
+        from bytelm.checkpoint import sharded
+
         with self.dist.answering():
             if self.saver is not None:
                 self.saver.save(self.run, step, tensors, state)
@@ -77,7 +88,12 @@ class Checkpointer:
             return None
         with self.dist.answering():
             alone = self.dist.world == 1
-            path, corrupt = store.newest_good(self.run) if alone else sharded.newest_good(self.run, self.dist.saves)
+            if alone:
+                path, corrupt = store.newest_good(self.run)
+            else:
+                from bytelm.checkpoint import sharded
+
+                path, corrupt = sharded.newest_good(self.run, self.dist.saves)
         for reason in corrupt:
             self.journal.say(f"skipping corrupt checkpoint: {reason}")
         if alone:
@@ -92,6 +108,8 @@ class Checkpointer:
 
     def load(self, path: Path) -> dict[str, Tensor]:
         """Read this process's share of a checkpoint, and check it. Returns the tensors of the model."""
+        from bytelm.checkpoint import sharded
+
         weights = {
             name: torch.empty_like(tensor) if name.startswith(OTHERS) else tensor
             for name, tensor in self.model.state_dict().items()
@@ -110,7 +128,7 @@ class Checkpointer:
             if parameter is None:
                 found[name] = torch.empty(like.shape, dtype=like.dtype)
                 continue
-            held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            held = parameter.to_local() if is_dtensor(parameter) else parameter
             shape = (len(held), *like.shape[1:]) if like.ndim else ()
             found[name] = sharded_rows(torch.zeros(shape, dtype=like.dtype, device=held.device), parameter)
         return found

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from bytelm.interfaces.model import ByteModel, LookupTable
 from bytelm.native.training import Rows, call, functions
+from bytelm.nn.dtensor import is_dtensor
 from bytelm.nn.fused import VECTOR
 from bytelm.nn.rows import RowGradients, adam_rows
 from bytelm.nn.sharded import rows_here
@@ -174,7 +174,7 @@ class Optimizer:
         if self.dist.world == 1:
             return total([*dense, *tables])
         norm = total(dense)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = norm.full_tensor() if is_dtensor(norm) else norm
         if not self.held:
             return norm
         squares = total(tables).square() if tables else norm.new_zeros(())

@@ -12,17 +12,20 @@ Weights are gathered in float32 on a CPU, whose kernels round them, and on a GPU
 
 from __future__ import annotations
 
+import sys
 import warnings
-from typing import cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from bytelm.interfaces.model import ByteModel
 from bytelm.training.config import ParallelConfig
 from bytelm.training.dist import DistContext, launched
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 def parallelize(
@@ -38,6 +41,8 @@ def parallelize(
     Whatever moves its weights, as an optimizer, is to be made afterwards: FSDP2 replaces them. Raises ConfigError for a
     layout that the number of processes does not fit.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     replicate, shard = config.layout(dist.world, launched()[1])
     mesh = init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
     if replicate == 1:
@@ -65,20 +70,26 @@ def parallelize(
     model.patcher = patcher
 
 
+def is_unit(module: nn.Module) -> TypeGuard[FSDPModule]:
+    """Whether FSDP2 gathers a module; there is none before it was imported, which takes half a second."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
 def sharded_modules(model: nn.Module) -> list[FSDPModule]:
     """The modules that are gathered and freed as one, the model itself first; none where one process has it all."""
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+    return [module for module in model.modules() if is_unit(module)]
 
 
 def sync_gradients(model: nn.Module, wanted: bool) -> None:
     """Whether the next backward pass reduces gradients over the processes, or keeps all of them here."""
-    if isinstance(model, FSDPModule):
+    if is_unit(model):
         model.set_requires_gradient_sync(wanted)
 
 
 def gather(model: nn.Module) -> None:
     """Gather what is not in a unit, for what is computed outside of a pass, until `free`."""
-    if isinstance(model, FSDPModule):
+    if is_unit(model):
         model.unshard()
 
 
