@@ -22,7 +22,8 @@ GOLDEN = Path(__file__).parents[1] / "golden-run"
 WRITTEN = 1577836800  # when its sources were: a run knows them by name, size and time
 KEPT = """
 model.local_dim=8 model.local_heads=2 model.cross_heads=2 model.global_dim=16 model.global_heads=2 model.global_layers=1
-model.decoder_layers=1 model.attention_window=16 model.ngram_rows=16 model.ngram_sizes=[3,4] model.ffn_multiple=8
+model.decoder_layers=1 model.attention_window=16 model.ngram_rows=16 model.ngram_sizes=[3,4] model.ngram_output=false
+model.ffn_multiple=8 train.embedding_lr_scale=3.0
 entropy_model.name=transformer entropy_model.layers=1 entropy_model.dim=8 entropy_model.heads=2
 entropy_model.attention_window=8 entropy_model.ffn_multiple=8 entropy_model_train.steps=2
 entropy_model_train.minutes=none entropy_model_train.context_length=64 entropy_model_train.batch=2

@@ -33,6 +33,7 @@ def blt(width: int, depth_offset: int, number: int) -> Table:
         "decoder_layers": usual(width) + depth_offset - 1,
         **local,
         **latent,
+        "ngram_sizes": [2, 3, 4, 5, 6, 8],
         "ngram_output": True,
     }
 
@@ -40,12 +41,12 @@ def blt(width: int, depth_offset: int, number: int) -> Table:
 def entropy_patches(size: int) -> Table:
     """Further tables of BLT."""
     patching = {"name": "entropy", "target_mean_length": float(size)}
-    return {"patching": patching, "entropy_model": {"name": "ngram"}, "train": {"embedding_lr_scale": 3.0}}
+    return {"patching": patching, "entropy_model": {"name": "ngram"}, "train": {"embedding_lr_scale": 6.0}}
 
 
 def space_patches(_: int) -> Table:
     """Further tables of BLT on space patches."""
-    return {"patching": {"name": "space"}, "train": {"embedding_lr_scale": 3.0}}
+    return {"patching": {"name": "space"}, "train": {"embedding_lr_scale": 6.0}}
 
 
 def without_ngrams(width: int, depth_offset: int, number: int) -> Table:

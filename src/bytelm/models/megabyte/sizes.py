@@ -17,12 +17,12 @@ def megabyte(width: int, depth_offset: int, number: int) -> Table:
 def across(width: int, depth_offset: int, number: int) -> Table:
     """MEGABYTE with a byte stage across patches, and the n-grams of BLT."""
     table = megabyte(width, depth_offset, number)
-    return {**table, "reach": 0, "local_window": WINDOW, "ngram_sizes": [3, 4, 5, 6, 7, 8], "ngram_rows": 8192}
+    return {**table, "reach": 0, "local_window": WINDOW, "ngram_sizes": [2, 3, 4, 5, 6, 8], "ngram_rows": 8192}
 
 
 def tables(_: int) -> Table:
     """Further tables of MEGABYTE with n-grams, as BLT's."""
-    return {"train": {"embedding_lr_scale": 3.0}}
+    return {"train": {"embedding_lr_scale": 6.0}}
 
 
 FAMILIES = {
