@@ -7,10 +7,12 @@
 namespace bytelm::online {
 
 // The rows of weights of each set, see `select`; and the first row of each.
-constexpr int CONFIDENCES = 12, MATCHED = 5, HITS = 8;
-constexpr int ROWS[SETS] = {1, 256, 256, CONFIDENCES * 8, HITS * MATCHED, MATCHED * CONFIDENCES};
-constexpr int FIRST[SETS] = {0, 1, 257, 513, 513 + CONFIDENCES * 8, 513 + CONFIDENCES * 8 + HITS * MATCHED};
-constexpr int ALL_ROWS = FIRST[SETS - 1] + ROWS[SETS - 1];
+constexpr int CONFIDENCES = 12, MATCHED = 5, HITS = 8, PAIRS = 2048;
+constexpr int ROWS[SETS] = {1, 256, 256, CONFIDENCES * 8, HITS * MATCHED, MATCHED * CONFIDENCES, 256, PAIRS};
+constexpr int first_of(int set) { return set ? first_of(set - 1) + ROWS[set - 1] : 0; }
+constexpr int FIRST[SETS] = {first_of(0), first_of(1), first_of(2), first_of(3),
+                             first_of(4), first_of(5), first_of(6), first_of(7)};
+constexpr int ALL_ROWS = first_of(SETS);
 constexpr int NETWORK_INPUTS = 4, BIAS = 77, STEP = 128, EDGE = STEP * (CELLS - 1) / 2;
 constexpr int32_t BESIDE = 367002;  // 0.35, the first weight of a network
 constexpr int64_t MAP_RATE = 1311;  // 0.02
@@ -101,10 +103,12 @@ inline void begin(const Memory& m, const float* logp, int known, Frame& f) {
 }
 
 // The rows of weights for a bit: nothing; bits so far; last byte; the network's confidence and the bit's number;
-// contexts seen before and the match; the match and the network's confidence.
-inline void select(const Memory& m, int so_far, int bit, int hits, int matched, int confidence, int32_t* rows) {
-    const int found[SETS] = {0, so_far, int(m.head().recent & 255), confidence * 8 + bit, hits * MATCHED + matched,
-                             matched * CONFIDENCES + confidence};
+// contexts seen before and the match; the match and the network's confidence; the byte that the longest match expects;
+// a hash of the last two.
+inline void select(const Memory& m, int so_far, int bit, int hits, int matched, int confidence, int byte, int32_t* rows) {
+    const uint64_t recent = m.head().recent;
+    const int found[SETS] = {0, so_far, int(recent & 255), confidence * 8 + bit, hits * MATCHED + matched,
+                             matched * CONFIDENCES + confidence, byte, int((recent & 0xFFFF) * 0x9E3779B1 >> 16 & (PAIRS - 1))};
     for (int s = 0; s < SETS; s++) rows[s] = FIRST[s] + found[s];
 }
 
@@ -112,7 +116,7 @@ inline void select(const Memory& m, int so_far, int bit, int hits, int matched, 
 inline void spread(const Memory& m, int row, int32_t* to) {
     const Header& h = m.head();
     int from = row;
-    if (row >= FIRST[5]) from -= (row - FIRST[5]) % CONFIDENCES;
+    if (row >= FIRST[5] && row < FIRST[6]) from -= (row - FIRST[5]) % CONFIDENCES;
     else if (row >= FIRST[3] && row < FIRST[4]) from = FIRST[3] + (row - FIRST[3]) % 8;
     const int32_t* learnt = m.at<int32_t>(h.weights) + int64_t(from) * h.inputs;
     const int network = int(2 * (h.contexts + h.matches));
@@ -138,7 +142,8 @@ inline void predict(const Memory& m, const Frame& f, int bit, int so_far, const 
     const Header& h = m.head();
     const int node = bit < 4 ? so_far : (1 << (bit - 4)) | (so_far & ((1 << (bit - 4)) - 1));
     int32_t* x = b.x;
-    int hits = 0, matched = 0;
+    int hits = 0, matched = 0, byte = 0;
+    int64_t longest = -1;
     for (int c = 0; c < h.contexts; c++, x += 2) {
         x[0] = x[1] = 0;
         if (!slots[c]) continue;
@@ -159,6 +164,7 @@ inline void predict(const Memory& m, const Frame& f, int bit, int so_far, const 
         x[1] = one ? centred : -centred;
         b.hits[i] = int32_t(f.buckets[i] * 2 + one);
         const int64_t n = f.matches[i].length;
+        if (n > longest) longest = n, byte = f.expected[i] & 255;
         matched = std::max(matched, 1 + (n > 0) + (n > 15) + (n > 31));
     }
     int confidence = 0;
@@ -174,7 +180,7 @@ inline void predict(const Memory& m, const Frame& f, int bit, int so_far, const 
         confidence = std::min(std::abs(b.network_z) * 3 / (2 * NAT), CONFIDENCES - 1);
     }
     x[NETWORK_INPUTS] = BIAS;
-    select(m, so_far, bit, std::min(hits, HITS - 1), matched, confidence, b.rows);
+    select(m, so_far, bit, std::min(hits, HITS - 1), matched, confidence, byte, b.rows);
     const int32_t* final_weights = finals_of(m, f.network && h.met, so_far);
     int64_t sum = 0;
     for (int s = 0; s < SETS; s++) {
@@ -217,7 +223,7 @@ inline void teach_bit(const Memory& m, const Frame& f, const Bit& b, int so_far,
     }
     int32_t* w = finals_of(m, f.network, so_far);
     m.touch(w, SETS * 4);
-    const int64_t error = scaled(target - b.mixed, 131);
+    const int64_t error = scaled(target - b.mixed, 65);
     for (int s = 0; s < SETS; s++) w[s] = int32_t(uint32_t(w[s]) + uint32_t((error * b.dots[s] + 512) >> 10));
     for (int i = 0; i < 3; i++)
         teach_map(m, m.at<uint32_t>(h.last_maps) + int64_t(b.last_rows[i]) * CELLS, cell_of(b.total), one);

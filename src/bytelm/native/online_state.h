@@ -12,7 +12,7 @@ namespace bytelm::online {
 
 constexpr int NAT = 256, WIDE = 12 * NAT, BITS = 22, FINE = 1024;
 constexpr int32_t WHOLE = 1 << BITS;
-constexpr int MOST_CONTEXTS = 24, MOST_MATCHES = 4, MOST_INPUTS = 64, SETS = 6, CELLS = 32;
+constexpr int MOST_CONTEXTS = 24, MOST_MATCHES = 4, MOST_INPUTS = 64, SETS = 8, CELLS = 32;
 constexpr uint64_t K1 = 0x9E3779B97F4A7C15, K2 = 0xD6E8FEB86659FD93;
 
 struct Tables {  // see online/tables.py

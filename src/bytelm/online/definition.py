@@ -33,6 +33,7 @@ from bytelm.online.layout import (
     MATCHED,
     NETWORK_INPUTS,
     ONE,
+    PAIRS,
     SETS,
     SLOT,
     STEP,
@@ -46,7 +47,7 @@ BIAS = 77  # the last input, 0.3 nats
 BESIDE = 367002  # 0.35, the first weight of a network
 KEPT = (7, 10)  # of weights that were learnt without a network, beside one
 RATES = 655, 197, 20000  # of the mixers, in 2^-16: the first, the last, and after how many bytes it has halved
-FINAL_RATE, MAP_RATE = 131, 1311  # in 2^-16
+FINAL_RATE, MAP_RATE = 65, 1311  # in 2^-16
 MOST = {"history": 255, "hit": 250, "direct": 250}  # observations, after which the newest weighs the same
 
 
@@ -181,7 +182,7 @@ class Definition:
             x += [self.stretch(int(self.histories[number, history]) >> 10) if count else 0, direct]
             named = self.contexts[number][0]
             seen += bool(count) and named.name.startswith("order:") and named.parameter > 0
-        hits, matched = self.match_inputs(bit, so_far, x)
+        hits, matched, byte = self.match_inputs(bit, so_far, x)
         made = Bit(np.zeros(self.layout.inputs, np.int64), [], [], 0, hits=hits)
         confidence = 0
         if self.tree:
@@ -192,7 +193,7 @@ class Definition:
             confidence = min(abs(z) * 3 // (2 * NAT), CONFIDENCES - 1)
         made.x[: len(x)] = x
         made.x[2 * (self.layout.contexts + self.layout.matches) + NETWORK_INPUTS] = BIAS
-        made.rows = self.select(so_far, bit, min(seen, HITS - 1), matched, confidence)
+        made.rows = self.select(so_far, bit, min(seen, HITS - 1), matched, confidence, byte)
         made.dots = [self.dot(row, made.x) for row in made.rows]
         shares = self.finals[int(bool(self.tree and self.met)), so_far, :SETS].tolist()
         total = sum(dot * share for dot, share in zip(made.dots, shares, strict=True))
@@ -202,10 +203,10 @@ class Definition:
         made.p = clamp((3 * self.squash(made.total) + mapped) // 6, 1, WHOLE - 1)
         return made
 
-    def match_inputs(self, bit: int, so_far: int, x: list[int]) -> tuple[list[tuple[int, int] | None], int]:
-        """Two logits of each match model that expects a bit; its class and that bit; and how long the longest is."""
+    def match_inputs(self, bit: int, so_far: int, x: list[int]) -> tuple[list[tuple[int, int] | None], int, int]:
+        """Two logits of each match model that expects a bit; its class, that bit; the longest: how long, its byte."""
         hits: list[tuple[int, int] | None] = []
-        matched = 0
+        matched, longest, byte = 0, -1, 0
         for number, (match, expected) in enumerate(zip(self.found, self.expected, strict=True)):
             if expected >> 8 - bit != so_far:
                 x += [0, 0]
@@ -217,13 +218,17 @@ class Definition:
             x += both if one else [-z for z in both]
             hits.append((match.bucket, one))
             matched = max(matched, 1 + sum(match.length > n for n in (0, 15, 31)))
-        return hits, matched
+            if match.length > longest:
+                longest, byte = match.length, expected & 255
+        return hits, matched, byte
 
-    def select(self, so_far: int, bit: int, seen: int, matched: int, confidence: int) -> list[int]:
+    def select(self, so_far: int, bit: int, seen: int, matched: int, confidence: int, byte: int) -> list[int]:
         """The row of each set: by nothing; the bits so far; the last byte; the network's confidence and the bit's
-        number; how many orders were seen and the match; the match and the network's confidence."""
+        number; how many orders were seen and the match; the match and the network's confidence; the byte
+        that the longest match expects; a hash of the last two."""
         by_match = seen * MATCHED + matched, matched * CONFIDENCES + confidence
-        chosen = (0, so_far, self.arena.last(1), confidence * 8 + bit, *by_match)
+        pair = self.arena.last(2) * 0x9E3779B1 >> 16 & PAIRS - 1
+        chosen = (0, so_far, self.arena.last(1), confidence * 8 + bit, *by_match, byte, pair)
         return [first + row for first, row in zip(FIRST, chosen, strict=True)]
 
     @property
@@ -233,7 +238,7 @@ class Definition:
 
     def spread(self, row: int) -> NDArray[np.int32]:
         """The first weights of a row beside a network: most of those without one, of which confidence is 0."""
-        if row >= FIRST[5]:
+        if FIRST[5] <= row < FIRST[6]:
             row -= (row - FIRST[5]) % CONFIDENCES
         elif FIRST[3] <= row < FIRST[4]:
             row = FIRST[3] + (row - FIRST[3]) % 8

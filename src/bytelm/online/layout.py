@@ -28,8 +28,8 @@ from bytelm.online.settings import CONTEXTS, MATCHES, Settings
 
 MAGIC, VERSION = int.from_bytes(b"bytelmON", "little"), 1
 SLOT, CELLS = 64, 32
-SETS, MATCHED, HITS, CONFIDENCES = 6, 5, 8, 12
-ROWS = (1, 256, 256, CONFIDENCES * 8, HITS * MATCHED, MATCHED * CONFIDENCES)  # of weights, in each set
+SETS, MATCHED, HITS, CONFIDENCES, PAIRS = 8, 5, 8, 12, 2048
+ROWS = (1, 256, 256, CONFIDENCES * 8, HITS * MATCHED, MATCHED * CONFIDENCES, 256, PAIRS)  # of weights, in each set
 FIRST = tuple(sum(ROWS[:n]) for n in range(SETS))
 ALL_ROWS = sum(ROWS)
 STEP = 128  # between cells of an adaptive map, in steps of a nat

@@ -11,7 +11,7 @@ from bytelm.find import find
 SMALLEST, LARGEST = 1 << 20, 1 << 36
 CONTEXTS, MATCHES = 24, 4  # at most
 ORDERS = tuple(f"order:{n}" for n in (0, 1, 2, 3, 4, 5, 6, 8))
-TEXT = (*ORDERS, "word", "words", "column", "sparse", "indirect", "match:7", "match:20")
+TEXT = (*ORDERS, "word", "words", "column", "sparse", "indirect", "match:5", "match:10", "match:24")
 
 
 @dataclass(frozen=True)
