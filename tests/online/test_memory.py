@@ -160,7 +160,7 @@ def test_other_settings_and_no_file_are_refused(tmp_path: Path) -> None:
         (lambda: Settings(("word:1",)), "give word without a number"),
         (lambda: Settings(("order:33",)), "must be from 0 to 32"),
         (lambda: Settings(("order:1", "order:1")), "named twice"),
-        (lambda: Settings(("match:5",)), "at least one looks a context up"),
+        (lambda: Settings(("match:5",)), "none of them is a context model"),
         (lambda: Settings(tuple(f"order:{n}" for n in range(25))), "at most 24"),
         (lambda: Settings(("oder:1",)), "did you mean 'order'"),
     ],

@@ -33,7 +33,7 @@ class Settings:
                     f"online.predictors: {len(which)} like {which[-1].name}, at most {most}: leave some out"
                 )
         if not self.contexts:
-            raise ConfigError('online.predictors: at least one looks a context up: add "order:0"')
+            raise ConfigError('online.predictors: none of them is a context model: add "order:0"')
         if len(set(self.predictors)) < len(self.predictors):
             raise ConfigError("online.predictors: one is named twice: leave it out once")
         if len(",".join(self.predictors)) > 900:
