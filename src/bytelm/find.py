@@ -27,7 +27,12 @@ from bytelm.errors import ConfigError
 
 GROUP = "bytelm.models"  # of entry points: NAME = a package whose files are as above
 # Modules in a kind's folder that are not of that kind.
-SHARED = {"data.modalities": {"base"}, "patching": {"base", "layout"}, "evaluate.robustness": {"base"}}
+SHARED: dict[str, set[str]] = {
+    "data.modalities": {"base"},
+    "patching": {"base", "layout"},
+    "evaluate.robustness": {"base"},
+    "online.predictors": set(),
+}
 # Kinds that are one part of an architecture.
 PARTS = {"models": "model", "entropy_models": "entropy_model"}
 TITLES = {
@@ -36,6 +41,7 @@ TITLES = {
     "patching": "patching scheme",
     "data.modalities": "modality",
     "evaluate.robustness": "robustness suite",
+    "online.predictors": "predictor",
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import kernel_cases as cases
 from bytelm.native import library
-from bytelm.native.library import FLAGS, HERE, LEVELS, NAMES
+from bytelm.native.library import FLAGS, HERE, LEVELS
 
 SELFTEST = Path(__file__).with_name("selftest.cpp")
 WRITERS = {"kernels": cases.decoding, "training": cases.of_training}
@@ -47,7 +47,7 @@ def check(line: list[str | Path]) -> None:
     assert done.stdout.startswith("0 of ") and not done.stdout.startswith("0 of 0 ")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize(
     "level", QUICK + [pytest.param(level, marks=pytest.mark.slow) for level in LEVELS if level not in QUICK]
 )
@@ -80,7 +80,7 @@ def test_a_wrong_number_and_a_wrong_bit_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WRITERS)
 def test_kernels_for_arm_compute_what_numpy_does(name: str, written: dict[str, Path], tmp_path: Path) -> None:
     """NEON's vectors on an emulated processor: what they compute, not how fast."""
     emulator = next(filter(shutil.which, EMULATORS), None)

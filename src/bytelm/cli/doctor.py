@@ -57,7 +57,7 @@ def software() -> Iterator[Line]:
     import torch
 
     from bytelm import __version__
-    from bytelm.native.library import NAMES, NONE, described
+    from bytelm.native.library import NONE, described
 
     yield "bytelm", __version__, ""
     yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", ""
@@ -66,7 +66,7 @@ def software() -> Iterator[Line]:
         f"{torch.__version__}, {torch.get_num_threads()} {'thread' if torch.get_num_threads() == 1 else 'threads'}",
         "",
     )
-    generation, training = map(described, NAMES)
+    generation, training = described("kernels"), described("training")
     for what, (how, why) in {"kernels": generation, "training": training}.items():
         if what == "kernels" or training[0] != generation[0]:
             yield what, "none: generation and training are slower" if how == NONE else how, why

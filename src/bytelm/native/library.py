@@ -40,7 +40,7 @@ FAMILIES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "arm64", "arm64": 
 HERE = Path(__file__).parent
 PREBUILT = HERE / "prebuilt"
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-NAMES = ("kernels", "training")
+NAMES = ("kernels", "training", "online")
 COMPILERS = ("g++", "clang++", "c++")  # what they compile is equally fast
 # Nothing is contracted: sums are rounded as the sources say, so that processors agree.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")

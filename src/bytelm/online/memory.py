@@ -1,0 +1,230 @@
+"""A memory that learns byte by byte, beside a network or alone: context models, match models and their mixer.
+
+    memory = Memory()
+    nats = memory.nats(data, logp)            the cost of each byte, which it learns; logp: the network's, or None
+    memory.probabilities(logp)                of the 256 bytes after what it has read
+    memory.update(byte, logp)                 learn one byte
+
+All state is one arena of bytes of a size known before, and all arithmetic is of integers once the network's
+log-probabilities are rounded: the same bytes give the same state and probabilities with every processor, compiler and
+number of threads, read in pieces or whole. Without compiled kernels (BYTELM_KERNELS=none) the definition in Python
+computes the same, about a thousand times slower.
+"""
+
+from __future__ import annotations
+
+import mmap
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.errors import CheckpointError, ResourceError, UsageError
+from bytelm.online.engine import Logs, distribution, open_engine
+from bytelm.online.layout import CHANGING, HEADER, MAGIC, SETTINGS, VERSION, Layout
+from bytelm.online.saving import write_parts
+from bytelm.online.settings import Settings
+from bytelm.online.tables import WHOLE
+
+if TYPE_CHECKING:
+    from bytelm.online.coding import Coder
+
+AT_ONCE = 1 << 16  # bytes read by one call of the kernel, whose probabilities are held
+PIECE = 1 << 24  # bytes of a file whose checksum is computed at once
+TRAILER = 64  # bytes after the arena in a file: the checksum
+
+
+class Memory:
+    """What was read, and how it predicts. Not for several threads at once."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Raises ResourceError where there is no room for so much."""
+        self.settings = settings or Settings()
+        self._layout = Layout(self.settings)
+        self._open(_blank(self._layout.size))
+        self._layout.begin(self._arena)
+
+    def _open(self, buffer: mmap.mmap) -> None:
+        self._buffer = buffer
+        self._arena: NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)[: self._layout.size]
+        self._engine = open_engine(self._layout, self._arena)
+        self._marks = 0
+
+    @property
+    def bytes(self) -> int:
+        """The size of all its state."""
+        return self._layout.size
+
+    @property
+    def read_bytes(self) -> int:
+        """How many bytes it has read."""
+        return int(self._arena[CHANGING : CHANGING + 8].view(np.int64)[0])
+
+    # --- reading and predicting --------------------------------------------------------------------------------------
+
+    def nats(self, data: NDArray[np.uint8] | bytes, logp: Logs = None) -> NDArray[np.float64]:
+        """-ln of the probability of each byte `[n]` after all before it; the memory learns them.
+
+        `logp` [n, 256]: the network's natural log-probabilities of the 256 bytes in each place, if there is one.
+        """
+        given, logs = _checked(data, logp)
+        costs = np.empty(len(given))
+        for at in range(0, len(given), AT_ONCE):
+            part = slice(at, at + AT_ONCE)
+            found = self._engine.read(given[part], None if logs is None else logs[part])
+            costs[part] = -np.log(found / WHOLE).sum(axis=1)
+        return costs
+
+    def learn(self, data: NDArray[np.uint8] | bytes, logp: Logs = None) -> None:
+        """Read without measuring. A memory that has learnt without a network may be used beside one."""
+        given, logs = _checked(data, logp)
+        for at in range(0, len(given), AT_ONCE):
+            part = slice(at, at + AT_ONCE)
+            self._engine.read(given[part], None if logs is None else logs[part])
+
+    def probabilities(self, logp: Logs = None) -> NDArray[np.float64]:
+        """Of the 256 bytes, in the next place; all are above 0 and their sum is 1. `logp`: [256]."""
+        return distribution(self._engine.nodes(_row(logp)))
+
+    def log_probabilities(self, logp: Logs = None) -> NDArray[np.float64]:
+        """Their natural logarithms."""
+        return np.log(self.probabilities(logp))
+
+    def update(self, byte: int, logp: Logs = None) -> None:
+        """Learn one byte. `logp`: [256], that of the place where it stands."""
+        row = _row(logp)
+        self._engine.read(np.array([byte], np.uint8), None if row is None else row[None])
+
+    def encode(self, data: NDArray[np.uint8] | bytes, logp: Logs, coder: Coder) -> bytes:
+        """What a coder puts out for bytes, which the memory learns; `Encoder.put` calls it."""
+        given, logs = _checked(data, logp)
+        pieces: list[bytes] = []
+        for at in range(0, len(given), AT_ONCE):
+            part = slice(at, at + AT_ONCE)
+            pieces.append(self._engine.encode(given[part], None if logs is None else logs[part], coder))
+        return b"".join(pieces)
+
+    def decode(self, data: NDArray[np.uint8], logp: Logs, coder: Coder) -> int:
+        """The next coded byte, which the memory learns; -1 where `data` ends; `Decoder.get` calls it."""
+        return self._engine.decode(data, _row(logp), coder)
+
+    # --- going back --------------------------------------------------------------------------------------------------
+
+    def mark(self) -> None:
+        """From here `undo` can go back. Marks may be nested; what is written since is kept in memory."""
+        self._engine.mark()
+        self._marks += 1
+
+    def undo(self) -> None:
+        """Everything is as it was at the newest mark, which is gone. Raises UsageError where there is none."""
+        self._unmark(True)
+
+    def keep(self) -> None:
+        """The newest mark is gone, and what was learnt stays. Raises UsageError where there is none."""
+        self._unmark(False)
+
+    def _unmark(self, restore: bool) -> None:
+        if not self._marks:
+            raise UsageError("memory: no mark to go back to: call mark first")
+        self._marks -= 1
+        self._engine.unmark(restore)
+
+    def clone(self) -> Memory:
+        """Another memory that has read the same, without marks."""
+        other = Memory.__new__(Memory)
+        other.settings, other._layout = self.settings, self._layout
+        other._open(_blank(self._layout.size))
+        other._arena[:] = self._arena
+        return other
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path | str) -> None:
+        """Write everything to a file, whole or not at all. Raises ResourceError."""
+        checksum = zlib.crc32(self._arena.data).to_bytes(8, "little")
+        write_parts(Path(path), [self._arena.data, checksum.ljust(TRAILER, b"\0")])
+
+    @classmethod
+    def load(cls, path: Path | str, settings: Settings | None = None) -> Memory:
+        """What `save` wrote. The file is mapped: pages are copied only when they are written, and it stays as it is.
+
+        Raises CheckpointError for a file that is none, damaged, of another version, or not of these settings.
+        """
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is empty"
+            raise CheckpointError(
+                f"memory {path}: cannot be read ({reason}): write it again with Memory.save"
+            ) from error
+        made = cls.__new__(cls)
+        made._layout = _layout_of(path, np.frombuffer(buffer, np.uint8))
+        made.settings = made._layout.settings
+        if settings is not None and made.settings != settings:
+            raise CheckpointError(
+                f"memory {path}: its settings are {made.settings}, not {settings}: load it with its own"
+            )
+        made._open(buffer)
+        return made
+
+
+def _blank(size: int) -> mmap.mmap:
+    """Zeros that take no room until they are written, in large pages where the system has them."""
+    try:
+        buffer = mmap.mmap(-1, size)
+    except (OSError, ValueError) as error:
+        raise ResourceError(f"no room for a memory of {size} bytes: name fewer in online.memory") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            return buffer  # a system without them
+    return buffer
+
+
+def _layout_of(path: Path, data: NDArray[np.uint8]) -> Layout:
+    """The layout of a file's arena, after everything in it was checked. Raises CheckpointError."""
+    again = "write it again with Memory.save"
+    if len(data) < HEADER + TRAILER or int(data[:8].view(np.int64)[0]) != MAGIC:
+        raise CheckpointError(f"memory {path}: it is no memory of bytelm, or cut off at its beginning: {again}")
+    version = int(data[8:16].view(np.int64)[0])
+    if version != VERSION:
+        raise CheckpointError(f"memory {path}: its version is {version}, and this bytelm reads {VERSION}: {again}")
+    told = data[SETTINGS:CHANGING].tobytes().rstrip(b"\0").decode("ascii", errors="replace")
+    size, _, names = told.partition(" ")
+    try:
+        layout = Layout(Settings(tuple(names.split(",")), int(size)))
+    except (UsageError, ValueError) as error:
+        raise CheckpointError(f"memory {path}: its settings cannot be used ({error}): {again}") from error
+    if len(data) != layout.size + TRAILER:
+        raise CheckpointError(f"memory {path}: {len(data)} bytes in the place of {layout.size + TRAILER}: {again}")
+    checksum = 0
+    for at in range(0, layout.size, PIECE):
+        checksum = zlib.crc32(data[at : min(at + PIECE, layout.size)].data, checksum)
+    same = bool((data[: len(layout.header)] == layout.header).all())
+    if not same or data[layout.size :].tobytes() != checksum.to_bytes(8, "little").ljust(TRAILER, b"\0"):
+        raise CheckpointError(f"memory {path}: it is damaged, its checksum is not that of its content: {again}")
+    return layout
+
+
+def _checked(data: NDArray[np.uint8] | bytes, logp: Logs) -> tuple[NDArray[np.uint8], Logs]:
+    given = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data)
+    if given.ndim != 1 or given.dtype != np.uint8:
+        raise UsageError(f"memory: bytes of shape {given.shape} and type {given.dtype}: give uint8 [n]")
+    if logp is None:
+        return given, None
+    if logp.shape != (len(given), 256):
+        raise UsageError(f"memory: log-probabilities of shape {logp.shape}: give [{len(given)}, 256]")
+    return given, np.ascontiguousarray(logp, np.float32)
+
+
+def _row(logp: Logs) -> Logs:
+    if logp is None:
+        return None
+    if logp.shape != (256,):
+        raise UsageError(f"memory: log-probabilities of shape {logp.shape}: give [256]")
+    return np.ascontiguousarray(logp, np.float32)

@@ -1,0 +1,17 @@
+"""The byte at a distance, such as a row of a picture or a record of a table, and the last one."""
+
+from __future__ import annotations
+
+from bytelm.online.arena import Arena
+
+CODE, PARAMETER, BYTES = 7, (1, 1 << 20), 0
+
+
+def context(arena: Arena, own: int, parameter: int) -> int:
+    """Both bytes; 0 stands for the one above the first row."""
+    above = arena.position - parameter
+    return (arena.byte(above) if above >= 0 else 0) << 8 | arena.last(1)
+
+
+def note(arena: Arena, own: int, byte: int) -> None:
+    """Nothing of its own."""
