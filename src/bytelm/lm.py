@@ -27,6 +27,7 @@ from bytelm.evaluate.windowing import Mode, for_generating
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import generate, stream
 from bytelm.interfaces.model import ByteModel
+from bytelm.online.memory import Memory
 from bytelm.units import LN2
 
 if TYPE_CHECKING:
@@ -127,10 +128,16 @@ class LM:
         """The same bytes as `generate`, each as soon as it is decided."""
         return stream(self.model, prompt, **split(options))
 
-    def bits(self, data: bytes) -> tuple[float, int]:
-        """(bits, bytes) of `data` as one document: every byte is scored once."""
-        meter = Meter.of(measure(self.model, [("", data)], context=self.context))
-        return meter.nats / LN2, meter.bytes
+    def bits(self, data: bytes, online: Memory | None = None) -> tuple[float, int]:
+        """(bits, bytes) of `data` as one document: every byte is scored once.
+
+        `online`: a memory that learns `data` beside the model, which stays as it is (`bytelm.online.memory`); the bits
+        are then of both. Raises UsageError for a token model with a memory.
+        """
+        found = list(measure(self.model, [("", data)], context=self.context, memory=online))
+        meter = Meter.of(found)
+        nats = meter.nats if online is None else sum(document.online or 0.0 for document in found)
+        return nats / LN2, meter.bytes
 
     def logprobs(self, prefix: bytes, continuation: bytes) -> NDArray[np.float64]:
         """The log-probability of each byte of `continuation` after `prefix`, in nats `[bytes]`.
@@ -139,13 +146,16 @@ class LM:
         """
         return logprobs(over_bytes(self.model), prefix, continuation)
 
-    def compress(self, data: bytes) -> bytes:
-        """`data`, losslessly compressed to about `bits(data)`. Raises UsageError for a token model, or on a GPU."""
-        return compress(self.model, data, self.context)
+    def compress(self, data: bytes, online: Memory | None = None) -> bytes:
+        """`data`, losslessly compressed to about `bits(data, online)`; `online` learns it.
 
-    def decompress(self, packed: bytes) -> bytes:
-        """The input of `compress`, with the same model on the same machine. Raises DataError."""
-        return decompress(self.model, packed)
+        Raises UsageError for a token model, or on a GPU.
+        """
+        return compress(self.model, data, self.context, memory=online)
+
+    def decompress(self, packed: bytes, online: Memory | None = None) -> bytes:
+        """The input of `compress`, with the same model on the same machine, and the same memory. Raises DataError."""
+        return decompress(self.model, packed, memory=online)
 
     def patches(self, data: bytes) -> list[bytes]:
         """The patches of `data`. Raises UsageError for a model without patches."""

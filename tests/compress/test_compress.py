@@ -224,8 +224,8 @@ def test_another_model_a_newer_format_and_another_machine_are_named(
     other = next(model for name, model in tiny_models(3) if name.startswith("transformer")).eval()
     with pytest.raises(DataError, match="another model wrote it: name the run"):
         decompress(other, whole)
-    with pytest.raises(DataError, match=r"a newer bytelm wrote it \(format 2, this one reads 1\): upgrade"):
-        decompress(model, whole[:4] + b"\2" + whole[5:])
+    with pytest.raises(DataError, match=r"a newer bytelm wrote it \(format 3, this one reads 2\): upgrade"):
+        decompress(model, whole[:4] + b"\3" + whole[5:])
     with pytest.raises(DataError, match="not a file that"):
         decompress(model, b"PK\3\4" + whole[4:])
     harmed = whole[:-3] + bytes(3)
@@ -279,6 +279,34 @@ def test_the_verbs(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str])
         err = capfd.readouterr().err
         assert message in err and err.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_the_verbs_beside_a_memory(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One begun empty, and one that has read the training split, in which the file is; each names itself in it."""
+    file, sizes, bits = tmp_path / "part.txt", dict[str, int](), dict[str, float]()
+    file.write_bytes((run.parent / "notes.txt").read_bytes()[:700])
+    (run / "memory.bin").unlink(missing_ok=True)
+    assert cli(["eval", str(run), str(file), "--online", "primed"]) == 2
+    assert f"memory.bin is missing: build it once with `bytelm prime {run}`" in capfd.readouterr().err
+    assert cli(["prime", str(run), "--memory", "2", "--quiet", "--json"]) == 0
+    made = json.loads(capfd.readouterr().out)
+    assert made["read_bytes"] > 10_000 and (run / "memory.bin").stat().st_size >= made["bytes"]
+    for online in ("cold", "primed"):
+        packed, again = tmp_path / f"{online}.blm", tmp_path / online
+        assert cli(["compress", str(run), str(file), "--online", online, "--out", str(packed), "--quiet"]) == 0
+        assert cli(["decompress", str(run), str(packed), "--quiet"]) == 0 and again.read_bytes() == file.read_bytes()
+        capfd.readouterr()
+        assert cli(["eval", str(run), str(file), "--online", online, "--json"]) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert found["online"]["read_before"] == (made["read_bytes"] if online == "primed" else 0)
+        bits[online], sizes[online] = found["online"]["bits_per_byte"], packed.stat().st_size
+        assert found["bits_per_byte"] > bits[online]
+    assert bits["primed"] < bits["cold"] and sizes["primed"] < sizes["cold"]
+    assert cli(["eval", str(run), str(file), "--online", "primed"]) == 0
+    assert f"with online memory, {made['read_bytes']:,} bytes read before" in capfd.readouterr().out
+    (run / "memory.bin").write_bytes(b"no memory")
+    assert cli(["decompress", str(run), str(tmp_path / "primed.blm"), "--out", str(tmp_path / "x")]) != 0
+    assert "memory.bin: it is no memory of bytelm" in capfd.readouterr().err and not (tmp_path / "x").exists()
 
 
 def test_standard_input_to_standard_output_and_back(

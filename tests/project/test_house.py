@@ -391,7 +391,8 @@ def test_commands_open_no_socket(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     guards = ["patching.max_length=none", "patching.max_single_byte_run=none"]  # there are none there
     words = ["train", str(ROOT / "LICENSE"), "--preset", "demo", "--run", str(run), "--steps", "2", "--quiet"]
-    sets = [word for s in [*small.BLT, "entropy_model.heads=2", *small.TRAINED, *guards] for word in ("--set", s)]
+    shape = [*small.BLT, "entropy_model.heads=2", "model.ngram_output=false", *small.TRAINED, *guards]
+    sets = [word for s in shape for word in ("--set", s)]
     commands = [
         [*words, *sets],
         ["eval", str(run), str(ROOT / "README.md")],

@@ -23,6 +23,7 @@ from bytelm.cli import (
     exchanging,
     inspect,
     measure,
+    online,
     robustness,
     serving,
     sweeping,
@@ -56,6 +57,7 @@ app.command(serving.serve)
 app.command(inspect.patches)
 app.command(compressing.compress)
 app.command(compressing.decompress)
+app.command(online.prime)
 app.command(training.calibrate)
 app.command(inspect.presets)
 app.command(costs.costs)

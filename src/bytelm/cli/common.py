@@ -123,6 +123,10 @@ def print_verdict(verdict: Any) -> None:
     """Bits per byte beside the compressors, best first; by plane and by file if there are several."""
     bounds = "" if verdict.low is None else f"{verdict.low:.3f} to {verdict.high:.3f}"
     rows = [("this model", verdict.bits_per_byte, bounds)]
+    if online := verdict.online:
+        read = f"{online.read_before:,} bytes read before" if online.read_before else "begun empty"
+        own = "" if online.low is None else f"{online.low:.3f} to {online.high:.3f}"
+        rows.append((f"with online memory, {read}", online.bits_per_byte, own))
     rows += [(name, bits, "") for name, bits in verdict.compressors.items()]
     rows.sort(key=lambda row: row[1])
     print(

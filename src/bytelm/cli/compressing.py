@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from bytelm.cli.common import Json, Quiet, Stream, Tables, Weights, counter, is_stdin, print_json
+from bytelm.cli.online import Online, opened
 from bytelm.errors import DataError, ResourceError, UsageError
 
 Out = Annotated[Stream | None, Parameter(name=("--out", "-o"), validator=())]
@@ -22,6 +23,7 @@ def compress(
     /,
     *,
     out: Out = None,
+    online: Online = None,
     weights: Weights = None,
     tables: Tables = None,
     quiet: Quiet = False,
@@ -48,7 +50,8 @@ def compress(
     if is_stdin(out) and sys.stdout.isatty():
         raise UsageError("compressed data is not written to a terminal: name a file with --out")
     data, lm = read(file), load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
-    packed = pack(lm.model, data, lm.context, counter("compressing", len(data), quiet or json))
+    memory = opened(run, online)
+    packed = pack(lm.model, data, lm.context, counter("compressing", len(data), quiet or json), memory)
     write(out, packed)
     sizes = {name: round(bits * len(data) / 8) for name, bits in compressed([data]).items()}
     bits = 8 * len(packed) / len(data)
@@ -83,7 +86,7 @@ def decompress(
         The file to write, or - for standard output (default: FILE without .blm, or - if FILE is -).
     """
     from bytelm.compress.stream import decompress as unpack
-    from bytelm.compress.stream import opened
+    from bytelm.compress.stream import opened as header_of
     from bytelm.lm import load
 
     if out is None and file.suffix != SUFFIX and not is_stdin(file):
@@ -91,8 +94,9 @@ def decompress(
     out = new(out or (file if is_stdin(file) else file.with_suffix("")), json)
     packed, lm = read(file), load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
     try:
-        size, _, _ = opened(lm.model, packed)
-        data = unpack(lm.model, packed, counter("decompressing", size, quiet or json))
+        header = header_of(lm.model, packed)
+        memory = opened(run, header.online, header.memory)
+        data = unpack(lm.model, packed, counter("decompressing", header.size, quiet or json), memory)
     except DataError as error:
         raise DataError(f"{named(file)}: {error}") from None
     write(out, data)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cyclopts import Parameter
 
+from bytelm.cli import online as memories
 from bytelm.cli.common import (
     Device,
     Json,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 
+NO_PROOF = "--prove applies to hf: models only: for a run use bytelm compress, and decompress"
+NO_TASKS = "--include-path is for --tasks: name a task in that folder"
+
 
 def evaluate(
     run: Path,
@@ -53,6 +57,7 @@ def evaluate(
     weights: Weights = None,
     tables: Tables = None,
     precision: Precision = "float32",
+    online: memories.Online = None,
     bytewise: Annotated[bool, Parameter(negative="")] = False,
     tasks: str | None = None,
     include_path: Path | None = None,
@@ -90,20 +95,18 @@ def evaluate(
         With hf: code the first 4096 bytes with the model's probabilities, decode them, and compare.
     """
     packing: dict[str, Any] = {"weights": weights, "tables": tables}
+    alone: dict[str, Any] = {"windowing": windowing, "bytewise": bytewise or None, "online": online}
     if after_prefix(str(run)) is not None:
-        packing |= {"windowing": windowing, "tasks": tasks, "include-path": include_path, "bytewise": bytewise or None}
+        alone |= {**packing, "tasks": tasks, "include-path": include_path}
         read = partial(documents_of, paths_of(paths), None) if paths else None
-        return evaluate_foreign(str(run), read, context, stride, precision, prove, device, quiet, json, **packing)
-    if prove:
-        raise UsageError("--prove applies to hf: models only: for a run use bytelm compress, and decompress")
+        return evaluate_foreign(str(run), read, context, stride, precision, prove, device, quiet, json, **alone)
+    if prove or (include_path is not None and tasks is None):
+        raise UsageError(NO_PROOF if prove else NO_TASKS)
     if tasks is not None:
-        changed = None if precision == "float32" else precision
-        alone = {"windowing": windowing, "precision": changed, "bytewise": "" if bytewise else None}
+        alone["precision"] = None if precision == "float32" else precision
         return ask(run, paths, tasks, include_path, context, stride, device, json, packing, **alone)
-    if include_path is not None:
-        raise UsageError("--include-path is for --tasks: name a task in that folder")
     options = (context, stride, windowing, weights, tables, precision, device, quiet or json)
-    return show_verdict(*measured(run, paths, *options, bytewise=bytewise), json)
+    return show_verdict(*measured(run, paths, *options, bytewise=bytewise, online=online), json)
 
 
 def show_verdict(verdict: EvalReport, tokens: dict[str, float], json: bool) -> int:
@@ -131,6 +134,7 @@ def measured(
     quiet: bool,
     *,
     bytewise: bool = False,
+    online: Literal["cold", "primed"] | None = None,
 ) -> tuple[EvalReport, dict[str, float]]:
     """The bits per byte of files, or of the run's test split; and with `bytewise` those of the tokens, by kind."""
     from bytelm.checkpoint.assemble import load
@@ -148,17 +152,19 @@ def measured(
     )
     window, total = context or loaded.state["context"], sum(len(data) for _, data in found)
     model, options = loaded.model, (context, stride, windowing, weights, tables, precision)
-    plain = not paths and options == (None, None, None, None, None, "float32") and not bytewise
+    plain = not paths and options == (None, None, None, None, None, "float32") and not (bytewise or online)
     if windowing is not None:
         if stride is not None:
             raise UsageError(f"--windowing {windowing} cannot be combined with --stride {stride}: leave one out")
         model, stride = for_measuring(model, windowing, window)
     progress = counter("evaluating", total, quiet)
     if bytewise:
-        if precision != "float32":
-            raise UsageError(f"--bytewise cannot be combined with --precision {precision}: leave one out")
+        if online or precision != "float32":
+            other = f"--online {online}" if online else f"--precision {precision}"
+            raise UsageError(f"--bytewise cannot be combined with {other}: leave one out")
         return both_ways(model, found, window, stride, progress, loaded.modality)
-    evaluation = judge(model, found, window, stride, progress, loaded.modality, precision)
+    memory = memories.opened(run, online)
+    evaluation = judge(model, found, window, stride, progress, loaded.modality, precision, memory=memory)
     if plain:
         keep(run, loaded, evaluation, quiet)
     return evaluation, {}

@@ -7,6 +7,9 @@
 Bytes that are known are read in chunks: all when compressing, and when decompressing those of the half before. They are
 coded in the order of the steps all the same, so that a file does not depend on it.
 
+With a memory that learns the file as it is coded (`bytelm.online`) there is one lane, and bits are coded in place of
+bytes: all that the memory adds is of integers.
+
 What a model gives must be bitwise identical on both sides. It is on one machine with one version (an invariant of the
 decoders); the header says which they were, and has a checksum of the content.
 """
@@ -17,7 +20,9 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,10 +35,14 @@ from bytelm.interfaces.decoder import Ints, Reals
 from bytelm.interfaces.model import ByteModel
 from bytelm.machine import processor
 from bytelm.native.library import library
+from bytelm.online import coding
+from bytelm.online.memory import Memory
+from bytelm.online.settings import LARGEST, SMALLEST
 from bytelm.units import BOS, BYTES
 
-MAGIC, VERSION = b"BLMC", 1
+MAGIC, VERSION = b"BLMC", 2
 HEADER = struct.Struct("<4sB8s4sIBQI")  # magic, version, model, machine, context, lanes, size, checksum
+ONLINE = struct.Struct("<BQ8s")  # follows with a memory: whether it was primed, its bytes, and what it was
 LANES = 8  # of a file that is long enough to be cut
 WORTH = 16  # contexts that a lane must have to be worth its beginning, of which nothing is known
 LONGEST = 1 << 24  # bytes of context
@@ -42,55 +51,127 @@ MOST = 1 << 27  # largest compression ratio: the most certain byte costs 1e-7 bi
 Progress = Callable[[int], None] | None
 
 
-def compress(model: ByteModel, data: bytes, context: int, progress: Progress = None) -> bytes:
-    """A header and the bits that `model` needs for `data`, read `context` bytes at a time.
+@dataclass(frozen=True)
+class Header:
+    """What stands before the coded bits."""
+
+    version: int
+    context: int
+    lanes: int
+    size: int
+    machine: bytes
+    checksum: int
+    primed: bool = False
+    memory: int = 0
+    """Bytes of the memory's setting; 0 without one."""
+    identity: bytes = b""
+    """Of the memory before it learned the file."""
+
+    @property
+    def online(self) -> Literal["cold", "primed"] | None:
+        """Which memory it needs, as `--online` names it."""
+        return ("primed" if self.primed else "cold") if self.memory else None
+
+    @property
+    def length(self) -> int:
+        """Bytes of the header itself."""
+        return HEADER.size + (ONLINE.size if self.memory else 0)
+
+
+def compress(
+    model: ByteModel, data: bytes, context: int, progress: Progress = None, memory: Memory | None = None
+) -> bytes:
+    """A header and the bits that `model`, and a `memory` that learns `data`, need for it, `context` at a time.
 
     Raises UsageError for a token model or on another device than the CPU, or a context below 2.
     """
     if not 2 <= context < LONGEST:
         raise UsageError(f"context {context}: must be from 2 to {LONGEST - 1}")
-    lanes = max(1, min(LANES, len(data) // (WORTH * context)))
-    array, encoder = np.frombuffer(data, np.uint8), Encoder()
+    lanes = 1 if memory is not None else max(1, min(LANES, len(data) // (WORTH * context)))
+    array, encoder, bits = np.frombuffer(data, np.uint8), Encoder(), coding.Encoder()
+    online = b"" if memory is None else ONLINE.pack(memory.read_bytes > 0, memory.settings.memory, memory.identity())
 
     def code(logits: Reals, places: Ints) -> None:
-        encoder.put(frequencies(logits), array[places])
+        if memory is None:
+            encoder.put(frequencies(logits), array[places])
+        else:
+            bits.put(memory, array[places], logs(logits))
 
     walk(model, array, context, lanes, code, progress, known=True)
+    version = 1 if memory is None else VERSION  # what an older bytelm reads as well
     sizes = (context, lanes, len(data), zlib.crc32(data))
-    return HEADER.pack(MAGIC, VERSION, identity(model), surroundings(model), *sizes) + encoder.end()
+    header = HEADER.pack(MAGIC, version, identity(model), surroundings(model), *sizes) + online
+    return header + (encoder.end() if memory is None else bits.end())
 
 
-def decompress(model: ByteModel, packed: bytes, progress: Progress = None) -> bytes:
-    """What was given to `compress`. Raises DataError for anything else, and where model or machine are others."""
-    size, context, lanes = opened(model, packed)
-    decoder = Decoder(packed[HEADER.size :])
-    array = np.zeros(size, np.uint8)
+def decompress(model: ByteModel, packed: bytes, progress: Progress = None, memory: Memory | None = None) -> bytes:
+    """What was given to `compress`, `memory` being as it was then.
+
+    Raises DataError for anything else, and where model, memory or machine are others.
+    """
+    header = opened(model, packed)
+    check_memory(header, memory)
+    array, coded = np.zeros(header.size, np.uint8), packed[header.length :]
+    decoder = Decoder(coded)
+    bits = None if memory is None else coding.Decoder(coded)
 
     def decode(logits: Reals, places: Ints) -> None:
-        for frequency, place in zip(frequencies(logits), places.tolist(), strict=True):
-            array[place] = decoder.get(frequency)
+        if memory is None or bits is None:
+            for frequency, place in zip(frequencies(logits), places.tolist(), strict=True):
+                array[place] = decoder.get(frequency)
+        else:
+            for line, place in zip(logs(logits), places.tolist(), strict=True):
+                array[place] = bits.get(memory, line)
 
-    walk(model, array, context, lanes, decode, progress, known=False)
-    data, (*_, machine, _, _, _, checksum) = array.tobytes(), HEADER.unpack(packed[: HEADER.size])
-    if zlib.crc32(data) != checksum:
+    walk(model, array, header.context, header.lanes, decode, progress, known=False)
+    data = array.tobytes()
+    if zlib.crc32(data) != header.checksum:
         elsewhere = "another machine or version of bytelm wrote it, and rounds differently: decompress it there"
-        reason = "it is damaged: get a complete copy" if machine == surroundings(model) else elsewhere
+        reason = "it is damaged: get a complete copy" if header.machine == surroundings(model) else elsewhere
         raise DataError(f"decompression does not restore the input: {reason}")
     return data
 
 
-def opened(model: ByteModel, packed: bytes) -> tuple[int, int, int]:
-    """Size, context and lanes of what `compress` wrote. Raises DataError where it is not for this model."""
+def check_memory(header: Header, memory: Memory | None) -> None:
+    """Raises DataError unless a file was coded with just this memory, or with none."""
+    if memory is None:
+        if header.memory:
+            raise DataError("it was compressed with an online memory: give the same one to decompress it")
+    elif not header.memory:
+        raise DataError("it was compressed without an online memory: leave the memory out")
+    elif memory.identity() != header.identity:
+        whose = "primed by other bytes, or not at all" if header.primed else "of other settings, or had read something"
+        raise DataError(f"the online memory that it was compressed with was another: this one is {whose}")
+
+
+def logs(logits: Reals) -> NDArray[np.float32]:
+    """Log-probabilities `[lines, 256]` among bytes; those of a line are bitwise identical alone and among others."""
+    found = logits.astype(np.float64)
+    found -= found.max(-1, keepdims=True)
+    found -= np.log(np.exp(found).sum(-1, keepdims=True))
+    return found.astype(np.float32)
+
+
+def opened(model: ByteModel, packed: bytes) -> Header:
+    """The header of what `compress` wrote. Raises DataError where it is not for this model."""
     if len(packed) <= HEADER.size or packed[:4] != MAGIC:
         raise DataError("it is not a file that `bytelm compress` wrote")
-    _, version, whose, _, context, lanes, size, _ = HEADER.unpack(packed[: HEADER.size])
+    _, version, whose, machine, context, lanes, size, checksum = HEADER.unpack(packed[: HEADER.size])
     if version > VERSION:
         raise DataError(f"a newer bytelm wrote it (format {version}, this one reads {VERSION}): upgrade bytelm")
     if whose != identity(model):
         raise DataError("another model wrote it: name the run that compressed it, with the same --weights")
-    if not (2 <= context < LONGEST and 1 <= lanes <= LANES and size <= MOST * len(packed)):
+    found = Header(version, context, lanes, size, machine, checksum)
+    whole = 2 <= context < LONGEST and 1 <= lanes <= LANES and size <= MOST * len(packed)
+    if whole and version == VERSION:
+        whole = len(packed) > HEADER.size + ONLINE.size
+        if whole:
+            primed, memory, of_memory = ONLINE.unpack(packed[HEADER.size : HEADER.size + ONLINE.size])
+            found = replace(found, primed=bool(primed), memory=memory, identity=of_memory)
+            whole = SMALLEST <= memory <= LARGEST and lanes == 1
+    if not whole:
         raise DataError("its header is damaged: get a complete copy")
-    return size, context, lanes
+    return found
 
 
 def identity(model: ByteModel) -> bytes:

@@ -33,11 +33,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bytelm.device import fitting
 from bytelm.errors import UsageError
+from bytelm.evaluate import online
 from bytelm.evaluate.reading import Window, open_reader, read_line, read_windows
 from bytelm.evaluate.stream import Document, chunks, decisions, pieces
 from bytelm.interfaces.decoder import Decoder
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import nats_of
+from bytelm.online.memory import Memory
 from bytelm.threads import StepThreads, ThroughputTuner, all_or_one
 from bytelm.transfer import to_device, to_host
 from bytelm.units import BOS, PAD, UNWRITTEN
@@ -49,13 +51,15 @@ Precision = Literal["float32", "bfloat16"]
 class DocumentBits:
     """What a document costs: nats summed in float64 over all of its bytes, EOS not counted.
 
-    `by_place[p]` is the share of the bytes i with i % period == p; empty for a period of 1.
+    `by_place[p]` is the share of the bytes i with i % period == p; empty for a period of 1. `online`: the nats of the
+    model and a memory that learns the bytes, where there is one.
     """
 
     name: str
     bytes: int
     nats: float
     by_place: tuple[float, ...] = ()
+    online: float | None = None
 
 
 def measure(
@@ -68,6 +72,7 @@ def measure(
     period: int = 1,
     progress: Callable[[int], None] | None = None,
     precision: Precision = "float32",
+    memory: Memory | None = None,
 ) -> Iterator[DocumentBits]:
     """The bits of each (name, document), in order, in windows of `context` ids as drawn above.
 
@@ -75,10 +80,13 @@ def measure(
     no more of a document is held than they need. With a `period` above 1 the nats of each place in it are summed too:
     of each plane, where ids are bytes of alternating planes. `progress` is called with the number of bytes scored.
     `precision`: of matrix products; "bfloat16" is fastest on GPUs, and its error is in docs/evaluating.md.
+    `memory`: learns the bytes, in the order of the documents, beside the model, which stays as it is.
 
-    Raises UsageError unless 1 <= stride <= context and batch >= 1.
+    Raises UsageError unless 1 <= stride <= context and batch >= 1, and for a token model with a memory.
     """
-    windows = _Windows.checked(model, context, stride, batch, precision)
+    windows = replace(_Windows.checked(model, context, stride, batch, precision), memory=memory)
+    if memory is not None:
+        online.check(model)
     return _measure(model, documents, windows, period, progress)
 
 
@@ -104,10 +112,10 @@ def _measure(
     stream = all_windows()
     while group := list(islice(stream, windows.batch)):
         scored = windows.score([window for _, window in group])
-        for (tally, _), (nats, sizes) in zip(group, scored, strict=True):
-            tally.add(nats, sizes)
+        for (tally, _), (nats, sizes, own) in zip(group, scored, strict=True):
+            tally.add(nats, sizes, own)
         if progress:
-            progress(sum(int(sizes.sum()) for _, sizes in scored))
+            progress(sum(int(sizes.sum()) for _, sizes, _ in scored))
         # All windows drawn so far are scored: a document that ended has nothing more to come.
         while tallies and tallies[0].ended:
             yield tallies.popleft().bits()
@@ -122,7 +130,7 @@ def nats_of_document(
     stream = windows.of(document)
     scored: list[NDArray[np.float64]] = [np.zeros(0)]
     while group := list(islice(stream, batch)):
-        scored += [nats for nats, _ in windows.score(group)]
+        scored += [nats for nats, *_ in windows.score(group)]
     return np.concatenate(scored)
 
 
@@ -277,11 +285,14 @@ class _Tally:
     bytes: int = 0
     nats: float = 0.0
     ended: bool = False
+    online: float | None = None
     whole: int | None = None
     """The bytes of the document, where they are not those of its ids."""
 
-    def add(self, nats: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
-        """Count the nats and bytes of the next ids."""
+    def add(self, nats: NDArray[np.float64], sizes: NDArray[np.int64], online: float | None) -> None:
+        """Count the nats and bytes of the next ids, and their nats with a memory."""
+        if online is not None:
+            self.online = (self.online or 0.0) + online
         period = len(self.places)
         places = (self.bytes + np.arange(len(nats))) % period
         self.places += np.bincount(places, weights=nats, minlength=period)
@@ -291,7 +302,9 @@ class _Tally:
     def bits(self) -> DocumentBits:
         """The sums, once they are whole."""
         by_place = tuple(map(float, self.places)) if len(self.places) > 1 else ()
-        return DocumentBits(self.name, self.bytes if self.whole is None else self.whole, self.nats, by_place)
+        return DocumentBits(
+            self.name, self.bytes if self.whole is None else self.whole, self.nats, by_place, self.online
+        )
 
 
 @dataclass(frozen=True)
@@ -308,6 +321,7 @@ class _Windows:
     """What reads the windows instead of the forward pass, where it can."""
     tuner: ThroughputTuner | None = None
     """Chooses how many threads of the reader do."""
+    memory: Memory | None = None
 
     @classmethod
     def checked(
@@ -365,12 +379,14 @@ class _Windows:
         return logits.flatten(0, 1).index_select(0, to_device(torch.cat(places), logits)), targets
 
     @torch.inference_mode()
-    def score(self, group: list[Window]) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-        """The nats of what each window scores, and the bytes that each of these ids is."""
+    def score(self, group: list[Window]) -> list[tuple[NDArray[np.float64], NDArray[np.int64], float | None]]:
+        """The nats of what each window scores, the bytes of each of these ids, and the nats with the memory."""
         logits, targets = self.read(group)
         nats = nats_of(logits[None], to_device(torch.cat(targets), logits)[None])[0]
         each = to_host(nats).double().split([len(ids) for ids in targets])
-        return [(own.numpy(), self.model.byte_lengths(ids).numpy()) for own, ids in zip(each, targets, strict=True)]
+        own = [None] * len(group) if self.memory is None else online.nats_online(self.memory, logits, targets)
+        sizes = [self.model.byte_lengths(ids).numpy() for ids in targets]
+        return [(nats.numpy(), size, cost) for nats, size, cost in zip(each, sizes, own, strict=True)]
 
     @torch.inference_mode()
     def judge(self, group: list[Window]) -> list[tuple[Float[Tensor, " scored"], Bool[Tensor, " scored"]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from bytelm.evaluate.bits import DocumentBits, Precision, measure
 from bytelm.evaluate.compressors import compressed, compressed_each
 from bytelm.evaluate.meter import Meter, interval
 from bytelm.interfaces.model import ByteModel
+from bytelm.online.memory import Memory
 from bytelm.units import LN2, bits_per_byte
 
 
@@ -29,11 +30,29 @@ class FileBits:
 
 
 @dataclass(frozen=True)
+class OnlineBits:
+    """The bits of the same bytes by the model and a memory that learns them (`bytelm.online`), in the given order.
+
+    `read_before`: bytes that the memory had read when it began; `memory`: its size in bytes. The interval is over
+    documents as for the model alone.
+    """
+
+    bits: float
+    bits_per_byte: float
+    low: float | None
+    high: float | None
+    files: list[FileBits]
+    read_before: int
+    memory: int
+
+
+@dataclass(frozen=True)
 class EvalReport:
     """What a model makes of documents. Every byte is scored once; context and stride say what it was scored from.
 
     `low` and `high` bound the 95 % bootstrap interval over documents; None with fewer than two. `planes` are the bits
     per byte of each plane that bytes stand for in turn: red, green, blue. `unit` names the unit of all of these.
+    `online`: what a memory makes of it that learns while the model, of which all else is, reads.
     """
 
     bytes: int
@@ -48,10 +67,14 @@ class EvalReport:
     compressors: dict[str, float]
     planes: dict[str, float] = field(default_factory=dict[str, float])
     unit: str = "bits per byte"
+    online: OnlineBits | None = None
 
     def mapping(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return asdict(self)
+        """As plain JSON; without `online` where nothing learned."""
+        found = asdict(self)
+        if self.online is None:
+            del found["online"]
+        return found
 
 
 def judge(
@@ -63,11 +86,12 @@ def judge(
     modality: Modality | None = None,
     precision: Precision = "float32",
     batch: int = 8,
+    memory: Memory | None = None,
 ) -> EvalReport:
     """Measure documents given as (name, bytes); those of one name are one file. Raises DataError if there are none.
 
     With a `modality` the formats made for it are among the compressors, and each plane is measured too.
-    `precision`, `batch`: see `measure`.
+    `precision`, `batch`, `memory`: see `measure`.
     """
     documents = list(documents)
     planes, formats = (modality.planes, modality.compressors()) if modality is not None else ((), {})
@@ -79,7 +103,9 @@ def judge(
         "batch": batch,
         "period": period,
         "precision": precision,
+        "memory": memory,
     }
+    read_before = 0 if memory is None else memory.read_bytes
     found = list(measure(model, documents, progress=progress, **how))
     whole = Meter.of(found)
     if not whole.bytes:
@@ -98,7 +124,16 @@ def judge(
         compressors=compressed(data) | compressed_each(data, formats),
         planes=by_plane(found, planes),
         unit=unit_of(modality),
+        online=None if memory is None else online(found, read_before, memory.bytes),
     )
+
+
+def online(found: Iterable[DocumentBits], read_before: int, size: int) -> OnlineBits:
+    """The same documents with the nats that a memory's learning makes of theirs."""
+    found = [replace(document, nats=document.online or 0.0) for document in found]
+    whole, bounds = Meter.of(found), interval(found)
+    low, high = bounds or (None, None)
+    return OnlineBits(whole.nats / LN2, whole.bits_per_byte, low, high, by_name(found), read_before, size)
 
 
 def by_plane(found: Iterable[DocumentBits], planes: tuple[str, ...]) -> dict[str, float]:

@@ -6,7 +6,7 @@
 
 namespace bytelm::online {
 
-enum Code : int64_t { ORDER = 1, WORD = 2, WORDS = 3, COLUMN = 4, SPARSE = 5, INDIRECT = 6, STRIDE = 7, SAMPLE = 8, MATCH = 9 };
+enum Code : int64_t { ORDER = 1, WORD = 2, WORDS = 3, COLUMN = 4, SPARSE = 5, INDIRECT = 6, STRIDE = 7, MATCH = 9 };
 
 inline bool in_word(uint8_t b) {
     return (b >= 'a' && b <= 'z') || (b >= 'A' && b <= 'Z') || (b >= '0' && b <= '9') || b == '_' || b >= 128;

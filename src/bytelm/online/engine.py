@@ -49,7 +49,7 @@ class Engine(Protocol):
 
 
 class Python:
-    """The definition. It takes a millisecond a byte, and copies the whole arena at a mark."""
+    """The definition. It takes one to two milliseconds a byte, and copies the whole arena at a mark."""
 
     def __init__(self, layout: Layout, arena: NDArray[np.uint8]) -> None:
         self.definition, self.arena = Definition(layout, arena), arena

@@ -1,0 +1,79 @@
+"""Memories that learn while a model is read, for commands: `--online`; and the one that builds a run's: prime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from bytelm.cli.common import Json, Quiet, counter, print_json
+from bytelm.errors import UsageError
+from bytelm.units import show_bytes
+
+if TYPE_CHECKING:
+    from bytelm.online.memory import Memory
+
+Online = Annotated[
+    Literal["cold", "primed"] | None,
+    Parameter(
+        help="A memory that learns the bytes beside the model: cold begins empty, primed has read the run's training "
+        "split (bytelm prime)."
+    ),
+]
+FILE = "memory.bin"  # in a run
+PIECE = 1 << 20  # bytes learned between two signs of progress
+
+
+def opened(run: Path, online: Literal["cold", "primed"] | None, size: int | None = None) -> Memory | None:
+    """The memory that `--online` asks for; an empty one is of `size` bytes. Raises UsageError and CheckpointError."""
+    if online is None:
+        return None
+    from bytelm.online.memory import Memory
+    from bytelm.online.settings import Settings
+
+    if online == "cold":
+        return Memory(Settings() if size is None else Settings(memory=size))
+    path = home(run) / FILE
+    if not path.exists():
+        raise UsageError(f"--online primed: {path} is missing: build it once with `bytelm prime {home(run)}`")
+    return Memory.load(path)
+
+
+def home(run: Path) -> Path:
+    """The run of a path, which may name one checkpoint of it."""
+    return run.parent.parent if run.parent.name == "checkpoints" else run
+
+
+def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json = False) -> int:
+    """Build the memory of a run: it reads the training split once and is saved in the run, for --online primed.
+
+    Example: bytelm prime runs/demo
+
+    Parameters
+    ----------
+    run
+        A run whose packed training data is still there.
+    memory
+        Its size in MiB; the file is as large.
+    """
+    from bytelm.data.corpora import open_corpus
+    from bytelm.online.memory import Memory
+    from bytelm.online.settings import Settings
+
+    place = home(run)
+    corpus, made = open_corpus(place / "data"), Memory(Settings(memory=round(memory * 2**20)))
+    progress = counter("learning", corpus.bytes("train"), quiet or json)
+    for table in corpus.tables("train"):
+        for start, size in zip(table.starts.tolist(), table.sizes.tolist(), strict=True):
+            for at in range(start, start + size, PIECE):
+                piece = corpus.read(at, min(PIECE, start + size - at))
+                made.learn(piece)
+                if progress:
+                    progress(len(piece))
+    made.save(place / FILE)
+    if json:
+        print_json({"file": str(place / FILE), "bytes": made.bytes, "read_bytes": made.read_bytes})
+    else:
+        print(f"{place / FILE}: {show_bytes(made.bytes)}, {made.read_bytes:,} bytes read")
+    return 0
