@@ -239,6 +239,7 @@ def test_a_cross_attention_that_counts_is_never_left_out(tmp_path: Path) -> None
 MEASURED = """
 import re, sys, threading, time
 from pathlib import Path
+import torch._dynamo  # which torch imports to split a tensor on the meta device
 from bytelm import load
 from bytelm.exchange.convert import convert, export
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bytelm.checkpoint import pretrained, store
@@ -26,6 +26,11 @@ from bytelm.transfer import HOST
 MOST_LAYERS = 4096  # of a model and its entropy model: a bound on what is built before anything is compared
 
 
+INITIALISERS = frozenset(
+    function for name, function in vars(nn.init).items() if name.endswith("_") and callable(function)
+)
+
+
 class Uninitialised(TorchFunctionMode):
     """Leaves out what modules begin with: on the meta device it has no values, and torch compiles half of itself."""
 
@@ -34,7 +39,7 @@ class Uninitialised(TorchFunctionMode):
     ) -> Any:
         """The tensor as it is, of functions of `nn.init`; all others as they are."""
         kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
+        if func in INITIALISERS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 

@@ -216,7 +216,7 @@ def ask(
     device: str,
     json: bool,
     packing: Mapping[str, Any],
-    **alone: str | None,
+    **alone: object,
 ) -> int:
     """Run the harness's tasks, and print the scores. Options that are for files `alone` are refused."""
     if paths:
