@@ -182,7 +182,8 @@ def test_a_field_that_toml_cannot_hold_is_refused() -> None:
         build(Odd, {"pair": [1]}, "x.toml")
 
 
-CONFIGURED = [kind for kind in (*PARTS, *SHARED) if kind != "evaluate.robustness"]  # suites are not configured
+# Suites and predictors of memories have no Config.
+CONFIGURED = [kind for kind in (*PARTS, *SHARED) if kind not in ("evaluate.robustness", "online.predictors")]
 
 
 @pytest.mark.parametrize(("floor", "name"), [(floor, name) for floor in CONFIGURED for name in names(floor)])

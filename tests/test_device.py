@@ -45,7 +45,16 @@ from small import BLT, TRAINED
 TINY = [*BLT, "entropy_model.name=transformer", *TRAINED]
 META = torch.device("meta")  # a device without memory, for what is to be put elsewhere
 NVIDIA = "nvidia-smi"
-ELSEWHERE = {"doctor", "data", "compress", "decompress", "costs", "convert", "export"}  # verbs that take no device
+ELSEWHERE = {
+    "doctor",
+    "data",
+    "compress",
+    "decompress",
+    "prime",
+    "costs",
+    "convert",
+    "export",
+}  # verbs that take no device
 
 
 @pytest.fixture(scope="module")
