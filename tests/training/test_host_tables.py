@@ -117,8 +117,8 @@ def test_decoders_on_a_device_read_tables_on_the_host(name: str, monkeypatch: py
 
 
 def test_what_tables_take_is_counted_where_they_are() -> None:
-    """blt-tiny has tables of 6 · 32768 rows of 128 numbers, 101 MB, and as much of moments unless row-wise."""
-    rows, dim = 6 * 32768, 128
+    """blt-tiny has tables of 6 · 32768 rows of 256 numbers, 201 MB, and as much of moments unless row-wise."""
+    rows, dim = 6 * 32768, 256
     meta = torch.device("meta")
     model, config = made("blt-tiny")
     host, rowwise = replace(config, tables="host"), replace(config, table_optimizer="rowwise_adam")
@@ -156,7 +156,7 @@ def test_a_run_goes_on_with_the_other_optimizer_and_place_of_its_tables(tmp_path
         return moments[f"optimizer/{NAME}/exp_avg_sq"]
 
     full = moment(2, "train.tables=host")
-    assert full.shape == (6 * 64, 16)
+    assert full.shape == (6 * 64, 32)
     rowwise = "train.table_optimizer=rowwise_adam"
     with pytest.raises(UsageError, match=r"train\.table_optimizer was .*adam.*--allow-change"):
         moment(4, rowwise)
