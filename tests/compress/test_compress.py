@@ -309,6 +309,20 @@ def test_the_verbs_beside_a_memory(run: Path, tmp_path: Path, capfd: pytest.Capt
     assert "memory.bin: it is no memory of bytelm" in capfd.readouterr().err and not (tmp_path / "x").exists()
 
 
+def test_what_only_reads_a_model_imports_neither_shards_nor_a_compiler(run: Path) -> None:
+    """Which takes torch a second, more than all the rest."""
+    code = """
+import sys
+from bytelm.cli import run
+assert run(["eval", *sys.argv[1:], "--json"]) == 0
+assert run(["generate", sys.argv[1], "a", "--max-bytes", "2"]) == 0
+print([name for name in ("torch._dynamo", "torch.distributed.tensor", "sympy") if name in sys.modules], file=sys.stderr)
+"""
+    words = [sys.executable, "-c", code, str(run), str(run.parent / "notes.txt")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
 def test_standard_input_to_standard_output_and_back(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bytelm
-from bytelm.compress.stream import HEADER, ONLINE, compress, decompress
+from bytelm.compress.stream import HEADER, ONLINE, compress, decompress, opened
 from bytelm.errors import DataError, UsageError
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.verdict import judge
@@ -50,6 +50,12 @@ def test_what_is_compressed_beside_a_memory_comes_back(data: bytes) -> None:
     (_, model), *_ = tiny_models()
     nats = sum(d.online or 0.0 for d in measure(model.eval(), [("", data)], context=64, memory=Memory(SMALL)))
     packed = compress(model, data, 64, memory=Memory(SMALL))
+    assert (
+        len(data) < 300
+        or opened(model, compress(model, data, 8)).lanes
+        > opened(model, compress(model, data, 8, memory=Memory(SMALL))).lanes
+        == 1
+    ), "lanes would not see each other's repeats"
     assert decompress(model, packed, memory=Memory(SMALL)) == data
     coded = 8 * (len(packed) - HEADER.size - ONLINE.size)
     assert coded <= 1.0001 * nats / LN2 + 64

@@ -32,7 +32,7 @@ INITIALISERS = frozenset(
 
 
 class Uninitialised(TorchFunctionMode):
-    """Leaves out what modules begin with: on the meta device it has no values, and torch compiles half of itself."""
+    """Leaves out what modules begin with: on the meta device it has no values, and torch imports its compiler."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -36,7 +36,7 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.machine import processor
 from bytelm.native.library import library
 from bytelm.online import coding
-from bytelm.online.memory import Memory
+from bytelm.online.memory import Memory, among_bytes
 from bytelm.online.settings import LARGEST, SMALLEST
 from bytelm.units import BOS, BYTES
 
@@ -95,7 +95,7 @@ def compress(
         if memory is None:
             encoder.put(frequencies(logits), array[places])
         else:
-            bits.put(memory, array[places], logs(logits))
+            bits.put(memory, array[places], among_bytes(logits))
 
     walk(model, array, context, lanes, code, progress, known=True)
     version = 1 if memory is None else VERSION  # what an older bytelm reads as well
@@ -112,16 +112,15 @@ def decompress(model: ByteModel, packed: bytes, progress: Progress = None, memor
     header = opened(model, packed)
     check_memory(header, memory)
     array, coded = np.zeros(header.size, np.uint8), packed[header.length :]
-    decoder = Decoder(coded)
-    bits = None if memory is None else coding.Decoder(coded)
+    decoder = Decoder(coded) if memory is None else coding.Decoder(coded)
 
     def decode(logits: Reals, places: Ints) -> None:
-        if memory is None or bits is None:
+        if isinstance(decoder, Decoder):
             for frequency, place in zip(frequencies(logits), places.tolist(), strict=True):
                 array[place] = decoder.get(frequency)
-        else:
-            for line, place in zip(logs(logits), places.tolist(), strict=True):
-                array[place] = bits.get(memory, line)
+        elif memory is not None:
+            for line, place in zip(among_bytes(logits), places.tolist(), strict=True):
+                array[place] = decoder.get(memory, line)
 
     walk(model, array, header.context, header.lanes, decode, progress, known=False)
     data = array.tobytes()
@@ -142,14 +141,6 @@ def check_memory(header: Header, memory: Memory | None) -> None:
     elif memory.identity() != header.identity:
         whose = "primed by other bytes, or not at all" if header.primed else "of other settings, or had read something"
         raise DataError(f"the online memory that it was compressed with was another: this one is {whose}")
-
-
-def logs(logits: Reals) -> NDArray[np.float32]:
-    """Log-probabilities `[lines, 256]` among bytes; those of a line are bitwise identical alone and among others."""
-    found = logits.astype(np.float64)
-    found -= found.max(-1, keepdims=True)
-    found -= np.log(np.exp(found).sum(-1, keepdims=True))
-    return found.astype(np.float32)
 
 
 def opened(model: ByteModel, packed: bytes) -> Header:

@@ -31,15 +31,15 @@ def shown(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write `path` so that at any instant, power loss included, it holds all of `data` or what it held before.
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `path` so that at any instant, power loss included, it holds all `parts` in turn or what it held before.
 
     Raises ResourceError where the disk refuses; nothing half-written is left.
     """
     aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")  # two may be at it
     try:
         with aside.open("wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

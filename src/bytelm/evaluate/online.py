@@ -12,9 +12,8 @@ from torch import Tensor
 
 from bytelm.errors import UsageError
 from bytelm.interfaces.model import ByteModel
-from bytelm.online.memory import Memory
+from bytelm.online.memory import Memory, among_bytes
 from bytelm.transfer import to_host
-from bytelm.units import BYTES
 
 
 def check(model: ByteModel) -> None:
@@ -26,15 +25,10 @@ def check(model: ByteModel) -> None:
         )
 
 
-def log_probabilities(logits: Float[Tensor, "new vocab"]) -> np.ndarray:
-    """Natural logarithms of the probabilities among the 256 bytes `[new, 256]`, float32, on the host."""
-    return torch.log_softmax(to_host(logits[:, :BYTES]).double(), -1).float().numpy()
-
-
 def nats_online(
     memory: Memory, logits: Float[Tensor, "new vocab"], targets: Sequence[Int[Tensor, " _"]]
 ) -> list[float]:
     """The nats of each of several runs of bytes, which follow each other and `memory` learns in this order."""
-    nats = memory.nats(torch.cat(list(targets)).numpy().astype(np.uint8), log_probabilities(logits))
+    nats = memory.nats(torch.cat(list(targets)).numpy().astype(np.uint8), among_bytes(to_host(logits).float().numpy()))
     ends = itertools.accumulate(len(ids) for ids in targets)
     return [float(part.sum()) for part in np.split(nats, [*ends][:-1])]

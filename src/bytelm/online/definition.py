@@ -1,6 +1,6 @@
 """The memory, defined: how it predicts the bits of the next byte, and what a byte teaches it. In plain integers.
 
-native/online_*.h computes the same, some thousand times faster; a test compares every bit and byte of state. The family
+native/online_*.h computes the same, about 200 times faster; a test compares every bit and byte of state. The family
 is that of PAQ (Mahoney 2005; Knoll and de Freitas 2012, "A machine learning perspective on predictive coding with
 PAQ"):
 

@@ -17,17 +17,18 @@ import hashlib
 import mmap
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.data.files import write_whole
 from bytelm.errors import CheckpointError, ResourceError, UsageError
 from bytelm.online.engine import Logs, distribution, open_engine
 from bytelm.online.layout import CHANGING, HEADER, MAGIC, SETTINGS, VERSION, Layout
-from bytelm.online.saving import write_parts
 from bytelm.online.settings import Settings
 from bytelm.online.tables import WHOLE
+from bytelm.units import BYTES
 
 if TYPE_CHECKING:
     from bytelm.online.coding import Coder
@@ -35,6 +36,17 @@ if TYPE_CHECKING:
 AT_ONCE = 1 << 16  # bytes read by one call of the kernel, whose probabilities are held
 PIECE = 1 << 24  # bytes of a file whose checksum is computed at once
 TRAILER = 64  # bytes after the arena in a file: the checksum
+
+
+def among_bytes(logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """A network's natural log-probabilities of the 256 bytes `[lines, 256]`, by logits of which those are the first.
+
+    Those of a line are bitwise identical alone and among others: numbers of one line are summed in one order.
+    """
+    found = logits[:, :BYTES].astype(np.float64)
+    found -= found.max(-1, keepdims=True)
+    found -= np.log(np.exp(found).sum(-1, keepdims=True))
+    return found.astype(np.float32)
 
 
 class Memory:
@@ -149,7 +161,7 @@ class Memory:
     def save(self, path: Path | str) -> None:
         """Write everything to a file, whole or not at all. Raises ResourceError."""
         checksum = zlib.crc32(self._arena.data).to_bytes(8, "little")
-        write_parts(Path(path), [self._arena.data, checksum.ljust(TRAILER, b"\0")])
+        write_whole(Path(path), self._arena.data, checksum.ljust(TRAILER, b"\0"))
 
     @classmethod
     def load(cls, path: Path | str, settings: Settings | None = None) -> Memory:
