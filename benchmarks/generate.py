@@ -12,7 +12,7 @@ Systems alternate within a round, every other round in reverse; medians over rou
 generation is greedy, in float32 (except for models named "-bf16" or "-int8"), with torch's default threads. Parameters
 exclude tables of n-grams and positions. Prompts of a batch have equal length, so that patches of its rows coincide.
 
-bytelm            by `bytelm.generate.session.pieces`; BLT with fixed patches of 5 bytes ("blt-entropy": the same
+bytelm            by `bytelm.generate.prompts.pieces`; BLT with fixed patches of 5 bytes ("blt-entropy": the same
                   patches, but an n-gram entropy model runs on every byte)
 plain             a byte Transformer as in nanoGPT with a preallocated cache: the baseline for BLT and MEGABYTE
 transformers      BltForCausalLM at our BLT's shape without a cache (with one its logits are wrong): each byte processes
@@ -52,8 +52,9 @@ from bytelm.config import build
 from bytelm.data.files import write_whole
 from bytelm.decoding import Quantization, open_decoder
 from bytelm.decoding.plain import PlainDecoder
+from bytelm.generate.prompts import pieces
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import Request, Session, pieces
+from bytelm.generate.session import Request, Session
 from bytelm.interfaces.model import ByteModel
 from bytelm.report.charts import Bar, bar_chart
 

@@ -9,7 +9,8 @@ Every way is compared with the decoder at batch 1:
 batch               the five prompts in one session, with ragged lengths
 chunks of 7         prefill in chunks of 7 bytes
 one thread
-drafts of 4, of 8   self-speculative decoding (BLT and MEGABYTE)
+local drafts        of 4 and of 8 bytes: self-speculative decoding (BLT and MEGABYTE)
+memory drafts       of what an online memory of the text guesses
 forward, cached     the model's forward pass, byte by byte with its state
 forward, whole      its forward pass over the whole text at once: the most likely byte at every place
 forward, compiled   the same with its blocks compiled
@@ -42,7 +43,7 @@ from bytelm.decoding import Decoder, open_decoder
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.generate.sampling import Sampling
 from bytelm.generate.session import Request, Session
-from bytelm.generate.speculate import Speculation
+from bytelm.generate.speculate import NONE, Draft, Speculation, drafts_of
 from bytelm.interfaces.model import ByteModel
 from bytelm.nn.transformer import Block
 from bytelm.units import BOS, BYTES
@@ -50,7 +51,6 @@ from bytelm.units import BOS, BYTES
 GREEDY = Sampling(temperature=0.0)
 MODELS = ("blt", "blt-entropy", "megabyte", "megabyte-3", "transformer", "transformer-window")
 PROMPTS = (b"", b"The ", b"def main(", bytes(range(256)), b"It was a bright cold day in April, and the clocks " * 8)
-LENGTHS = (4, 8)
 ROUNDS = 5
 
 
@@ -59,25 +59,27 @@ class Written:
     texts: list[bytes]
     speculation: Speculation
     seconds: float
+    passes: int
 
 
-def written(decoder: Decoder, prompts: Sequence[bytes], count: int, drafts: int = 0, **options: Any) -> Written:
+def written(decoder: Decoder, prompts: Sequence[bytes], count: int, draft: Draft = NONE, **options: Any) -> Written:
     """All prompts in one session."""
-    session = Session(decoder, Speculation((drafts,)))
-    texts = [b""] * len(prompts)
+    session = Session(decoder, [draft])
+    texts, passes = [b""] * len(prompts), 0
     of = {}
     for row, prompt in enumerate(prompts):
         own: dict[str, Any] = {"sampling": GREEDY, "row": row, "eos": False, **options}
         of[session.submit(Request(prompt, count, **own))] = row
     began = time.perf_counter()
     while session.rows:
+        passes += 1
         for piece in session.step():
             texts[of[piece.row]] += piece.data
-    return Written(texts, session.speculation, time.perf_counter() - began)
+    return Written(texts, session.speculation, time.perf_counter() - began, passes)
 
 
-def alone(open_one: Callable[[], Decoder], prompts: Sequence[bytes], count: int, drafts: int = 0) -> list[bytes]:
-    return [written(open_one(), [prompt], count, drafts).texts[0] for prompt in prompts]
+def alone(open_one: Callable[[], Decoder], prompts: Sequence[bytes], count: int, draft: Draft = NONE) -> list[bytes]:
+    return [written(open_one(), [prompt], count, draft).texts[0] for prompt in prompts]
 
 
 @torch.inference_mode()
@@ -96,6 +98,10 @@ def compiled(model: ByteModel) -> ByteModel:
         if isinstance(module, Block):
             module.compile(dynamic=True)
     return fast
+
+
+def named(draft: Draft) -> str:
+    return f"{draft.source} drafts of {draft.length}"
 
 
 def ways(
@@ -117,8 +123,8 @@ def ways(
     torch.set_num_threads(1)
     yield "one thread", alone(opened, prompts, count)
     torch.set_num_threads(threads)
-    for length in LENGTHS if opened().drafts else ():
-        yield f"drafts of {length}", alone(opened, prompts, count, length)
+    for draft in drafts_of(opened())[1:]:
+        yield named(draft), alone(opened, prompts, count, draft)
     yield "forward, cached", alone(lambda: PlainDecoder(model, 1, capacity), prompts, count)
     yield "forward, whole", whole(model, prompts, base)
     yield "forward, compiled", whole(compiled(model), prompts, base)
@@ -140,22 +146,22 @@ def acceptance(model: ByteModel, prompts: Sequence[bytes], count: int) -> Iterat
     """Acceptance rates and speed-ups of drafts."""
     capacity = 1 + max(map(len, prompts)) + count
     decoder = open_decoder(model, rows=1, capacity=capacity)
-    for temperature in (0.0, 0.8) if decoder.drafts else ():
+    for temperature in (0.0, 0.8):
         options = {"sampling": Sampling(temperature), "seed": 1}
-        for length in LENGTHS:
+        for draft in drafts_of(decoder)[1:]:
             found: list[Written] = []
             ratio: list[float] = []
             for turn in range(ROUNDS):
                 prompt = [prompts[turn % len(prompts)]]
-                with_drafts = written(decoder, prompt, count, length, **options)
+                with_drafts = written(decoder, prompt, count, draft, **options)
                 without = written(decoder, prompt, count, **options)
                 assert with_drafts.texts == without.texts
                 found.append(with_drafts)
                 ratio.append(without.seconds / with_drafts.seconds)
             drafted = sum(one.speculation.drafted for one in found)
             accepted = sum(one.speculation.accepted for one in found)
-            yield {"temperature": temperature, "length": length, "accepted": accepted / drafted} | {
-                "bytes_per_pass": 1 + length * accepted / drafted,
+            yield {"temperature": temperature, "draft": named(draft), "accepted": accepted / max(1, drafted)} | {
+                "bytes_per_pass": sum(len(one.texts[0]) for one in found) / sum(one.passes for one in found),
                 "speed": statistics.median(ratio),
             }
 
@@ -197,9 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps({"rows": rows, "drafts": drafts}))
     for row in drafts if not options.json else ():
         shares = f"{row['accepted']:.0%} of drafts accepted, {row['bytes_per_pass']:.2f} bytes per pass"
-        print(
-            f"{row['model']:<20}drafts of {row['length']} at {row['temperature']}: {shares}, speed x {row['speed']:.2f}"
-        )
+        print(f"{row['model']:<20}{row['draft']} at {row['temperature']}: {shares}, speed x {row['speed']:.2f}")
     return 0 if all(row["same"] for row in rows) else 1
 
 

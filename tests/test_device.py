@@ -27,7 +27,7 @@ from bytelm.errors import ConfigError, ResourceError, UsageError
 from bytelm.evaluate import stream
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.calibrate import calibrate
-from bytelm.generate import session
+from bytelm.generate import prompts
 from bytelm.interfaces.model import ByteModel
 from bytelm.models.transformer.entropy_model import TransformerEntropyModel
 from bytelm.models.transformer.model import ByteTransformer
@@ -337,7 +337,7 @@ def test_windows_and_rows_that_do_not_fit_are_one_line(monkeypatch: pytest.Monke
     with pytest.raises(ResourceError, match=r"^1 windows of 64 ids did not fit into .*: take a context of 32, or "):
         list(measure(UniformModel(), [("a", b"abc")], context=64))
     with pytest.raises(ResourceError, match=r"^2 sequences of up to 9 ids did not fit into .*: give fewer prompts, "):
-        session.generate(UniformModel(), [b"abc", b"abcd"], max_bytes=4)
+        prompts.generate(UniformModel(), [b"abc", b"abcd"], max_bytes=4)
 
 
 def test_fewer_rows_are_opened_where_a_device_has_no_room_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,11 +346,11 @@ def test_fewer_rows_are_opened_where_a_device_has_no_room_for_all(monkeypatch: p
     def opened(model: ByteModel, *, rows: int, capacity: int, quantize: None) -> PlainDecoder:
         return full() if rows > most else PlainDecoder(model, rows, capacity)
 
-    monkeypatch.setattr(session, "open_decoder", opened)
-    assert len(session.generate(UniformModel(), [b"a"] * 5, max_bytes=2)) == 5
+    monkeypatch.setattr(prompts, "open_decoder", opened)
+    assert len(prompts.generate(UniformModel(), [b"a"] * 5, max_bytes=2)) == 5
     most = 0
     with pytest.raises(ResourceError, match="no memory for a sequence of 4 ids"):
-        session.generate(UniformModel(), [b"a"], max_bytes=2)
+        prompts.generate(UniformModel(), [b"a"], max_bytes=2)
 
 
 def test_what_is_cut_into_patches_is_read_in_halves_where_it_does_not_fit(

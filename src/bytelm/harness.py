@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 from bytelm.decoding import over_bytes, over_bytes_context
 from bytelm.errors import BytelmError, DataError, MissingExtraError, UsageError
 from bytelm.evaluate.bits import continuations, measure
+from bytelm.generate.prompts import generate
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate
 from bytelm.lm import LM
 
 try:

@@ -23,8 +23,8 @@ from bytelm.errors import ResourceError, UsageError
 from bytelm.evaluate.patches import lengths_by_kind, opens_of, patch_view, segmenter
 from bytelm.find import find, names
 from bytelm.generate.document import Task, completion, continuation
+from bytelm.generate.prompts import generate, pieces
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate, pieces
 from bytelm.interfaces.model import ByteModel
 from bytelm.patching.entropy import Entropy
 from bytelm.report.artifacts import Inspection, keep_inspection, read_inspection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -24,8 +24,8 @@ from bytelm.evaluate.bits import logprobs, measure
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.patches import patch_view
 from bytelm.evaluate.windowing import Mode, for_generating
+from bytelm.generate.prompts import generate, stream
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate, stream
 from bytelm.interfaces.model import ByteModel
 from bytelm.online.memory import Memory
 from bytelm.units import LN2
@@ -43,6 +43,9 @@ class Options(TypedDict, total=False):
     `seed` (0): the same seed generates the same bytes. `stop` (): stop sequences. `utf8` (False): valid UTF-8 only.
     `eos` (True): the model may end the document; otherwise exactly `max_bytes` bytes, as an image needs.
     `quantize` (None): "bf16" or "int8" quantizes linear layers for speed; see `decoding.open_decoder`.
+    `online` (None): a memory (`bytelm.online.memory`), of which a copy learns the prompt and what follows, and predicts
+    beside the model. `read_before` (None): opens one that only guesses ahead of a slow model: the
+    same bytes, sooner.
     """
 
     max_bytes: int
@@ -55,10 +58,12 @@ class Options(TypedDict, total=False):
     utf8: bool
     eos: bool
     quantize: Quantization | None
+    online: Memory | None
+    read_before: Callable[[], Memory] | None
 
 
 def split(options: Options) -> dict[str, Any]:
-    """The options as `generate.session` takes them: those of sampling as one."""
+    """The options as `generate.prompts` takes them: those of sampling as one."""
     given: dict[str, Any] = dict(options)
     chosen = {field.name: given.pop(field.name) for field in fields(Sampling) if field.name in given}
     return given | {"sampling": Sampling(**chosen)}

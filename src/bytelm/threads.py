@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 
@@ -17,31 +18,32 @@ FEW = 8  # steps until the first trial of fewer threads
 REST, LONGEST = 64, 512  # steps until the others are tried again, twice as many each time that the same one wins
 AT_WORK = 0.75  # of a step's time: a calling thread that computes, or spins, for more is not held up
 NUMBER = "OMP_NUM_THREADS"
+Option = TypeVar("Option")
 
 
 @dataclass
-class ThroughputTuner:
+class ThroughputTuner(Generic[Option]):
     """Chooses the option with the highest measured throughput; all are tried again periodically."""
 
-    options: tuple[int, ...]
+    options: tuple[Option, ...]
     """The first one is the default."""
     trial: int = TRIAL
     ahead: float = 1.0
     """The required speed-up over the default."""
     rest: int = REST
     """Steps between two trials of all."""
-    rates: dict[int, float] = field(default_factory=dict[int, float])
+    rates: dict[Option, float] = field(default_factory=dict[Option, float])
     steps: int = 0
     """Steps with the current option, their bytes and seconds."""
     bytes: int = 0
     seconds: float = 0.0
-    queue: list[int] = field(default_factory=list[int])
+    queue: list[Option] = field(default_factory=list[Option])
 
     def __post_init__(self) -> None:
         self.best = self.options[0]
 
     @property
-    def option(self) -> int:
+    def option(self) -> Option:
         """The one for the next step."""
         return self.queue[0] if self.queue else self.best
 
@@ -56,8 +58,12 @@ class ThroughputTuner:
                 self.settle()
         else:
             self.rates[self.best] = self.bytes / self.seconds
-            self.queue = [option for option in self.options if option != self.best]
+            self.queue = self.trials()
         self.forget()
+
+    def trials(self) -> list[Option]:
+        """The options to be tried now: all others."""
+        return [option for option in self.options if option != self.best]
 
     def forget(self) -> None:
         """Drop the steps noted since the last choice."""
@@ -71,7 +77,7 @@ class ThroughputTuner:
         self.best = fastest
 
 
-def all_or_one(most: int, rest: int = FEW) -> ThroughputTuner:
+def all_or_one(most: int, rest: int = FEW) -> ThroughputTuner[int]:
     """All threads, or one, which is first tried after `rest` steps.
 
     Threads synchronize many times per byte. Beside another busy program, each wait for a descheduled thread

@@ -30,7 +30,7 @@ from bytelm.data.modalities import audio, dna, image
 from bytelm.data.modalities.base import Modality, UnfitError
 from bytelm.errors import DataError, UsageError
 from bytelm.evaluate.verdict import judge, unit_of
-from bytelm.generate import session
+from bytelm.generate import prompts, session
 from bytelm.generate.document import completion, continuation, first_document
 from bytelm.report.artifacts import EVALUATION
 from bytelm.report.gather import gather
@@ -256,9 +256,9 @@ class Ending(UniformModel):
 
 def test_without_eos_a_document_does_not_end_early() -> None:
     options: dict[str, Any] = {"max_bytes": 20}
-    assert [g.data for g in session.generate(Ending(), [b"", b"ab"], **options)] == [b"", b""]
+    assert [g.data for g in prompts.generate(Ending(), [b"", b"ab"], **options)] == [b"", b""]
     for utf8 in (False, True):
-        whole = session.generate(Ending(), [b"", b"ab"], eos=False, utf8=utf8, **options)
+        whole = prompts.generate(Ending(), [b"", b"ab"], eos=False, utf8=utf8, **options)
         assert [(len(g.data), g.reason) for g in whole] == [(20, "length")] * 2
 
 

@@ -20,8 +20,8 @@ from bytelm import decoding
 from bytelm.decoding import device, graphs, ngrams, open_decoder, rings, tensors
 from bytelm.decoding.rings import Layers
 from bytelm.errors import UsageError
+from bytelm.generate.prompts import generate
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate
 from bytelm.models.blt import device_decoder as blt
 from bytelm.models.transformer.model import ByteTransformer
 from bytelm.native import library

@@ -20,8 +20,8 @@ from bytelm.decoding.plain import PlainDecoder
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import continuations, logprobs, measure, naive_continuations
 from bytelm.evaluate.renormalised import allowed, lost, renormalisation
+from bytelm.generate.prompts import generate
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate
 from bytelm.interfaces.decoder import Decoder
 from bytelm.models.transformer import model as transformer
 from bytelm.models.transformer.model import ByteTransformer

@@ -15,8 +15,8 @@ from bytelm.evaluate.bits import continuations, measure
 from bytelm.evaluate.exported import export
 from bytelm.evaluate.robustness import characters, copying, numbers, spelling
 from bytelm.evaluate.robustness.base import Item, Query
+from bytelm.generate.prompts import generate
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate
 from bytelm.lm import LM
 from bytelm.models.transformer import model as transformer
 from bytelm.units import LN2

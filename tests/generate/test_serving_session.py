@@ -10,9 +10,10 @@ import pytest
 from bytelm.decoding import open_decoder
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import logprobs
+from bytelm.generate.prompts import generate
 from bytelm.generate.request import Chunk, Request, Score
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import Session, generate
+from bytelm.generate.session import Session
 from bytelm.interfaces.model import ByteModel
 from bytelm.testing import tiny_models
 from bytelm.units import BOS

@@ -17,13 +17,18 @@ from torch import Tensor, nn
 from bytelm.decoding import Decoder, open_decoder, why_plain
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.errors import UsageError
-from bytelm.generate import session
+from bytelm.generate import prompts, speculate
+from bytelm.generate.prompts import generate, pieces, stream
+from bytelm.generate.request import Chunk, Generation, Request
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import Chunk, Generation, Request, Session, generate, pieces, stream
-from bytelm.generate.speculate import Speculation
+from bytelm.generate.session import Session
+from bytelm.generate.speculate import LOCAL, MEMORY, NONE, SLOW, Draft, Speculation, drafts_of
 from bytelm.generate.stop import release
 from bytelm.generate.utf8 import decode
 from bytelm.interfaces.model import ByteModel
+from bytelm.native.online import kernel
+from bytelm.online.memory import Memory
+from bytelm.online.settings import Settings
 from bytelm.testing import tiny_models
 from bytelm.units import BOS, BYTES, EOS, PAD, RESERVED, VOCAB
 
@@ -305,52 +310,85 @@ TINY.pop("megabyte (projected, learned positions)")  # no document of it is long
 TINY = {name: model for name, model in TINY.items() if not name.startswith("megabyte_pytorch")}
 
 
-def written(model: ByteModel, sampling: Sampling, lengths: tuple[int, ...], **options: Any) -> list[bytes]:
-    """What three rows write when so many bytes are drafted; also that drafts were made if they could be."""
+def local(*lengths: int) -> tuple[Draft, ...]:
+    return tuple(Draft("local", length) if length else NONE for length in lengths)
+
+
+def written(model: ByteModel, sampling: Sampling, drafts: Sequence[Draft], **options: Any) -> list[bytes]:
+    """What three rows write with such drafts; also that drafts were made if they could be."""
     requests = [Request(prompt, sampling=sampling, seed=7, row=row, **options) for row, prompt in enumerate(PROMPTS)]
-    at_work = Session(open_decoder(model, rows=len(PROMPTS), capacity=3000), Speculation(lengths))
+    decoder = open_decoder(model, rows=len(PROMPTS), capacity=3000)
+    at_work = Session(decoder, drafts if decoder.drafts else [NONE])
     found = {at_work.submit(request): b"" for request in requests}
     while at_work.rows:
         for piece in at_work.step():
             found[piece.row] += piece.data
-    assert (at_work.speculation.drafted > 0) == (at_work.decoder.drafts and lengths != (0,))
+    assert (at_work.speculation.drafted > 0) == (decoder.drafts and drafts != (NONE,))
     return list(found.values())
 
 
 @pytest.mark.fault("M2")
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0), Sampling(1.5, top_p=0.9)])
 @pytest.mark.parametrize("name", TINY)
-def test_drafts_change_nothing(name: str, sampling: Sampling) -> None:
+def test_drafts_change_nothing(name: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TINY[name]
     # Fewer where each byte is a forward pass over all before it, which is what a model without drafts is read by.
     options = {"max_bytes": 40 if why_plain(model) else 150, "stop": [b"\x11\x12", b"aa"]}
-    plain = written(model, sampling, (0,), **options)
-    assert plain == written(model, sampling, (5,), **options) == written(model, sampling, (0, 3, 9), **options)
-    alone = [
-        generate(model, [b""] * row + [prompt], sampling=sampling, seed=7, **options)[row].data
-        for row, prompt in enumerate(PROMPTS)
-    ]
-    assert alone == plain
+    plain = written(model, sampling, local(0), **options)
+    assert plain == written(model, sampling, local(5), **options) == written(model, sampling, local(0, 3, 9), **options)
+    monkeypatch.setattr(speculate, "LEAST", 0.0)  # also what is improbable is guessed
+    for row, prompt in enumerate(PROMPTS):
+        request = Request(prompt, sampling=sampling, seed=7, row=row, **options)
+        decoder = open_decoder(model, rows=1, capacity=3000)
+        session = Session(decoder, drafts_of(decoder)[-1:])  # a memory's, but for tokens
+        assert finished(session, request) == plain[row]
+        assert len(plain[row]) < 2 or (session.speculation.drafted > 0) == (MEMORY in drafts_of(decoder))
+
+
+def finished(session: Session, request: Request) -> bytes:
+    """What one request writes."""
+    session.submit(request)
+    found = b""
+    while session.rows:
+        found += b"".join(piece.data for piece in session.step())
+    return found
+
+
+def test_a_memory_guesses_what_was_written_before() -> None:
+    """A model that goes round in a circle: after the first round nearly all is guessed, a dozen bytes a pass."""
+    model, request = TINY["megabyte (two stages)"], Request(b"ab", 600, GREEDY, eos=False)
+    plain = Session(open_decoder(model, rows=1, capacity=700), [NONE])
+    session = Session(open_decoder(model, rows=1, capacity=700), [MEMORY])
+    text = finished(plain, request)
+    assert finished(session, request) == text
+    assert session.speculation.accepted > 400
+    read = Memory(Settings(memory=1 << 20))
+    read.learn(b"ab" + text)
+    before = read.identity()
+    primed = Session(open_decoder(model, rows=1, capacity=700), [MEMORY], read_before=read.clone)
+    assert finished(primed, request) == text
+    assert primed.speculation.accepted > session.speculation.accepted
+    assert read.identity() == before  # rows have copies of it
 
 
 def test_a_wrong_guess_that_is_kept_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test above is for: here every draft counts as right."""
     model = TINY["blt (no n-grams)"]
-    plain = written(model, GREEDY, (0,), max_bytes=150)
+    plain = written(model, GREEDY, local(0), max_bytes=150)
     rollback = Decoder.rollback
 
     def half_way(self: Decoder, rows: Any, lengths: Any) -> None:
         rollback(self, rows, np.where(lengths > 0, np.maximum(lengths, self.lengths[rows] - 1), 0))
 
     monkeypatch.setattr(Decoder, "rollback", half_way)
-    assert written(model, GREEDY, (5,), max_bytes=150) != plain
+    assert written(model, GREEDY, local(5), max_bytes=150) != plain
 
 
 def test_drafts_leave_the_distribution_as_it_is() -> None:
     """The first bytes after many draws with drafts, beside the probabilities of the model itself."""
     model, sampling = TINY["blt (no n-grams)"], Sampling(1.0, top_k=6)
     count, prompt = 3000, b"the"
-    at_work = Session(open_decoder(model, rows=count, capacity=9), Speculation((3,)))
+    at_work = Session(open_decoder(model, rows=count, capacity=9), local(3))
     for row in range(count):
         at_work.submit(Request(prompt, 4, sampling, seed=5, row=row, eos=False))
     found = [b""] * count
@@ -404,7 +442,7 @@ def test_rows_join_and_leave_between_steps() -> None:
 
 def test_more_prompts_than_rows_wait_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     together = generate(Markov(), PROMPTS, max_bytes=40, seed=3)
-    monkeypatch.setattr(session, "ROWS", 2)
+    monkeypatch.setattr(prompts, "ROWS", 2)
     assert generate(Markov(), PROMPTS, max_bytes=40, seed=3) == together
 
 
@@ -417,24 +455,35 @@ def test_a_memory_that_does_not_suffice_takes_fewer_rows(monkeypatch: pytest.Mon
             raise MemoryError
         return open_decoder(model, rows=rows, **options)
 
-    monkeypatch.setattr(session, "open_decoder", small)
+    monkeypatch.setattr(prompts, "open_decoder", small)
     assert len(generate(Markov(), PROMPTS, max_bytes=4)) == 5
     assert opened == [5, 2]
 
 
-def test_the_faster_length_is_drafted() -> None:
-    speculation = Speculation((0, 4, 8))
-    speed = {0: 10.0, 4: 25.0, 8: 20.0}
-    used = list[int]()
+def test_the_faster_draft_is_taken() -> None:
+    tuner, (four, eight) = Speculation((NONE, *LOCAL)).together, LOCAL
+    speed = {NONE: 10.0, four: 25.0, eight: 20.0}
+    used = list[Draft]()
     for turn in range(2000):
         if turn == 1000:
-            speed[0] = 100.0
-        used.append(speculation.option)
-        speculation.note(1 / speed[speculation.option], 1)
-    assert used[:64] == [0] * 64  # what is short is not worth a trial
-    assert used[80:120] == [4] * 40
-    assert used.count(8) < 60
-    assert used[-100:].count(0) > 90
+            speed[NONE] = 100.0
+        used.append(tuner.option)
+        tuner.note(1 / speed[tuner.option], 1)
+    assert used[:16] == [NONE] * 16  # what is short is not worth a trial
+    assert used[30:90] == [four] * 60
+    assert used.count(eight) < 80
+    assert used[-100:].count(NONE) > 80
+
+
+@pytest.mark.parametrize("seconds", [1e-3, 5e-3])
+def test_a_memory_is_tried_beside_slow_models_alone(seconds: float) -> None:
+    speculation = Speculation((NONE, MEMORY))
+    used = set[Draft]()
+    for _ in range(200):
+        used.add(speculation.tuner(1).option)
+        speculation.tuner(1).note(seconds, 1)
+    assert (MEMORY in used) == (seconds > SLOW and kernel() is not None)
+    assert speculation.tuner(2).options == (NONE,)
 
 
 def test_the_continuation_of_a_continuation_is_the_same() -> None:

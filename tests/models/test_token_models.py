@@ -31,8 +31,9 @@ from bytelm.evaluate import bits
 from bytelm.evaluate.bits import DocumentBits, logprobs, measure, nats_of_document
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.verdict import judge
+from bytelm.generate.prompts import generate, stream
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import Session, generate, stream
+from bytelm.generate.session import Session
 from bytelm.interfaces.objective import score
 from bytelm.lm import LM
 from bytelm.models.transformer import model as transformer

@@ -15,8 +15,8 @@ from bytelm import decoding
 from bytelm.checkpoint import assemble
 from bytelm.decoding import open_decoder
 from bytelm.errors import ResourceError, UsageError
+from bytelm.generate.prompts import generate
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate
 from bytelm.interfaces.objective import score
 from bytelm.models.blt.model import BLT
 from bytelm.native import library

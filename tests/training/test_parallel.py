@@ -22,8 +22,8 @@ import worlds
 from bytelm.data.sampler import Batch, Sampler
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.find import names
+from bytelm.generate.prompts import generate
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import score, scored
 from bytelm.nn.rows import RowGradients

@@ -134,7 +134,7 @@ def measured(
     quiet: bool,
     *,
     bytewise: bool = False,
-    online: Literal["cold", "primed"] | None = None,
+    online: memories.Kind | None = None,
 ) -> tuple[EvalReport, dict[str, float]]:
     """The bits per byte of files, or of the run's test split; and with `bytewise` those of the tokens, by kind."""
     from bytelm.checkpoint.assemble import load
@@ -291,6 +291,7 @@ def generate(
     keep: float | None = None,
     hex: Annotated[bool, Parameter(negative="", help="The prompt is given as hex digits.")] = False,
     windowing: Literal["basic", "sliding", "strided", "both"] = "basic",
+    online: memories.Online = None,
     weights: Weights = None,
     tables: Tables = None,
     device: Device = "auto",
@@ -318,6 +319,7 @@ def generate(
     from bytelm.device import use
     from bytelm.generate.stop import unescape
     from bytelm.lm import Options, load
+    from bytelm.online.saved import reader
 
     drawing = drawing or SamplingOptions()
     watch = partial(counter, quiet=quiet or json)
@@ -327,6 +329,7 @@ def generate(
     task = task_of(lm.modality, prompt, hex, keep, drawing.max_bytes)
     stop = [unescape(lone(text)) for text in drawing.stop or []]
     asked = {**vars(drawing), "stop": stop, "max_bytes": task.max_bytes, "eos": task.eos}
+    asked |= {"online": memories.opened(run, online), "read_before": reader(run)}
     began = time.perf_counter()
     pieces = lm.stream(task.prompt, **cast(Options, asked))
     written = collected(pieces, task.max_bytes, quiet=quiet or json) if json or out is not None else shown(pieces)

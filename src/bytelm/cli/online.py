@@ -8,41 +8,29 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from bytelm.cli.common import Json, Quiet, counter, print_json
-from bytelm.errors import UsageError
 from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
     from bytelm.online.memory import Memory
 
+Kind = Literal["cold", "primed"]
 Online = Annotated[
-    Literal["cold", "primed"] | None,
+    Kind | None,
     Parameter(
         help="A memory that learns the bytes beside the model: cold begins empty, primed has read the run's training "
         "split (bytelm prime)."
     ),
 ]
-FILE = "memory.bin"  # in a run
 PIECE = 1 << 20  # bytes learned between two signs of progress
 
 
-def opened(run: Path, online: Literal["cold", "primed"] | None, size: int | None = None) -> Memory | None:
+def opened(run: Path, online: Kind | None, size: int | None = None) -> Memory | None:
     """The memory that `--online` asks for; an empty one is of `size` bytes. Raises UsageError and CheckpointError."""
     if online is None:
         return None
-    from bytelm.online.memory import Memory
-    from bytelm.online.settings import Settings
+    from bytelm.online import saved
 
-    if online == "cold":
-        return Memory(Settings() if size is None else Settings(memory=size))
-    path = home(run) / FILE
-    if not path.exists():
-        raise UsageError(f"--online primed: {path} is missing: build it once with `bytelm prime {home(run)}`")
-    return Memory.load(path)
-
-
-def home(run: Path) -> Path:
-    """The run of a path, which may name one checkpoint of it."""
-    return run.parent.parent if run.parent.name == "checkpoints" else run
+    return saved.opened(run, online, size)
 
 
 def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json = False) -> int:
@@ -59,6 +47,7 @@ def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json
     """
     from bytelm.data.corpora import open_corpus
     from bytelm.online.memory import Memory
+    from bytelm.online.saved import FILE, home
     from bytelm.online.settings import Settings
 
     place = home(run)

@@ -22,7 +22,7 @@ from bytelm.device import called, peak_memory, use
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.patches import patch_view
-from bytelm.generate.session import generate
+from bytelm.generate.prompts import generate
 from bytelm.interfaces.model import ByteModel
 from bytelm.training.run import train
 

@@ -26,6 +26,7 @@ class Group:
 class PlainDecoder(Decoder):
     """Rows that are read together stay batched, so that a step of the same rows moves no state."""
 
+    rolls_back = False
     repeats = False  # torch rounds differently in a batch
     chunk = 1024
 

@@ -319,7 +319,7 @@ class _Windows:
     threads: StepThreads = field(default_factory=StepThreads)
     reader: Decoder | None = None
     """What reads the windows instead of the forward pass, where it can."""
-    tuner: ThroughputTuner | None = None
+    tuner: ThroughputTuner[int] | None = None
     """Chooses how many threads of the reader do."""
     memory: Memory | None = None
 

@@ -56,7 +56,7 @@ def open_reader(model: ByteModel, *, rows: int, capacity: int) -> Decoder | None
     return reader
 
 
-def read_windows(reader: Decoder, windows: Sequence[Window], tuner: ThroughputTuner | None = None) -> Reals:
+def read_windows(reader: Decoder, windows: Sequence[Window], tuner: ThroughputTuner[int] | None = None) -> Reals:
     """What is predicted of the ids that windows score, one window's after another's: `[scored, vocab]`.
 
     `tuner` chooses the number of the kernels' threads, on which nothing depends but the time.

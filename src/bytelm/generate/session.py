@@ -8,26 +8,23 @@ leave(ticket)               cancel; a row is also freed after its last piece
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from bytelm.decoding import Decoder, Quantization, open_decoder
-from bytelm.device import fitting
-from bytelm.errors import ResourceError, UsageError
-from bytelm.generate.request import Chunk, Generation, Reason, Request, Row, scored
-from bytelm.generate.sampling import DEFAULT, Ints, Reals, Sampling, row_key, written
-from bytelm.generate.speculate import Speculation
-from bytelm.generate.utf8 import Utf8State
-from bytelm.interfaces.model import ByteModel
+from bytelm.decoding import Decoder
+from bytelm.errors import UsageError
+from bytelm.generate.online import OnlineRow
+from bytelm.generate.request import Chunk, Request, Row, scored
+from bytelm.generate.sampling import Ints, Reals, Sampling, row_key, written
+from bytelm.generate.speculate import NONE, Draft, Guesser, Speculation, drafts_of
+from bytelm.online.memory import Memory
 from bytelm.threads import all_or_one
 from bytelm.units import EOS
 
 AHEAD = 4  # chunks of prompts that a step reads where none writes and `prefill` is bounded
-ROWS = 256  # largest batch; further prompts are queued
 
 
 @dataclass
@@ -35,12 +32,16 @@ class Session:
     """A running batch of a decoder."""
 
     decoder: Decoder
-    speculation: Speculation = field(default_factory=Speculation)
+    drafts: Sequence[Draft] | None = None
+    """What may be drafted, the default first; None: all that the decoder has. It changes the speed alone."""
     prefill: int | None = None
     """Ids of prompts that a step reads beside rows that write, which wait for it; None: no limit."""
+    read_before: Callable[[], Memory] | None = None
+    """Opens the memory that guesses the bytes of a row; None: it begins empty."""
 
     def __post_init__(self) -> None:
         rows = self.decoder.rows
+        self.speculation = Speculation(drafts_of(self.decoder) if self.drafts is None else self.drafts)
         self.rows: dict[int, Row] = {}
         self.free = list(range(rows))[::-1]
         self.tickets = 0
@@ -67,17 +68,23 @@ class Session:
                 f"and a sequence holds at most {self.decoder.capacity}: shorten one of them"
             )
         tokens = self.decoder.tokens
-        if tokens is not None and (request.utf8 or request.constraint or request.logprobs is not None):
+        by_byte = request.utf8 or request.constraint or request.logprobs is not None or request.online is not None
+        if tokens is not None and by_byte:
             raise UsageError(
-                "utf8, constraints and logprobs are of single bytes, and this model generates tokens: leave them out"
+                "utf8, constraints, logprobs and online are of single bytes, and this model generates tokens: "
+                "leave them out"
             )
         prompt, constraint = request.read(tokens), request.constrained()
-        slot, reused = self.place(prompt[:0] if request.score_prompt else prompt)
+        online = OnlineRow.begun(request.online)
+        slot, reused = self.place(prompt[:0] if request.reads_all else prompt)
         self.free.remove(slot)
         self.decoder.rollback(np.array([slot]), np.array([reused]))
         request_id, unread = self.tickets, prompt[reused:]
         self.tickets += 1
-        self.rows[slot] = Row(request_id, request, prompt, unread, request.max_bytes, constraint, tokens, reused=reused)
+        own = Row(
+            request_id, request, prompt, unread, request.max_bytes, constraint, tokens, reused=reused, online=online
+        )
+        self.rows[slot] = own
         self.keys[slot] = row_key(request.seed, request.row)
         self.allowed[slot] = self.written
         self.allowed[slot, EOS] = request.eos
@@ -119,17 +126,20 @@ class Session:
         if not self.rows:
             return []
         slots = self.writing.nonzero()[0]
-        began = time.perf_counter()
         if len(slots) < len(self.rows):
             return self.ordered(self.read_on(slots))
         if self.threads and self.decoder.thread_pool:
             self.decoder.thread_pool.threads = self.threads.option
-        drafts = self.room(slots)
-        found = self.speculate(slots, drafts) if drafts else self.read_on(slots)
+        tuner = self.speculation.tuner(len(slots))
+        draft = self.drafting(slots, tuner.option)
+        guesser = self.guesser(int(slots[0])) if draft.source == "memory" else None
+        began = time.perf_counter()
+        guessed = self.guesses(slots, draft, guesser)
+        found = self.verify(slots, guessed) if guessed.size else self.read_on(slots)
         took = time.perf_counter() - began
-        if drafts or not self.speculation.option:
-            self.speculation.note(took, sum(len(piece.data) for piece in found))
-        if self.threads and not drafts:
+        if draft.source == tuner.option.source:
+            tuner.note(took, sum(len(piece.data) for piece in found))
+        if self.threads and not guessed.size:
             self.threads.note(took, len(slots))
         return self.ordered(found)
 
@@ -142,8 +152,9 @@ class Session:
         self.writing[:] = False
         for slot, row in list(self.rows.items()):
             self.decoder.rollback(np.array([slot]), np.zeros(1, np.int64))
-            row.unread = np.concatenate([row.prompt, np.array(row.written, np.int64)])
+            row.unread = row.ids
             try:
+                row.online = OnlineRow.begun(row.request.online)
                 while slot in self.rows and not self.writing[slot]:
                     found += self.read_on(np.zeros(0, np.int64), slot)
             except Exception as error:  # whatever it is: it is this row's alone
@@ -182,8 +193,8 @@ class Session:
         counts, slots = counts.astype(np.int64), slots.astype(np.int64)
         ended = np.array([len(self.rows[slot].unread) == len(part) for slot, part in parts.items()], bool)
         done = np.concatenate([np.ones(len(writing), bool), ended])
-        scored = np.array([self.rows[slot].request.score_prompt for slot in slots.tolist()], bool)
-        wanted = (scored & (np.arange(len(slots)) >= len(writing))).repeat(counts)
+        whole = np.array([self.rows[slot].request.reads_all for slot in slots.tolist()], bool)
+        wanted = (whole & (np.arange(len(slots)) >= len(writing))).repeat(counts)
         wanted[counts.cumsum()[done] - 1] = True
         read, before = slots, self.decoder.lengths[slots]
         logits = self.decoder.read(slots.repeat(counts), ids, wanted)
@@ -193,8 +204,13 @@ class Session:
         slots = slots[done]
         going = np.array([self.rows[slot].left > 0 for slot in slots.tolist()], bool)
         ended, slots, last = slots[~going], slots[going], last[going]
+        prompts = list(self.prompt_logits(read, before, counts, wanted, logits)) if whole.any() else []
+        for row, first, some in prompts:
+            if row.online:
+                row.online.learn(row.ids[first + 1 : first + 1 + len(some)], some)
+        last = self.mixed(slots, last)
         symbols = self.draw(slots, last, self.decoder.lengths[slots])  # may raise: what was found would be lost
-        found = self.prompt_scores(read, before, counts, wanted, logits) if scored.any() else []
+        found = self.prompt_scores(prompts)
         self.writing[slots] = True
         return found + self.finished(ended) + self.write(slots, symbols, last)
 
@@ -205,23 +221,40 @@ class Session:
             self.clear(slot)
         return found
 
-    def prompt_scores(self, slots: Ints, before: Ints, counts: Ints, wanted: Any, logits: Reals) -> list[Chunk]:
-        """Scores of the next ids of prompts. `before`: ids read earlier; `logits` are those of the `wanted` ids."""
-        found: list[Chunk] = []
-        ends, places = counts.cumsum(), wanted.cumsum()
-        for slot, begin, count, end in zip(
-            slots.tolist(), before.tolist(), counts.tolist(), ends.tolist(), strict=True
-        ):
+    def prompt_logits(
+        self, slots: Ints, before: Ints, counts: Ints, wanted: Any, logits: Reals
+    ) -> Iterator[tuple[Row, int, Reals]]:
+        """Of rows that want them all: the place of the first id that was read, and the logits after each.
+
+        `before`: ids read earlier; `logits` are those of the `wanted` ids.
+        """
+        firsts = wanted.cumsum()[counts.cumsum() - counts] - 1
+        for slot, begin, count, at in zip(*(x.tolist() for x in (slots, before, counts, firsts)), strict=True):
             row = self.rows[slot]
+            known = len(row.prompt) + len(row.written) - 1 - begin  # after the last id of a row stands none yet
+            if row.request.reads_all and known > 0:
+                yield row, begin, logits[at : at + min(count, known)]
+
+    @staticmethod
+    def prompt_scores(prompts: Iterable[tuple[Row, int, Reals]]) -> list[Chunk]:
+        """Scores of the next ids of prompts, each once."""
+        found: list[Chunk] = []
+        for row, begin, logits in prompts:
             first = max(begin, row.scored)
-            last = min(begin + count, len(row.prompt) - 1)
-            if not row.request.score_prompt or first >= last:
-                continue
-            at = int(places[end - count]) - 1 + first - begin
-            scores = scored(logits[at : at + last - first], row.prompt[first + 1 : last + 1], row.request.logprobs or 0)
-            row.scored = last
-            found.append(Chunk(row.request_id, b"", None, prompt_scores=scores))
+            last = min(begin + len(logits), len(row.prompt) - 1)
+            if row.request.score_prompt and first < last:
+                some = logits[first - begin : last - begin]
+                scores = scored(some, row.prompt[first + 1 : last + 1], row.request.logprobs or 0)
+                row.scored = last
+                found.append(Chunk(row.request_id, b"", None, prompt_scores=scores))
         return found
+
+    def mixed(self, slots: Ints, logits: Reals) -> Reals:
+        """Logits of the next place `[rows, vocab]`: of rows beside a memory those of both."""
+        rows = [self.rows[slot].online for slot in slots.tolist()]
+        if not any(rows):
+            return logits
+        return np.stack([one.mixed(line) if one else line for one, line in zip(rows, logits, strict=True)])
 
     def draw(self, slots: Ints, logits: Reals, positions: Ints) -> Ints:
         """Sample the next id of each row at its position; rows with equal settings together."""
@@ -252,33 +285,53 @@ class Session:
                 piece = Chunk(row.request_id, b"", "error", error=error)
             if piece.reason:
                 self.clear(slot)
+            elif row.online:
+                row.online.update(symbol)
             if piece.data or piece.reason:
                 found.append(piece)
         return found
 
     # --- drafts -------------------------------------------------------------------------------------------------------
 
-    def room(self, slots: Ints) -> int:
-        """The number of bytes that all rows may draft."""
-        length = self.speculation.option
-        if not (self.decoder.drafts and length and len(slots)):
-            return 0
+    def drafting(self, slots: Ints, wanted: Draft) -> Draft:
+        """What rows may draft now; all of them the same number of bytes."""
         rows = [self.rows[slot] for slot in slots.tolist()]
-        alone = any(row.constraint or row.request.logprobs is not None for row in rows)  # these go byte by byte
-        return 0 if alone else min(length, *(row.left - 1 for row in rows))
+        # What depends on more than the bytes before goes byte by byte.
+        alone = any(row.constraint or row.online or row.request.logprobs is not None for row in rows)
+        length = 0 if alone or not rows else min(wanted.length, self.decoder.chunk - 1, *(row.left - 1 for row in rows))
+        return wanted._replace(length=length) if length else NONE
 
-    def speculate(self, slots: Ints, count: int) -> list[Chunk]:
-        """Draft `count` bytes per row with the local model, verify them in one pass, and keep the accepted prefix."""
+    def guesser(self, slot: int) -> Guesser:
+        """The guesser of a row, which has followed it."""
+        row = self.rows[slot]
+        if row.guesser is None:
+            row.guesser = Guesser.begun(self.read_before)
+        row.guesser.follow(row.ids)
+        return row.guesser
+
+    def guesses(self, slots: Ints, draft: Draft, guesser: Guesser | None) -> Ints:
+        """The next bytes of rows as a draft guesses them `[rows, bytes]`."""
         decoder, before = self.decoder, self.decoder.lengths[slots]
-        guessed = np.empty((len(slots), count + 1), np.int64)
-        guessed[:, 0] = self.next[slots]
-        for index in range(count):
-            logits = decoder.draft(slots, guessed[:, index])
-            guessed[:, index + 1] = self.draw(slots, logits, before + index + 1)
+        if not draft.length:
+            return np.empty((len(slots), 0), np.int64)
+        if guesser:
+            found = guesser.guess(draft.length, lambda logits, n: int(self.draw(slots, logits, before + n + 1)[0]))
+            return np.array([found], np.int64)
+        symbols = np.empty((len(slots), draft.length + 1), np.int64)
+        symbols[:, 0] = self.next[slots]
+        for index in range(draft.length):
+            logits = decoder.draft(slots, symbols[:, index])
+            symbols[:, index + 1] = self.draw(slots, logits, before + index + 1)
         decoder.rollback(slots, before)
-        logits = decoder.read(slots.repeat(count + 1), guessed.ravel()).reshape(len(slots), count + 1, -1)
+        return symbols[:, 1:]
+
+    def verify(self, slots: Ints, guessed: Ints) -> list[Chunk]:
+        """Read guesses `[rows, bytes]` in one pass, and keep of each row those before the first wrong one."""
+        decoder, before, count = self.decoder, self.decoder.lengths[slots], guessed.shape[1]
+        ids = np.concatenate([self.next[slots][:, None], guessed], axis=1)
+        logits = decoder.read(slots.repeat(count + 1), ids.ravel()).reshape(len(slots), count + 1, -1)
         drawn = np.stack([self.draw(slots, logits[:, i], before + i + 1) for i in range(count + 1)], 1)
-        right = (drawn[:, :-1] == guessed[:, 1:]).cumprod(1).sum(1)
+        right = (drawn[:, :-1] == guessed).cumprod(1).sum(1)
         self.speculation.drafted += right.size * count
         self.speculation.accepted += int(right.sum())
         # Roll back to the first rejected byte; the id sampled in its place is read next.
@@ -288,111 +341,3 @@ class Session:
             going = np.array([slot in self.rows for slot in slots.tolist()]) & (right >= index)
             found += self.write(slots[going], drawn[going, index])
         return found
-
-
-def generate(
-    model: ByteModel,
-    prompts: Sequence[bytes],
-    *,
-    max_bytes: int = 256,
-    sampling: Sampling = DEFAULT,
-    seed: int = 0,
-    stop: Sequence[bytes] = (),
-    utf8: bool = False,
-    eos: bool = True,
-    quantize: Quantization | None = None,
-) -> list[Generation]:
-    """Generate from each prompt; the options are those of `pieces`."""
-    written = [bytearray() for _ in prompts]
-    reasons: dict[int, Reason] = {}
-    options = Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos)
-    for piece in _run(model, prompts, options, quantize):
-        written[piece.row] += piece.data
-        if piece.reason:
-            reasons[piece.row] = piece.reason
-    return [Generation(prompt, bytes(written[row]), reasons[row]) for row, prompt in enumerate(prompts)]
-
-
-def stream(
-    model: ByteModel,
-    prompt: bytes,
-    *,
-    max_bytes: int = 256,
-    sampling: Sampling = DEFAULT,
-    seed: int = 0,
-    stop: Sequence[bytes] = (),
-    utf8: bool = False,
-    eos: bool = True,
-    quantize: Quantization | None = None,
-) -> Iterator[bytes]:
-    """Stream the bytes after one prompt; the options are those of `pieces`."""
-    options = Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos)
-    return (piece.data for piece in _run(model, [prompt], options, quantize) if piece.data)
-
-
-def pieces(
-    model: ByteModel,
-    prompts: Sequence[bytes],
-    *,
-    max_bytes: int = 256,
-    sampling: Sampling = DEFAULT,
-    seed: int = 0,
-    stop: Sequence[bytes] = (),
-    utf8: bool = False,
-    eos: bool = True,
-    quantize: Quantization | None = None,
-) -> Iterator[Chunk]:
-    """Generate from each prompt, and stream the bytes of every sequence.
-
-    A sequence ends with EOS (never without `eos`), before the first stop sequence, or after `max_bytes` bytes. Bytes
-    that may be the beginning of a stop sequence are held back. The output of row r depends on its prompt and on
-    (seed, r), and not on the rest of the batch, on chunking or on drafts; only without kernels torch may round
-    differently in a larger batch.
-
-    With `utf8` the generated bytes continue valid UTF-8 and end with a whole character: they first finish the one
-    that the prompt leaves open, and start none for which too few bytes are left. Invalid bytes earlier in a prompt are
-    ignored; a row whose open character needs more than `max_bytes` generates nothing.
-
-    `quantize`: linear layers in "bf16" or "int8", see `decoding.open_decoder`. Raises UsageError for options outside
-    their limits, see `Request`.
-    """
-    return _run(model, prompts, Request(b"", max_bytes, sampling, seed, 0, stop, utf8, eos), quantize)
-
-
-def _run(
-    model: ByteModel, prompts: Sequence[bytes], options: Request, quantize: Quantization | None
-) -> Iterator[Chunk]:
-    """All prompts through one session; prompts without a free row are queued."""
-    needed = Utf8State.after(prompts).missing().tolist() if options.utf8 else [0] * len(prompts)
-    begin = [row for row, need in enumerate(needed) if max(need, 1) <= options.max_bytes]
-    yield from (Chunk(row, b"", "length") for row in range(len(prompts)) if row not in set(begin))
-    if not begin:
-        return
-    longest = max(len(prompts[row]) for row in begin)
-    session = Session(_opened(model, min(len(begin), ROWS), 1 + longest + options.max_bytes, quantize))
-    of: dict[int, int] = {}
-    waiting = begin[::-1]
-    while waiting or session.rows:
-        while waiting and session.free:
-            row = waiting.pop()
-            own = (prompts[row], options.max_bytes, options.sampling, options.seed, row)
-            of[session.submit(Request(*own, options.stop, options.utf8, options.eos))] = row
-        what = f"{len(session.rows)} sequences of up to {session.decoder.capacity} ids"
-        with fitting(
-            model.device, what, lambda: "give fewer prompts, shorter ones or fewer bytes, or take --device cpu"
-        ):
-            found = session.step()
-        yield from (Chunk(of[piece.row], piece.data, piece.reason) for piece in found)
-
-
-def _opened(model: ByteModel, rows: int, capacity: int, quantize: Quantization | None) -> Decoder:
-    """A decoder of so many rows, or of fewer if memory is insufficient. Raises ResourceError if not even for one."""
-    while True:
-        try:
-            return open_decoder(model, rows=rows, capacity=capacity, quantize=quantize)
-        except (MemoryError, torch.OutOfMemoryError):
-            if rows == 1:
-                raise ResourceError(
-                    f"no memory for a sequence of {capacity} ids: give a shorter prompt or fewer bytes"
-                ) from None
-            rows //= 2

@@ -138,6 +138,8 @@ class Decoder(abc.ABC):
     """Whether `draft` is supported: a cheaper guess at the logits of `read`."""
     prefills = False
     """Whether there is `wanted_logits`, which computes less for the ids of prompts."""
+    rolls_back = True
+    """Whether rows return to shorter lengths than they have read; else to 0 alone."""
     repeats = True
     """Whether results are batch-invariant and chunking-invariant: bitwise identical in any batch and any chunks."""
     thread_pool: ThreadPool | None = None

@@ -16,8 +16,8 @@ from bytelm.errors import UsageError
 from bytelm.evaluate.bits import timed
 from bytelm.evaluate.patches import patch_view
 from bytelm.evaluate.robustness.base import Item, Query
+from bytelm.generate.prompts import generate
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate
 from bytelm.interfaces.model import ByteModel
 from bytelm.robust.columns import Column, Likelihood
 from bytelm.training.stop import StopRequest

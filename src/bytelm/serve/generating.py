@@ -117,12 +117,13 @@ class Generating:
         self.prompts = len(prompts)
         seed = secrets.randbits(63) if body.seed is None else body.seed
         requests: list[Request] = []
+        online = await asyncio.to_thread(self.served.memory_for, body.online)
         for prompt in prompts:
             for _ in range(body.n or 1):
                 room = max(0, self.served.capacity - 1 - len(prompt))
                 options = (min(CHAT_BYTES, room) if most is None else most, body.sampling, seed, len(requests), stop)
                 flags = (bool(body.utf8), not body.ignore_eos, make, logprobs, echo and logprobs is not None)
-                requests.append(Request(prompt, *options, *flags))
+                requests.append(Request(prompt, *options, *flags, online))
         self.choices = [Choice(index, one, echo, self.chat) for index, one in enumerate(requests)]
         state = http.scope.get("state", {})
         self.request_id = state.get("request_id", "")

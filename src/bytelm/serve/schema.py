@@ -83,6 +83,9 @@ class Shared(BaseModel):
     response_format: ResponseFormat | None = None
     utf8: bool | None = Field(None, description="Only valid UTF-8.")
     ignore_eos: bool | None = Field(None, description="Exactly max_tokens bytes: the model may not end the text.")
+    online: Literal["cold", "primed"] | None = Field(
+        None, description="A memory that learns prompt and answer and predicts beside the model: see docs/online.md."
+    )
     user: str | None = None
 
     @model_validator(mode="before")

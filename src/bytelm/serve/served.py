@@ -16,12 +16,15 @@ from bytelm.generate.request import Chunk, Request
 from bytelm.generate.session import Session
 from bytelm.lm import LM
 from bytelm.machine import memory
+from bytelm.online import saved
+from bytelm.online.memory import Memory
 from bytelm.serve import logs
 from bytelm.serve.queue import FairQueue
 
 PREFILL = 64
 """Ids of prompts that a step reads beside rows that write: more would hold these up."""
 LEAST = 4096  # ids of a sequence, by default, where the model was trained on shorter ones
+COLD = 32 << 20  # bytes of the memory of a request that begins with an empty one
 SHARE = 0.5  # of free memory, at most, for the caches of a batch
 
 
@@ -95,6 +98,8 @@ class Served:
         self.queue: FairQueue[Running] = FairQueue(queue)
         self.running: dict[tuple[int, int], Running] = {}
         """By session and ticket."""
+        self.memories: dict[saved.Kind, Memory] = {}
+        """Those that requests asked for, as each begins."""
         self.broken: Exception | None = None
         """Why no batch could be opened."""
         self.pace = 0.0
@@ -124,7 +129,18 @@ class Served:
         rows = self.asked if not free or not row else max(1, min(self.asked, int(SHARE * free) // row))
         if rows < self.asked:
             logs.write("fewer rows", logging.WARNING, model=self.name, rows=rows, asked=self.asked, row_bytes=row)
-        return Session(open_decoder(lm.model, rows=rows, capacity=self.capacity), prefill=PREFILL)
+        decoder = open_decoder(lm.model, rows=rows, capacity=self.capacity)
+        return Session(decoder, prefill=PREFILL, read_before=saved.reader(self.checkpoint.path))
+
+    def memory_for(self, kind: saved.Kind | None) -> Memory | None:
+        """The memory that copies of a request begin with. Raises UsageError and CheckpointError."""
+        if kind is None:
+            return None
+        if kind not in self.memories:
+            if kind == "primed" and saved.reader(self.checkpoint.path) is None:  # its path is not for clients
+                raise UsageError(f"online primed: {self.name} has no memory: its operator can run `bytelm prime`")
+            self.memories[kind] = saved.opened(self.checkpoint.path, kind, COLD)
+        return self.memories[kind]
 
     def check(self, request: Request) -> None:
         """Raises UsageError for a request that no row could take."""
@@ -133,10 +149,11 @@ class Served:
                 f"a prompt of {len(request.prompt)} bytes and {request.max_bytes} more take {request.ids} ids, and a "
                 f"sequence of {self.name} holds at most {self.capacity}: shorten one of them"
             )
-        single = request.utf8 or request.constraint or request.logprobs is not None
+        single = request.utf8 or request.constraint or request.logprobs is not None or request.online is not None
         if self.lm.model.tokens is not None and (single or not isinstance(request.prompt, bytes)):
             raise UsageError(
-                f"{self.name} generates tokens: ids, utf8, response_format, logprobs and echo are for models over bytes"
+                f"{self.name} generates tokens: ids, utf8, response_format, logprobs, echo and online are for models "
+                "over bytes"
             )
 
     @property

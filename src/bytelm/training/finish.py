@@ -16,8 +16,8 @@ from bytelm.data.modalities.base import Modality
 from bytelm.data.selection import sample_evenly
 from bytelm.device import use
 from bytelm.evaluate.verdict import EvalReport, judge
+from bytelm.generate.prompts import generate
 from bytelm.generate.sampling import Sampling
-from bytelm.generate.session import generate
 from bytelm.inspection import Watch, inspect
 from bytelm.interfaces.model import ByteModel
 from bytelm.report.artifacts import keep_evaluation, keep_inspection
