@@ -309,13 +309,16 @@ def test_the_verbs_beside_a_memory(run: Path, tmp_path: Path, capfd: pytest.Capt
     assert "memory.bin: it is no memory of bytelm" in capfd.readouterr().err and not (tmp_path / "x").exists()
 
 
-def test_what_only_reads_a_model_imports_neither_shards_nor_a_compiler(run: Path) -> None:
-    """Which takes torch a second, more than all the rest."""
-    code = """
+def test_one_process_imports_neither_shards_nor_a_compiler(run: Path) -> None:
+    """Which takes torch three seconds, more than all the rest."""
+    sets = [*(one for one in BLT if not one.startswith("entropy")), *TRAINED, "patching.name=space"]
+    code = f"""
 import sys
 from bytelm.cli import run
 assert run(["eval", *sys.argv[1:], "--json"]) == 0
 assert run(["generate", sys.argv[1], "a", "--max-bytes", "2"]) == 0
+sets = [word for one in {sets!r} for word in ("--set", one)]
+assert run(["train", sys.argv[2], "--run", sys.argv[1] + "-2", "--quiet", "--steps", "2", *sets]) == 0
 print([name for name in ("torch._dynamo", "torch.distributed.tensor", "sympy") if name in sys.modules], file=sys.stderr)
 """
     words = [sys.executable, "-c", code, str(run), str(run.parent / "notes.txt")]

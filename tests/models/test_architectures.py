@@ -149,11 +149,13 @@ def test_one_with_a_model_alone_trains_generates_is_compared_and_saved(
     recipe = build(Recipe, {"model": {"name": "gated"}}, "")
     found = costs(recipe, 64)
     assert found.paper == found.executed > 0 and to_mapping(recipe)["model"] == {"name": "gated", "dim": 8}
-    words = ["compare", "notes", "--models", "gated", "--budget", "1e9", "--run", "runs/compared", "--quiet", "--json"]
+    words = ["compare", "notes", "--models", "gated", "--budget", "1e9", "--seeds", "1", "--run", "runs/compared"]
     capfd.readouterr()
-    assert cli(words) == 0
-    (result,) = json.loads(capfd.readouterr().out)["models"]
-    assert result["model"] == "gated" and result["bits_per_byte"] < 8
+    assert cli([*words, "--online", "--quiet", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    (result,), (beside,) = found["models"], found["online"]["models"]
+    assert result["model"] == beside["model"] == "gated"
+    assert beside["online"] < beside["bits_per_byte"] == pytest.approx(result["bits_per_byte"]) and beside["online"] < 8
 
 
 def test_one_with_every_file_has_every_ability(here: Path) -> None:

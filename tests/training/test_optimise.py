@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,33 @@ def small() -> blt.BLT:
     )
     model.init_weights(0)
     return model
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_everything_else_moves_as_in_torchs_adamw(fused: bool) -> None:
+    """Bit for bit, with groups of their own decay and rate, and a parameter that has no gradient at first."""
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((7, 5), (3,), (4, 4))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+
+    def groups(of: list[nn.Parameter]) -> list[dict[str, Any]]:
+        return [{"params": of[:1], "weight_decay": 0.1}, {"params": of[1:], "weight_decay": 0.0}]
+
+    own = optimise.AdamW(groups(ours), 0.01, (0.9, 0.95), fused)
+    reference = torch.optim.AdamW(groups(theirs), lr=0.01, betas=(0.9, 0.95), fused=fused)
+    for step in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = None if step < 2 and a is ours[2] else torch.randn(a.shape)
+            b.grad = None if a.grad is None else a.grad.clone()
+        own.param_groups[1]["lr"] = reference.param_groups[1]["lr"] = 0.01 * step
+        own.step()
+        reference.step()
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+        assert own.state[a].keys() == reference.state[b].keys()
+        assert all(torch.equal(own.state[a][key], value) for key, value in reference.state[b].items())
+    own.zero_grad()
+    assert all(parameter.grad is None for parameter in ours)
 
 
 def test_all_gradients_are_clipped_together_and_tables_learn_at_their_own_rate(kernels: bool) -> None:

@@ -64,6 +64,7 @@ def compare(
     fit: Fit = False,
     held_out: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     suite: Annotated[list[str] | None, Parameter(negative="")] = None,
+    online: Annotated[bool, Parameter(negative="")] = False,
     modality: Annotated[str | None, Parameter(name="--as")] = None,
     run: Home = None,
     dry_run: DryRun = False,
@@ -94,6 +95,8 @@ def compare(
         Files to evaluate on (default: a held-out split of the documents of `paths`).
     suite
         A suite of bytelm robust, which every run is asked afterwards, on the held-out files: noise. May be repeated.
+    online
+        Also bits per byte beside an online memory that begins empty, of every run. Slow for models of tokens.
     modality
         Modality of the files, as for train: image:32, audio:16k, dna.
     """
@@ -113,7 +116,7 @@ def compare(
         return 128 + outcomes[0].signal
     if dry_run:
         return foretell(outcomes, asked, json)
-    return close(outcomes, asked, home, suite or (), quiet, json)
+    return close(outcomes, asked, home, suite or (), online, quiet, json)
 
 
 def budgets_of(text: str) -> tuple[float, ...]:
@@ -149,9 +152,15 @@ def foretell(outcomes: Sequence[Outcome], asked: ComparisonSpec, json: bool) -> 
 
 
 def close(
-    outcomes: Sequence[Outcome], asked: ComparisonSpec, home: Path, suites: Sequence[str], quiet: bool, json: bool
+    outcomes: Sequence[Outcome],
+    asked: ComparisonSpec,
+    home: Path,
+    suites: Sequence[str],
+    online: bool,
+    quiet: bool,
+    json: bool,
 ) -> int:
-    """Print failures and results, ask the suites, and write the reports."""
+    """Print failures and results, ask the suites, read beside a memory, and write the reports."""
     from bytelm.compare import laws_page, overview, robustness
     from bytelm.compare.page import PAGE, RESULTS
 
@@ -165,7 +174,7 @@ def close(
         if len(outcomes) > 1 and not json:
             print(f"\n{show_power(outcome.plan['budget'])} {asked.unit}:")
         try:
-            found[outcome.plan["budget"]] = closed(outcome, asked, suites, quiet, json)
+            found[outcome.plan["budget"]] = closed(outcome, asked, suites, online, quiet, json)
         except Interrupted as stopped:
             where = outcome.home / robustness.ROBUSTNESS
             print(f"answers so far are in {where}; run the same command again to resume", file=sys.stderr)
@@ -188,8 +197,11 @@ def close(
     return 0
 
 
-def closed(outcome: Outcome, asked: ComparisonSpec, suites: Sequence[str], quiet: bool, json: bool) -> dict[str, Any]:
-    """The results of one budget: shown, written, with the answers to suites. Raises Interrupted."""
+def closed(
+    outcome: Outcome, asked: ComparisonSpec, suites: Sequence[str], online: bool, quiet: bool, json: bool
+) -> dict[str, Any]:
+    """The results of one budget: shown, written, with the answers to suites and a memory's. Raises Interrupted."""
+    from bytelm.compare import online as memories
     from bytelm.compare import robustness
     from bytelm.compare.page import write_all
     from bytelm.compare.results import summary
@@ -198,8 +210,15 @@ def closed(outcome: Outcome, asked: ComparisonSpec, suites: Sequence[str], quiet
     write_all(found, outcome.home)
     if not json:
         show(found)
+    watch = partial(counter, quiet=quiet or json)
+    if online:
+        found |= {"online": memories.ask(outcome, asked.device, watch)}
+        write_all(found, outcome.home)
+        if not json:
+            figures = memories.table(found)
+            print_table(figures.head, figures.rows)
     if suites:
-        texts, watch = sources_of([str(outcome.home)], asked.held_out), partial(counter, quiet=quiet or json)
+        texts = sources_of([str(outcome.home)], asked.held_out)
         found |= {"robustness": robustness.ask(outcome, suites, texts, asked.device, watch)}
         write_all(found, outcome.home)
         if not json:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bytelm.compare import online
 from bytelm.compare.results import HEAD, HEAD_COSTS, lost, rows
 from bytelm.compare.robustness import table, unasked
 from bytelm.config import dump_toml
@@ -105,6 +106,7 @@ def html(found: Mapping[str, Any]) -> str:
         costs=Table([HEAD[0], *HEAD_COSTS], [[row[0], *row[len(HEAD) :]] for row in shown]),
         differences=differences(found),
         lost=lost(found),
+        online=online.table(found) if "online" in found else None,
         robustness=table(found) if "robustness" in found else None,
         unasked=unasked(found) if "robustness" in found else [],
         failed=found["failed"],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import abc
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from bytelm.interfaces.model import ByteModel, LookupTable
 from bytelm.native.training import Rows, call, functions
@@ -19,12 +22,76 @@ from bytelm.training.config import TrainConfig
 from bytelm.training.dist import SINGLE_PROCESS, DistContext
 from bytelm.transfer import to_host
 
+EPSILON = 1e-8
 
-class TableAdam(torch.optim.Optimizer):
+
+class Part(abc.ABC):
+    """Parameters that are updated by one rule: in groups with settings of their own, each with a state.
+
+    In the place of torch's base class, whose first call imports torch's compiler: three seconds for each process that
+    trains.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], **settings: Any) -> None:
+        self.param_groups: list[dict[str, Any]] = [settings | group for group in groups]
+        self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+
+    @abc.abstractmethod
+    def step(self) -> None:
+        """Update the parameters by their gradients."""
+
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+class AdamW(Part):
+    """torch's AdamW (Loshchilov and Hutter, 2019), whose state it has; `fused` where the device has such a kernel."""
+
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], fused: bool) -> None:
+        super().__init__(groups, lr=lr)
+        self.betas, self.fused = betas, fused
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update those that have a gradient."""
+        for group in self.param_groups:
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            states = [self.begun(parameter) for parameter in moved]
+            adamw(
+                moved,
+                [parameter.grad for parameter in moved],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=self.fused,
+                amsgrad=False,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=EPSILON,
+                maximize=False,
+            )
+
+    def begun(self, parameter: Tensor) -> dict[str, Any]:
+        """The state of a parameter."""
+        state = self.state[parameter]
+        if not state:
+            where = parameter.device if self.fused else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=where)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return state
+
+
+class TableAdam(Part):
     """Adam without momentum for tables; row-wise, with one second moment for each row (`nn.rows.adam_rows`)."""
 
     def __init__(self, weights: Sequence[Tensor], lr: float, beta2: float, times: float, rowwise: bool) -> None:
-        super().__init__([{"params": list(weights), "times": times}], {"lr": lr, "beta2": beta2, "eps": 1e-8})
+        super().__init__([{"params": list(weights), "times": times}], lr=lr, beta2=beta2, eps=EPSILON)
         self.rowwise = rowwise
 
     def begun(self, parameter: Tensor) -> tuple[Tensor, float]:
@@ -46,7 +113,7 @@ class RowAdam(TableAdam):
     """For tables on the host, whose gradients are sparse: in one pass over the rows, if there is a kernel for it."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:
         """Update the rows with a gradient, which must be coalesced."""
         (group,) = self.param_groups
         beta2, eps = group["beta2"], group["eps"]
@@ -72,14 +139,14 @@ class BagAdam(TableAdam):
             table.kept = kept
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:
         """Update the rows that were read since the last step, after `norm`."""
         (group,) = self.param_groups
         for parameter, kept in zip(group["params"], self.kept, strict=True):
             second, rate = self.begun(parameter)
             kept.move(parameter, second, rate, group["beta2"], group["eps"])
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self) -> None:
         """Clear the gradients."""
         for kept in self.kept:
             kept.forget()
@@ -117,9 +184,7 @@ class Optimizer:
             {"params": embeddings, "weight_decay": 0.0, "times": config.embedding_lr_scale},
         ]
         fused = device in ("cpu", "cuda")
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=fused)
-        ]
+        self.parts: list[Part] = [AdamW([g for g in groups if g["params"]], config.learning_rate, betas, fused)]
         self.kept: list[RowGradients] = []
         """Gradients of n-gram tables that are kept per bag."""
         self.host: list[Tensor] = []
@@ -196,7 +261,7 @@ class Optimizer:
         """Clear the gradients."""
         self.host = []
         for part in self.parts:
-            part.zero_grad(set_to_none=True)
+            part.zero_grad()
 
     def moments(self, parameter: Tensor) -> dict[str, Any]:
         """The optimizer state of a parameter; mutable."""
