@@ -107,6 +107,7 @@ def program(tmp_path: Path) -> list[str]:
     return [sys.executable, str(path), "fake", "--pretend", "--out", str(tmp_path)]
 
 
+@pytest.mark.slow
 def test_a_measurement_that_fails_takes_no_other_with_it(tmp_path: Path, program: list[str]) -> None:
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=200)
     found = lines(tmp_path, "fake")
@@ -123,6 +124,7 @@ def test_a_measurement_that_fails_takes_no_other_with_it(tmp_path: Path, program
     }
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_time_was_over_is_kept(tmp_path: Path, program: list[str]) -> None:
     hang = [*program, "--only", "fine", "--only", "hangs", "--seconds", "20"]
     path = tmp_path / "program.py"

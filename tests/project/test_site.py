@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SHOWN = [  # on page, in what words
     ("reference/cli.html", "bytelm train"),
@@ -42,6 +44,7 @@ class Loads(HTMLParser):
         self.fetched += re.findall(r"url\(['\"]?([^)'\"]+)", given.get("style", ""))
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     """One test, as a build takes a while: it runs both notebooks, and fails if a cell does."""
     mkdocs = Path(sys.executable).with_name("mkdocs")
