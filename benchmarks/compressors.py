@@ -1,0 +1,228 @@
+"""The compressors of `compression.py`, ours and others', each of which works in a process of its own.
+
+    python benchmarks/compressors.py compress METHOD FOLDER RUN       reads FOLDER/data, writes FOLDER/packed
+    python benchmarks/compressors.py decompress METHOD FOLDER RUN     reads FOLDER/packed, writes FOLDER/restored
+
+A method whose name ends in ", primed" begins with what it has learned from FOLDER/before. RUN is for ours alone. Prints
+one line of JSON: bytes (compressed), seconds (of the processor, once all code is loaded), wall (of the clock),
+peak_bytes (resident memory of the process, Python's included).
+
+Where a compressor cannot keep what it has learned, both parts are compressed in one piece, and what `before` takes
+alone is subtracted; the seconds are those of both parts, and both come back. zstd has a dictionary of raw content.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+PRIMED = ", primed"
+SIZE = 8  # bytes that say how long the content is, where a format does not
+ANY = 1 << 40
+MODEL = 1 << 30  # bytes that PPMd may use: more than it needs for these sizes
+SEEN = 27  # log2 of the bytes that zstd looks back with --long
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Somebody else's: how to compress and decompress with its package."""
+
+    module: str
+    pack: Callable[[Any, bytes, bytes], bytes]
+    unpack: Callable[[Any, bytes, bytes], bytes]
+    reach: int = ANY
+    """How many bytes back it looks: it can be primed where that is all of it."""
+    dictionary: bool = False
+    """Whether it takes what it has learned as such, as the last argument of both."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Its code."""
+        return (self.module,)
+
+    def missing(self) -> str | None:
+        """How to get it, where it is not here."""
+        try:
+            importlib.import_module(self.module)
+        except ImportError:
+            return f"pip install {self.module}"
+        return None
+
+    def compress(self, data: bytes, before: bytes, run: Path) -> tuple[bytes, int]:
+        """What is to be kept, and how many bytes of it are for `data`."""
+        module = importlib.import_module(self.module)
+        if self.dictionary or not before:
+            packed = self.pack(module, data, before)
+            return packed, len(packed)
+        packed = self.pack(module, before + data, b"")
+        return packed, len(packed) - len(self.pack(module, before, b""))
+
+    def decompress(self, packed: bytes, before: bytes, run: Path) -> bytes:
+        module = importlib.import_module(self.module)
+        if self.dictionary:
+            return self.unpack(module, packed, before)
+        restored = self.unpack(module, packed, b"")
+        if not restored.startswith(before):
+            raise ValueError("what was read before did not come back")
+        return restored[len(before) :]
+
+
+def gzip(zlib: Any, data: bytes, _: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    return packer.compress(data) + packer.flush()
+
+
+def xz(lzma: Any, data: bytes, _: bytes) -> bytes:
+    larger = max(1 << 26, 1 << len(data).bit_length())  # the preset's dictionary, or all where that is larger
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": min(larger, 1536 << 20)}]
+    return lzma.compress(data, filters=filters)
+
+
+def zstd(zstandard: Any, data: bytes, before: bytes) -> bytes:
+    settings = zstandard.ZstdCompressionParameters.from_level(
+        22, source_size=len(data), dict_size=len(before), window_log=SEEN, enable_ldm=True
+    )
+    words = {"dict_data": raw(zstandard, before)} if before else {}
+    return zstandard.ZstdCompressor(compression_params=settings, **words).compress(data)
+
+
+def unzstd(zstandard: Any, packed: bytes, before: bytes) -> bytes:
+    words = {"dict_data": raw(zstandard, before)} if before else {}
+    return zstandard.ZstdDecompressor(max_window_size=1 << SEEN, **words).decompress(packed)
+
+
+def raw(zstandard: Any, before: bytes) -> Any:
+    return zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def ppmd(order: int, pyppmd: Any, data: bytes, _: bytes) -> bytes:
+    packer = pyppmd.Ppmd7Encoder(order, MODEL)
+    return len(data).to_bytes(SIZE, "little") + packer.encode(data) + packer.flush()
+
+
+def unppmd(order: int, pyppmd: Any, packed: bytes, _: bytes) -> bytes:
+    return pyppmd.Ppmd7Decoder(order, MODEL).decode(packed[SIZE:], int.from_bytes(packed[:SIZE], "little"))
+
+
+def zpaq(module: Any, data: bytes, _: bytes) -> bytes:
+    """With hints of what kind of data it is, as its program has them."""
+    return module.compress(data, level=5, threads=1, hints=True)
+
+
+PEERS = {
+    "gzip -9": Peer("zlib", gzip, lambda zlib, packed, _: zlib.decompress(packed, 47), reach=1 << 15),
+    "bzip2 -9": Peer("bz2", lambda bz2, data, _: bz2.compress(data), lambda bz2, data, _: bz2.decompress(data), 1),
+    "xz -9e": Peer("lzma", xz, lambda lzma, packed, _: lzma.decompress(packed), reach=1536 << 20),
+    "zstd --ultra -22 --long": Peer("zstandard", zstd, unzstd, reach=1 << SEEN, dictionary=True),
+    "brotli -q 11": Peer(
+        "brotli",
+        lambda brotli, data, _: brotli.compress(data, quality=11, lgwin=24),
+        lambda brotli, packed, _: brotli.decompress(packed),
+        reach=(1 << 24) - 16,
+    ),
+    "PPMd, order 8": Peer("pyppmd", partial(ppmd, 8), partial(unppmd, 8)),
+    "PPMd, order 16": Peer("pyppmd", partial(ppmd, 16), partial(unppmd, 16)),
+    "zpaq -m5": Peer("zpaq", zpaq, lambda module, packed, _: module.decompress(packed, threads=1)),
+}
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A network, a memory that learns while it reads, or both; `bytelm compress`, and its coder without a network."""
+
+    network: bool
+    memory: Literal["cold", "primed"] | None = None
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Its code: torch comes with a network alone."""
+        memory = ("bytelm.cli.online", "bytelm.online.coding", "bytelm.online.memory")
+        return (*memory, "bytelm.compress.stream", "bytelm.lm") if self.network else memory
+
+    def missing(self) -> None:
+        """Nothing is."""
+
+    def opened(self, before: bytes, run: Path) -> tuple[Any, Any]:
+        """The network and the memory, or None in the place of either."""
+        from bytelm.cli.online import opened
+        from bytelm.lm import load
+
+        memory = opened(run, self.memory)
+        if self.memory == "primed" and memory is not None and memory.read_bytes != len(before):
+            raise ValueError(
+                f"memory.bin has read {memory.read_bytes} bytes of {len(before)}: run `bytelm prime` again"
+            )
+        return load(run) if self.network else None, memory
+
+    def compress(self, data: bytes, before: bytes, run: Path) -> tuple[bytes, int]:
+        from bytelm.online.coding import Encoder
+
+        lm, memory = self.opened(before, run)
+        if lm is not None:
+            from bytelm.compress.stream import compress
+
+            packed = compress(lm.model, data, lm.context, memory=memory)
+        else:
+            encoder = Encoder()
+            encoder.put(memory, data)
+            packed = len(data).to_bytes(SIZE, "little") + encoder.end()
+        return packed, len(packed)
+
+    def decompress(self, packed: bytes, before: bytes, run: Path) -> bytes:
+        from bytelm.online.coding import Decoder
+
+        lm, memory = self.opened(before, run)
+        if lm is not None:
+            from bytelm.compress.stream import decompress
+
+            return decompress(lm.model, packed, memory=memory)
+        decoder = Decoder(packed[SIZE:])
+        return bytes(decoder.get(memory) for _ in range(int.from_bytes(packed[:SIZE], "little")))
+
+
+ALONE, MODEL_ALONE, BOTH = "bytelm, memory alone", "bytelm, model alone", "bytelm, model and memory"
+METHODS: dict[str, Peer | Ours] = {
+    **PEERS,
+    ALONE: Ours(False, "cold"),
+    MODEL_ALONE: Ours(True),
+    BOTH: Ours(True, "cold"),
+    **{name + PRIMED: peer for name, peer in PEERS.items() if peer.reach > 1 << 20},
+    ALONE + PRIMED: Ours(False, "primed"),
+    BOTH + PRIMED: Ours(True, "primed"),
+}
+
+
+def peak() -> int:
+    """The most memory that was resident in this process, in bytes; 0 where nobody says."""
+    status = Path("/proc/self/status")  # and not rusage, which begins with that of the process that started this one
+    found = re.search(r"VmHWM:\s*(\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else 0
+
+
+def work(direction: str, name: str, folder: Path, run: Path) -> dict[str, float]:
+    """One direction of one method, and what it took. Raises ValueError, ImportError and BytelmError."""
+    method = METHODS[name]
+    for module in method.modules:
+        importlib.import_module(module)
+    before = (folder / "before").read_bytes() if name.endswith(PRIMED) else b""
+    source = (folder / ("data" if direction == "compress" else "packed")).read_bytes()
+    began, clock = time.process_time(), time.perf_counter()
+    if direction == "compress":
+        packed, size = method.compress(source, before, run)
+    else:
+        packed, size = method.decompress(source, before, run), len(source)
+    found = {"bytes": size, "seconds": time.process_time() - began, "wall": time.perf_counter() - clock}
+    (folder / ("packed" if direction == "compress" else "restored")).write_bytes(packed)
+    return found | {"peak_bytes": peak()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(work(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))))
