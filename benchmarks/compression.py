@@ -6,9 +6,9 @@
 
 The files, those in folders too, are joined in the order of their names, and the first `--bytes` of them are compressed
 and restored by each method in a process of its own with one thread; what comes back must be equal. A row is written to
-`--out` as soon as it is measured: the same command goes on after an interruption, and measures again what was of other
-bytes or another checkpoint. Peers are the Python packages brotli, pyppmd, zpaq and zstandard; one that is missing is
-named and left out. Rows are in three classes:
+`--out` as soon as its size is known, and again when the bytes came back, which is done last and takes longest: the same
+command goes on after an interruption, and measures again what was of other bytes or another checkpoint. Peers are the
+Python packages brotli, pyppmd, zpaq and zstandard; one that is missing is named and left out. Three classes of rows:
 
 nothing   has read nothing before
 trained   the network was trained on the run's training split; the memory begins empty, peers have no such row
@@ -24,26 +24,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from compressors import METHODS, PRIMED, Ours
+from compressors import METHODS, PRIMED, Ours, packed_file
 from papers import table
 
 from bytelm.checkpoint.store import checkpoints
-from bytelm.cli.online import FILE
 from bytelm.data.corpora import open_corpus
 from bytelm.data.files import write_whole
 from bytelm.errors import BytelmError, DataError
 
 CLASSES = ("nothing", "trained", "read")
 SURE = 0.01  # of the larger
-WEIGHTS = "model.safetensors"
+WEIGHTS, MEMORY = "model.safetensors", "memory.bin"  # in a checkpoint, in a run
 HEAD = [
     "files",
     "has read",
@@ -125,7 +126,7 @@ class Job:
         method = METHODS[name]
         mark = self.marks["trained" if isinstance(method, Ours) and method.network else class_of(name)]
         primed = isinstance(method, Ours) and name.endswith(PRIMED)
-        return f"{mark} {(self.run / FILE).stat().st_size}" if primed and (self.run / FILE).exists() else mark
+        return f"{mark} {(self.run / MEMORY).stat().st_size}" if primed and (self.run / MEMORY).exists() else mark
 
     def missing(self, name: str) -> str | None:
         """What to do before a method can be measured."""
@@ -133,7 +134,7 @@ class Job:
         if isinstance(method, Ours) and method.network and self.checkpoint is None:
             return f"{self.run} has no checkpoint: bytelm train ... --run {self.run}"
         if name.endswith(PRIMED) and isinstance(method, Ours):
-            return None if (self.run / FILE).exists() else f"bytelm prime {self.run}"
+            return None if (self.run / MEMORY).exists() else f"bytelm prime {self.run}"
         if not isinstance(method, Ours) and name.endswith(PRIMED) and len(self.before + self.data) > method.reach:
             return f"it looks back {method.reach:,} bytes, and the training split has {len(self.before):,}"
         return method.missing()
@@ -145,47 +146,80 @@ class Job:
             weights = (self.checkpoint / WEIGHTS).stat().st_size
         return weights + (len(self.before) if name.endswith(PRIMED) else 0)
 
-    def measured(self, name: str, ask: Ask) -> Row:
-        """The row of a method. Raises BytelmError where it fails or other bytes come back."""
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
-            (folder / "data").write_bytes(self.data)
-            if name.endswith(PRIMED):
-                (folder / "before").write_bytes(self.before)
-            there, back = (ask(direction, name, folder, self.run) for direction in ("compress", "decompress"))
-            if (folder / "restored").read_bytes() != self.data:
-                raise BytelmError(f"{name}: other bytes came back than were compressed")
+    def compressed(self, name: str, folder: Path, ask: Ask) -> Row:
+        """The row of a method as far as compressing tells it. Raises BytelmError where it fails."""
+        found = ask("compress", name, folder, self.run)
         return {
             "files": self.name, "class": class_of(name), "method": name, "ours": isinstance(METHODS[name], Ours),
-            "from": len(self.data), "bytes": there["bytes"], "bits_per_byte": 8 * there["bytes"] / len(self.data),
-            "compress_seconds": there["seconds"], "decompress_seconds": back["seconds"],
-            "compress_wall": there["wall"], "decompress_wall": back["wall"],
-            "peak_bytes": max(there["peak_bytes"], back["peak_bytes"]), "needs_bytes": self.needs(name),
-            "read_bytes": len(self.before) if name.endswith(PRIMED) else 0, "mark": self.mark(name),
+            "from": len(self.data), "bytes": found["bytes"], "bits_per_byte": 8 * found["bytes"] / len(self.data),
+            "compress_seconds": found["seconds"], "compress_wall": found["wall"], "peak_bytes": found["peak_bytes"],
+            "needs_bytes": self.needs(name), "read_bytes": len(self.before) if name.endswith(PRIMED) else 0,
+            "mark": self.mark(name), "restored": False,
         }  # fmt: skip
 
+    def restored(self, row: Row, folder: Path, ask: Ask) -> Row:
+        """A row with what restoring took. Raises BytelmError where it fails or other bytes come back."""
+        back, packed = ask("decompress", row["method"], folder, self.run), packed_file(row["method"], folder)
+        if packed.with_suffix(".restored").read_bytes() != self.data:
+            raise BytelmError(f"{row['method']}: other bytes came back than were compressed")
+        for path in (packed, packed.with_suffix(".restored")):
+            path.unlink()
+        took = {"decompress_seconds": back["seconds"], "decompress_wall": back["wall"]}
+        return row | took | {"peak_bytes": max(row["peak_bytes"], back["peak_bytes"]), "restored": True}
 
-def measure(job: Job, rows: list[Row], out: Path | None, ask: Ask) -> tuple[list[Row], list[str]]:
-    """All rows, those of before among them, and a line for each method that failed."""
-    failed: list[str] = []
-    for name in METHODS:
-        same = [row for row in rows if row["files"] == job.name and row["method"] == name]
-        if same and same[0]["mark"] == job.mark(name):
-            continue
-        rows = [row for row in rows if row not in same]
-        if how := job.missing(name):
-            print(f"{job.name}: {name} is left out: {how}", file=sys.stderr)
-            continue
+    def fill(self, folder: Path) -> None:
+        """Write the bytes, and what is read before them, where processes find them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "data", self.data)
+        write_whole(folder / "before", self.before)
+
+
+class Table:
+    """Rows by files and method, in a file that always has all of them."""
+
+    def __init__(self, out: Path | None) -> None:
+        self.out, self.failed = out, list[str]()
+        found = json.loads(out.read_bytes())["rows"] if out is not None and out.exists() else []
+        self.rows: dict[tuple[str, str], Row] = {(row["files"], row["method"]): row for row in found}
+
+    def put(self, row: Row) -> None:
+        self.rows[row["files"], row["method"]] = row
+        self.write()
+
+    def write(self) -> None:
+        if self.out is not None:
+            write_whole(self.out, json.dumps({"rows": list(self.rows.values())}, indent=1).encode() + b"\n")
+
+    def measure(self, job: Job, folder: Path, ask: Ask) -> None:
+        """Measure all that is not measured yet: first what each method compresses to, then what comes back."""
+        job.fill(folder)
+        for name in METHODS:
+            row = self.rows.get((job.name, name))
+            if row and row["mark"] == job.mark(name) and (row["restored"] or packed_file(name, folder).exists()):
+                continue
+            if self.rows.pop((job.name, name), None):
+                self.write()  # without what is no longer so
+            if how := job.missing(name):
+                print(f"{job.name}: {name} is left out: {how}", file=sys.stderr)
+                continue
+            with self.noting(job.name):
+                self.put(row := job.compressed(name, folder, ask))
+                print(f"{job.name}: {name}: {row['bits_per_byte']:.3f} bits/byte", file=sys.stderr)
+        for row in [row for row in self.rows.values() if row["files"] == job.name and not row["restored"]]:
+            with self.noting(job.name):
+                self.put(row := job.restored(row, folder, ask))
+                print(f"{job.name}: {row['method']}: restored in {row['decompress_wall']:.0f} s", file=sys.stderr)
+        if all(row["restored"] for row in self.rows.values() if row["files"] == job.name):
+            shutil.rmtree(folder)
+
+    @contextmanager
+    def noting(self, files: str) -> Iterator[None]:
+        """Errors of one method are told, and the next one is measured."""
         try:
-            rows.append(row := job.measured(name, ask))
+            yield
         except BytelmError as error:
-            failed.append(f"{job.name}: {error}")
-            print(failed[-1], file=sys.stderr)
-            continue
-        print(f"{job.name}: {name}: {row['bits_per_byte']:.3f} bits/byte", file=sys.stderr)
-        if out is not None:
-            write_whole(out, json.dumps({"rows": rows}, indent=1).encode() + b"\n")
-    return rows, failed
+            self.failed.append(f"{files}: {error}")
+            print(self.failed[-1], file=sys.stderr)
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
@@ -199,7 +233,7 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 def lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     """The table's lines."""
     for row in ordered(rows):
-        took = [f"{row[f'{direction}_seconds']:.2f}" for direction in ("compress", "decompress")]
+        took = [f"{row['compress_seconds']:.2f}", f"{row['decompress_seconds']:.2f}" if row["restored"] else "not yet"]
         sizes = [f"{row['bytes']:,}", f"{row['bits_per_byte']:.3f}"]
         rest = [f"{row['peak_bytes'] / (1 << 20):.0f}", f"{row['needs_bytes'] / 1e6:.1f}"]
         yield [row["files"], row["class"], row["method"], *sizes, *took, *rest]
@@ -240,22 +274,26 @@ def main(words: Sequence[str] | None = None, ask: Ask = ask) -> int:
     given = parser.parse_args(words)
     if bool(given.files) != bool(given.run):
         parser.error("files and --run go together")
-    failed: list[str] = []
     try:
-        rows: list[Row] = json.loads(given.out.read_bytes())["rows"] if given.out and given.out.exists() else []
+        found = Table(given.out)
         if given.run:
             job = Job(given.name or given.run.name, joined(given.files, given.bytes), given.run)
-            rows, failed = measure(job, rows, given.out, ask)
+            if given.out:
+                found.measure(job, given.out.with_suffix(".work") / job.name, ask)
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    found.measure(job, Path(folder) / "work", ask)
     except (BytelmError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    rows = list(found.rows.values())
     print(table(HEAD, list(lines(rows))))
     if len({row["files"] for row in rows}) > 1:
         print(f"\n{by_files(rows)}")
     print("", *beside(rows), sep="\n")
-    return 1 if failed else 0
+    return 1 if found.failed else 0
 
 
 if __name__ == "__main__":

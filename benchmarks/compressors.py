@@ -1,7 +1,7 @@
 """The compressors of `compression.py`, ours and others', each of which works in a process of its own.
 
-    python benchmarks/compressors.py compress METHOD FOLDER RUN       reads FOLDER/data, writes FOLDER/packed
-    python benchmarks/compressors.py decompress METHOD FOLDER RUN     reads FOLDER/packed, writes FOLDER/restored
+    python benchmarks/compressors.py compress METHOD FOLDER RUN       reads FOLDER/data, writes its packed file there
+    python benchmarks/compressors.py decompress METHOD FOLDER RUN     reads the packed file, writes the restored one
 
 A method whose name ends in ", primed" begins with what it has learned from FOLDER/before. RUN is for ours alone. Prints
 one line of JSON: bytes (compressed), seconds (of the processor, once all code is loaded), wall (of the clock),
@@ -207,20 +207,26 @@ def peak() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+def packed_file(name: str, folder: Path) -> Path:
+    """What a method has compressed; what it restores has the suffix .restored."""
+    return folder / (re.sub(r"\W+", "-", name) + ".packed")
+
+
 def work(direction: str, name: str, folder: Path, run: Path) -> dict[str, float]:
     """One direction of one method, and what it took. Raises ValueError, ImportError and BytelmError."""
     method = METHODS[name]
     for module in method.modules:
         importlib.import_module(module)
     before = (folder / "before").read_bytes() if name.endswith(PRIMED) else b""
-    source = (folder / ("data" if direction == "compress" else "packed")).read_bytes()
+    packed = packed_file(name, folder)
+    source = (folder / "data" if direction == "compress" else packed).read_bytes()
     began, clock = time.process_time(), time.perf_counter()
     if direction == "compress":
-        packed, size = method.compress(source, before, run)
+        made, size = method.compress(source, before, run)
     else:
-        packed, size = method.decompress(source, before, run), len(source)
+        made, size = method.decompress(source, before, run), len(source)
     found = {"bytes": size, "seconds": time.process_time() - began, "wall": time.perf_counter() - clock}
-    (folder / ("packed" if direction == "compress" else "restored")).write_bytes(packed)
+    (packed if direction == "compress" else packed.with_suffix(".restored")).write_bytes(made)
     return found | {"peak_bytes": peak()}
 
 

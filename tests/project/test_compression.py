@@ -101,12 +101,31 @@ def test_other_bytes_and_errors_are_no_rows(
     def damaged(direction: str, name: str, folder: Path, run: Path) -> dict[str, float]:
         found = compressors.work(direction, name, folder, run)
         if direction == "decompress" and name == "gzip -9":
-            (folder / "restored").write_bytes(b"some bytes " * 29)
+            (folder / "gzip-9.restored").write_bytes(b"some bytes " * 29)
         return found
 
     assert compression.main(given, damaged) == 1
     assert "gzip -9: other bytes came back than were compressed" in capsys.readouterr().err
-    assert rows(tmp_path / "found.json").keys() == {"xz -9e"}
+    found = rows(tmp_path / "found.json")
+    assert {name: row["restored"] for name, row in found.items()} == {"gzip -9": False, "xz -9e": True}
+    assert compression.main(given, compressors.work) == 0 and rows(tmp_path / "found.json")["gzip -9"]["restored"]
+
+    def interrupted(direction: str, *rest: Any) -> dict[str, float]:
+        if direction == "decompress":
+            raise KeyboardInterrupt
+        return compressors.work(direction, *rest)
+
+    def resumed(direction: str, *rest: Any) -> dict[str, float]:
+        return nobody() if direction == "compress" else compressors.work(direction, *rest)
+
+    (tmp_path / "text").write_bytes(b"other bytes " * 30)
+    assert compression.main(given, interrupted) == 130
+    assert not any(row["restored"] for row in rows(tmp_path / "found.json").values())
+    capsys.readouterr()
+    assert compression.main(given[-2:], nobody) == 0 and capsys.readouterr().out.count("| not yet |") == 2
+    assert compression.main(given, resumed) == 0
+    assert all(row["restored"] for row in rows(tmp_path / "found.json").values())
+    assert not [*tmp_path.glob("found.work/*")]
     with pytest.raises(compression.BytelmError, match="gzip -9: compress failed: FileNotFoundError"):
         compression.ask("compress", "gzip -9", tmp_path / "nowhere", run)
     assert compression.main([str(tmp_path / "none"), "--run", str(run)]) == 1
