@@ -8,7 +8,8 @@ The files, those in folders too, are joined in the order of their names, and the
 and restored by each method in a process of its own with one thread; what comes back must be equal. A row is written to
 `--out` as soon as its size is known, and again when the bytes came back, which is done last and takes longest: the same
 command goes on after an interruption, and measures again what was of other bytes or another checkpoint. Peers are the
-Python packages brotli, pyppmd, zpaq and zstandard; one that is missing is named and left out. Three classes of rows:
+Python packages brotli, zpaq and zstandard and the program 7z, whose PPMd it is; what is missing is named and left out.
+There are three classes of rows:
 
 nothing   has read nothing before
 trained   the network was trained on the run's training split; the memory begins empty, peers have no such row

@@ -15,8 +15,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import resource
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,37 +33,50 @@ PRIMED = ", primed"
 SIZE = 8  # bytes that say how long the content is, where a format does not
 ANY = 1 << 40
 MODEL = 1 << 30  # bytes that PPMd may use: more than it needs for these sizes
+BLOCK = 1 << 26  # bytes of zpaq's
 SEEN = 27  # log2 of the bytes that zstd looks back with --long
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody else's: how to compress and decompress with its package."""
+    """Somebody else's: how to compress and decompress with its package, or its program."""
 
     module: str
+    """What is imported, and what both are given."""
     pack: Callable[[Any, bytes, bytes], bytes]
     unpack: Callable[[Any, bytes, bytes], bytes]
     reach: int = ANY
     """How many bytes back it looks: it can be primed where that is all of it."""
     dictionary: bool = False
     """Whether it takes what it has learned as such, as the last argument of both."""
+    program: bool = False
+    """Whether it is a program, and its path is what both are given."""
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Its code."""
-        return (self.module,)
+        return () if self.program else (self.module,)
+
+    def code(self) -> Any:
+        """What `pack` and `unpack` are given. Raises ImportError."""
+        if not self.program:
+            return importlib.import_module(self.module)
+        found = shutil.which(self.module) or shutil.which(self.module + "z")  # as some systems call 7z
+        if found is None:
+            raise ImportError(f"{self.module}: no such program")
+        return found
 
     def missing(self) -> str | None:
         """How to get it, where it is not here."""
         try:
-            importlib.import_module(self.module)
+            self.code()
         except ImportError:
-            return f"pip install {self.module}"
+            return f"install {self.module}: it is on no path" if self.program else f"pip install {self.module}"
         return None
 
     def compress(self, data: bytes, before: bytes, run: Path) -> tuple[bytes, int]:
         """What is to be kept, and how many bytes of it are for `data`."""
-        module = importlib.import_module(self.module)
+        module = self.code()
         if self.dictionary or not before:
             packed = self.pack(module, data, before)
             return packed, len(packed)
@@ -66,7 +84,7 @@ class Peer:
         return packed, len(packed) - len(self.pack(module, before, b""))
 
     def decompress(self, packed: bytes, before: bytes, run: Path) -> bytes:
-        module = importlib.import_module(self.module)
+        module = self.code()
         if self.dictionary:
             return self.unpack(module, packed, before)
         restored = self.unpack(module, packed, b"")
@@ -103,18 +121,29 @@ def raw(zstandard: Any, before: bytes) -> Any:
     return zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
-def ppmd(order: int, pyppmd: Any, data: bytes, _: bytes) -> bytes:
-    packer = pyppmd.Ppmd7Encoder(order, MODEL)
-    return len(data).to_bytes(SIZE, "little") + packer.encode(data) + packer.flush()
+def ppmd(order: int, seven: str, data: bytes, _: bytes) -> bytes:
+    """In an archive of 7z. (pyppmd 1.3.1 does not restore some files.)"""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["a", "-t7z", f"-m0=PPMd:o={order}:mem={MODEL}b", "-mmt=1", "-bso0", "-bsp0", "-sidata", "packed.7z"]
+        subprocess.run([seven, *words], input=data, cwd=folder, check=True)
+        return (Path(folder) / "packed.7z").read_bytes()
 
 
-def unppmd(order: int, pyppmd: Any, packed: bytes, _: bytes) -> bytes:
-    return pyppmd.Ppmd7Decoder(order, MODEL).decode(packed[SIZE:], int.from_bytes(packed[:SIZE], "little"))
+def unppmd(seven: str, packed: bytes, _: bytes) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "packed.7z").write_bytes(packed)
+        words = ["x", "-so", "-mmt=1", "-bsp0", "packed.7z"]
+        return subprocess.run([seven, *words], stdout=subprocess.PIPE, cwd=folder, check=True).stdout
 
 
 def zpaq(module: Any, data: bytes, _: bytes) -> bytes:
-    """With hints of what kind of data it is, as its program has them."""
-    return module.compress(data, level=5, threads=1, hints=True)
+    """In blocks of 64 MiB, as its program has them, and with the better of the two hints of what kind of data it is.
+
+    The block's size is also that of the tables: one for both sizes whose difference is taken, and so is the hint.
+    """
+    first = data[: 1 << 16]
+    text = min((0, 1), key=lambda hint: len(module.compress(first, threads=1, method=f"56,128,{hint}")))
+    return module.compress(data, threads=1, method=f"56,128,{text}")
 
 
 PEERS = {
@@ -128,9 +157,9 @@ PEERS = {
         lambda brotli, packed, _: brotli.decompress(packed),
         reach=(1 << 24) - 16,
     ),
-    "PPMd, order 8": Peer("pyppmd", partial(ppmd, 8), partial(unppmd, 8)),
-    "PPMd, order 16": Peer("pyppmd", partial(ppmd, 16), partial(unppmd, 16)),
-    "zpaq -m5": Peer("zpaq", zpaq, lambda module, packed, _: module.decompress(packed, threads=1)),
+    "PPMd, order 8": Peer("7z", partial(ppmd, 8), unppmd, program=True),
+    "PPMd, order 16": Peer("7z", partial(ppmd, 16), unppmd, program=True),
+    "zpaq -m5": Peer("zpaq", zpaq, lambda module, packed, _: module.decompress(packed, threads=1), BLOCK - 4096),
 }
 
 
@@ -201,10 +230,16 @@ METHODS: dict[str, Peer | Ours] = {
 
 
 def peak() -> int:
-    """The most memory that was resident in this process, in bytes; 0 where nobody says."""
+    """The most memory that was resident in this process or in one that it started, in bytes; 0 where nobody says."""
     status = Path("/proc/self/status")  # and not rusage, which begins with that of the process that started this one
     found = re.search(r"VmHWM:\s*(\d+)", status.read_text()) if status.exists() else None
-    return int(found[1]) * 1024 if found else 0
+    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(int(found[1]), started) * 1024 if found else 0
+
+
+def processor() -> float:
+    """Seconds of the processor, of this process and of those that it started."""
+    return sum(os.times()[:4])
 
 
 def packed_file(name: str, folder: Path) -> Path:
@@ -220,12 +255,12 @@ def work(direction: str, name: str, folder: Path, run: Path) -> dict[str, float]
     before = (folder / "before").read_bytes() if name.endswith(PRIMED) else b""
     packed = packed_file(name, folder)
     source = (folder / "data" if direction == "compress" else packed).read_bytes()
-    began, clock = time.process_time(), time.perf_counter()
+    began, clock = processor(), time.perf_counter()
     if direction == "compress":
         made, size = method.compress(source, before, run)
     else:
         made, size = method.decompress(source, before, run), len(source)
-    found = {"bytes": size, "seconds": time.process_time() - began, "wall": time.perf_counter() - clock}
+    found = {"bytes": size, "seconds": processor() - began, "wall": time.perf_counter() - clock}
     (packed if direction == "compress" else packed.with_suffix(".restored")).write_bytes(made)
     return found | {"peak_bytes": peak()}
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -174,3 +175,25 @@ def test_ours_stands_beside_the_best_that_may_be_compared() -> None:
         "f: bytelm, memory alone, primed, 1.400: below zpaq -m5, primed, 1.500 (-6.7%)",
     ]
     assert list(compression.beside(found[3:])) == []
+
+
+class Zpaq(ModuleType):
+    """As zpaq's package: it keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("zpaq")
+        self.asked: list[tuple[int, str]] = []
+
+    def compress(self, data: bytes, *, threads: int, method: str) -> bytes:
+        self.asked.append((len(data), method))
+        return data[: len(data) // (2 if method.endswith("1") == data.startswith(b"text") else 1)]
+
+
+@pytest.mark.parametrize(("before", "hint"), [(b"text" * 40_000, "1"), (b"\0" * 160_000, "0")])
+def test_a_difference_of_two_sizes_is_of_one_method(monkeypatch: pytest.MonkeyPatch, before: bytes, hint: str) -> None:
+    """Of zpaq, whose tables are as large as its blocks, and which is told whether it reads text."""
+    monkeypatch.setitem(sys.modules, "zpaq", found := Zpaq())
+    _, size = compressors.METHODS["zpaq -m5, primed"].compress(b"12345678", before, Path())
+    whole = [(length, method) for length, method in found.asked if length > 1 << 16]
+    assert [length - len(before) for length, _ in whole] == [8, 0]
+    assert {method for _, method in whole} == {f"56,128,{hint}"} and size == 4
