@@ -1,9 +1,10 @@
-"""Memories that learn while a model is read, for commands: `--online`; and the one that builds a run's: prime."""
+"""What learns while a model is read, for commands: `--online`, `--dynamic`; and what builds a run's memory: prime."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -12,6 +13,8 @@ from bytelm.errors import UsageError
 from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
+    from bytelm.evaluate.dynamic import Dynamic
+    from bytelm.interfaces.model import ByteModel
     from bytelm.online.memory import Memory
 
 Online = Annotated[
@@ -21,8 +24,46 @@ Online = Annotated[
         "split (bytelm prime)."
     ),
 ]
+Learning = Annotated[
+    Literal["head", "tables", "all"] | None,
+    Parameter(
+        help="Dynamic evaluation: a copy of the model whose weights learn each window after it was scored: those of "
+        "the output layer (head), of n-gram tables and the output layer (tables), or all."
+    ),
+]
+Rate = Annotated[float | None, Parameter(help="The step size of --dynamic.")]
 FILE = "memory.bin"  # in a run
 PIECE = 1 << 20  # bytes learned between two signs of progress
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Learners:
+    """What learns while the model is read, beside it or in its place."""
+
+    online: Online = None
+    dynamic: Learning = None
+    dynamic_rate: Rate = None
+
+    def __post_init__(self) -> None:
+        if self.dynamic is None and self.dynamic_rate is not None:
+            raise UsageError(f"--dynamic-rate {self.dynamic_rate:g} is for --dynamic: say which weights learn")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that are given, by name, as on the command line."""
+        named = {"online": self.online, "dynamic": self.dynamic}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def memory(self, run: Path) -> Memory | None:
+        """See `opened`."""
+        return opened(run, self.online)
+
+    def copy(self, model: ByteModel) -> Dynamic | None:
+        """The copy of a model that learns. Raises UsageError for one that cannot."""
+        from bytelm.evaluate.dynamic import Dynamic
+
+        return None if self.dynamic is None else Dynamic(model, self.dynamic, self.dynamic_rate)
 
 
 def opened(run: Path, online: Literal["cold", "primed"] | None, size: int | None = None) -> Memory | None:
