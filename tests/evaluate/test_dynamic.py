@@ -176,18 +176,17 @@ def test_the_command_and_the_python_api(tmp_path: Path, capsys: pytest.CaptureFi
     words = ["eval", str(GOLDEN), str(file), "--quiet"]
     assert cli([*words, "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
-    assert cli([*words, "--json", "--dynamic", "all", "--dynamic-rate", "0.01", "--online", "cold"]) == 0
+    assert cli([*words, "--json", "--dynamic", "all", "--online", "cold"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert "dynamic" not in plain and found["bits"] == plain["bits"]
     lm = bytelm.load(GOLDEN)
-    bits, count = lm.bits(3 * TEXT, dynamic=Dynamic(lm.model, "all", 0.01))
+    bits, count = lm.bits(3 * TEXT, dynamic=Dynamic(lm.model, "all"))
     assert (found["dynamic"]["bits"], found["bytes"]) == (bits, count) and bits < found["bits"]
     assert found["dynamic"]["online"]["bits"] < found["online"]["bits"]
     assert cli([*words, "--dynamic", "head"]) == 0
     shown = capsys.readouterr().out
     assert "this model" in shown and "with dynamic evaluation (head)" in shown and "of optimizer state" in shown
     for more, why in (
-        (["--dynamic-rate", "0.1"], "say which weights learn"),
         (["--dynamic", "all", "--weights", "int8"], "packed for inference"),
         (["--dynamic", "all", "--tables", "memory"], "packed for inference"),
         (["--dynamic", "all", "--bytewise"], "predicts bytes already"),

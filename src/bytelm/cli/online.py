@@ -31,7 +31,6 @@ Learning = Annotated[
         "the output layer (head), of n-gram tables and the output layer (tables), or all."
     ),
 ]
-Rate = Annotated[float | None, Parameter(help="The step size of --dynamic.")]
 FILE = "memory.bin"  # in a run
 PIECE = 1 << 20  # bytes learned between two signs of progress
 
@@ -43,11 +42,6 @@ class Learners:
 
     online: Online = None
     dynamic: Learning = None
-    dynamic_rate: Rate = None
-
-    def __post_init__(self) -> None:
-        if self.dynamic is None and self.dynamic_rate is not None:
-            raise UsageError(f"--dynamic-rate {self.dynamic_rate:g} is for --dynamic: say which weights learn")
 
     @property
     def given(self) -> dict[str, Any]:
@@ -63,7 +57,7 @@ class Learners:
         """The copy of a model that learns. Raises UsageError for one that cannot."""
         from bytelm.evaluate.dynamic import Dynamic
 
-        return None if self.dynamic is None else Dynamic(model, self.dynamic, self.dynamic_rate)
+        return None if self.dynamic is None else Dynamic(model, self.dynamic)
 
 
 def opened(run: Path, online: Literal["cold", "primed"] | None, size: int | None = None) -> Memory | None:

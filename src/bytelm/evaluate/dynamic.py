@@ -13,6 +13,7 @@ Patch boundaries stay those of the patcher and its entropy model, which do not l
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,41 +29,43 @@ from bytelm.transfer import to_device
 
 Learning = Literal["head", "tables", "all"]
 
-RATES: dict[Learning, float] = {"head": 1e-3, "tables": 1e-3, "all": 1e-3}
+RATE = 1e-3  # by which a step moves a weight at the most, or nearly; docs/online.md has what others give
+TABLES = 10.0  # times that for rows of n-gram tables, of which a step moves few
 BETA2, EPS = 0.99, 1e-8
 
 
 @dataclass
 class Moving:
-    """A parameter that learns, and the second moment of its gradients: of a table, one number for each row."""
+    """A parameter that learns."""
 
     parameter: nn.Parameter
     second: Tensor
-    scale: float
+    """The second moment of its gradients; of a table one number for each row, the mean over the row."""
+    times: float
+    """The rate it learns by, in rates."""
 
 
 class Dynamic:
     """A copy of a model, some of whose weights learn; the model stays as it is. Not for several threads at once."""
 
-    def __init__(self, model: ByteModel, learning: Learning = "all", rate: float | None = None) -> None:
+    def __init__(self, model: ByteModel, learning: Learning = "all", rate: float = RATE) -> None:
         """`learning`: the output layer ("head"), n-gram tables and the output layer ("tables"), or "all" weights.
 
-        `rate`: the step size, by default what was best in docs/online.md; 0 learns nothing. Raises UsageError for a
-        model that cannot learn: packed for inference, below float32, on a GPU, without such weights.
+        `rate`: the step size; 0 learns nothing. Raises UsageError for a model that cannot learn: packed for inference,
+        below float32, on a GPU, without such weights.
         """
-        self.source, self.learning = model, learning
-        self.rate = RATES[learning] if rate is None else rate
+        self.source, self.learning, self.rate = model, learning, rate
         self.steps = 0
         if not self.rate >= 0:
             raise UsageError(f"rate {self.rate} of dynamic evaluation: must be at least 0")
         chosen = chosen_of(model, learning)
         with torch.inference_mode(False):
             self.model = copied(model, chosen)
-        tables = {id(table.weight) for table in self.model.lookup_tables()}
         for table in self.model.lookup_tables():
             table.sparse = True
+        tables = {id(table.weight) for table in self.model.lookup_tables()}
         self.moving = [
-            Moving(p, p.new_zeros(len(p), 1) if id(p) in tables else torch.zeros_like(p), 1.0)
+            Moving(p, p.new_zeros(len(p), 1), TABLES) if id(p) in tables else Moving(p, torch.zeros_like(p), 1.0)
             for p in self.model.parameters()
             if p.requires_grad
         ]
@@ -94,9 +97,12 @@ class Dynamic:
 
     @torch.no_grad()
     def move(self, moving: Moving, gradient: Tensor) -> None:
-        """A step of Adam without momentum, from a state of nothing."""
+        """second = β2 · second + (1 - β2) · gradient²; weight -= rate · √(1 - β2^steps) · gradient / √second.
+
+        That is Adam (Kingma and Ba 2015) without momentum, from a state of zeros.
+        """
         parameter, second = moving.parameter, moving.second
-        rate = self.rate * moving.scale * (1 - BETA2**self.steps) ** 0.5
+        rate = self.rate * moving.times * math.sqrt(1 - BETA2**self.steps)
         if gradient.is_sparse:
             gradient = gradient.coalesce()
             adam_rows(parameter, second, gradient.indices()[0], gradient.values(), rate, BETA2, EPS)
