@@ -19,9 +19,11 @@ from bytelm.evaluate.bits import measure, nats_of_document
 from bytelm.evaluate.dynamic import Dynamic, Learning
 from bytelm.evaluate.verdict import judge
 from bytelm.interfaces.model import ByteModel
+from bytelm.interfaces.objective import score
 from bytelm.online.memory import Memory
 from bytelm.online.settings import Settings
 from bytelm.testing import UniformModel, tiny_models
+from bytelm.units import BOS
 
 GOLDEN = Path(__file__).parents[1] / "golden-run"
 TEXT = b"the cat sat on the mat. the cat sat on the hat. the rat."
@@ -113,6 +115,27 @@ def test_steps_are_between_windows_and_repeats_get_cheaper() -> None:
     found = costs(BLT, 2 * TEXT, dynamic)
     assert dynamic.steps == 1 + -(-(2 * len(TEXT) - CONTEXT) // STRIDE)
     assert sum(found) < sum(costs(BLT, 2 * TEXT)) and sum(found[-24:]) < 0.9 * sum(found[:24])
+
+
+def test_a_step_is_adams_without_momentum() -> None:
+    """By hand: the first moves a weight by the rate, and a row of a table by ten times that over its mean square."""
+    dynamic, data = Dynamic(BLT, rate=1e-3), TEXT[:CONTEXT]
+    nats_of_document(BLT, data, context=CONTEXT, dynamic=dynamic)
+    ids = torch.tensor([[BOS, *data]])
+    nats, count = score(BLT, ids)
+    own = [p for p in BLT.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(nats / count, own, allow_unused=True)
+    tables = {id(table.weight) for table in BLT.lookup_tables()}
+    moved = [q.detach() - p.detach() for p, q in zip(BLT.parameters(), dynamic.model.parameters(), strict=True)]
+    changes = {id(p): change for p, change in zip(BLT.parameters(), moved, strict=True)}
+    for parameter, gradient in zip(own, gradients, strict=True):
+        if gradient is None:
+            continue
+        row = id(parameter) in tables
+        second = gradient.square().mean(1, keepdim=True) if row else gradient.square()
+        wanted = -1e-3 * (10 if row else 1) * gradient / second.sqrt()
+        clear = second.sqrt().expand_as(gradient) > 1e-5
+        torch.testing.assert_close(changes[id(parameter)][clear], wanted[clear], rtol=0.02, atol=2e-6)
 
 
 @pytest.mark.parametrize(("data", "steps"), [(b"", 0), (b"x", 1)])
