@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -124,7 +125,8 @@ def test_a_step_is_adams_without_momentum() -> None:
     ids = torch.tensor([[BOS, *data]])
     nats, count = score(BLT, ids)
     own = [p for p in BLT.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(nats / count, own, allow_unused=True)
+    found = torch.autograd.grad(nats / count, own, allow_unused=True)
+    gradients = cast("tuple[torch.Tensor | None, ...]", found)
     tables = {id(table.weight) for table in BLT.lookup_tables()}
     moved = [q.detach() - p.detach() for p, q in zip(BLT.parameters(), dynamic.model.parameters(), strict=True)]
     changes = {id(p): change for p, change in zip(BLT.parameters(), moved, strict=True)}
@@ -175,13 +177,14 @@ def test_tokens_learn_too() -> None:
 
 def test_what_cannot_learn_is_refused_in_one_line() -> None:
     lm = bytelm.load(GOLDEN, weights="int8")
-    for model, learning, why in (
+    refused: list[tuple[ByteModel, Learning, str]] = [
         (lm.model, "all", "packed for inference"),
         (bytelm.load(GOLDEN, dtype=torch.bfloat16).model, "all", "too coarse to learn: load the model in float32"),
         (next(m for m in MODELS.values() if not m.lookup_tables()), "tables", "no n-gram tables"),
         (UniformModel(), "head", "no parameters that head names"),
         (UniformModel().to("meta"), "all", "take --device cpu"),
-    ):
+    ]
+    for model, learning, why in refused:
         with pytest.raises(UsageError, match=why) as error:
             Dynamic(model, learning)
         assert "\n" not in str(error.value)

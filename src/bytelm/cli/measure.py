@@ -164,8 +164,10 @@ def measured(
         for name, value in {**learners.given, **({} if precision == "float32" else {"precision": precision})}.items():
             raise UsageError(f"--bytewise cannot be combined with --{name} {value}: leave one out")
         return both_ways(model, found, window, stride, progress, loaded.modality)
-    beside = {"memory": learners.memory(run), "dynamic": learners.copy(model)}
-    evaluation = judge(model, found, window, stride, progress, loaded.modality, precision, **beside)
+    memory, dynamic = learners.memory(run), learners.copy(model)
+    evaluation = judge(
+        model, found, window, stride, progress, loaded.modality, precision, memory=memory, dynamic=dynamic
+    )
     if plain:
         keep(run, loaded, evaluation, quiet)
     return evaluation, {}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -54,8 +54,8 @@ class Dynamic:
         `rate`: the step size; 0 learns nothing. Raises UsageError for a model that cannot learn: packed for inference,
         below float32, on a GPU, without such weights.
         """
-        self.source, self.learning, self.rate = model, learning, rate
-        self.steps = 0
+        self.source, self.rate, self.steps = model, rate, 0
+        self.learning: Learning = learning
         if not self.rate >= 0:
             raise UsageError(f"rate {self.rate} of dynamic evaluation: must be at least 0")
         chosen = chosen_of(model, learning)
@@ -89,7 +89,8 @@ class Dynamic:
     def learn(self, logits: Float[Tensor, "scored vocab"], targets: Int[Tensor, " scored"]) -> None:
         """One step on the mean -log p of ids, by the logits of a pass of the copy with gradients."""
         loss = nats_of(logits[None], to_device(targets, logits)[None]).mean()
-        gradients = torch.autograd.grad(loss, [moving.parameter for moving in self.moving], allow_unused=True)
+        own = [moving.parameter for moving in self.moving]
+        gradients = cast("tuple[Tensor | None, ...]", torch.autograd.grad(loss, own, allow_unused=True))
         self.steps += 1
         for moving, gradient in zip(self.moving, gradients, strict=True):
             if gradient is not None:
