@@ -16,7 +16,7 @@ import torch
 from bytelm import machine, threads
 from bytelm.checkpoint.assemble import load
 from bytelm.decoding import why_plain
-from bytelm.evaluate import bits
+from bytelm.evaluate import windows
 from bytelm.evaluate.bits import measure
 from bytelm.machine import POLICY, WAITING, wait_without_spinning
 from bytelm.testing.tiny import tiny_models
@@ -248,7 +248,7 @@ def test_training_and_evaluation_ask(
     model = load(tmp_path / "run").model
     steps.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(bits, "open_reader", lambda model, **shape: None)  # the forward pass
+        patch.setattr(windows, "open_reader", lambda model, **shape: None)  # the forward pass
         list(measure(model, [("", b"abcdefghij")], context=4, stride=2, batch=3))
     assert steps == [(True, 3), (True, 1)]
 

@@ -21,6 +21,7 @@ from bytelm.decoding import Quantization, over_bytes
 from bytelm.device import resolve
 from bytelm.errors import UsageError
 from bytelm.evaluate.bits import logprobs, measure
+from bytelm.evaluate.dynamic import Dynamic
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.patches import patch_view
 from bytelm.evaluate.windowing import Mode, for_generating
@@ -133,13 +134,14 @@ class LM:
         """The same bytes as `generate`, each as soon as it is decided."""
         return stream(self.model, prompt, **split(options))
 
-    def bits(self, data: bytes, online: Memory | None = None) -> tuple[float, int]:
+    def bits(self, data: bytes, online: Memory | None = None, dynamic: Dynamic | None = None) -> tuple[float, int]:
         """(bits, bytes) of `data` as one document: every byte is scored once.
 
         `online`: a memory that learns `data` beside the model, which stays as it is (`bytelm.online.memory`); the bits
-        are then of both. Raises UsageError for a token model with a memory.
+        are then of both. `dynamic`: a copy of the model whose weights learn `data` and give the bits in its place
+        (`bytelm.evaluate.dynamic`). Raises UsageError for a token model with a memory, or a copy of another model.
         """
-        found = list(measure(self.model, [("", data)], context=self.context, memory=online))
+        found = list(measure(self.model, [("", data)], context=self.context, memory=online, dynamic=dynamic))
         meter = Meter.of(found)
         nats = meter.nats if online is None else sum(document.online or 0.0 for document in found)
         return nats / LN2, meter.bytes

@@ -19,8 +19,7 @@ from torch import Tensor
 from bytelm.decoding import Decoder, open_decoder
 from bytelm.decoding.plain import PlainDecoder
 from bytelm.errors import UsageError
-from bytelm.evaluate import bits as scoring
-from bytelm.evaluate import reading, stream
+from bytelm.evaluate import reading, stream, windows
 from bytelm.evaluate.bits import DocumentBits, logprobs, measure, nats_of_document
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.reading import open_reader
@@ -290,11 +289,11 @@ def test_kernels_and_the_forward_pass_measure_the_same(
         return found if model.tokens else [*found, logprobs(model, data[:90], data[90:])]
 
     with exact(model) as precise:
-        assert name.startswith(("linear", "megabyte_pytorch")) or scoring.open_reader(precise, rows=1, capacity=9)
-        for module in (scoring, reading):
+        assert name.startswith(("linear", "megabyte_pytorch")) or windows.open_reader(precise, rows=1, capacity=9)
+        for module in (windows, reading):
             monkeypatch.setattr(module, "open_reader", in_small_chunks)
         kernels = figures(precise)
-        for module in (scoring, reading):
+        for module in (windows, reading):
             monkeypatch.setattr(module, "open_reader", no_reader)
         for one, other in zip(kernels, figures(precise), strict=True):
             assert_allclose(one, other, rtol=2e-6, atol=2e-6)
@@ -302,11 +301,11 @@ def test_kernels_and_the_forward_pass_measure_the_same(
 
 def test_the_forward_pass_reads_what_kernels_would_round() -> None:
     model = tiny_transformer()
-    assert scoring.open_reader(model, rows=1, capacity=9) is not None
-    assert scoring.open_reader(Fake(uniform), rows=1, capacity=9) is None
+    assert windows.open_reader(model, rows=1, capacity=9) is not None
+    assert windows.open_reader(Fake(uniform), rows=1, capacity=9) is None
     with pretend():
-        assert scoring.open_reader(moved(model), rows=1, capacity=9) is None
-    assert scoring.open_reader(tiny_transformer().bfloat16(), rows=1, capacity=9) is None
+        assert windows.open_reader(moved(model), rows=1, capacity=9) is None
+    assert windows.open_reader(tiny_transformer().bfloat16(), rows=1, capacity=9) is None
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -27,7 +27,7 @@ from bytelm.data.corpus import Corpus
 from bytelm.data.modalities import image
 from bytelm.decoding import bytewise
 from bytelm.errors import BytelmError, DataError, UsageError
-from bytelm.evaluate import bits
+from bytelm.evaluate import windows
 from bytelm.evaluate.bits import DocumentBits, logprobs, measure, nats_of_document
 from bytelm.evaluate.meter import Meter
 from bytelm.evaluate.verdict import judge
@@ -80,13 +80,13 @@ def price(ids: list[int]) -> float:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_bits_are_those_of_the_tokens_that_the_data_is_made_of(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data, scored = DOCUMENTS[name], list[Tensor]()
-    exact = bits.nats_of
+    exact = windows.nats_of
 
     def watched(logits: Tensor, targets: Tensor) -> Tensor:
         scored.append(targets)
         return exact(logits, targets)
 
-    monkeypatch.setattr(bits, "nats_of", watched)
+    monkeypatch.setattr(windows, "nats_of", watched)
     (found,) = measure(MODEL, [(name, data)], context=10_000)
     assert MODEL.tokens is not None
     assert MODEL.tokens.decode(scored[0][0].tolist()) == data

@@ -73,17 +73,17 @@ def test_a_signal_at_any_stage_is_heard_there(
 def test_a_signal_in_the_closing_measurement_ends_it(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from bytelm.evaluate import bits
+    from bytelm.evaluate.windows import Windows
 
     words = command(corpus, tmp_path / "run", 2, PLAIN)[3:]
-    score = bits._Windows.score  # pyright: ignore[reportPrivateUsage]
+    score = Windows.score
 
     def interrupted(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return score(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bits._Windows, "score", interrupted)  # pyright: ignore[reportPrivateUsage]
+        patch.setattr(Windows, "score", interrupted)
         assert cli(words) == 128 + signal.SIGTERM
     assert "saved step 2 in" in capfd.readouterr().err and not (tmp_path / "run" / "report.html").exists()
     assert cli(words) == 0 and (tmp_path / "run" / "report.html").exists()

@@ -119,14 +119,25 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Steady(width=None if Console().is_terminal else 200).print(table)
 
 
+def row_of(name: str, figures: Any) -> tuple[str, float, str]:
+    """A row of `print_verdict`: bits per byte, and their interval."""
+    return name, figures.bits_per_byte, "" if figures.low is None else f"{figures.low:.3f} to {figures.high:.3f}"
+
+
+def memory_of(online: Any) -> str:
+    """How an online memory began."""
+    return f"online memory, {f'{online.read_before:,} bytes read before' if online.read_before else 'begun empty'}"
+
+
 def print_verdict(verdict: Any) -> None:
     """Bits per byte beside the compressors, best first; by plane and by file if there are several."""
-    bounds = "" if verdict.low is None else f"{verdict.low:.3f} to {verdict.high:.3f}"
-    rows = [("this model", verdict.bits_per_byte, bounds)]
+    rows = [row_of("this model", verdict)]
     if online := verdict.online:
-        read = f"{online.read_before:,} bytes read before" if online.read_before else "begun empty"
-        own = "" if online.low is None else f"{online.low:.3f} to {online.high:.3f}"
-        rows.append((f"with online memory, {read}", online.bits_per_byte, own))
+        rows.append(row_of(f"with {memory_of(online)}", online))
+    if dynamic := verdict.dynamic:
+        rows.append(row_of(f"with dynamic evaluation ({dynamic.learning})", dynamic))
+        if online := dynamic.online:
+            rows.append(row_of(f"with dynamic evaluation ({dynamic.learning}) and {memory_of(online)}", online))
     rows += [(name, bits, "") for name, bits in verdict.compressors.items()]
     rows.sort(key=lambda row: row[1])
     print(
@@ -134,6 +145,12 @@ def print_verdict(verdict: Any) -> None:
         f"context {verdict.context}, stride {verdict.stride}"
     )
     print_table(["", verdict.unit, "95 % interval"], [(name, f"{bits:.3f}", b) for name, bits, b in rows])
+    if dynamic:
+        print(
+            f"dynamic evaluation: a step of {dynamic.rate:g} after each window; {show_bytes(dynamic.copied_bytes)} of "
+            f"weights copied, {show_bytes(dynamic.state_bytes)} of optimizer state, "
+            f"{show_bytes(dynamic.bytes_per_second)}/s"
+        )
     if verdict.planes:
         print_table(["plane", verdict.unit], [(name, f"{bits:.3f}") for name, bits in verdict.planes.items()])
     if len(verdict.files) > 1:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cyclopts import Parameter
 
-from bytelm.cli import online as memories
 from bytelm.cli.common import (
     Device,
     Json,
@@ -28,6 +27,7 @@ from bytelm.cli.common import (
 )
 from bytelm.cli.foreign import evaluate_foreign
 from bytelm.cli.media import check_file, collected, task_of, write_file
+from bytelm.cli.online import Learners, Online, beside
 from bytelm.data.modalities.base import Modality
 from bytelm.data.names import after_prefix
 from bytelm.errors import ResourceError, UsageError
@@ -57,7 +57,7 @@ def evaluate(
     weights: Weights = None,
     tables: Tables = None,
     precision: Precision = "float32",
-    online: memories.Online = None,
+    learners: Learners | None = None,
     bytewise: Annotated[bool, Parameter(negative="")] = False,
     tasks: str | None = None,
     include_path: Path | None = None,
@@ -95,7 +95,8 @@ def evaluate(
         With hf: code the first 4096 bytes with the model's probabilities, decode them, and compare.
     """
     packing: dict[str, Any] = {"weights": weights, "tables": tables}
-    alone: dict[str, Any] = {"windowing": windowing, "bytewise": bytewise or None, "online": online}
+    learners = learners or Learners()
+    alone: dict[str, Any] = {"windowing": windowing, "bytewise": bytewise or None, **learners.given}
     if after_prefix(str(run)) is not None:
         alone |= {**packing, "tasks": tasks, "include-path": include_path}
         read = partial(documents_of, paths_of(paths), None) if paths else None
@@ -106,7 +107,7 @@ def evaluate(
         alone["precision"] = None if precision == "float32" else precision
         return ask(run, paths, tasks, include_path, context, stride, device, json, packing, **alone)
     options = (context, stride, windowing, weights, tables, precision, device, quiet or json)
-    return show_verdict(*measured(run, paths, *options, bytewise=bytewise, online=online), json)
+    return show_verdict(*measured(run, paths, *options, bytewise=bytewise, learners=learners), json)
 
 
 def show_verdict(verdict: EvalReport, tokens: dict[str, float], json: bool) -> int:
@@ -134,7 +135,7 @@ def measured(
     quiet: bool,
     *,
     bytewise: bool = False,
-    online: memories.Kind | None = None,
+    learners: Learners | None = None,
 ) -> tuple[EvalReport, dict[str, float]]:
     """The bits per byte of files, or of the run's test split; and with `bytewise` those of the tokens, by kind."""
     from bytelm.checkpoint.assemble import load
@@ -150,21 +151,23 @@ def measured(
     found = (
         documents_of(paths_of(paths), loaded.modality) if paths else sample_evenly(open_corpus(run / "data"), "test")
     )
+    learners = learners or Learners()
     window, total = context or loaded.state["context"], sum(len(data) for _, data in found)
     model, options = loaded.model, (context, stride, windowing, weights, tables, precision)
-    plain = not paths and options == (None, None, None, None, None, "float32") and not (bytewise or online)
+    plain = not paths and options == (None, None, None, None, None, "float32") and not (bytewise or learners.given)
     if windowing is not None:
         if stride is not None:
             raise UsageError(f"--windowing {windowing} cannot be combined with --stride {stride}: leave one out")
         model, stride = for_measuring(model, windowing, window)
-    progress = counter("evaluating", total, quiet)
+    progress = counter("evaluating", total * (2 if learners.dynamic else 1), quiet)
     if bytewise:
-        if online or precision != "float32":
-            other = f"--online {online}" if online else f"--precision {precision}"
-            raise UsageError(f"--bytewise cannot be combined with {other}: leave one out")
+        for name, value in {**learners.given, **({} if precision == "float32" else {"precision": precision})}.items():
+            raise UsageError(f"--bytewise cannot be combined with --{name} {value}: leave one out")
         return both_ways(model, found, window, stride, progress, loaded.modality)
-    memory = memories.opened(run, online)
-    evaluation = judge(model, found, window, stride, progress, loaded.modality, precision, memory=memory)
+    memory, dynamic = learners.memory(run), learners.copy(model)
+    evaluation = judge(
+        model, found, window, stride, progress, loaded.modality, precision, memory=memory, dynamic=dynamic
+    )
     if plain:
         keep(run, loaded, evaluation, quiet)
     return evaluation, {}
@@ -291,7 +294,7 @@ def generate(
     keep: float | None = None,
     hex: Annotated[bool, Parameter(negative="", help="The prompt is given as hex digits.")] = False,
     windowing: Literal["basic", "sliding", "strided", "both"] = "basic",
-    online: memories.Online = None,
+    online: Online = None,
     weights: Weights = None,
     tables: Tables = None,
     device: Device = "auto",
@@ -319,7 +322,6 @@ def generate(
     from bytelm.device import use
     from bytelm.generate.stop import unescape
     from bytelm.lm import Options, load
-    from bytelm.online.saved import reader
 
     drawing = drawing or SamplingOptions()
     watch = partial(counter, quiet=quiet or json)
@@ -328,8 +330,7 @@ def generate(
         check_file(out, lm.modality, for_text=bool(drawing.stop or drawing.utf8))
     task = task_of(lm.modality, prompt, hex, keep, drawing.max_bytes)
     stop = [unescape(lone(text)) for text in drawing.stop or []]
-    asked = {**vars(drawing), "stop": stop, "max_bytes": task.max_bytes, "eos": task.eos}
-    asked |= {"online": memories.opened(run, online), "read_before": reader(run)}
+    asked = {**vars(drawing), **beside(run, online), "stop": stop, "max_bytes": task.max_bytes, "eos": task.eos}
     began = time.perf_counter()
     pieces = lm.stream(task.prompt, **cast(Options, asked))
     written = collected(pieces, task.max_bytes, quiet=quiet or json) if json or out is not None else shown(pieces)

@@ -1,9 +1,10 @@
-"""Memories that learn while a model is read, for commands: `--online`; and the one that builds a run's: prime."""
+"""What learns while a model is read, for commands: `--online`, `--dynamic`; and what builds a run's memory: prime."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -11,6 +12,8 @@ from bytelm.cli.common import Json, Quiet, counter, print_json
 from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
+    from bytelm.evaluate.dynamic import Dynamic
+    from bytelm.interfaces.model import ByteModel
     from bytelm.online.memory import Memory
 
 Kind = Literal["cold", "primed"]
@@ -21,7 +24,39 @@ Online = Annotated[
         "split (bytelm prime)."
     ),
 ]
+Learning = Annotated[
+    Literal["head", "tables", "all"] | None,
+    Parameter(
+        help="Dynamic evaluation: a copy of the model whose weights learn each window after it was scored: those of "
+        "the output layer (head), of n-gram tables and the output layer (tables), or all."
+    ),
+]
 PIECE = 1 << 20  # bytes learned between two signs of progress
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Learners:
+    """What learns while the model is read, beside it or in its place."""
+
+    online: Online = None
+    dynamic: Learning = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that are given, by name, as on the command line."""
+        named = {"online": self.online, "dynamic": self.dynamic}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def memory(self, run: Path) -> Memory | None:
+        """See `opened`."""
+        return opened(run, self.online)
+
+    def copy(self, model: ByteModel) -> Dynamic | None:
+        """The copy of a model that learns. Raises UsageError for one that cannot."""
+        from bytelm.evaluate.dynamic import Dynamic
+
+        return None if self.dynamic is None else Dynamic(model, self.dynamic)
 
 
 def opened(run: Path, online: Kind | None, size: int | None = None) -> Memory | None:
@@ -31,6 +66,13 @@ def opened(run: Path, online: Kind | None, size: int | None = None) -> Memory | 
     from bytelm.online import saved
 
     return saved.opened(run, online, size)
+
+
+def beside(run: Path, online: Kind | None) -> dict[str, Any]:
+    """The options of generation that are memories: the one that predicts beside the model, and the one that drafts."""
+    from bytelm.online.saved import reader
+
+    return {"online": opened(run, online), "read_before": reader(run)}
 
 
 def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json = False) -> int:

@@ -20,31 +20,25 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from bytelm.device import fitting
 from bytelm.errors import UsageError
 from bytelm.evaluate import online
-from bytelm.evaluate.reading import Window, open_reader, read_line, read_windows
-from bytelm.evaluate.stream import Document, chunks, decisions, pieces
-from bytelm.interfaces.decoder import Decoder
+from bytelm.evaluate.dynamic import Dynamic
+from bytelm.evaluate.reading import Window, read_line
+from bytelm.evaluate.stream import Document, chunks, pieces
+from bytelm.evaluate.windows import Precision, Windows
 from bytelm.interfaces.model import ByteModel
 from bytelm.interfaces.objective import nats_of
 from bytelm.online.memory import Memory
-from bytelm.threads import StepThreads, ThroughputTuner, all_or_one
 from bytelm.transfer import to_device, to_host
-from bytelm.units import BOS, PAD, UNWRITTEN
-
-Precision = Literal["float32", "bfloat16"]
+from bytelm.units import BOS
 
 
 @dataclass(frozen=True)
@@ -73,6 +67,7 @@ def measure(
     progress: Callable[[int], None] | None = None,
     precision: Precision = "float32",
     memory: Memory | None = None,
+    dynamic: Dynamic | None = None,
 ) -> Iterator[DocumentBits]:
     """The bits of each (name, document), in order, in windows of `context` ids as drawn above.
 
@@ -81,10 +76,13 @@ def measure(
     of each plane, where ids are bytes of alternating planes. `progress` is called with the number of bytes scored.
     `precision`: of matrix products; "bfloat16" is fastest on GPUs, and its error is in docs/evaluating.md.
     `memory`: learns the bytes, in the order of the documents, beside the model, which stays as it is.
+    `dynamic`: the copy of the model that is measured in its place, and learns from each window after it was scored;
+    windows are then read one by one.
 
-    Raises UsageError unless 1 <= stride <= context and batch >= 1, and for a token model with a memory.
+    Raises UsageError unless 1 <= stride <= context and batch >= 1, for a token model with a memory, and for a `dynamic`
+    of another model.
     """
-    windows = replace(_Windows.checked(model, context, stride, batch, precision), memory=memory)
+    windows = replace(Windows.checked(model, context, stride, batch, precision, dynamic), memory=memory)
     if memory is not None:
         online.check(model)
     return _measure(model, documents, windows, period, progress)
@@ -93,7 +91,7 @@ def measure(
 def _measure(
     model: ByteModel,
     documents: Iterable[tuple[str, Document]],
-    windows: _Windows,
+    windows: Windows,
     period: int,
     progress: Callable[[int], None] | None,
 ) -> Iterator[DocumentBits]:
@@ -123,13 +121,19 @@ def _measure(
 
 
 def nats_of_document(
-    model: ByteModel, document: Document, *, context: int, stride: int | None = None, batch: int = 8
+    model: ByteModel,
+    document: Document,
+    *,
+    context: int,
+    stride: int | None = None,
+    batch: int = 8,
+    dynamic: Dynamic | None = None,
 ) -> NDArray[np.float64]:
     """-log p of each byte (or token) of one document, in nats `[bytes]`: the terms of the sum that `measure` gives."""
-    windows = _Windows.checked(model, context, stride, batch)
+    windows = Windows.checked(model, context, stride, batch, dynamic=dynamic)
     stream = windows.of(document)
     scored: list[NDArray[np.float64]] = [np.zeros(0)]
-    while group := list(islice(stream, batch)):
+    while group := list(islice(stream, windows.batch)):
         scored += [nats for nats, *_ in windows.score(group)]
     return np.concatenate(scored)
 
@@ -152,7 +156,7 @@ def continuations(
             "this model reads tokens, so that parts of a text have no log-likelihood: evaluate whole texts, "
             "or decoding.bytewise(model)"
         )
-    windows = _Windows.checked(model, context, stride, batch)
+    windows = Windows.checked(model, context, stride, batch)
     return _after(windows, ((prefix + continuation, len(prefix)) for prefix, continuation in pairs))
 
 
@@ -174,7 +178,7 @@ def naive_continuations(
     tokens = model.tokens
     if tokens is None:
         raise UsageError("this model reads bytes, whose continuations have a log-likelihood: use continuations")
-    windows = _Windows.checked(model, context, stride, batch)
+    windows = Windows.checked(model, context, stride, batch)
 
     def counted() -> Iterator[tuple[bytes, int]]:
         for prefix, continuation in pairs:
@@ -199,7 +203,7 @@ def prompted_continuations(
     """
     if model.tokens is None:
         raise UsageError("this model reads bytes, whose continuations have a log-likelihood: use continuations")
-    windows, encode = _Windows.checked(model, context, stride, batch), model.tokens.encode
+    windows, encode = Windows.checked(model, context, stride, batch), model.tokens.encode
 
     def parted() -> Iterator[tuple[Tensor, int]]:
         for prefix, continuation in pairs:
@@ -209,7 +213,7 @@ def prompted_continuations(
     return _after(windows, parted())
 
 
-def _after(windows: _Windows, documents: Iterable[tuple[bytes | Tensor, int]]) -> Iterator[tuple[float, bool]]:
+def _after(windows: Windows, documents: Iterable[tuple[bytes | Tensor, int]]) -> Iterator[tuple[float, bool]]:
     """Of each (document, ids): the nats of what follows so many ids, and whether each is the most probable one.
 
     What comes before is read and not scored, which spares the output layer; a window with nothing else is left out.
@@ -245,7 +249,7 @@ def timed(
 
     The first one is read once before, and not timed: the first calls of kernels take longer.
     """
-    windows = _Windows.checked(model, context, stride, batch)
+    windows = Windows.checked(model, context, stride, batch)
     for index, document in enumerate(documents):
         if not index:
             list(_measure(model, [("", document)], windows, 1, None))
@@ -305,96 +309,3 @@ class _Tally:
         return DocumentBits(
             self.name, self.bytes if self.whole is None else self.whole, self.nats, by_place, self.online
         )
-
-
-@dataclass(frozen=True)
-class _Windows:
-    """How documents are cut into windows, and windows scored."""
-
-    model: ByteModel
-    context: int
-    stride: int
-    batch: int
-    precision: Precision = "float32"
-    threads: StepThreads = field(default_factory=StepThreads)
-    reader: Decoder | None = None
-    """What reads the windows instead of the forward pass, where it can."""
-    tuner: ThroughputTuner[int] | None = None
-    """Chooses how many threads of the reader do."""
-    memory: Memory | None = None
-
-    @classmethod
-    def checked(
-        cls, model: ByteModel, context: int, stride: int | None, batch: int, precision: Precision = "float32"
-    ) -> _Windows:
-        """Windows as the user wants them, if they can be had."""
-        if context < 1 or batch < 1:
-            raise UsageError(f"context = {context} and batch = {batch}: each must be at least 1")
-        if stride is None:
-            stride = max(1, context // 2)
-        if not 1 <= stride <= context:
-            raise UsageError(f"stride = {stride}: must be from 1 to the context, {context}, or bytes are left out")
-        reader = open_reader(model, rows=batch, capacity=context) if precision == "float32" else None
-        pool = None if reader is None else reader.thread_pool
-        tuner = all_or_one(pool.most) if pool and pool.most > 1 else None
-        return cls(model, context, stride, batch, precision, StepThreads(model.device.type == "cpu"), reader, tuner)
-
-    def of(self, document: Document | Int[Tensor, " ids"]) -> Iterator[Window]:
-        """The windows of a document, or of ids that were made of one; none if it is empty."""
-        ids, opens = torch.zeros(0, dtype=torch.long), None
-        seen = 0
-        whole = isinstance(document, Tensor)
-        stream = [(document, None)] if whole else decisions(self.model.patcher, document, self.model.tokens)
-        for new_ids, new_opens in stream:
-            ids = torch.cat([ids, new_ids])
-            opens = new_opens if opens is None or new_opens is None else torch.cat([opens, new_opens])
-            while len(ids) > self.context:
-                end = self.context + 1
-                yield Window(ids[:end], None if opens is None else opens[:end], seen)
-                ids, opens = ids[self.stride :], None if opens is None else opens[self.stride :]
-                seen = self.context - self.stride
-        if len(ids) - 1 > seen:
-            yield Window(ids, opens, seen)
-
-    @torch.inference_mode()
-    def read(self, group: list[Window]) -> tuple[Float[Tensor, "scored vocab"], list[Int[Tensor, " _"]]]:
-        """What is predicted of the ids that windows score, one window's after another's; and the ids of each.
-
-        Without a reader all are read in one pass. Logits are where the model is, ids on the host. Raises ResourceError
-        where there is no room for so many.
-        """
-        targets = [window.ids[window.seen + 1 :] for window in group]
-        if self.reader is not None:
-            return torch.from_numpy(read_windows(self.reader, group, self.tuner)), targets
-        ids = pad_sequence([window.ids for window in group], batch_first=True, padding_value=PAD)
-        cut = [window.opens for window in group if window.opens is not None]
-        boundaries = pad_sequence(cut, batch_first=True)[:, :-1] if cut else None
-        low, device = self.precision == "bfloat16", self.model.device
-        what, way_out = f"{len(group)} windows of {self.context} ids", f"take a context of {max(1, self.context // 2)}"
-        fits = fitting(device, what, lambda: f"{way_out}, or --device cpu")
-        with torch.autocast(device.type, torch.bfloat16, enabled=low), fits, self.threads.step(len(group)):
-            logits, _ = self.model(ids[:, :-1], None, boundaries)
-        width = logits.shape[1]
-        places = [row * width + torch.arange(w.seen, len(w.ids) - 1) for row, w in enumerate(group)]
-        return logits.flatten(0, 1).index_select(0, to_device(torch.cat(places), logits)), targets
-
-    @torch.inference_mode()
-    def score(self, group: list[Window]) -> list[tuple[NDArray[np.float64], NDArray[np.int64], float | None]]:
-        """The nats of what each window scores, the bytes of each of these ids, and the nats with the memory."""
-        logits, targets = self.read(group)
-        nats = nats_of(logits[None], to_device(torch.cat(targets), logits)[None])[0]
-        each = to_host(nats).double().split([len(ids) for ids in targets])
-        own = [None] * len(group) if self.memory is None else online.nats_online(self.memory, logits, targets)
-        sizes = [self.model.byte_lengths(ids).numpy() for ids in targets]
-        return [(nats.numpy(), size, cost) for nats, size, cost in zip(each, sizes, own, strict=True)]
-
-    @torch.inference_mode()
-    def judge(self, group: list[Window]) -> list[tuple[Float[Tensor, " scored"], Bool[Tensor, " scored"]]]:
-        """The nats of what each window scores, and whether each of these ids is the most probable that is written."""
-        if not group:
-            return []
-        logits, targets = self.read(group)
-        sizes, wanted = [len(ids) for ids in targets], to_device(torch.cat(targets), logits)
-        nats = to_host(nats_of(logits[None], wanted[None])[0]).split(sizes)
-        written = logits.index_fill(-1, to_device(torch.tensor(UNWRITTEN), logits), float("-inf"))
-        return list(zip(nats, to_host(written.argmax(-1) == wanted).split(sizes), strict=True))

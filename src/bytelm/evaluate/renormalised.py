@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from bytelm.data.bpe import Bpe
 from bytelm.data.canonical import START, Canonical, part
 from bytelm.errors import UsageError
-from bytelm.evaluate.bits import DocumentBits, _Windows
+from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.stream import Document, pieces
+from bytelm.evaluate.windows import Windows
 from bytelm.interfaces.model import ByteModel
 from bytelm.transfer import to_host
 from bytelm.units import EOS
@@ -34,7 +35,7 @@ def renormalisation(
     """
     if not isinstance(model.tokens, Bpe):
         raise UsageError("this model reads bytes, or tokens of another project: there is nothing to renormalise")
-    windows, words = _Windows.checked(model, context, stride, batch), Canonical(model.tokens)
+    windows, words = Windows.checked(model, context, stride, batch), Canonical(model.tokens)
     for name, document in documents:
         data = whole(document)
         ids = model.tokens.encode(data).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from bytelm.data.modalities.base import Modality, unit_of
 from bytelm.errors import DataError
 from bytelm.evaluate.bits import DocumentBits, Precision, measure
 from bytelm.evaluate.compressors import compressed, compressed_each
+from bytelm.evaluate.dynamic import Dynamic, Learning
 from bytelm.evaluate.meter import Meter, interval
 from bytelm.interfaces.model import ByteModel
 from bytelm.online.memory import Memory
@@ -47,12 +49,34 @@ class OnlineBits:
 
 
 @dataclass(frozen=True)
+class DynamicBits:
+    """The bits of the same bytes by a copy of the model whose weights learn them (`evaluate.dynamic`), in their order.
+
+    `learning`: which weights, by steps of `rate`, one for each window. `copied_bytes` and `state_bytes`: memory of the
+    weights that learn, which are held twice, and of the optimizer. `online`: with a memory beside it, like the model's.
+    """
+
+    bits: float
+    bits_per_byte: float
+    low: float | None
+    high: float | None
+    files: list[FileBits]
+    learning: Learning
+    rate: float
+    copied_bytes: int
+    state_bytes: int
+    bytes_per_second: float
+    online: OnlineBits | None = None
+
+
+@dataclass(frozen=True)
 class EvalReport:
     """What a model makes of documents. Every byte is scored once; context and stride say what it was scored from.
 
     `low` and `high` bound the 95 % bootstrap interval over documents; None with fewer than two. `planes` are the bits
     per byte of each plane that bytes stand for in turn: red, green, blue. `unit` names the unit of all of these.
-    `online`: what a memory makes of it that learns while the model, of which all else is, reads.
+    `online`: what a memory makes of it that learns while the model, of which all else is, reads; `dynamic`: what the
+    model makes of it while its own weights learn.
     """
 
     bytes: int
@@ -68,12 +92,15 @@ class EvalReport:
     planes: dict[str, float] = field(default_factory=dict[str, float])
     unit: str = "bits per byte"
     online: OnlineBits | None = None
+    dynamic: DynamicBits | None = None
 
     def mapping(self) -> dict[str, Any]:
-        """As plain JSON; without `online` where nothing learned."""
+        """As plain JSON; without `online` and `dynamic` where nothing learned."""
         found = asdict(self)
-        if self.online is None:
-            del found["online"]
+        learned = (found, found["dynamic"] or {})
+        for part, name in ((part, name) for part in learned for name in ("online", "dynamic")):
+            if name in part and part[name] is None:
+                del part[name]
         return found
 
 
@@ -87,11 +114,13 @@ def judge(
     precision: Precision = "float32",
     batch: int = 8,
     memory: Memory | None = None,
+    dynamic: Dynamic | None = None,
 ) -> EvalReport:
     """Measure documents given as (name, bytes); those of one name are one file. Raises DataError if there are none.
 
     With a `modality` the formats made for it are among the compressors, and each plane is measured too.
-    `precision`, `batch`, `memory`: see `measure`.
+    `precision`, `batch`, `memory`: see `measure`. With `dynamic` all is measured a second time, by weights that learn,
+    and `progress` counts twice.
     """
     documents = list(documents)
     planes, formats = (modality.planes, modality.compressors()) if modality is not None else ((), {})
@@ -106,10 +135,12 @@ def judge(
         "memory": memory,
     }
     read_before = 0 if memory is None else memory.read_bytes
+    beside = memory.clone() if memory is not None and dynamic is not None else None
     found = list(measure(model, documents, progress=progress, **how))
     whole = Meter.of(found)
     if not whole.bytes:
         raise DataError(f"{len(documents)} documents have 0 bytes together: there is nothing to evaluate")
+    own = None if dynamic is None else learned(model, documents, dynamic, progress, **how | {"memory": beside})
     bounds, data = interval(found), [document for _, document in documents]
     return EvalReport(
         bytes=whole.bytes,
@@ -125,6 +156,7 @@ def judge(
         planes=by_plane(found, planes),
         unit=unit_of(modality),
         online=None if memory is None else online(found, read_before, memory.bytes),
+        dynamic=own,
     )
 
 
@@ -134,6 +166,34 @@ def online(found: Iterable[DocumentBits], read_before: int, size: int) -> Online
     whole, bounds = Meter.of(found), interval(found)
     low, high = bounds or (None, None)
     return OnlineBits(whole.nats / LN2, whole.bits_per_byte, low, high, by_name(found), read_before, size)
+
+
+def learned(
+    model: ByteModel,
+    documents: Iterable[tuple[str, bytes | np.ndarray]],
+    dynamic: Dynamic,
+    progress: Callable[[int], None] | None,
+    **how: Any,
+) -> DynamicBits:
+    """What a copy of the model makes of documents while it learns them, and at which cost. `how`: as for `measure`."""
+    memory: Memory | None = how["memory"]
+    read_before, began = 0 if memory is None else memory.read_bytes, time.perf_counter()
+    found = list(measure(model, documents, progress=progress, dynamic=dynamic, **how))
+    seconds = time.perf_counter() - began
+    whole, bounds = Meter.of(found), interval(found)
+    return DynamicBits(
+        bits=whole.nats / LN2,
+        bits_per_byte=whole.bits_per_byte,
+        low=bounds[0] if bounds else None,
+        high=bounds[1] if bounds else None,
+        files=by_name(found),
+        learning=dynamic.learning,
+        rate=dynamic.rate,
+        copied_bytes=dynamic.copied_bytes,
+        state_bytes=dynamic.state_bytes,
+        bytes_per_second=whole.bytes / max(1e-9, seconds),
+        online=None if memory is None else online(found, read_before, memory.bytes),
+    )
 
 
 def by_plane(found: Iterable[DocumentBits], planes: tuple[str, ...]) -> dict[str, float]:

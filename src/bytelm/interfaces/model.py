@@ -181,6 +181,12 @@ class ByteModel(nn.Module, abc.ABC):
         """Embedding tables whose gradients are kept by row."""
         return []
 
+    def output_weights(self) -> list[nn.Parameter]:
+        """What makes logits of states: by default the linear layers as wide as the logits, outside of the patcher."""
+        parts = [part for name, part in self.named_modules() if not name.startswith("patcher.")]
+        layers = [part for part in parts if isinstance(part, nn.Linear) and part.out_features == self.vocabulary]
+        return [parameter for layer in layers for parameter in layer.parameters()]
+
     @property
     def patch_size(self) -> int | None:
         """Bytes of a fixed patch; None for other patches, or none."""

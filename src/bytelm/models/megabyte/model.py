@@ -224,6 +224,10 @@ class Megabyte(ByteModel):
         """See `ByteModel`."""
         return [] if self.line is None or self.line.embed.ngram is None else [self.line.embed]
 
+    def output_weights(self) -> list[nn.Parameter]:
+        """See `ByteModel`; they embed bytes too."""
+        return list(self.table.parameters())
+
     def stages(self, ids: int, patches: int) -> list[Stage]:
         """See `ByteModel`. In addition to the stacks: byte vectors, their patches, slices of the stage above."""
         config, found = self.config, list[Stage]()
