@@ -45,6 +45,21 @@ Fit = Annotated[
         "bytelm advise reads them.",
     ),
 ]
+Suites = Annotated[
+    list[str] | None,
+    Parameter(
+        negative="",
+        help="A suite of bytelm robust, which every run is asked afterwards, on the held-out files: noise. May be "
+        "repeated.",
+    ),
+]
+Online = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="Also bits per byte beside an online memory that begins empty, of every run. Slow for models of tokens.",
+    ),
+]
 Rates = Annotated[
     int,
     Parameter(
@@ -63,8 +78,8 @@ def compare(
     rates: Rates = 1,
     fit: Fit = False,
     held_out: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
-    suite: Annotated[list[str] | None, Parameter(negative="")] = None,
-    online: Annotated[bool, Parameter(negative="")] = False,
+    suite: Suites = None,
+    online: Online = False,
     modality: Annotated[str | None, Parameter(name="--as")] = None,
     run: Home = None,
     dry_run: DryRun = False,
@@ -93,10 +108,6 @@ def compare(
         Quantity held equal: flops (per byte and total), time (seconds of training here) or bytes (and parameters).
     held_out
         Files to evaluate on (default: a held-out split of the documents of `paths`).
-    suite
-        A suite of bytelm robust, which every run is asked afterwards, on the held-out files: noise. May be repeated.
-    online
-        Also bits per byte beside an online memory that begins empty, of every run. Slow for models of tokens.
     modality
         Modality of the files, as for train: image:32, audio:16k, dna.
     """
