@@ -295,10 +295,12 @@ class Session:
 
     def drafting(self, slots: Ints, wanted: Draft) -> Draft:
         """What rows may draft now; all of them the same number of bytes."""
+        if not wanted.length:
+            return NONE
         rows = [self.rows[slot] for slot in slots.tolist()]
         # What depends on more than the bytes before goes byte by byte.
         alone = any(row.constraint or row.online or row.request.logprobs is not None for row in rows)
-        length = 0 if alone or not rows else min(wanted.length, self.decoder.chunk - 1, *(row.left - 1 for row in rows))
+        length = 0 if alone else min(wanted.length, self.decoder.chunk - 1, *(row.left - 1 for row in rows))
         return wanted._replace(length=length) if length else NONE
 
     def guesser(self, slot: int) -> Guesser:

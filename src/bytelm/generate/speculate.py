@@ -27,7 +27,7 @@ from bytelm.units import BYTES, VOCAB
 
 COLD = Settings(memory=8 << 20)  # of a memory that begins empty: it reads one document
 TAIL = 1 << 14  # bytes of a document that such a memory reads at most, a tenth of a second's worth
-LEAST = 0.15  # probability of a guess, and of all before it, below which no more are made: about what reading one costs
+LEAST = 0.15  # probability of a guess, and of all before it, below which no more are made (not tuned)
 SLOW = 2e-3  # seconds a byte from which guesses by a memory can pay: each costs a tenth of that
 FIRST = 16  # steps before the first trial, which takes as many
 TRIAL = 6
