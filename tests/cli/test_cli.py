@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a configuration and a small run on this project's own sources."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "nano.toml").write_text(NANO)
+    # A copy: Python writes __pycache__ into the package while the other tests run, and a run's data must stay as it is.
+    shutil.copytree(ROOT / "src" / "bytelm" / "data", folder / "data", ignore=shutil.ignore_patterns("__pycache__"))
     files = [str(ROOT / "src" / "bytelm" / name) for name in ("units.py", "errors.py", "find.py", "lm.py")]
     words = ["train", *files, "--config", str(folder / "nano.toml"), "--run", str(folder / "run"), "--steps", "4"]
     assert cli([*words, "--quiet"]) == 0
@@ -209,7 +212,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     (home / "empty").mkdir(exist_ok=True)
     (home / "one").write_bytes(b"x")
-    places = {"home": str(home), "root": str(ROOT / "src" / "bytelm" / "cli")}
+    places = {"home": str(home), "root": str(home / "data")}
     assert cli([a.format(**places) for a in arguments]) == code
     found = capfd.readouterr()
     lines = found.err.strip().splitlines()
@@ -276,7 +279,7 @@ def test_paragraphs_of_help_break_where_the_terminal_ends() -> None:
 
 @pytest.mark.fault("T3")
 def test_ctrl_c_saves_and_the_same_command_goes_on(home: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "bytelm", "train", str(ROOT / "src" / "bytelm" / "data")]
+    words = [sys.executable, "-m", "bytelm", "train", str(home / "data")]
     words += ["--config", str(home / "nano.toml"), "--run", str(tmp_path / "run"), "--steps", "100000"]
     job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
