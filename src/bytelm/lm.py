@@ -153,15 +153,16 @@ class LM:
         """
         return logprobs(over_bytes(self.model), prefix, continuation)
 
-    def compress(self, data: bytes, online: Memory | None = None) -> bytes:
+    def compress(self, data: bytes, online: Memory | None = None, streams: int | None = None) -> bytes:
         """`data`, losslessly compressed to about `bits(data, online)`; `online` learns it.
 
-        Raises UsageError for a token model, or on a GPU.
+        `streams`: parts that are read side by side, by default 8 of long data, and 1 with a memory, of which each has
+        a copy. Raises UsageError for a token model, or on a GPU.
         """
-        return compress(self.model, data, self.context, memory=online)
+        return compress(self.model, data, self.context, memory=online, streams=streams)
 
     def decompress(self, packed: bytes, online: Memory | None = None) -> bytes:
-        """The input of `compress`, with the same model on the same machine, and the same memory. Raises DataError."""
+        """The input of `compress`, with the same model in the same precision, and the same memory. Raises DataError."""
         return decompress(self.model, packed, memory=online)
 
     def patches(self, data: bytes) -> list[bytes]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import bytelm
-from bytelm.compress.stream import HEADER, ONLINE, compress, decompress, opened
+from bytelm.compress.header import HEADER, ONLINE, opened
+from bytelm.compress.stream import compress, decompress
 from bytelm.errors import DataError, UsageError
 from bytelm.evaluate.bits import measure
 from bytelm.evaluate.verdict import judge
@@ -52,8 +53,8 @@ def test_what_is_compressed_beside_a_memory_comes_back(data: bytes) -> None:
     packed = compress(model, data, 64, memory=Memory(SMALL))
     assert (
         len(data) < 300
-        or opened(model, compress(model, data, 8)).lanes
-        > opened(model, compress(model, data, 8, memory=Memory(SMALL))).lanes
+        or opened(model, compress(model, data, 8))[0].lanes
+        > opened(model, compress(model, data, 8, memory=Memory(SMALL)))[0].lanes
         == 1
     ), "lanes would not see each other's repeats"
     assert decompress(model, packed, memory=Memory(SMALL)) == data

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from bytelm.cli.common import Json, Quiet, Stream, Tables, Weights, counter, is_stdin, print_json
 from bytelm.cli.online import Online, opened
-from bytelm.errors import DataError, ResourceError, UsageError
+from bytelm.cli.resuming import resuming
+from bytelm.errors import CheckpointError, DataError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from bytelm.compress.windows import Source
+    from bytelm.interfaces.model import ByteModel
+    from bytelm.online.memory import Memory
 
 Out = Annotated[Stream | None, Parameter(name=("--out", "-o"), validator=())]
+Streams = Annotated[
+    int | None,
+    Parameter(
+        help="Parts of the file that are read in parallel, up to 64 (default: 8 of a long file, 1 with --online). "
+        "More are decompressed faster; with --online they are larger, as each has a separate memory."
+    ),
+]
 SUFFIX = ".blm"
+PARTIAL = ".partial"  # after the name of a file that is being restored
 
 
 def compress(
@@ -24,12 +40,15 @@ def compress(
     *,
     out: Out = None,
     online: Online = None,
+    streams: Streams = None,
     weights: Weights = None,
     tables: Tables = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
     """Compress a file with a model, losslessly, to about the bits per byte of `bytelm eval`.
+
+    After Ctrl-C the same command continues, to the same file, bit for bit.
 
     Example: bytelm compress runs/demo notes.txt
 
@@ -42,22 +61,25 @@ def compress(
     out
         The file to write, or - for standard output (default: FILE.blm, or - if FILE is -).
     """
-    from bytelm.compress.stream import compress as pack
+    from bytelm.compress.stream import encode
+    from bytelm.compress.windows import pieces
     from bytelm.evaluate.compressors import compressed
     from bytelm.lm import load
 
     out = new(out or (file if is_stdin(file) else file.with_name(file.name + SUFFIX)), json)
     if is_stdin(out) and sys.stdout.isatty():
         raise UsageError("compressed data is not written to a terminal: name a file with --out")
-    data, lm = read(file), load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
-    memory = opened(run, online)
-    packed = pack(lm.model, data, lm.context, counter("compressing", len(data), quiet or json), memory)
-    write(out, packed)
-    sizes = {name: round(bits * len(data) / 8) for name, bits in compressed([data]).items()}
-    bits = 8 * len(packed) / len(data)
+    source, size = given(file)
+    lm = load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
+    memory, progress = opened(run, online), counter("compressing", size, quiet or json)
+    with nullcontext() if is_stdin(out) else resuming(out, size) as resume:
+        packed = encode(lm.model, source, size, lm.context, progress, memory, streams, resume)
+        write(out, packed)
+    sizes = {name: round(bits * size / 8) for name, bits in compressed([pieces(source, size)]).items()}
+    bits = 8 * len(packed) / size
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    line = f"{len(data):,} → {len(packed):,} bytes, {bits:.3f} bits/byte; {others}"
-    tell(out, line, {"from": len(data), "bytes": len(packed), "bits_per_byte": bits, **sizes}, quiet, json)
+    line = f"{size:,} → {len(packed):,} bytes, {bits:.3f} bits/byte; {others}"
+    tell(out, line, {"from": size, "bytes": len(packed), "bits_per_byte": bits, **sizes}, quiet, json)
     return 0
 
 
@@ -72,7 +94,9 @@ def decompress(
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Restore a file that was compressed with the same model, in the same precision, on the same machine.
+    """Restore a file that was compressed with the same model, in the same precision.
+
+    After Ctrl-C the same command continues.
 
     Example: bytelm decompress runs/demo notes.txt.blm --out notes.txt
 
@@ -85,8 +109,8 @@ def decompress(
     out
         The file to write, or - for standard output (default: FILE without .blm, or - if FILE is -).
     """
+    from bytelm.compress.header import opened as header_of
     from bytelm.compress.stream import decompress as unpack
-    from bytelm.compress.stream import opened as header_of
     from bytelm.lm import load
 
     if out is None and file.suffix != SUFFIX and not is_stdin(file):
@@ -94,14 +118,45 @@ def decompress(
     out = new(out or (file if is_stdin(file) else file.with_suffix("")), json)
     packed, lm = read(file), load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
     try:
-        header = header_of(lm.model, packed)
-        memory = opened(run, header.online, header.memory)
-        data = unpack(lm.model, packed, counter("decompressing", header.size, quiet or json), memory)
+        header, _ = header_of(lm.model, packed)
+        memory, progress = (
+            opened(run, header.online, header.memory),
+            counter("decompressing", header.size, quiet or json),
+        )
+        if is_stdin(out):
+            write(out, unpack(lm.model, packed, progress, memory))
+        else:
+            restore(lm.model, packed, header.size, out, progress, memory)
     except DataError as error:
         raise DataError(f"{named(file)}: {error}") from None
-    write(out, data)
-    tell(out, f"{len(packed):,} → {len(data):,} bytes", {"from": len(packed), "bytes": len(data)}, quiet, json)
+    line, sizes = f"{len(packed):,} → {header.size:,} bytes", {"from": len(packed), "bytes": header.size}
+    tell(out, line, sizes, quiet, json)
     return 0
+
+
+def restore(
+    model: ByteModel, packed: bytes, size: int, out: Path, progress: Callable[[int], None] | None, memory: Memory | None
+) -> None:
+    """Decompress to a file, which has its name once it is whole."""
+    from bytelm.compress.stream import decode
+    from bytelm.compress.windows import Written
+
+    partial = out.with_name(out.name + PARTIAL)
+    with resuming(out, size) as resume:
+        if resume.path.exists() and not partial.exists():
+            raise CheckpointError(f"{partial} is missing: delete {resume.path} to start over")
+        target = Written(partial, size)
+        try:
+            decode(model, packed, target, progress, memory, resume)
+            target.sync()
+        except DataError:
+            resume.end()
+            raise
+        finally:
+            target.close()
+            if not resume.path.exists() and sys.exc_info()[0] is not None:
+                partial.unlink()
+        partial.replace(out)
 
 
 def tell(out: Path, line: str, found: dict[str, Any], quiet: bool, json: bool) -> None:
@@ -128,6 +183,25 @@ def new(path: Path, json: bool) -> Path:
     if path.exists():
         raise UsageError(f"{path} already exists: name another file with --out")
     return path
+
+
+def given(path: Path) -> tuple[Source, int]:
+    """The bytes of an input `Stream`, and their number, at least one. Raises DataError."""
+    import numpy as np
+
+    from bytelm.compress.windows import Held, Plain
+
+    if is_stdin(path):
+        data = read(path)
+        return Held(np.frombuffer(data, np.uint8)), len(data)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    source = Plain(path, size)
+    if not size:
+        raise DataError(f"{path} is empty: there is nothing to do")
+    return source, size
 
 
 def read(path: Path) -> bytes:

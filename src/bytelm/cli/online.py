@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,9 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from bytelm.cli.common import Json, Quiet, counter, print_json
+from bytelm.cli.resuming import resuming
 from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bytelm.data.corpus import Corpus
     from bytelm.evaluate.dynamic import Dynamic
     from bytelm.interfaces.model import ByteModel
     from bytelm.online.memory import Memory
@@ -31,7 +37,7 @@ Learning = Annotated[
         "the output layer (head), of n-gram tables and the output layer (tables), or all."
     ),
 ]
-PIECE = 1 << 20  # bytes learned between two signs of progress
+PIECE = 1 << 18  # bytes learned between two signs of progress
 
 
 @Parameter(name="*")
@@ -78,6 +84,8 @@ def beside(run: Path, online: Kind | None) -> dict[str, Any]:
 def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json = False) -> int:
     """Build the memory of a run: it reads the training split once and is saved in the run, for --online primed.
 
+    After Ctrl-C the same command continues.
+
     Example: bytelm prime runs/demo
 
     Parameters
@@ -87,24 +95,40 @@ def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json
     memory
         Its size in MiB; the file is as large.
     """
+    from bytelm.compress.lanes import State
     from bytelm.data.corpora import open_corpus
     from bytelm.online.memory import Memory
     from bytelm.online.saved import FILE, home
     from bytelm.online.settings import Settings
 
-    place = home(run)
-    corpus, made = open_corpus(place / "data"), Memory(Settings(memory=round(memory * 2**20)))
-    progress = counter("learning", corpus.bytes("train"), quiet or json)
+    file = home(run) / FILE
+    corpus, made = open_corpus(home(run) / "data"), Memory(Settings(memory=round(memory * 2**20)))
+    total = corpus.bytes("train")
+    progress = counter("learning", total, quiet or json)
+    with resuming(file, total) as resume:
+        if (found := resume.begin(f"{corpus.fingerprint} {made.settings}")) is not None:
+            made.state[:] = found[1].arrays["memory"]
+            if progress:
+                progress(made.read_bytes)
+        for piece in unread(corpus, made.read_bytes):
+            made.learn(piece)
+            if progress:
+                progress(len(piece))
+            if made.read_bytes < total:
+                resume.at(made.read_bytes, made.read_bytes, lambda: State(arrays={"memory": made.state}))
+        made.save(file)
+    if json:
+        print_json({"file": str(file), "bytes": made.bytes, "read_bytes": made.read_bytes})
+    else:
+        print(f"{file}: {show_bytes(made.bytes)}, {made.read_bytes:,} bytes read")
+    return 0
+
+
+def unread(corpus: Corpus, done: int) -> Iterator[NDArray[np.uint8]]:
+    """The documents of the training split, in pieces and in order, without their first `done` bytes."""
     for table in corpus.tables("train"):
         for start, size in zip(table.starts.tolist(), table.sizes.tolist(), strict=True):
-            for at in range(start, start + size, PIECE):
-                piece = corpus.read(at, min(PIECE, start + size - at))
-                made.learn(piece)
-                if progress:
-                    progress(len(piece))
-    made.save(place / FILE)
-    if json:
-        print_json({"file": str(place / FILE), "bytes": made.bytes, "read_bytes": made.read_bytes})
-    else:
-        print(f"{place / FILE}: {show_bytes(made.bytes)}, {made.read_bytes:,} bytes read")
-    return 0
+            skipped = min(done, size)
+            done -= skipped
+            for at in range(start + skipped, start + size, PIECE):
+                yield corpus.read(at, min(PIECE, start + size - at))

@@ -7,13 +7,14 @@ cut off is noticed, at the latest, at its last byte.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import DataError
-from bytelm.online.tables import BITS
+from bytelm.online.tables import BITS, HALF
 
 if TYPE_CHECKING:
     from bytelm.online.memory import Memory
@@ -75,6 +76,20 @@ class Encoder:
             raise DataError("this stream was ended: begin another Encoder")
         self._done += memory.encode(data, logp, self._coder)
 
+    def put_even(self, value: int, bits: int) -> None:
+        """Code the lowest `bits` of a number, in as many bits."""
+        for bit in reversed(range(bits)):
+            self._coder.put(value >> bit & 1, HALF, self._done)
+
+    def state(self) -> dict[str, NDArray[np.uint8]]:
+        """Everything that `restore` needs to go on."""
+        return {"coder": self._coder.state.view(np.uint8), "coded": np.frombuffer(bytes(self._done), np.uint8)}
+
+    def restore(self, state: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Be as it was."""
+        self._coder.state[:] = state["coder"].view(np.int64)
+        self._done = bytearray(state["coded"].tobytes())
+
     def end(self) -> bytes:
         """All coded bytes: at most 64 bits above the nats that `Memory.nats` has, and a hundredth of a percent."""
         if not self._ended:
@@ -99,6 +114,24 @@ class Decoder:
         if byte < 0:
             raise self._short()
         return byte
+
+    def get_even(self, bits: int) -> int:
+        """The next number of so many bits, as `Encoder.put_even` coded it."""
+        value = 0
+        for _ in range(bits):
+            one = self._coder.get(HALF, self._data)
+            if one < 0:
+                raise self._short()
+            value = value << 1 | one
+        return value
+
+    def state(self) -> dict[str, NDArray[np.uint8]]:
+        """Everything but the coded bytes that `restore` needs to go on."""
+        return {"coder": self._coder.state.view(np.uint8)}
+
+    def restore(self, state: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Be as it was."""
+        self._coder.state[:] = state["coder"].view(np.int64)
 
     @property
     def used(self) -> int:

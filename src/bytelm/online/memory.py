@@ -71,6 +71,11 @@ class Memory:
         return self._layout.size
 
     @property
+    def state(self) -> NDArray[np.uint8]:
+        """All of it, to be kept, or to be put in the place of another memory's of the same settings."""
+        return self._arena
+
+    @property
     def read_bytes(self) -> int:
         """How many bytes it has read."""
         return int(self._arena[CHANGING : CHANGING + 8].view(np.int64)[0])

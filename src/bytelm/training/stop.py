@@ -29,10 +29,11 @@ def exit_code(number: int) -> int:
 
 
 class Interrupted(Exception):
-    """A signal interrupted a phase before or after the steps; completed work is kept. `signal` is its number."""
+    """A signal interrupted long work other than training's steps; what is done is kept. `signal` is its number."""
 
-    def __init__(self, signal: int) -> None:
-        super().__init__(f"interrupted by signal {signal}")
+    def __init__(self, signal: int, kept: str = "") -> None:
+        """`kept`: what is kept and where, for the user."""
+        super().__init__(f"interrupted by signal {signal}{kept and ': '}{kept}")
         self.signal = signal
 
 

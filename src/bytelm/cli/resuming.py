@@ -1,0 +1,36 @@
+"""Commands whose work goes on after Ctrl-C, or a crash, when they are given again."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bytelm.units import show_bytes
+
+if TYPE_CHECKING:
+    from bytelm.compress.resume import Resume
+
+STATE = ".state"  # after the name of the output
+
+
+@contextmanager
+def resuming(out: Path, total: int) -> Generator[Resume]:
+    """Work on `total` bytes whose output is `out`: its state is kept beside that until the work is done.
+
+    Raises Interrupted once it is saved after a signal.
+    """
+    from bytelm.compress.resume import Resume, Stopped
+    from bytelm.training.stop import Interrupted, StopRequest
+
+    with StopRequest() as request:
+        resume = Resume(out.with_name(out.name + STATE), lambda: request.received is not None)
+        try:
+            yield resume
+        except Stopped as stopped:
+            done = f"{show_bytes(stopped.done)} of {show_bytes(total)}"
+            raise Interrupted(
+                request.received or 0, f"{done} are done, {resume.path} has the state: the same command continues"
+            ) from None
+    resume.end()

@@ -1,0 +1,123 @@
+"""What stands before the coded bits: what decompression needs to know, and what it must have."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from bytelm.errors import DataError
+from bytelm.interfaces.model import ByteModel
+from bytelm.online.memory import Memory
+from bytelm.online.settings import LARGEST, SMALLEST
+
+MAGIC, VERSION = b"BLMC", 3
+HEADER = struct.Struct("<4sBB8sIIBQI")  # magic, version, kind, model, probe, context, lanes, size, checksum
+ONLINE = struct.Struct("<Q8s")  # follows with a memory: its bytes, and what it was
+LENGTH = struct.Struct("<Q")  # follow with several memories: coded bytes of each lane but the last
+LONGEST = 1 << 24  # bytes of context
+MOST_LANES = 64
+MOST = 1 << 27  # largest compression ratio: the most certain byte costs 1e-7 bits
+
+Kind = Literal["cold", "primed"]
+KINDS: tuple[Kind | None, ...] = (None, "cold", "primed")
+WHOLE = "get a complete copy"
+
+
+@dataclass(frozen=True)
+class Header:
+    """Of one compressed file."""
+
+    model: bytes
+    """`identity` of the model."""
+    probe: int
+    """A checksum of what the model predicts of fixed bytes: machines that round otherwise have another."""
+    context: int
+    lanes: int
+    size: int
+    """Bytes that were compressed."""
+    checksum: int
+    """CRC-32 of them."""
+    online: Kind | None = None
+    """Which memory it needs, as `--online` names it."""
+    memory: int = 0
+    """Bytes of the memory's setting; 0 without one."""
+    identity: bytes = bytes(8)
+    """Of the memory before it learned the file."""
+
+    def pack(self) -> bytes:
+        """The header as bytes."""
+        kind, whose = KINDS.index(self.online), (self.model, self.probe)
+        fixed = HEADER.pack(MAGIC, VERSION, kind, *whose, self.context, self.lanes, self.size, self.checksum)
+        return fixed + (ONLINE.pack(self.memory, self.identity) if self.online else b"")
+
+
+def opened(model: ByteModel, packed: bytes) -> tuple[Header, list[bytes]]:
+    """The header of what `compress` wrote, and the coded bytes: of all lanes, or of each if there are memories.
+
+    Raises DataError where it is not for this model.
+    """
+    if len(packed) < HEADER.size or packed[:4] != MAGIC:
+        raise DataError("it is not a file that `bytelm compress` wrote")
+    _, version, kind, *rest = HEADER.unpack(packed[: HEADER.size])
+    if version != VERSION:
+        which = "a newer bytelm wrote it" if version > VERSION else "an older bytelm wrote it"
+        raise DataError(f"{which} (format {version}, this one reads {VERSION}): decompress it with that version")
+    found, coded = Header(*rest), packed[HEADER.size :]
+    if found.model != identity(model):
+        raise DataError("another model wrote it: name the run that compressed it, with the same --weights")
+    whole = kind < len(KINDS) and 2 <= found.context < LONGEST and 1 <= found.lanes <= MOST_LANES
+    if whole and kind:
+        whole = len(coded) > ONLINE.size
+        memory, which = ONLINE.unpack(coded[: ONLINE.size].ljust(ONLINE.size, b"\0"))
+        found, coded = replace(found, online=KINDS[kind], memory=memory, identity=which), coded[ONLINE.size :]
+        whole = whole and SMALLEST <= memory <= LARGEST
+    if not whole or not 0 < found.size <= MOST * len(packed):
+        raise DataError(f"its header is damaged: {WHOLE}")
+    return found, _parts(found, coded)
+
+
+def joined(header: Header, parts: list[bytes]) -> bytes:
+    """A whole file, of the coded bytes of lanes."""
+    return header.pack() + b"".join(LENGTH.pack(len(part)) for part in parts[:-1]) + b"".join(parts)
+
+
+def _parts(header: Header, coded: bytes) -> list[bytes]:
+    """The coded bytes of each lane. Raises DataError for lengths that cannot be."""
+    if not header.online:
+        return [coded]
+    table = LENGTH.size * (header.lanes - 1)
+    lengths = [size for (size,) in LENGTH.iter_unpack(coded[:table][: len(coded) // LENGTH.size * LENGTH.size])]
+    if len(lengths) != header.lanes - 1 or table + sum(lengths) > len(coded):
+        raise DataError(f"its header is damaged or it is truncated: {WHOLE}")
+    found, at = list[bytes](), table
+    for size in (*lengths, len(coded)):
+        found.append(coded[at : at + size])
+        at += size
+    return found
+
+
+def check_memory(header: Header, memory: Memory | None) -> None:
+    """Raises DataError unless a file was coded with just this memory, or with none."""
+    if memory is None:
+        if header.online:
+            raise DataError("it was compressed with an online memory: give the same one to decompress it")
+    elif not header.online:
+        raise DataError("it was compressed without an online memory: leave the memory out")
+    elif memory.identity() != header.identity:
+        primed = header.online == "primed"
+        whose = "primed by other bytes, or not at all" if primed else "of other settings, or had read something"
+        raise DataError(f"the online memory that it was compressed with was another: this one is {whose}")
+
+
+def identity(model: ByteModel) -> bytes:
+    """Eight bytes that tell models apart: a hash of every weight and of how patches are cut."""
+    digest = hashlib.sha256(repr(model).encode())
+    if model.content is not None:
+        return hashlib.sha256(digest.digest() + model.content()).digest()[:8]
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()[:8]

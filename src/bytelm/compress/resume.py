@@ -1,0 +1,89 @@
+"""Long work that may be interrupted: its state is saved beside its output, and the same work goes on from it.
+
+The output is the same, bit for bit, whether and wherever it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from bytelm.compress.lanes import State
+from bytelm.data.files import write_whole
+from bytelm.errors import CheckpointError
+
+EVERY = 300.0  # seconds between two states of work that may be killed
+
+
+class Stopped(Exception):
+    """The work was asked to stop, and its state is saved: `done` bytes of the file."""
+
+    def __init__(self, done: int) -> None:
+        super().__init__(f"saved after {done} bytes")
+        self.done = done
+
+
+class Resume:
+    """The state of one piece of work in a file."""
+
+    def __init__(self, path: Path, stop: Callable[[], bool] = lambda: False, every: float = EVERY) -> None:
+        """`stop`: whether the work should be interrupted. A state is saved then, and `every` so many seconds."""
+        self.path, self.stop, self.every = path, stop, every
+        self._key, self._saved = "", time.monotonic()
+
+    def begin(self, key: str) -> tuple[int, State] | None:
+        """The place and the state to go on from; None for a beginning. `key`: what tells this work from others.
+
+        Raises CheckpointError for a state of other work, or a damaged one.
+        """
+        self._key, self._saved = key, time.monotonic()
+        if not self.path.exists():
+            return None
+        remedy = f"delete {self.path} to start over, or name another file with --out"
+        try:
+            with safe_open(self.path, "np") as file:
+                told, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path} is no state of this work that can be read: {remedy}") from error
+        if told.get("key") != key:
+            raise CheckpointError(f"{self.path} is of another file, run or option: {remedy}")
+        if told.get("checksum") != str(checksum(arrays)):
+            raise CheckpointError(f"{self.path} is damaged: {remedy}")
+        return int(told["place"]), State(json.loads(told["numbers"]), arrays)
+
+    def at(self, place: int, done: int, state: Callable[[], State], sync: Callable[[], None] | None = None) -> None:
+        """Save the state at a place where it may be taken up, if it is time. Raises Stopped if that was asked for.
+
+        `sync` is called before: what the work has written by then must last.
+        """
+        stop = self.stop()
+        if not stop and time.monotonic() - self._saved < self.every:
+            return
+        if sync is not None:
+            sync()
+        found = state()
+        told = {"key": self._key, "place": str(place), "checksum": str(checksum(found.arrays))}
+        write_whole(self.path, save(found.arrays, told | {"numbers": json.dumps(found.numbers)}))
+        self._saved = time.monotonic()
+        if stop:
+            raise Stopped(done)
+
+    def end(self) -> None:
+        """The work is done, its output written, and its state of no use."""
+        self.path.unlink(missing_ok=True)
+
+
+def checksum(arrays: Mapping[str, NDArray[np.uint8]]) -> int:
+    """CRC-32 of arrays, in the order of their names."""
+    found = 0
+    for name in sorted(arrays):
+        found = zlib.crc32(np.ascontiguousarray(arrays[name]).data, zlib.crc32(name.encode(), found))
+    return found

@@ -1,0 +1,250 @@
+"""How a model reads a file that is coded: in lanes, by windows; and where the bytes of files lie.
+
+    lanes        the file in parts of one size, read side by side
+    windows      a lane is reset after every half of the context, and reads the half before it
+    a step       logits of every lane → a byte each, coded or decoded → read
+
+Bytes that are known are read in chunks: all when compressing, and when decompressing those of the half before. They are
+coded in the order of the steps all the same, so that a file does not depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.compress.lanes import Side
+from bytelm.data.files import PositionReader
+from bytelm.decoding import open_decoder
+from bytelm.errors import ResourceError, UsageError
+from bytelm.interfaces.decoder import Decoder, Ints
+from bytelm.interfaces.model import ByteModel
+from bytelm.units import BOS, BYTES
+
+Symbols = NDArray[np.uint8]
+Progress = Callable[[int], None] | None
+"""is told of so many bytes more"""
+PIECE = 1 << 20  # bytes that are held of a whole file at a time
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Bytes of a known number, read by position."""
+
+    def read_into(self, start: int, out: Symbols) -> None:
+        """Fill `out` with the bytes from `start`."""
+        ...
+
+    def sync(self) -> None:
+        """What was written lasts."""
+        ...
+
+
+@runtime_checkable
+class Target(Source, Protocol):
+    """Bytes that are read and written by position."""
+
+    def write(self, start: int, data: Symbols) -> None:
+        """Write bytes from `start` on."""
+        ...
+
+
+class Held:
+    """Bytes in memory."""
+
+    def __init__(self, data: Symbols) -> None:
+        self.data = data
+
+    def read_into(self, start: int, out: Symbols) -> None:
+        """See Source."""
+        out[:] = self.data[start : start + len(out)]
+
+    def write(self, start: int, data: Symbols) -> None:
+        """See Target."""
+        self.data[start : start + len(data)] = data
+
+    def sync(self) -> None:
+        """See Source."""
+
+
+class Plain:
+    """A file that is read."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Open a file of so many bytes. Raises DataError."""
+        self._file = PositionReader(path, size, way_out="give a file that stays as it is")
+
+    def read_into(self, start: int, out: Symbols) -> None:
+        """See Source."""
+        self._file.read_into(start, out)
+
+    def sync(self) -> None:
+        """See Source. Raises DataError where the file has changed."""
+        self._file.check()
+
+
+class Written:
+    """A file that is written by position. Raises ResourceError where the disk refuses."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Open a file of so many bytes, which may be there."""
+        self.path = path
+        try:
+            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+            self._file.truncate(size)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def read_into(self, start: int, out: Symbols) -> None:
+        """See Source."""
+        self._file.seek(start)
+        out[:] = np.frombuffer(self._file.read(len(out)), np.uint8)
+
+    def write(self, start: int, data: Symbols) -> None:
+        """See Target."""
+        try:
+            self._file.seek(start)
+            self._file.write(data.tobytes())
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def sync(self) -> None:
+        """See Source."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def close(self) -> None:
+        """Nothing is read or written any more."""
+        self._file.close()
+
+    def _refused(self, error: OSError) -> ResourceError:
+        return ResourceError(f"cannot write {self.path} ({error.strerror}): choose another place with --out")
+
+
+def pieces(source: Source, size: int) -> Iterator[Symbols]:
+    """All bytes of a source, some at a time."""
+    for at in range(0, size, PIECE):
+        piece = np.empty(min(PIECE, size - at), np.uint8)
+        source.read_into(at, piece)
+        yield piece
+
+
+def checksum(source: Source, size: int) -> int:
+    """CRC-32 of all bytes of a source."""
+    found = 0
+    for piece in pieces(source, size):
+        found = zlib.crc32(piece.data, found)
+    return found
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Where the parts of a file of `size` bytes are that are read side by side."""
+
+    size: int
+    lanes: int
+
+    @property
+    def each(self) -> int:
+        """Bytes of all but the last one, or ones."""
+        return -(-self.size // self.lanes)
+
+    @property
+    def starts(self) -> Ints:
+        """Where each begins."""
+        return np.arange(self.lanes) * self.each
+
+    @property
+    def sizes(self) -> Ints:
+        """Bytes of each."""
+        return np.clip(self.size - self.starts, 0, self.each)
+
+    def before(self, place: int) -> int:
+        """Bytes of all lanes before a place in them."""
+        return int(np.minimum(self.sizes, place).sum())
+
+
+@dataclass(frozen=True)
+class Window:
+    """Half a context of each lane, with the half before it."""
+
+    block: Symbols  # [lanes, bytes]: of each lane those from `first` on; zeros where it has ended
+    first: int
+    begin: int
+
+    @property
+    def end(self) -> int:
+        """Where the next one begins."""
+        return self.first + self.block.shape[1]
+
+
+def walk(
+    model: ByteModel,
+    source: Source,
+    lanes: Lanes,
+    context: int,
+    side: Side,
+    since: int = 0,
+    progress: Progress = None,
+    *,
+    known: bool,
+) -> Iterator[Window]:
+    """Give `side` the logits of every byte, a step's lanes in turn, from place `since` on; a window at a time.
+
+    Where the bytes are not `known` only those before `since` are read from the `source`. Raises UsageError for a token
+    model or on another device than the CPU.
+    """
+    if model.tokens is not None:
+        raise UsageError("this model reads tokens: compress with a model of bytes")
+    if model.device.type != "cpu":  # where sums of one program differ from run to run, and what it writes is lost
+        raise UsageError(
+            f'the model is on {model.device}, which is not bitwise reproducible: load it with device="cpu"'
+        )
+    half = context // 2
+    reader = open_decoder(model, rows=lanes.lanes, capacity=1 + half + half)
+    for begin in range(since, lanes.each, half):
+        first, end = max(0, begin - half), min(begin + half, lanes.each)
+        block = np.zeros((lanes.lanes, end - first), np.uint8)
+        for lane, (start, size) in enumerate(zip(lanes.starts.tolist(), lanes.sizes.tolist(), strict=True)):
+            upto = min(size, end if known else begin)
+            if upto > first:
+                source.read_into(start + first, block[lane, : upto - first])
+        window = Window(block, first, begin)
+        # Where chunks have other logits, the bytes are read as they will be when they are decoded.
+        read(reader, window, lanes.sizes, side, progress, known=known and reader.repeats)
+        yield window
+
+
+def read(reader: Decoder, window: Window, sizes: Ints, side: Side, progress: Progress, *, known: bool) -> None:
+    """Code the bytes of a window; those that `side` finds are written into it."""
+    block, first, begin = window.block, window.first, window.begin
+    rows = np.flatnonzero(sizes > begin)
+    reader.rollback(rows, np.zeros(len(rows), np.int64))
+    at = first  # of a lane, the byte whose logits come next
+    while at < window.end:
+        upto = min(at + reader.chunk, window.end if known else max(begin, at) + 1)
+        rows = rows[sizes[rows] > at]
+        columns = np.arange(at, upto) - first
+        ids = block[rows[:, None], columns - 1].astype(np.int64)
+        ids[:, columns == 0] = BOS
+        steps = np.arange(max(at, begin), upto)
+        wanted = np.tile(columns + first >= begin, len(rows))
+        logits = reader.read(rows.repeat(upto - at), ids.ravel(), wanted)
+        logits = logits.reshape(len(rows), len(steps), reader.vocabulary)[..., :BYTES].swapaxes(0, 1)
+        there = sizes[rows] > steps[:, None]
+        if there.any():
+            step, row = np.nonzero(there)
+            lane, column = rows[row], steps[step] - first
+            block[lane, column] = side.code(logits[there], lane, block[lane, column])
+            if progress:
+                progress(len(lane))
+        at = upto

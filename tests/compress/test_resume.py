@@ -1,0 +1,242 @@
+"""Work that was interrupted, killed or read elsewhere: the same file comes of it, or an error that says why not."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bytelm.cli import run as cli
+from bytelm.compress import lanes, stream, windows
+from bytelm.compress.header import opened
+from bytelm.compress.resume import Resume, Stopped
+from bytelm.compress.stream import compress, decode, decompress, encode
+from bytelm.compress.windows import Held, Plain, Written
+from bytelm.errors import CheckpointError, DataError, UsageError
+from bytelm.interfaces.model import ByteModel
+from bytelm.online.memory import Memory
+from bytelm.online.settings import Settings
+from bytelm.testing import tiny_models
+from small import BLT, TRAINED
+
+SMALL = Settings(memory=1 << 20)
+DATA = np.random.default_rng(0).choice(np.frombuffer(b"the cat sat on a mat. ", np.uint8), 500).tobytes()
+KINDS = pytest.mark.parametrize(("memory", "streams"), [(None, 1), (None, 3), (SMALL, 1), (SMALL, 3)])
+
+
+@pytest.fixture(scope="module")
+def model() -> ByteModel:
+    return next(model for name, model in tiny_models() if name.startswith("megabyte (two")).eval()
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "CHECK", 60)
+
+
+def memory_of(settings: Settings | None) -> Memory | None:
+    return settings and Memory(settings)
+
+
+def until_done(path: Path, work: Callable[[Resume], Any]) -> tuple[Any, int]:
+    """What work gives that is interrupted after each window, and how often it was."""
+    for times in range(1000):
+        try:
+            found = work(Resume(path, lambda: True))
+        except Stopped:
+            continue
+        return found, times
+    raise AssertionError("the work does not come to its end")
+
+
+@pytest.mark.fault("M5")
+@KINDS
+def test_what_is_interrupted_everywhere_is_the_same(
+    model: ByteModel, tmp_path: Path, memory: Settings | None, streams: int
+) -> None:
+    (tmp_path / "file").write_bytes(DATA)
+    whole = compress(model, DATA, 64, memory=memory_of(memory), streams=streams)
+    assert opened(model, whole)[0].lanes == streams
+
+    def there(resume: Resume) -> bytes:
+        source = Plain(tmp_path / "file", len(DATA))
+        return encode(model, source, len(DATA), 64, None, memory_of(memory), streams, resume)
+
+    def back(resume: Resume) -> bytes:
+        with closing(Written(tmp_path / "restored", len(DATA))) as target:
+            decode(model, whole, target, None, memory_of(memory), resume)
+        return (tmp_path / "restored").read_bytes()
+
+    packed, times = until_done(tmp_path / "there", there)
+    restored, again = until_done(tmp_path / "back", back)
+    assert packed == whole and restored == DATA and times == again == -(-len(DATA) // streams // 32) - 1 > 3
+
+
+@pytest.mark.parametrize("memory", [None, SMALL])
+def test_what_is_killed_goes_on_from_its_last_state(model: ByteModel, tmp_path: Path, memory: Settings | None) -> None:
+    read = 0
+
+    def killed(more: int) -> None:
+        nonlocal read
+        read += more
+        if read > 300:
+            raise KeyboardInterrupt
+
+    source, path, told = Held(np.frombuffer(DATA, np.uint8)), tmp_path / "state", list[int]()
+    with pytest.raises(KeyboardInterrupt):
+        encode(model, source, len(DATA), 64, killed, memory_of(memory), 1, Resume(path, every=0))
+    packed = encode(model, source, len(DATA), 64, told.append, memory_of(memory), 1, Resume(path))
+    assert packed == compress(model, DATA, 64, memory=memory_of(memory), streams=1)
+    assert told[0] == 288 and sum(told) == len(DATA), "what was done is not done again, and counted"
+
+
+def test_a_state_of_other_work_and_a_damaged_one_are_refused(model: ByteModel, tmp_path: Path) -> None:
+    path = tmp_path / "state"
+
+    def work(data: bytes = DATA, memory: Memory | None = None) -> bytes:
+        source = Held(np.frombuffer(data, np.uint8))
+        return encode(model, source, len(data), 64, None, memory, 1, Resume(path, lambda: True))
+
+    with pytest.raises(Stopped, match="saved after 32 bytes"):
+        work()
+    for other in (lambda: work(DATA[1:]), lambda: work(DATA, Memory(SMALL))):
+        with pytest.raises(CheckpointError, match=r"state is of another file, run or option: delete .*state to start"):
+            other()
+    state = bytearray(path.read_bytes())
+    state[-3] ^= 1
+    path.write_bytes(state)
+    with pytest.raises(CheckpointError, match="state is damaged: delete"):
+        work()
+    path.write_bytes(b"no state")
+    with pytest.raises(CheckpointError, match="no state of this work that can be read: delete"):
+        work()
+
+
+@KINDS
+def test_other_predictions_are_noticed_at_once(
+    model: ByteModel, monkeypatch: pytest.MonkeyPatch, memory: Settings | None, streams: int
+) -> None:
+    """Ones that would not even be decoded otherwise: of a byte that does not come."""
+    packed, seen, done = compress(model, DATA, 64, memory=memory_of(memory), streams=streams), 0, 0
+    name = "frequencies" if memory is None else "among_bytes"
+    exactly = getattr(lanes, name)
+
+    def otherwise(logits: np.ndarray) -> np.ndarray:
+        nonlocal seen
+        seen, found = seen + 1, exactly(logits)
+        if seen == 70:
+            found[0, 255] += 1 if memory is None else 1e-6
+        return found
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+
+    monkeypatch.setattr(lanes, name, otherwise)
+    with pytest.raises(DataError, match=r"does not restore the input: it is damaged, or was compressed by another"):
+        decompress(model, packed, count, memory_of(memory))
+    assert 0 < done < len(DATA)
+
+
+def test_streams_cost_what_they_do_not_know_of_each_other(model: ByteModel) -> None:
+    text = b"the cat sat on the mat, and the hat. " * 20
+    sizes = []
+    for streams in (1, 2, 5):
+        packed = compress(model, text, 64, memory=Memory(SMALL), streams=streams)
+        assert decompress(model, packed, memory=Memory(SMALL)) == text
+        sizes.append(len(packed))
+        with pytest.raises(DataError):
+            decompress(model, packed[:-9], memory=Memory(SMALL))
+    assert sizes[0] < sizes[1] < sizes[2]
+    for streams in (0, 65):
+        with pytest.raises(UsageError, match=f"streams {streams}: must be from 1 to 64 for 740 bytes"):
+            compress(model, text, 64, streams=streams)
+    with pytest.raises(UsageError, match="streams 3: must be from 1 to 2 for 2 bytes"):
+        compress(model, b"ab", 64, streams=3)
+
+
+# --- the commands ---
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run on `notes.txt` beside it."""
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "notes.txt").write_text("".join(f"line {number} of some notes\n" for number in range(900)))
+    small = [s for s in BLT if "entropy_model" not in s] + TRAINED + ["entropy_model.rows=512"]
+    sets = [word for setting in small for word in ("--set", setting)]
+    words = ["train", str(folder / "notes.txt"), "--run", str(folder / "run"), "--steps", "2", "--quiet", *sets]
+    assert cli(words) == 0
+    return folder / "run"
+
+
+def test_after_ctrl_c_the_same_command_goes_on(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, packed, restored = tmp_path / "part.txt", tmp_path / "part.txt.blm", tmp_path / "restored"
+    file.write_bytes((run.parent / "notes.txt").read_bytes()[:900])
+    assert cli(["compress", str(run), str(file), "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    read, times = windows.read, 0
+
+    def pressed(*given: Any, known: bool) -> None:
+        nonlocal times
+        read(*given, known=known)
+        times += 1
+        if times == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for words, out in ((["compress", str(run), str(file)], packed), (["decompress", str(run), str(packed)], restored)):
+        words = [*words, "--out", str(out), "--quiet"]
+        capfd.readouterr()
+        with monkeypatch.context() as patch:
+            times = 0
+            patch.setattr(windows, "read", pressed)
+            assert cli(words) == 130
+        err, state = capfd.readouterr().err, out.with_name(out.name + ".state")
+        assert "interrupted" in err and f"of 900 B are done, {state} has the state: the same command" in err
+        assert state.exists() and not out.exists() and err.count("\n") == 1
+        assert cli(words) == 0
+        assert out.exists() and not state.exists() and not out.with_name(out.name + ".partial").exists()
+    assert packed.read_bytes() == (tmp_path / "whole").read_bytes() and restored.read_bytes() == file.read_bytes()
+
+
+def test_nothing_is_left_of_a_damaged_file(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_bytes(b"line 7 of some notes\n" * 9)
+    assert cli(["compress", str(run), str(tmp_path / "file"), "--quiet"]) == 0
+    packed = bytearray((tmp_path / "file.blm").read_bytes())
+    packed[-6] ^= 8
+    (tmp_path / "file.blm").write_bytes(packed)
+    assert cli(["decompress", str(run), str(tmp_path / "file.blm"), "--out", str(tmp_path / "x"), "--quiet"]) == 3
+    assert "file.blm: decompression does not restore the input: it is damaged" in capfd.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "file.blm"]
+
+
+def test_a_memory_that_was_interrupted_is_the_same(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bytelm.cli import online
+
+    words, file = ["prime", str(run), "--memory", "2", "--quiet"], run / "memory.bin"
+    assert cli(words) == 0
+    whole, learn = file.read_bytes(), Memory.learn
+
+    def pressed(self: Memory, data: Any, logp: Any = None) -> None:
+        learn(self, data, logp)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(online, "PIECE", 7000)
+    capfd.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Memory, "learn", pressed)
+        assert cli(words) == 130
+    assert f"{file}.state has the state: the same command continues" in capfd.readouterr().err
+    assert cli([*words[:3], "3", "--quiet"]) == 4 and "of another file, run or option" in capfd.readouterr().err
+    file.unlink()
+    assert cli(words) == 0
+    assert file.read_bytes() == whole and not file.with_name("memory.bin.state").exists()
