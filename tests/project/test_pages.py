@@ -42,7 +42,7 @@ ELSEWHERE = {"huggingface.md": "hf/test_tools.py", "serving-clients.md": "serve/
 
 SMALL = ["model.local_dim=16", "model.local_heads=2", "model.cross_heads=2", "model.global_dim=32"]
 SMALL += ["model.global_heads=2", "model.global_layers=1", "model.ngram_rows=64"]
-BRIEF = ["train.batch=2", "train.context_length=64", "train.sample_bytes=4"]
+BRIEF = ["train.batch=2", "train.context_length=64", "train.sample_bytes=4", "train.eval_bytes=256"]
 TINY = {
     "model": {"name": "blt", "local_dim": 16, "local_heads": 2, "cross_heads": 2, "decoder_layers": 2}
     | {

@@ -34,7 +34,7 @@ def test_the_commands_and_the_code_run(
         pixels.save(tmp_path / ("cat.png" if number == 0 else f"photos/{number}.png"))
     monkeypatch.chdir(tmp_path)
     quick = "--steps 2 --quiet --set train.batch=2 --set train.context_length=64 --set train.sample_bytes=4"
-    quick += " --set entropy_model.rows=512"
+    quick += " --set train.eval_bytes=256 --set entropy_model.rows=512"
     commands = [line.split("#  ")[0] for block in blocks("sh") for line in block.splitlines() if ".venv/bin/" in line]
     assert len(commands) == 13
     commands = [line for line in commands if " serve " not in line]  # which ends by a signal: tests/serve

@@ -119,18 +119,19 @@ class NgramEntropyModel(nn.Module):
         contexts = self.clear(ids.unfold(0, order, 1)[:-1].flip(-1))
         target = ids[order:]
         contexts, target = contexts[target < BYTES], target[target < BYTES]
-        parent = torch.zeros_like(target)
-        chances = torch.full((rows, BYTES), 1.0 / BYTES)
+        parent, chances = torch.zeros_like(target), torch.full((1, BYTES), 1.0 / BYTES)
         for length in range(1, order + 1):
             key = keys(contexts[:, :length], rows)
-            counts = torch.bincount(key * BYTES + target, minlength=rows * BYTES).view(rows, BYTES).float()
+            seen = torch.zeros(rows, dtype=torch.bool).scatter(0, key, True)
+            index, some = (seen.cumsum(0) - 1)[key], int(seen.sum())  # of few documents most rows are unused
+            counts = torch.bincount(index * BYTES + target, minlength=some * BYTES).view(some, BYTES).float()
             kinds, total = (counts > 0).sum(1, keepdim=True), counts.sum(1, keepdim=True)
             # All contexts of a row have the same suffix, except for collisions: any of them represents it.
-            backed = chances[torch.zeros(rows, dtype=torch.long).scatter(0, key, parent)]
-            chances = (counts + kinds * backed) / (total + kinds).clamp(min=1)
-            entropy = torch.special.entr(chances).sum(1)
-            self.tables[length - 1] = torch.where(total[:, 0] > 0, entropy, UNSEEN)
-            parent = key
+            backed = chances[torch.zeros(some, dtype=torch.long).scatter(0, index, parent)]
+            chances = (counts + kinds * backed) / (total + kinds)
+            self.tables[length - 1] = UNSEEN
+            self.tables[length - 1, seen] = torch.special.entr(chances).sum(1)
+            parent = index
 
 
 def keys(contexts: Int[Tensor, "... order"], rows: int) -> Int[Tensor, "..."]:
