@@ -12,6 +12,7 @@ import hashlib
 import math
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -151,11 +152,11 @@ def test_a_level_computes_what_is_recorded_of_its_arithmetic(level: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler", library.COMPILERS)
+@pytest.mark.parametrize("compiler", library.COMPILERS[:2])
 def test_every_compiler_makes_kernels_that_compute_the_same(compiler: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
-    for level in library.levels():
+    for level in filter(QUICK.__contains__, library.levels()):
         used = ctypes.CDLL(str(library.compiled("kernels", compiler, level)))
         assert computed(used) == RECORDED["fused" if used.bytelm_fused() else "separate"], level
 
@@ -171,8 +172,8 @@ def test_arithmetic_is_that_of_the_kernels_that_are_loaded(monkeypatch: pytest.M
 
 def test_kernels_take_no_function_from_the_library_of_mathematics() -> None:
     """But square roots, which every processor rounds right: others differ between systems."""
-    if shutil.which("nm") is None:
-        pytest.skip("no nm, which lists what a library takes from others")
+    if shutil.which("nm") is None or not sys.platform.startswith("linux"):
+        pytest.skip("no nm, which lists what a library of Linux takes from others")
     built = library.compiled("kernels", library.compilers()[0])
     told = subprocess.run(["nm", "-D", "--undefined-only", str(built)], capture_output=True, text=True, check=True)
     taken = {line.split()[-1].split("@")[0] for line in told.stdout.splitlines()}
