@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bytelm.decoding.stacks import Layers
+from bytelm.native import kernels as native
 from bytelm.native import packing, training
 from bytelm.native.kernels import Kernels, ThreadPool, tokens
+from bytelm.native.library import library
 from bytelm.native.weights import quantised
 from bytelm.nn.norm import EPS
 from bytelm.nn.transformer import Stack, StackConfig
 
 CALL, NEAR, SAME = range(3)
 INTEGER, REAL, ADDRESS = range(3)
-KINDS = {"float64": 0, "float32": 1, "uint16": 2, "bfloat16": 2}
-NOWHERE = ctypes.CDLL(None)  # the program itself: nothing is called here
+KINDS = {"float64": 0, "float32": 1, "uint16": 2, "bfloat16": 2, "int64": 3}
+TOTAL = 1 << 32  # of frequencies
+POOLED = ((96, 48), (48, 48), (96, 48), (48, 48))  # weights of pooling
 Array = NDArray[Any]
 Held = Array | Tensor | ctypes.Structure | ctypes.Array[Any]
 
@@ -139,15 +142,21 @@ def pointers(kind: Any) -> Iterator[int]:
 
 
 def decoding() -> Cases:
-    """Products, norms, embeddings, entropies and whole stacks, in every precision."""
+    """Products, norms, embeddings, entropies, pooling, angles and whole stacks, in every precision."""
     cases, random = Cases(), np.random.default_rng(0)
+    functions = library("kernels")  # for what decoders compute when they are built
+    assert functions is not None
     for exact in (False, True):
         for weights in (None,) if exact else (None, "bf16", "int8"):
-            kernels = Kernels(NOWHERE, exact, ThreadPool(1, 1), weights)
+            kernels = Kernels(functions, exact, ThreadPool(1, 1), weights)
             products(cases, kernels, random)
             for dim in (64, 36):
                 stacks(cases, kernels, StackConfig(2, dim, 2, 5, 10000.0), random)
-        pointwise(cases, Kernels(NOWHERE, exact, ThreadPool(1, 1), None), random)
+        kernels = Kernels(functions, exact, ThreadPool(1, 1), None)
+        pointwise(cases, kernels, random)
+        of_logits(cases, kernels, random)
+        pools(cases, kernels, random)
+    turns(cases, random)
     return cases
 
 
@@ -230,6 +239,9 @@ def pointwise(cases: Cases, kernels: Kernels, random: np.random.Generator) -> No
     cases.call("bytelm_entropy", logits, 4, 261, entropy, exact)
     share = softmax(logits.astype(np.float64))
     cases.near("entropy", entropy, -(share * np.log(share)).sum(1), near)
+    other, found = random.standard_normal((5, 37)).astype(kernels.real), np.zeros(5, kernels.real)
+    cases.call("bytelm_dots", x, other, 5, 37, found, exact)
+    cases.near("dot products", found, (x.astype(np.float64) * other).sum(1), near)
     kinds = (torch.float64,) if exact else (torch.float32, torch.bfloat16)
     for dtype in kinds:
         table, ids = torch.from_numpy(random.standard_normal((9, 37))).to(dtype), np.array([3, 0, 8, 3])
@@ -237,6 +249,59 @@ def pointwise(cases: Cases, kernels: Kernels, random: np.random.Generator) -> No
         cases.hold(matrix.held[0])
         cases.call("bytelm_embed", matrix, ids, found, 4, 0, exact)
         cases.near(f"embedding, {dtype}", found, table.double().numpy()[ids], 0.0)
+
+
+def of_logits(cases: Cases, kernels: Kernels, random: np.random.Generator) -> None:
+    """What coders are given, of lines of any length."""
+    exact = int(kernels.exact)
+    for lines, symbols in ((3, 256), (4, 261), (2, 3)):
+        logits = (6 * random.standard_normal((lines, symbols))).astype(kernels.real)
+        share, name = softmax(logits.astype(np.float64)), f"of {symbols} symbols, {kernels.real.__name__}"
+        found = np.zeros((lines, symbols), np.int64)
+        cases.call("bytelm_frequencies", logits, lines, symbols, TOTAL, found, exact)
+        cases.near(f"frequencies {name}", found, np.floor(share * (TOTAL - symbols)) + 1, 1e-9)
+        some = min(symbols, 256)
+        among, logs = softmax(logits[:, :some].astype(np.float64)), np.zeros((lines, some), np.float32)
+        cases.call("bytelm_log_probabilities", logits, lines, symbols, some, logs, exact)
+        cases.near(f"log-probabilities {name}", logs, np.log(among), 1e-6)
+
+
+def turns(cases: Cases, random: np.random.Generator) -> None:
+    angles = np.concatenate([random.uniform(0, 10, 50), random.integers(0, 1 << 24, 50)])
+    for place, name in enumerate(("cosines", "sines")):
+        both = np.zeros(100), np.zeros(100)
+        cases.call("bytelm_turns", angles, 100, *both)
+        cases.near(name, both[place], (np.cos, np.sin)[place](angles), 1e-15)
+
+
+def pools(cases: Cases, kernels: Kernels, random: np.random.Generator) -> None:
+    """Patches of 1 to 20 bytes, which cross-attend to these."""
+    dim, heads, queries, slots = 48, 4, 2, 24
+    dtype, near = torch.float64 if kernels.exact else torch.float32, 1e-11 if kernels.exact else 1e-5
+    weights = [torch.from_numpy(random.standard_normal(shape) / dim**0.5).to(dtype) for shape in POOLED]
+    split, query, key_value, out = (packing.packed(weight) for weight in weights)
+    states = random.standard_normal((1, slots, dim)).astype(kernels.real)
+    query_norm, key_norm = ((1 + random.standard_normal(dim) / 9).astype(kernels.real) for _ in range(2))
+    for held in (*(x.held[0] for x in (split, query, key_value, out)), states, query_norm, key_norm):
+        cases.hold(held)
+    layer = native.PoolLayer(*map(native.address, (states, query_norm, key_norm)), query, key_value, out)
+    layers = native.array_of(native.PoolLayer, [layer])
+    cases.hold(layers)
+    pool = native.Pool(1, dim, heads, queries, slots, EPS, split, layers)
+    row, first, last = np.zeros(3, np.int64), np.array([0, 1, 4]), np.array([0, 3, 23])
+    found = np.zeros((3, queries * dim), kernels.real)
+    cases.call("bytelm_pool", pool, row, first, last, 3, found, int(kernels.exact), 2)
+    at, reference = states[0].astype(np.float64), np.zeros((3, queries * dim))
+    w_split, w_query, w_key_value, w_out = (weight.double().numpy().T for weight in weights)
+    for patch in range(3):
+        own = at[first[patch] : last[patch] + 1]
+        x = (own.max(0) @ w_split).reshape(queries, dim)
+        key, value = np.split(rms(own, key_norm) @ w_key_value, 2, 1)
+        asked = (rms(x, query_norm) @ w_query).reshape(queries, heads, -1)
+        scores = np.einsum("qhd,khd->hqk", asked, key.reshape(len(own), heads, -1)) / (dim / heads) ** 0.5
+        mixed = np.einsum("hqk,khd->qhd", softmax(scores), value.reshape(len(own), heads, -1)).reshape(queries, dim)
+        reference[patch] = (2 * x + mixed @ w_out).ravel()
+    cases.near(f"pooling, {dtype}", found, reference, near)
 
 
 def rms(x: Array, weight: Array) -> Array:

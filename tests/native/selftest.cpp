@@ -1,6 +1,7 @@
 // Calls the functions of a compiled library on given inputs and compares what they write with given references:
 //
 //     selftest LIBRARY CASES        one line per comparison that fails; exit status 1 if any does
+//     selftest LIBRARY CASES bits   and one with a checksum for all numbers that are compared with a reference
 //
 // Without Python, so that it runs on a processor that is only emulated, or was just unpacked. tests/kernel_cases.py
 // writes the cases, as 8-byte words of this byte order; strings and contents are filled up to whole words:
@@ -26,7 +27,8 @@
 
 enum Step { CALL, NEAR, SAME };
 enum Argument { INTEGER, REAL, ADDRESS };
-enum Kind { F64, F32, BF16 };
+enum Kind { F64, F32, BF16, I64 };
+constexpr int SIZES[] = {8, 4, 2, 8};
 
 struct Reader {
     std::vector<char> content;
@@ -60,6 +62,7 @@ struct Buffer {
 double number(const char* data, int64_t kind, int64_t index) {
     if (kind == F64) return ((const double*)data)[index];
     if (kind == F32) return ((const float*)data)[index];
+    if (kind == I64) return double(((const int64_t*)data)[index]);
     const uint32_t bits = uint32_t(((const uint16_t*)data)[index]) << 16;
     float value;
     memcpy(&value, &bits, 4);
@@ -95,11 +98,19 @@ void call(void* library, Reader& cases, std::vector<Buffer>& buffers) {
              numbers[2], numbers[3]);
 }
 
-bool near(Reader& cases, std::vector<Buffer>& buffers) {
+// FNV-1a.
+unsigned long long checksum(const char* data, int64_t size) {
+    uint64_t sum = 0xCBF29CE484222325;
+    for (int64_t i = 0; i < size; i++) sum = (sum ^ uint8_t(data[i])) * 0x100000001B3;
+    return sum;
+}
+
+bool near(Reader& cases, std::vector<Buffer>& buffers, bool bits) {
     const std::string name = cases.text();
     const char* found = buffers[cases.word()].data;
     const int64_t kind = cases.word(), count = cases.word();
     const double *reference = (const double*)buffers[cases.word()].data, tolerance = cases.word<double>();
+    if (bits) printf("%016llx %s\n", checksum(found, count * SIZES[kind]), name.c_str());
     double worst = 0;
     int64_t where = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -125,8 +136,9 @@ bool same(Reader& cases, std::vector<Buffer>& buffers) {
 }
 
 int main(int count, char** arguments) {
-    if (count != 3) {
-        fprintf(stderr, "selftest LIBRARY CASES\n");
+    const bool bits = count == 4 && std::string(arguments[3]) == "bits";
+    if (count != 3 + bits) {
+        fprintf(stderr, "selftest LIBRARY CASES [bits]\n");
         return 2;
     }
     void* library = dlopen(arguments[1], RTLD_NOW);
@@ -152,7 +164,7 @@ int main(int count, char** arguments) {
             call(library, cases, buffers);
         } else {
             compared++;
-            failed += !(step == NEAR ? near(cases, buffers) : same(cases, buffers));
+            failed += !(step == NEAR ? near(cases, buffers, bits) : same(cases, buffers));
         }
     }
     printf("%d of %d comparisons failed\n", failed, compared);

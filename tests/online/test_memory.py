@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from bytelm.errors import CheckpointError, ConfigError, ResourceError, UsageError
+from bytelm.native import logits
 from bytelm.native import online as bindings
 from bytelm.online import engine
 from bytelm.online.layout import CHANGING
-from bytelm.online.memory import TRAILER, Memory
+from bytelm.online.memory import TRAILER, Memory, among_bytes
 from bytelm.online.settings import Settings
 from online_inputs import inputs, logs
 
@@ -43,6 +44,23 @@ def test_256_continuations_sum_to_1_and_their_costs_are_those_of_reading(kind: s
             memory.undo()
             assert abs(cost + memory.log_probabilities(row)[data[i]]) < 1e-12
         memory.learn(data[i : i + 9], logp[i : i + 9] if i % 2 else None)
+
+
+@pytest.mark.parametrize("by", ["kernels", "numpy"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log_probabilities_of_a_network_are_the_same_alone_and_among_others(
+    by: str, dtype: type[np.floating], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by == "numpy":
+        monkeypatch.setattr(logits, "library", lambda name: None)
+    lines = (np.random.default_rng(0).normal(size=(40, 260)) * 9).astype(dtype)
+    found = among_bytes(lines)
+    assert found.dtype == np.float32 and found.shape == (40, 256)
+    right = lines[:, :256].astype(np.float64)
+    right -= np.log(np.exp(right).sum(1, keepdims=True))
+    assert np.abs(found - right).max() < 1e-5
+    assert all((among_bytes(line[None]) == own).all() for line, own in zip(lines, found, strict=True))
+    assert (among_bytes(lines[:, :256]) == found).all()
 
 
 def test_reading_in_pieces_is_reading_whole() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import DataError
+from bytelm.native import logits as kernels
 
 TOTAL = 1 << 32  # what the frequencies of a symbol sum to at the most
 _FULL, _BYTE, _SMALL = 1 << 64, 56, 1 << 56
@@ -23,8 +24,12 @@ Frequencies = NDArray[np.int64]
 def frequencies(logits: NDArray[np.float32] | NDArray[np.float64]) -> Frequencies:
     """The frequencies of symbols with such logits `[..., symbols]`: every one can be coded, however unlikely it is.
 
-    Those of a line are bitwise identical alone and among others: numbers of one line are summed in one order.
+    Those of a line are bitwise identical alone and among others: numbers of one line are summed in one order. By
+    kernels they are identical on every processor with the same `native.library.arithmetic`; numpy's are this machine's.
     """
+    found = kernels.frequencies(logits, TOTAL)
+    if found is not None:
+        return found
     chance = logits.astype(np.float64)
     chance -= chance.max(-1, keepdims=True)
     np.exp(chance, out=chance)

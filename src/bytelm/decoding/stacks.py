@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import decimal
+import functools
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,19 @@ from bytelm.native.packing import PANEL, SIZES
 from bytelm.nn.cross import CrossAttention
 from bytelm.nn.norm import EPS
 from bytelm.nn.transformer import Block, Stack
+
+
+@functools.cache
+def frequencies(theta: float, head_dim: int) -> NDArray[np.float64]:
+    """theta^(-2i / head_dim) `[head_dim / 2]`, the angles of RoPE at position 1, correctly rounded on every machine.
+
+    numpy's powers, like torch's, differ between processors in their last digits.
+    """
+    with decimal.localcontext(prec=40):
+        powers = [Decimal(theta) ** (Decimal(-index) / head_dim) for index in range(0, head_dim, 2)]
+    found = np.array([float(power) for power in powers])
+    found.flags.writeable = False  # it is shared
+    return found
 
 
 class Layers:
@@ -42,9 +58,8 @@ class Layers:
         head_dim = config.dim // config.heads
         slots = -(-seen // lanes) * lanes
         padded = -(-head_dim // lanes) * lanes
-        self.frequencies = config.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-        angles = np.arange(native.STEP)[:, None] * self.frequencies
-        self.angles = np.concatenate([np.cos(angles), np.sin(angles)], 1)
+        self.frequencies = frequencies(config.theta, head_dim)
+        self.angles = np.concatenate(kernels.turns(np.arange(native.STEP)[:, None] * self.frequencies), 1)
         self.arrays: list[NDArray[Any]] = []
         self.weights: list[native.Matrix] = []
         self.kept: list[Reals] = []

@@ -10,23 +10,39 @@
 #include <algorithm>
 #include <cmath>
 
+#include "functions.h"
 #include "matrix.h"
 
 namespace bytelm {
 
+// e^x of the differences to the largest of numbers first..last, in place, and their sum; 0 of what else is in their
+// vectors, the first of which begins at a multiple of their size.
+template <class A> inline A exponentials(A* weights, int64_t first, int64_t last) {
+    constexpr int L = LANES<A>;
+    const int64_t begin = first / L * L, end = last / L * L;
+    for (int64_t p = begin; p < first; p++) weights[p] = -INFINITY;
+    for (int64_t p = last + 1; p < end + L; p++) weights[p] = -INFINITY;
+    vec<A> top = load(weights + begin);
+    for (int64_t p = begin + L; p <= end; p += L) top = larger(top, load(weights + p));
+    const A peak = highest<A>(top);
+    vec<A> total = {};
+    for (int64_t p = begin; p <= end; p += L) {
+        const vec<A> x = load(weights + p);
+        const vec<A> weight = select(x == A(-INFINITY), vec<A>{}, exponential(x - peak));
+        store(weights + p, weight);
+        total += weight;
+    }
+    return sum<A>(total);
+}
+
 // Attention of one query of one head over a few keys and values, `stride` apart.
 template <class A>
-inline void mix_few(
-    const A* query, const A* keys, const A* values, int64_t stride, int64_t count, int64_t size, A* weights, A* out
-) {
+inline void mix_few(const A* query, const A* keys, const A* values, int64_t stride, int64_t count, int64_t size, A* out) {
     constexpr int L = LANES<A>;
     const A scale = 1 / A(std::sqrt(double(size)));
-    A peak = -INFINITY, total = 0;
-    for (int64_t k = 0; k < count; k++) {
-        weights[k] = dot(query, keys + k * stride, size) * scale;
-        peak = weights[k] > peak ? weights[k] : peak;
-    }
-    for (int64_t k = 0; k < count; k++) total += weights[k] = std::exp(weights[k] - peak);
+    A* weights = scratch<A>(0, count + L);
+    for (int64_t k = 0; k < count; k++) weights[k] = dot(query, keys + k * stride, size) * scale;
+    const A total = exponentials(weights, 0, count - 1);
     for (int64_t k = 0; k < count; k++) weights[k] /= total;
     for (int64_t i = 0; i < size; i += L) {
         vec<A> found = {};
@@ -69,8 +85,8 @@ template <class A, class C> struct Attention {
             const int64_t multiple = position[t] / Heads::STEP;
             if (multiple != before)
                 for (int64_t i = 0; i < half; i++) {
-                    const double angle = double(multiple * Heads::STEP) * shape.frequencies[i];
-                    far[i] = std::cos(angle), far[half + i] = std::sin(angle);
+                    const Angle turned(double(multiple * Heads::STEP) * shape.frequencies[i]);
+                    far[i] = turned.cosine, far[half + i] = turned.sine;
                 }
             before = multiple;
             const double* near = shape.angles + position[t] % Heads::STEP * 2 * half;
@@ -157,24 +173,6 @@ template <class A, class C> struct Attention {
         int64_t block = 0;
         for (; block + MANY <= number; block += MANY) some(std::integral_constant<int, MANY>(), block);
         for (; block < number; block++) some(std::integral_constant<int, 1>(), block);
-    }
-
-    // Of the scores of positions first..last, in place, and their sum.
-    static A exponentials(A* weights, int64_t first, int64_t last) {
-        const int64_t begin = first / L * L, end = last / L * L;
-        for (int64_t p = begin; p < first; p++) weights[p] = -INFINITY;
-        for (int64_t p = last + 1; p < end + L; p++) weights[p] = -INFINITY;
-        vec<A> top = load(weights + begin);
-        for (int64_t p = begin + L; p <= end; p += L) top = larger(top, load(weights + p));
-        const A peak = highest<A>(top);
-        vec<A> total = {};
-        for (int64_t p = begin; p <= end; p += L) {
-            const vec<A> x = load(weights + p);
-            const vec<A> weight = select(x == A(-INFINITY), vec<A>{}, exponential(x - peak));
-            store(weights + p, weight);
-            total += weight;
-        }
-        return sum<A>(total);
     }
 
     // Sums of weighted values. Of queries that are multiplied together, those of positions that not all of them see are

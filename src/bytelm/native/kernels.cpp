@@ -1,5 +1,6 @@
 // Entry points for Python. Arguments are addresses or 64-bit integers; `exact`: float64 throughout, else float32.
 
+#include "logits.h"
 #include "pack.h"
 #include "patches.h"
 #include "stack.h"
@@ -72,6 +73,37 @@ void bytelm_checksum(const void* data, int64_t bytes, void* sums) {
     memcpy(rest, at + i, bytes - i);
     add(rest);
     for (int k = 0; k < MANY; k++) store((word*)sums + 16 * k, total[k] + word(bytes));
+}
+
+// Whether vectors multiply and add in one operation, as compiled.
+int64_t bytelm_fused() { return FUSED; }
+
+void bytelm_turns(const double* angles, int64_t n, double* cosines, double* sines) {
+    for (int64_t i = 0; i < n; i++) {
+        const Angle turned(angles[i]);
+        cosines[i] = turned.cosine, sines[i] = turned.sine;
+    }
+}
+
+void bytelm_frequencies(const void* logits, int64_t n, int64_t count, int64_t total, int64_t* out, int64_t exact) {
+    if (exact)
+        frequencies((const double*)logits, n, count, total, out);
+    else
+        frequencies((const float*)logits, n, count, total, out);
+}
+
+void bytelm_log_probabilities(const void* logits, int64_t n, int64_t stride, int64_t count, float* out, int64_t exact) {
+    if (exact)
+        log_probabilities((const double*)logits, n, stride, count, out);
+    else
+        log_probabilities((const float*)logits, n, stride, count, out);
+}
+
+void bytelm_dots(const void* x, const void* y, int64_t n, int64_t dim, void* out, int64_t exact) {
+    if (exact)
+        dots((const double*)x, (const double*)y, n, dim, (double*)out);
+    else
+        dots((const float*)x, (const float*)y, n, dim, (float*)out);
 }
 
 void bytelm_norm(const void* weight, double eps, const void* x, void* out, int64_t n, int64_t dim, int64_t exact) {

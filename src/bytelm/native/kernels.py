@@ -279,6 +279,21 @@ class Kernels:
         self.functions.bytelm_norm(at[0], c_double(eps), at[1], at[2], n, dim, self._exact)
         return out
 
+    def dots(self, x: Reals, y: Reals) -> Reals:
+        """The dot product of each of contiguous lines `[n, dim]` with that of `y`."""
+        out = np.empty(len(x), self.real)
+        n, dim = map(c_int64, x.shape)
+        at = [c_void_p(address(array)) for array in (x, y)]
+        self.functions.bytelm_dots(*at, n, dim, c_void_p(address(out)), self._exact)
+        return out
+
+    def turns(self, angles: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Cosines and sines of contiguous angles, of any shape, below 2^26."""
+        found = np.empty_like(angles), np.empty_like(angles)
+        at = [c_void_p(address(array)) for array in (angles, *found)]
+        self.functions.bytelm_turns(at[0], c_int64(angles.size), *at[1:])
+        return found
+
     def parts(self, stack: Stack, x: Reals, row: Ints, patch: Ints) -> None:
         """Keys and values of patches `[n, parts · dim]` for every cross-attention of a stack."""
         places = c_void_p(address(row)), c_void_p(address(patch))

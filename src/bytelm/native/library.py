@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from bytelm.errors import UsageError
 
@@ -70,6 +70,16 @@ def described(name: str) -> tuple[str, str]:
     """How a library was made, and why there is no better one, or none at all; empty where it is the best."""
     found = _attempt(name)
     return found.how, found.why
+
+
+def arithmetic() -> Literal["fused", "separate"] | None:
+    """How the loaded kernels round: those of one kind compute the same bits on every processor and system.
+
+    "fused": a multiplication and an addition of vectors are rounded together, as on ARM and x86 from AVX2 on.
+    "separate": each by itself, on older x86. None without kernels: what torch and numpy compute is this machine's.
+    """
+    found = library("kernels")
+    return None if found is None else "fused" if found.bytelm_fused() else "separate"
 
 
 @functools.cache

@@ -219,6 +219,11 @@ template <class A> inline A dot(const A* x, const A* y, int64_t count) {
     return sum<A>(total);
 }
 
+// The dot product of each of n lines of x with that of y.
+template <class A> inline void dots(const A* x, const A* y, int64_t n, int64_t dim, A* out) {
+    for (int64_t t = 0; t < n; t++) out[t] = dot(x + t * dim, y + t * dim, dim);
+}
+
 // x / rms(x) * weight, lines [first, last) of `dim`.
 template <class A> inline void normed(const A* x, Share lines, int64_t dim, const A* weight, A eps, A* out) {
     for (int64_t t = lines.first; t < lines.last; t++) {

@@ -84,10 +84,11 @@ struct Counted {
 };
 
 template <class A> void look_up(const Counted& s, const History& history, const Tokens& tokens, A* entropy) {
+    const A most = A(logarithm(double(s.bytes)));
     for (int64_t t = 0; t < tokens.count; t++) {
         uint64_t key = 0;
         bool ended = false;
-        A found = A(std::log(double(s.bytes)));
+        A found = most;
         for (int64_t k = 0; k < s.order; k++) {
             const int64_t id = ended ? s.unread : history.at(tokens.row[t], tokens.position[t] - k);
             ended = ended || id >= s.bytes || id == s.newline;
@@ -100,15 +101,20 @@ template <class A> void look_up(const Counted& s, const History& history, const 
 }
 
 template <class A> void entropies(const A* logits, int64_t n, int64_t vocab, A* entropy) {
+    constexpr int L = LANES<A>;
+    constexpr A NONE = -INFINITY;
     for (int64_t t = 0; t < n; t++, logits += vocab) {
-        A peak = logits[0], total = 0, mean = 0;
-        for (int64_t i = 1; i < vocab; i++) peak = logits[i] > peak ? logits[i] : peak;
-        for (int64_t i = 0; i < vocab; i++) {
-            const A weight = std::exp(logits[i] - peak);
+        vec<A> top = all<A>(NONE), total = {}, mean = {};
+        for (int64_t i = 0; i < vocab; i += L) top = larger(load_some(logits + i, vocab - i, NONE), top);
+        const A peak = highest<A>(top);
+        for (int64_t i = 0; i < vocab; i += L) {
+            const vec<A> x = load_some(logits + i, vocab - i, NONE);
+            const vec<A> below = select(x == NONE, vec<A>{}, x - peak);
+            const vec<A> weight = select(x == NONE, vec<A>{}, exponential(below));
             total += weight;
-            mean += weight * (logits[i] - peak);
+            mean += weight * below;
         }
-        entropy[t] = std::log(total) - mean / total;
+        entropy[t] = A(logarithm(sum<A>(total))) - sum<A>(mean) / sum<A>(total);
     }
 }
 
@@ -204,11 +210,10 @@ template <class A> struct Pooling {
         me.wait();
         for (int64_t i = mine.first; i < mine.last; i++) {
             const int64_t count = begin[i + 1] - begin[i];
-            A* weights = scratch<A>(0, count);
             for (int64_t q = i * k; q < (i + 1) * k; q++)
                 for (int64_t at = 0; at < dim; at += size) {
                     const A* keys = values + begin[i] * 2 * dim + at;
-                    mix_few(query + q * dim + at, keys, keys + dim, 2 * dim, count, size, weights, mixed + q * dim + at);
+                    mix_few(query + q * dim + at, keys, keys + dim, 2 * dim, count, size, mixed + q * dim + at);
                 }
         }
         me.wait();

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "functions.h"
 #include "pairs.h"
 
 namespace bytelm {

@@ -136,12 +136,11 @@ template <class A, class C> struct Pass {
         me.wait();
         const int64_t parts = stack.cross_parts, heads = stack.cross_heads, size = dim / heads;
         const Share mine = me.share(n * heads);
-        A* weights = scratch<A>(0, parts);
         for (int64_t item = mine.first; item < mine.last; item++) {
             const int64_t t = item / heads, at = item % heads * size;
             const int64_t patch = tokens.row[t] * stack.cross_slots + tokens.patch[t] % stack.cross_slots;
             const A *keys = (const A*)layer.parts + patch * parts * 2 * dim + at, *query = wide + t * dim + at;
-            mix_few(query, keys, keys + dim, 2 * dim, parts, size, weights, mixed + t * dim + at);
+            mix_few(query, keys, keys + dim, 2 * dim, parts, size, mixed + t * dim + at);
         }
         me.wait();
         residual(layer.cross_out, mixed, dim, A(2));  // the published models add the residual twice

@@ -30,6 +30,11 @@ constexpr int REGISTER = 32;
 constexpr int REGISTER = 16;
 #endif
 constexpr int REGISTERS = 64 / REGISTER;  // of a vector
+#if defined(BYTELM_AVX512) || defined(BYTELM_AVX2) || defined(__ARM_NEON)
+constexpr bool FUSED = true;  // `fma` of vectors is rounded once: such processors give the same bits
+#else
+constexpr bool FUSED = false;
+#endif
 
 template <class T, int BYTES> struct Vector {
     Vector<T, BYTES / 2> low, high;
@@ -240,11 +245,11 @@ template <int B> BYTELM_INLINE Vector<float, B> load_bytes(const int8_t* at) {
 }
 BYTELM_INLINE vec<float> load(const int8_t* at) { return load_bytes<64>(at); }
 
-// The last, incomplete vector of a line, padded with zeros.
-template <class A> BYTELM_INLINE vec<A> load_some(const A* at, int64_t count) {
+// The last, incomplete vector of a line, padded with zeros or what is given.
+template <class A> BYTELM_INLINE vec<A> load_some(const A* at, int64_t count, A padding = A(0)) {
     if (count >= LANES<A>) return load(at);
-    A some[LANES<A>] = {};
-    for (int64_t i = 0; i < count; i++) some[i] = at[i];
+    A some[LANES<A>];
+    for (int64_t i = 0; i < LANES<A>; i++) some[i] = i < count ? at[i] : padding;
     return load<A>(some);
 }
 template <class A> BYTELM_INLINE void store_some(A* at, vec<A> x, int64_t count) {
@@ -297,30 +302,6 @@ template <class T> BYTELM_INLINE T sum(vec<T> x) {
 }
 template <class T> BYTELM_INLINE T highest(vec<T> x) {
     return across(x, [](auto a, auto b) { return larger(a, b); });
-}
-
-// --- functions --------------------------------------------------------------------------------------------------------
-
-BYTELM_INLINE vec<double> exponential(vec<double> x) {
-    double lanes[LANES<double>];
-    store(lanes, x);
-    for (double& lane : lanes) lane = std::exp(lane);
-    return load<double>(lanes);
-}
-
-// e^x for x <= 0: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]; the last digit of float32 may be off by one.
-BYTELM_INLINE vec<float> exponential(vec<float> x) {
-    x = select(x < -87.0f, all<float>(-87.0f), x);  // keeps a NaN
-    const vec<int32_t> whole = converted<int32_t>(fma(x, 1.442695041f, all<float>(-0.5f)));  // rounds: x is negative
-    const vec<float> n = converted<float>(whole);
-    const vec<float> r = fma(n, 2.12194440e-4f, fma(n, -0.693359375f, x));
-    vec<float> p = fma(r, 1.0f / 5040, all<float>(1.0f / 720));
-    p = fma(p, r, 1.0f / 120);
-    p = fma(p, r, 1.0f / 24);
-    p = fma(p, r, 1.0f / 6);
-    p = fma(p, r, 0.5f);
-    p = fma(p * r, r, r) + 1.0f;
-    return p * as<float>((whole + 127) << 23);
 }
 
 }  // namespace bytelm

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from bytelm.data.files import write_whole
 from bytelm.errors import CheckpointError, ResourceError, UsageError
+from bytelm.native.logits import log_probabilities
 from bytelm.online.engine import Logs, distribution, open_engine
 from bytelm.online.layout import CHANGING, HEADER, MAGIC, SETTINGS, VERSION, Layout
 from bytelm.online.settings import Settings
@@ -41,8 +42,12 @@ TRAILER = 64  # bytes after the arena in a file: the checksum
 def among_bytes(logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """A network's natural log-probabilities of the 256 bytes `[lines, 256]`, by logits of which those are the first.
 
-    Those of a line are bitwise identical alone and among others: numbers of one line are summed in one order.
+    Those of a line are bitwise identical alone and among others: numbers of one line are summed in one order. By
+    kernels they are identical on every processor with the same `native.library.arithmetic`; numpy's are this machine's.
     """
+    by_kernels = log_probabilities(logits, BYTES)
+    if by_kernels is not None:
+        return by_kernels
     found = logits[:, :BYTES].astype(np.float64)
     found -= found.max(-1, keepdims=True)
     found -= np.log(np.exp(found).sum(-1, keepdims=True))
