@@ -26,6 +26,7 @@ from bytelm.compress.resume import Resume
 from bytelm.compress.windows import Held, Lanes, Progress, Source, Target, Window, checksum, walk
 from bytelm.errors import DataError, UsageError
 from bytelm.interfaces.model import ByteModel
+from bytelm.native.library import arithmetic
 from bytelm.online.memory import Memory
 
 LANES = 8  # of a file that is long enough to be cut, without a memory
@@ -106,8 +107,9 @@ def decode(
     check_memory(header, memory)
     if header.probe != probe(model):
         raise DataError(
-            "this machine rounds the model's predictions otherwise than the one that compressed it, or another version "
-            "of bytelm did: decompress it with that version, on a processor of the same kind"
+            "this machine rounds the model's predictions otherwise than the one that compressed it "
+            f"(kernels here: {arithmetic() or 'none, torch computes'}), or another version of bytelm did: decompress it "
+            "with that version, on a processor of the same kind (docs/compression.md)"
         )
     side = ModelReader(parts[0]) if memory is None else MemoryReader(memory, parts)
     lanes = Lanes(header.size, header.lanes)
