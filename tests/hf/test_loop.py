@@ -200,8 +200,11 @@ def merged(hf: Any) -> None:
 CHANGES = [stepped, through_data, one_entry, loaded, replaced, swapped_rows, merged]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [(change, True) for change in CHANGES]
+    + [pytest.param(change, False, marks=() if change is stepped else pytest.mark.slow) for change in CHANGES],
+)
 def test_changed_weights_are_read_anew(change: Callable[[Any], None], kept: bool) -> None:
     hf, cache = wrapped(), ByteCache()
     before = hf.generate(**one(), max_new_tokens=30, **({"past_key_values": cache} if kept else {}))

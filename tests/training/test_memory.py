@@ -27,6 +27,7 @@ from bytelm.units import BOS
 from trainable import PATCH, Windows, made
 
 ACROSS = ["model.local_window=64", "model.ngram_sizes=[3,4,5]", "model.ngram_rows=4096", "model.reach=0"]
+FEW = ["model.ngram_rows=2048"]
 THREE = ["model.sizes=[8,8]", "model.dims=[128,64,64]", "model.layers=[1,1,1]", "model.heads=[2,2,2]"]
 
 
@@ -54,9 +55,10 @@ def most(seen: profile) -> int:
     ("preset", "sets"),
     [
         ("demo", []),
-        ("blt-small", []),
+        pytest.param("blt-small", [], marks=pytest.mark.slow),
+        ("blt-small", FEW),
         ("blt-small", ["train.activation_checkpointing=true"]),
-        ("blt-small", ["train.activation_checkpointing=local"]),
+        ("blt-small", [*FEW, "train.activation_checkpointing=local"]),
         ("byte-tiny", []),
         ("byte-window-tiny", []),
         ("perceiver-tiny", []),
@@ -84,7 +86,7 @@ def test_recomputing_a_stage_spares_memory_and_changes_no_gradient(tmp_path: Pat
             "train.context_length=512",
             "train.batch=2",
         )
-        model, config = made("blt-tiny", *sets)
+        model, config = made("blt-tiny", *FEW, *sets)
         bytes = held(model, config, tmp_path)
         spared = {stage.name: stage.stack.recompute for stage in model.stages(1, 1)}
         assert spared == {"local": recompute in ("true", "local"), "global": recompute in ("true", "global")}

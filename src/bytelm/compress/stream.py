@@ -108,8 +108,8 @@ def decode(
     if header.probe != probe(model):
         raise DataError(
             "this machine rounds the model's predictions otherwise than the one that compressed it "
-            f"(kernels here: {arithmetic() or 'none, torch computes'}), or another version of bytelm did: decompress it "
-            "with that version, on a processor of the same kind (docs/compression.md)"
+            f"(kernels here: {arithmetic() or 'none, torch computes'}), or another version of bytelm did: decompress "
+            "it with that version, on a processor of the same kind (docs/compression.md)"
         )
     side = ModelReader(parts[0]) if memory is None else MemoryReader(memory, parts)
     lanes = Lanes(header.size, header.lanes)
