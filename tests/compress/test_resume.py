@@ -108,11 +108,13 @@ def test_a_state_of_other_work_and_a_damaged_one_are_refused(model: ByteModel, t
     for other in (lambda: work(DATA[1:]), lambda: work(DATA, Memory(SMALL))):
         with pytest.raises(CheckpointError, match=r"state is of another file, run or option: delete .*state to start"):
             other()
-    state = bytearray(path.read_bytes())
-    state[-3] ^= 1
-    path.write_bytes(state)
-    with pytest.raises(CheckpointError, match="state is damaged: delete"):
-        work()
+    state = path.read_bytes()
+    for at in (len(state) - 3, state.index(b"low") + 9, state.index(b'"place"') + 10, state.index(b"numbers")):
+        damaged = bytearray(state)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="state is damaged: delete"):
+            work()
     path.write_bytes(b"no state")
     with pytest.raises(CheckpointError, match="no state of this work that can be read: delete"):
         work()

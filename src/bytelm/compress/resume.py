@@ -55,9 +55,10 @@ class Resume:
             raise CheckpointError(f"{self.path} is no state of this work that can be read: {remedy}") from error
         if told.get("key") != key:
             raise CheckpointError(f"{self.path} is of another file, run or option: {remedy}")
-        if told.get("checksum") != str(checksum(arrays)):
+        place, numbers = told.get("place", ""), told.get("numbers", "")
+        if told.get("checksum") != str(checksum(arrays, place, numbers)):
             raise CheckpointError(f"{self.path} is damaged: {remedy}")
-        return int(told["place"]), State(json.loads(told["numbers"]), arrays)
+        return int(place), State(json.loads(numbers), arrays)
 
     def at(self, place: int, done: int, state: Callable[[], State], sync: Callable[[], None] | None = None) -> None:
         """Save the state at a place where it may be taken up, if it is time. Raises Stopped if that was asked for.
@@ -70,8 +71,9 @@ class Resume:
         if sync is not None:
             sync()
         found = state()
-        told = {"key": self._key, "place": str(place), "checksum": str(checksum(found.arrays))}
-        write_whole(self.path, save(found.arrays, told | {"numbers": json.dumps(found.numbers)}))
+        told = {"place": str(place), "numbers": json.dumps(found.numbers)}
+        told |= {"key": self._key, "checksum": str(checksum(found.arrays, **told))}
+        write_whole(self.path, save(found.arrays, told))
         self._saved = time.monotonic()
         if stop:
             raise Stopped(done)
@@ -81,9 +83,9 @@ class Resume:
         self.path.unlink(missing_ok=True)
 
 
-def checksum(arrays: Mapping[str, NDArray[np.uint8]]) -> int:
-    """CRC-32 of arrays, in the order of their names."""
-    found = 0
+def checksum(arrays: Mapping[str, NDArray[np.uint8]], place: str, numbers: str) -> int:
+    """CRC-32 of a place, of numbers as they are written, and of arrays in the order of their names."""
+    found = zlib.crc32(f"{place} {numbers}".encode())
     for name in sorted(arrays):
         found = zlib.crc32(np.ascontiguousarray(arrays[name]).data, zlib.crc32(name.encode(), found))
     return found
