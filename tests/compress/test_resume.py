@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 from contextlib import closing
@@ -18,7 +19,7 @@ from bytelm.compress.header import opened
 from bytelm.compress.resume import Resume, Stopped
 from bytelm.compress.stream import compress, decode, decompress, encode
 from bytelm.compress.windows import Held, Plain, Written
-from bytelm.errors import CheckpointError, DataError, UsageError
+from bytelm.errors import CheckpointError, DataError, ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.online.memory import Memory
 from bytelm.online.settings import Settings
@@ -206,6 +207,51 @@ def test_after_ctrl_c_the_same_command_goes_on(
         assert cli(words) == 0
         assert out.exists() and not state.exists() and not out.with_name(out.name + ".partial").exists()
     assert packed.read_bytes() == (tmp_path / "whole").read_bytes() and restored.read_bytes() == file.read_bytes()
+
+
+def test_what_is_refused_leaves_a_state_as_it_was(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file of the same --out, and this one on a machine that rounds otherwise."""
+    notes, kept = (run.parent / "notes.txt").read_bytes()[:900], [tmp_path / "x.state", tmp_path / "x.partial"]
+    for name, data in (("long", notes), ("short", notes[:40])):
+        (tmp_path / name).write_bytes(data)
+        assert cli(["compress", str(run), str(tmp_path / name), "--quiet"]) == 0
+    read = windows.read
+
+    def pressed(*given: Any, known: bool) -> None:
+        read(*given, known=known)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def words(name: str) -> list[str]:
+        return ["decompress", str(run), str(tmp_path / f"{name}.blm"), "--out", str(tmp_path / "x"), "--quiet"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "read", pressed)
+        # A second signal, of the probe's own window, would not be waited for.
+        patch.setattr(stream, "probe", lambda model: opened(model, (tmp_path / "long.blm").read_bytes())[0].probe)
+        assert cli(words("long")) == 130
+    before = [path.read_bytes() for path in kept]
+    assert cli(words("short")) == 4 and [path.read_bytes() for path in kept] == before
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "probe", lambda model: 0)
+        assert cli(words("long")) == 3 and [path.read_bytes() for path in kept] == before
+    with closing(Written(kept[1], 900)):
+        assert cli(words("long")) == 5
+        assert f"{kept[1]} is written by another process: wait" in capfd.readouterr().err
+    assert cli(words("long")) == 0 and (tmp_path / "x").read_bytes() == notes
+
+
+def test_a_disk_that_takes_a_part_is_an_error(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(Written(tmp_path / "file", 900)) as target:
+        target.write(0, np.zeros(9, np.uint8))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            with pytest.raises(ResourceError, match=r"cannot write .*file \(.*\): choose another place with --out"):
+                target.write(90, np.ones(20, np.uint8))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_nothing_is_left_of_a_damaged_file(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -150,12 +150,13 @@ def restore(
             decode(model, packed, target, progress, memory, resume)
             target.sync()
         except DataError:
-            resume.end()
+            if resume.begun:  # otherwise what is refused is not what the state was saved of
+                resume.end()
             raise
         finally:
             target.close()
             if not resume.path.exists() and sys.exc_info()[0] is not None:
-                partial.unlink()
+                partial.unlink(missing_ok=True)
         partial.replace(out)
 
 

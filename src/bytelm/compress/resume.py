@@ -38,6 +38,7 @@ class Resume:
         """`stop`: whether the work should be interrupted. A state is saved then, and `every` so many seconds."""
         self.path, self.stop, self.every = path, stop, every
         self._key, self._saved = "", time.monotonic()
+        self.begun = False  # whether `begin` found no state but of this work
 
     def begin(self, key: str) -> tuple[int, State] | None:
         """The place and the state to go on from; None for a beginning. `key`: what tells this work from others.
@@ -46,6 +47,7 @@ class Resume:
         """
         self._key, self._saved = key, time.monotonic()
         if not self.path.exists():
+            self.begun = True
             return None
         remedy = f"delete {self.path} to start over, or name another file with --out"
         try:
@@ -58,6 +60,7 @@ class Resume:
         place, numbers = told.get("place", ""), told.get("numbers", "")
         if told.get("checksum") != str(checksum(arrays, place, numbers)):
             raise CheckpointError(f"{self.path} is damaged: {remedy}")
+        self.begun = True
         return int(place), State(json.loads(numbers), arrays)
 
     def at(self, place: int, done: int, state: Callable[[], State], sync: Callable[[], None] | None = None) -> None:
