@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from bytelm.cli import run as cli
 from bytelm.compress import lanes, stream, windows
-from bytelm.compress.header import opened
+from bytelm.compress.header import LONGEST, opened
 from bytelm.compress.resume import Resume, Stopped
 from bytelm.compress.stream import compress, decode, decompress, encode
 from bytelm.compress.windows import Held, Plain, Written
@@ -162,6 +163,33 @@ def test_streams_cost_what_they_do_not_know_of_each_other(model: ByteModel) -> N
             compress(model, text, 64, streams=streams)
     with pytest.raises(UsageError, match="streams 3: must be from 1 to 2 for 2 bytes"):
         compress(model, b"ab", 64, streams=3)
+
+
+def test_a_header_that_claims_much_takes_no_more_room_than_its_file_can_fill(
+    model: ByteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, open_decoder, room = compress(model, DATA, 64, streams=1), windows.open_decoder, list[int]()
+    header, _ = opened(model, packed)
+    damaged = replace(header, context=LONGEST - 1).pack() + packed[len(header.pack()) :]
+
+    def counted(model: ByteModel, *, rows: int, capacity: int) -> Any:
+        room.append(rows * capacity)
+        return open_decoder(model, rows=rows, capacity=capacity)
+
+    monkeypatch.setattr(windows, "open_decoder", counted)
+    with pytest.raises(DataError):
+        decompress(model, damaged)
+    assert max(room) == len(DATA) + 1
+
+    def full(*given: Any, **named: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(windows, "open_decoder", full)
+    with pytest.raises(ResourceError, match="context 64, 1 streams: no room for what the model keeps"):
+        compress(model, DATA, 64, streams=1)
+    monkeypatch.setattr(np, "zeros", full)
+    with pytest.raises(ResourceError, match="no room in memory for the 500 bytes that its header names: get"):
+        decompress(model, packed)
 
 
 # --- the commands ---

@@ -228,7 +228,7 @@ def walk(
     """Give `side` the logits of every byte, a step's lanes in turn, from place `since` on; a window at a time.
 
     Where the bytes are not `known` only those before `since` are read from the `source`. Raises UsageError for a token
-    model or on another device than the CPU.
+    model or on another device than the CPU, ResourceError where there is no room for so many lanes or such a context.
     """
     if model.tokens is not None:
         raise UsageError("this model reads tokens: compress with a model of bytes")
@@ -237,7 +237,13 @@ def walk(
             f'the model is on {model.device}, which is not bitwise reproducible: load it with device="cpu"'
         )
     half = context // 2
-    reader = open_decoder(model, rows=lanes.lanes, capacity=1 + half + half)
+    try:
+        reader = open_decoder(model, rows=lanes.lanes, capacity=1 + min(half + half, lanes.each))
+    except (MemoryError, OSError) as error:
+        raise ResourceError(
+            f"context {context}, {lanes.lanes} streams: no room for what the model keeps of them: get a complete copy "
+            "if the file is damaged, else compress with fewer streams"
+        ) from error
     for begin in range(since, lanes.each, half):
         first, end = max(0, begin - half), min(begin + half, lanes.each)
         block = np.zeros((lanes.lanes, end - first), np.uint8)
