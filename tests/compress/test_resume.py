@@ -282,6 +282,24 @@ def test_a_disk_that_takes_a_part_is_an_error(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_names_that_cannot_be_written_are_refused_at_once(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"some notes")
+    for out, why in ((tmp_path / "none" / "x", "no folder"), (tmp_path / ("n" * 252), "")):
+        for command in ("compress", "decompress"):
+            assert cli([command, str(run), str(tmp_path / "file"), "--out", str(out)]) == 5
+            assert f"cannot write {out} ({why}" in capfd.readouterr().err
+
+
+def test_a_partial_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"another's")
+    (tmp_path / "x.partial").symlink_to(tmp_path / "other")
+    with pytest.raises(ResourceError, match=r"cannot write .*x\.partial \("):
+        Written(tmp_path / "x.partial", 3)
+    assert (tmp_path / "other").read_bytes() == b"another's"
+
+
 def test_nothing_is_left_of_a_damaged_file(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_bytes(b"line 7 of some notes\n" * 9)
     assert cli(["compress", str(run), str(tmp_path / "file"), "--quiet"]) == 0

@@ -103,7 +103,8 @@ class Written:
         """Open a file, which may be there: it is as it was, and read as if zeros followed, until it is written to."""
         self.path, self._size, self._sized = path, size, False
         try:
-            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            self._file = FileIO(os.open(path, flags, 0o666), "r+")  # of a link, another file would be written
         except OSError as error:
             raise self._refused(error) from error
         if not _locked(self._file):
