@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ import pytest
 
 from bytelm.cli import run as cli
 from bytelm.compress import lanes, stream, windows
-from bytelm.compress.header import opened
+from bytelm.compress.header import LONGEST, opened
 from bytelm.compress.resume import Resume, Stopped
 from bytelm.compress.stream import compress, decode, decompress, encode
 from bytelm.compress.windows import Held, Plain, Written
-from bytelm.errors import CheckpointError, DataError, UsageError
+from bytelm.errors import CheckpointError, DataError, ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.online.memory import Memory
 from bytelm.online.settings import Settings
@@ -108,11 +110,13 @@ def test_a_state_of_other_work_and_a_damaged_one_are_refused(model: ByteModel, t
     for other in (lambda: work(DATA[1:]), lambda: work(DATA, Memory(SMALL))):
         with pytest.raises(CheckpointError, match=r"state is of another file, run or option: delete .*state to start"):
             other()
-    state = bytearray(path.read_bytes())
-    state[-3] ^= 1
-    path.write_bytes(state)
-    with pytest.raises(CheckpointError, match="state is damaged: delete"):
-        work()
+    state = path.read_bytes()
+    for at in (len(state) - 3, state.index(b"low") + 9, state.index(b'"place"') + 10, state.index(b"numbers")):
+        damaged = bytearray(state)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="state is damaged: delete"):
+            work()
     path.write_bytes(b"no state")
     with pytest.raises(CheckpointError, match="no state of this work that can be read: delete"):
         work()
@@ -161,6 +165,33 @@ def test_streams_cost_what_they_do_not_know_of_each_other(model: ByteModel) -> N
         compress(model, b"ab", 64, streams=3)
 
 
+def test_a_header_that_claims_much_takes_no_more_room_than_its_file_can_fill(
+    model: ByteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, open_decoder, room = compress(model, DATA, 64, streams=1), windows.open_decoder, list[int]()
+    header, _ = opened(model, packed)
+    damaged = replace(header, context=LONGEST - 1).pack() + packed[len(header.pack()) :]
+
+    def counted(model: ByteModel, *, rows: int, capacity: int) -> Any:
+        room.append(rows * capacity)
+        return open_decoder(model, rows=rows, capacity=capacity)
+
+    monkeypatch.setattr(windows, "open_decoder", counted)
+    with pytest.raises(DataError):
+        decompress(model, damaged)
+    assert max(room) == len(DATA) + 1
+
+    def full(*given: Any, **named: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(windows, "open_decoder", full)
+    with pytest.raises(ResourceError, match="context 64, 1 streams: no room for what the model keeps"):
+        compress(model, DATA, 64, streams=1)
+    monkeypatch.setattr(np, "zeros", full)
+    with pytest.raises(ResourceError, match="no room in memory for the 500 bytes that its header names: get"):
+        decompress(model, packed)
+
+
 # --- the commands ---
 
 
@@ -204,6 +235,69 @@ def test_after_ctrl_c_the_same_command_goes_on(
         assert cli(words) == 0
         assert out.exists() and not state.exists() and not out.with_name(out.name + ".partial").exists()
     assert packed.read_bytes() == (tmp_path / "whole").read_bytes() and restored.read_bytes() == file.read_bytes()
+
+
+def test_what_is_refused_leaves_a_state_as_it_was(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file of the same --out, and this one on a machine that rounds otherwise."""
+    notes, kept = (run.parent / "notes.txt").read_bytes()[:900], [tmp_path / "x.state", tmp_path / "x.partial"]
+    for name, data in (("long", notes), ("short", notes[:40])):
+        (tmp_path / name).write_bytes(data)
+        assert cli(["compress", str(run), str(tmp_path / name), "--quiet"]) == 0
+    read = windows.read
+
+    def pressed(*given: Any, known: bool) -> None:
+        read(*given, known=known)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def words(name: str) -> list[str]:
+        return ["decompress", str(run), str(tmp_path / f"{name}.blm"), "--out", str(tmp_path / "x"), "--quiet"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "read", pressed)
+        # A second signal, of the probe's own window, would not be waited for.
+        patch.setattr(stream, "probe", lambda model: opened(model, (tmp_path / "long.blm").read_bytes())[0].probe)
+        assert cli(words("long")) == 130
+    before = [path.read_bytes() for path in kept]
+    assert cli(words("short")) == 4 and [path.read_bytes() for path in kept] == before
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "probe", lambda model: 0)
+        assert cli(words("long")) == 3 and [path.read_bytes() for path in kept] == before
+    with closing(Written(kept[1], 900)):
+        assert cli(words("long")) == 5
+        assert f"{kept[1]} is written by another process: wait" in capfd.readouterr().err
+    assert cli(words("long")) == 0 and (tmp_path / "x").read_bytes() == notes
+
+
+def test_a_disk_that_takes_a_part_is_an_error(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(Written(tmp_path / "file", 900)) as target:
+        target.write(0, np.zeros(9, np.uint8))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            with pytest.raises(ResourceError, match=r"cannot write .*file \(.*\): choose another place with --out"):
+                target.write(90, np.ones(20, np.uint8))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_names_that_cannot_be_written_are_refused_at_once(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"some notes")
+    for out, why in ((tmp_path / "none" / "x", "no folder"), (tmp_path / ("n" * 252), "")):
+        for command in ("compress", "decompress"):
+            assert cli([command, str(run), str(tmp_path / "file"), "--out", str(out)]) == 5
+            assert f"cannot write {out} ({why}" in capfd.readouterr().err
+
+
+def test_a_partial_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"another's")
+    (tmp_path / "x.partial").symlink_to(tmp_path / "other")
+    with pytest.raises(ResourceError, match=r"cannot write .*x\.partial \("):
+        Written(tmp_path / "x.partial", 3)
+    assert (tmp_path / "other").read_bytes() == b"another's"
 
 
 def test_nothing_is_left_of_a_damaged_file(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,12 +150,13 @@ def restore(
             decode(model, packed, target, progress, memory, resume)
             target.sync()
         except DataError:
-            resume.end()
+            if resume.begun:  # otherwise what is refused is not what the state was saved of
+                resume.end()
             raise
         finally:
             target.close()
             if not resume.path.exists() and sys.exc_info()[0] is not None:
-                partial.unlink()
+                partial.unlink(missing_ok=True)
         partial.replace(out)
 
 
@@ -175,13 +176,21 @@ def named(file: Path) -> str:
 
 
 def new(path: Path, json: bool) -> Path:
-    """A file that does not exist yet, or standard output without `json`. Raises UsageError."""
+    """A file that does not exist yet, or standard output without `json`. Raises UsageError and ResourceError."""
     if is_stdin(path):
         if json:
             raise UsageError("--json and the data cannot both go to standard output: name a file with --out")
         return path
-    if path.exists():
+    try:
+        taken, folder = path.exists(), path.parent.is_dir()
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + PARTIAL).lstat()  # an error where that name is too long
+    except OSError as error:
+        raise ResourceError(f"cannot write {path} ({error.strerror}): choose another place with --out") from error
+    if taken:
         raise UsageError(f"{path} already exists: name another file with --out")
+    if not folder:  # not after all the work
+        raise ResourceError(f"cannot write {path} (no folder {path.parent}): choose another place with --out")
     return path
 
 

@@ -38,6 +38,7 @@ class Resume:
         """`stop`: whether the work should be interrupted. A state is saved then, and `every` so many seconds."""
         self.path, self.stop, self.every = path, stop, every
         self._key, self._saved = "", time.monotonic()
+        self.begun = False  # whether `begin` found no state but of this work
 
     def begin(self, key: str) -> tuple[int, State] | None:
         """The place and the state to go on from; None for a beginning. `key`: what tells this work from others.
@@ -46,6 +47,7 @@ class Resume:
         """
         self._key, self._saved = key, time.monotonic()
         if not self.path.exists():
+            self.begun = True
             return None
         remedy = f"delete {self.path} to start over, or name another file with --out"
         try:
@@ -55,9 +57,11 @@ class Resume:
             raise CheckpointError(f"{self.path} is no state of this work that can be read: {remedy}") from error
         if told.get("key") != key:
             raise CheckpointError(f"{self.path} is of another file, run or option: {remedy}")
-        if told.get("checksum") != str(checksum(arrays)):
+        place, numbers = told.get("place", ""), told.get("numbers", "")
+        if told.get("checksum") != str(checksum(arrays, place, numbers)):
             raise CheckpointError(f"{self.path} is damaged: {remedy}")
-        return int(told["place"]), State(json.loads(told["numbers"]), arrays)
+        self.begun = True
+        return int(place), State(json.loads(numbers), arrays)
 
     def at(self, place: int, done: int, state: Callable[[], State], sync: Callable[[], None] | None = None) -> None:
         """Save the state at a place where it may be taken up, if it is time. Raises Stopped if that was asked for.
@@ -70,8 +74,9 @@ class Resume:
         if sync is not None:
             sync()
         found = state()
-        told = {"key": self._key, "place": str(place), "checksum": str(checksum(found.arrays))}
-        write_whole(self.path, save(found.arrays, told | {"numbers": json.dumps(found.numbers)}))
+        told = {"place": str(place), "numbers": json.dumps(found.numbers)}
+        told |= {"key": self._key, "checksum": str(checksum(found.arrays, **told))}
+        write_whole(self.path, save(found.arrays, told))
         self._saved = time.monotonic()
         if stop:
             raise Stopped(done)
@@ -81,9 +86,9 @@ class Resume:
         self.path.unlink(missing_ok=True)
 
 
-def checksum(arrays: Mapping[str, NDArray[np.uint8]]) -> int:
-    """CRC-32 of arrays, in the order of their names."""
-    found = 0
+def checksum(arrays: Mapping[str, NDArray[np.uint8]], place: str, numbers: str) -> int:
+    """CRC-32 of a place, of numbers as they are written, and of arrays in the order of their names."""
+    found = zlib.crc32(f"{place} {numbers}".encode())
     for name in sorted(arrays):
         found = zlib.crc32(np.ascontiguousarray(arrays[name]).data, zlib.crc32(name.encode(), found))
     return found

@@ -24,7 +24,7 @@ from bytelm.compress.header import LONGEST, MOST_LANES, Header, check_memory, id
 from bytelm.compress.lanes import OTHERWISE, MemoryReader, MemoryWriter, ModelReader, ModelWriter, Side
 from bytelm.compress.resume import Resume
 from bytelm.compress.windows import Held, Lanes, Progress, Source, Target, Window, checksum, walk
-from bytelm.errors import DataError, UsageError
+from bytelm.errors import DataError, ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.native.library import arithmetic
 from bytelm.online.memory import Memory
@@ -49,9 +49,15 @@ def compress(
 
 
 def decompress(model: ByteModel, packed: bytes, progress: Progress = None, memory: Memory | None = None) -> bytes:
-    """See `decode`, which it is for bytes in memory."""
+    """See `decode`, which it is for bytes in memory. Raises ResourceError where there is no room for them."""
     header, _ = opened(model, packed)
-    target = Held(np.zeros(header.size, np.uint8))
+    try:
+        target = Held(np.zeros(header.size, np.uint8))
+    except MemoryError as error:
+        raise ResourceError(
+            f"no room in memory for the {header.size} bytes that its header names: get a complete copy if it is "
+            "damaged, else restore it to a file with --out"
+        ) from error
     decode(model, packed, target, progress, memory)
     return target.data.tobytes()
 

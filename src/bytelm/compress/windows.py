@@ -14,6 +14,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -27,6 +28,11 @@ from bytelm.errors import ResourceError, UsageError
 from bytelm.interfaces.decoder import Decoder, Ints
 from bytelm.interfaces.model import ByteModel
 from bytelm.units import BOS, BYTES
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where two processes are not told apart
+    fcntl = None
 
 Symbols = NDArray[np.uint8]
 Progress = Callable[[int], None] | None
@@ -91,27 +97,36 @@ class Plain:
 
 
 class Written:
-    """A file that is written by position. Raises ResourceError where the disk refuses."""
+    """A file that is written by position, by one process. Raises ResourceError where the disk refuses, or another."""
 
     def __init__(self, path: Path, size: int) -> None:
-        """Open a file of so many bytes, which may be there."""
-        self.path = path
+        """Open a file, which may be there: it is as it was, and read as if zeros followed, until it is written to."""
+        self.path, self._size, self._sized = path, size, False
         try:
-            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-            self._file.truncate(size)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            self._file = FileIO(os.open(path, flags, 0o666), "r+")  # of a link, another file would be written
         except OSError as error:
             raise self._refused(error) from error
+        if not _locked(self._file):
+            self._file.close()
+            raise ResourceError(f"{path} is written by another process: wait for it, or choose another --out")
 
     def read_into(self, start: int, out: Symbols) -> None:
         """See Source."""
         self._file.seek(start)
-        out[:] = np.frombuffer(self._file.read(len(out)), np.uint8)
+        found = np.frombuffer(self._file.read(len(out)), np.uint8)
+        out[: len(found)], out[len(found) :] = found, 0
 
     def write(self, start: int, data: Symbols) -> None:
         """See Target."""
         try:
+            if not self._sized:
+                self._file.truncate(self._size)
+                self._sized = True
             self._file.seek(start)
-            self._file.write(data.tobytes())
+            rest = memoryview(data.tobytes())
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise self._refused(error) from error
 
@@ -128,6 +143,19 @@ class Written:
 
     def _refused(self, error: OSError) -> ResourceError:
         return ResourceError(f"cannot write {self.path} ({error.strerror}): choose another place with --out")
+
+
+def _locked(file: FileIO) -> bool:
+    """Lock a file until it is closed; whether another process, or opening of it, has not done so before."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
 
 
 def pieces(source: Source, size: int) -> Iterator[Symbols]:
@@ -201,7 +229,7 @@ def walk(
     """Give `side` the logits of every byte, a step's lanes in turn, from place `since` on; a window at a time.
 
     Where the bytes are not `known` only those before `since` are read from the `source`. Raises UsageError for a token
-    model or on another device than the CPU.
+    model or on another device than the CPU, ResourceError where there is no room for so many lanes or such a context.
     """
     if model.tokens is not None:
         raise UsageError("this model reads tokens: compress with a model of bytes")
@@ -210,7 +238,13 @@ def walk(
             f'the model is on {model.device}, which is not bitwise reproducible: load it with device="cpu"'
         )
     half = context // 2
-    reader = open_decoder(model, rows=lanes.lanes, capacity=1 + half + half)
+    try:
+        reader = open_decoder(model, rows=lanes.lanes, capacity=1 + min(half + half, lanes.each))
+    except (MemoryError, OSError) as error:
+        raise ResourceError(
+            f"context {context}, {lanes.lanes} streams: no room for what the model keeps of them: get a complete copy "
+            "if the file is damaged, else compress with fewer streams"
+        ) from error
     for begin in range(since, lanes.each, half):
         first, end = max(0, begin - half), min(begin + half, lanes.each)
         block = np.zeros((lanes.lanes, end - first), np.uint8)
