@@ -19,7 +19,8 @@ from bytelm.compress import lanes, stream, windows
 from bytelm.compress.header import LONGEST, opened
 from bytelm.compress.resume import Resume, Stopped
 from bytelm.compress.stream import compress, decode, decompress, encode
-from bytelm.compress.windows import Held, Plain, Written
+from bytelm.compress.windows import Held, Plain
+from bytelm.data.files import PositionWriter
 from bytelm.errors import CheckpointError, DataError, ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.online.memory import Memory
@@ -71,7 +72,7 @@ def test_what_is_interrupted_everywhere_is_the_same(
         return encode(model, source, len(DATA), 64, None, memory_of(memory), streams, resume)
 
     def back(resume: Resume) -> bytes:
-        with closing(Written(tmp_path / "restored", len(DATA))) as target:
+        with closing(PositionWriter(tmp_path / "restored", len(DATA))) as target:
             decode(model, whole, target, None, memory_of(memory), resume)
         return (tmp_path / "restored").read_bytes()
 
@@ -264,7 +265,7 @@ def test_what_is_refused_leaves_a_state_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(stream, "probe", lambda model: 0)
         assert cli(words("long")) == 3 and [path.read_bytes() for path in kept] == before
-    with closing(Written(kept[1], 900)):
+    with closing(PositionWriter(kept[1], 900)):
         assert cli(words("long")) == 5
         assert f"{kept[1]} is written by another process: wait" in capfd.readouterr().err
     assert cli(words("long")) == 0 and (tmp_path / "x").read_bytes() == notes
@@ -272,7 +273,7 @@ def test_what_is_refused_leaves_a_state_as_it_was(
 
 def test_a_disk_that_takes_a_part_is_an_error(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with closing(Written(tmp_path / "file", 900)) as target:
+    with closing(PositionWriter(tmp_path / "file", 900)) as target:
         target.write(0, np.zeros(9, np.uint8))
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
         try:
@@ -296,7 +297,7 @@ def test_a_partial_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"another's")
     (tmp_path / "x.partial").symlink_to(tmp_path / "other")
     with pytest.raises(ResourceError, match=r"cannot write .*x\.partial \("):
-        Written(tmp_path / "x.partial", 3)
+        PositionWriter(tmp_path / "x.partial", 3)
     assert (tmp_path / "other").read_bytes() == b"another's"
 
 

@@ -139,13 +139,13 @@ def restore(
 ) -> None:
     """Decompress to a file, which has its name once it is whole."""
     from bytelm.compress.stream import decode
-    from bytelm.compress.windows import Written
+    from bytelm.data.files import PositionWriter
 
     partial = out.with_name(out.name + PARTIAL)
     with resuming(out, size) as resume:
         if resume.path.exists() and not partial.exists():
             raise CheckpointError(f"{partial} is missing: delete {resume.path} to start over")
-        target = Written(partial, size)
+        target = PositionWriter(partial, size)
         try:
             decode(model, packed, target, progress, memory, resume)
             target.sync()

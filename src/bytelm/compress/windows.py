@@ -10,11 +10,9 @@ coded in the order of the steps all the same, so that a file does not depend on 
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -28,11 +26,6 @@ from bytelm.errors import ResourceError, UsageError
 from bytelm.interfaces.decoder import Decoder, Ints
 from bytelm.interfaces.model import ByteModel
 from bytelm.units import BOS, BYTES
-
-try:
-    import fcntl
-except ImportError:  # on Windows, where two processes are not told apart
-    fcntl = None
 
 Symbols = NDArray[np.uint8]
 Progress = Callable[[int], None] | None
@@ -94,68 +87,6 @@ class Plain:
     def sync(self) -> None:
         """See Source. Raises DataError where the file has changed."""
         self._file.check()
-
-
-class Written:
-    """A file that is written by position, by one process. Raises ResourceError where the disk refuses, or another."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        """Open a file, which may be there: it is as it was, and read as if zeros followed, until it is written to."""
-        self.path, self._size, self._sized = path, size, False
-        try:
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-            self._file = FileIO(os.open(path, flags, 0o666), "r+")  # of a link, another file would be written
-        except OSError as error:
-            raise self._refused(error) from error
-        if not _locked(self._file):
-            self._file.close()
-            raise ResourceError(f"{path} is written by another process: wait for it, or choose another --out")
-
-    def read_into(self, start: int, out: Symbols) -> None:
-        """See Source."""
-        self._file.seek(start)
-        found = np.frombuffer(self._file.read(len(out)), np.uint8)
-        out[: len(found)], out[len(found) :] = found, 0
-
-    def write(self, start: int, data: Symbols) -> None:
-        """See Target."""
-        try:
-            if not self._sized:
-                self._file.truncate(self._size)
-                self._sized = True
-            self._file.seek(start)
-            rest = memoryview(data.tobytes())
-            while rest:  # a disk that is nearly full takes a part
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def sync(self) -> None:
-        """See Source."""
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def close(self) -> None:
-        """Nothing is read or written any more."""
-        self._file.close()
-
-    def _refused(self, error: OSError) -> ResourceError:
-        return ResourceError(f"cannot write {self.path} ({error.strerror}): choose another place with --out")
-
-
-def _locked(file: FileIO) -> bool:
-    """Lock a file until it is closed; whether another process, or opening of it, has not done so before."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks
-    return True
 
 
 def pieces(source: Source, size: int) -> Iterator[Symbols]:

@@ -11,7 +11,7 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from io import BufferedIOBase
+from io import BufferedIOBase, FileIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import BytelmError, DataError, ResourceError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 ADVISES = hasattr(os, "posix_fadvise")  # whether the system is told what will be read
 PIECE = 1 << 20  # bytes: the most that is held of a stream at a time
@@ -156,6 +161,72 @@ class PositionReader:
     def _changed(self, found: int, wanted: int) -> BytelmError:
         name = shown(str(self._path))
         return self._raised(f"{name} changed after it was written, from {wanted} bytes to {found}: {self._way_out}")
+
+
+class PositionWriter:
+    """A file that is written by position, by one process. Raises ResourceError where the disk refuses, or another."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Open a file, which may be there: it is as it was, and read as if zeros followed, until it is written to."""
+        self.path, self._size, self._sized = path, size, False
+        try:
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            self._file = FileIO(os.open(path, flags, 0o666), "r+")  # of a link, another file would be written
+        except OSError as error:
+            raise self._refused(error) from error
+        if not _locked(self._file):
+            self._file.close()
+            raise ResourceError(
+                f"{shown(str(path))} is written by another process: wait for it, or choose another --out"
+            )
+
+    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out` with the bytes from `start`, zeros where none were written."""
+        self._file.seek(start)
+        found = np.frombuffer(self._file.read(len(out)), np.uint8)
+        out[: len(found)], out[len(found) :] = found, 0
+
+    def write(self, start: int, data: NDArray[np.uint8]) -> None:
+        """Write bytes from `start` on."""
+        try:
+            if not self._sized:
+                self._file.truncate(self._size)
+                self._sized = True
+            self._file.seek(start)
+            rest = memoryview(data.tobytes())
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def sync(self) -> None:
+        """Make what was written last through a power loss."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def close(self) -> None:
+        """Nothing is read or written any more."""
+        self._file.close()
+
+    def _refused(self, error: OSError) -> ResourceError:
+        return ResourceError(
+            f"cannot write {shown(str(self.path))} ({error.strerror}): choose another place with --out"
+        )
+
+
+def _locked(file: FileIO) -> bool:
+    """Lock a file until it is closed; whether another process, or opening of it, has not done so before."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
 
 
 class JoinedReader:
