@@ -28,6 +28,8 @@ def resuming(out: Path, total: int) -> Generator[Resume]:
         resume = Resume(out.with_name(out.name + STATE), lambda: request.received is not None)
         try:
             yield resume
+        except GeneratorExit:  # at the interpreter's end names of modules may be gone
+            raise
         except Stopped as stopped:
             done = f"{show_bytes(stopped.done)} of {show_bytes(total)}"
             raise Interrupted(
