@@ -281,18 +281,6 @@ def test_tokens_are_no_bytes() -> None:
             compress(model, b"some", 8)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run on `notes.txt` beside it."""
-    folder = tmp_path_factory.mktemp("compress")
-    (folder / "notes.txt").write_text("".join(f"line {number} of some notes\n" for number in range(900)))
-    small = [s for s in BLT if "entropy_model" not in s] + TRAINED + ["entropy_model.rows=512"]
-    sets = [word for setting in small for word in ("--set", setting)]
-    words = ["train", str(folder / "notes.txt"), "--run", str(folder / "run"), "--steps", "3", "--quiet", *sets]
-    assert cli(words) == 0
-    return folder / "run"
-
-
 def test_the_verbs(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "part.txt"
     file.write_bytes((run.parent / "notes.txt").read_bytes()[:700])

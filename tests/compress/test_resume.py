@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -16,7 +17,7 @@ import pytest
 
 from bytelm.cli import run as cli
 from bytelm.compress import lanes, stream, windows
-from bytelm.compress.header import LONGEST, opened
+from bytelm.compress.header import HEADER, LONGEST, opened
 from bytelm.compress.resume import Resume, Stopped
 from bytelm.compress.stream import compress, decode, decompress, encode
 from bytelm.compress.windows import Held, Plain
@@ -26,7 +27,6 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.online.memory import Memory
 from bytelm.online.settings import Settings
 from bytelm.testing import tiny_models
-from small import BLT, TRAINED
 
 SMALL = Settings(memory=1 << 20)
 DATA = np.random.default_rng(0).choice(np.frombuffer(b"the cat sat on a mat. ", np.uint8), 500).tobytes()
@@ -196,18 +196,6 @@ def test_a_header_that_claims_much_takes_no_more_room_than_its_file_can_fill(
 # --- the commands ---
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run on `notes.txt` beside it."""
-    folder = tmp_path_factory.mktemp("resume")
-    (folder / "notes.txt").write_text("".join(f"line {number} of some notes\n" for number in range(900)))
-    small = [s for s in BLT if "entropy_model" not in s] + TRAINED + ["entropy_model.rows=512"]
-    sets = [word for setting in small for word in ("--set", setting)]
-    words = ["train", str(folder / "notes.txt"), "--run", str(folder / "run"), "--steps", "2", "--quiet", *sets]
-    assert cli(words) == 0
-    return folder / "run"
-
-
 def test_after_ctrl_c_the_same_command_goes_on(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +293,7 @@ def test_nothing_is_left_of_a_damaged_file(run: Path, tmp_path: Path, capfd: pyt
     (tmp_path / "file").write_bytes(b"line 7 of some notes\n" * 9)
     assert cli(["compress", str(run), str(tmp_path / "file"), "--quiet"]) == 0
     packed = bytearray((tmp_path / "file.blm").read_bytes())
-    packed[-6] ^= 8
+    packed[HEADER.size - 1] ^= 8  # the checksum of the content
     (tmp_path / "file.blm").write_bytes(packed)
     assert cli(["decompress", str(run), str(tmp_path / "file.blm"), "--out", str(tmp_path / "x"), "--quiet"]) == 3
     assert "file.blm: decompression does not restore the input: it is damaged" in capfd.readouterr().err
@@ -317,7 +305,7 @@ def test_a_memory_that_was_interrupted_is_the_same(
 ) -> None:
     from bytelm.cli import online
 
-    words, file = ["prime", str(run), "--memory", "2", "--quiet"], run / "memory.bin"
+    words, file = ["prime", str(run), "--memory", "2", "--json"], run / "memory.bin"
     assert cli(words) == 0
     whole, learn = file.read_bytes(), Memory.learn
 
@@ -333,5 +321,10 @@ def test_a_memory_that_was_interrupted_is_the_same(
     assert f"{file}.state has the state: the same command continues" in capfd.readouterr().err
     assert cli([*words[:3], "3", "--quiet"]) == 4 and "of another file, run or option" in capfd.readouterr().err
     file.unlink()
+    again: list[int] = []
+    monkeypatch.setattr(
+        Memory, "learn", lambda self, data, logp=None: (again.append(len(data)), learn(self, data, logp))
+    )
     assert cli(words) == 0
+    assert 0 < sum(again) < json.loads(capfd.readouterr().out)["read_bytes"], "what was read is not read again"
     assert file.read_bytes() == whole and not file.with_name("memory.bin.state").exists()

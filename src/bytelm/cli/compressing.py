@@ -119,10 +119,8 @@ def decompress(
     packed, lm = read(file), load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
     try:
         header, _ = header_of(lm.model, packed)
-        memory, progress = (
-            opened(run, header.online, header.memory),
-            counter("decompressing", header.size, quiet or json),
-        )
+        memory = opened(run, header.online, header.memory)
+        progress = counter("decompressing", header.size, quiet or json)
         if is_stdin(out):
             write(out, unpack(lm.model, packed, progress, memory))
         else:
@@ -139,7 +137,7 @@ def restore(
 ) -> None:
     """Decompress to a file, which has its name once it is whole."""
     from bytelm.compress.stream import decode
-    from bytelm.data.files import PositionWriter
+    from bytelm.data.files import PositionWriter, sync_folder
 
     partial = out.with_name(out.name + PARTIAL)
     with resuming(out, size) as resume:
@@ -158,6 +156,7 @@ def restore(
             if not resume.path.exists() and sys.exc_info()[0] is not None:
                 partial.unlink(missing_ok=True)
         partial.replace(out)
+        sync_folder(out.parent)
 
 
 def tell(out: Path, line: str, found: dict[str, Any], quiet: bool, json: bool) -> None:

@@ -90,8 +90,8 @@ def _parts(header: Header, coded: bytes) -> list[bytes]:
     if not header.online:
         return [coded]
     table = LENGTH.size * (header.lanes - 1)
-    lengths = [size for (size,) in LENGTH.iter_unpack(coded[:table][: len(coded) // LENGTH.size * LENGTH.size])]
-    if len(lengths) != header.lanes - 1 or table + sum(lengths) > len(coded):
+    lengths = [size for (size,) in LENGTH.iter_unpack(coded[:table])] if table <= len(coded) else [len(coded) + 1]
+    if table + sum(lengths) > len(coded):
         raise DataError(f"its header is damaged or it is truncated: {WHOLE}")
     found, at = list[bytes](), table
     for size in (*lengths, len(coded)):

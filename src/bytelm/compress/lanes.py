@@ -53,10 +53,6 @@ class Side(Protocol):
         """Code, or compare, what tells at once that the other side predicts something else. Raises DataError."""
         ...
 
-    def end(self) -> list[bytes]:
-        """The coded bytes, of a writer."""
-        ...
-
     def state(self) -> State:
         """Everything that it needs to go on."""
         ...
@@ -84,7 +80,7 @@ class ModelWriter:
         self.encoder.put(EVEN, np.array([self.sum >> 8 & 255, self.sum & 255]))
 
     def end(self) -> list[bytes]:
-        """See Side."""
+        """The coded bytes of all lanes, which are one stream."""
         return [self.encoder.end()]
 
     def state(self) -> State:
@@ -115,10 +111,6 @@ class ModelReader:
         first, second = (self.decoder.get(line) for line in EVEN)
         if (first << 8 | second) != self.sum & 0xFFFF:
             raise DataError(OTHERWISE)
-
-    def end(self) -> list[bytes]:
-        """See Side."""
-        return []
 
     def state(self) -> State:
         """See Side."""
@@ -181,7 +173,7 @@ class MemoryWriter(_Memories):
         self.coders[0].put_even(self.sum & 0xFFFF, 16)
 
     def end(self) -> list[bytes]:
-        """See Side."""
+        """The coded bytes of each lane."""
         return [coder.end() for coder in self.coders]
 
 
@@ -202,10 +194,6 @@ class MemoryReader(_Memories):
         """See Side."""
         if self.coders[0].get_even(16) != self.sum & 0xFFFF:
             raise DataError(OTHERWISE)
-
-    def end(self) -> list[bytes]:
-        """See Side."""
-        return []
 
 
 def named(arrays: Mapping[str, Symbols], prefix: str) -> dict[str, Symbols]:

@@ -49,7 +49,7 @@ class Resume:
         if not self.path.exists():
             self.begun = True
             return None
-        remedy = f"delete {self.path} to start over, or name another file with --out"
+        remedy = f"delete {self.path} to start over, or have another output"
         try:
             with safe_open(self.path, "np") as file:
                 told, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -8,8 +8,8 @@ How a file is read is said in `windows`, what codes it in `lanes`, and what stan
 that learns the file as it is coded (`bytelm.online`) bits are coded in place of bytes: all that it adds is of integers.
 
 What a model predicts must be bitwise identical on both sides. So that nobody waits for hours to learn that it is not,
-the header has a checksum of what it predicts of fixed bytes, and the stream one of all that was predicted, every CHECK
-bytes; at the end there is one of the content.
+the header has a checksum of what it predicts of fixed bytes, and the stream one of all that was predicted, where a
+window ends in which CHECK bytes more are done; at the end there is one of the content.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from bytelm.compress.header import LONGEST, MOST_LANES, Header, check_memory, id
 from bytelm.compress.lanes import OTHERWISE, MemoryReader, MemoryWriter, ModelReader, ModelWriter, Side
 from bytelm.compress.resume import Resume
 from bytelm.compress.windows import Held, Lanes, Progress, Source, Target, Window, checksum, walk
+from bytelm.decoding import why_plain
 from bytelm.errors import DataError, ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.native.library import arithmetic
@@ -112,9 +113,10 @@ def decode(
     header, parts = opened(model, packed)
     check_memory(header, memory)
     if header.probe != probe(model):
+        here = None if why_plain(model) else arithmetic()
         raise DataError(
             "this machine rounds the model's predictions otherwise than the one that compressed it "
-            f"(kernels here: {arithmetic() or 'none, torch computes'}), or another version of bytelm did: decompress "
+            f"(kernels here: {here or 'none, torch computes'}), or another version of bytelm did: decompress "
             "it with that version, on a processor of the same kind (docs/compression.md)"
         )
     side = ModelReader(parts[0]) if memory is None else MemoryReader(memory, parts)

@@ -1,6 +1,6 @@
 """How a model reads a file that is coded: in lanes, by windows; and where the bytes of files lie.
 
-    lanes        the file in parts of one size, read side by side
+    lanes        the file in parts of one size, read side by side: what `--streams` counts
     windows      a lane is reset after every half of the context, and reads the half before it
     a step       logits of every lane → a byte each, coded or decoded → read
 
@@ -42,7 +42,7 @@ class Source(Protocol):
         ...
 
     def sync(self) -> None:
-        """What was written lasts."""
+        """What was written lasts, and what is read is as it was."""
         ...
 
 
