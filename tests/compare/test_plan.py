@@ -26,7 +26,7 @@ from bytelm.compare.candidates import (
 from bytelm.compare.plan import EPOCHS, OFF, RATIO, STEP, WINDOW, Budget, built, check_memory, window_of
 from bytelm.errors import ConfigError, ResourceError, UsageError
 from bytelm.evaluate.costs import costs
-from bytelm.models.blt.sizes import READ, ROWS
+from bytelm.interfaces.sizes import READ, ROWS
 from bytelm.training.config import RunConfig
 from bytelm.training.settings import modality_table
 from comparisons import MEANS, Sized, sized

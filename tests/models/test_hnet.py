@@ -17,7 +17,7 @@ from bytelm.errors import ConfigError
 from bytelm.evaluate import patches, stream
 from bytelm.evaluate.costs import usual_mean
 from bytelm.interfaces.objective import score, with_auxiliary
-from bytelm.models.hnet import model as hnet
+from bytelm.models.hnet import stage as hnet
 from bytelm.models.hnet.chunking import REACH, Router, ratio_loss, smoothed, straight_through
 from bytelm.models.hnet.model import Config, HNet
 from bytelm.native import library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,14 @@ HEADS = (32, 48, 16)  # head widths: the first that divides the width; kernels n
 WIDE, WIDE_HEADS = 512, (64, *HEADS)  # from this width on: the head width of GPU kernels
 
 Table = dict[str, Any]
+
+NGRAMS: Table = {"ngram_sizes": [2, 3, 4, 5, 6, 8], "ngram_output": True}
+"""Entries of [model] for the hashed n-grams of BLT, the same for all families that have them."""
+NGRAM_RATE: Table = {"embedding_lr_scale": 6.0}
+"""Entries of [train] beside them."""
+ROWS = 1 << 13, 1 << 17
+"""Rows of an n-gram table, at least and at most: more of them learn more, in memory that small machines do not have."""
+READ = 16  # training bytes for each row
 
 
 @dataclass(frozen=True)
@@ -40,3 +49,9 @@ def usual(width: int) -> int:
 def heads(width: int) -> int:
     """The number of heads for a width."""
     return width // next(head for head in (WIDE_HEADS if width >= WIDE else HEADS) if width % head == 0)
+
+
+def ngram_rows(bytes: float) -> Table:
+    """Rows of n-gram tables for so many training bytes, a power of two."""
+    rows = 1 << round(math.log2(max(1.0, bytes / READ)))
+    return {"ngram_rows": min(max(rows, ROWS[0]), ROWS[1])}

@@ -37,6 +37,16 @@ PRIMES = (
 PUBLISHED_OFFSET = 4  # the published hash is over ids whose specials come first: theirs = (ours + 4) mod 260
 
 
+def table_problems(sizes: tuple[int, ...], rows: int, output: bool = False) -> list[str]:
+    """What is impossible about the options of a model's n-gram tables, in words."""
+    found: list[str] = []
+    if any(size < 2 for size in sizes) or rows < 1:
+        found.append("model.ngram_sizes must be at least 2 and model.ngram_rows at least 1")
+    if output and not sizes:
+        found.append("model.ngram_output = true needs tables: set model.ngram_sizes")
+    return found
+
+
 class NgramEmbedding(nn.Module):
     """e_t = byte(x_t) + sum over functions and sizes n of table[hash(x_{t-n+1} .. x_t)].
 

@@ -26,7 +26,7 @@ from bytelm.models.blt.pool import run_maxima
 from bytelm.nn import cross
 from bytelm.nn.attention import Cache, CausalPattern, RowPositions
 from bytelm.nn.init_weights import init_weights
-from bytelm.nn.ngrams import PRIMES, NgramEmbedding
+from bytelm.nn.ngrams import PRIMES, NgramEmbedding, table_problems
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.products import Linear
 from bytelm.nn.transformer import Stack, StackConfig
@@ -81,10 +81,7 @@ class Config:
             problems.append(f"model.encoder_cross = {self.encoder_cross!r}: known: last, all")
         if not 1 <= self.ngram_functions <= len(PRIMES):
             problems.append(f"model.ngram_functions = {self.ngram_functions}: from 1 to {len(PRIMES)}")
-        if any(size < 2 for size in self.ngram_sizes) or self.ngram_rows < 1:
-            problems.append("model.ngram_sizes must be at least 2 and model.ngram_rows at least 1")
-        if self.ngram_output and not self.ngram_sizes:
-            problems.append("model.ngram_output = true needs tables: set model.ngram_sizes")
+        problems += table_problems(self.ngram_sizes, self.ngram_rows, self.ngram_output)
         counted = ("encoder_layers", "decoder_layers", "global_layers", "queries")
         problems += [f"model.{n} = {getattr(self, n)}: must be at least 1" for n in counted if getattr(self, n) < 1]
         if problems:

@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from bytelm.interfaces.sizes import Family, Table, heads, usual
-
-ROWS = 1 << 13, 1 << 17
-"""Rows of a table, at least and at most: more of them learn more, in memory that small machines do not have."""
-READ = 16  # training bytes for each row
-
-
-def grown(bytes: float) -> Table:
-    """Rows of n-gram tables for so many training bytes, a power of two."""
-    rows = 1 << round(math.log2(max(1.0, bytes / READ)))
-    return {"ngram_rows": min(max(rows, ROWS[0]), ROWS[1])}
+from bytelm.interfaces.sizes import NGRAM_RATE, NGRAMS, Family, Table, heads, ngram_rows, usual
 
 
 def blt(width: int, depth_offset: int, number: int) -> Table:
@@ -33,20 +21,19 @@ def blt(width: int, depth_offset: int, number: int) -> Table:
         "decoder_layers": usual(width) + depth_offset - 1,
         **local,
         **latent,
-        "ngram_sizes": [2, 3, 4, 5, 6, 8],
-        "ngram_output": True,
+        **NGRAMS,
     }
 
 
 def entropy_patches(size: int) -> Table:
     """Further tables of BLT."""
     patching = {"name": "entropy", "target_mean_length": float(size)}
-    return {"patching": patching, "entropy_model": {"name": "ngram"}, "train": {"embedding_lr_scale": 6.0}}
+    return {"patching": patching, "entropy_model": {"name": "ngram"}, "train": NGRAM_RATE}
 
 
 def space_patches(_: int) -> Table:
     """Further tables of BLT on space patches."""
-    return {"patching": {"name": "space"}, "train": {"embedding_lr_scale": 6.0}}
+    return {"patching": {"name": "space"}, "train": NGRAM_RATE}
 
 
 def without_ngrams(width: int, depth_offset: int, number: int) -> Table:
@@ -55,7 +42,7 @@ def without_ngrams(width: int, depth_offset: int, number: int) -> Table:
 
 
 FAMILIES = {
-    "blt": Family(blt, rate=9e-3, number=5, least=2, tables=entropy_patches, grown=grown),
+    "blt": Family(blt, rate=9e-3, number=5, least=2, tables=entropy_patches, grown=ngram_rows),
     "blt-no-ngrams": Family(without_ngrams, rate=9e-3, number=5, least=2, tables=entropy_patches),
-    "space": Family(blt, rate=9e-3, tables=space_patches, grown=grown),
+    "space": Family(blt, rate=9e-3, tables=space_patches, grown=ngram_rows),
 }

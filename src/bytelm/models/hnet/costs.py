@@ -22,3 +22,7 @@ class Costs(ArchitectureCosts):
             per_byte /= mean if stage == 0 else config.ratios[stage]
         innermost = weights(model.innermost) + cached(config.innermost(), length * per_byte)
         return 2 * (found + per_byte * innermost)
+
+    def other_operations(self) -> float:
+        """`dim` additions per n-gram and place."""
+        return self.model.embed.lookups * self.model.embed.parts * self.model.config.dims[0]

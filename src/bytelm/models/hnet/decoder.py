@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals
-from bytelm.models.hnet.model import ChunkingStage, Config, HNet, Innermost, Widen
+from bytelm.models.hnet.model import Config, HNet
+from bytelm.models.hnet.stage import ChunkingStage, Innermost, Widen
 from bytelm.native.kernels import Kernels
 from bytelm.nn.norm import EPS
 
@@ -85,8 +86,8 @@ class StageRows:
         layers = self.encoder.row_bytes + self.decoder.row_bytes
         self.row_bytes = sum(array[0].nbytes for array in own) + layers + self.inner.row_bytes
 
-    def read(self, x: Reals, row: Ints, position: Ints) -> Reals:
-        """Outputs at new positions, sorted by row."""
+    def read(self, x: Reals, row: Ints, position: Ints, beyond: Reals | None = None) -> Reals:
+        """Outputs at new positions, sorted by row; `beyond` is added before the norm."""
         width, start = x.shape[1], np.zeros_like(row)
         x = self.encoder.run(widened(x, self.pad), row, position, start)
         x = self.kernels.normed(x, self.encoder_norm, EPS)
@@ -97,6 +98,7 @@ class StageRows:
             self.advance(x[opens], probability[opens], row[opens], count[opens] - 1)
         y = self.latents[row, (count - 1) % self.slots] + self.kernels.linear(self.residual, x)
         y = self.decoder.run(y, row, position, start)
+        y = y if beyond is None else y + beyond
         return np.ascontiguousarray(self.kernels.normed(y, self.norm, EPS)[:, :width])
 
     def probability(self, x: Reals, row: Ints, position: Ints) -> Reals:
@@ -155,13 +157,17 @@ class HNetDecoder(Decoder):
     def __init__(self, model: HNet, kernels: Backend, rows: int, capacity: int) -> None:
         super().__init__(rows, capacity, kernels)
         self.kernels = kernels
-        self.table, self.head = kernels.table(model.embedding.weight), kernels.matrix(model.head.weight)
+        self.byte, self.head = kernels.table(model.embed.byte.weight), kernels.matrix(model.head.weight)
+        self.ngrams = kernels.hashed(model.embed, self.ids) if model.embed.ngram else None
         self.stage = StageRows(model.stage, model.config, kernels, rows, capacity)
 
     def logits_after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
-        x = self.kernels.embed(self.table, new.ids)
-        return self.kernels.linear(self.head, self.stage.read(x, new.row, new.position))
+        x, beyond = self.kernels.embed(self.byte, new.ids), None
+        if self.ngrams:
+            self.ngrams.prefetch(new)
+            x, beyond = self.ngrams.added(x, new)
+        return self.kernels.linear(self.head, self.stage.read(x, new.row, new.position, beyond))
 
     def depth(self, row: int) -> Ints:
         """See `Decoder`."""

@@ -16,20 +16,19 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytelm.errors import ConfigError
-from bytelm.interfaces.model import ByteModel, Chunking, Stage
-from bytelm.models.hnet.chunking import Router, gathered, ratio_loss, smoothed, straight_through
-from bytelm.nn.attention import Cache, CausalPattern, RowPositions
+from bytelm.interfaces.model import ByteModel, Chunking, LookupTable, Stage
+from bytelm.models.hnet.stage import ChunkingStage, Innermost, StageState
+from bytelm.nn.attention import CausalPattern, RowPositions
 from bytelm.nn.init_weights import init_weights
-from bytelm.nn.norm import RMSNorm
+from bytelm.nn.ngrams import NgramEmbedding, table_problems
 from bytelm.nn.products import Linear
-from bytelm.nn.transformer import Stack, StackConfig
-from bytelm.patching.layout import Rows, at_end, fronted
-from bytelm.transfer import to_device, to_host
+from bytelm.nn.transformer import StackConfig
+from bytelm.patching.layout import Rows
+from bytelm.transfer import to_device
 from bytelm.units import VOCAB
 
 
@@ -39,6 +38,9 @@ class Config:
 
     `ratios`: the mean length of a chunk at each stage, in positions of that stage, at which training aims.
     `ratio_weight`: of the ratio loss (the paper's alpha). `attention_window`: of encoders and decoders, in positions.
+
+    Beyond the paper, the hashed n-grams of BLT: `ngram_sizes`, each with a table of `ngram_rows` rows, are added to the
+    vectors of bytes; with `ngram_output` rows are twice as wide, and second halves are added before the last norm.
     """
 
     patched: ClassVar[bool] = False
@@ -53,6 +55,9 @@ class Config:
     attention_window: int = 128
     theta: float = 10_000.0
     ffn_multiple: int = 64
+    ngram_sizes: tuple[int, ...] = ()
+    ngram_rows: int = 8192
+    ngram_output: bool = False
 
     def __post_init__(self) -> None:
         stages, problems = len(self.ratios), list[str]()
@@ -69,6 +74,7 @@ class Config:
             problems.append(f"model.ratio_weight = {self.ratio_weight}: must be at least 0, and finite")
         if list(self.dims) != sorted(self.dims):
             problems.append(f"model.dims = {list(self.dims)}: no inner network may be narrower than the one around it")
+        problems += table_problems(self.ngram_sizes, self.ngram_rows, self.ngram_output)
         if not problems:
             stacks = [self.innermost(), *(f(s) for s in range(stages) for f in (self.encoder, self.decoder))]
             problems = list(dict.fromkeys(problem for stack in stacks for problem in stack.problems("model")))
@@ -85,7 +91,14 @@ class Config:
             (16, 32), (2, 2), (1,), (2,), layers=2, ratios=(3.0,), attention_window=6, theta=100.0, ffn_multiple=16
         )
         two = {"dims": (16, 16, 24), "heads": (2, 2, 2), "encoder_layers": (2, 1), "decoder_layers": (1, 1)}
-        return {"one stage": one, "two stages": replace(one, **two, ratios=(2.0, 1.5))}
+        return {
+            "one stage": one,
+            "two stages": replace(one, **two, ratios=(2.0, 1.5)),
+            "n-grams": replace(one, ngram_sizes=(2, 5), ngram_rows=101),
+            "n-grams to the output": replace(
+                one, **two, ratios=(2.0, 1.5), ngram_sizes=(3, 4), ngram_rows=101, ngram_output=True
+            ),
+        }
 
     def encoder(self, stage: int) -> StackConfig:
         """The shape of a stage's encoder."""
@@ -114,178 +127,28 @@ class Config:
         return HNet(self)
 
 
-Plan = tuple[Rows, Int[Tensor, "batch new"], Bool[Tensor, "batch new"], CausalPattern]
-"""Rows on the host, their ids on the model's device, where documents start, and the attention pattern of bytes."""
+@dataclass(frozen=True)
+class Plan:
+    """What is derived from ids on the host."""
+
+    rows: Rows
+    ids: Int[Tensor, "batch new"]
+    """On the model's device."""
+    starts: Bool[Tensor, "batch new"]
+    """Where documents start."""
+    view: CausalPattern
+    """The attention pattern of bytes."""
+    hashes: Int[Tensor, "batch new tables"] | None
+    """Rows of n-gram tables that stay on the host."""
 
 
 @dataclass(frozen=True)
-class InnermostState:
-    """The position of each row among the chunks, and the caches of the innermost network."""
+class HNetState:
+    """What rows have read."""
 
-    where: RowPositions
-    caches: tuple[Cache, ...]
-
-
-@dataclass(frozen=True)
-class StageState:
-    """What a stage remembers of rows."""
-
-    where: RowPositions
-    encoder: tuple[Cache, ...]
-    decoder: tuple[Cache, ...]
-    key: Float[Tensor, "batch dim"]
-    """Of the router, of the newest position."""
-    chunk: Float[Tensor, "batch dim"]
-    """The newest chunk's output, smoothed."""
-    inner: Any
-
-
-@dataclass(frozen=True)
-class Chunked:
-    """What a network makes of positions."""
-
-    outputs: Float[Tensor, "batch new dim"]
-    state: Any
-    depth: Int[Tensor, "batch new"]
-    """In how many stages a position opens a chunk, on the host."""
-    loss: Float[Tensor, " batch"] | float = 0.0
-    """Ratio losses of a row, summed over stages."""
-    counts: tuple[Int[Tensor, " batch"], ...] = ()
-    """See `Chunking`."""
-
-
-class Innermost(nn.Module):
-    """A Transformer over chunks, and a norm."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.widen = Widen(config.dims[-2], config.dims[-1])
-        self.stack = Stack(config.innermost())
-        self.norm = RMSNorm(config.dims[-1])
-
-    def initial_state(self, batch: int) -> InnermostState:
-        """The state of rows that have read nothing."""
-        return InnermostState(RowPositions.zero(batch), self.stack.initial_state(batch, self.norm.weight.device))
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch new dim"],
-        counts: Int[Tensor, " batch"],
-        starts: Bool[Tensor, "batch new"],
-        state: InnermostState,
-        keep: bool,
-    ) -> Chunked:
-        """Read the first `counts` positions of each row; at least one row has some."""
-        y, where, caches = self.stack.advance(
-            self.widen(x), counts, starts, state.where, state.caches if keep else None
-        )
-        y = self.norm(y)[..., : x.shape[-1]]
-        return Chunked(y, InnermostState(where, caches or ()), torch.zeros(x.shape[:2], dtype=torch.long))
-
-    def nothing(self, batch: int) -> tuple[Int[Tensor, " batch"], ...]:
-        """The counts of rows in which nothing is read: it opens no chunks."""
-        return ()
-
-
-class Widen(nn.Module):
-    """Vectors with a trained vector behind them (the paper's way to a wider network; the way back takes the front)."""
-
-    def __init__(self, dim: int, wider: int) -> None:
-        super().__init__()
-        self.pad = nn.Embedding(1, wider - dim) if wider > dim else None
-
-    def forward(self, x: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new wider"]:
-        """`x` in the wider network's width."""
-        if self.pad is None:
-            return x
-        return torch.cat([x, self.pad.weight.to(x.dtype).expand(*x.shape[:2], -1)], -1)
-
-
-class ChunkingStage(nn.Module):
-    """Encoder, router, the inner network over chunks, decoder."""
-
-    def __init__(self, config: Config, stage: int) -> None:
-        super().__init__()
-        dim = config.dims[stage]
-        self.target = config.ratios[stage]
-        self.widen = Widen(config.dims[max(0, stage - 1)], dim)
-        self.encoder = Stack(config.encoder(stage))
-        self.encoder_norm = RMSNorm(dim)
-        self.router = Router(dim)
-        self.inner = Innermost(config) if stage == len(config.ratios) - 1 else ChunkingStage(config, stage + 1)
-        self.residual = Linear(dim, dim)
-        self.decoder = Stack(config.decoder(stage))
-        self.norm = RMSNorm(dim)
-
-    def initial_state(self, batch: int) -> StageState:
-        """The state of rows that have read nothing."""
-        device = self.norm.weight.device
-        nothing = torch.zeros(batch, len(self.norm.weight), device=device)
-        return StageState(
-            where=RowPositions.zero(batch),
-            encoder=self.encoder.initial_state(batch, device),
-            decoder=self.decoder.initial_state(batch, device),
-            key=nothing,
-            chunk=nothing,
-            inner=self.inner.initial_state(batch),
-        )
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch new dim"],
-        counts: Int[Tensor, " batch"],
-        starts: Bool[Tensor, "batch new"],
-        state: StageState,
-        keep: bool,
-        view: CausalPattern | None = None,
-    ) -> Chunked:
-        """Read the first `counts` positions of each row, after what `state` has read; documents begin at `starts`."""
-        outer = x.shape[-1]
-        # Encoder and decoder have the same width, window and positions: they share one view.
-        view = view or self.encoder.view(counts, starts, state.where, state.encoder if keep else None)
-        x, encoder = self.encoder(self.widen(x), view, state.encoder if keep else None)
-        x = self.encoder_norm(x)
-        probability, keys = self.router(x, starts, state.key)
-        real = torch.arange(x.shape[1]) < counts[:, None]
-        opens = to_host(probability.detach() >= 0.5) & real
-        latents, inside = self.chunks(x, probability, opens, starts, state, keep)
-        index = opens.long().cumsum(1)
-        confidence = torch.where(to_device(opens, x), probability, 1 - probability)
-        y = gathered(latents, index) * straight_through(confidence)[..., None] + self.residual(x)
-        y, decoder = self.decoder(y.to(x.dtype), view, state.decoder if keep else None)
-        y, numbers = self.norm(y)[..., :outer], (opens.sum(1), *inside.counts)
-        depth = opens.long()
-        depth[opens] += inside.depth[torch.arange(inside.depth.shape[1]) < numbers[0][:, None]]
-        if not keep:
-            there = (to_device(opens, x), to_device(real, x))
-            return Chunked(y, None, depth, inside.loss + ratio_loss(probability, *there, self.target), numbers)
-        newest = latents[torch.arange(len(x), device=x.device), to_device(numbers[0], x)]
-        key = at_end(keys, counts, state.key.to(keys.dtype))
-        after = StageState(view.after, encoder or (), decoder or (), key, newest, inside.state)
-        return Chunked(y, after, depth, counts=numbers)
-
-    def chunks(
-        self,
-        x: Float[Tensor, "batch new dim"],
-        probability: Float[Tensor, "batch new"],
-        opens: Bool[Tensor, "batch new"],
-        starts: Bool[Tensor, "batch new"],
-        state: StageState,
-        keep: bool,
-    ) -> tuple[Float[Tensor, "batch readable dim"], Chunked]:
-        """What positions may read: the newest chunk so far, then those that open now; what the inner network made."""
-        newest = state.chunk[:, None]
-        if not bool(opens.any()):
-            none = torch.zeros(len(x), 0, dtype=torch.long)
-            return newest.to(probability.dtype), Chunked(x[:, :0], state.inner, none, counts=self.inner.nothing(len(x)))
-        slots, counts = fronted(opens)
-        found = self.inner(gathered(x, slots), counts, starts.gather(1, slots), state.inner, keep)
-        mixed = smoothed(found.outputs, probability.gather(1, to_device(slots, x)), state.chunk)
-        return torch.cat([newest.to(mixed.dtype), mixed], 1), found
-
-    def nothing(self, batch: int) -> tuple[Int[Tensor, " batch"], ...]:
-        """The counts of rows in which nothing is read."""
-        return (torch.zeros(batch, dtype=torch.long), *self.inner.nothing(batch))
+    recent: Int[Tensor, "batch reach"]
+    """The ids that later n-grams reach."""
+    stage: StageState
 
 
 class HNet(ByteModel):
@@ -295,7 +158,7 @@ class HNet(ByteModel):
         super().__init__()
         self.config = config
         self.target_patch = config.ratios[0]
-        self.embedding = nn.Embedding(VOCAB, config.dims[0])
+        self.embed = NgramEmbedding(config.dims[0], config.ngram_sizes, 1, config.ngram_rows, 1 + config.ngram_output)
         self.stage = ChunkingStage(config, 0)
         self.head = Linear(config.dims[0], VOCAB)
 
@@ -327,41 +190,59 @@ class HNet(ByteModel):
         return found
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
-        """See `ByteModel`. In addition to the stacks: norms, router, chunks as read and the residual, in float32."""
+        """See `ByteModel`. In addition to the stacks: rows of tables, norms, router, chunks as read, the residual."""
         *outer, innermost = self.config.positions(ids, patches)
         found = [Stage("global", self.innermost.stack, innermost, beside=40 * self.config.dims[-1])]
+        tables, output = 8 * self.embed.lookups, 4 * (self.embed.parts - 1) * self.config.dims[0]
         for stage, positions in zip(self.chunking_stages(), outer, strict=True):
-            found.append(Stage("local", stage.encoder, positions, beside=30 * stage.encoder.config.dim))
-            found.append(Stage("local", stage.decoder, positions, beside=20 * stage.encoder.config.dim))
+            dim = stage.encoder.config.dim
+            found.append(Stage("local", stage.encoder, positions, beside=30 * dim + tables))
+            found.append(Stage("local", stage.decoder, positions, beside=20 * dim + output))
+            tables = output = 0  # of bytes alone
         return found
 
-    def initial_state(self, batch: int) -> StageState:
-        """See `ByteModel`."""
-        return self.stage.initial_state(batch)
+    def set_dropout(self, chance: float) -> None:
+        """See `ByteModel`; of n-grams too."""
+        super().set_dropout(chance)
+        self.embed.dropout = chance
 
-    def plan(self, ids: Int[Tensor, "batch new"], state: StageState | None = None, boundaries: Any = None) -> Plan:
+    def lookup_tables(self) -> list[LookupTable]:
         """See `ByteModel`."""
-        rows = Rows.of(ids)
-        where = state.where if state else RowPositions.zero(len(ids))
+        return [] if self.embed.ngram is None else [self.embed]
+
+    def initial_state(self, batch: int) -> HNetState:
+        """See `ByteModel`."""
+        return HNetState(self.embed.initial_state(batch), self.stage.initial_state(batch))
+
+    def plan(self, ids: Int[Tensor, "batch new"], state: HNetState | None = None, boundaries: Any = None) -> Plan:
+        """See `ByteModel`."""
+        rows, encoder = Rows.of(ids), self.stage.encoder
+        where = state.stage.where if state else RowPositions.zero(len(ids))
         starts = rows.starts(where.position)
-        view = self.stage.encoder.view(rows.lengths, starts, where, state.encoder if state else None)
-        return rows, to_device(rows.ids, self.device), starts, view
+        view = encoder.view(rows.lengths, starts, where, state.stage.encoder if state else None)
+        recent = state.recent if state else self.embed.initial_state(len(ids))
+        return Plan(
+            rows, to_device(rows.ids, self.device), starts, view, self.embed.hashes_on_host(rows.ids, starts, recent)
+        )
 
     def forward(
         self,
         ids: Int[Tensor, "batch new"],
-        state: StageState | None = None,
+        state: HNetState | None = None,
         boundaries: Bool[Tensor, "batch new"] | None = None,
         plan: Plan | None = None,
-    ) -> tuple[Float[Tensor, "batch new vocab"], StageState | None]:
+    ) -> tuple[Float[Tensor, "batch new vocab"], HNetState | None]:
         """See `ByteModel`; `boundaries` are ignored."""
-        rows, there, starts, view = plan or self.plan(ids, state)
-        begun = self.initial_state(len(ids)) if state is None else state
-        found = self.stage(self.embedding(there), rows.lengths, starts, begun, state is not None, view)
+        plan = plan or self.plan(ids, state)
+        begun, rows = self.initial_state(len(ids)) if state is None else state, plan.rows
+        there = (to_device(x, self.device) for x in (plan.starts, begun.recent))
+        x, *beyond = self.embed(plan.ids, *there, plan.hashes).split(self.config.dims[0], -1)
+        found = self.stage(x, rows.lengths, plan.starts, begun.stage, state is not None, plan.view, *beyond)
         logits = self.head(found.outputs).float()
         auxiliary = None if state else self.auxiliary(found.loss, rows.lengths)
         self.chunking = Chunking(rows.restore(found.depth), found.counts, auxiliary)
-        return rows.restore(logits), found.state
+        after = HNetState(self.embed.reached(rows, plan.starts, begun.recent), found.state) if state else None
+        return rows.restore(logits), after
 
     def auxiliary(self, loss: Any, lengths: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """See `Chunking`: the ratio losses of rows, weighted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bytelm.interfaces.sizes import Family, Table, heads, usual
+from bytelm.interfaces.sizes import NGRAM_RATE, NGRAMS, Family, Table, heads, ngram_rows, usual
 
 
 def one_stage(width: int, depth_offset: int, length: int) -> Table:
@@ -19,4 +19,17 @@ def one_stage(width: int, depth_offset: int, length: int) -> Table:
     }
 
 
-FAMILIES = {"hnet": Family(one_stage, rate=6e-3, number=5, least=2)}
+def with_ngrams(width: int, depth_offset: int, length: int) -> Table:
+    """The same with the n-grams of BLT, so that what is compared is how patches come about."""
+    return {**one_stage(width, depth_offset, length), **NGRAMS}
+
+
+def tables(_: int) -> Table:
+    """Further tables of H-Net with n-grams."""
+    return {"train": NGRAM_RATE}
+
+
+FAMILIES = {
+    "hnet": Family(with_ngrams, rate=6e-3, number=5, least=2, tables=tables, grown=ngram_rows),
+    "hnet-no-ngrams": Family(one_stage, rate=6e-3, number=5, least=2),
+}

@@ -36,7 +36,7 @@ class Costs(ArchitectureCosts):
     def other_operations(self) -> float:
         """`dim` additions per n-gram."""
         config = self.model.config
-        return len(config.ngram_sizes) * config.dims[-1]
+        return len(config.ngram_sizes) * (1 + config.ngram_output) * config.dims[-1]
 
     def multiplied_tables(self) -> int:
         """The byte table is tied to the output matrix."""

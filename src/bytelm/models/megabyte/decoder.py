@@ -104,11 +104,13 @@ class MegabyteDecoder(Decoder):
         """The last stage, over ids."""
         last = self.stages[-1]
         ids = new.ids if self.across else np.where(new.position % last.size == 0, BOS, new.ids)
-        x = self.kernels.embed(self.byte, ids)
+        x, beyond = self.kernels.embed(self.byte, ids), None
         if self.ngrams:
             self.ngrams.prefetch(new)
-            x, _ = self.ngrams.added(x, new)
+            x, beyond = self.ngrams.added(x, new)
         x = last.read(x, new.row, new.position, wanted)
+        if beyond is not None:
+            x = x + (beyond if wanted is None else beyond[wanted])
         return self.kernels.linear(self.head, x, last.norm, EPS)
 
     def draft(self, rows: Ints, ids: Ints) -> Reals:

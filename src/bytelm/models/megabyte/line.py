@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bytelm.interfaces.model import Stage
 from bytelm.nn.attention import Cache, RowPositions
 from bytelm.nn.init_weights import fill, init_weights
-from bytelm.nn.ngrams import NgramEmbedding
+from bytelm.nn.ngrams import NgramEmbedding, table_problems
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.products import Linear, product
 from bytelm.nn.transformer import Stack
@@ -58,7 +58,7 @@ class Line(nn.Module):
         whole = self.part * self.size == above
         self.narrow = nn.Identity() if whole else Linear(above, self.part * self.size)
         self.condition = Linear(self.part, dim)  # w_GL
-        self.embed = NgramEmbedding(dim, config.ngram_sizes, 1, config.ngram_rows)
+        self.embed = NgramEmbedding(dim, config.ngram_sizes, 1, config.ngram_rows, 1 + config.ngram_output)
         self.stack = Stack(config.stack(len(config.sizes)))
         self.norm = RMSNorm(dim)
 
@@ -100,6 +100,7 @@ class Line(nn.Module):
         starts = rows.starts(read)
         hashes = self.embed.hashes_on_host(rows.ids, starts, state.recent)
         x = self.embed(*(to_device(t, self.norm.weight) for t in (rows.ids, starts, state.recent)), hashes)
+        x, *beyond = x.split(self.stack.config.dim, -1)
         place = offset % self.size
         newest = ((place == 0) & rows.real).long().cumsum(1)
         index = (torch.arange(len(x))[:, None] * above.shape[1] + newest) * self.size + place
@@ -108,6 +109,7 @@ class Line(nn.Module):
         caches = state.caches if keep else None
         view = self.stack.view(rows.lengths, starts, state.bytes, caches)
         x, caches = self.stack(x, view, caches)
+        x = x + beyond[0] if beyond else x
         logits = product(self.norm(x), self.embed.byte.weight)
         if not keep:
             return logits, None
@@ -116,9 +118,7 @@ class Line(nn.Module):
 
 def line_problems(config: Config) -> list[str]:
     """What is impossible about the options of this stage, in words."""
-    found: list[str] = []
-    if any(size < 2 for size in config.ngram_sizes) or config.ngram_rows < 1:
-        found.append("model.ngram_sizes must be at least 2 and model.ngram_rows at least 1")
+    found = table_problems(config.ngram_sizes, config.ngram_rows, config.ngram_output)
     if config.local_window is None and config.ngram_sizes:
         found.append(f"model.ngram_sizes = {list(config.ngram_sizes)}: n-grams need model.local_window; set it")
     if config.local_window is not None and config.reach and len(config.sizes) == 1:

@@ -56,7 +56,8 @@ class Config:
 
     Beyond the paper (docs/decisions/0022): with `local_window` the byte stage does not restart in each patch, but sees
     that many bytes, its own included, across patches (`line.py`); "none" for the paper's. `ngram_sizes`: hashed
-    n-grams, a table of `ngram_rows` rows for each size, are then added to its byte vectors.
+    n-grams, a table of `ngram_rows` rows for each size, are then added to its byte vectors; `ngram_output`: rows are
+    twice as wide, and their second halves are added before its norm.
     """
 
     patched: ClassVar[bool] = False  # patches are fixed: there is no scheme to choose
@@ -73,6 +74,7 @@ class Config:
     local_window: int | None = None
     ngram_sizes: tuple[int, ...] = ()
     ngram_rows: int = 8192
+    ngram_output: bool = False
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -109,6 +111,9 @@ class Config:
             ),
             "across patches, three stages": replace(
                 two, sizes=(3, 4), dims=(24, 16, 16), layers=(1, 1, 2), heads=(2, 2, 2), reach=2, local_window=5
+            ),
+            "across patches, n-grams to the output": replace(
+                two, local_window=6, ngram_sizes=(3, 5), ngram_rows=101, ngram_output=True
             ),
         }
 

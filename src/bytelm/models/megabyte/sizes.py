@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bytelm.interfaces.sizes import Family, Table, heads, usual
+from bytelm.interfaces.sizes import NGRAM_RATE, NGRAMS, Family, Table, heads, ngram_rows, usual
 
 WINDOW = 64  # bytes that the byte stage across patches sees
 
@@ -17,15 +17,15 @@ def megabyte(width: int, depth_offset: int, number: int) -> Table:
 def across(width: int, depth_offset: int, number: int) -> Table:
     """MEGABYTE with a byte stage across patches, and the n-grams of BLT."""
     table = megabyte(width, depth_offset, number)
-    return {**table, "reach": 0, "local_window": WINDOW, "ngram_sizes": [2, 3, 4, 5, 6, 8], "ngram_rows": 8192}
+    return {**table, "reach": 0, "local_window": WINDOW, **NGRAMS}
 
 
 def tables(_: int) -> Table:
     """Further tables of MEGABYTE with n-grams, as BLT's."""
-    return {"train": {"embedding_lr_scale": 6.0}}
+    return {"train": NGRAM_RATE}
 
 
 FAMILIES = {
     "megabyte": Family(megabyte, rate=6e-3, number=8, least=2),
-    "megabyte-across": Family(across, rate=6e-3, number=8, least=2, tables=tables),
+    "megabyte-across": Family(across, rate=6e-3, number=8, least=2, tables=tables, grown=ngram_rows),
 }
