@@ -63,8 +63,8 @@ Online = Annotated[
 Rates = Annotated[
     int,
     Parameter(
-        help="Learning rates tried for each family, as many for all: 3 tries 1/2, 1 and 2 times its own at the "
-        "smallest budget, and takes the lowest validation loss."
+        help="Learning rates tried for each family, as many for all: 3 tries 1/2, 1 and 2 times its own at "
+        "each budget, and takes the lowest validation loss."
     ),
 ]
 

@@ -21,7 +21,7 @@ def joined(found: Mapping[float, Mapping[str, Any]], fit: bool = False) -> dict[
     `fit`: with scaling laws of them, "fit", as `laws.fit_all` gives them.
     """
     first = next(iter(found.values()))
-    asked = {key: first[key] for key in ("paths", "held_out", "match", "modality", "machine", "rates")}
+    asked = {key: first[key] for key in ("paths", "held_out", "match", "modality", "machine")}
     return {
         **asked,
         "budgets": list(found),

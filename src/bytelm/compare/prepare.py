@@ -51,7 +51,7 @@ class ComparisonSpec:
     """What is compared. `paths`, `held_out`, `match` and `modality` are fixed for the life of a comparison.
 
     So is whether it has one budget or several: more budgets can be added to several. `rates`: learning rates tried for
-    each family (`rates`).
+    each family at each budget (`rates`).
     """
 
     paths: Sequence[str]

@@ -91,23 +91,26 @@ def worked(
     def cell(place: Place, name: str, seed: int, factor: float = 1.0) -> Cell:
         return cell_of(spec, place, name, seed, factor, data, home, quiet=journal.quiet)
 
-    trials = rates.trials(models, places, spec.rates)
-    tried = {(name, factor): cell(place, name, 0, factor) for place, name, factor in trials}
+    tried = {
+        (at, name, factor): cell(place, name, 0, factor)
+        for at, place in enumerate(places)
+        for name, factor in rates.trials(models, place, spec.rates)
+    }
     work_off(list(tried.values()), home, journal)
     losses = {key: one.result["curve"][-1][2] if one.done else None for key, one in tried.items()}
-    chosen = rates.chosen(models, losses)
-    if chosen:
-        write_whole(home / rates.RATES, json.dumps(chosen, indent=1).encode())
+    for at, outcome in enumerate(found):
+        own = {(name, factor): bits for (index, name, factor), bits in losses.items() if index == at}
+        if own:
+            outcome.rates = rates.chosen(models, own)
+            write_whole(outcome.home / rates.RATES, json.dumps(outcome.rates, indent=1).encode())
     cells = {
-        (at, model.name, seed): cell(place, model.name, seed, rates.factor(chosen, model))
+        (at, model.name, seed): cell(place, model.name, seed, rates.factor(found[at].rates, model))
         for seed in range(spec.seeds)
         for at, place in enumerate(places)
         for model in models
         if model.name in place.plan["models"]
     }
     work_off(list(cells.values()), home, journal)
-    for outcome in found:
-        outcome.rates = chosen
     for (at, name, seed), one in cells.items():
         if one.done:
             found[at].results.append(one.result)
