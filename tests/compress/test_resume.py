@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bytelm import machine
 from bytelm.cli import run as cli
 from bytelm.compress import lanes, stream, windows
 from bytelm.compress.header import HEADER, LONGEST, opened
@@ -191,6 +192,31 @@ def test_a_header_that_claims_much_takes_no_more_room_than_its_file_can_fill(
     monkeypatch.setattr(np, "zeros", full)
     with pytest.raises(ResourceError, match="no room in memory for the 500 bytes that its header names: get"):
         decompress(model, packed)
+
+
+def resident() -> int:
+    """Bytes of main memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_a_header_that_claims_a_large_memory_is_refused_before_that_is_filled(
+    model: ByteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, room = compress(model, DATA, 64, memory=Memory(SMALL), streams=3), machine.Memory(1 << 40, 1 << 40)
+    header, _ = opened(model, packed)
+    monkeypatch.setattr(machine, "memory", lambda: room)
+    claimed, before = Memory(Settings(memory=8 << 30)), resident()
+    with pytest.raises(DataError, match="the online memory that it was compressed with was another"):
+        decompress(model, replace(header, memory=8 << 30).pack() + packed[len(header.pack()) :], memory=claimed)
+    assert resident() - before < 1 << 29 < claimed.bytes
+    room = machine.Memory(1 << 40, claimed.bytes - 1)
+    with pytest.raises(ResourceError, match=r"no room for 7.01 GB of online memory, 7.01 GB are free: free some, or"):
+        Memory(claimed.settings)
+    small = Memory(SMALL)
+    room = machine.Memory(1 << 40, 2 * small.bytes - 1)
+    with pytest.raises(ResourceError, match=r"no room for .* of online memory"):
+        decompress(model, packed, memory=small)
+    assert decompress(model, compress(model, DATA, 64, memory=Memory(SMALL)), memory=small) == DATA
 
 
 # --- the commands ---
