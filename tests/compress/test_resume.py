@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bytelm.compress.header import HEADER, LONGEST, opened
 from bytelm.compress.resume import Resume, Stopped
 from bytelm.compress.stream import compress, decode, decompress, encode
 from bytelm.compress.windows import Held, Plain
+from bytelm.data import files
 from bytelm.data.files import PositionWriter
 from bytelm.errors import CheckpointError, DataError, ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
@@ -283,6 +285,75 @@ def test_what_is_refused_leaves_a_state_as_it_was(
         assert cli(words("long")) == 5
         assert f"{kept[1]} is written by another process: wait" in capfd.readouterr().err
     assert cli(words("long")) == 0 and (tmp_path / "x").read_bytes() == notes
+
+
+def test_an_output_is_one_commands_at_a_time(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command is given again while it works, and one writes the output while another loads its model."""
+    from bytelm import lm
+
+    file, read, learn, load = tmp_path / "file", windows.read, Memory.learn, lm.load
+    file.write_bytes((run.parent / "notes.txt").read_bytes()[:900])
+    packed, memory, codes = tmp_path / "file.blm", run / "memory.bin", list[int]()
+
+    def meanwhile(work: Callable[..., Any], words: list[str]) -> Callable[..., Any]:
+        def done(*given: Any, **named: Any) -> Any:
+            codes.append(0)  # which stays where a command that is given meanwhile works, too
+            codes[-1] = cli(words) if len(codes) == 1 else 0
+            return work(*given, **named)
+
+        return done
+
+    x = tmp_path / "x"
+    for words, out, place, name, work in (
+        (["compress", str(run), str(file)], packed, windows, "read", read),
+        (["decompress", str(run), str(packed), "--out", str(x)], x, windows, "read", read),
+        (["prime", str(run), "--memory", "2"], memory, Memory, "learn", learn),
+    ):
+        words = [*words, "--quiet"]
+        codes.clear()
+        capfd.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, meanwhile(work, words))
+            assert cli(words) == 0 and codes[0] == 5 and out.exists()
+        err = capfd.readouterr().err
+        assert f"{out}.partial is written by another process: wait for it" in err and err.count("\n") == 1
+        assert not out.with_name(out.name + ".partial").exists()
+
+    def loaded(*given: Any, **named: Any) -> Any:
+        (tmp_path / "y").write_bytes(b"another's")
+        return load(*given, **named)
+
+    monkeypatch.setattr(lm, "load", loaded)
+    for words in (["compress", str(run), str(file)], ["decompress", str(run), str(packed)]):
+        assert cli([*words, "--out", str(tmp_path / "y"), "--quiet"]) == 2
+        assert "y already exists: name another file" in capfd.readouterr().err
+        assert (tmp_path / "y").read_bytes() == b"another's"
+        (tmp_path / "y").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "file.blm", "x"]
+
+
+def test_a_partial_file_that_was_moved_before_it_is_locked_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, times = files._locked, 0  # pyright: ignore[reportPrivateUsage]
+
+    def late(file: FileIO) -> bool:
+        nonlocal times
+        times += 1
+        if times == 1:
+            (tmp_path / "x.partial").rename(tmp_path / "x")
+        return lock(file)
+
+    monkeypatch.setattr(files, "_locked", late)
+    with closing(PositionWriter(tmp_path / "x.partial", 3)) as target:
+        target.write(0, np.ones(3, np.uint8))
+        assert (tmp_path / "x").read_bytes() == b"" and (tmp_path / "x.partial").read_bytes() == b"\1\1\1"
+        target.move(tmp_path / "y")
+        (tmp_path / "x.partial").write_bytes(b"the next one's")
+        target.delete()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.partial", "y"]
 
 
 def test_a_disk_that_takes_a_part_is_an_error(tmp_path: Path) -> None:

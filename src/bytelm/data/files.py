@@ -169,16 +169,25 @@ class PositionWriter:
     def __init__(self, path: Path, size: int) -> None:
         """Open a file, which may be there: it is as it was, and read as if zeros followed, until it is written to."""
         self.path, self._size, self._sized = path, size, False
-        try:
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-            self._file = FileIO(os.open(path, flags, 0o666), "r+")  # of a link, another file would be written
-        except OSError as error:
-            raise self._refused(error) from error
-        if not _locked(self._file):
-            self._file.close()
-            raise ResourceError(
-                f"{shown(str(path))} is written by another process: wait for it, or choose another --out"
-            )
+        while True:
+            try:
+                flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+                self._file = FileIO(os.open(path, flags, 0o666), "r+")  # of a link, another file would be written
+            except OSError as error:
+                raise self._refused(error) from error
+            if not _locked(self._file):
+                self._file.close()
+                raise ResourceError(
+                    f"{shown(str(path))} is written by another process: wait for it, or choose another --out"
+                )
+            if self._named():
+                return
+            self._file.close()  # the other process was done, and moved it, before it was locked here
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no bytes."""
+        return os.fstat(self._file.fileno()).st_size == 0
 
     def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` with the bytes from `start`, zeros where none were written."""
@@ -206,9 +215,30 @@ class PositionWriter:
         except OSError as error:
             raise self._refused(error) from error
 
+    def move(self, path: Path) -> None:
+        """Give it another name, for good: what was written lasts through a power loss, under one of the two."""
+        self.sync()
+        try:
+            self.path.replace(path)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def delete(self) -> None:
+        """Delete it, unless it was moved."""
+        if self._named():
+            self.path.unlink()
+
     def close(self) -> None:
         """Nothing is read or written any more."""
         self._file.close()
+
+    def _named(self) -> bool:
+        """Whether its name is that of this file still."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.lstat())
+        except FileNotFoundError:
+            return False
 
     def _refused(self, error: OSError) -> ResourceError:
         return ResourceError(
