@@ -334,6 +334,27 @@ def test_an_output_is_one_commands_at_a_time(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "file.blm", "x"]
 
 
+def test_what_a_killed_command_was_writing_is_cleared(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its state and of its output, and nothing else's."""
+    (tmp_path / "[a]").write_bytes(b"line 7 of some notes")
+
+    def killed(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        for name in ("[a].blm", "[a].blm.state", "[a]", "a.blm", "x[a].blm", "[a].blm.blm"):
+            with pytest.raises(KeyboardInterrupt):
+                files.write_whole(tmp_path / name, b"half of it")
+    left = [path.name for path in tmp_path.glob("*.tmp")]
+    cleared = [name for name in left if name.startswith("[a].blm.") and ".blm.blm" not in name]
+    assert len(left) == 6 and len(cleared) == 2
+    assert cli(["compress", str(run), str(tmp_path / "[a]"), "--quiet"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"[a]", "[a].blm", *left} - set(cleared)
+
+
 def test_a_partial_file_that_was_moved_before_it_is_locked_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,7 +393,7 @@ def test_names_that_cannot_be_written_are_refused_at_once(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_bytes(b"some notes")
-    for out, why in ((tmp_path / "none" / "x", "no folder"), (tmp_path / ("n" * 252), "")):
+    for out, why in ((tmp_path / "none" / "x", "no folder"), (tmp_path / ("n" * 230), "")):
         for command in ("compress", "decompress"):
             assert cli([command, str(run), str(tmp_path / "file"), "--out", str(out)]) == 5
             assert f"cannot write {out} ({why}" in capfd.readouterr().err

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from bytelm.cli.common import Json, Quiet, Stream, Tables, Weights, counter, is_stdin, print_json
 from bytelm.cli.online import Online, opened
-from bytelm.cli.resuming import PARTIAL, resuming
+from bytelm.cli.resuming import STATE, resuming
 from bytelm.errors import CheckpointError, DataError, ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def named(file: Path) -> str:
 
 def new(path: Path, json: bool = False) -> Path:
     """A file that does not exist yet, or standard output without `json`. Raises UsageError and ResourceError."""
+    from bytelm.data.files import aside_of
+
     if is_stdin(path):
         if json:
             raise UsageError("--json and the data cannot both go to standard output: name a file with --out")
@@ -175,7 +177,7 @@ def new(path: Path, json: bool = False) -> Path:
     try:
         taken, folder = path.exists(), path.parent.is_dir()
         with suppress(FileNotFoundError):
-            path.with_name(path.name + PARTIAL).lstat()  # an error where that name is too long
+            aside_of(path.with_name(path.name + STATE)).lstat()  # an error where that name is too long
     except OSError as error:
         raise ResourceError(f"cannot write {path} ({error.strerror}): choose another place with --out") from error
     if taken:

@@ -24,12 +24,14 @@ def resuming(out: Path, total: int) -> Generator[tuple[Resume, PositionWriter]]:
     same output is no other command's. Raises Interrupted once the state is saved after a signal.
     """
     from bytelm.compress.resume import Resume, Stopped
-    from bytelm.data.files import PositionWriter
+    from bytelm.data.files import PositionWriter, clear_asides
     from bytelm.training.stop import Interrupted, StopRequest
 
     partial = PositionWriter(out.with_name(out.name + PARTIAL), total)
     with closing(partial), StopRequest() as request:
         resume = Resume(out.with_name(out.name + STATE), lambda: request.received is not None)
+        for path in (out, resume.path):
+            clear_asides(path)  # of one that was killed
         try:
             yield resume, partial
             resume.end()

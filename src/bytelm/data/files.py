@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import stat
 import threading
@@ -41,7 +42,7 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
 
     Raises ResourceError where the disk refuses; nothing half-written is left.
     """
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")  # two may be at it
+    aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             file.writelines(parts)
@@ -55,6 +56,20 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
         raise ResourceError(
             f"cannot write {shown(str(path))} ({error.strerror}): make room there, or name another place"
         ) from error
+
+
+def aside_of(path: Path) -> Path:
+    """The name under which `path` is written until it is whole: one of many, as two may be at it."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def clear_asides(path: Path) -> None:
+    """Delete what calls of `write_whole` that were killed have left of `path`, which nobody may be writing now."""
+    pattern = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
+    with contextlib.suppress(OSError):  # it is not needed
+        for other in path.parent.iterdir():
+            if pattern.fullmatch(other.name):
+                other.unlink()
 
 
 def size_of(file: BufferedIOBase) -> int:
