@@ -224,28 +224,37 @@ def test_a_header_that_claims_a_large_memory_is_refused_before_that_is_filled(
 # --- the commands ---
 
 
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
+    """Gives a command, and Ctrl-C once it has read the probe and two windows; its exit code."""
+
+    def given(words: list[str]) -> int:
+        read, times = windows.read, 0
+
+        def pressed(*given: Any, known: bool) -> None:
+            nonlocal times
+            read(*given, known=known)
+            times += 1
+            if times == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(windows, "read", pressed)
+            return cli(words)
+
+    return given
+
+
 def test_after_ctrl_c_the_same_command_goes_on(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], interrupted: Callable[[list[str]], int]
 ) -> None:
     file, packed, restored = tmp_path / "part.txt", tmp_path / "part.txt.blm", tmp_path / "restored"
     file.write_bytes((run.parent / "notes.txt").read_bytes()[:900])
     assert cli(["compress", str(run), str(file), "--out", str(tmp_path / "whole"), "--quiet"]) == 0
-    read, times = windows.read, 0
-
-    def pressed(*given: Any, known: bool) -> None:
-        nonlocal times
-        read(*given, known=known)
-        times += 1
-        if times == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
     for words, out in ((["compress", str(run), str(file)], packed), (["decompress", str(run), str(packed)], restored)):
         words = [*words, "--out", str(out), "--quiet"]
         capfd.readouterr()
-        with monkeypatch.context() as patch:
-            times = 0
-            patch.setattr(windows, "read", pressed)
-            assert cli(words) == 130
+        assert interrupted(words) == 130
         err, state = capfd.readouterr().err, out.with_name(out.name + ".state")
         assert "interrupted" in err and f"of 900 B are done, {state} has the state: the same command" in err
         assert state.exists() and not out.exists() and err.count("\n") == 1
@@ -255,27 +264,22 @@ def test_after_ctrl_c_the_same_command_goes_on(
 
 
 def test_what_is_refused_leaves_a_state_as_it_was(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[list[str]], int],
 ) -> None:
     """Another file of the same --out, and this one on a machine that rounds otherwise."""
     notes, kept = (run.parent / "notes.txt").read_bytes()[:900], [tmp_path / "x.state", tmp_path / "x.partial"]
     for name, data in (("long", notes), ("short", notes[:40])):
         (tmp_path / name).write_bytes(data)
         assert cli(["compress", str(run), str(tmp_path / name), "--quiet"]) == 0
-    read = windows.read
-
-    def pressed(*given: Any, known: bool) -> None:
-        read(*given, known=known)
-        os.kill(os.getpid(), signal.SIGINT)
 
     def words(name: str) -> list[str]:
         return ["decompress", str(run), str(tmp_path / f"{name}.blm"), "--out", str(tmp_path / "x"), "--quiet"]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(windows, "read", pressed)
-        # A second signal, of the probe's own window, would not be waited for.
-        patch.setattr(stream, "probe", lambda model: opened(model, (tmp_path / "long.blm").read_bytes())[0].probe)
-        assert cli(words("long")) == 130
+    assert interrupted(words("long")) == 130
     before = [path.read_bytes() for path in kept]
     assert cli(words("short")) == 4 and [path.read_bytes() for path in kept] == before
     with monkeypatch.context() as patch:
@@ -285,6 +289,33 @@ def test_what_is_refused_leaves_a_state_as_it_was(
         assert cli(words("long")) == 5
         assert f"{kept[1]} is written by another process: wait" in capfd.readouterr().err
     assert cli(words("long")) == 0 and (tmp_path / "x").read_bytes() == notes
+
+
+def test_a_state_of_another_command_is_named_with_the_way_out(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], interrupted: Callable[[list[str]], int]
+) -> None:
+    file, packed, x = tmp_path / "file", tmp_path / "file.blm", tmp_path / "x"
+    file.write_bytes((run.parent / "notes.txt").read_bytes()[:900])
+    assert cli(["compress", str(run), str(file), "--quiet"]) == 0
+    there = ["compress", str(run), str(file), "--out", str(x), "--quiet"]
+    back = ["decompress", str(run), str(packed), "--out", str(x), "--quiet"]
+    for words, other in ((there, back), (back, there)):
+        assert interrupted(words) == 130
+        kept = sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
+        capfd.readouterr()
+        assert cli(other) == 4
+        err, said = (
+            capfd.readouterr().err,
+            f"x.state is of an interrupted `bytelm {words[0]}` with this output: give that",
+        )
+        assert said in err and err.count("\n") == 1
+        assert sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir()) == kept
+        assert cli(words) == 0
+        x.unlink()
+    assert interrupted(back) == 130
+    (tmp_path / "x.partial").unlink()
+    assert cli(back) == 4
+    assert f"x.partial, of {x}.state, is missing: delete the state to start over" in capfd.readouterr().err
 
 
 def test_an_output_is_one_commands_at_a_time(

@@ -71,7 +71,7 @@ def compress(
     source, size = given(file)
     lm = load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
     memory, progress = opened(run, online), counter("compressing", size, quiet or json)
-    with nullcontext((None, None)) if is_stdin(out) else resuming(out, size) as (resume, _):
+    with nullcontext((None, None)) if is_stdin(out) else resuming("compress", out, size) as (resume, _):
         new(out)  # again: another command may have written it before this one had it
         packed = encode(lm.model, source, size, lm.context, progress, memory, streams, resume)
         write(out, packed)
@@ -138,10 +138,10 @@ def restore(
     """Decompress to a file, which has its name once it is whole."""
     from bytelm.compress.stream import decode
 
-    with resuming(out, size) as (resume, partial):
+    with resuming("decompress", out, size) as (resume, partial):
         new(out)  # again, as for compress
-        if resume.path.exists() and partial.empty:
-            raise CheckpointError(f"{partial.path} is missing: delete {resume.path} to start over")
+        if partial.empty and resume.found():
+            raise CheckpointError(f"{partial.path}, of {resume.path}, is missing: delete the state to start over")
         try:
             decode(model, packed, partial, progress, memory, resume)
         except DataError:

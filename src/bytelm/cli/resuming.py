@@ -17,8 +17,8 @@ STATE, PARTIAL = ".state", ".partial"  # after the name of the output
 
 
 @contextmanager
-def resuming(out: Path, total: int) -> Generator[tuple[Resume, PositionWriter]]:
-    """Work on `total` bytes whose output is `out`: its state is kept beside that until the work is done.
+def resuming(command: str, out: Path, total: int) -> Generator[tuple[Resume, PositionWriter]]:
+    """Work of a command on `total` bytes whose output is `out`: its state is kept beside that until the work is done.
 
     So is a file for what is written as it is found. It is there, maybe empty, while the work is done, and locked: the
     same output is no other command's. Raises Interrupted once the state is saved after a signal.
@@ -29,7 +29,7 @@ def resuming(out: Path, total: int) -> Generator[tuple[Resume, PositionWriter]]:
 
     partial = PositionWriter(out.with_name(out.name + PARTIAL), total)
     with closing(partial), StopRequest() as request:
-        resume = Resume(out.with_name(out.name + STATE), lambda: request.received is not None)
+        resume = Resume(out.with_name(out.name + STATE), lambda: request.received is not None, command=command)
         for path in (out, resume.path):
             clear_asides(path)  # of one that was killed
         try:
