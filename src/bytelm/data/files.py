@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.errors import BytelmError, DataError, ResourceError
+from bytelm.errors import BytelmError, DataError, ResourceError, UsageError
 
 try:
     import fcntl
@@ -29,6 +29,7 @@ except ImportError:  # on Windows
 
 ADVISES = hasattr(os, "posix_fadvise")  # whether the system is told what will be read
 PIECE = 1 << 20  # bytes: the most that is held of a stream at a time
+MARK = b"bytelm: partial\n"  # at the end of a file that is not whole
 LONGEST = 64 << 20  # bytes of a JSON line or a row; a longer one is a bad one, so that no file can fill the memory
 
 
@@ -179,10 +180,17 @@ class PositionReader:
 
 
 class PositionWriter:
-    """A file that is written by position, by one process. Raises ResourceError where the disk refuses, or another."""
+    """A file that is written by position, by one process, under a name that it has until it is whole.
+
+    It ends with MARK until then, so that no file of anybody else's is written to. Raises ResourceError where the disk
+    refuses, or another process has it.
+    """
 
     def __init__(self, path: Path, size: int) -> None:
-        """Open a file, which may be there: it is as it was, and read as if zeros followed, until it is written to."""
+        """Open a file, which may be there: it is as it was, and read as if zeros followed, until it is written to.
+
+        Raises UsageError for one that is neither empty nor MARKed.
+        """
         self.path, self._size, self._sized = path, size, False
         while True:
             try:
@@ -196,8 +204,13 @@ class PositionWriter:
                     f"{shown(str(path))} is written by another process: wait for it, or choose another --out"
                 )
             if self._named():
-                return
+                break
             self._file.close()  # the other process was done, and moved it, before it was locked here
+        if not self.empty and not self._marked():
+            self._file.close()
+            raise UsageError(
+                f"{shown(str(path))} exists and is not of an interrupted command: move it away, or choose another --out"
+            )
 
     @property
     def empty(self) -> bool:
@@ -214,12 +227,10 @@ class PositionWriter:
         """Write bytes from `start` on."""
         try:
             if not self._sized:
-                self._file.truncate(self._size)
+                self._put(self._size, MARK)
+                self._file.truncate(self._size + len(MARK))
                 self._sized = True
-            self._file.seek(start)
-            rest = memoryview(data.tobytes())
-            while rest:  # a disk that is nearly full takes a part
-                rest = rest[self._file.write(rest) :]
+            self._put(start, data.tobytes())
         except OSError as error:
             raise self._refused(error) from error
 
@@ -232,8 +243,10 @@ class PositionWriter:
 
     def move(self, path: Path) -> None:
         """Give it another name, for good: what was written lasts through a power loss, under one of the two."""
-        self.sync()
+        self.sync()  # what takes long is done while it has its mark
         try:
+            self._file.truncate(self._size)
+            self.sync()
             self.path.replace(path)
             sync_folder(path.parent)
         except OSError as error:
@@ -247,6 +260,16 @@ class PositionWriter:
     def close(self) -> None:
         """Nothing is read or written any more."""
         self._file.close()
+
+    def _put(self, start: int, data: bytes) -> None:
+        self._file.seek(start)
+        rest = memoryview(data)
+        while rest:  # a disk that is nearly full takes a part
+            rest = rest[self._file.write(rest) :]
+
+    def _marked(self) -> bool:
+        self._file.seek(max(0, os.fstat(self._file.fileno()).st_size - len(MARK)))
+        return self._file.read(len(MARK)) == MARK
 
     def _named(self) -> bool:
         """Whether its name is that of this file still."""
