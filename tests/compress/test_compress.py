@@ -259,8 +259,8 @@ def test_another_model_another_format_and_another_machine_are_named(packed: tupl
     other = next(model for name, model in tiny_models(3) if name.startswith("transformer")).eval()
     with pytest.raises(DataError, match="another model wrote it: name the run"):
         decompress(other, whole)
-    for version, which in (4, "a newer"), (2, "an older"):
-        with pytest.raises(DataError, match=rf"{which} bytelm wrote it \(format {version}, this one reads 3\): decom"):
+    for version, which in (5, "a newer"), (3, "an older"):
+        with pytest.raises(DataError, match=rf"{which} bytelm wrote it \(format {version}, this one reads 4\): decom"):
             decompress(model, whole[:4] + bytes([version]) + whole[5:])
     with pytest.raises(DataError, match="not a file that"):
         decompress(model, b"PK\3\4" + whole[4:])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import resource
-import signal
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -15,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bytelm.cli import run as cli
+from bytelm import machine
 from bytelm.compress import lanes, stream, windows
-from bytelm.compress.header import HEADER, LONGEST, opened
+from bytelm.compress.header import LONGEST, opened
 from bytelm.compress.resume import Resume, Stopped
 from bytelm.compress.stream import compress, decode, decompress, encode
 from bytelm.compress.windows import Held, Plain
@@ -74,7 +71,8 @@ def test_what_is_interrupted_everywhere_is_the_same(
     def back(resume: Resume) -> bytes:
         with closing(PositionWriter(tmp_path / "restored", len(DATA))) as target:
             decode(model, whole, target, None, memory_of(memory), resume)
-        return (tmp_path / "restored").read_bytes()
+            target.move(tmp_path / "whole")
+        return (tmp_path / "whole").read_bytes()
 
     packed, times = until_done(tmp_path / "there", there)
     restored, again = until_done(tmp_path / "back", back)
@@ -193,138 +191,26 @@ def test_a_header_that_claims_much_takes_no_more_room_than_its_file_can_fill(
         decompress(model, packed)
 
 
-# --- the commands ---
+def resident() -> int:
+    """Bytes of main memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_after_ctrl_c_the_same_command_goes_on(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_header_that_claims_a_large_memory_is_refused_before_that_is_filled(
+    model: ByteModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, packed, restored = tmp_path / "part.txt", tmp_path / "part.txt.blm", tmp_path / "restored"
-    file.write_bytes((run.parent / "notes.txt").read_bytes()[:900])
-    assert cli(["compress", str(run), str(file), "--out", str(tmp_path / "whole"), "--quiet"]) == 0
-    read, times = windows.read, 0
-
-    def pressed(*given: Any, known: bool) -> None:
-        nonlocal times
-        read(*given, known=known)
-        times += 1
-        if times == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    for words, out in ((["compress", str(run), str(file)], packed), (["decompress", str(run), str(packed)], restored)):
-        words = [*words, "--out", str(out), "--quiet"]
-        capfd.readouterr()
-        with monkeypatch.context() as patch:
-            times = 0
-            patch.setattr(windows, "read", pressed)
-            assert cli(words) == 130
-        err, state = capfd.readouterr().err, out.with_name(out.name + ".state")
-        assert "interrupted" in err and f"of 900 B are done, {state} has the state: the same command" in err
-        assert state.exists() and not out.exists() and err.count("\n") == 1
-        assert cli(words) == 0
-        assert out.exists() and not state.exists() and not out.with_name(out.name + ".partial").exists()
-    assert packed.read_bytes() == (tmp_path / "whole").read_bytes() and restored.read_bytes() == file.read_bytes()
-
-
-def test_what_is_refused_leaves_a_state_as_it_was(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another file of the same --out, and this one on a machine that rounds otherwise."""
-    notes, kept = (run.parent / "notes.txt").read_bytes()[:900], [tmp_path / "x.state", tmp_path / "x.partial"]
-    for name, data in (("long", notes), ("short", notes[:40])):
-        (tmp_path / name).write_bytes(data)
-        assert cli(["compress", str(run), str(tmp_path / name), "--quiet"]) == 0
-    read = windows.read
-
-    def pressed(*given: Any, known: bool) -> None:
-        read(*given, known=known)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    def words(name: str) -> list[str]:
-        return ["decompress", str(run), str(tmp_path / f"{name}.blm"), "--out", str(tmp_path / "x"), "--quiet"]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(windows, "read", pressed)
-        # A second signal, of the probe's own window, would not be waited for.
-        patch.setattr(stream, "probe", lambda model: opened(model, (tmp_path / "long.blm").read_bytes())[0].probe)
-        assert cli(words("long")) == 130
-    before = [path.read_bytes() for path in kept]
-    assert cli(words("short")) == 4 and [path.read_bytes() for path in kept] == before
-    with monkeypatch.context() as patch:
-        patch.setattr(stream, "probe", lambda model: 0)
-        assert cli(words("long")) == 3 and [path.read_bytes() for path in kept] == before
-    with closing(PositionWriter(kept[1], 900)):
-        assert cli(words("long")) == 5
-        assert f"{kept[1]} is written by another process: wait" in capfd.readouterr().err
-    assert cli(words("long")) == 0 and (tmp_path / "x").read_bytes() == notes
-
-
-def test_a_disk_that_takes_a_part_is_an_error(tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with closing(PositionWriter(tmp_path / "file", 900)) as target:
-        target.write(0, np.zeros(9, np.uint8))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-        try:
-            with pytest.raises(ResourceError, match=r"cannot write .*file \(.*\): choose another place with --out"):
-                target.write(90, np.ones(20, np.uint8))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_names_that_cannot_be_written_are_refused_at_once(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_bytes(b"some notes")
-    for out, why in ((tmp_path / "none" / "x", "no folder"), (tmp_path / ("n" * 252), "")):
-        for command in ("compress", "decompress"):
-            assert cli([command, str(run), str(tmp_path / "file"), "--out", str(out)]) == 5
-            assert f"cannot write {out} ({why}" in capfd.readouterr().err
-
-
-def test_a_partial_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "other").write_bytes(b"another's")
-    (tmp_path / "x.partial").symlink_to(tmp_path / "other")
-    with pytest.raises(ResourceError, match=r"cannot write .*x\.partial \("):
-        PositionWriter(tmp_path / "x.partial", 3)
-    assert (tmp_path / "other").read_bytes() == b"another's"
-
-
-def test_nothing_is_left_of_a_damaged_file(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_bytes(b"line 7 of some notes\n" * 9)
-    assert cli(["compress", str(run), str(tmp_path / "file"), "--quiet"]) == 0
-    packed = bytearray((tmp_path / "file.blm").read_bytes())
-    packed[HEADER.size - 1] ^= 8  # the checksum of the content
-    (tmp_path / "file.blm").write_bytes(packed)
-    assert cli(["decompress", str(run), str(tmp_path / "file.blm"), "--out", str(tmp_path / "x"), "--quiet"]) == 3
-    assert "file.blm: decompression does not restore the input: it is damaged" in capfd.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "file.blm"]
-
-
-def test_a_memory_that_was_interrupted_is_the_same(
-    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from bytelm.cli import online
-
-    words, file = ["prime", str(run), "--memory", "2", "--json"], run / "memory.bin"
-    assert cli(words) == 0
-    whole, learn = file.read_bytes(), Memory.learn
-
-    def pressed(self: Memory, data: Any, logp: Any = None) -> None:
-        learn(self, data, logp)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(online, "PIECE", 7000)
-    capfd.readouterr()
-    with monkeypatch.context() as patch:
-        patch.setattr(Memory, "learn", pressed)
-        assert cli(words) == 130
-    assert f"{file}.state has the state: the same command continues" in capfd.readouterr().err
-    assert cli([*words[:3], "3", "--quiet"]) == 4 and "of another file, run or option" in capfd.readouterr().err
-    file.unlink()
-    again: list[int] = []
-    monkeypatch.setattr(
-        Memory, "learn", lambda self, data, logp=None: (again.append(len(data)), learn(self, data, logp))
-    )
-    assert cli(words) == 0
-    assert 0 < sum(again) < json.loads(capfd.readouterr().out)["read_bytes"], "what was read is not read again"
-    assert file.read_bytes() == whole and not file.with_name("memory.bin.state").exists()
+    packed, room = compress(model, DATA, 64, memory=Memory(SMALL), streams=3), machine.Memory(1 << 40, 1 << 40)
+    header, _ = opened(model, packed)
+    monkeypatch.setattr(machine, "memory", lambda: room)
+    claimed, before = Memory(Settings(memory=8 << 30)), resident()
+    with pytest.raises(DataError, match="the online memory that it was compressed with was another"):
+        decompress(model, replace(header, memory=8 << 30).pack() + packed[len(header.pack()) :], memory=claimed)
+    assert resident() - before < 1 << 29 < claimed.bytes
+    room = machine.Memory(1 << 40, claimed.bytes - 1)
+    with pytest.raises(ResourceError, match=r"no room for 7.01 GB of online memory, 7.01 GB are free: free some, or"):
+        Memory(claimed.settings)
+    small = Memory(SMALL)
+    room = machine.Memory(1 << 40, 2 * small.bytes - 1)
+    with pytest.raises(ResourceError, match=r"no room for .* of online memory"):
+        decompress(model, packed, memory=small)
+    assert decompress(model, compress(model, DATA, 64, memory=Memory(SMALL)), memory=small) == DATA

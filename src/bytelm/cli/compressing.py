@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from bytelm.cli.common import Json, Quiet, Stream, Tables, Weights, counter, is_stdin, print_json
 from bytelm.cli.online import Online, opened
-from bytelm.cli.resuming import resuming
+from bytelm.cli.resuming import STATE, resuming
 from bytelm.errors import CheckpointError, DataError, ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ Streams = Annotated[
     ),
 ]
 SUFFIX = ".blm"
-PARTIAL = ".partial"  # after the name of a file that is being restored
 
 
 def compress(
@@ -72,7 +71,8 @@ def compress(
     source, size = given(file)
     lm = load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
     memory, progress = opened(run, online), counter("compressing", size, quiet or json)
-    with nullcontext() if is_stdin(out) else resuming(out, size) as resume:
+    with nullcontext((None, None)) if is_stdin(out) else resuming("compress", out, size) as (resume, _):
+        new(out)  # again: another command may have written it before this one had it
         packed = encode(lm.model, source, size, lm.context, progress, memory, streams, resume)
         write(out, packed)
     sizes = {name: round(bits * size / 8) for name, bits in compressed([pieces(source, size)]).items()}
@@ -137,26 +137,18 @@ def restore(
 ) -> None:
     """Decompress to a file, which has its name once it is whole."""
     from bytelm.compress.stream import decode
-    from bytelm.data.files import PositionWriter, sync_folder
 
-    partial = out.with_name(out.name + PARTIAL)
-    with resuming(out, size) as resume:
-        if resume.path.exists() and not partial.exists():
-            raise CheckpointError(f"{partial} is missing: delete {resume.path} to start over")
-        target = PositionWriter(partial, size)
+    with resuming("decompress", out, size) as (resume, partial):
+        new(out)  # again, as for compress
+        if partial.empty and resume.found():
+            raise CheckpointError(f"{partial.path}, of {resume.path}, is missing: delete the state to start over")
         try:
-            decode(model, packed, target, progress, memory, resume)
-            target.sync()
+            decode(model, packed, partial, progress, memory, resume)
         except DataError:
             if resume.begun:  # otherwise what is refused is not what the state was saved of
                 resume.end()
             raise
-        finally:
-            target.close()
-            if not resume.path.exists() and sys.exc_info()[0] is not None:
-                partial.unlink(missing_ok=True)
-        partial.replace(out)
-        sync_folder(out.parent)
+        partial.move(out)
 
 
 def tell(out: Path, line: str, found: dict[str, Any], quiet: bool, json: bool) -> None:
@@ -174,8 +166,10 @@ def named(file: Path) -> str:
     return "standard input" if is_stdin(file) else str(file)
 
 
-def new(path: Path, json: bool) -> Path:
+def new(path: Path, json: bool = False) -> Path:
     """A file that does not exist yet, or standard output without `json`. Raises UsageError and ResourceError."""
+    from bytelm.data.files import aside_of
+
     if is_stdin(path):
         if json:
             raise UsageError("--json and the data cannot both go to standard output: name a file with --out")
@@ -183,7 +177,7 @@ def new(path: Path, json: bool) -> Path:
     try:
         taken, folder = path.exists(), path.parent.is_dir()
         with suppress(FileNotFoundError):
-            path.with_name(path.name + PARTIAL).lstat()  # an error where that name is too long
+            aside_of(path.with_name(path.name + STATE)).lstat()  # an error where that name is too long
     except OSError as error:
         raise ResourceError(f"cannot write {path} ({error.strerror}): choose another place with --out") from error
     if taken:

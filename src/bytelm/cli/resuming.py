@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,23 +11,30 @@ from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
     from bytelm.compress.resume import Resume
+    from bytelm.data.files import PositionWriter
 
-STATE = ".state"  # after the name of the output
+STATE, PARTIAL = ".state", ".partial"  # after the name of the output
 
 
 @contextmanager
-def resuming(out: Path, total: int) -> Generator[Resume]:
-    """Work on `total` bytes whose output is `out`: its state is kept beside that until the work is done.
+def resuming(command: str, out: Path, total: int) -> Generator[tuple[Resume, PositionWriter]]:
+    """Work of a command on `total` bytes whose output is `out`: its state is kept beside that until the work is done.
 
-    Raises Interrupted once it is saved after a signal.
+    So is a file for what is written as it is found. It is there, maybe empty, while the work is done, and locked: the
+    same output is no other command's. Raises Interrupted once the state is saved after a signal.
     """
     from bytelm.compress.resume import Resume, Stopped
+    from bytelm.data.files import PositionWriter, clear_asides
     from bytelm.training.stop import Interrupted, StopRequest
 
-    with StopRequest() as request:
-        resume = Resume(out.with_name(out.name + STATE), lambda: request.received is not None)
+    partial = PositionWriter(out.with_name(out.name + PARTIAL), total)
+    with closing(partial), StopRequest() as request:
+        resume = Resume(out.with_name(out.name + STATE), lambda: request.received is not None, command=command)
+        for path in (out, resume.path):
+            clear_asides(path)  # of one that was killed
         try:
-            yield resume
+            yield resume, partial
+            resume.end()
         except GeneratorExit:  # at the interpreter's end names of modules may be gone
             raise
         except Stopped as stopped:
@@ -35,4 +42,6 @@ def resuming(out: Path, total: int) -> Generator[Resume]:
             raise Interrupted(
                 request.received or 0, f"{done} are done, {resume.path} has the state: the same command continues"
             ) from None
-    resume.end()
+        finally:
+            if partial.empty or not resume.path.exists():
+                partial.delete()

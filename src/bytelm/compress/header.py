@@ -14,7 +14,7 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.online.memory import Memory
 from bytelm.online.settings import LARGEST, SMALLEST
 
-MAGIC, VERSION = b"BLMC", 3
+MAGIC, VERSION = b"BLMC", 4
 HEADER = struct.Struct("<4sBB8sIIBQI")  # magic, version, kind, model, probe, context, lanes, size, checksum
 ONLINE = struct.Struct("<Q8s")  # follows with a memory: its bytes, and what it was
 LENGTH = struct.Struct("<Q")  # follow with several memories: coded bytes of each lane but the last

@@ -20,7 +20,7 @@ from bytelm.compress.coder import Decoder, Encoder, Frequencies, frequencies
 from bytelm.errors import DataError
 from bytelm.interfaces.decoder import Ints, Reals
 from bytelm.online import coding
-from bytelm.online.memory import Memory, among_bytes
+from bytelm.online.memory import Memory, among_bytes, check_room
 
 Symbols = NDArray[np.uint8]
 EVEN: Frequencies = np.ones((2, 256), np.int64)  # of the two bytes of a check
@@ -128,6 +128,7 @@ class _Memories:
     """One memory and one coder for each lane, whose coded bytes are its own."""
 
     def __init__(self, memory: Memory, coders: Sequence[coding.Encoder | coding.Decoder]) -> None:
+        check_room((len(coders) - 1) * memory.bytes)
         self.memories = [memory, *(memory.clone() for _ in coders[1:])]
         self.coders, self.sum = coders, 0
 

@@ -34,11 +34,21 @@ class Stopped(Exception):
 class Resume:
     """The state of one piece of work in a file."""
 
-    def __init__(self, path: Path, stop: Callable[[], bool] = lambda: False, every: float = EVERY) -> None:
-        """`stop`: whether the work should be interrupted. A state is saved then, and `every` so many seconds."""
-        self.path, self.stop, self.every = path, stop, every
+    def __init__(
+        self, path: Path, stop: Callable[[], bool] = lambda: False, every: float = EVERY, command: str = ""
+    ) -> None:
+        """`stop`: whether the work should be interrupted. A state is saved then, and `every` so many seconds.
+
+        `command`: whose work it is.
+        """
+        self.path, self.stop, self.every, self.command = path, stop, every, command
         self._key, self._saved = "", time.monotonic()
         self.begun = False  # whether `begin` found no state but of this work
+        self._remedy = f"delete {path} to start over, or have another output"
+
+    def found(self) -> bool:
+        """Whether there is a state. Raises CheckpointError for one of another command, or none that can be read."""
+        return self._read() is not None
 
     def begin(self, key: str) -> tuple[int, State] | None:
         """The place and the state to go on from; None for a beginning. `key`: what tells this work from others.
@@ -46,22 +56,34 @@ class Resume:
         Raises CheckpointError for a state of other work, or a damaged one.
         """
         self._key, self._saved = key, time.monotonic()
-        if not self.path.exists():
+        read = self._read()
+        if read is None:
             self.begun = True
             return None
-        remedy = f"delete {self.path} to start over, or have another output"
+        told, arrays = read
+        if told.get("key") != key:
+            raise CheckpointError(f"{self.path} is of another file, run or option: {self._remedy}")
+        place, numbers = told.get("place", ""), told.get("numbers", "")
+        if told.get("checksum") != str(checksum(arrays, place, numbers)):
+            raise CheckpointError(f"{self.path} is damaged: {self._remedy}")
+        self.begun = True
+        return int(place), State(json.loads(numbers), arrays)
+
+    def _read(self) -> tuple[dict[str, str], dict[str, NDArray[np.uint8]]] | None:
+        if not self.path.exists():
+            return None
         try:
             with safe_open(self.path, "np") as file:
                 told, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path} is no state of this work that can be read: {remedy}") from error
-        if told.get("key") != key:
-            raise CheckpointError(f"{self.path} is of another file, run or option: {remedy}")
-        place, numbers = told.get("place", ""), told.get("numbers", "")
-        if told.get("checksum") != str(checksum(arrays, place, numbers)):
-            raise CheckpointError(f"{self.path} is damaged: {remedy}")
-        self.begun = True
-        return int(place), State(json.loads(numbers), arrays)
+            raise CheckpointError(f"{self.path} is no state of this work that can be read: {self._remedy}") from error
+        command = told.get("command") or self.command
+        if command != self.command:
+            raise CheckpointError(
+                f"{self.path} is of an interrupted `bytelm {command}` with this output: give that command again to "
+                f"continue it, {self._remedy}"
+            )
+        return told, arrays
 
     def at(self, place: int, done: int, state: Callable[[], State], sync: Callable[[], None] | None = None) -> None:
         """Save the state at a place where it may be taken up, if it is time. Raises Stopped if that was asked for.
@@ -75,7 +97,7 @@ class Resume:
             sync()
         found = state()
         told = {"place": str(place), "numbers": json.dumps(found.numbers)}
-        told |= {"key": self._key, "checksum": str(checksum(found.arrays, **told))}
+        told |= {"key": self._key, "command": self.command, "checksum": str(checksum(found.arrays, **told))}
         write_whole(self.path, save(found.arrays, told))
         self._saved = time.monotonic()
         if stop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import stat
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.errors import BytelmError, DataError, ResourceError
+from bytelm.errors import BytelmError, DataError, ResourceError, UsageError
 
 try:
     import fcntl
@@ -28,6 +29,7 @@ except ImportError:  # on Windows
 
 ADVISES = hasattr(os, "posix_fadvise")  # whether the system is told what will be read
 PIECE = 1 << 20  # bytes: the most that is held of a stream at a time
+MARK = b"bytelm: partial\n"  # at the end of a file that is not whole
 LONGEST = 64 << 20  # bytes of a JSON line or a row; a longer one is a bad one, so that no file can fill the memory
 
 
@@ -41,7 +43,7 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
 
     Raises ResourceError where the disk refuses; nothing half-written is left.
     """
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")  # two may be at it
+    aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             file.writelines(parts)
@@ -55,6 +57,20 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
         raise ResourceError(
             f"cannot write {shown(str(path))} ({error.strerror}): make room there, or name another place"
         ) from error
+
+
+def aside_of(path: Path) -> Path:
+    """The name under which `path` is written until it is whole: one of many, as two may be at it."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def clear_asides(path: Path) -> None:
+    """Delete what calls of `write_whole` that were killed have left of `path`, which nobody may be writing now."""
+    pattern = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
+    with contextlib.suppress(OSError):  # it is not needed
+        for other in path.parent.iterdir():
+            if pattern.fullmatch(other.name):
+                other.unlink()
 
 
 def size_of(file: BufferedIOBase) -> int:
@@ -164,21 +180,42 @@ class PositionReader:
 
 
 class PositionWriter:
-    """A file that is written by position, by one process. Raises ResourceError where the disk refuses, or another."""
+    """A file that is written by position, by one process, under a name that it has until it is whole.
+
+    It ends with MARK until then, so that no file of anybody else's is written to. Raises ResourceError where the disk
+    refuses, or another process has it.
+    """
 
     def __init__(self, path: Path, size: int) -> None:
-        """Open a file, which may be there: it is as it was, and read as if zeros followed, until it is written to."""
+        """Open a file, which may be there: it is as it was, and read as if zeros followed, until it is written to.
+
+        Raises UsageError for one that is neither empty nor MARKed.
+        """
         self.path, self._size, self._sized = path, size, False
-        try:
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-            self._file = FileIO(os.open(path, flags, 0o666), "r+")  # of a link, another file would be written
-        except OSError as error:
-            raise self._refused(error) from error
-        if not _locked(self._file):
+        while True:
+            try:
+                flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+                self._file = FileIO(os.open(path, flags, 0o666), "r+")  # of a link, another file would be written
+            except OSError as error:
+                raise self._refused(error) from error
+            if not _locked(self._file):
+                self._file.close()
+                raise ResourceError(
+                    f"{shown(str(path))} is written by another process: wait for it, or choose another --out"
+                )
+            if self._named():
+                break
+            self._file.close()  # the other process was done, and moved it, before it was locked here
+        if not self.empty and not self._marked():
             self._file.close()
-            raise ResourceError(
-                f"{shown(str(path))} is written by another process: wait for it, or choose another --out"
+            raise UsageError(
+                f"{shown(str(path))} exists and is not of an interrupted command: move it away, or choose another --out"
             )
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no bytes."""
+        return os.fstat(self._file.fileno()).st_size == 0
 
     def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` with the bytes from `start`, zeros where none were written."""
@@ -190,12 +227,10 @@ class PositionWriter:
         """Write bytes from `start` on."""
         try:
             if not self._sized:
-                self._file.truncate(self._size)
+                self._put(self._size, MARK)
+                self._file.truncate(self._size + len(MARK))
                 self._sized = True
-            self._file.seek(start)
-            rest = memoryview(data.tobytes())
-            while rest:  # a disk that is nearly full takes a part
-                rest = rest[self._file.write(rest) :]
+            self._put(start, data.tobytes())
         except OSError as error:
             raise self._refused(error) from error
 
@@ -206,9 +241,42 @@ class PositionWriter:
         except OSError as error:
             raise self._refused(error) from error
 
+    def move(self, path: Path) -> None:
+        """Give it another name, for good: what was written lasts through a power loss, under one of the two."""
+        self.sync()  # what takes long is done while it has its mark
+        try:
+            self._file.truncate(self._size)
+            self.sync()
+            self.path.replace(path)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def delete(self) -> None:
+        """Delete it, unless it was moved."""
+        if self._named():
+            self.path.unlink()
+
     def close(self) -> None:
         """Nothing is read or written any more."""
         self._file.close()
+
+    def _put(self, start: int, data: bytes) -> None:
+        self._file.seek(start)
+        rest = memoryview(data)
+        while rest:  # a disk that is nearly full takes a part
+            rest = rest[self._file.write(rest) :]
+
+    def _marked(self) -> bool:
+        self._file.seek(max(0, os.fstat(self._file.fileno()).st_size - len(MARK)))
+        return self._file.read(len(MARK)) == MARK
+
+    def _named(self) -> bool:
+        """Whether its name is that of this file still."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.lstat())
+        except FileNotFoundError:
+            return False
 
     def _refused(self, error: OSError) -> ResourceError:
         return ResourceError(

@@ -112,6 +112,11 @@ class Layout:
             at += -(-size // 64) * 64
         return found
 
+    @property
+    def zeros(self) -> slice:
+        """Slots, ring and index, which are nearly all of the arena: zeros until a byte is read."""
+        return slice(self.places["slots"], self.places["weights"])
+
     @cached_property
     def own(self) -> list[tuple[int, int, int, int]]:
         """Of each predictor: its code, parameter, where its own state begins, and its bytes."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm import machine
 from bytelm.data.files import write_whole
 from bytelm.errors import CheckpointError, ResourceError, UsageError
 from bytelm.native.logits import log_probabilities
@@ -29,7 +30,7 @@ from bytelm.online.engine import Logs, distribution, open_engine
 from bytelm.online.layout import CHANGING, HEADER, MAGIC, SETTINGS, VERSION, Layout
 from bytelm.online.settings import Settings
 from bytelm.online.tables import WHOLE
-from bytelm.units import BYTES
+from bytelm.units import BYTES, show_bytes
 
 if TYPE_CHECKING:
     from bytelm.online.coding import Coder
@@ -134,8 +135,11 @@ class Memory:
         return self._engine.decode(data, _row(logp), coder)
 
     def identity(self) -> bytes:
-        """Eight bytes that tell memories apart: a hash of all state."""
-        return hashlib.sha256(self._arena.data).digest()[:8]
+        """Eight bytes that tell memories apart: a hash of all state, without the zeros of one that has read nothing."""
+        zeros = slice(0, 0) if self.read_bytes else self._layout.zeros  # so that a large one is neither read nor filled
+        digest = hashlib.sha256(self._arena[: zeros.start].data)
+        digest.update(self._arena[zeros.stop :].data)
+        return digest.digest()[:8]
 
     # --- going back --------------------------------------------------------------------------------------------------
 
@@ -201,16 +205,30 @@ class Memory:
 
 def _blank(size: int) -> mmap.mmap:
     """Zeros that take no room until they are written, in large pages where the system has them."""
+    check_room(size)
     try:
         buffer = mmap.mmap(-1, size)
     except (OSError, ValueError) as error:
-        raise ResourceError(f"no room for a memory of {size} bytes: name fewer in online.memory") from error
+        raise _no_room(size) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             buffer.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
             return buffer  # a system without them
     return buffer
+
+
+def check_room(size: int) -> None:
+    """Raises ResourceError where memories of so many bytes cannot all be filled, before the system ends the process."""
+    main = machine.memory()
+    if main.total and size > main.free:
+        raise _no_room(size, f", {show_bytes(main.free)} are free")
+
+
+def _no_room(size: int, free: str = "") -> ResourceError:
+    return ResourceError(
+        f"no room for {show_bytes(size)} of online memory{free}: free some, or have fewer streams or a smaller memory"
+    )
 
 
 def _layout_of(path: Path, data: NDArray[np.uint8]) -> Layout:
