@@ -204,7 +204,9 @@ def test_a_header_that_claims_a_large_memory_is_refused_before_that_is_filled(
     monkeypatch.setattr(machine, "memory", lambda: room)
     claimed, before = Memory(Settings(memory=8 << 30)), resident()
     with pytest.raises(DataError, match="the online memory that it was compressed with was another"):
-        decompress(model, replace(header, memory=8 << 30).pack() + packed[len(header.pack()) :], memory=claimed)
+        decompress(
+            model, replace(header, settings=claimed.settings).pack() + packed[len(header.pack()) :], memory=claimed
+        )
     assert resident() - before < 1 << 29 < claimed.bytes
     room = machine.Memory(1 << 40, claimed.bytes - 1)
     with pytest.raises(ResourceError, match=r"no room for 7.01 GB of online memory, 7.01 GB are free: free some, or"):

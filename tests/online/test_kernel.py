@@ -17,7 +17,9 @@ from bytelm.online.settings import TEXT, Settings
 from online_inputs import inputs, logs
 
 MEMORY = 1 << 20
-PICTURES = ("order:1", "order:2", "stride:96", "order:12", "match:4")
+FAR = ("order:1", "order:2", "stride:96", "order:12", "match:4")
+PLANES = ("plane:3:3:24:1", "plane:1:5:0:0", "plane:7:5:5:0", "plane:2:9:0:4")
+WAVES = ("wave:1:255:0", "wave:2:128:1", "wave:7:3:0", "order:0")
 pytestmark = pytest.mark.skipif(not library.compilers(), reason="no C++ compiler")
 
 
@@ -31,7 +33,7 @@ def opened(settings: Settings, library: ctypes.CDLL | None = None) -> Kernel:
 
 
 @pytest.mark.parametrize("beside", [False, True])
-@pytest.mark.parametrize("predictors", [TEXT, PICTURES, ("order:0",)])
+@pytest.mark.parametrize("predictors", [TEXT, FAR, PLANES, WAVES, ("order:0",)])
 @pytest.mark.parametrize("kind", inputs())
 def test_kernel_and_definition_agree(kind: str, predictors: tuple[str, ...], beside: bool) -> None:
     settings = Settings(predictors, MEMORY)

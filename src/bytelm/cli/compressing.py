@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from bytelm.cli.common import Json, Quiet, Stream, Tables, Weights, counter, is_stdin, print_json
-from bytelm.cli.online import Online, opened
+from bytelm.cli.online import Kind, Online, opened
 from bytelm.cli.resuming import STATE, resuming
 from bytelm.errors import CheckpointError, DataError, ResourceError, UsageError
 
@@ -70,7 +70,7 @@ def compress(
         raise UsageError("compressed data is not written to a terminal: name a file with --out")
     source, size = given(file)
     lm = load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
-    memory, progress = opened(run, online), counter("compressing", size, quiet or json)
+    memory, progress = beginning(run, online, source, size), counter("compressing", size, quiet or json)
     with nullcontext((None, None)) if is_stdin(out) else resuming("compress", out, size) as (resume, _):
         new(out)  # again: another command may have written it before this one had it
         packed = encode(lm.model, source, size, lm.context, progress, memory, streams, resume)
@@ -112,6 +112,7 @@ def decompress(
     from bytelm.compress.header import opened as header_of
     from bytelm.compress.stream import decompress as unpack
     from bytelm.lm import load
+    from bytelm.online.memory import Memory
 
     if out is None and file.suffix != SUFFIX and not is_stdin(file):
         raise UsageError(f"{file} does not end in {SUFFIX}: name the file to write with --out")
@@ -119,7 +120,7 @@ def decompress(
     packed, lm = read(file), load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
     try:
         header, _ = header_of(lm.model, packed)
-        memory = opened(run, header.online, header.memory)
+        memory = Memory(header.settings) if header.online == "cold" else opened(run, header.online)
         progress = counter("decompressing", header.size, quiet or json)
         if is_stdin(out):
             write(out, unpack(lm.model, packed, progress, memory))
@@ -130,6 +131,20 @@ def decompress(
     line, sizes = f"{len(packed):,} → {header.size:,} bytes", {"from": len(packed), "bytes": header.size}
     tell(out, line, sizes, quiet, json)
     return 0
+
+
+def beginning(run: Path, online: Kind | None, source: Source, size: int) -> Memory | None:
+    """The memory that `--online` asks for; an empty one has predictors that suit the file, as its header says."""
+    import numpy as np
+
+    from bytelm.online.kinds import SAMPLE, suited
+    from bytelm.online.memory import Memory
+
+    if online != "cold":
+        return opened(run, online)
+    first = np.empty(min(size, SAMPLE), np.uint8)
+    source.read_into(0, first)
+    return Memory(suited(first))
 
 
 def restore(

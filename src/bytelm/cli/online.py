@@ -65,13 +65,13 @@ class Learners:
         return None if self.dynamic is None else Dynamic(model, self.dynamic)
 
 
-def opened(run: Path, online: Kind | None, size: int | None = None) -> Memory | None:
-    """The memory that `--online` asks for; an empty one is of `size` bytes. Raises UsageError and CheckpointError."""
+def opened(run: Path, online: Kind | None) -> Memory | None:
+    """The memory that `--online` asks for. Raises UsageError and CheckpointError."""
     if online is None:
         return None
     from bytelm.online import saved
 
-    return saved.opened(run, online, size)
+    return saved.opened(run, online)
 
 
 def beside(run: Path, online: Kind | None) -> dict[str, Any]:
@@ -98,11 +98,12 @@ def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json
     from bytelm.compress.lanes import State
     from bytelm.data.corpora import open_corpus
     from bytelm.online.memory import Memory
-    from bytelm.online.saved import FILE, home
+    from bytelm.online.saved import FILE, for_training, home
     from bytelm.online.settings import Settings
 
     file = home(run) / FILE
-    corpus, made = open_corpus(home(run) / "data"), Memory(Settings(memory=round(memory * 2**20)))
+    corpus = open_corpus(home(run) / "data")
+    made = Memory(for_training(corpus, Settings(memory=round(memory * 2**20))))
     total = corpus.bytes("train")
     progress = counter("learning", total, quiet or json)
     with resuming("prime", file, total) as (resume, _):

@@ -20,7 +20,9 @@ from bytelm.decoding import over_bytes
 from bytelm.decoding.bytewise import over_bytes_context
 from bytelm.device import use
 from bytelm.evaluate.bits import measure
+from bytelm.online.kinds import suited
 from bytelm.online.memory import Memory
+from bytelm.online.settings import Settings
 from bytelm.report.markup import Table
 from bytelm.units import LN2
 
@@ -35,25 +37,28 @@ def ask(outcome: Outcome, device: str, watch: Callable[[str, int], Callable[[int
     about a step per byte, of which "bits_per_byte" is then: a little below that of their usual tokens.
     """
     segments = [data for _, data in kept(outcome.home / HELD_OUT)]
-    size, empty = sum(map(len, segments)), Memory()
+    size, empty = sum(map(len, segments)), Memory(suited(b"".join(segments)))
     alone = sum(float(empty.nats(data).sum()) for data in segments) / LN2 / size
     found: dict[str, list[dict[str, Any]]] = {}
     for result in outcome.results:
         run = outcome.home / folder_of(result["model"], result["seed"], result.get("factor", 1.0))
         if not (run / ONLINE).exists():
-            measured = of_run(run, segments, device, watch(f"{run.name} beside a memory", size))
+            measured = of_run(run, segments, empty.settings, device, watch(f"{run.name} beside a memory", size))
             write_whole(run / ONLINE, json.dumps(measured).encode())
         own = json.loads((run / ONLINE).read_text(encoding="utf-8"))
         found.setdefault(result["model"], []).append({"seed": result["seed"], **own})
     return {"memory": empty.bytes, "alone": alone, "models": [model(name, runs) for name, runs in found.items()]}
 
 
-def of_run(run: Path, segments: list[bytes], device: str, progress: Callable[[int], None] | None) -> dict[str, float]:
+def of_run(
+    run: Path, segments: list[bytes], settings: Settings, device: str, progress: Callable[[int], None] | None
+) -> dict[str, float]:
     """Bits per byte of one run, by itself and with a memory."""
     loaded = load(run, use(device))
     context = over_bytes_context(loaded.model, int(loaded.state["context"]))
     documents = ((str(number), data) for number, data in enumerate(segments))
-    beside = measure(over_bytes(loaded.model), documents, context=context, memory=Memory(), progress=progress)
+    memory = Memory(settings)
+    beside = measure(over_bytes(loaded.model), documents, context=context, memory=memory, progress=progress)
     bytes, nats, both = 0, 0.0, 0.0
     for document in beside:
         bytes, nats, both = bytes + document.bytes, nats + document.nats, both + (document.online or 0.0)

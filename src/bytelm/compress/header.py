@@ -9,14 +9,14 @@ from typing import Literal
 
 import torch
 
-from bytelm.errors import DataError
+from bytelm.errors import ConfigError, DataError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.online.memory import Memory
-from bytelm.online.settings import LARGEST, SMALLEST
+from bytelm.online.settings import TEXT, Settings
 
-MAGIC, VERSION = b"BLMC", 4
+MAGIC, VERSION = b"BLMC", 5
 HEADER = struct.Struct("<4sBB8sIIBQI")  # magic, version, kind, model, probe, context, lanes, size, checksum
-ONLINE = struct.Struct("<Q8s")  # follows with a memory: its bytes, and what it was
+ONLINE = struct.Struct("<Q8sH")  # follows with a memory: its bytes, what it was, the length of its predictors' names
 LENGTH = struct.Struct("<Q")  # follow with several memories: coded bytes of each lane but the last
 LONGEST = 1 << 24  # bytes of context
 MOST_LANES = 64
@@ -43,8 +43,8 @@ class Header:
     """CRC-32 of them."""
     online: Kind | None = None
     """Which memory it needs, as `--online` names it."""
-    memory: int = 0
-    """Bytes of the memory's setting; 0 without one."""
+    settings: Settings | None = None
+    """The memory's; None without one."""
     identity: bytes = bytes(8)
     """Of the memory before it learned the file."""
 
@@ -52,7 +52,11 @@ class Header:
         """The header as bytes."""
         kind, whose = KINDS.index(self.online), (self.model, self.probe)
         fixed = HEADER.pack(MAGIC, VERSION, kind, *whose, self.context, self.lanes, self.size, self.checksum)
-        return fixed + (ONLINE.pack(self.memory, self.identity) if self.online else b"")
+        if self.settings is None:
+            return fixed
+        usual = self.settings.predictors == TEXT
+        names = b"" if usual else ",".join(self.settings.predictors).encode()
+        return fixed + ONLINE.pack(self.settings.memory, self.identity, len(names)) + names
 
 
 def opened(model: ByteModel, packed: bytes) -> tuple[Header, list[bytes]]:
@@ -71,13 +75,21 @@ def opened(model: ByteModel, packed: bytes) -> tuple[Header, list[bytes]]:
         raise DataError("another model wrote it: name the run that compressed it, with the same --weights")
     whole = kind < len(KINDS) and 2 <= found.context < LONGEST and 1 <= found.lanes <= MOST_LANES
     if whole and kind:
-        whole = len(coded) > ONLINE.size
-        memory, which = ONLINE.unpack(coded[: ONLINE.size].ljust(ONLINE.size, b"\0"))
-        found, coded = replace(found, online=KINDS[kind], memory=memory, identity=which), coded[ONLINE.size :]
-        whole = whole and SMALLEST <= memory <= LARGEST
+        memory, which, length = ONLINE.unpack(coded[: ONLINE.size].ljust(ONLINE.size, b"\0"))
+        names, coded = coded[ONLINE.size :][:length], coded[ONLINE.size + length :]
+        found = replace(found, online=KINDS[kind], settings=_settings(names, memory), identity=which)
+        whole = len(coded) > 0 and found.settings is not None
     if not whole or not 0 < found.size <= MOST * len(packed):
         raise DataError(f"its header is damaged: {WHOLE}")
     return found, _parts(found, coded)
+
+
+def _settings(names: bytes, memory: int) -> Settings | None:
+    """A memory's, by the names of its predictors, nothing for the usual ones; None if there are none such."""
+    try:
+        return Settings(tuple(names.decode().split(",")) if names else TEXT, memory)
+    except (ConfigError, UsageError, UnicodeDecodeError):
+        return None
 
 
 def joined(header: Header, parts: list[bytes]) -> bytes:

@@ -90,7 +90,7 @@ def encode(
     header = Header(identity(model), probe(model), context, streams, size, checksum(source, size))
     if memory is not None:
         kind = "primed" if memory.read_bytes else "cold"
-        header = replace(header, online=kind, memory=memory.settings.memory, identity=memory.identity())
+        header = replace(header, online=kind, settings=memory.settings, identity=memory.identity())
     side = ModelWriter() if memory is None else MemoryWriter(memory, streams)
     for _ in run(model, source, header, side, progress, resume, header.pack(), known=True):
         pass

@@ -6,7 +6,7 @@
 
 namespace bytelm::online {
 
-enum Code : int64_t { ORDER = 1, WORD = 2, WORDS = 3, COLUMN = 4, SPARSE = 5, INDIRECT = 6, STRIDE = 7, MATCH = 9 };
+enum Code : int64_t { ORDER = 1, WORD = 2, WORDS = 3, COLUMN = 4, SPARSE = 5, INDIRECT = 6, STRIDE = 7, PLANE = 8, MATCH = 9, WAVE = 10 };
 
 inline bool in_word(uint8_t b) {
     return (b >= 'a' && b <= 'z') || (b >= 'A' && b <= 'Z') || (b >= '0' && b <= '9') || b == '_' || b >= 128;
@@ -14,6 +14,40 @@ inline bool in_word(uint8_t b) {
 
 inline uint64_t last(const Header& h, int64_t count) {
     return count >= 8 ? h.recent : h.recent & ((uint64_t(1) << (8 * count)) - 1);
+}
+
+// Of `plane`: the number that follows from those at distances, for the byte `back` before the next one.
+inline int expected(const Memory& m, int64_t back, int64_t distances) {
+    const int64_t distance = distances & 0xFFFFF, others = distances >> 20, there = m.head().position - back - distance;
+    const int found = there >= 0 ? m.byte(there) : 0;
+    return others ? found + expected(m, back, others) - expected(m, back + distance, others) : found;
+}
+
+constexpr int TAPS = 16;
+struct Channel {  // of `wave`
+    int32_t expected, wrong, newest, unused, left[TAPS], weights[TAPS];
+};
+
+// The channel of the next byte.
+inline Channel& channel_of(const Memory& m, const Part& part) {
+    return m.at<Channel>(part.at)[m.head().position / 2 % (part.parameter & 7)];
+}
+
+// A whole sample teaches its channel, and the next one is expected.
+inline void learn_sample(const Memory& m, Channel& c, int step, int sample) {
+    m.touch(&c, sizeof(Channel));
+    const int64_t error = sample - c.expected, off = std::abs(error);
+    int64_t energy = 1024, filtered = 32768;
+    for (int i = 0; i < TAPS; i++) energy += int64_t(c.left[i]) * c.left[i];
+    const int64_t share = (off * step << 24) / energy * (error > 0 ? 1 : -1);
+    for (int i = 0; i < TAPS; i++)
+        c.weights[i] = int32_t(std::clamp<int64_t>(c.weights[i] + (share * c.left[i] >> 16), -(1 << 24), 1 << 24));
+    for (int i = TAPS - 1; i; i--) c.left[i] = c.left[i - 1];
+    c.left[0] = sample - (15 * c.newest >> 4);
+    for (int i = 0; i < TAPS; i++) filtered += int64_t(c.weights[i]) * c.left[i];
+    c.expected = int32_t(std::clamp<int64_t>((15 * sample >> 4) + (filtered >> 16), -32768, 32767));
+    c.wrong += int32_t(16 * off - c.wrong) >> 3;
+    c.newest = sample;
 }
 
 // What a context is before the next byte; contexts of different predictors are kept apart by the caller.
@@ -35,6 +69,21 @@ inline uint64_t context_of(const Memory& m, const Part& part) {
     case STRIDE: {
         const int64_t above = h.position - part.parameter;
         return uint64_t(above >= 0 ? m.byte(above) : 0) << 8 | (h.recent & 255);
+    }
+    case PLANE: {
+        int64_t distances = 0;  // those of 0 are left out
+        for (int shift = 43; shift > 0; shift -= 20)
+            if (const int64_t distance = part.parameter >> shift & 0xFFFFF) distances = distances << 20 | distance;
+        return uint64_t(std::clamp(expected(m, 0, distances), 0, 255)) << 3 | h.position % (part.parameter & 7);
+    }
+    case WAVE: {
+        const Channel& c = channel_of(m, part);
+        const bool coarse = part.parameter >> 11;
+        int scale = 0;
+        while (scale < 15 && c.wrong >> scale) scale++;
+        if (h.position % 2 == 0) return uint64_t(coarse ? c.expected >> 2 & 0x3FFF : c.expected & 255) << 5 | scale << 1;
+        const int apart = c.expected - int(h.recent & 255), high = (apart + 128) >> 8 & 255;
+        return uint64_t(coarse ? high : high << 5 | (apart & 255) >> 3) << 5 | scale << 1 | 1;
     }
     default: return 0;
     }
@@ -68,6 +117,12 @@ inline void note_byte(const Memory& m, const Part& part, uint8_t byte) {
         m.put(of, uint16_t(of << 8 | byte));
         break;
     }
+    case WAVE:
+        if (m.head().position % 2) {
+            const int sample = int16_t(uint16_t((m.head().recent & 255) | byte << 8));
+            learn_sample(m, channel_of(m, part), part.parameter >> 3 & 255, sample);
+        }
+        break;
     default: break;
     }
 }

@@ -279,7 +279,7 @@ class Definition:
             self.learn_half(self.claim(number, 16 | byte >> 4), number, byte & 15)
         self.follow(byte)
         for named, own in self.contexts:
-            named.module.note(self.arena, own[2], byte)
+            named.module.note(self.arena, own[2], own[1], byte)
         position = self.arena.position
         self.data[self.arena.ring + (position & self.arena.ring_mask)] = byte
         self.arena.changing[1] = self.arena.last(7) << 8 | byte

@@ -1,4 +1,4 @@
-"""The memory of a run, saved in it: where it is, and how it is opened."""
+"""The memory of a run: an empty one for bytes like its own, or the one that is saved in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from bytelm.errors import UsageError
+import numpy as np
+
+from bytelm.data.corpora import open_corpus
+from bytelm.data.corpus import Corpus
+from bytelm.errors import BytelmError, UsageError
+from bytelm.online.kinds import SAMPLE, suited
 from bytelm.online.memory import Memory
 from bytelm.online.settings import Settings
 
@@ -20,10 +25,30 @@ def home(run: Path) -> Path:
     return run.parent.parent if run.parent.name == "checkpoints" else run
 
 
-def opened(run: Path, kind: Kind, size: int | None = None) -> Memory:
-    """An empty memory of `size` bytes, or the one of the run. Raises UsageError and CheckpointError."""
+def for_training(corpus: Corpus, settings: Settings) -> Settings:
+    """With predictors that suit the training split, by its beginning."""
+    found, size = list[np.ndarray](), 0
+    for table in corpus.tables("train"):
+        for start, count in zip(table.starts.tolist(), table.sizes.tolist(), strict=True):
+            if size >= SAMPLE:
+                break
+            found.append(corpus.read(start, min(count, SAMPLE - size)))
+            size += len(found[-1])
+    return suited(np.concatenate(found), settings) if found else settings
+
+
+def empty(run: Path, settings: Settings) -> Memory:
+    """An empty memory with predictors that suit the run's training split, where that is still there."""
+    try:
+        return Memory(for_training(open_corpus(home(run) / "data"), settings))
+    except BytelmError:  # gone, or damaged: what it holds is not needed
+        return Memory(settings)
+
+
+def opened(run: Path, kind: Kind, settings: Settings | None = None) -> Memory:
+    """An `empty` memory, or the one of the run. Raises UsageError and CheckpointError."""
     if kind == "cold":
-        return Memory(Settings() if size is None else Settings(memory=size))
+        return empty(run, settings or Settings())
     path = home(run) / FILE
     if not path.exists():
         raise UsageError(f"online primed: {path} is missing: build it once with `bytelm prime {home(run)}`")

@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Named:
-    """A predictor and its number."""
+    """A predictor and its numbers, the first one in the lowest bits of `parameter`, as many as its largest needs."""
 
     name: str
     module: ModuleType
@@ -61,14 +61,19 @@ class Named:
     @classmethod
     def of(cls, text: str) -> Named:
         """From "order:3" or "word". Raises ConfigError."""
-        name, colon, given = text.partition(":")
+        name, *given = text.split(":")
         module = find("online.predictors", name)
-        low, high = module.PARAMETER
-        if bool(colon) != (high > 0) or (colon and not (given.isascii() and given.isdigit() and len(given) < 9)):
-            raise ConfigError(f"online.predictors: {text!r}: give {name}{':NUMBER' if high else ' without a number'}")
-        parameter = int(given or 0)
-        if not low <= parameter <= high:
-            raise ConfigError(f"online.predictors: {text!r}: the number must be from {low} to {high}")
+        ranges: tuple[tuple[int, int], ...] = module.PARAMETERS
+        if len(given) != len(ranges) or not all(number.isascii() and number.isdigit() for number in given):
+            takes = name + ":NUMBER" * len(ranges) if ranges else f"{name} without a number"
+            raise ConfigError(f"online.predictors: {text!r}: give {takes}")
+        parameter = bits = 0
+        for number, (low, high) in zip(given, ranges, strict=True):
+            if len(number) > 9 or not low <= int(number) <= high:
+                which = "the number" if len(ranges) == 1 else number
+                raise ConfigError(f"online.predictors: {text!r}: {which} must be from {low} to {high}")
+            parameter |= int(number) << bits
+            bits += high.bit_length()
         return cls(text, module, parameter)
 
     @property

@@ -18,6 +18,7 @@ from bytelm.lm import LM
 from bytelm.machine import memory
 from bytelm.online import saved
 from bytelm.online.memory import Memory
+from bytelm.online.settings import Settings
 from bytelm.serve import logs
 from bytelm.serve.queue import FairQueue
 
@@ -139,7 +140,7 @@ class Served:
         if kind not in self.memories:
             if kind == "primed" and saved.reader(self.checkpoint.path) is None:  # its path is not for clients
                 raise UsageError(f"online primed: {self.name} has no memory: its operator can run `bytelm prime`")
-            self.memories[kind] = saved.opened(self.checkpoint.path, kind, COLD)
+            self.memories[kind] = saved.opened(self.checkpoint.path, kind, Settings(memory=COLD))
         return self.memories[kind]
 
     def check(self, request: Request) -> None:

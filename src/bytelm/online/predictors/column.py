@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bytelm.online.arena import MASK, Arena
 
-CODE, PARAMETER, BYTES = 4, (0, 0), 16
+CODE, PARAMETERS, BYTES = 4, (), 16
 
 
 def context(arena: Arena, own: int, parameter: int) -> int:
@@ -12,7 +12,7 @@ def context(arena: Arena, own: int, parameter: int) -> int:
     return (arena.number(own) << 8 | arena.last(1)) & MASK
 
 
-def note(arena: Arena, own: int, byte: int) -> None:
+def note(arena: Arena, own: int, parameter: int, byte: int) -> None:
     """own: the number of blanks, then 256 times that and the first other byte; whether that was seen."""
     if byte == 10:
         arena.set_number(own, 0)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bytelm.online.arena import K1, MASK, Arena
 
-CODE, PARAMETER, BYTES = 9, (1, 64), 24
+CODE, PARAMETERS, BYTES = 9, ((1, 64),), 24
 LONGEST, VERIFIED, MISSES, ENOUGH = 65535, 400, 8, 16
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bytelm.online.arena import K1, MASK, Arena
 
-CODE, PARAMETER, BYTES = 1, (0, 32), 0
+CODE, PARAMETERS, BYTES = 1, ((0, 32),), 0
 
 
 def context(arena: Arena, own: int, parameter: int) -> int:
@@ -15,5 +15,5 @@ def context(arena: Arena, own: int, parameter: int) -> int:
     return found
 
 
-def note(arena: Arena, own: int, byte: int) -> None:
+def note(arena: Arena, own: int, parameter: int, byte: int) -> None:
     """Nothing of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bytelm.online.arena import Arena
 
-CODE, PARAMETER, BYTES = 5, (0, 0), 0
+CODE, PARAMETERS, BYTES = 5, (), 0
 
 
 def context(arena: Arena, own: int, parameter: int) -> int:
@@ -12,5 +12,5 @@ def context(arena: Arena, own: int, parameter: int) -> int:
     return arena.last(4) >> 8
 
 
-def note(arena: Arena, own: int, byte: int) -> None:
+def note(arena: Arena, own: int, parameter: int, byte: int) -> None:
     """Nothing of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bytelm.online.arena import Arena
 
-CODE, PARAMETER, BYTES = 7, (1, 1 << 20), 0
+CODE, PARAMETERS, BYTES = 7, ((1, 1 << 20),), 0
 
 
 def context(arena: Arena, own: int, parameter: int) -> int:
@@ -13,5 +13,5 @@ def context(arena: Arena, own: int, parameter: int) -> int:
     return (arena.byte(above) if above >= 0 else 0) << 8 | arena.last(1)
 
 
-def note(arena: Arena, own: int, byte: int) -> None:
+def note(arena: Arena, own: int, parameter: int, byte: int) -> None:
     """Nothing of its own."""

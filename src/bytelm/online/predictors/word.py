@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bytelm.online.arena import K1, MASK, Arena, in_word
 
-CODE, PARAMETER, BYTES = 2, (0, 0), 16
+CODE, PARAMETERS, BYTES = 2, (), 16
 
 
 def context(arena: Arena, own: int, parameter: int) -> int:
@@ -12,7 +12,7 @@ def context(arena: Arena, own: int, parameter: int) -> int:
     return (arena.number(own) + arena.last(1)) & MASK
 
 
-def note(arena: Arena, own: int, byte: int) -> None:
+def note(arena: Arena, own: int, parameter: int, byte: int) -> None:
     """own: the hash of the word so far, and that of the last whole one."""
     word = arena.number(own)
     if in_word(byte):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bytelm.online.arena import K2, MASK, Arena
 from bytelm.online.predictors import word
 
-CODE, PARAMETER, BYTES = 3, (0, 0), 16
+CODE, PARAMETERS, BYTES = 3, (), 16
 
 
 def context(arena: Arena, own: int, parameter: int) -> int:
@@ -13,6 +13,6 @@ def context(arena: Arena, own: int, parameter: int) -> int:
     return (arena.number(own) * K2 + arena.number(own + 8)) & MASK
 
 
-def note(arena: Arena, own: int, byte: int) -> None:
+def note(arena: Arena, own: int, parameter: int, byte: int) -> None:
     """As `word` does."""
-    word.note(arena, own, byte)
+    word.note(arena, own, parameter, byte)

@@ -1,0 +1,93 @@
+"""Which predictors suit some bytes: those for text, for pictures of some row length, or for 16-bit sound.
+
+    settings = suited(data)     of a memory for bytes like these
+
+What suits is tried: some bytes from the middle are read with each set that is not far off, and the cheapest is taken.
+Text, by far the most frequent, is told by its differences, which need more bits than its bytes do; so nothing is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.online.memory import Memory
+from bytelm.online.settings import TEXT, Settings
+
+SAMPLE = 1 << 20  # bytes that need be given, at most
+LOOKED_AT, TRIAL, SMALL = 1 << 16, 1 << 15, 4 << 20  # bytes: of statistics, of a trial, of its memory
+FRAME = 12  # bytes: whole pixels and samples of all kinds
+CHANNELS = (1, 2, 3, 4)
+NEAREST_ROW = 24  # bytes
+WINS = 0.99  # of the bits of the best so far, at most: simpler sets come first
+
+
+def picture(channels: int, row: int) -> tuple[str, ...]:
+    """Predictors for pixels of so many bytes, in rows of so many: neighbours, and planes and lines through them."""
+    beside, above = f"plane:{channels}:{channels}", f"plane:{channels}:{row}"
+    planes = [f"{beside}:{row}:0", f"{beside}:{row - channels}:0", f"{beside}:{channels}:0", f"{above}:{row}:0"]
+    if channels > 1:  # by what the colour before is beside what it was expected to be
+        planes += [f"{beside}:1:0", f"{above}:1:0", f"{beside}:{row}:1"]
+    return ("order:0", "order:1", "order:2", f"stride:{channels}", f"stride:{row}", "match:24", *planes)
+
+
+def sound(channels: int) -> tuple[str, ...]:
+    """Predictors for so many channels of 16-bit samples: a filter that learns fast, and one that learns slowly."""
+    filters = [f"wave:{channels}:{step}:{detail}" for step in (128, 32) for detail in (0, 1)]
+    return ("order:0", "order:1", f"stride:{2 * channels}", "match:24", *filters)
+
+
+def suited(data: NDArray[np.uint8] | bytes, settings: Settings | None = None) -> Settings:
+    """`settings` (the default ones) with predictors that suit bytes like these: the beginning of a file, say."""
+    whole = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
+    seen = whole[max(0, len(whole) - LOOKED_AT) // 2 // FRAME * FRAME :][:LOOKED_AT]
+    settings = settings or Settings()
+    best, least = TEXT, 0.0
+    for predictors in candidates(seen):
+        least = least or cost(seen, TEXT)
+        if (bits := cost(seen, predictors)) < WINS * least:
+            best, least = predictors, bits
+    return replace(settings, predictors=best)
+
+
+def cost(data: NDArray[np.uint8], predictors: tuple[str, ...]) -> float:
+    """What the first bytes cost a memory that begins empty, in nats."""
+    return float(Memory(Settings(predictors, SMALL)).nats(data[:TRIAL]).sum())
+
+
+def candidates(data: NDArray[np.uint8]) -> Iterator[tuple[str, ...]]:
+    """The sets whose differences need fewer bits than the bytes themselves."""
+    if len(data) < 1024:
+        return
+    plain = entropy(data)
+    for channels in CHANNELS:
+        row = likeliest_row(data, channels)
+        if row is not None and entropy(data[channels:] - data[:-channels]) < plain:
+            yield picture(channels, row)
+    samples = data[: len(data) // 2 * 2].view("<i2")
+    high = entropy(samples.view(np.uint8)[1::2])
+    for count in CHANNELS[:2]:
+        if entropy((samples[count:] - samples[:-count]).view(np.uint8)[1::2]) < high:
+            yield sound(count)
+
+
+def entropy(data: NDArray[np.uint8]) -> float:
+    """Of the distribution of bytes, in bits."""
+    share = np.bincount(data, minlength=256) / max(1, len(data))
+    return float(-(share[share > 0] * np.log2(share[share > 0])).sum())
+
+
+def likeliest_row(data: NDArray[np.uint8], channels: int) -> int | None:
+    """The distance in bytes at which bytes differ least, and less than a pixel nearer and a pixel further."""
+    x = data.astype(np.float64) - data.mean()
+    spectrum = np.fft.rfft(x, 2 * len(x))
+    squares = np.concatenate([[0.0], np.cumsum(x * x)])
+    lags = np.arange(len(x) // 4)
+    products = np.fft.irfft(np.abs(spectrum) ** 2)[: len(lags)]
+    apart = (squares[len(x) - lags] + squares[-1] - squares[lags] - 2 * products) / (len(x) - lags)
+    inside = np.arange(max(NEAREST_ROW, channels + 1), len(lags) - channels)
+    dips = inside[(apart[inside] < apart[inside - channels]) & (apart[inside] < apart[inside + channels])]
+    return int(dips[apart[dips].argmin()]) if len(dips) else None

@@ -1,0 +1,40 @@
+"""The memory that a compressed file needs is in its header: how large, and with which predictors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bytelm.cli import run as cli
+from bytelm.compress.header import opened
+from bytelm.compress.stream import compress
+from bytelm.errors import DataError
+from bytelm.lm import load
+from bytelm.online.kinds import picture
+from bytelm.online.memory import Memory
+from bytelm.online.settings import Settings
+from bytelm.testing import UniformModel
+
+
+def test_a_memory_suits_the_file_and_the_header_says_how(run: Path, tmp_path: Path) -> None:
+    """`compress` looks at the file, not at what the run was trained on; `decompress` is told."""
+    y, x = np.mgrid[0:50, 0:60]
+    grain = np.random.default_rng(0).normal(0, 1, x.shape)
+    file, packed = tmp_path / "picture.raw", tmp_path / "picture.blm"
+    file.write_bytes((120 + 60 * np.sin(x / 9) + 40 * np.cos(y / 7) + grain).astype(np.uint8).tobytes())
+    assert cli(["compress", str(run), str(file), "--online", "cold", "--out", str(packed), "--quiet"]) == 0
+    header, _ = opened(load(run).model, packed.read_bytes())
+    assert header.settings == Settings(picture(1, 60))
+    assert cli(["decompress", str(run), str(packed), "--out", str(tmp_path / "restored"), "--quiet"]) == 0
+    assert (tmp_path / "restored").read_bytes() == file.read_bytes()
+
+
+def test_predictors_that_nobody_knows_are_a_damaged_header() -> None:
+    model = UniformModel()
+    packed = compress(model, b"some bytes", 64, memory=Memory(Settings(("order:0", "order:1"), 1 << 20)))
+    assert b"order:1" in packed
+    for name in (b"order-1", b"ordet:1", b"order:\xff", b"order:0"):
+        with pytest.raises(DataError, match="its header is damaged"):
+            opened(model, packed.replace(b"order:1", name, 1))

@@ -1,0 +1,86 @@
+"""Predictors are those for text, pictures or sound, as the bytes are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bytelm.online import kinds
+from bytelm.online.kinds import picture, sound, suited
+from bytelm.online.memory import Memory
+from bytelm.online.settings import TEXT, Settings
+
+SMALL = 4 << 20
+
+
+def smooth(rows: int, width: int, channels: int) -> NDArray[np.uint8]:
+    """Pictures of rolling hills with some noise, whose colours are alike."""
+    random = np.random.default_rng(rows * width)
+    y, x = np.mgrid[0:rows, 0:width]
+    hills = 110 + 50 * np.sin(x / 17 + y / 40) + 40 * np.cos(y / 11 - x / 60)
+    grain = random.normal(0, 3, (rows, width, 1)) + random.normal(0, 1, (rows, width, channels))
+    colours = hills[..., None] * (1 - 0.25 * np.arange(channels)) + 15 * np.arange(channels) + grain
+    return colours.clip(0, 255).astype(np.uint8).ravel()
+
+
+def tones(count: int, channels: int) -> NDArray[np.uint8]:
+    """Some seconds of chords, different ones in each channel, that fade in."""
+    random, time = np.random.default_rng(channels), np.arange(count) / 16_000
+    chords = [sum(np.sin(2 * np.pi * pitch * (1 + c / 3) * time) for pitch in (220, 331, 517)) for c in range(channels)]
+    loud = np.stack(chords, 1) * np.linspace(500, 6000, count)[:, None] + random.normal(0, 20, (count, channels))
+    return loud.astype("<i2").view(np.uint8).ravel()
+
+
+def prose() -> NDArray[np.uint8]:
+    words = np.random.default_rng(0).choice(["when ", "the ", "sea, ", "calm ", "as glass, ", "lay\n", "we "], 9000)
+    return np.frombuffer("".join(words).encode(), np.uint8)
+
+
+KINDS = {
+    "grey picture": (smooth(240, 300, 1), picture(1, 300)),
+    "colour pictures": (smooth(400, 64, 3), picture(3, 192)),
+    "mono": (tones(60_000, 1), sound(1)),
+    "stereo": (tones(60_000, 2), sound(2)),
+    "prose": (prose(), TEXT),
+    "noise": (np.random.default_rng(1).integers(0, 256, 70_000).astype(np.uint8), TEXT),
+    "zeros": (np.zeros(70_000, np.uint8), TEXT),
+    "few bytes": (smooth(10, 10, 1), TEXT),
+    "no bytes": (np.zeros(0, np.uint8), TEXT),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictors_suit_the_bytes(kind: str) -> None:
+    data, predictors = KINDS[kind]
+    assert suited(data, Settings(memory=SMALL)) == Settings(predictors, SMALL)
+    assert suited(data.tobytes()) == Settings(predictors)
+
+
+@pytest.mark.parametrize("kind", ["grey picture", "colour pictures", "mono", "stereo"])
+def test_they_are_worth_it(kind: str) -> None:
+    data, predictors = KINDS[kind]
+    costs = [Memory(Settings(some, SMALL)).nats(data).sum() for some in (predictors, TEXT)]
+    assert costs[0] < 0.95 * costs[1]
+
+
+def test_each_of_them_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any plane pictures cost more, without any filter sound does."""
+    for kind, name in (("colour pictures", "plane"), ("mono", "wave")):
+        data, predictors = KINDS[kind]
+        rest = tuple(one for one in predictors if not one.startswith(name))
+        assert kinds.cost(data, predictors) < 0.97 * kinds.cost(data, rest)
+
+
+def test_text_costs_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(data: NDArray[np.uint8], predictors: tuple[str, ...]) -> float:
+        raise AssertionError(predictors)
+
+    monkeypatch.setattr(kinds, "cost", tried)
+    assert suited(prose()).predictors == TEXT
+
+
+def test_what_suits_is_found_in_the_middle() -> None:
+    """A quiet beginning does not hide sound, nor a title page pictures."""
+    silence = np.zeros(70_000, np.uint8)
+    assert suited(np.concatenate([silence, tones(100_000, 1)])).predictors == sound(1)
