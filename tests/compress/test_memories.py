@@ -12,7 +12,7 @@ from bytelm.compress.header import opened
 from bytelm.compress.stream import compress
 from bytelm.errors import DataError
 from bytelm.lm import load
-from bytelm.online.kinds import picture
+from bytelm.online.kinds import image
 from bytelm.online.memory import Memory
 from bytelm.online.settings import Settings
 from bytelm.testing import UniformModel
@@ -26,7 +26,7 @@ def test_a_memory_suits_the_file_and_the_header_says_how(run: Path, tmp_path: Pa
     file.write_bytes((120 + 60 * np.sin(x / 9) + 40 * np.cos(y / 7) + grain).astype(np.uint8).tobytes())
     assert cli(["compress", str(run), str(file), "--online", "cold", "--out", str(packed), "--quiet"]) == 0
     header, _ = opened(load(run).model, packed.read_bytes())
-    assert header.settings == Settings(picture(1, 60))
+    assert header.settings == Settings(image(1, 60))
     assert cli(["decompress", str(run), str(packed), "--out", str(tmp_path / "restored"), "--quiet"]) == 0
     assert (tmp_path / "restored").read_bytes() == file.read_bytes()
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bytelm.online import kinds
-from bytelm.online.kinds import picture, sound, suited
+from bytelm.online.kinds import audio, image, suited
 from bytelm.online.memory import Memory
 from bytelm.online.settings import TEXT, Settings
 
@@ -38,10 +38,10 @@ def prose() -> NDArray[np.uint8]:
 
 
 KINDS = {
-    "grey picture": (smooth(240, 300, 1), picture(1, 300)),
-    "colour pictures": (smooth(400, 64, 3), picture(3, 192)),
-    "mono": (tones(60_000, 1), sound(1)),
-    "stereo": (tones(60_000, 2), sound(2)),
+    "grey picture": (smooth(240, 300, 1), image(1, 300)),
+    "colour pictures": (smooth(400, 64, 3), image(3, 192)),
+    "mono": (tones(60_000, 1), audio(1)),
+    "stereo": (tones(60_000, 2), audio(2)),
     "prose": (prose(), TEXT),
     "noise": (np.random.default_rng(1).integers(0, 256, 70_000).astype(np.uint8), TEXT),
     "zeros": (np.zeros(70_000, np.uint8), TEXT),
@@ -83,4 +83,4 @@ def test_text_costs_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_suits_is_found_in_the_middle() -> None:
     """A quiet beginning does not hide sound, nor a title page pictures."""
     silence = np.zeros(70_000, np.uint8)
-    assert suited(np.concatenate([silence, tones(100_000, 1)])).predictors == sound(1)
+    assert suited(np.concatenate([silence, tones(100_000, 1)])).predictors == audio(1)

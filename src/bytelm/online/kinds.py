@@ -1,4 +1,4 @@
-"""Which predictors suit some bytes: those for text, for pictures of some row length, or for 16-bit sound.
+"""Which predictors suit some bytes: those for text, for images of some row length, or for 16-bit audio.
 
     settings = suited(data)     of a memory for bytes like these
 
@@ -25,7 +25,7 @@ NEAREST_ROW = 24  # bytes
 WINS = 0.99  # of the bits of the best so far, at most: simpler sets come first
 
 
-def picture(channels: int, row: int) -> tuple[str, ...]:
+def image(channels: int, row: int) -> tuple[str, ...]:
     """Predictors for pixels of so many bytes, in rows of so many: neighbours, and planes and lines through them."""
     beside, above = f"plane:{channels}:{channels}", f"plane:{channels}:{row}"
     planes = [f"{beside}:{row}:0", f"{beside}:{row - channels}:0", f"{beside}:{channels}:0", f"{above}:{row}:0"]
@@ -34,7 +34,7 @@ def picture(channels: int, row: int) -> tuple[str, ...]:
     return ("order:0", "order:1", "order:2", f"stride:{channels}", f"stride:{row}", "match:24", *planes)
 
 
-def sound(channels: int) -> tuple[str, ...]:
+def audio(channels: int) -> tuple[str, ...]:
     """Predictors for so many channels of 16-bit samples: a filter that learns fast, and one that learns slowly."""
     filters = [f"wave:{channels}:{step}:{detail}" for step in (128, 32) for detail in (0, 1)]
     return ("order:0", "order:1", f"stride:{2 * channels}", "match:24", *filters)
@@ -66,12 +66,12 @@ def candidates(data: NDArray[np.uint8]) -> Iterator[tuple[str, ...]]:
     for channels in CHANNELS:
         row = likeliest_row(data, channels)
         if row is not None and entropy(data[channels:] - data[:-channels]) < plain:
-            yield picture(channels, row)
+            yield image(channels, row)
     samples = data[: len(data) // 2 * 2].view("<i2")
     high = entropy(samples.view(np.uint8)[1::2])
     for count in CHANNELS[:2]:
         if entropy((samples[count:] - samples[:-count]).view(np.uint8)[1::2]) < high:
-            yield sound(count)
+            yield audio(count)
 
 
 def entropy(data: NDArray[np.uint8]) -> float:

@@ -1,4 +1,4 @@
-"""What a byte is where it continues those at some distances evenly: in pictures, its colour by its neighbours.
+"""What a byte is where it continues those at some distances evenly: in images, its colour by its neighbours.
 
 plane:3:3:192:0 is of pixels of 3 bytes in rows of 192: left + above - above left, as if brightness were a plane. A
 third distance corrects that by how wrong it was there: 1 is the colour before. With one it is the byte itself.

@@ -1,4 +1,4 @@
-"""The byte at a distance, such as a row of a picture or a record of a table, and the last one."""
+"""The byte at a distance, such as a row of an image or a record of a table, and the last one."""
 
 from __future__ import annotations
 

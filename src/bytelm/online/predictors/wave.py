@@ -1,4 +1,4 @@
-"""The next sample of sound: interleaved channels of 16-bit little-endian samples, each with an adaptive linear filter.
+"""The next sample of audio: interleaved channels of 16-bit little-endian samples, each with an adaptive linear filter.
 
 wave:1:128:0 is of 1 channel. The filter expects a sample by the sixteen before it, as normalised least mean squares
 (Widrow and Hoff 1960) learns to with a step of 128 / 256; it sees what is left of samples after 15/16 of the one before
