@@ -192,6 +192,31 @@ def test_names_that_cannot_be_written_are_refused_at_once(
             assert f"cannot write {out} ({why}" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("change", [lambda file: file.write_bytes(b"short"), lambda file: os.utime(file, (1, 1))])
+def test_a_file_that_changes_once_it_is_compressed_is_not_compared(
+    run: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], Any],
+) -> None:
+    file, write = tmp_path / "file", files.write_whole
+    file.write_bytes(data := b"line 7 of some notes\n" * 9)
+
+    def written(*given: Any) -> None:
+        write(*given)
+        change(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_whole", written)
+        assert cli(["compress", str(run), str(file)]) == 0
+    out, err = capfd.readouterr()
+    assert out.rstrip().endswith("bits/byte") and f"not compared with gzip, bzip2 and xz: {file} " in err
+    assert out.count("\n") == err.count("\n") == 1
+    assert cli(["decompress", str(run), str(tmp_path / "file.blm"), "--out", str(tmp_path / "x"), "--quiet"]) == 0
+    assert (tmp_path / "x").read_bytes() == data
+
+
 def test_a_partial_file_of_the_users_is_left(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_bytes(b"line 7 of some notes\n" * 9)
     assert cli(["compress", str(run), str(tmp_path / "file"), "--quiet"]) == 0

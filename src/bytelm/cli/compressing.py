@@ -61,8 +61,6 @@ def compress(
         The file to write, or - for standard output (default: FILE.blm, or - if FILE is -).
     """
     from bytelm.compress.stream import encode
-    from bytelm.compress.windows import pieces
-    from bytelm.evaluate.compressors import compressed
     from bytelm.lm import load
 
     out = new(out or (file if is_stdin(file) else file.with_name(file.name + SUFFIX)), json)
@@ -75,12 +73,25 @@ def compress(
         new(out)  # again: another command may have written it before this one had it
         packed = encode(lm.model, source, size, lm.context, progress, memory, streams, resume)
         write(out, packed)
-    sizes = {name: round(bits * size / 8) for name, bits in compressed([pieces(source, size)]).items()}
-    bits = 8 * len(packed) / size
+    sizes, bits = by_others(source, size), 8 * len(packed) / size
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    line = f"{size:,} → {len(packed):,} bytes, {bits:.3f} bits/byte; {others}"
+    line = f"{size:,} → {len(packed):,} bytes, {bits:.3f} bits/byte{others and '; '}{others}"
     tell(out, line, {"from": size, "bytes": len(packed), "bits_per_byte": bits, **sizes}, quiet, json)
     return 0
+
+
+def by_others(source: Source, size: int) -> dict[str, int]:
+    """The bytes that other compressors make of a file, by name; none where it has changed, and a line that says so."""
+    from bytelm.compress.windows import pieces
+    from bytelm.evaluate.compressors import compressed
+
+    try:
+        found = {name: round(bits * size / 8) for name, bits in compressed([pieces(source, size)]).items()}
+        source.sync()
+    except DataError as error:  # what was compressed is written, and was checked
+        print(f"not compared with gzip, bzip2 and xz: {error}", file=sys.stderr)
+        return {}
+    return found
 
 
 def decompress(
