@@ -192,6 +192,14 @@ def test_names_that_cannot_be_written_are_refused_at_once(
             assert f"cannot write {out} ({why}" in capfd.readouterr().err
 
 
+def test_a_pipe_is_refused_with_the_way_out(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert cli(["compress", str(run), str(tmp_path / "pipe"), "--quiet"]) == 3
+    assert f"pipe is a pipe, and a file is read twice: give - for standard input, with < {tmp_path}" in (
+        capfd.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("change", [lambda file: file.write_bytes(b"short"), lambda file: os.utime(file, (1, 1))])
 def test_a_file_that_changes_once_it_is_compressed_is_not_compared(
     run: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -208,10 +209,12 @@ def given(path: Path) -> tuple[Source, int]:
         data = read(path)
         return Held(np.frombuffer(data, np.uint8)), len(data)
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    source = Plain(path, size)
+    if stat.S_ISFIFO(found.st_mode):
+        raise DataError(f"{path} is a pipe, and a file is read twice: give - for standard input, with < {path}")
+    source, size = Plain(path, found.st_size), found.st_size
     if not size:
         raise DataError(f"{path} is empty: there is nothing to do")
     return source, size
