@@ -31,6 +31,7 @@ Streams = Annotated[
     ),
 ]
 SUFFIX = ".blm"
+ELSEWHERE = "choose another place with --out"
 
 
 def compress(
@@ -70,7 +71,7 @@ def compress(
     source, size = given(file)
     lm = load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
     memory, progress = opened(run, online), counter("compressing", size, quiet or json)
-    with nullcontext((None, None)) if is_stdin(out) else resuming("compress", out, size) as (resume, _):
+    with nullcontext((None, None)) if is_stdin(out) else resuming("compress", out, size, ELSEWHERE) as (resume, _):
         new(out)  # again: another command may have written it before this one had it
         packed = encode(lm.model, source, size, lm.context, progress, memory, streams, resume)
         write(out, packed)
@@ -150,7 +151,7 @@ def restore(
     """Decompress to a file, which has its name once it is whole."""
     from bytelm.compress.stream import decode
 
-    with resuming("decompress", out, size) as (resume, partial):
+    with resuming("decompress", out, size, ELSEWHERE) as (resume, partial):
         new(out)  # again, as for compress
         if partial.empty and resume.found():
             raise CheckpointError(f"{partial.path}, of {resume.path}, is missing: delete the state to start over")
@@ -191,11 +192,11 @@ def new(path: Path, json: bool = False) -> Path:
         with suppress(FileNotFoundError):
             aside_of(path.with_name(path.name + STATE)).lstat()  # an error where that name is too long
     except OSError as error:
-        raise ResourceError(f"cannot write {path} ({error.strerror}): choose another place with --out") from error
+        raise ResourceError(f"cannot write {path} ({error.strerror}): {ELSEWHERE}") from error
     if taken:
         raise UsageError(f"{path} already exists: name another file with --out")
     if not folder:  # not after all the work
-        raise ResourceError(f"cannot write {path} (no folder {path.parent}): choose another place with --out")
+        raise ResourceError(f"cannot write {path} (no folder {path.parent}): {ELSEWHERE}")
     return path
 
 
@@ -239,7 +240,4 @@ def write(path: Path, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path} ({error.strerror}): choose another place with --out") from error
+    write_whole(path, data)

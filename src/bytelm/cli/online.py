@@ -105,7 +105,7 @@ def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json
     corpus, made = open_corpus(home(run) / "data"), Memory(Settings(memory=round(memory * 2**20)))
     total = corpus.bytes("train")
     progress = counter("learning", total, quiet or json)
-    with resuming("prime", file, total) as (resume, _):
+    with resuming("prime", file, total, "prime a copy of the run") as (resume, _):
         if (found := resume.begin(f"{corpus.fingerprint} {made.settings}")) is not None:
             made.state[:] = found[1].arrays["memory"]
             if progress:

@@ -44,7 +44,7 @@ class Resume:
         self.path, self.stop, self.every, self.command = path, stop, every, command
         self._key, self._saved = "", time.monotonic()
         self.begun = False  # whether `begin` found no state but of this work
-        self._remedy = f"delete {path} to start over, or have another output"
+        self._remedy = f"delete {path} to start over"
 
     def found(self) -> bool:
         """Whether there is a state. Raises CheckpointError for one of another command, or none that can be read."""
@@ -62,7 +62,7 @@ class Resume:
             return None
         told, arrays = read
         if told.get("key") != key:
-            raise CheckpointError(f"{self.path} is of another file, run or option: {self._remedy}")
+            raise CheckpointError(f"{self.path} is of another file, run or option: {self._remedy}, or give those")
         place, numbers = told.get("place", ""), told.get("numbers", "")
         if told.get("checksum") != str(checksum(arrays, place, numbers)):
             raise CheckpointError(f"{self.path} is damaged: {self._remedy}")
@@ -81,7 +81,7 @@ class Resume:
         if command != self.command:
             raise CheckpointError(
                 f"{self.path} is of an interrupted `bytelm {command}` with this output: give that command again to "
-                f"continue it, {self._remedy}"
+                f"continue it, or {self._remedy}"
             )
         return told, arrays
 
