@@ -89,7 +89,7 @@ def by_others(source: Source, size: int) -> dict[str, int]:
 
     try:
         found = {name: round(bits * size / 8) for name, bits in compressed([pieces(source, size)]).items()}
-        source.sync()
+        source.check()
     except DataError as error:  # what was compressed is written, and was checked
         print(f"not compared with gzip, bzip2 and xz: {error}", file=sys.stderr)
         return {}

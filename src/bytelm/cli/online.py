@@ -95,7 +95,7 @@ def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json
     memory
         Its size in MiB; the file is as large.
     """
-    from bytelm.compress.lanes import State
+    from bytelm.compress.sides import State
     from bytelm.data.corpora import open_corpus
     from bytelm.online.memory import Memory
     from bytelm.online.saved import FILE, home

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bytelm.compress.lanes import State
+from bytelm.compress.sides import State
 from bytelm.data.files import write_whole
 from bytelm.errors import CheckpointError
 
@@ -85,16 +85,16 @@ class Resume:
             )
         return told, arrays
 
-    def at(self, place: int, done: int, state: Callable[[], State], sync: Callable[[], None] | None = None) -> None:
+    def at(self, place: int, done: int, state: Callable[[], State], settle: Callable[[], None] | None = None) -> None:
         """Save the state at a place where it may be taken up, if it is time. Raises Stopped if that was asked for.
 
-        `sync` is called before: what the work has written by then must last.
+        `settle` is called before: what the work has written by then must last, and what it has read be as it was.
         """
         stop = self.stop()
         if not stop and time.monotonic() - self._saved < self.every:
             return
-        if sync is not None:
-            sync()
+        if settle is not None:
+            settle()
         found = state()
         told = {"place": str(place), "numbers": json.dumps(found.numbers)}
         told |= {"key": self._key, "command": self.command, "checksum": str(checksum(found.arrays, **told))}
