@@ -132,11 +132,11 @@ def test_an_output_is_one_commands_at_a_time(
 
         return done
 
-    x = tmp_path / "x"
-    for words, out, place, name, work in (
-        (["compress", str(run), str(file)], packed, windows, "read", read),
-        (["decompress", str(run), str(packed), "--out", str(x)], x, windows, "read", read),
-        (["prime", str(run), "--memory", "2"], memory, Memory, "learn", learn),
+    x, elsewhere = tmp_path / "x", "choose another place with --out"
+    for words, out, place, name, work, way_out in (
+        (["compress", str(run), str(file)], packed, windows, "read", read, elsewhere),
+        (["decompress", str(run), str(packed), "--out", str(x)], x, windows, "read", read, elsewhere),
+        (["prime", str(run), "--memory", "2"], memory, Memory, "learn", learn, "prime a copy of the run"),
     ):
         words = [*words, "--quiet"]
         codes.clear()
@@ -145,7 +145,8 @@ def test_an_output_is_one_commands_at_a_time(
             patch.setattr(place, name, meanwhile(work, words))
             assert cli(words) == 0 and codes[0] == 5 and out.exists()
         err = capfd.readouterr().err
-        assert f"{out}.partial is written by another process: wait for it" in err and err.count("\n") == 1
+        said = f"{out}.partial is written by another process: wait for it, or {way_out}\n"
+        assert said in err and err.count("\n") == 1
         assert not out.with_name(out.name + ".partial").exists()
 
     def loaded(*given: Any, **named: Any) -> Any:
@@ -190,6 +191,39 @@ def test_names_that_cannot_be_written_are_refused_at_once(
         for command in ("compress", "decompress"):
             assert cli([command, str(run), str(tmp_path / "file"), "--out", str(out)]) == 5
             assert f"cannot write {out} ({why}" in capfd.readouterr().err
+
+
+def test_a_pipe_is_refused_with_the_way_out(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert cli(["compress", str(run), str(tmp_path / "pipe"), "--quiet"]) == 3
+    assert f"pipe is a pipe, and a file is read twice: give - for standard input, with < {tmp_path}" in (
+        capfd.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("change", [lambda file: file.write_bytes(b"short"), lambda file: os.utime(file, (1, 1))])
+def test_a_file_that_changes_once_it_is_compressed_is_not_compared(
+    run: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], Any],
+) -> None:
+    file, write = tmp_path / "file", files.write_whole
+    file.write_bytes(data := b"line 7 of some notes\n" * 9)
+
+    def written(*given: Any) -> None:
+        write(*given)
+        change(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_whole", written)
+        assert cli(["compress", str(run), str(file)]) == 0
+    out, err = capfd.readouterr()
+    assert out.rstrip().endswith("bits/byte") and f"not compared with gzip, bzip2 and xz: {file} " in err
+    assert out.count("\n") == err.count("\n") == 1
+    assert cli(["decompress", str(run), str(tmp_path / "file.blm"), "--out", str(tmp_path / "x"), "--quiet"]) == 0
+    assert (tmp_path / "x").read_bytes() == data
 
 
 def test_a_partial_file_of_the_users_is_left(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,9 +19,9 @@ from bytelm.cli import run as cli
 from bytelm.compress import stream, windows
 from bytelm.compress.coder import TOTAL, Decoder, Encoder, frequencies
 from bytelm.compress.header import HEADER, opened
-from bytelm.compress.lanes import ModelWriter
-from bytelm.compress.stream import LANES, WORTH, compress, decompress
-from bytelm.compress.windows import Held, Lanes
+from bytelm.compress.sides import ModelWriter
+from bytelm.compress.stream import STREAMS, WORTH, compress, decompress
+from bytelm.compress.windows import Held, Streams
 from bytelm.errors import DataError, UsageError
 from bytelm.evaluate.bits import measure
 from bytelm.interfaces.decoder import Decoder as Reader
@@ -123,14 +123,14 @@ def test_a_uniform_model_takes_a_byte_for_a_byte() -> None:
     assert len(compress(UniformModel(), data, 100)) - HEADER.size in (len(data), len(data) + 1)
 
 
-def test_a_long_file_is_read_in_lanes_and_windows_and_shows_its_progress() -> None:
+def test_a_long_file_is_read_in_streams_and_windows_and_shows_its_progress() -> None:
     model = next(model for name, model in MODELS if name.startswith("transformer"))
     data = np.random.default_rng(0).bytes(8 * 3 * WORTH + 5)
     told: list[int] = []
     packed = compress(model, data, 8, told.append)
-    assert opened(model, packed)[0].lanes == 3 and sum(told) == len(data) and max(told) == 3 * 4
+    assert opened(model, packed)[0].streams == 3 and sum(told) == len(data) and max(told) == 3 * 4
     assert decompress(model, packed) == data
-    assert LANES > 3
+    assert STREAMS > 3
 
 
 @pytest.mark.parametrize("by", ["kernels", "numpy"])
@@ -180,13 +180,13 @@ class Asked(ModelWriter):
         self.data, self.each, self.half = data, each, half
         self.places: list[int] = []
 
-    def code(self, logits: np.ndarray, lanes: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    def code(self, logits: np.ndarray, streams: np.ndarray, symbols: np.ndarray) -> np.ndarray:
         found: list[int] = []
-        for line, lane in zip(logits.tolist(), lanes.tolist(), strict=True):
-            place = lane * self.each + sum(where // self.each == lane for where in self.places)
+        for line, part in zip(logits.tolist(), streams.tolist(), strict=True):
+            place = part * self.each + sum(where // self.each == part for where in self.places)
             step = place % self.each
             first = max(0, step // self.half * self.half - self.half)
-            assert line[: line.index(-1)] == [BOS, *self.data[self.each * lane :][first:step]]
+            assert line[: line.index(-1)] == [BOS, *self.data[self.each * part :][first:step]]
             self.places.append(place)
             found.append(int(self.data[place]))
         return np.array(found, np.uint8)
@@ -194,22 +194,22 @@ class Asked(ModelWriter):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_bytes_are_seen_from_half_a_context_before(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each byte is asked for once, the lanes' in turn, after BOS and all from half a context before its window."""
+    """Each byte is asked for once, the streams' in turn, after BOS and all from half a context before its window."""
     data = np.arange(1, 24, dtype=np.uint8)
     target, side = Held(data.copy() if known else np.zeros(23, np.uint8)), Asked(data, 12, 4)
     monkeypatch.setattr(windows, "open_decoder", lambda model, rows, capacity: Echo(rows, capacity))
-    for window in windows.walk(UniformModel(), target, Lanes(23, 2), 8, side, known=known):
-        for lane in (0, 1):
-            found = window.block[lane, window.begin - window.first : (12, 11)[lane] - window.first]
-            target.write(12 * lane + window.begin, found)
-    assert side.places == [lane + step for step in range(12) for lane in (0, 12) if lane + step < 23]
+    for window in windows.walk(UniformModel(), target, Streams(23, 2), 8, side, known=known):
+        for part in (0, 1):
+            found = window.block[part, window.begin - window.first : (12, 11)[part] - window.first]
+            target.write(12 * part + window.begin, found)
+    assert side.places == [part + step for step in range(12) for part in (0, 12) if part + step < 23]
     assert (target.data == data).all()
 
 
 @pytest.mark.fault("M5")
 @pytest.mark.parametrize("name, model", MODELS, ids=[name for name, _ in MODELS])
 def test_a_file_is_the_same_bits_as_byte_by_byte(name: str, model: ByteModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known bytes are read in chunks of several sizes, by lanes of two lengths, and the file shows none of it."""
+    """Known bytes are read in chunks of several sizes, by streams of two lengths, and the file shows none of it."""
     monkeypatch.setattr(stream, "WORTH", 1)
     monkeypatch.setattr(stream, "CHECK", 50)
     data, read, opened = np.random.default_rng(1).bytes(2 * 140 + 1), windows.read, windows.open_decoder

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bytelm import machine
-from bytelm.compress import lanes, stream, windows
+from bytelm.compress import resume, sides, stream, windows
 from bytelm.compress.header import LONGEST, opened
 from bytelm.compress.resume import Resume, Stopped
 from bytelm.compress.stream import compress, decode, decompress, encode
@@ -62,15 +62,15 @@ def test_what_is_interrupted_everywhere_is_the_same(
 ) -> None:
     (tmp_path / "file").write_bytes(DATA)
     whole = compress(model, DATA, 64, memory=memory_of(memory), streams=streams)
-    assert opened(model, whole)[0].lanes == streams
+    assert opened(model, whole)[0].streams == streams
 
-    def there(resume: Resume) -> bytes:
+    def there(saved: Resume) -> bytes:
         source = Plain(tmp_path / "file", len(DATA))
-        return encode(model, source, len(DATA), 64, None, memory_of(memory), streams, resume)
+        return encode(model, source, len(DATA), 64, None, memory_of(memory), streams, saved)
 
-    def back(resume: Resume) -> bytes:
+    def back(saved: Resume) -> bytes:
         with closing(PositionWriter(tmp_path / "restored", len(DATA))) as target:
-            decode(model, whole, target, None, memory_of(memory), resume)
+            decode(model, whole, target, None, memory_of(memory), saved)
             target.move(tmp_path / "whole")
         return (tmp_path / "whole").read_bytes()
 
@@ -95,6 +95,31 @@ def test_what_is_killed_goes_on_from_its_last_state(model: ByteModel, tmp_path: 
     packed = encode(model, source, len(DATA), 64, told.append, memory_of(memory), 1, Resume(path))
     assert packed == compress(model, DATA, 64, memory=memory_of(memory), streams=1)
     assert told[0] == 288 and sum(told) == len(DATA), "what was done is not done again, and counted"
+
+
+def test_before_a_state_is_saved_what_was_read_is_checked_and_what_was_written_lasts(
+    model: ByteModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did, save = list[str](), resume.write_whole
+
+    class Noted(Held):
+        def check(self) -> None:
+            did.append("check")
+
+        def sync(self) -> None:
+            did.append("sync")
+
+    def saved(*given: Any) -> None:
+        did.append("save")
+        save(*given)
+
+    monkeypatch.setattr(resume, "write_whole", saved)
+    source, target = Noted(np.frombuffer(DATA, np.uint8)), Noted(np.zeros(len(DATA), np.uint8))
+    packed = encode(model, source, len(DATA), 64, None, None, 1, Resume(tmp_path / "there", every=0))
+    assert did == ["check", "save"] * 15 + ["check"]
+    did.clear()
+    decode(model, packed, target, None, None, Resume(tmp_path / "back", every=0))
+    assert did == ["sync", "save"] * 15 and target.data.tobytes() == DATA
 
 
 def test_a_state_of_other_work_and_a_damaged_one_are_refused(model: ByteModel, tmp_path: Path) -> None:
@@ -128,7 +153,7 @@ def test_other_predictions_are_noticed_at_once(
     """Ones that would not even be decoded otherwise: of a byte that does not come."""
     packed, seen, done = compress(model, DATA, 64, memory=memory_of(memory), streams=streams), 0, 0
     name = "frequencies" if memory is None else "among_bytes"
-    exactly = getattr(lanes, name)
+    exactly = getattr(sides, name)
 
     def otherwise(logits: np.ndarray) -> np.ndarray:
         nonlocal seen
@@ -141,7 +166,7 @@ def test_other_predictions_are_noticed_at_once(
         nonlocal done
         done += more
 
-    monkeypatch.setattr(lanes, name, otherwise)
+    monkeypatch.setattr(sides, name, otherwise)
     with pytest.raises(DataError, match=r"does not restore the input: it is damaged, or was compressed by another"):
         decompress(model, packed, count, memory_of(memory))
     assert 0 < done < len(DATA)

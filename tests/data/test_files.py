@@ -65,7 +65,7 @@ def test_a_disk_that_takes_a_part_is_an_error(tmp_path: Path) -> None:
         target.write(0, np.zeros(9, np.uint8))
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
         try:
-            with pytest.raises(ResourceError, match=r"cannot write .*file \(.*\): choose another place with --out"):
+            with pytest.raises(ResourceError, match=r"cannot write .*file \(.*\): name another place"):
                 target.write(90, np.ones(20, np.uint8))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -53,10 +53,10 @@ def test_what_is_compressed_beside_a_memory_comes_back(data: bytes) -> None:
     packed = compress(model, data, 64, memory=Memory(SMALL))
     assert (
         len(data) < 300
-        or opened(model, compress(model, data, 8))[0].lanes
-        > opened(model, compress(model, data, 8, memory=Memory(SMALL)))[0].lanes
+        or opened(model, compress(model, data, 8))[0].streams
+        > opened(model, compress(model, data, 8, memory=Memory(SMALL)))[0].streams
         == 1
-    ), "lanes would not see each other's repeats"
+    ), "streams would not see each other's repeats"
     assert decompress(model, packed, memory=Memory(SMALL)) == data
     coded = 8 * (len(packed) - HEADER.size - ONLINE.size)
     assert coded <= 1.0001 * nats / LN2 + 64

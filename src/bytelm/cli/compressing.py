@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -30,6 +31,7 @@ Streams = Annotated[
     ),
 ]
 SUFFIX = ".blm"
+ELSEWHERE = "choose another place with --out"
 
 
 def compress(
@@ -61,8 +63,6 @@ def compress(
         The file to write, or - for standard output (default: FILE.blm, or - if FILE is -).
     """
     from bytelm.compress.stream import encode
-    from bytelm.compress.windows import pieces
-    from bytelm.evaluate.compressors import compressed
     from bytelm.lm import load
 
     out = new(out or (file if is_stdin(file) else file.with_name(file.name + SUFFIX)), json)
@@ -71,16 +71,29 @@ def compress(
     source, size = given(file)
     lm = load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
     memory, progress = beginning(run, online, source, size), counter("compressing", size, quiet or json)
-    with nullcontext((None, None)) if is_stdin(out) else resuming("compress", out, size) as (resume, _):
+    with nullcontext((None, None)) if is_stdin(out) else resuming("compress", out, size, ELSEWHERE) as (resume, _):
         new(out)  # again: another command may have written it before this one had it
         packed = encode(lm.model, source, size, lm.context, progress, memory, streams, resume)
         write(out, packed)
-    sizes = {name: round(bits * size / 8) for name, bits in compressed([pieces(source, size)]).items()}
-    bits = 8 * len(packed) / size
+    sizes, bits = by_others(source, size), 8 * len(packed) / size
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    line = f"{size:,} → {len(packed):,} bytes, {bits:.3f} bits/byte; {others}"
+    line = f"{size:,} → {len(packed):,} bytes, {bits:.3f} bits/byte{others and '; '}{others}"
     tell(out, line, {"from": size, "bytes": len(packed), "bits_per_byte": bits, **sizes}, quiet, json)
     return 0
+
+
+def by_others(source: Source, size: int) -> dict[str, int]:
+    """The bytes that other compressors make of a file, by name; none where it has changed, and a line that says so."""
+    from bytelm.compress.windows import pieces
+    from bytelm.evaluate.compressors import compressed
+
+    try:
+        found = {name: round(bits * size / 8) for name, bits in compressed([pieces(source, size)]).items()}
+        source.check()
+    except DataError as error:  # what was compressed is written, and was checked
+        print(f"not compared with gzip, bzip2 and xz: {error}", file=sys.stderr)
+        return {}
+    return found
 
 
 def decompress(
@@ -153,7 +166,7 @@ def restore(
     """Decompress to a file, which has its name once it is whole."""
     from bytelm.compress.stream import decode
 
-    with resuming("decompress", out, size) as (resume, partial):
+    with resuming("decompress", out, size, ELSEWHERE) as (resume, partial):
         new(out)  # again, as for compress
         if partial.empty and resume.found():
             raise CheckpointError(f"{partial.path}, of {resume.path}, is missing: delete the state to start over")
@@ -194,11 +207,11 @@ def new(path: Path, json: bool = False) -> Path:
         with suppress(FileNotFoundError):
             aside_of(path.with_name(path.name + STATE)).lstat()  # an error where that name is too long
     except OSError as error:
-        raise ResourceError(f"cannot write {path} ({error.strerror}): choose another place with --out") from error
+        raise ResourceError(f"cannot write {path} ({error.strerror}): {ELSEWHERE}") from error
     if taken:
         raise UsageError(f"{path} already exists: name another file with --out")
     if not folder:  # not after all the work
-        raise ResourceError(f"cannot write {path} (no folder {path.parent}): choose another place with --out")
+        raise ResourceError(f"cannot write {path} (no folder {path.parent}): {ELSEWHERE}")
     return path
 
 
@@ -212,10 +225,12 @@ def given(path: Path) -> tuple[Source, int]:
         data = read(path)
         return Held(np.frombuffer(data, np.uint8)), len(data)
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    source = Plain(path, size)
+    if stat.S_ISFIFO(found.st_mode):
+        raise DataError(f"{path} is a pipe, and a file is read twice: give - for standard input, with < {path}")
+    source, size = Plain(path, found.st_size), found.st_size
     if not size:
         raise DataError(f"{path} is empty: there is nothing to do")
     return source, size
@@ -240,7 +255,4 @@ def write(path: Path, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path} ({error.strerror}): choose another place with --out") from error
+    write_whole(path, data)

@@ -95,7 +95,7 @@ def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json
     memory
         Its size in MiB; the file is as large.
     """
-    from bytelm.compress.lanes import State
+    from bytelm.compress.sides import State
     from bytelm.data.corpora import open_corpus
     from bytelm.online.memory import Memory
     from bytelm.online.saved import FILE, for_training, home
@@ -106,7 +106,7 @@ def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json
     made = Memory(for_training(corpus, Settings(memory=round(memory * 2**20))))
     total = corpus.bytes("train")
     progress = counter("learning", total, quiet or json)
-    with resuming("prime", file, total) as (resume, _):
+    with resuming("prime", file, total, "prime a copy of the run") as (resume, _):
         if (found := resume.begin(f"{corpus.fingerprint} {made.settings}")) is not None:
             made.state[:] = found[1].arrays["memory"]
             if progress:

@@ -17,20 +17,23 @@ STATE, PARTIAL = ".state", ".partial"  # after the name of the output
 
 
 @contextmanager
-def resuming(command: str, out: Path, total: int) -> Generator[tuple[Resume, PositionWriter]]:
+def resuming(command: str, out: Path, total: int, way_out: str) -> Generator[tuple[Resume, PositionWriter]]:
     """Work of a command on `total` bytes whose output is `out`: its state is kept beside that until the work is done.
 
     So is a file for what is written as it is found. It is there, maybe empty, while the work is done, and locked: the
-    same output is no other command's. Raises Interrupted once the state is saved after a signal.
+    same output is no other command's. `way_out`: what errors say to do where that cannot be.
+
+    Raises Interrupted once the state is saved after a signal.
     """
     from bytelm.compress.resume import Resume, Stopped
     from bytelm.data.files import PositionWriter, clear_asides
     from bytelm.training.stop import Interrupted, StopRequest
 
-    partial = PositionWriter(out.with_name(out.name + PARTIAL), total)
+    partial = PositionWriter(out.with_name(out.name + PARTIAL), total, way_out)
     with closing(partial), StopRequest() as request:
-        resume = Resume(out.with_name(out.name + STATE), lambda: request.received is not None, command=command)
-        for path in (out, resume.path):
+        state = out.with_name(out.name + STATE)
+        resume = Resume(state, lambda: request.received is not None, command=command)
+        for path in (out, state):
             clear_asides(path)  # of one that was killed
         try:
             yield resume, partial

@@ -15,11 +15,11 @@ from bytelm.online.memory import Memory
 from bytelm.online.settings import TEXT, Settings
 
 MAGIC, VERSION = b"BLMC", 5
-HEADER = struct.Struct("<4sBB8sIIBQI")  # magic, version, kind, model, probe, context, lanes, size, checksum
+HEADER = struct.Struct("<4sBB8sIIBQI")  # magic, version, kind, model, probe, context, streams, size, checksum
 ONLINE = struct.Struct("<Q8sH")  # follows with a memory: its bytes, what it was, the length of its predictors' names
-LENGTH = struct.Struct("<Q")  # follow with several memories: coded bytes of each lane but the last
+LENGTH = struct.Struct("<Q")  # follow with several memories: coded bytes of each stream but the last
 LONGEST = 1 << 24  # bytes of context
-MOST_LANES = 64
+MOST_STREAMS = 64
 MOST = 1 << 27  # largest compression ratio: the most certain byte costs 1e-7 bits
 
 Kind = Literal["cold", "primed"]
@@ -36,7 +36,7 @@ class Header:
     probe: int
     """A checksum of what the model predicts of fixed bytes: machines that round otherwise have another."""
     context: int
-    lanes: int
+    streams: int
     size: int
     """Bytes that were compressed."""
     checksum: int
@@ -51,7 +51,7 @@ class Header:
     def pack(self) -> bytes:
         """The header as bytes."""
         kind, whose = KINDS.index(self.online), (self.model, self.probe)
-        fixed = HEADER.pack(MAGIC, VERSION, kind, *whose, self.context, self.lanes, self.size, self.checksum)
+        fixed = HEADER.pack(MAGIC, VERSION, kind, *whose, self.context, self.streams, self.size, self.checksum)
         if self.settings is None:
             return fixed
         usual = self.settings.predictors == TEXT
@@ -60,7 +60,7 @@ class Header:
 
 
 def opened(model: ByteModel, packed: bytes) -> tuple[Header, list[bytes]]:
-    """The header of what `compress` wrote, and the coded bytes: of all lanes, or of each if there are memories.
+    """The header of what `compress` wrote, and the coded bytes: of all streams, or of each if there are memories.
 
     Raises DataError where it is not for this model.
     """
@@ -73,7 +73,7 @@ def opened(model: ByteModel, packed: bytes) -> tuple[Header, list[bytes]]:
     found, coded = Header(*rest), packed[HEADER.size :]
     if found.model != identity(model):
         raise DataError("another model wrote it: name the run that compressed it, with the same --weights")
-    whole = kind < len(KINDS) and 2 <= found.context < LONGEST and 1 <= found.lanes <= MOST_LANES
+    whole = kind < len(KINDS) and 2 <= found.context < LONGEST and 1 <= found.streams <= MOST_STREAMS
     if whole and kind:
         memory, which, length = ONLINE.unpack(coded[: ONLINE.size].ljust(ONLINE.size, b"\0"))
         names, coded = coded[ONLINE.size :][:length], coded[ONLINE.size + length :]
@@ -93,15 +93,15 @@ def _settings(names: bytes, memory: int) -> Settings | None:
 
 
 def joined(header: Header, parts: list[bytes]) -> bytes:
-    """A whole file, of the coded bytes of lanes."""
+    """A whole file, of the coded bytes of streams."""
     return header.pack() + b"".join(LENGTH.pack(len(part)) for part in parts[:-1]) + b"".join(parts)
 
 
 def _parts(header: Header, coded: bytes) -> list[bytes]:
-    """The coded bytes of each lane. Raises DataError for lengths that cannot be."""
+    """The coded bytes of each stream. Raises DataError for lengths that cannot be."""
     if not header.online:
         return [coded]
-    table = LENGTH.size * (header.lanes - 1)
+    table = LENGTH.size * (header.streams - 1)
     lengths = [size for (size,) in LENGTH.iter_unpack(coded[:table])] if table <= len(coded) else [len(coded) + 1]
     if table + sum(lengths) > len(coded):
         raise DataError(f"its header is damaged or it is truncated: {WHOLE}")

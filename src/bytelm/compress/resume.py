@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bytelm.compress.lanes import State
+from bytelm.compress.sides import State
 from bytelm.data.files import write_whole
 from bytelm.errors import CheckpointError
 
@@ -44,7 +44,7 @@ class Resume:
         self.path, self.stop, self.every, self.command = path, stop, every, command
         self._key, self._saved = "", time.monotonic()
         self.begun = False  # whether `begin` found no state but of this work
-        self._remedy = f"delete {path} to start over, or have another output"
+        self._remedy = f"delete {path} to start over"
 
     def found(self) -> bool:
         """Whether there is a state. Raises CheckpointError for one of another command, or none that can be read."""
@@ -62,7 +62,7 @@ class Resume:
             return None
         told, arrays = read
         if told.get("key") != key:
-            raise CheckpointError(f"{self.path} is of another file, run or option: {self._remedy}")
+            raise CheckpointError(f"{self.path} is of another file, run or option: {self._remedy}, or give those")
         place, numbers = told.get("place", ""), told.get("numbers", "")
         if told.get("checksum") != str(checksum(arrays, place, numbers)):
             raise CheckpointError(f"{self.path} is damaged: {self._remedy}")
@@ -81,20 +81,20 @@ class Resume:
         if command != self.command:
             raise CheckpointError(
                 f"{self.path} is of an interrupted `bytelm {command}` with this output: give that command again to "
-                f"continue it, {self._remedy}"
+                f"continue it, or {self._remedy}"
             )
         return told, arrays
 
-    def at(self, place: int, done: int, state: Callable[[], State], sync: Callable[[], None] | None = None) -> None:
+    def at(self, place: int, done: int, state: Callable[[], State], settle: Callable[[], None] | None = None) -> None:
         """Save the state at a place where it may be taken up, if it is time. Raises Stopped if that was asked for.
 
-        `sync` is called before: what the work has written by then must last.
+        `settle` is called before: what the work has written by then must last, and what it has read be as it was.
         """
         stop = self.stop()
         if not stop and time.monotonic() - self._saved < self.every:
             return
-        if sync is not None:
-            sync()
+        if settle is not None:
+            settle()
         found = state()
         told = {"place": str(place), "numbers": json.dumps(found.numbers)}
         told |= {"key": self._key, "command": self.command, "checksum": str(checksum(found.arrays, **told))}

@@ -4,7 +4,7 @@
     decompress(model, packed) -> data
     encode(model, source, ...), decode(model, packed, target, ...)     files of any size, which may be interrupted
 
-How a file is read is said in `windows`, what codes it in `lanes`, and what stands before it in `header`. With a memory
+How a file is read is said in `windows`, what codes it in `sides`, and what stands before it in `header`. With a memory
 that learns the file as it is coded (`bytelm.online`) bits are coded in place of bytes: all that it adds is of integers.
 
 What a model predicts must be bitwise identical on both sides. So that nobody waits for hours to learn that it is not,
@@ -15,23 +15,23 @@ window ends in which CHECK bytes more are done; at the end there is one of the c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from bytelm.compress.header import LONGEST, MOST_LANES, Header, check_memory, identity, joined, opened
-from bytelm.compress.lanes import OTHERWISE, MemoryReader, MemoryWriter, ModelReader, ModelWriter, Side
+from bytelm.compress.header import LONGEST, MOST_STREAMS, Header, check_memory, identity, joined, opened
 from bytelm.compress.resume import Resume
-from bytelm.compress.windows import Held, Lanes, Progress, Source, Target, Window, checksum, walk
+from bytelm.compress.sides import OTHERWISE, MemoryReader, MemoryWriter, ModelReader, ModelWriter, Side
+from bytelm.compress.windows import Held, Progress, Readable, Source, Streams, Target, Window, checksum, walk
 from bytelm.decoding import why_plain
 from bytelm.errors import DataError, ResourceError, UsageError
 from bytelm.interfaces.model import ByteModel
 from bytelm.native.library import arithmetic
 from bytelm.online.memory import Memory
 
-LANES = 8  # of a file that is long enough to be cut, without a memory
-WORTH = 16  # contexts that a lane must have to be worth its beginning, of which nothing is known
+STREAMS = 8  # of a file that is long enough to be cut, without a memory
+WORTH = 16  # contexts that a stream must have to be worth its beginning, of which nothing is known
 CHECK = 1 << 16  # bytes between two checks, of two bytes each
 PROBE = np.random.default_rng(0).integers(0, 256, 64, np.uint8)
 
@@ -75,7 +75,7 @@ def encode(
 ) -> bytes:
     """A header and the bits that `model`, and a `memory` that learns, need for `size` bytes, `context` at a time.
 
-    `streams`: parts of the file that are read side by side, by default LANES of a long one; 1 with a memory, as each
+    `streams`: parts of the file that are read in parallel, by default STREAMS of a long one; 1 with a memory, as each
     has a memory of its own, which knows nothing of the others. Raises UsageError for a token model or on another
     device than the CPU, a context below 2, or streams that cannot be; Stopped where `resume` asks for it.
     """
@@ -84,17 +84,17 @@ def encode(
     if size < 1:
         raise UsageError("0 bytes: there is nothing to compress")
     if streams is None:
-        streams = 1 if memory is not None else max(1, min(LANES, size // (WORTH * context)))
-    if not 1 <= streams <= min(MOST_LANES, size):
-        raise UsageError(f"streams {streams}: must be from 1 to {min(MOST_LANES, size)} for {size} bytes")
+        streams = 1 if memory is not None else max(1, min(STREAMS, size // (WORTH * context)))
+    if not 1 <= streams <= min(MOST_STREAMS, size):
+        raise UsageError(f"streams {streams}: must be from 1 to {min(MOST_STREAMS, size)} for {size} bytes")
     header = Header(identity(model), probe(model), context, streams, size, checksum(source, size))
     if memory is not None:
         kind = "primed" if memory.read_bytes else "cold"
         header = replace(header, online=kind, settings=memory.settings, identity=memory.identity())
     side = ModelWriter() if memory is None else MemoryWriter(memory, streams)
-    for _ in run(model, source, header, side, progress, resume, header.pack(), known=True):
+    for _ in run(model, source, header, side, progress, resume, header.pack(), source.check, known=True):
         pass
-    source.sync()
+    source.check()
     return joined(header, side.end())
 
 
@@ -120,10 +120,10 @@ def decode(
             "it with that version, on a processor of the same kind (docs/compression.md)"
         )
     side = ModelReader(parts[0]) if memory is None else MemoryReader(memory, parts)
-    lanes = Lanes(header.size, header.lanes)
-    for window in run(model, target, header, side, progress, resume, packed, known=False):
-        for lane, (start, size) in enumerate(zip(lanes.starts.tolist(), lanes.sizes.tolist(), strict=True)):
-            found = window.block[lane, window.begin - window.first : max(0, size - window.first)]
+    streams = Streams(header.size, header.streams)
+    for window in run(model, target, header, side, progress, resume, packed, target.sync, known=False):
+        for stream, (start, size) in enumerate(zip(streams.starts.tolist(), streams.sizes.tolist(), strict=True)):
+            found = window.block[stream, window.begin - window.first : max(0, size - window.first)]
             if len(found):
                 target.write(start + window.begin, found)
     if checksum(target, header.size) != header.checksum:
@@ -132,35 +132,39 @@ def decode(
 
 def run(
     model: ByteModel,
-    source: Source,
+    source: Readable,
     header: Header,
     side: Side,
     progress: Progress,
     resume: Resume | None,
     work: bytes,
+    settle: Callable[[], None],
     *,
     known: bool,
 ) -> Iterator[Window]:
-    """Let a side code all windows, from where it was interrupted on; what it found is written when the next begins."""
-    lanes, since = Lanes(header.size, header.lanes), 0
+    """Let a side code all windows, from where it was interrupted on; what it found is written when the next begins.
+
+    `work`: what tells it from other work. `settle`: see `Resume.at`.
+    """
+    streams, since = Streams(header.size, header.streams), 0
     if resume is not None and (found := resume.begin(hashlib.sha256(work).hexdigest())) is not None:
         since, state = found
         side.restore(state)
-    done = lanes.before(since)
+    done = streams.before(since)
     if progress and done:
         progress(done)
-    for window in walk(model, source, lanes, header.context, side, since, progress, known=known):
-        before, done = done, lanes.before(window.end)
+    for window in walk(model, source, streams, header.context, side, since, progress, known=known):
+        before, done = done, streams.before(window.end)
         if before // CHECK < done // CHECK:
             side.check()
         yield window
-        if resume is not None and window.end < lanes.each:
-            resume.at(window.end, done, side.state, source.sync)
+        if resume is not None and window.end < streams.each:
+            resume.at(window.end, done, side.state, settle)
 
 
 def probe(model: ByteModel) -> int:
     """A checksum of what a model predicts of fixed bytes, as it is coded."""
     side = ModelWriter()
-    for _ in walk(model, Held(PROBE), Lanes(len(PROBE), 1), len(PROBE), side, known=True):
+    for _ in walk(model, Held(PROBE), Streams(len(PROBE), 1), len(PROBE), side, known=True):
         pass
     return side.sum

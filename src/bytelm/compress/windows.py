@@ -1,8 +1,8 @@
-"""How a model reads a file that is coded: in lanes, by windows; and where the bytes of files lie.
+"""How a model reads a file that is coded: in streams, by windows; and where the bytes of files lie.
 
-    lanes        the file in parts of one size, read side by side: what `--streams` counts
-    windows      a lane is reset after every half of the context, and reads the half before it
-    a step       logits of every lane → a byte each, coded or decoded → read
+    streams      the file in parts of one size, read in parallel: what `--streams` counts
+    windows      a stream is reset after every half of the context, and reads the half before it
+    a step       logits of every stream → a byte each, coded or decoded → read
 
 Bytes that are known are read in chunks: all when compressing, and when decompressing those of the half before. They are
 coded in the order of the steps all the same, so that a file does not depend on it.
@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.compress.lanes import Side
+from bytelm.compress.sides import Side
 from bytelm.data.files import PositionReader
 from bytelm.decoding import open_decoder
 from bytelm.errors import ResourceError, UsageError
@@ -34,24 +34,33 @@ PIECE = 1 << 20  # bytes that are held of a whole file at a time
 
 
 @runtime_checkable
-class Source(Protocol):
+class Readable(Protocol):
     """Bytes of a known number, read by position."""
 
     def read_into(self, start: int, out: Symbols) -> None:
         """Fill `out` with the bytes from `start`."""
         ...
 
-    def sync(self) -> None:
-        """What was written lasts, and what is read is as it was."""
+
+@runtime_checkable
+class Source(Readable, Protocol):
+    """Bytes that are there, and stay as they are."""
+
+    def check(self) -> None:
+        """Raises DataError where they have changed."""
         ...
 
 
 @runtime_checkable
-class Target(Source, Protocol):
-    """Bytes that are read and written by position."""
+class Target(Readable, Protocol):
+    """Bytes that are written by position, too."""
 
     def write(self, start: int, data: Symbols) -> None:
         """Write bytes from `start` on."""
+        ...
+
+    def sync(self) -> None:
+        """Make what was written last."""
         ...
 
 
@@ -62,15 +71,18 @@ class Held:
         self.data = data
 
     def read_into(self, start: int, out: Symbols) -> None:
-        """See Source."""
+        """See Readable."""
         out[:] = self.data[start : start + len(out)]
 
     def write(self, start: int, data: Symbols) -> None:
         """See Target."""
         self.data[start : start + len(data)] = data
 
-    def sync(self) -> None:
+    def check(self) -> None:
         """See Source."""
+
+    def sync(self) -> None:
+        """See Target."""
 
 
 class Plain:
@@ -81,15 +93,15 @@ class Plain:
         self._file = PositionReader(path, size, way_out="give a file that stays as it is")
 
     def read_into(self, start: int, out: Symbols) -> None:
-        """See Source."""
+        """See Readable."""
         self._file.read_into(start, out)
 
-    def sync(self) -> None:
-        """See Source. Raises DataError where the file has changed."""
+    def check(self) -> None:
+        """See Source."""
         self._file.check()
 
 
-def pieces(source: Source, size: int) -> Iterator[Symbols]:
+def pieces(source: Readable, size: int) -> Iterator[Symbols]:
     """All bytes of a source, some at a time."""
     for at in range(0, size, PIECE):
         piece = np.empty(min(PIECE, size - at), np.uint8)
@@ -97,7 +109,7 @@ def pieces(source: Source, size: int) -> Iterator[Symbols]:
         yield piece
 
 
-def checksum(source: Source, size: int) -> int:
+def checksum(source: Readable, size: int) -> int:
     """CRC-32 of all bytes of a source."""
     found = 0
     for piece in pieces(source, size):
@@ -106,21 +118,21 @@ def checksum(source: Source, size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Lanes:
+class Streams:
     """Where the parts of a file of `size` bytes are that are read side by side."""
 
     size: int
-    lanes: int
+    count: int
 
     @property
     def each(self) -> int:
         """Bytes of all but the last one, or ones."""
-        return -(-self.size // self.lanes)
+        return -(-self.size // self.count)
 
     @property
     def starts(self) -> Ints:
         """Where each begins."""
-        return np.arange(self.lanes) * self.each
+        return np.arange(self.count) * self.each
 
     @property
     def sizes(self) -> Ints:
@@ -128,15 +140,15 @@ class Lanes:
         return np.clip(self.size - self.starts, 0, self.each)
 
     def before(self, place: int) -> int:
-        """Bytes of all lanes before a place in them."""
+        """Bytes of all streams before a place in them."""
         return int(np.minimum(self.sizes, place).sum())
 
 
 @dataclass(frozen=True)
 class Window:
-    """Half a context of each lane, with the half before it."""
+    """Half a context of each stream, with the half before it."""
 
-    block: Symbols  # [lanes, bytes]: of each lane those from `first` on; zeros where it has ended
+    block: Symbols  # [streams, bytes]: of each stream those from `first` on; zeros where it has ended
     first: int
     begin: int
 
@@ -148,8 +160,8 @@ class Window:
 
 def walk(
     model: ByteModel,
-    source: Source,
-    lanes: Lanes,
+    source: Readable,
+    streams: Streams,
     context: int,
     side: Side,
     since: int = 0,
@@ -157,10 +169,10 @@ def walk(
     *,
     known: bool,
 ) -> Iterator[Window]:
-    """Give `side` the logits of every byte, a step's lanes in turn, from place `since` on; a window at a time.
+    """Give `side` the logits of every byte, a step's streams in turn, from place `since` on; a window at a time.
 
     Where the bytes are not `known` only those before `since` are read from the `source`. Raises UsageError for a token
-    model or on another device than the CPU, ResourceError where there is no room for so many lanes or such a context.
+    model or on another device than the CPU, ResourceError where there is no room for so many streams or such a context.
     """
     if model.tokens is not None:
         raise UsageError("this model reads tokens: compress with a model of bytes")
@@ -170,22 +182,22 @@ def walk(
         )
     half = context // 2
     try:
-        reader = open_decoder(model, rows=lanes.lanes, capacity=1 + min(half + half, lanes.each))
+        reader = open_decoder(model, rows=streams.count, capacity=1 + min(half + half, streams.each))
     except (MemoryError, OSError) as error:
         raise ResourceError(
-            f"context {context}, {lanes.lanes} streams: no room for what the model keeps of them: get a complete copy "
-            "if the file is damaged, else compress with fewer streams"
+            f"context {context}, {streams.count} streams: no room for what the model keeps of them: get a complete "
+            "copy if the file is damaged, else compress with fewer streams"
         ) from error
-    for begin in range(since, lanes.each, half):
-        first, end = max(0, begin - half), min(begin + half, lanes.each)
-        block = np.zeros((lanes.lanes, end - first), np.uint8)
-        for lane, (start, size) in enumerate(zip(lanes.starts.tolist(), lanes.sizes.tolist(), strict=True)):
+    for begin in range(since, streams.each, half):
+        first, end = max(0, begin - half), min(begin + half, streams.each)
+        block = np.zeros((streams.count, end - first), np.uint8)
+        for stream, (start, size) in enumerate(zip(streams.starts.tolist(), streams.sizes.tolist(), strict=True)):
             upto = min(size, end if known else begin)
             if upto > first:
-                source.read_into(start + first, block[lane, : upto - first])
+                source.read_into(start + first, block[stream, : upto - first])
         window = Window(block, first, begin)
         # Where chunks have other logits, the bytes are read as they will be when they are decoded.
-        read(reader, window, lanes.sizes, side, progress, known=known and reader.repeats)
+        read(reader, window, streams.sizes, side, progress, known=known and reader.repeats)
         yield window
 
 
@@ -194,7 +206,7 @@ def read(reader: Decoder, window: Window, sizes: Ints, side: Side, progress: Pro
     block, first, begin = window.block, window.first, window.begin
     rows = np.flatnonzero(sizes > begin)
     reader.rollback(rows, np.zeros(len(rows), np.int64))
-    at = first  # of a lane, the byte whose logits come next
+    at = first  # of a stream, the byte whose logits come next
     while at < window.end:
         upto = min(at + reader.chunk, window.end if known else max(begin, at) + 1)
         rows = rows[sizes[rows] > at]
@@ -208,8 +220,8 @@ def read(reader: Decoder, window: Window, sizes: Ints, side: Side, progress: Pro
         there = sizes[rows] > steps[:, None]
         if there.any():
             step, row = np.nonzero(there)
-            lane, column = rows[row], steps[step] - first
-            block[lane, column] = side.code(logits[there], lane, block[lane, column])
+            stream, column = rows[row], steps[step] - first
+            block[stream, column] = side.code(logits[there], stream, block[stream, column])
             if progress:
-                progress(len(lane))
+                progress(len(stream))
         at = upto

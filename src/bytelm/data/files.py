@@ -186,12 +186,12 @@ class PositionWriter:
     refuses, or another process has it.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, way_out: str = "name another place") -> None:
         """Open a file, which may be there: it is as it was, and read as if zeros followed, until it is written to.
 
-        Raises UsageError for one that is neither empty nor MARKed.
+        Raises UsageError for one that is neither empty nor MARKed. `way_out`: what errors say to do.
         """
-        self.path, self._size, self._sized = path, size, False
+        self.path, self._size, self._way_out, self._sized = path, size, way_out, False
         while True:
             try:
                 flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -200,16 +200,14 @@ class PositionWriter:
                 raise self._refused(error) from error
             if not _locked(self._file):
                 self._file.close()
-                raise ResourceError(
-                    f"{shown(str(path))} is written by another process: wait for it, or choose another --out"
-                )
+                raise ResourceError(f"{shown(str(path))} is written by another process: wait for it, or {way_out}")
             if self._named():
                 break
             self._file.close()  # the other process was done, and moved it, before it was locked here
         if not self.empty and not self._marked():
             self._file.close()
             raise UsageError(
-                f"{shown(str(path))} exists and is not of an interrupted command: move it away, or choose another --out"
+                f"{shown(str(path))} exists and is not of an interrupted command: move it away, or {way_out}"
             )
 
     @property
@@ -279,9 +277,7 @@ class PositionWriter:
             return False
 
     def _refused(self, error: OSError) -> ResourceError:
-        return ResourceError(
-            f"cannot write {shown(str(self.path))} ({error.strerror}): choose another place with --out"
-        )
+        return ResourceError(f"cannot write {shown(str(self.path))} ({error.strerror}): {self._way_out}")
 
 
 def _locked(file: FileIO) -> bool:

@@ -1,6 +1,6 @@
-"""What codes the bytes of lanes: by a model alone, or with a memory of each lane; as writer, or as reader.
+"""What codes the bytes of streams: by a model alone, or with a memory of each stream; as writer, or as reader.
 
-    code(logits, lanes, symbols) -> symbols      the writer's are coded, the reader's found
+    code(logits, streams, symbols) -> symbols      the writer's are coded, the reader's found
     check()                                      16 bits of all that was predicted, coded too: the reader compares them
 
 All state of a side can be taken and put back, so that long work may be interrupted.
@@ -45,8 +45,8 @@ class Side(Protocol):
     sum: int
     """Checksum of all that was predicted."""
 
-    def code(self, logits: Reals, lanes: Ints, symbols: Symbols) -> Symbols:
-        """Code bytes `[n]` of some lanes by their logits `[n, BYTES]`, one after another; what they are."""
+    def code(self, logits: Reals, streams: Ints, symbols: Symbols) -> Symbols:
+        """Code bytes `[n]` of some streams by their logits `[n, BYTES]`, one after another; what they are."""
         ...
 
     def check(self) -> None:
@@ -63,12 +63,12 @@ class Side(Protocol):
 
 
 class ModelWriter:
-    """Codes by a model alone: the bytes of all lanes are one stream."""
+    """Codes by a model alone: the bytes of all streams by one coder."""
 
     def __init__(self) -> None:
         self.encoder, self.sum = Encoder(), 0
 
-    def code(self, logits: Reals, lanes: Ints, symbols: Symbols) -> Symbols:
+    def code(self, logits: Reals, streams: Ints, symbols: Symbols) -> Symbols:
         """See Side."""
         chances = frequencies(logits)
         self.sum = zlib.crc32(chances.data, self.sum)
@@ -80,7 +80,7 @@ class ModelWriter:
         self.encoder.put(EVEN, np.array([self.sum >> 8 & 255, self.sum & 255]))
 
     def end(self) -> list[bytes]:
-        """The coded bytes of all lanes, which are one stream."""
+        """The coded bytes of all streams together."""
         return [self.encoder.end()]
 
     def state(self) -> State:
@@ -100,7 +100,7 @@ class ModelReader:
     def __init__(self, coded: bytes) -> None:
         self.decoder, self.sum = Decoder(coded), 0
 
-    def code(self, logits: Reals, lanes: Ints, symbols: Symbols) -> Symbols:
+    def code(self, logits: Reals, streams: Ints, symbols: Symbols) -> Symbols:
         """See Side."""
         chances = frequencies(logits)
         self.sum = zlib.crc32(chances.data, self.sum)
@@ -125,7 +125,7 @@ class ModelReader:
 
 
 class _Memories:
-    """One memory and one coder for each lane, whose coded bytes are its own."""
+    """One memory and one coder for each stream, whose coded bytes are its own."""
 
     def __init__(self, memory: Memory, coders: Sequence[coding.Encoder | coding.Decoder]) -> None:
         check_room((len(coders) - 1) * memory.bytes)
@@ -140,33 +140,33 @@ class _Memories:
     def state(self) -> State:
         """See Side."""
         arrays: dict[str, Any] = {}
-        for lane, (memory, coder) in enumerate(zip(self.memories, self.coders, strict=True)):
-            arrays |= {f"{lane}.{name}": array for name, array in coder.state().items()}
-            arrays[f"{lane}.memory"] = memory.state
+        for stream, (memory, coder) in enumerate(zip(self.memories, self.coders, strict=True)):
+            arrays |= {f"{stream}.{name}": array for name, array in coder.state().items()}
+            arrays[f"{stream}.memory"] = memory.state
         return State({"sum": self.sum}, arrays)
 
     def restore(self, state: State) -> None:
         """See Side."""
         self.sum = state.numbers["sum"]
-        for lane, (memory, coder) in enumerate(zip(self.memories, self.coders, strict=True)):
-            coder.restore(named(state.arrays, f"{lane}."))
-            memory.state[:] = state.arrays[f"{lane}.memory"]
+        for stream, (memory, coder) in enumerate(zip(self.memories, self.coders, strict=True)):
+            coder.restore(named(state.arrays, f"{stream}."))
+            memory.state[:] = state.arrays[f"{stream}.memory"]
 
 
 class MemoryWriter(_Memories):
-    """Codes by a model and the memory of each lane, bit by bit."""
+    """Codes by a model and the memory of each stream, bit by bit."""
 
     coders: list[coding.Encoder]
 
-    def __init__(self, memory: Memory, lanes: int) -> None:
-        super().__init__(memory, [coding.Encoder() for _ in range(lanes)])
+    def __init__(self, memory: Memory, streams: int) -> None:
+        super().__init__(memory, [coding.Encoder() for _ in range(streams)])
 
-    def code(self, logits: Reals, lanes: Ints, symbols: Symbols) -> Symbols:
+    def code(self, logits: Reals, streams: Ints, symbols: Symbols) -> Symbols:
         """See Side."""
         predicted = self.predicted(logits)
-        for lane in np.unique(lanes).tolist():
-            mine = lanes == lane
-            self.coders[lane].put(self.memories[lane], symbols[mine], predicted[mine])
+        for stream in np.unique(streams).tolist():
+            mine = streams == stream
+            self.coders[stream].put(self.memories[stream], symbols[mine], predicted[mine])
         return symbols
 
     def check(self) -> None:
@@ -174,7 +174,7 @@ class MemoryWriter(_Memories):
         self.coders[0].put_even(self.sum & 0xFFFF, 16)
 
     def end(self) -> list[bytes]:
-        """The coded bytes of each lane."""
+        """The coded bytes of each stream."""
         return [coder.end() for coder in self.coders]
 
 
@@ -186,10 +186,10 @@ class MemoryReader(_Memories):
     def __init__(self, memory: Memory, parts: Sequence[bytes]) -> None:
         super().__init__(memory, [coding.Decoder(part) for part in parts])
 
-    def code(self, logits: Reals, lanes: Ints, symbols: Symbols) -> Symbols:
+    def code(self, logits: Reals, streams: Ints, symbols: Symbols) -> Symbols:
         """See Side."""
-        pairs = zip(lanes.tolist(), self.predicted(logits), strict=True)
-        return np.array([self.coders[lane].get(self.memories[lane], line) for lane, line in pairs], np.uint8)
+        pairs = zip(streams.tolist(), self.predicted(logits), strict=True)
+        return np.array([self.coders[stream].get(self.memories[stream], line) for stream, line in pairs], np.uint8)
 
     def check(self) -> None:
         """See Side."""
