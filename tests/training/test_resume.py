@@ -24,7 +24,8 @@ from trainings import PLAIN, SPACES, command, held, of_kind, same
 
 
 STAGES_OF_TWO = ["model.sizes=[8]", "model.dims=[32,16]", "model.layers=[1,1]", "model.heads=[2,2]"]
-ACROSS = ["model.local_window=12", "model.ngram_sizes=[3]", "model.ngram_rows=64", "model.reach=0"]
+TABLES = ["model.ngram_sizes=[3]", "model.ngram_rows=64"]
+ACROSS = ["model.local_window=12", *TABLES, "model.reach=0"]
 KINDS: dict[str, tuple[str, list[str]]] = {
     "transformer": ("byte-tiny", PLAIN),
     "linear": ("byte-tiny", ["model.name=linear", *PLAIN]),
@@ -38,7 +39,7 @@ KINDS: dict[str, tuple[str, list[str]]] = {
     "blt": ("demo", [*BLT, *TRAINED]),
     "hnet": (
         "hnet-tiny",
-        ["model.dims=[16,32]", "model.heads=[2,2]", "model.decoder_layers=[1]", "model.layers=1", *TRAINED],
+        ["model.dims=[16,32]", "model.heads=[2,2]", "model.decoder_layers=[1]", "model.layers=1", *TABLES, *TRAINED],
     ),
     "tokens": ("bpe-tiny", [*PLAIN, "model.vocabulary=300"]),
 }
