@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def read(*parts: bytes, beside: bool = False) -> Memory:
     for part in parts:
         memory.nats(part, logs(len(part)) if beside else None)
     return memory
+
+
+def resident() -> int:
+    """Bytes of main memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def same(a: Memory, b: Memory) -> bool:
@@ -120,6 +126,24 @@ def test_a_clone_goes_its_own_way() -> None:
     assert same(memory, other)
     other.learn(b"x")
     assert memory.read_bytes == 90 and other.read_bytes == 91
+
+
+def test_a_clone_of_a_file_takes_no_room_until_it_writes(tmp_path: Path) -> None:
+    """So that requests of a server have a primed memory each, at once; whatever became of the file meanwhile."""
+    file = tmp_path / "memory"
+    large = Memory(Settings(memory=48 << 20))
+    large.learn(b"what it has read before")
+    large.save(file)
+    loaded = Memory.load(file)
+    file.unlink()
+    before = resident()
+    clones = [loaded.clone() for _ in range(4)]
+    assert resident() - before < large.bytes  # less than one of them
+    clones[0].learn(b"x")
+    assert clones[0].read_bytes == 24 and same(clones[0].clone(), clones[0])
+    assert same(clones[1], large) and same(clones[1].clone(), loaded)
+    loaded.learn(b"y")
+    assert same(loaded.clone(), loaded) and not same(loaded.clone(), large)
 
 
 def test_saved_and_loaded_it_goes_on_and_the_file_stays_as_it_is(tmp_path: Path) -> None:

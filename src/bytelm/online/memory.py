@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
+import weakref
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +64,7 @@ class Memory:
         """Raises ResourceError where there is no room for so much."""
         self.settings = settings or Settings()
         self._layout = Layout(self.settings)
+        self._content: _Content | None = None  # what it began with
         self._open(_blank(self._layout.size))
         self._layout.begin(self._arena)
 
@@ -163,11 +166,17 @@ class Memory:
         self._engine.unmark(restore)
 
     def clone(self) -> Memory:
-        """Another memory that has read the same, without marks."""
+        """Another memory that has read the same, without marks; of a file or an empty one it takes no room at first."""
+        if not self.read_bytes:
+            return Memory(self.settings)
         other = Memory.__new__(Memory)
         other.settings, other._layout = self.settings, self._layout
-        other._open(_blank(self._layout.size))
-        other._arena[:] = self._arena
+        if self._content is not None and self.read_bytes == self._read_before:
+            other._begin(self._content)
+        else:
+            other._content = None
+            other._open(_blank(self._layout.size))
+            other._arena[:] = self._arena
         return other
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -185,22 +194,41 @@ class Memory:
         """
         path = Path(path)
         try:
-            with path.open("rb") as file:
-                buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            content = _Content(path)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is empty"
             raise CheckpointError(
                 f"memory {path}: cannot be read ({reason}): write it again with Memory.save"
             ) from error
         made = cls.__new__(cls)
-        made._layout = _layout_of(path, np.frombuffer(buffer, np.uint8))
+        made._layout = _layout_of(path, np.frombuffer(content.mapped(), np.uint8))
         made.settings = made._layout.settings
         if settings is not None and made.settings != settings:
             raise CheckpointError(
                 f"memory {path}: its settings are {made.settings}, not {settings}: load it with its own"
             )
-        made._open(buffer)
+        made._begin(content)
         return made
+
+    def _begin(self, content: _Content) -> None:
+        """As a file says, which stays open: clones begin so too."""
+        self._content = content
+        self._open(content.mapped())
+        self._read_before = self.read_bytes
+
+
+class _Content:
+    """A file that memories map, closed with the last of them."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError, and ValueError for an empty file."""
+        self.file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self.file)
+        self.mapped()
+
+    def mapped(self) -> mmap.mmap:
+        """All of it; pages are copied when they are written."""
+        return mmap.mmap(self.file, 0, access=mmap.ACCESS_COPY)
 
 
 def _blank(size: int) -> mmap.mmap:
