@@ -57,7 +57,7 @@ RECIPES = {
     "transformer": Recipe(Transformer.tiny()["windowed"]),
     "megabyte": Recipe(next(iter(Megabyte.tiny().values()))),
     "megabyte across patches": Recipe(Megabyte.tiny()["across patches, n-grams"]),
-    "hnet": Recipe(HNet.tiny()["two stages"]),
+    "hnet": Recipe(HNet.tiny()["two stages, n-grams"]),
 }
 
 

@@ -132,7 +132,7 @@ def test_every_document_of_a_row_opens_a_chunk() -> None:
 
 def test_the_auxiliary_sum_is_that_of_its_rows() -> None:
     """So that micro-batches and processes minimise what one batch does."""
-    model = tiny("two stages")
+    model = tiny("two stages, n-grams")
     rows = [line(30), line(12, 1), line(25, 2)]
     batch = torch.full((3, 30), PAD)
     for row, ids in enumerate(rows):
@@ -147,7 +147,7 @@ def test_the_auxiliary_sum_is_that_of_its_rows() -> None:
 
 def test_the_auxiliary_sum_is_weighted_by_the_ids_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hnet, "ratio_loss", lambda probability, *_: torch.ones(len(probability)))
-    model = tiny("two stages", ratio_weight=0.25)
+    model = tiny("two stages, n-grams", ratio_weight=0.25)
     model(torch.tensor([[BOS, *b"abcdef", PAD], [BOS, *b"ab", PAD, PAD, PAD, PAD, PAD]]))
     assert model.chunking is not None and model.chunking.auxiliary is not None
     assert float(model.chunking.auxiliary) == 0.25 * 2 * (7 + 3)

@@ -90,15 +90,11 @@ class Config:
         one = cls(
             (16, 32), (2, 2), (1,), (2,), layers=2, ratios=(3.0,), attention_window=6, theta=100.0, ffn_multiple=16
         )
-        two = {"dims": (16, 16, 24), "heads": (2, 2, 2), "encoder_layers": (2, 1), "decoder_layers": (1, 1)}
-        return {
-            "one stage": one,
-            "two stages": replace(one, **two, ratios=(2.0, 1.5)),
-            "n-grams": replace(one, ngram_sizes=(2, 5), ngram_rows=101),
-            "n-grams to the output": replace(
-                one, **two, ratios=(2.0, 1.5), ngram_sizes=(3, 4), ngram_rows=101, ngram_output=True
-            ),
-        }
+        two = replace(
+            one, dims=(16, 16, 24), heads=(2, 2, 2), encoder_layers=(2, 1), decoder_layers=(1, 1), ratios=(2.0, 1.5)
+        )
+        tables = replace(two, ngram_sizes=(2, 5), ngram_rows=101, ngram_output=True)
+        return {"one stage": one, "two stages, n-grams": tables}
 
     def encoder(self, stage: int) -> StackConfig:
         """The shape of a stage's encoder."""

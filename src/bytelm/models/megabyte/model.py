@@ -101,19 +101,15 @@ class Config:
     def tiny(cls) -> dict[str, Config]:
         """Small shapes for the invariant tests, together covering every path of this file."""
         two = cls(sizes=(4,), dims=(32, 16), layers=(2, 2), heads=(2, 2), ffn_multiple=16)
+        tables = replace(two, local_window=6, ngram_sizes=(3, 5), ngram_rows=101, ngram_output=True)
         return {
             "two stages": two,
             "cross-patch attention, convolutions": replace(two, reach=3, filters=(3, 5, 7)),
             "three stages": replace(two, sizes=(3, 4), dims=(24, 16, 16), layers=(1, 2, 1), heads=(2, 2, 2), reach=2),
             "projected, learned positions": replace(two, sizes=(6,), dims=(32, 16), reach=6, positions=256),
-            "across patches, n-grams": replace(
-                two, dims=(30, 16), heads=(3, 2), local_window=6, ngram_sizes=(3, 5), ngram_rows=101
-            ),
+            "across patches, n-grams": replace(tables, dims=(30, 16), heads=(3, 2)),
             "across patches, three stages": replace(
                 two, sizes=(3, 4), dims=(24, 16, 16), layers=(1, 1, 2), heads=(2, 2, 2), reach=2, local_window=5
-            ),
-            "across patches, n-grams to the output": replace(
-                two, local_window=6, ngram_sizes=(3, 5), ngram_rows=101, ngram_output=True
             ),
         }
 
