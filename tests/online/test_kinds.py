@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bytelm.online import kinds
+from bytelm.cli import run as cli
+from bytelm.online import kinds, saved
 from bytelm.online.kinds import audio, image, suited
 from bytelm.online.memory import Memory
 from bytelm.online.settings import TEXT, Settings
@@ -84,3 +87,14 @@ def test_what_suits_is_found_in_the_middle() -> None:
     """A quiet beginning does not hide sound, nor a title page pictures."""
     silence = np.zeros(70_000, np.uint8)
     assert suited(np.concatenate([silence, tones(100_000, 1)])).predictors == audio(1)
+
+
+def test_the_memory_of_a_run_suits_its_training_split(tmp_path: Path) -> None:
+    file, run = tmp_path / "hills.raw", tmp_path / "run"
+    file.write_bytes(smooth(240, 300, 1).tobytes())
+    assert saved.empty(run, Settings(memory=SMALL)).settings == Settings(memory=SMALL)
+    packed = ["data", "pack", str(file), "--out", str(run / "data"), "--quiet"]
+    assert cli([*packed, "--set", "data.valid=0", "--set", "data.test=0"]) == 0
+    assert saved.empty(run, Settings(memory=SMALL)).settings == Settings(image(1, 300), SMALL)
+    assert cli(["prime", str(run), "--memory", "4", "--quiet"]) == 0
+    assert saved.opened(run, "primed").settings == Settings(image(1, 300), 4 << 20)

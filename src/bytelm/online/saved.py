@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -27,22 +28,21 @@ def home(run: Path) -> Path:
 
 def for_training(corpus: Corpus, settings: Settings) -> Settings:
     """With predictors that suit the training split, by its beginning."""
-    found, size = list[np.ndarray](), 0
+    left, found = SAMPLE, [np.zeros(0, np.uint8)]
     for table in corpus.tables("train"):
-        for start, count in zip(table.starts.tolist(), table.sizes.tolist(), strict=True):
-            if size >= SAMPLE:
-                break
-            found.append(corpus.read(start, min(count, SAMPLE - size)))
-            size += len(found[-1])
-    return suited(np.concatenate(found), settings) if found else settings
+        for start, size in zip(table.starts.tolist(), table.sizes.tolist(), strict=True):
+            found.append(corpus.read(start, min(size, left)))
+            left -= len(found[-1])
+            if not left:
+                return suited(np.concatenate(found), settings)
+    return suited(np.concatenate(found), settings)
 
 
 def empty(run: Path, settings: Settings) -> Memory:
     """An empty memory with predictors that suit the run's training split, where that is still there."""
-    try:
-        return Memory(for_training(open_corpus(home(run) / "data"), settings))
-    except BytelmError:  # gone, or damaged: what it holds is not needed
-        return Memory(settings)
+    with suppress(BytelmError):  # gone, or damaged: what it holds is not needed
+        settings = for_training(open_corpus(home(run) / "data"), settings)
+    return Memory(settings)
 
 
 def opened(run: Path, kind: Kind, settings: Settings | None = None) -> Memory:
