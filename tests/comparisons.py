@@ -16,7 +16,7 @@ from bytelm.data.corpus import Corpus
 MODELS = ("byte-window:32", "bpe:300", "space")
 BUDGET = "1.3e11"  # about the least that suits them on this much data: some seconds each
 WORDS = ["the", "patch", "byte", "model", "reads", "and", "writes", "déjà", "vu", "return", "x =", "tree", "light"]
-MEANS = {"blt": 5.0, "space": 5.0, "megabyte": 8.0, "bpe": 3.0}
+MEANS = {"blt": 5.0, "space": 5.0, "hnet": 5.0, "megabyte": 8.0, "megabyte-across": 8.0, "bpe": 3.0}
 Found = Mapping[str, Any]
 Results = dict[str, tuple[int, bytes]]
 
