@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bytelm import machine
 from bytelm.cli import run as cli
 from bytelm.online import kinds, saved
 from bytelm.online.kinds import audio, image, suited
@@ -98,3 +99,10 @@ def test_the_memory_of_a_run_suits_its_training_split(tmp_path: Path) -> None:
     assert saved.empty(run, Settings(memory=SMALL)).settings == Settings(image(1, 300), SMALL)
     assert cli(["prime", str(run), "--memory", "4", "--quiet"]) == 0
     assert saved.opened(run, "primed").settings == Settings(image(1, 300), 4 << 20)
+
+
+def test_a_memory_grows_with_what_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    for total, most in ((0, 1 << 30), (1 << 40, 1 << 30), (5 << 30, 512 << 20), (1 << 20, 128 << 20)):
+        monkeypatch.setattr(kinds.machine, "memory", lambda total=total: machine.Memory(total, total))
+        assert [kinds.memory_for(count) for count in (0, 1, 10**6)] == [128 << 20] * 3
+        assert [kinds.memory_for(count) for count in (4_123_775, 10**9)] == [min(256 << 20, most), most]

@@ -70,7 +70,10 @@ def compress(
         raise UsageError("compressed data is not written to a terminal: name a file with --out")
     source, size = given(file)
     lm = load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
-    memory, progress = beginning(run, online, source, size), counter("compressing", size, quiet or json)
+    memory, progress = (
+        beginning(run, online, source, size // (streams or 1)),
+        counter("compressing", size, quiet or json),
+    )
     with nullcontext((None, None)) if is_stdin(out) else resuming("compress", out, size, ELSEWHERE) as (resume, _):
         new(out)  # again: another command may have written it before this one had it
         packed = encode(lm.model, source, size, lm.context, progress, memory, streams, resume)
@@ -147,17 +150,18 @@ def decompress(
 
 
 def beginning(run: Path, online: Kind | None, source: Source, size: int) -> Memory | None:
-    """The memory that `--online` asks for; an empty one has predictors that suit the file, as its header says."""
+    """The memory that `--online` asks for; an empty one suits the file, `size` bytes of which each stream reads."""
     import numpy as np
 
-    from bytelm.online.kinds import SAMPLE, suited
+    from bytelm.online.kinds import SAMPLE, memory_for, suited
     from bytelm.online.memory import Memory
+    from bytelm.online.settings import Settings
 
     if online != "cold":
         return opened(run, online)
     first = np.empty(min(size, SAMPLE), np.uint8)
     source.read_into(0, first)
-    return Memory(suited(first))
+    return Memory(suited(first, Settings(memory=memory_for(size))))
 
 
 def restore(

@@ -81,7 +81,7 @@ def beside(run: Path, online: Kind | None) -> dict[str, Any]:
     return {"online": opened(run, online), "read_before": reader(run)}
 
 
-def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json = False) -> int:
+def prime(run: Path, /, *, memory: float | None = None, quiet: Quiet = False, json: Json = False) -> int:
     """Build the memory of a run: it reads the training split once and is saved in the run, for --online primed.
 
     After Ctrl-C the same command continues.
@@ -93,18 +93,20 @@ def prime(run: Path, /, *, memory: float = 128, quiet: Quiet = False, json: Json
     run
         A run whose packed training data is still there.
     memory
-        Its size in MiB; the file is as large.
+        Its size in MiB; the file is as large (default: 64 bytes for each of the training split, 128 MiB to 1 GiB).
     """
     from bytelm.compress.sides import State
     from bytelm.data.corpora import open_corpus
+    from bytelm.online.kinds import memory_for
     from bytelm.online.memory import Memory
     from bytelm.online.saved import FILE, for_training, home
     from bytelm.online.settings import Settings
 
     file = home(run) / FILE
     corpus = open_corpus(home(run) / "data")
-    made = Memory(for_training(corpus, Settings(memory=round(memory * 2**20))))
     total = corpus.bytes("train")
+    size = memory_for(total) if memory is None else round(memory * 2**20)
+    made = Memory(for_training(corpus, Settings(memory=size)))
     progress = counter("learning", total, quiet or json)
     with resuming("prime", file, total, "prime a copy of the run") as (resume, _):
         if (found := resume.begin(f"{corpus.fingerprint} {made.settings}")) is not None:

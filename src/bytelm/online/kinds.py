@@ -1,6 +1,7 @@
 """Which predictors suit some bytes: those for text, for images of some row length, or for 16-bit audio.
 
     settings = suited(data)     of a memory for bytes like these
+    memory_for(count)           bytes of a memory that learns so many
 
 What suits is tried: some bytes from the middle are read with each set that is not far off, and the cheapest is taken.
 Text, by far the most frequent, is told by its differences, which need more bits than its bytes do; so nothing is tried.
@@ -8,12 +9,14 @@ Text, by far the most frequent, is told by its differences, which need more bits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm import machine
 from bytelm.online.memory import Memory
 from bytelm.online.settings import TEXT, Settings
 
@@ -22,7 +25,19 @@ LOOKED_AT, TRIAL, SMALL = 1 << 16, 1 << 15, 4 << 20  # bytes: of statistics, of 
 FRAME = 12  # bytes: whole pixels and samples of all kinds
 CHANNELS = (1, 2, 3, 4)
 NEAREST_ROW = 24  # bytes
+ROOM, LARGEST = 64, 1 << 30  # bytes of memory: for each that is learnt, and at most
 WINS = 0.99  # of the bits of the best so far, at most: simpler sets come first
+
+
+def memory_for(count: int) -> int:
+    """Bytes of a memory that learns so many: `ROOM` for each, a power of two; an eighth of this machine's at most.
+
+    Not less than the default. What is learnt takes the place of what was, where there is no room for both.
+    """
+    usual, most = Settings.memory, LARGEST
+    if total := machine.memory().total:
+        most = min(most, 1 << (total // 8).bit_length() - 1)
+    return max(usual, min(1 << round(math.log2(max(1, ROOM * count))), most))
 
 
 def image(channels: int, row: int) -> tuple[str, ...]:
