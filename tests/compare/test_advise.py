@@ -313,3 +313,15 @@ def test_what_the_command_refuses(
     (tmp_path / "fit.json").write_text(json.dumps(fit))
     assert run(["advise", text, *words, "--fit", str(tmp_path / "fit.json")]) == code
     assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_laws_come_with_bytelm() -> None:
+    """Of files that are named in words: nobody's folders; the best of them have a limit."""
+    fit = advise.fit_of(None)
+    assert all("/" not in path for path in fit["corpus"]["paths"]) and fit["corpus"]["measured_bytes"] > 500_000
+    forms = {model["model"]: model["law"]["form"] for model in fit["models"]}
+    assert {"megabyte-across", "space", "blt", "hnet", "bpe:4096"} == set(forms)
+    assert [name for name, form in forms.items() if form != "power"] == ["megabyte-across", "space", "bpe:4096"]
+    for model in fit["models"]:
+        assert candidate(model["model"]).name == model["model"]
+        assert model["held_out"] is None or model["held_out"]["inside"]

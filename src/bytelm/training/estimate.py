@@ -29,6 +29,7 @@ from bytelm.training.config import RunConfig, TrainConfig
 from bytelm.training.dist import launched
 from bytelm.training.loop import precision
 from bytelm.training.memory import predict, table_moments
+from bytelm.training.optimise import Optimizer
 from bytelm.training.plan import Layout
 from bytelm.training.plan import memory as of_process
 from bytelm.training.stages.entropy_model import COUNTED
@@ -297,8 +298,12 @@ def multiplied(device: torch.device) -> float:
 
 
 def timed(model: ByteModel, train: TrainConfig, mean: float | None) -> float:
-    """Training throughput in ids per second, from a few steps on random bytes; `mean`: of a patch."""
+    """Training throughput in ids per second, from a few steps on random bytes; `mean`: of a patch.
+
+    With the optimizer: it decides that gradients of n-gram tables are of the rows that were read alone.
+    """
     model.train()
+    optimizer = Optimizer(model, train)
     row = TRAINING * model.flops(train.context_length, round(train.context_length / (mean or 1.0)))
     shape = (
         max(1, min(train.batch, (PROBED if model.device.type == "cpu" else PROBED_ON_DEVICE) // max(1, row))),
@@ -314,6 +319,9 @@ def timed(model: ByteModel, train: TrainConfig, mean: float | None) -> float:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
             nats, _ = score(model, ids, boundaries=opens)
         nats.backward()
+        optimizer.norm()
+        optimizer.step(train.learning_rate)
+        optimizer.zero_grad()
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
