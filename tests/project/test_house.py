@@ -305,7 +305,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "dist").glob("bytelm-*-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = {entry for entry in archive.namelist() if ".dist-info/" not in entry}
-    kinds = (".py", ".toml", ".h", ".cpp", ".html", ".css", ".js")
+    kinds = (".py", ".toml", ".json", ".h", ".cpp", ".html", ".css", ".js")
     package = [path for path in (ROOT / "src").rglob("*") if path.suffix in kinds or path.name == "py.typed"]
     assert held == {path.relative_to(ROOT / "src").as_posix() for path in package}
     assert "bytelm/py.typed" in held
