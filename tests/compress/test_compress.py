@@ -18,7 +18,7 @@ import bytelm
 from bytelm.cli import run as cli
 from bytelm.compress import stream, windows
 from bytelm.compress.coder import TOTAL, Decoder, Encoder, frequencies
-from bytelm.compress.header import HEADER, opened
+from bytelm.compress.header import HEADER, VERSION, opened
 from bytelm.compress.sides import ModelWriter
 from bytelm.compress.stream import STREAMS, WORTH, compress, decompress
 from bytelm.compress.windows import Held, Streams
@@ -259,8 +259,9 @@ def test_another_model_another_format_and_another_machine_are_named(packed: tupl
     other = next(model for name, model in tiny_models(3) if name.startswith("transformer")).eval()
     with pytest.raises(DataError, match="another model wrote it: name the run"):
         decompress(other, whole)
-    for version, which in (5, "a newer"), (3, "an older"):
-        with pytest.raises(DataError, match=rf"{which} bytelm wrote it \(format {version}, this one reads 4\): decom"):
+    for version, which in (VERSION + 1, "a newer"), (VERSION - 1, "an older"):
+        said = rf"{which} bytelm wrote it \(format {version}, this one reads {VERSION}\): decompress"
+        with pytest.raises(DataError, match=said):
             decompress(model, whole[:4] + bytes([version]) + whole[5:])
     with pytest.raises(DataError, match="not a file that"):
         decompress(model, b"PK\3\4" + whole[4:])
