@@ -42,6 +42,7 @@ from bytelm.checkpoint.store import checkpoints
 from bytelm.data.corpora import open_corpus
 from bytelm.data.files import write_whole
 from bytelm.errors import BytelmError, DataError
+from bytelm.online.saved import unread
 
 CLASSES = ("nothing", "trained", "read")
 SURE = 0.01  # of the larger
@@ -85,13 +86,7 @@ def joined(paths: Sequence[Path], most: int) -> bytes:
 
 def training_split(run: Path) -> bytes:
     """The bytes that `bytelm prime` reads, in its order. Raises BytelmError."""
-    corpus = open_corpus(run / "data")
-    pieces = [
-        corpus.read(start, size).tobytes()
-        for part in corpus.tables("train")
-        for start, size in zip(part.starts.tolist(), part.sizes.tolist(), strict=True)
-    ]
-    return b"".join(pieces)
+    return b"".join(piece.tobytes() for piece in unread(open_corpus(run / "data"), 0))
 
 
 def hashed(data: bytes) -> str:

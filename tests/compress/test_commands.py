@@ -17,6 +17,7 @@ from bytelm.compress import stream, windows
 from bytelm.compress.header import HEADER
 from bytelm.data import files
 from bytelm.data.files import PositionWriter
+from bytelm.online import saved
 from bytelm.online.memory import Memory
 
 
@@ -251,8 +252,6 @@ def test_nothing_is_left_of_a_damaged_file(run: Path, tmp_path: Path, capfd: pyt
 def test_a_memory_that_was_interrupted_is_the_same(
     run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bytelm.cli import online
-
     words, file = ["prime", str(run), "--memory", "2", "--json"], run / "memory.bin"
     assert cli(words) == 0
     whole, learn = file.read_bytes(), Memory.learn
@@ -261,7 +260,7 @@ def test_a_memory_that_was_interrupted_is_the_same(
         learn(self, data, logp)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(online, "PIECE", 7000)
+    monkeypatch.setattr(saved, "PIECE", 7000)
     capfd.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(Memory, "learn", pressed)

@@ -10,8 +10,10 @@ import pytest
 from bytelm.cli import run as cli
 from bytelm.compress.header import opened
 from bytelm.compress.stream import compress
+from bytelm.data.corpora import open_corpus
 from bytelm.errors import DataError
 from bytelm.lm import load
+from bytelm.online import kinds, saved
 from bytelm.online.kinds import image
 from bytelm.online.memory import Memory
 from bytelm.online.settings import Settings
@@ -38,3 +40,21 @@ def test_predictors_that_nobody_knows_are_a_damaged_header() -> None:
     for name in (b"order-1", b"ordet:1", b"order:\xff", b"order:0"):
         with pytest.raises(DataError, match="its header is damaged"):
             opened(model, packed.replace(b"order:1", name, 1))
+
+
+def test_a_memory_has_room_for_what_it_learns(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a file what a stream reads of it, for a run its training split."""
+    asked = list[int]()
+
+    def counted(count: int) -> int:
+        asked.append(count)
+        return 4 << 20
+
+    monkeypatch.setattr(kinds, "memory_for", counted)
+    file, packed = tmp_path / "file", tmp_path / "file.blm"
+    file.write_bytes(b"some text, and more of it. " * 20)
+    words = ["compress", str(run), str(file), "--out", str(packed), "--quiet", "--online", "cold", "--streams", "2"]
+    assert cli(words) == 0 and cli(["prime", str(run), "--quiet"]) == 0
+    assert asked == [270, open_corpus(run / "data").bytes("train")]
+    header, _ = opened(load(run).model, packed.read_bytes())
+    assert header.settings == saved.opened(run, "primed").settings == Settings(memory=4 << 20)

@@ -47,6 +47,17 @@ def test_kernel_and_definition_agree(kind: str, predictors: tuple[str, ...], bes
     assert (fast.nodes(row) == slow.nodes(row)).all()
 
 
+def test_they_agree_where_samples_are_as_loud_as_can_be() -> None:
+    """Cracks after near silence, and turns that take what a filter expects to its bounds."""
+    cracks = np.where(np.arange(200) % 20, 1, 32767)
+    turns = np.where(np.arange(200) // 9 % 2, 32767, -32768)
+    loud = np.concatenate([cracks, turns, np.random.default_rng(3).integers(-32768, 32768, 60)])
+    fast = opened(settings := Settings(("wave:1:255:0", "wave:2:255:1", "order:0"), MEMORY))
+    slow = Python(Layout(settings), opened(settings).arena)
+    data = loud.astype("<i2").view(np.uint8)
+    assert (fast.read(data, None) == slow.read(data, None)).all() and (fast.arena == slow.arena).all()
+
+
 def test_they_agree_where_slots_are_replaced_the_ring_goes_round_and_a_network_comes_and_goes() -> None:
     settings = Settings(TEXT, MEMORY)
     random = np.random.default_rng(2)

@@ -68,8 +68,8 @@ def test_they_are_worth_it(kind: str) -> None:
     assert costs[0] < 0.95 * costs[1]
 
 
-def test_each_of_them_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any plane pictures cost more, without any filter sound does."""
+def test_planes_and_filters_pay() -> None:
+    """Without any plane images cost more, without any filter audio does."""
     for kind, name in (("colour pictures", "plane"), ("mono", "wave")):
         data, predictors = KINDS[kind]
         rest = tuple(one for one in predictors if not one.startswith(name))

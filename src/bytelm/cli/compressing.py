@@ -70,10 +70,8 @@ def compress(
         raise UsageError("compressed data is not written to a terminal: name a file with --out")
     source, size = given(file)
     lm = load(run, weights=weights, tables=tables, watch=partial(counter, quiet=quiet or json))
-    memory, progress = (
-        beginning(run, online, source, size // (streams or 1)),
-        counter("compressing", size, quiet or json),
-    )
+    memory = beginning(run, online, source, size // (streams or 1))
+    progress = counter("compressing", size, quiet or json)
     with nullcontext((None, None)) if is_stdin(out) else resuming("compress", out, size, ELSEWHERE) as (resume, _):
         new(out)  # again: another command may have written it before this one had it
         packed = encode(lm.model, source, size, lm.context, progress, memory, streams, resume)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,10 +13,6 @@ from bytelm.cli.resuming import resuming
 from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from bytelm.data.corpus import Corpus
     from bytelm.evaluate.dynamic import Dynamic
     from bytelm.interfaces.model import ByteModel
     from bytelm.online.memory import Memory
@@ -37,7 +32,6 @@ Learning = Annotated[
         "the output layer (head), of n-gram tables and the output layer (tables), or all."
     ),
 ]
-PIECE = 1 << 18  # bytes learned between two signs of progress
 
 
 @Parameter(name="*")
@@ -99,7 +93,7 @@ def prime(run: Path, /, *, memory: float | None = None, quiet: Quiet = False, js
     from bytelm.data.corpora import open_corpus
     from bytelm.online.kinds import memory_for
     from bytelm.online.memory import Memory
-    from bytelm.online.saved import FILE, for_training, home
+    from bytelm.online.saved import FILE, for_training, home, unread
     from bytelm.online.settings import Settings
 
     file = home(run) / FILE
@@ -125,13 +119,3 @@ def prime(run: Path, /, *, memory: float | None = None, quiet: Quiet = False, js
     else:
         print(f"{file}: {show_bytes(made.bytes)}, {made.read_bytes:,} bytes read")
     return 0
-
-
-def unread(corpus: Corpus, done: int) -> Iterator[NDArray[np.uint8]]:
-    """The documents of the training split, in pieces and in order, without their first `done` bytes."""
-    for table in corpus.tables("train"):
-        for start, size in zip(table.starts.tolist(), table.sizes.tolist(), strict=True):
-            skipped = min(done, size)
-            done -= skipped
-            for at in range(start + skipped, start + size, PIECE):
-                yield corpus.read(at, min(PIECE, start + size - at))

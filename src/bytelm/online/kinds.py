@@ -25,7 +25,7 @@ LOOKED_AT, TRIAL, SMALL = 1 << 16, 1 << 15, 4 << 20  # bytes: of statistics, of 
 FRAME = 12  # bytes: whole pixels and samples of all kinds
 CHANNELS = (1, 2, 3, 4)
 NEAREST_ROW = 24  # bytes
-ROOM, LARGEST = 64, 1 << 30  # bytes of memory: for each that is learnt, and at most
+ROOM, MOST = 64, 1 << 30  # bytes of memory: for each that is learnt, and at most
 WINS = 0.99  # of the bits of the best so far, at most: simpler sets come first
 
 
@@ -34,10 +34,9 @@ def memory_for(count: int) -> int:
 
     Not less than the default. What is learnt takes the place of what was, where there is no room for both.
     """
-    usual, most = Settings.memory, LARGEST
-    if total := machine.memory().total:
-        most = min(most, 1 << (total // 8).bit_length() - 1)
-    return max(usual, min(1 << round(math.log2(max(1, ROOM * count))), most))
+    total = machine.memory().total
+    most = min(MOST, 1 << (total // 8).bit_length() - 1) if total else MOST
+    return max(Settings.memory, min(1 << round(math.log2(max(1, ROOM * count))), most))
 
 
 def image(channels: int, row: int) -> tuple[str, ...]:
@@ -79,8 +78,7 @@ def candidates(data: NDArray[np.uint8]) -> Iterator[tuple[str, ...]]:
         return
     plain = entropy(data)
     for channels in CHANNELS:
-        row = likeliest_row(data, channels)
-        if row is not None and entropy(data[channels:] - data[:-channels]) < plain:
+        if entropy(data[channels:] - data[:-channels]) < plain and (row := likeliest_row(data, channels)):
             yield image(channels, row)
     samples = data[: len(data) // 2 * 2].view("<i2")
     high = entropy(samples.view(np.uint8)[1::2])

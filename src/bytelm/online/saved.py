@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bytelm.data.corpora import open_corpus
 from bytelm.data.corpus import Corpus
@@ -18,6 +19,7 @@ from bytelm.online.memory import Memory
 from bytelm.online.settings import Settings
 
 FILE = "memory.bin"  # in a run
+PIECE = 1 << 18  # bytes that are read of the training split at once, at most
 Kind = Literal["cold", "primed"]
 
 
@@ -26,15 +28,24 @@ def home(run: Path) -> Path:
     return run.parent.parent if run.parent.name == "checkpoints" else run
 
 
+def unread(corpus: Corpus, done: int) -> Iterator[NDArray[np.uint8]]:
+    """The documents of the training split, in pieces and in order, without their first `done` bytes."""
+    for table in corpus.tables("train"):
+        for start, size in zip(table.starts.tolist(), table.sizes.tolist(), strict=True):
+            skipped = min(done, size)
+            done -= skipped
+            for at in range(start + skipped, start + size, PIECE):
+                yield corpus.read(at, min(PIECE, start + size - at))
+
+
 def for_training(corpus: Corpus, settings: Settings) -> Settings:
     """With predictors that suit the training split, by its beginning."""
     left, found = SAMPLE, [np.zeros(0, np.uint8)]
-    for table in corpus.tables("train"):
-        for start, size in zip(table.starts.tolist(), table.sizes.tolist(), strict=True):
-            found.append(corpus.read(start, min(size, left)))
-            left -= len(found[-1])
-            if not left:
-                return suited(np.concatenate(found), settings)
+    for piece in unread(corpus, 0):
+        found.append(piece[:left])
+        left -= len(found[-1])
+        if not left:
+            break
     return suited(np.concatenate(found), settings)
 
 

@@ -185,6 +185,8 @@ class Optimizer:
         ]
         fused = device in ("cpu", "cuda")
         self.parts: list[Part] = [AdamW([g for g in groups if g["params"]], config.learning_rate, betas, fused)]
+        self.tables: TableAdam | None = None
+        """The part that moves n-gram tables."""
         self.kept: list[RowGradients] = []
         """Gradients of n-gram tables that are kept per bag."""
         self.host: list[Tensor] = []
@@ -195,11 +197,12 @@ class Optimizer:
         if on_host:
             for table in found:
                 table.sparse = True
-            self.parts.append(RowAdam(tables, *rates))
+            self.tables = RowAdam(tables, *rates)
+            self.parts.append(self.tables)
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
         """All parameters with a dense or sparse gradient."""
         if tables and not on_host:
-            bags = BagAdam(found, *rates)
+            self.tables = bags = BagAdam(found, *rates)
             self.parts.append(bags)
             self.kept = bags.kept
 
