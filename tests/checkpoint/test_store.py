@@ -46,6 +46,20 @@ def test_tensors_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory,
         assert torch.equal(found[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
 
 
+def test_a_run_that_is_over_keeps_its_last_weights(tmp_path: Path) -> None:
+    save(tmp_path, 1), save(tmp_path, 2)
+    store.keep_weights(tmp_path)
+    (path,) = store.checkpoints(tmp_path)
+    store.verify(path)
+    assert names(tmp_path) == ["latest", "step-00000002"] and not store.resumable(path)
+    assert torch.equal(store.read_tensors(path, "model")["a"], content(2)["model"]["a"])
+    assert store.read_state(path) == {"bytes": 20, "step": 2}
+    with pytest.raises(CheckpointError, match=r"has no optimizer\.safetensors"):
+        store.read_tensors(path, "optimizer")
+    store.keep_weights(tmp_path)  # again: nothing changes
+    assert store.newest(tmp_path) == path and store.resumable(save(tmp_path, 3))
+
+
 def test_shared_strided_and_trained_tensors_come_back_alone(tmp_path: Path) -> None:
     base = torch.arange(24.0).reshape(4, 6)
     tensors = {"tied": base, "tied2": base, "trained": torch.nn.Parameter(base)}

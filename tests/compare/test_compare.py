@@ -22,11 +22,13 @@ import pytest
 
 import bytelm
 from bytelm.checkpoint.metrics import read_metrics
+from bytelm.checkpoint.store import checkpoints
 from bytelm.cli import run as cli
 from bytelm.compare import cells, held_out, prepare, results, worker
 from bytelm.compare.page import charts, show_power
 from bytelm.compare.plan import EPOCHS, OFF, STEP, WINDOW, built
 from bytelm.data.corpus import Corpus, iterate_documents
+from bytelm.errors import DataError
 from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.costs import costs
 from bytelm.evaluate.meter import interval
@@ -211,25 +213,38 @@ def test_another_model_leaves_the_others_as_they_are(begun: Begun) -> None:
     assert new["models"] | old["models"] == new["models"] and new["speeds"] | old["speeds"] == new["speeds"]
 
 
-def test_a_run_stopped_while_it_was_measured_is_measured_and_not_trained_again(copied: Path) -> None:
+def test_a_run_stopped_while_it_was_measured_is_measured_and_not_trained_again(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = copied / "bpe-300-0"
     first = json.loads((run / "result.json").read_bytes())
-    (run / "result.json").unlink()
-    job = {
-        "home": str(copied),
-        "name": "bpe:300",
-        "seed": 0,
-        "root": str(copied),
-        "run": str(run),
-        "device": "cpu",
-        "quiet": True,
-    }
-    assert worker.main(json.dumps(job)) == 0
+    shutil.rmtree(run / "checkpoints")
+    for name in ("result.json", "metrics.jsonl"):
+        (run / name).unlink()
+    named = {"home": str(copied), "root": str(copied), "run": str(run), "name": "bpe:300"}
+    job = json.dumps({**named, "seed": 0, "device": "cpu", "quiet": True})
+
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise DataError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "measure", stopped)
+        assert worker.main(job) == DataError.exit_code and not (run / "result.json").exists()
+    steps = (run / "metrics.jsonl").read_text().count('"train"')
+    assert worker.main(job) == 0 and (run / "metrics.jsonl").read_text().count('"train"') == steps > 0
     again = json.loads((run / "result.json").read_bytes())
     for a, b in zip(again["documents"], first["documents"], strict=True):
         assert a[:2] == b[:2] and a[2] == pytest.approx(b[2], rel=1e-5)
-    for key in ("steps", "trained_bytes", "seconds", "patch_size", "curve"):
+    for key in ("steps", "trained_bytes", "patch_size"):
         assert again[key] == first[key], key
+
+
+def test_of_what_is_done_the_last_weights_stay(home: Path) -> None:
+    for model in MODELS:
+        run = run_of(home, model)
+        (checkpoint,) = checkpoints(run)
+        assert {file.name for file in checkpoint.iterdir()} == {"model.safetensors", "state.json", "MANIFEST.json"}
+        assert bytelm.load(str(run)).bits(b"the quick brown fox")
 
 
 def test_more_seeds_are_added_and_what_fails_loses_nothing(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bytelm.cli import run as cli
-from bytelm.compare import laws, overview, prepare, rates, results
+from bytelm.compare import cells, laws, overview, prepare, rates, results
 from bytelm.compare.candidates import candidate, candidates
 from bytelm.compare.plan import RATIO, Budget
 from bytelm.compare.prepare import ComparisonSpec, Place
@@ -144,6 +144,16 @@ def test_several_budgets_are_as_many_comparisons_in_one_table(home: Path, found:
         (model,) = one["models"]
         assert model["training_flops"] == pytest.approx(float(name), rel=0.15)
         assert name in (page := (home / "index.html").read_text()) and f"{model['bits_per_byte']:.3f}" in page
+
+
+def test_one_budget_of_several_is_asked_alone(
+    home: Path, found: Found, data: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "trained", None)
+    assert cli(words(data, home, "byte-window:32", "--rates", "2", budget="2e11")) == 0
+    assert f"full report: {home / '2e11'}" in capfd.readouterr().out
+    assert json.loads((home / "results.json").read_bytes()) == found
+    assert json.loads((home / "2e11" / "results.json").read_bytes()) == found["comparisons"]["2e11"]
 
 
 def test_the_rate_that_was_chosen_at_a_budget_is_that_of_all_runs_of_the_family_there(home: Path, found: Found) -> None:

@@ -315,10 +315,13 @@ def test_the_verbs_beside_a_memory(run: Path, tmp_path: Path, capfd: pytest.Capt
     assert f"memory.bin is missing: build it once with `bytelm prime {run}`" in capfd.readouterr().err
     assert cli(["prime", str(run), "--memory", "2", "--quiet", "--json"]) == 0
     made = json.loads(capfd.readouterr().out)
-    assert made["read_bytes"] > 10_000 and (run / "memory.bin").stat().st_size >= made["bytes"]
+    assert (
+        made["read_bytes"] > 10_000 and made["kind"] == "text" and (run / "memory.bin").stat().st_size >= made["bytes"]
+    )
     for online in ("cold", "primed"):
         packed, again = tmp_path / f"{online}.blm", tmp_path / online
         assert cli(["compress", str(run), str(file), "--online", online, "--out", str(packed), "--quiet"]) == 0
+        assert "bits/byte with an online memory for text; gzip" in capfd.readouterr().out
         assert cli(["decompress", str(run), str(packed), "--quiet"]) == 0 and again.read_bytes() == file.read_bytes()
         capfd.readouterr()
         assert cli(["eval", str(run), str(file), "--online", online, "--json"]) == 0
@@ -328,7 +331,7 @@ def test_the_verbs_beside_a_memory(run: Path, tmp_path: Path, capfd: pytest.Capt
         assert found["bits_per_byte"] > bits[online]
     assert bits["primed"] < bits["cold"] and sizes["primed"] < sizes["cold"]
     assert cli(["eval", str(run), str(file), "--online", "primed"]) == 0
-    assert f"with online memory, {made['read_bytes']:,} bytes read before" in capfd.readouterr().out
+    assert f"with online memory for text, {made['read_bytes']:,} bytes read before" in capfd.readouterr().out
     (run / "memory.bin").write_bytes(b"no memory")
     assert cli(["decompress", str(run), str(tmp_path / "primed.blm"), "--out", str(tmp_path / "x")]) != 0
     assert "memory.bin: it is no memory of bytelm" in capfd.readouterr().err and not (tmp_path / "x").exists()

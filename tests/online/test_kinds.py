@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bytelm import machine
 from bytelm.cli import run as cli
 from bytelm.online import kinds, saved
-from bytelm.online.kinds import audio, image, suited
+from bytelm.online.kinds import audio, image, kind_of, suited
 from bytelm.online.memory import Memory
 from bytelm.online.settings import TEXT, Settings
 
@@ -59,6 +59,13 @@ def test_predictors_suit_the_bytes(kind: str) -> None:
     data, predictors = KINDS[kind]
     assert suited(data, Settings(memory=SMALL)) == Settings(predictors, SMALL)
     assert suited(data.tobytes()) == Settings(predictors)
+
+
+def test_what_suits_has_a_name() -> None:
+    named = {kind: kind_of(Settings(predictors)) for kind, (_, predictors) in KINDS.items()}
+    assert named["prose"] == "text" and named["colour pictures"] == "images of 3 bytes a pixel and 192 a row"
+    assert named["mono"] == "16-bit audio of 1 channel" and named["stereo"] == "16-bit audio of 2 channels"
+    assert kind_of(Settings(("order:0", "order:2"))) == "order:0, order:2"
 
 
 @pytest.mark.parametrize("kind", ["grey picture", "colour pictures", "mono", "stereo"])

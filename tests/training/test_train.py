@@ -242,6 +242,14 @@ def test_resume_falls_back_to_the_newest_sound_checkpoint(
     assert steps == sorted(steps)
 
 
+def test_a_run_that_has_weights_alone_is_not_resumed_without_its_moments(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train([corpus], nano("patching.name=space", steps=2), run, quiet=True)
+    store.keep_weights(run)
+    with pytest.raises(CheckpointError, match=f"has weights alone.*--init-from {run}"):
+        train([corpus], nano("patching.name=space", steps=3), run, quiet=True)
+
+
 @pytest.mark.parametrize("reading", ["read_state", "read_tensors"])
 def test_a_run_is_loaded_while_its_checkpoints_are_replaced(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: str

@@ -41,6 +41,7 @@ __all__ = ["FORMAT", "MANIFEST", "entry_of", "verify"]  # beside what is defined
 
 T = TypeVar("T")
 STATE = "state.json"
+OPTIMIZER = "optimizer"  # the group of tensors that only resuming reads
 KEEP = 2  # the fewest to keep: the newest may turn out damaged
 NEW = "new"  # what is to be published, in a folder of `begin`
 ROWS = 20  # of a table of differences
@@ -80,6 +81,26 @@ def save(run: Path, step: int, tensors: Mapping[str, Stored], state: Mapping[str
     finally:
         discard(aside)
     return final
+
+
+def keep_weights(run: Path) -> None:
+    """Leave of a run's checkpoints the newest alone, and of that what loads the model: it cannot be resumed any more.
+
+    For trainings that are over and are looked at from now on: moments are two thirds of a checkpoint. It is replaced as
+    by `save`. Raises CheckpointError and ResourceError.
+    """
+    final = newest(run, closely=False)
+    kept = {name: entry for name, entry in manifest.files(final).items() if not _is_of(name, OPTIMIZER)}
+    aside: Path | None = None
+    try:
+        aside = begin(run, final)
+        for name in kept:
+            (aside / NEW / name).hardlink_to(final / name)
+        finish(aside, final, manifest.text(_step(final), kept), keep=1)
+    except OSError as error:
+        raise ResourceError(f"cannot reduce {final} to its weights: {error.strerror or error}") from error
+    finally:
+        discard(aside)
 
 
 def check_keep(keep: int) -> None:
@@ -263,6 +284,16 @@ def read_tensors(path: Path, group: str, keep: Keep = as_it_is) -> dict[str, Ten
     if digest != entry.sha256:
         raise CheckpointError(f"{path / name} is damaged: its checksum is not that in {MANIFEST}")
     return {legacy.tensor_name(name): tensor for name, tensor in tensors.items()}
+
+
+def resumable(path: Path) -> bool:
+    """Whether a checkpoint has more than weights (see `keep_weights`). Raises CheckpointError without a manifest."""
+    return any(_is_of(name, OPTIMIZER) for name in manifest.files(path))
+
+
+def _is_of(name: str, group: str) -> bool:
+    """Whether a file has tensors of a group, or the index of such a file."""
+    return re.match(rf"{group}[.-]", name) is not None
 
 
 def read_state(path: Path) -> dict[str, Any]:

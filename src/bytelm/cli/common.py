@@ -125,8 +125,9 @@ def row_of(name: str, figures: Any) -> tuple[str, float, str]:
 
 
 def memory_of(online: Any) -> str:
-    """How an online memory began."""
-    return f"online memory, {f'{online.read_before:,} bytes read before' if online.read_before else 'begun empty'}"
+    """What the predictors of an online memory are for, and how it began."""
+    began = f"{online.read_before:,} bytes read before" if online.read_before else "begun empty"
+    return f"online memory for {online.kind}, {began}"
 
 
 def print_verdict(verdict: Any) -> None:

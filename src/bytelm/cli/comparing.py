@@ -89,7 +89,7 @@ def compare(
 ) -> int:
     """Train models of several kinds at equal cost on the same files, and evaluate them on the same held-out bytes.
 
-    Run the same command again to resume it; models, seeds and, of several, budgets can be added later.
+    Run the same command again to resume it; models, seeds and, where there are several, budgets can be added later.
 
     Commands on several machines share the trainings, if --run names one folder that all of them see.
 
@@ -205,7 +205,8 @@ def close(
         for title, head, rows in laws_page.tables(whole["fit"]) if asked.fit else ():
             print(f"\n{title}:")
             print_table(head, rows)
-    print(f"full report: {home / PAGE}, {home / RESULTS}")
+    reported = home if len(outcomes) > 1 else outcomes[0].home
+    print(f"full report: {reported / PAGE}, {reported / RESULTS}")
     return 0
 
 

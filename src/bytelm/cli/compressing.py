@@ -64,6 +64,7 @@ def compress(
     """
     from bytelm.compress.stream import encode
     from bytelm.lm import load
+    from bytelm.online.kinds import kind_of
 
     out = new(out or (file if is_stdin(file) else file.with_name(file.name + SUFFIX)), json)
     if is_stdin(out) and sys.stdout.isatty():
@@ -78,8 +79,10 @@ def compress(
         write(out, packed)
     sizes, bits = by_others(source, size), 8 * len(packed) / size
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    line = f"{size:,} → {len(packed):,} bytes, {bits:.3f} bits/byte{others and '; '}{others}"
-    tell(out, line, {"from": size, "bytes": len(packed), "bits_per_byte": bits, **sizes}, quiet, json)
+    kind = None if memory is None else kind_of(memory.settings)
+    beside = f" with an online memory for {kind}" if kind else ""
+    line = f"{size:,} → {len(packed):,} bytes, {bits:.3f} bits/byte{beside}{others and '; '}{others}"
+    tell(out, line, {"from": size, "bytes": len(packed), "bits_per_byte": bits, "online": kind, **sizes}, quiet, json)
     return 0
 
 

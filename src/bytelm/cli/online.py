@@ -91,7 +91,7 @@ def prime(run: Path, /, *, memory: float | None = None, quiet: Quiet = False, js
     """
     from bytelm.compress.sides import State
     from bytelm.data.corpora import open_corpus
-    from bytelm.online.kinds import memory_for
+    from bytelm.online.kinds import kind_of, memory_for
     from bytelm.online.memory import Memory
     from bytelm.online.saved import FILE, for_training, home, unread
     from bytelm.online.settings import Settings
@@ -114,8 +114,9 @@ def prime(run: Path, /, *, memory: float | None = None, quiet: Quiet = False, js
             if made.read_bytes < total:
                 resume.at(made.read_bytes, made.read_bytes, lambda: State(arrays={"memory": made.state}))
         made.save(file)
+    kind = kind_of(made.settings)
     if json:
-        print_json({"file": str(file), "bytes": made.bytes, "read_bytes": made.read_bytes})
+        print_json({"file": str(file), "bytes": made.bytes, "read_bytes": made.read_bytes, "kind": kind})
     else:
-        print(f"{file}: {show_bytes(made.bytes)}, {made.read_bytes:,} bytes read")
+        print(f"{file}: {show_bytes(made.bytes)}, for {kind}; {made.read_bytes:,} bytes read")
     return 0

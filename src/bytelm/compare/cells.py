@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bytelm.checkpoint import store
 from bytelm.data.claims import Claims, claimed
 from bytelm.data.files import write_whole
 from bytelm.errors import BytelmError, DivergenceError, ResourceError
@@ -148,6 +149,12 @@ def trained(cell: Cell) -> None:
             raise Interrupted(stop.received)
     if process.returncode and not (run / FAILED).exists():
         Failure(died(process.returncode)).write(run)
+
+
+def settle(run: Path, written: Mapping[str, Any]) -> None:
+    """Write the result of a training that is over. Of its checkpoints the last weights stay: a study has hundreds."""
+    write_whole(run / RESULT, json.dumps(written).encode())
+    store.keep_weights(run)
 
 
 def answered(job: str, work: Callable[..., int]) -> int:

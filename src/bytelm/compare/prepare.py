@@ -65,6 +65,8 @@ class ComparisonSpec:
     rates: int = 1
     fit: bool = False
     """Scaling laws are fitted to the results, which takes several budgets."""
+    several: bool | None = None
+    """Whether the comparison has several budgets, of which this may name one; None: if this names several."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -80,6 +82,11 @@ class ComparisonSpec:
             raise ConfigError(f"--budget {', '.join(map(show_power, self.budgets))}: names one twice")
 
     @property
+    def is_several(self) -> bool:
+        """Whether budgets have folders of their own."""
+        return len(self.budgets) > 1 if self.several is None else self.several
+
+    @property
     def unit(self) -> str:
         """What a budget is counted in."""
         return {"flops": "FLOPs", "time": "seconds", "bytes": "bytes"}[self.match]
@@ -92,7 +99,7 @@ class ComparisonSpec:
     def lasting(self) -> dict[str, Any]:
         """The fixed fields, as JSON."""
         paths = {"paths": list(map(str, self.paths)), "held_out": list(map(str, self.held_out))}
-        budget = self.budgets[0] if len(self.budgets) == 1 else SEVERAL
+        budget = SEVERAL if self.is_several else self.budgets[0]
         return {**paths, "match": self.match, "budget": budget, "modality": dict(self.modality or {}) or None}
 
 
@@ -107,9 +114,20 @@ class Place:
 
 def places(spec: ComparisonSpec, home: Path) -> list[tuple[ComparisonSpec, Path]]:
     """A specification and a folder for each budget, from the smallest to the largest."""
-    if len(spec.budgets) == 1:
+    if not spec.is_several:
         return [(spec, home)]
-    return [(replace(spec, budgets=(budget,), fit=False), home / show_power(budget)) for budget in sorted(spec.budgets)]
+    return [
+        (replace(spec, budgets=(budget,), fit=False, several=False), home / show_power(budget))
+        for budget in sorted(spec.budgets)
+    ]
+
+
+def joining(spec: ComparisonSpec, home: Path) -> ComparisonSpec:
+    """The same as part of the comparison in `home`: where that has several budgets, one may be named alone."""
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        if has_begun(home) and json.loads((home / PLAN).read_bytes())["budget"] == SEVERAL:
+            return replace(spec, several=True)
+    return spec
 
 
 def prepared(spec: ComparisonSpec, home: Path, journal: Journal) -> tuple[Corpus, list[Place]]:
@@ -132,7 +150,7 @@ def prepared(spec: ComparisonSpec, home: Path, journal: Journal) -> tuple[Corpus
     whole = plan_of(spec, home, begun)
     if not begun or not (home / HELD_OUT).exists():
         keep_held_out(spec, home, corpus, modality)
-    if len(parts) > 1:
+    if spec.is_several:
         write_whole(home / PLAN, json.dumps(whole, indent=1).encode())
     found: list[Place] = []
     for one, place in parts:

@@ -23,7 +23,7 @@ from bytelm.compare import foreign, rates
 from bytelm.compare.candidates import candidates, listed
 from bytelm.compare.cells import Cell, Failure, made, waiting, work_off
 from bytelm.compare.plan import Planned
-from bytelm.compare.prepare import ComparisonSpec, Place, prepared, slug
+from bytelm.compare.prepare import ComparisonSpec, Place, joining, prepared, slug
 from bytelm.data.files import write_whole
 from bytelm.device import resolve
 from bytelm.training.journal import Journal
@@ -70,6 +70,7 @@ def run_all(spec: ComparisonSpec, home: Path, *, quiet: bool = False, dry: bool 
     with StopRequest(), contextlib.ExitStack() as held:
         try:
             held.enter_context(exclusive(home, None if spec.match == "time" else waiting(journal, "comparison")))
+            spec = joining(spec, home)
             corpus, places = prepared(spec, home, journal)
             named = foreign.evaluated(others, home, device, journal, dry=dry) if others else []
             if spec.match != "time":
@@ -123,10 +124,9 @@ def cell_of(
 ) -> Cell:
     """The training of a model with one seed."""
     run = place.home / folder_of(name, seed, factor)
-    several = len(spec.budgets) > 1
     label = ", ".join(
         [name]
-        + ([f"{show_power(place.spec.budgets[0])} {place.spec.unit}"] if several else [])
+        + ([f"{show_power(place.spec.budgets[0])} {place.spec.unit}"] if spec.is_several else [])
         + ([f"learning rate × {factor:g}"] if factor != 1 else [])
         + [f"seed {seed}"]
     )

@@ -13,10 +13,9 @@ import torch
 
 from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS, read_history
-from bytelm.compare.cells import RESULT, answered
+from bytelm.compare.cells import answered, settle
 from bytelm.compare.held_out import kept
 from bytelm.compare.plan import Planned
-from bytelm.data.files import write_whole
 from bytelm.data.sources import expanded
 from bytelm.device import called, peak_memory, use
 from bytelm.errors import UsageError
@@ -89,7 +88,7 @@ def work(home: Path, root: Path, name: str, seed: int, run: Path, device: str, q
         "threads": torch.get_num_threads(),
         "device": called(where),
     }
-    write_whole(run / RESULT, json.dumps(written).encode())
+    settle(run, written)
     return 0
 
 

@@ -17,6 +17,7 @@ from bytelm.evaluate.compressors import compressed, compressed_each
 from bytelm.evaluate.dynamic import Dynamic, Learning
 from bytelm.evaluate.meter import Meter, interval
 from bytelm.interfaces.model import ByteModel
+from bytelm.online.kinds import kind_of
 from bytelm.online.memory import Memory
 from bytelm.units import LN2, bits_per_byte
 
@@ -35,8 +36,8 @@ class FileBits:
 class OnlineBits:
     """The bits of the same bytes by the model and a memory that learns them (`bytelm.online`), in the given order.
 
-    `read_before`: bytes that the memory had read when it began; `memory`: its size in bytes. The interval is over
-    documents as for the model alone.
+    `read_before`: bytes that the memory had read when it began; `memory`: its size in bytes; `kind`: of the bytes that
+    its predictors are for (`online.kinds`). The interval is over documents as for the model alone.
     """
 
     bits: float
@@ -46,6 +47,7 @@ class OnlineBits:
     files: list[FileBits]
     read_before: int
     memory: int
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -155,17 +157,18 @@ def judge(
         compressors=compressed(data) | compressed_each(data, formats),
         planes=by_plane(found, planes),
         unit=unit_of(modality),
-        online=None if memory is None else online(found, read_before, memory.bytes),
+        online=None if memory is None else online(found, read_before, memory),
         dynamic=own,
     )
 
 
-def online(found: Iterable[DocumentBits], read_before: int, size: int) -> OnlineBits:
+def online(found: Iterable[DocumentBits], read_before: int, memory: Memory) -> OnlineBits:
     """The same documents with the nats that a memory's learning makes of theirs."""
     found = [replace(document, nats=document.online or 0.0) for document in found]
     whole, bounds = Meter.of(found), interval(found)
     low, high = bounds or (None, None)
-    return OnlineBits(whole.nats / LN2, whole.bits_per_byte, low, high, by_name(found), read_before, size)
+    kind = kind_of(memory.settings)
+    return OnlineBits(whole.nats / LN2, whole.bits_per_byte, low, high, by_name(found), read_before, memory.bytes, kind)
 
 
 def learned(
@@ -192,7 +195,7 @@ def learned(
         copied_bytes=dynamic.copied_bytes,
         state_bytes=dynamic.state_bytes,
         bytes_per_second=whole.bytes / max(1e-9, seconds),
-        online=None if memory is None else online(found, read_before, memory.bytes),
+        online=None if memory is None else online(found, read_before, memory),
     )
 
 

@@ -1,6 +1,7 @@
 """Which predictors suit some bytes: those for text, for images of some row length, or for 16-bit audio.
 
     settings = suited(data)     of a memory for bytes like these
+    kind_of(settings)           which of these it has, in words
     memory_for(count)           bytes of a memory that learns so many
 
 What suits is tried: some bytes from the middle are read with each set that is not far off, and the cheapest is taken.
@@ -65,6 +66,19 @@ def suited(data: NDArray[np.uint8] | bytes, settings: Settings | None = None) ->
         if (bits := cost(seen, predictors)) < WINS * least:
             best, least = predictors, bits
     return replace(settings, predictors=best)
+
+
+def kind_of(settings: Settings) -> str:
+    """What the predictors are for, in words that follow "for"."""
+    if settings.predictors == TEXT:
+        return "text"
+    strides = [int(name.removeprefix("stride:")) for name in settings.predictors if name.startswith("stride:")]
+    if len(strides) == 2 and settings.predictors == image(*strides):
+        return f"images of {strides[0]} bytes a pixel and {strides[1]} a row"
+    for channels in CHANNELS[:2]:
+        if settings.predictors == audio(channels):
+            return f"16-bit audio of {channels} channel{'s' if channels > 1 else ''}"
+    return f"{', '.join(settings.predictors)}"
 
 
 def cost(data: NDArray[np.uint8], predictors: tuple[str, ...]) -> float:

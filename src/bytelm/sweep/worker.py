@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from bytelm.checkpoint.assemble import load
 from bytelm.checkpoint.metrics import METRICS, read_history
-from bytelm.compare.cells import RESULT, answered
+from bytelm.compare.cells import answered, settle
 from bytelm.compare.held_out import kept
-from bytelm.data.files import write_whole
 from bytelm.device import peak_memory, use
 from bytelm.evaluate.bits import measure
 from bytelm.sweep.plan import TEST, VALID, Plan
@@ -50,7 +48,7 @@ def work(home: Path, run: Path, trial: int, seed: int, share: float, device: str
         documents = ((str(number), data) for number, data in kept(home / file))
         found = measure(model, documents, context=config.train.context_length)
         written[name] = [[d.name, d.bytes, d.nats] for d in found]
-    write_whole(run / RESULT, json.dumps(written).encode())
+    settle(run, written)
     return 0
 
 

@@ -52,7 +52,7 @@ class Checkpointer:
 
         Waits for the one before. Raises ResourceError where the disk refuses that or this one.
         """
-        tensors = {"model": self.model.state_dict(), "optimizer": self.moments()}
+        tensors = {"model": self.model.state_dict(), store.OPTIMIZER: self.moments()}
         if self.dist.world == 1:
             return store.save(self.run, step, tensors, state)
         from bytelm.checkpoint import sharded
@@ -96,10 +96,15 @@ class Checkpointer:
                 path, corrupt = sharded.newest_good(self.run, self.dist.saves)
         for reason in corrupt:
             self.journal.say(f"skipping corrupt checkpoint: {reason}")
+        if not store.resumable(path):
+            raise CheckpointError(
+                f"{path} has weights alone, as what compare and sweep have finished: it cannot be resumed; "
+                f"train another run with --init-from {self.run}"
+            )
         if alone:
             self.check_others(path, weights := store.read_tensors(path, "model"))
             self.model.load_state_dict(weights)
-            self.take(store.read_tensors(path, "optimizer"))
+            self.take(store.read_tensors(path, store.OPTIMIZER))
         else:
             weights = self.load(path)
             self.check_finite(path, weights)
@@ -114,8 +119,10 @@ class Checkpointer:
             name: torch.empty_like(tensor) if name.startswith(OTHERS) else tensor
             for name, tensor in self.model.state_dict().items()
         }
-        moments = self.room({name: found.like for name, found in own_tensors(path, "optimizer", hold=False).items()})
-        sharded.load(path, {"model": weights, "optimizer": moments})
+        moments = self.room(
+            {name: found.like for name, found in own_tensors(path, store.OPTIMIZER, hold=False).items()}
+        )
+        sharded.load(path, {"model": weights, store.OPTIMIZER: moments})
         self.take(moments)
         return weights
 
