@@ -150,7 +150,7 @@ class Job:
             "from": len(self.data), "bytes": found["bytes"], "bits_per_byte": 8 * found["bytes"] / len(self.data),
             "compress_seconds": found["seconds"], "compress_wall": found["wall"], "peak_bytes": found["peak_bytes"],
             "needs_bytes": self.needs(name), "read_bytes": len(self.before) if name.endswith(PRIMED) else 0,
-            "mark": self.mark(name), "restored": False,
+            "mark": self.mark(name), "restored": False, "loss_bits": found.get("loss_bits"),
         }  # fmt: skip
 
     def restored(self, row: Row, folder: Path, ask: Ask) -> Row:
@@ -249,6 +249,14 @@ def beside(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{row['files']}: {row['method']}, {figures[0]}: {word} {best['method']}, {figures[1]} ({apart:+.1%})"
 
 
+def coder(rows: Sequence[Row]) -> Iterator[str]:
+    """What coding adds to the log-probabilities of ours, in one line each."""
+    for row in ordered(rows):
+        if (loss := row.get("loss_bits")) is not None:
+            share = f"{loss:+.0f} bits, {loss / 8 / row['bytes']:+.4%}"
+            yield f"{row['files']}: {row['method']}: coded, less the sum of log-probabilities: {share}"
+
+
 def by_files(rows: Sequence[Row]) -> str:
     """Bits per byte: a line for each method, a column for each of the files."""
     files = list(dict.fromkeys(row["files"] for row in rows))
@@ -288,7 +296,7 @@ def main(words: Sequence[str] | None = None, ask: Ask = ask) -> int:
     print(table(HEAD, list(lines(rows))))
     if len({row["files"] for row in rows}) > 1:
         print(f"\n{by_files(rows)}")
-    print("", *beside(rows), sep="\n")
+    print("", *beside(rows), "", *coder(rows), sep="\n")
     return 1 if found.failed else 0
 
 

@@ -5,7 +5,8 @@
 
 A method whose name ends in ", primed" begins with what it has learned from FOLDER/before. RUN is for ours alone. Prints
 one line of JSON: bytes (compressed), seconds (of the processor, once all code is loaded), wall (of the clock),
-peak_bytes (resident memory of the process, Python's included).
+peak_bytes (resident memory of the process, Python's included); of ours when it compresses, loss_bits (what
+coding has beyond the sum of log-probabilities, which is found after that).
 
 Where a compressor cannot keep what it has learned, both parts are compressed in one piece, and what `before` takes
 alone is subtracted; the seconds are those of both parts, and both come back. zstd has a dictionary of raw content.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import resource
@@ -28,6 +30,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 PRIMED = ", primed"
 SIZE = 8  # bytes that say how long the content is, where a format does not
@@ -205,6 +209,17 @@ class Ours:
             packed = len(data).to_bytes(SIZE, "little") + encoder.end()
         return packed, len(packed)
 
+    def loss(self, data: bytes, packed: bytes, before: bytes, run: Path) -> float:
+        """Bits that coding has beyond the sum of the log-probabilities of what was coded; the header is not counted."""
+        lm, memory = self.opened(before, run)
+        if lm is None:
+            nats = memory.nats(np.frombuffer(data, np.uint8)).sum()
+            return 8 * (len(packed) - SIZE) - float(nats) / math.log(2)
+        from bytelm.compress.header import opened
+
+        coded = sum(map(len, opened(lm.model, packed)[1]))
+        return 8 * coded - lm.bits(data, online=memory)[0]
+
     def decompress(self, packed: bytes, before: bytes, run: Path) -> bytes:
         from bytelm.online.coding import Decoder
 
@@ -262,7 +277,10 @@ def work(direction: str, name: str, folder: Path, run: Path) -> dict[str, float]
         made, size = method.decompress(source, before, run), len(source)
     found = {"bytes": size, "seconds": processor() - began, "wall": time.perf_counter() - clock}
     (packed if direction == "compress" else packed.with_suffix(".restored")).write_bytes(made)
-    return found | {"peak_bytes": peak()}
+    found["peak_bytes"] = peak()
+    if direction == "compress" and isinstance(method, Ours):
+        found["loss_bits"] = method.loss(source, made, before, run)
+    return found
 
 
 if __name__ == "__main__":

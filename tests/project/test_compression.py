@@ -74,6 +74,12 @@ def test_all_methods_end_to_end_and_again(
         if name.endswith(compressors.PRIMED):
             assert 2 * row["bytes"] < found[name.removesuffix(compressors.PRIMED)]["bytes"], name
             assert row["needs_bytes"] >= len(split)
+    for name, row in found.items():
+        loss = row["loss_bits"]  # below 0 where a model expects special ids, which are not coded
+        assert (loss is not None) == row["ours"]
+        if loss is not None:
+            assert -0.03 * 2900 < loss < 64 + 1e-4 * 8 * row["bytes"]
+            assert f"run: {name}: coded, less the sum of log-probabilities: {loss:+.0f} bits" in printed
     weights = found["bytelm, model alone"]["needs_bytes"]
     assert found["bytelm, model and memory, primed"]["needs_bytes"] == weights + len(split) > len(split)
     for row in found.values():
