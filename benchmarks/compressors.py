@@ -216,9 +216,15 @@ class Ours:
             nats = memory.nats(np.frombuffer(data, np.uint8)).sum()
             return 8 * (len(packed) - SIZE) - float(nats) / math.log(2)
         from bytelm.compress.header import opened
+        from bytelm.compress.windows import Streams
 
-        coded = sum(map(len, opened(lm.model, packed)[1]))
-        return 8 * coded - lm.bits(data, online=memory)[0]
+        header, coded = opened(lm.model, packed)
+        parts = Streams(header.size, header.streams)  # of which each is predicted from its own bytes alone
+        found = [
+            lm.bits(data[start : start + size], online=memory if memory is None else memory.clone())[0]
+            for start, size in zip(parts.starts.tolist(), parts.sizes.tolist(), strict=True)
+        ]
+        return 8 * sum(map(len, coded)) - sum(found)
 
     def decompress(self, packed: bytes, before: bytes, run: Path) -> bytes:
         from bytelm.online.coding import Decoder

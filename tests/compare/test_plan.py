@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from bytelm.compare.candidates import (
     usual,
 )
 from bytelm.compare.plan import EPOCHS, OFF, RATIO, STEP, WINDOW, Budget, built, check_memory, window_of
+from bytelm.compare.prepare import ComparisonSpec, Place
+from bytelm.compare.run import cell_of
 from bytelm.errors import ConfigError, ResourceError, UsageError
 from bytelm.evaluate.costs import costs
 from bytelm.interfaces.sizes import READ, ROWS
@@ -40,6 +43,15 @@ def test_names_carry_numbers_or_have_their_own() -> None:
     assert candidate("bpe:300").tables(64, 0)["model"]["vocabulary"] == 300
     assert candidate("blt:7").tables(64, 0)["patching"]["target_mean_length"] == 7
     assert candidate("megabyte:4").tables(64, 0)["model"]["sizes"] == [4]
+
+
+def test_families_over_the_same_tokens_share_their_file_and_others_have_none(tmp_path: Path) -> None:
+    spec = ComparisonSpec(["-"], "bpe:300", "flops", (1e12,))
+    place = Place(spec, tmp_path, {})
+    names = ("bpe:300", "bpe-ngrams:300", "bpe:300@60", "byte-window:300", "bpe:301")
+    files = [cell_of(spec, place, name, 0, 1.0, tmp_path, tmp_path, quiet=True).files for name in names]
+    assert files[0] == files[1] == files[2] == {"merges.npy": tmp_path / "bpe-300.merges.npy"}
+    assert files[3] == {} and files[4] == {"merges.npy": tmp_path / "bpe-301.merges.npy"}
 
 
 UNKNOWN = [("byte,megabite", "did you mean 'megabyte'"), ("", "unknown model ''"), ("space:4", "space takes no number")]

@@ -102,7 +102,7 @@ def compare(
     models
         Comma-separated: blt:5 (mean bytes per patch), space, hnet:5 (the same, learned), megabyte:8, megabyte-across:8
         (bytes per patch), byte, byte-window:128 (attention window in bytes), linear, perceiver:256 (latents), bpe:4096
-        (vocabulary size). Numbers are optional.
+        (vocabulary size), byte-window-ngrams and bpe-ngrams (with n-gram tables). Numbers are optional.
         blt@60: a size for 60 training bytes per parameter, where it is 30 otherwise.
         hf:FOLDER or hf:OWNER/NAME, a causal model of Hugging Face transformers, is evaluated and not trained.
     match

@@ -7,9 +7,11 @@
     megabyte-across:8 the same with a byte stage across patches, and n-gram tables
     byte              byte Transformer
     byte-window:128   byte Transformer, attention window of 128 bytes
+    byte-window-ngrams:128  the same with n-gram tables
     perceiver:256     PerceiverAR, blocks of 256 latents
     linear            linear Transformer
     bpe:4096          Transformer over tokens, vocabulary of 4096
+    bpe-ngrams:4096   the same with tables of n-grams of tokens
 
     blt@60            BLT of a size for 60 training bytes per parameter
 
@@ -60,6 +62,11 @@ class Candidate:
     def family_name(self) -> str:
         """The name of its family."""
         return self.without_ratio.partition(":")[0]
+
+    @property
+    def tokenizer(self) -> str:
+        """The name of its tokens, which families share."""
+        return f"bpe-{self.number}"
 
     @property
     def tokens(self) -> bool:

@@ -246,7 +246,7 @@ def plan_for(
         budget = Budget(budget.match, budget.amount, plan["rate"])
     tokens = None
     if one.tokens:
-        tokens = run_stage(TokenizerStage(home / f"{slug(one.without_ratio)}.{MERGES}", one.number, corpus), journal)
+        tokens = run_stage(TokenizerStage(home / f"{one.tokenizer}.{MERGES}", one.number, corpus), journal)
     mean = mean_of(one, corpus, tokens)
     found = planned(one, budget, corpus, mean, spec.modality)
     check_memory(found, memory(resolve(spec.device)).free)

@@ -20,7 +20,7 @@ from typing import Any
 from bytelm.checkpoint.lock import exclusive
 from bytelm.checkpoint.metrics import METRICS
 from bytelm.compare import foreign, rates
-from bytelm.compare.candidates import candidates, listed
+from bytelm.compare.candidates import candidate, candidates, listed
 from bytelm.compare.cells import Cell, Failure, made, waiting, work_off
 from bytelm.compare.plan import Planned
 from bytelm.compare.prepare import ComparisonSpec, Place, joining, prepared, slug
@@ -132,8 +132,9 @@ def cell_of(
     )
     job = {"home": str(place.home), "root": str(home), "name": name, "seed": seed, "factor": factor}
     job |= {"device": spec.device, "quiet": quiet}
-    merges = home / f"{slug(name.partition('@')[0])}.{MERGES}"
-    return Cell("-".join(run.relative_to(home).parts), label, run, data, WORKER, job, {MERGES: merges})
+    one = candidate(name)
+    files = {MERGES: home / f"{one.tokenizer}.{MERGES}"} if one.tokens else {}
+    return Cell("-".join(run.relative_to(home).parts), label, run, data, WORKER, job, files)
 
 
 def folder_of(name: str, seed: int, factor: float = 1.0) -> str:

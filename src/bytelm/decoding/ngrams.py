@@ -14,7 +14,7 @@ from bytelm.native.kernels import Kernels, address, tokens
 from bytelm.nn.ngrams import PUBLISHED_OFFSET, NgramEmbedding, hash_powers
 from bytelm.nn.tables import StoredTable
 from bytelm.transfer import to_device
-from bytelm.units import PAD, VOCAB
+from bytelm.units import PAD
 
 
 class HostNgrams:
@@ -25,7 +25,7 @@ class HostNgrams:
         self.kernels, self.ids = kernels, ids
         self.history = native.History(address(ids), ids.shape[1], PAD)
         sizes, powers = np.array(embed.sizes, np.int64), hash_powers(embed)
-        shape = (len(sizes), embed.functions, embed.reach + 1, embed.rows, PUBLISHED_OFFSET, VOCAB)
+        shape = (len(sizes), embed.functions, embed.reach + 1, embed.rows, PUBLISHED_OFFSET, embed.vocabulary)
         self.stored = embed.ngram if isinstance(embed.ngram, StoredTable) and embed.ngram.file else None
         table = native.Matrix() if self.stored else kernels.table(embed.ngram.weight)
         self.tables = native.Ngrams(table, address(sizes), address(powers), *shape)
@@ -60,7 +60,7 @@ class DeviceNgrams:
     def __init__(self, device: Tensors, embed: NgramEmbedding, ids: Ints) -> None:
         assert embed.ngram is not None
         self.device, self.ids, self.rows, self.reach = device, ids, embed.rows, embed.reach
-        self.table = device.table(embed.ngram.weight)
+        self.vocabulary, self.table = embed.vocabulary, device.table(embed.ngram.weight)
         # prime^k for the id k after the oldest, for each table; 0 for ids that it does not reach.
         powers = hash_powers(embed)
         tables = [np.pad(line[:size], (embed.reach + 1 - size, 0)) for line in powers for size in embed.sizes]
@@ -73,7 +73,7 @@ class DeviceNgrams:
         """See `HostNgrams.added`."""
         at = new.position[:, None] + np.arange(-self.reach, 1)
         ids = np.where(at < 0, PAD, self.ids[new.row[:, None], np.maximum(at, 0)])
-        published = (ids + PUBLISHED_OFFSET) % VOCAB
+        published = (ids + PUBLISHED_OFFSET) % self.vocabulary
         found = (published[:, None] * self.powers).sum(-1) % self.rows + np.arange(len(self.powers)) * self.rows
         index = to_device(torch.from_numpy(found), self.table)  # the tables may be on the host
         found = to_device(F.embedding(index, self.table).sum(1, dtype=x.dtype), x)

@@ -91,7 +91,7 @@ def counted(model: ByteModel, window: int, mean: float = 1.0) -> Costs:
     inputs = sum(m.weight.numel() for m in tables if m.num_embeddings in (VOCAB, model.vocabulary))
 
     size = mean if model.vocabulary > VOCAB else 1.0  # bytes of an id
-    executed = model.flops(window, max(1, round(window / mean))) / window / size + counts.other_operations()
+    executed = (model.flops(window, max(1, round(window / mean))) / window + counts.other_operations()) / size
     read = counts.read(window // 2, mean) / size
     if entropy_model is not None:
         executed += entropy_model.flops(window, 0) / window

@@ -29,7 +29,7 @@ class ArchitectureCosts:
         return 2.0 * weights(self.model)
 
     def other_operations(self) -> float:
-        """FLOPs per byte that are not matmuls."""
+        """FLOPs per id that are not matmuls."""
         return 0.0
 
     def multiplied_tables(self) -> int:

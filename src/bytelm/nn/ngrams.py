@@ -48,18 +48,20 @@ def table_problems(sizes: tuple[int, ...], rows: int, output: bool = False) -> l
 
 
 class NgramEmbedding(nn.Module):
-    """e_t = byte(x_t) + sum over functions and sizes n of table[hash(x_{t-n+1} .. x_t)].
+    """e_t = byte(x_t) + sum over functions and sizes n of table[hash(x_{t-n+1} .. x_t)], for ids x of a vocabulary.
 
     hash = (sum over k of id_k · prime^k) mod rows, oldest id first, in wrapping 64-bit arithmetic. n-grams do not
     cross the start of a document: ids before it count as PAD. Rows of `parts` times `dim` numbers: what is behind the
     first `dim` is of n-grams alone, for another place in the model.
     """
 
-    def __init__(self, dim: int, sizes: tuple[int, ...], functions: int, rows: int, parts: int = 1) -> None:
+    def __init__(
+        self, dim: int, sizes: tuple[int, ...], functions: int, rows: int, parts: int = 1, vocabulary: int = VOCAB
+    ) -> None:
         super().__init__()
-        self.sizes, self.functions, self.rows, self.parts = sizes, functions, rows, parts
+        self.sizes, self.functions, self.rows, self.parts, self.vocabulary = sizes, functions, rows, parts, vocabulary
         self.reach = max(sizes, default=1) - 1
-        self.byte = nn.Embedding(VOCAB, dim)
+        self.byte = nn.Embedding(vocabulary, dim)
         # All tables in one, by function and then size, so that one gather looks up all.
         self.ngram: nn.Embedding | StoredTable | None = (
             nn.Embedding(functions * len(sizes) * rows, parts * dim) if sizes else None
@@ -73,7 +75,7 @@ class NgramEmbedding(nn.Module):
         self.rows_over: ShardedRows | None = None
         """The way to rows that other processes hold, where the tables are sharded."""
         self.dropout = 0.0
-        """Probability of a byte to lose its n-grams in training, against overfitting."""
+        """Probability of an id to lose its n-grams in training, against overfitting."""
 
     @property
     def weight(self) -> Tensor:
@@ -118,7 +120,7 @@ class NgramEmbedding(nn.Module):
         """The table row of every n-gram that ends at each new id, on the device of the ids."""
         if device := fused.kernels(ids):
             shape = (self.rows, PRIMES[: self.functions], self.sizes)
-            return device.hashes(ids, starts, recent, *shape, OFFSET=PUBLISHED_OFFSET, PAD=PAD, VOCAB=VOCAB)
+            return device.hashes(ids, starts, recent, *shape, OFFSET=PUBLISHED_OFFSET, PAD=PAD, VOCAB=self.vocabulary)
         new = ids.shape[1]
         ids = torch.cat([recent, ids], 1)
         ago = torch.arange(self.reach + 1, device=ids.device)
@@ -127,7 +129,7 @@ class NgramEmbedding(nn.Module):
         # An id belongs to the document if no start is after it and at or before the byte to embed.
         document = torch.cat([starts.new_zeros(starts.shape[0], self.reach), starts], 1).long().cumsum(1)
         inside = document[:, back] == document[:, back[:, :1]]
-        published = (torch.where(inside, window, PAD) + PUBLISHED_OFFSET) % VOCAB
+        published = (torch.where(inside, window, PAD) + PUBLISHED_OFFSET) % self.vocabulary
         found: list[Tensor] = []
         for prime in PRIMES[: self.functions]:
             for size in self.sizes:

@@ -18,6 +18,11 @@ class Costs(ArchitectureCosts):
         found = appendix_b(config.stack(), context) + output(config.dim, config.vocabulary)
         return found / (mean if config.vocabulary > VOCAB else 1.0)
 
+    def other_operations(self) -> float:
+        """`dim` additions per n-gram and place."""
+        ngrams = self.model.ngrams
+        return 0.0 if ngrams is None else ngrams.lookups * ngrams.parts * self.model.config.dim
+
     def read(self, length: int, mean: float) -> float:
         """See `ArchitectureCosts`."""
         return 2 * (weights(self.model) + cached(self.model.config.stack(), length))

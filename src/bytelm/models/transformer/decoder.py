@@ -23,7 +23,8 @@ class TransformerDecoder(Decoder):
         config, self.kernels = model.config, kernels
         self.tokens = model.tokens
         self.attention_window = config.attention_window
-        self.table = kernels.table(model.embedding.weight)
+        self.table = kernels.table(model.vectors)
+        self.ngrams = None if model.ngrams is None else kernels.hashed(model.ngrams, self.ids)
         self.layers = kernels.layers(
             model.stack, rows, min(capacity, (config.attention_window or capacity) + self.chunk)
         )
@@ -36,9 +37,14 @@ class TransformerDecoder(Decoder):
 
     def wanted_logits(self, new: NewTokens, wanted: Wanted | None) -> Any:
         """See `Decoder`."""
-        x = self.kernels.embed(self.table, new.ids)
+        x, beyond = self.kernels.embed(self.table, new.ids), None
+        if self.ngrams:
+            self.ngrams.prefetch(new)
+            x, beyond = self.ngrams.added(x, new)
         start = np.zeros_like(new.row) if self.start is None else self.lines(new, self.start)
         x = self.layers.run(x, new.row, new.position, start, wanted=wanted)
+        if beyond is not None:
+            x = x + (beyond if wanted is None else beyond[wanted])
         return self.kernels.linear(self.head, x, self.norm, EPS)
 
     @staticmethod

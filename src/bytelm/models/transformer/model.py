@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from bytelm.data.bpe import Bpe
 from bytelm.errors import ConfigError
-from bytelm.interfaces.model import ByteModel, Stage
+from bytelm.interfaces.model import ByteModel, LookupTable, Stage
 from bytelm.nn.attention import Cache, CausalPattern, RowPositions
 from bytelm.nn.init_weights import init_weights
+from bytelm.nn.ngrams import NgramEmbedding, table_problems
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.products import Linear
 from bytelm.nn.transformer import Stack, StackConfig
@@ -37,6 +38,9 @@ class Config:
 
     `reset_newline`: a newline resets the context as BOS does (for entropy models). `vocabulary`: ids; those above bytes
     and specials are tokens. `ffn_dim`: None for 8/3 of `dim`, rounded up to a multiple of `ffn_multiple`.
+
+    The hashed n-grams of BLT, here of ids: `ngram_sizes`, each with a table of `ngram_rows` rows, are added to the
+    vectors of ids; with `ngram_output` rows are twice as wide, and second halves are added before the last norm.
     """
 
     patched: ClassVar[bool] = False
@@ -50,9 +54,13 @@ class Config:
     reset_newline: bool = False
     vocabulary: int = VOCAB
     ffn_dim: int | None = None
+    ngram_sizes: tuple[int, ...] = ()
+    ngram_rows: int = 8192
+    ngram_output: bool = False
 
     def __post_init__(self) -> None:
         problems = self.stack().problems("model")
+        problems += table_problems(self.ngram_sizes, self.ngram_rows, self.ngram_output)
         if not VOCAB <= self.vocabulary <= LARGEST:
             problems.append(f"model.vocabulary = {self.vocabulary}: from {VOCAB}, bytes and specials, to {LARGEST}")
         if problems:
@@ -66,6 +74,8 @@ class Config:
             "full": full,
             "windowed": replace(full, attention_window=6, ffn_dim=56),
             "tokens": replace(full, vocabulary=300),
+            "n-grams": replace(full, attention_window=6, ngram_sizes=(2, 4), ngram_rows=101, ngram_output=True),
+            "tokens, n-grams": replace(full, vocabulary=300, ngram_sizes=(2, 3), ngram_rows=101),
         }
 
     def stack(self) -> StackConfig:
@@ -78,16 +88,27 @@ class Config:
         return ByteTransformer(self)
 
 
-Plan = tuple[Rows, Int[Tensor, "batch new"], CausalPattern]
-"""Rows on the host, their ids on the model's device, and the attention pattern."""
+@dataclass(frozen=True)
+class Plan:
+    """What is derived from ids on the host."""
+
+    rows: Rows
+    ids: Int[Tensor, "batch new"]
+    """On the model's device."""
+    view: CausalPattern
+    starts: Bool[Tensor, "batch new"]
+    """Where documents start."""
+    hashes: Int[Tensor, "batch new tables"] | None
+    """Rows of n-gram tables that stay on the host."""
 
 
 @dataclass(frozen=True)
 class TransformerState:
-    """The position of each row, and the caches of its layers."""
+    """The position of each row, the caches of its layers, and the ids that later n-grams reach."""
 
     where: RowPositions
     caches: tuple[Cache, ...]
+    recent: Int[Tensor, "batch reach"]
 
 
 class ByteTransformer(ByteModel):
@@ -96,7 +117,10 @@ class ByteTransformer(ByteModel):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocabulary, config.dim)
+        tables = config.ngram_sizes, 1, config.ngram_rows, 1 + config.ngram_output, config.vocabulary
+        self.embedding = (
+            NgramEmbedding(config.dim, *tables) if config.ngram_sizes else nn.Embedding(config.vocabulary, config.dim)
+        )
         self.stack = Stack(config.stack())
         self.norm = RMSNorm(config.dim)
         self.head = Linear(config.dim, config.vocabulary)
@@ -121,6 +145,16 @@ class ByteTransformer(ByteModel):
         return Bpe(self.get_buffer("merges").cpu().numpy().astype(np.int64))
 
     @property
+    def ngrams(self) -> NgramEmbedding | None:
+        """The embedding, where it has n-grams."""
+        return self.embedding if isinstance(self.embedding, NgramEmbedding) else None
+
+    @property
+    def vectors(self) -> Tensor:
+        """The vectors of ids `[vocabulary, dim]`."""
+        return self.embedding.byte.weight if isinstance(self.embedding, NgramEmbedding) else self.embedding.weight
+
+    @property
     def tokens(self) -> Bpe | None:
         """See `ByteModel`."""
         return self._tokens
@@ -140,23 +174,40 @@ class ByteTransformer(ByteModel):
 
     def stages(self, ids: int, patches: int) -> list[Stage]:
         """See `ByteModel`."""
-        return [Stage("local", self.stack, ids, beside=6 * self.config.dim)]
+        tables = 0 if self.ngrams is None else 8 * self.ngrams.lookups + 4 * (self.ngrams.parts - 1) * self.config.dim
+        return [Stage("local", self.stack, ids, beside=6 * self.config.dim + tables)]
+
+    def set_dropout(self, chance: float) -> None:
+        """See `ByteModel`; of n-grams too."""
+        super().set_dropout(chance)
+        if self.ngrams is not None:
+            self.ngrams.dropout = chance
+
+    def lookup_tables(self) -> list[LookupTable]:
+        """See `ByteModel`."""
+        return [] if self.ngrams is None else [self.ngrams]
 
     def initial_state(self, batch: int) -> TransformerState:
         """See `ByteModel`."""
-        return TransformerState(RowPositions.zero(batch), self.stack.initial_state(batch, self.device))
+        caches = self.stack.initial_state(batch, self.device)
+        return TransformerState(RowPositions.zero(batch), caches, self.nothing_read(batch))
+
+    def nothing_read(self, batch: int) -> Int[Tensor, "batch reach"]:
+        """The ids that n-grams reach before the first."""
+        return torch.zeros(batch, 0, dtype=torch.long) if self.ngrams is None else self.ngrams.initial_state(batch)
 
     def plan(
         self, ids: Int[Tensor, "batch new"], state: TransformerState | None = None, boundaries: Any = None
     ) -> Plan:
         """See `ByteModel`."""
         rows = Rows.of(ids)
-        begun = state or TransformerState(RowPositions.zero(len(ids)), ())
-        starts = rows.starts(begun.where.position)
-        if self.config.reset_newline:
-            starts = starts | (rows.ids == NEWLINE)
-        view = self.stack.view(rows.lengths, starts, begun.where, state.caches if state else None)
-        return rows, to_device(rows.ids, self.device), view
+        where = state.where if state else RowPositions.zero(len(ids))
+        recent = state.recent if state else self.nothing_read(len(ids))
+        starts = rows.starts(where.position)
+        lines = starts | (rows.ids == NEWLINE) if self.config.reset_newline else starts
+        view = self.stack.view(rows.lengths, lines, where, state.caches if state else None)
+        hashes = None if self.ngrams is None else self.ngrams.hashes_on_host(rows.ids, starts, recent)
+        return Plan(rows, to_device(rows.ids, self.device), view, starts, hashes)
 
     def forward(
         self,
@@ -166,7 +217,22 @@ class ByteTransformer(ByteModel):
         plan: Plan | None = None,
     ) -> tuple[Float[Tensor, "batch new vocab"], TransformerState | None]:
         """See `ByteModel`; `boundaries` are ignored."""
-        rows, ids, view = plan or self.plan(ids, state)
-        x, kept = self.stack(self.embedding(ids), view, state.caches if state else None)
-        logits = self.head(self.norm(x)).float()
-        return rows.restore(logits), None if kept is None else TransformerState(view.after, kept)
+        plan = plan or self.plan(ids, state)
+        recent = state.recent if state else self.nothing_read(len(ids))
+        x, beyond = self.embedded(plan, recent)
+        x, kept = self.stack(x, plan.view, state.caches if state else None)
+        logits = plan.rows.restore(self.head(self.norm(x if beyond is None else x + beyond)).float())
+        if kept is None:
+            return logits, None
+        reached = recent if self.ngrams is None else self.ngrams.reached(plan.rows, plan.starts, recent)
+        return logits, TransformerState(plan.view.after, kept, reached)
+
+    def embedded(
+        self, plan: Plan, recent: Int[Tensor, "batch reach"]
+    ) -> tuple[Float[Tensor, "batch new dim"], Float[Tensor, "batch new dim"] | None]:
+        """Vectors of new ids, and what their n-grams add to outputs, if anything."""
+        if self.ngrams is None:
+            return self.embedding(plan.ids), None
+        there = (to_device(x, self.device) for x in (plan.starts, recent))
+        x, *beyond = self.ngrams(plan.ids, *there, plan.hashes).split(self.config.dim, -1)
+        return x, beyond[0] if beyond else None
