@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import weakref
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -16,6 +17,7 @@ from bytelm import machine
 from bytelm.compress import resume, sides, stream, windows
 from bytelm.compress.header import LONGEST, opened
 from bytelm.compress.resume import Resume, Stopped
+from bytelm.compress.sides import State
 from bytelm.compress.stream import compress, decode, decompress, encode
 from bytelm.compress.windows import Held, Plain
 from bytelm.data.files import PositionWriter
@@ -214,6 +216,34 @@ def test_a_header_that_claims_much_takes_no_more_room_than_its_file_can_fill(
     monkeypatch.setattr(np, "zeros", full)
     with pytest.raises(ResourceError, match="no room in memory for the 500 bytes that its header names: get"):
         decompress(model, packed)
+
+
+def test_a_memory_is_held_once_while_its_state_is_saved_and_after_it_was_read(
+    model: ByteModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have up to a gigabyte each."""
+    memory, written, read = Memory(SMALL), list[Any](), list[weakref.ref[Any]]()
+    save, begin = resume.write_whole, Resume.begin
+
+    def noted(path: Path, *parts: Any) -> None:
+        written.extend(parts)
+        save(path, *parts)
+
+    def begun(self: Resume, key: str) -> tuple[int, State] | None:
+        found = begin(self, key)
+        read.extend(weakref.ref(array) for array in (found[1].arrays.values() if found else ()))
+        return found
+
+    def passed(more: int) -> None:
+        assert all(array() is None for array in read)
+
+    monkeypatch.setattr(resume, "write_whole", noted)
+    monkeypatch.setattr(Resume, "begin", begun)
+    source, path = Held(np.frombuffer(DATA, np.uint8)), tmp_path / "state"
+    with pytest.raises(Stopped):
+        encode(model, source, len(DATA), 64, None, memory, 1, Resume(path, lambda: True))
+    assert any(np.shares_memory(np.frombuffer(part, np.uint8), memory.state) for part in written)
+    assert encode(model, source, len(DATA), 64, passed, Memory(SMALL), 1, Resume(path)) and read
 
 
 def resident() -> int:

@@ -105,6 +105,7 @@ def prime(run: Path, /, *, memory: float | None = None, quiet: Quiet = False, js
     with resuming("prime", file, total, "prime a copy of the run") as (resume, _):
         if (found := resume.begin(f"{corpus.fingerprint} {made.settings}")) is not None:
             made.state[:] = found[1].arrays["memory"]
+            del found  # as large as the memory
             if progress:
                 progress(made.read_bytes)
         for piece in unread(corpus, made.read_bytes):

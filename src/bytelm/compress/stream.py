@@ -150,6 +150,7 @@ def run(
     if resume is not None and (found := resume.begin(hashlib.sha256(work).hexdigest())) is not None:
         since, state = found
         side.restore(state)
+        del found, state  # memories, once more
     done = streams.before(since)
     if progress and done:
         progress(done)
