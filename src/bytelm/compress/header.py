@@ -14,7 +14,7 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.online.memory import Memory
 from bytelm.online.settings import TEXT, Settings
 
-MAGIC, VERSION = b"BLMC", 5
+MAGIC, VERSION = b"BLMC", 6
 HEADER = struct.Struct("<4sBB8sIIBQI")  # magic, version, kind, model, probe, context, streams, size, checksum
 ONLINE = struct.Struct("<Q8sH")  # follows with a memory: its bytes, what it was, the length of its predictors' names
 LENGTH = struct.Struct("<Q")  # follow with several memories: coded bytes of each stream but the last

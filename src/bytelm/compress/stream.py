@@ -32,7 +32,7 @@ from bytelm.online.memory import Memory
 
 STREAMS = 8  # of a file that is long enough to be cut, without a memory
 WORTH = 16  # contexts that a stream must have to be worth its beginning, of which nothing is known
-CHECK = 1 << 16  # bytes between two checks, of two bytes each
+CHECK = 1 << 17  # bytes between two checks, of two bytes each
 PROBE = np.random.default_rng(0).integers(0, 256, 64, np.uint8)
 
 
