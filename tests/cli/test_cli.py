@@ -19,7 +19,9 @@ import pytest
 
 import bytelm
 from bytelm.cli import run as cli
+from bytelm.cli.training import ended
 from bytelm.config import preset_names
+from bytelm.training.finish import Final, Result
 
 ROOT = Path(__file__).parents[2]
 NANO = """
@@ -181,6 +183,13 @@ def test_the_report_is_one_page(home: Path, capfd: pytest.CaptureFixture[str]) -
 
 BAD: list[tuple[str, list[str], int]] = [
     ("nothing to train on", ["train"], 2),
+    ("RUN is missing: see `bytelm eval --help`", ["eval"], 2),
+    ("FILE is missing: see `bytelm compress --help`", ["compress", "{home}/run"], 2),
+    ("--hours is missing: see `bytelm advise --help`", ["advise", "{root}"], 2),
+    ("--hours has no value: see `bytelm advise --help`", ["advise", "{root}", "--hours"], 2),
+    ("--out is missing: see `bytelm data pack --help`", ["data", "pack", "{root}"], 2),
+    ("as in `bytelm advise ~/notes`", ["advise", "--hours", "1"], 2),
+    ("as in `bytelm sweep ~/notes`", ["sweep"], 2),
     ("no such file or folder: {home}/nowhere", ["train", "{home}/nowhere"], 3),
     ("no document of the sample has 2 bytes", ["train", "{home}/one", "--run", "{home}/tiny", "--quiet"], 3),
     ("no bytes found in {home}/empty", ["train", "{home}/empty", "--run", "{home}/bad"], 3),
@@ -224,6 +233,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.fault("K1")
+@pytest.mark.parametrize(("last", "said"), [(1.52, False), (1.9, True)])
+def test_a_validation_loss_that_rose_is_said_at_the_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], last: float, said: bool
+) -> None:
+    losses = [(100_000, 2.0), (350_000, 1.5), (700_000, 1.6), (1_400_000, last)]
+    lines = [{"kind": "validation", "bytes": read, "bits_per_byte": bits} for read, bits in losses]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    final = Final(None, None, tmp_path / "report.html", None)
+    assert ended(Result(tmp_path, None, None, final), quiet=False, json=False) == 0
+    wanted = "caution: validation was at 1.500 bits/byte after 350 kB, and rose to 1.900: "
+    assert (wanted in (out := capfd.readouterr().out)) == said and ("caution" in out) == said
+
+
 @pytest.mark.parametrize("kind", ["cut short", "flipped"])
 def test_a_damaged_checkpoint_is_named(
     home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str

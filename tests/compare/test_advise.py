@@ -135,6 +135,20 @@ def test_little_data_limits_what_is_trained(fit: Any, text: str) -> None:
     assert "--bytes" in advise.command([text], best) and "--minutes" not in advise.command([text], best)
 
 
+def test_more_hours_than_the_data_is_enough_for_take_no_more_memory(fit: Any, text: str) -> None:
+    enough = advise.advise([text], HOURS, fit)
+    most = max(one["memory"] for one in enough["choices"])
+    found = advise.advise([text], 1e4 * HOURS, fit, most_memory=most)
+    assert found["excluded"] == {} and {one["limited"] for one in found["choices"]} == {True}
+    assert [one["bytes"] for one in found["choices"]] == [one["bytes"] for one in enough["choices"]]
+
+
+def test_n_gram_tables_read_the_files_once(text: str) -> None:
+    tables = laws.fit_all(compared({"megabyte-across:8": law(1.2, 0.9, 0.2)}))
+    (one,) = advise.advise([text], HOURS, tables)["choices"]
+    assert one["limited"] and EPOCHS > 1 >= one["epochs"] > 0.5
+
+
 def test_bits_of_other_files_are_carried_over_with_a_wider_interval(fit: Any, text: str) -> None:
     found = advise.advise([text], HOURS, fit)
     bzip2 = compressed([Path(text).read_bytes()])["bzip2"]
@@ -184,7 +198,7 @@ def test_a_model_without_a_law_is_left_out_by_name(fit: Any) -> None:
 
 @pytest.mark.usefixtures("plenty")
 def test_hours_for_which_there_is_no_shape_are_said(fit: Any) -> None:
-    with pytest.raises(ResourceError, match=r"no shape of it suits 3\.6e\+07 FLOPs"):
+    with pytest.raises(ResourceError, match=r"no shape of it suits 3\.6e\+07 FLOPs: give more --hours"):
         advise.advise(["books"], 1e-6, fit)
 
 

@@ -326,7 +326,7 @@ def test_another_comparison_in_the_same_place_is_refused(
 
 
 BAD = [
-    ("nothing to compare on", 2, ["compare"]),
+    ("no files to read: name some, or folders, as in `bytelm compare ~/notes`", 2, ["compare"]),
     ("standard input", 2, ["compare", "-"]),
     ("--seeds 0", 2, ["compare", "{data}", "--seeds", "0"]),
     ("--fit with 1 budget: a scaling law needs 3", 2, ["compare", "{data}", "--fit"]),

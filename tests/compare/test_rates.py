@@ -93,7 +93,13 @@ def test_a_page_of_several_budgets_has_the_laws_that_advise_reads(tmp_path: Path
     assert laws.read(tmp_path) == json.loads((tmp_path / "results.json").read_bytes())["fit"]
     page = Page((tmp_path / "index.html").read_text())
     page.assert_inert()
-    for said in ("Scaling laws", "Runs left out", "blt:5: this budget is too small", "9.1 bits per byte", "diverged"):
+    for said in (
+        "Scaling laws",
+        "Runs left out",
+        "1e11: blt:5: this budget is too small",
+        "9.1 bits per byte",
+        "diverged",
+    ):
         assert said in page.text, said
     assert overview.table(whole)[1][-1] == ["linear", "–", "–", "–", "–", "diverged"]
     assert overview.joined(found)["fit"] is None

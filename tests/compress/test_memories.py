@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from bytelm.online.settings import Settings
 from bytelm.testing import UniformModel
 
 
-def test_a_memory_suits_the_file_and_the_header_says_how(run: Path, tmp_path: Path) -> None:
-    """`compress` looks at the file, not at what the run was trained on; `decompress` is told."""
+def test_a_memory_suits_the_file_and_the_header_says_how(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`compress` and `eval` look at the file, not at what the run was trained on; `decompress` is told."""
     y, x = np.mgrid[0:50, 0:60]
     grain = np.random.default_rng(0).normal(0, 1, x.shape)
     file, packed = tmp_path / "picture.raw", tmp_path / "picture.blm"
@@ -31,6 +34,10 @@ def test_a_memory_suits_the_file_and_the_header_says_how(run: Path, tmp_path: Pa
     assert header.settings == Settings(image(1, 60))
     assert cli(["decompress", str(run), str(packed), "--out", str(tmp_path / "restored"), "--quiet"]) == 0
     assert (tmp_path / "restored").read_bytes() == file.read_bytes()
+    capfd.readouterr()
+    assert cli(["eval", str(run), str(file), "--online", "cold", "--json"]) == 0
+    bits = json.loads(capfd.readouterr().out)["online"]["bits"]
+    assert bits / 8 == pytest.approx(packed.stat().st_size - 200, abs=200), "what eval measures, compress writes"
 
 
 def test_predictors_that_nobody_knows_are_a_damaged_header() -> None:

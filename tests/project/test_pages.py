@@ -15,6 +15,7 @@ import shutil
 import sys
 import warnings
 import wave
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +277,12 @@ def test_pages_link_to_what_is_there() -> None:
     for page in DOCS.rglob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert os.path.exists(page.parent / target), f"{page.name} links to {target}"  # noqa: PTH110
+
+
+def test_a_table_ends_with_an_empty_line() -> None:
+    """What stands directly below is shown as one more row: output of a program that was left there."""
+    below = list[str]()
+    for page in (*DOCS.rglob("*.md"), *ROOT.glob("*.md")):
+        lines = BLOCK.sub("", page.read_text(encoding="utf-8")).split("\n")
+        below += [f"{page.name}: {b[:60]}" for a, b in pairwise(lines) if a.startswith("|") and b and b[0] != "|"]
+    assert below == []

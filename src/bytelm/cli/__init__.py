@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.config import Env
 
 from bytelm import __version__
@@ -95,6 +95,8 @@ def run(tokens: Sequence[str]) -> int:
     tokens = [STDIN if token == "-" else token for token in tokens]  # cyclopts takes a lone hyphen for an option
     try:
         code = app(tokens, exit_on_error=False, print_error=False)
+    except MissingArgumentError as error:
+        return fail(f"usage: {lacking(error)}", 2)
     except CycloptsError as error:
         return fail(f"usage: {' '.join(str(error).replace(STDIN, '-').split())}", 2)
     except BytelmError as error:
@@ -109,6 +111,15 @@ def run(tokens: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output closed it
         return 0
     return code if isinstance(code, int) else 0
+
+
+def lacking(error: MissingArgumentError) -> str:
+    """What a command was not given, and where it says what that is."""
+    assert error.argument is not None
+    field, command = error.argument.field_info, " ".join(("bytelm", *(error.command_chain or ())))
+    name = field.name.upper() if field.is_positional else error.argument.name
+    what = f"{error.keyword} has no value" if error.keyword else f"{name} is missing"
+    return f"{what}: see `{command} --help`"
 
 
 def fail(message: str, code: int) -> int:

@@ -45,7 +45,7 @@ def advise(
     from bytelm.config import dump_toml, to_mapping
     from bytelm.data.files import write_whole
 
-    sources = sources_to_learn(paths)
+    sources = sources_to_learn(paths, "advise")
     found = engine.advise(paths_of(sources), hours, engine.fit_of(fit), device, memory and memory * 1e9)
     best = found["choices"][0]
     if write is not None:

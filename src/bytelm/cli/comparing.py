@@ -117,7 +117,7 @@ def compare(
     from bytelm.compare.run import run_all
     from bytelm.training.settings import modality_table
 
-    sources = sources_to_learn(paths)
+    sources = sources_to_learn(paths, "compare")
     table, amounts = modality and modality_table(modality), budgets_of(budget) if budget else (BUDGETS[match],)
     asked = ComparisonSpec(sources, models, match, amounts, seeds, held_out or (), table or None, device, rates, fit)
     check(suite or (), asked.modality)
@@ -139,12 +139,12 @@ def budgets_of(text: str) -> tuple[float, ...]:
         raise UsageError(f"--budget {text}: give a number, or several as in 1e12,1e13") from None
 
 
-def sources_to_learn(paths: Sequence[str]) -> list[str]:
-    """The paths, which are read once for each model. Raises UsageError."""
+def sources_to_learn(paths: Sequence[str], command: str) -> list[str]:
+    """The paths of a command that reads them more than once. Raises UsageError."""
     if not paths:
-        raise UsageError("nothing to compare on: name files or folders, as in `bytelm compare ~/notes`")
+        raise UsageError(f"no files to read: name some, or folders, as in `bytelm {command} ~/notes`")
     if "-" in (sources := paths_of(paths)):
-        raise UsageError("standard input cannot be read once for each model: name a file")
+        raise UsageError("standard input cannot be read twice: name a file")
     return sources
 
 

@@ -154,15 +154,14 @@ def beginning(run: Path, online: Kind | None, source: Source, size: int) -> Memo
     """The memory that `--online` asks for; an empty one suits the file, `size` bytes of which each stream reads."""
     import numpy as np
 
-    from bytelm.online.kinds import SAMPLE, memory_for, suited
+    from bytelm.online.kinds import SAMPLE, for_file
     from bytelm.online.memory import Memory
-    from bytelm.online.settings import Settings
 
     if online != "cold":
         return opened(run, online)
     first = np.empty(min(size, SAMPLE), np.uint8)
     source.read_into(0, first)
-    return Memory(suited(first, Settings(memory=memory_for(size))))
+    return Memory(for_file(first, size))
 
 
 def restore(

@@ -164,7 +164,7 @@ def measured(
         for name, value in {**learners.given, **({} if precision == "float32" else {"precision": precision})}.items():
             raise UsageError(f"--bytewise cannot be combined with --{name} {value}: leave one out")
         return both_ways(model, found, window, stride, progress, loaded.modality)
-    memory, dynamic = learners.memory(run), learners.copy(model)
+    memory, dynamic = learners.memory(run, found if paths else ()), learners.copy(model)
     evaluation = judge(
         model, found, window, stride, progress, loaded.modality, precision, memory=memory, dynamic=dynamic
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +14,9 @@ from bytelm.cli.resuming import resuming
 from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from bytelm.evaluate.dynamic import Dynamic
     from bytelm.interfaces.model import ByteModel
     from bytelm.online.memory import Memory
@@ -48,9 +52,17 @@ class Learners:
         named = {"online": self.online, "dynamic": self.dynamic}
         return {name: value for name, value in named.items() if value is not None}
 
-    def memory(self, run: Path) -> Memory | None:
-        """See `opened`."""
-        return opened(run, self.online)
+    def memory(self, run: Path, files: Sequence[tuple[str, bytes | NDArray[np.uint8]]] = ()) -> Memory | None:
+        """See `opened`; one that begins empty suits the files that are measured, as that of `compress` does."""
+        if self.online != "cold" or not files:
+            return opened(run, self.online)
+        from bytelm.online.kinds import SAMPLE, for_file
+        from bytelm.online.memory import Memory
+
+        first = bytearray()
+        for _, data in files:
+            first += bytes(data[: SAMPLE - len(first)])
+        return Memory(for_file(bytes(first), sum(len(data) for _, data in files)))
 
     def copy(self, model: ByteModel) -> Dynamic | None:
         """The copy of a model that learns. Raises UsageError for one that cannot."""

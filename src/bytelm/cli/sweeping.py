@@ -61,7 +61,7 @@ def sweep(
     from bytelm.sweep.plan import SweepSpec
     from bytelm.sweep.run import run_sweep
 
-    sources = sources_to_learn(paths)
+    sources = sources_to_learn(paths, "sweep")
     home, options = run or Path("runs") / f"sweep-{name_of(sources[0])}", asked or TrainOptions()
     if options.mix is not None:
         raise UsageError("--mix: a sweep is over one source: leave it out")

@@ -28,12 +28,14 @@ from bytelm.cli.common import (
 )
 from bytelm.config import dump_toml, to_mapping
 from bytelm.errors import DataError, UsageError
+from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
     from bytelm.training.config import RunConfig
     from bytelm.training.finish import Result
 
 EXAMPLE = "def parse_header(line):\n"
+RISEN = 1.02  # times the lowest validation loss, from which on it is said at the end of a training
 
 
 @Parameter(name="*")
@@ -175,6 +177,8 @@ def ended(result: Result, quiet: bool, json: bool) -> int:
         if final.evaluation is not None:
             print(f"\n{'validation' if final.split == 'valid' else final.split} split: ", end="")
             print_verdict(final.evaluation)
+        if (line := risen(run)) is not None:
+            print(line)
         print(f"report:  {final.report}")
         modality = final.modality
         if modality is not None and not modality.text:
@@ -182,6 +186,23 @@ def ended(result: Result, quiet: bool, json: bool) -> int:
         else:
             print(f'next:    bytelm generate {run} "..." | bytelm eval {run} FILE | bytelm patches {run} "..."')
     return 0
+
+
+def risen(run: Path) -> str | None:
+    """What to say of a run whose validation loss was lower before its end: it learns its files by heart."""
+    from bytelm.checkpoint.metrics import METRICS, read_history
+
+    found = [line for line in read_history(run / METRICS) if line["kind"] == "validation"]
+    if not found:
+        return None
+    last, best = found[-1], min(found, key=lambda line: line["bits_per_byte"])
+    if last["bits_per_byte"] < RISEN * best["bits_per_byte"]:
+        return None
+    lowest, processed = f"{best['bits_per_byte']:.3f} bits/byte", best["bytes"]
+    return (
+        f"caution: validation was at {lowest} after {show_bytes(processed)}, and rose to {last['bits_per_byte']:.3f}: "
+        f"the files are learned by heart; give more of them, or --bytes {processed}"
+    )
 
 
 def say_what_it_takes(sources: Sequence[str], settings: RunConfig, run: Path, force: bool, json: bool) -> int:

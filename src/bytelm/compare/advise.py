@@ -2,8 +2,9 @@
 
 Each model of a fit is sized to the FLOPs that it does here in that time. Its speed is measured with a few steps, at a
 size within the fit's budgets, then at that which follows. Its training bytes are what its law assumes, `EPOCHS` times
-the files at the most: where they are fewer, more hours would not help, and fewer are used. If no shape is as small
-as that, the smallest is trained on these bytes, and what is expected is the law's for them.
+the files at the most, or `ONCE` where it has n-gram tables: where they are fewer, more hours would not help, and fewer
+are used. If no shape is as small as that, the smallest is trained on these bytes, and what is expected is the law's
+for them.
 
 Bits per byte are of the fit's corpus. On other files they are carried over: multiplied by the square root of the ratio
 of bzip2's bits, theirs to those of the fit's held-out bytes. Between the four text corpora of docs/results.md, with
@@ -24,7 +25,7 @@ from typing import Any
 from bytelm.compare import laws
 from bytelm.compare.candidates import candidate
 from bytelm.compare.fitting import Law
-from bytelm.compare.plan import EPOCHS, Budget, Planned, planned
+from bytelm.compare.plan import EPOCHS, RATIO, Budget, Planned, planned
 from bytelm.config import build, merge, preset, preset_names, to_mapping
 from bytelm.data.convert import modality_of, read
 from bytelm.data.corpus import Corpus
@@ -41,6 +42,7 @@ from bytelm.training.estimate import BESIDE, TRAINING, bytes_per_second
 from bytelm.units import show_bytes
 
 SHIPPED = "laws.json"  # in bytelm.presets
+ONCE = 1  # epochs of a model with n-gram tables: a second one makes held-out bytes cost more (docs/laws.md)
 CARRIED = 1.4  # factor between bits that are carried over and those measured
 PIECE = 1 << 14  # bytes of a sampled segment
 MOST = 1 << 30  # bytes read to count and sample them; beyond, the sizes of files count
@@ -225,7 +227,7 @@ def choice(
         try:
             found = planned(one, Budget("flops", flops), Endless(), patch or 1.0, fit["corpus"]["modality"])
         except ConfigError:
-            raise ConfigError(f"no shape of it suits {flops:.2g} FLOPs") from None
+            raise ConfigError(f"no shape of it suits {flops:.2g} FLOPs: give more --hours") from None
         needed = found.memory + BESIDE
         if needed > free:
             raise ResourceError(
@@ -238,15 +240,15 @@ def choice(
         config = found.run(0, device=device)
         return TRAINING * found.costs.executed * bytes_per_second(config, found.mean)
 
-    rate = speed(least(sized, law.at, law.highest))
-    if not 0.5 < rate * seconds / law.at < 2:
-        rate = speed(sized(rate * seconds))
-    plan, useful = sized(rate * seconds), rate * seconds
-    most = EPOCHS * data.train_bytes
-    limited = (plan.bytes or 0) > most
-    if limited:
-        useful *= (most / (plan.bytes or most)) ** 2  # bytes and size grow together, as the square root of FLOPs
-        plan = least(sized, useful, rate * seconds)
+    most = (ONCE if one.family.grown(0.0) else EPOCHS) * data.train_bytes
+    enough = TRAINING * (2 * most / (one.ratio or RATIO)) * most  # FLOPs that process so many at its ratio
+    rate = speed(least(sized, first := min(law.at, enough), law.highest))
+    useful = min(rate * seconds, enough)
+    if not 0.5 < useful / first < 2:
+        rate = speed(least(sized, useful, rate * seconds))
+        useful = min(rate * seconds, enough)
+    plan = least(sized, useful, rate * seconds)
+    limited = useful < rate * seconds or (plan.bytes or 0) > most
     read = min(most, plan.bytes or most)
     flops = TRAINING * plan.costs.executed * read
     bits, low, high = expected(law, min(flops, useful), data, fit)

@@ -55,8 +55,8 @@ def _cell(found: Mapping[str, Any], name: str) -> str:
 
 
 def unsuited(whole: Mapping[str, Any]) -> list[str]:
-    """Which models were left out at a budget, and why, line by line."""
-    return [line for one in whole["comparisons"].values() for line in one["unsuited"].values()]
+    """Which models were left out at which budget, and why, line by line."""
+    return [f"{budget}: {line}" for budget, one in whole["comparisons"].items() for line in one["unsuited"].values()]
 
 
 def curves(whole: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:

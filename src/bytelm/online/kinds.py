@@ -40,6 +40,11 @@ def memory_for(count: int) -> int:
     return max(Settings.memory, min(1 << round(math.log2(max(1, ROOM * count))), most))
 
 
+def for_file(first: NDArray[np.uint8] | bytes, size: int) -> Settings:
+    """Of a memory that begins empty and learns `size` bytes, of which these are the first."""
+    return suited(first, Settings(memory=memory_for(size)))
+
+
 def image(channels: int, row: int) -> tuple[str, ...]:
     """Predictors for pixels of so many bytes, in rows of so many: neighbours, and planes and lines through them."""
     beside, above = f"plane:{channels}:{channels}", f"plane:{channels}:{row}"
