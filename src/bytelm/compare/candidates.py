@@ -40,9 +40,7 @@ DEPTH_OFFSETS = (0, -1, 1, -2, 2)  # from the usual number of layers
 DEPTH_PENALTY = 0.02  # per squared depth offset, in units of |log(cost / goal)|
 
 
-DEFAULT = (
-    "blt,megabyte,megabyte-across,space,hnet,byte,byte-window,byte-window-ngrams,perceiver,linear,bpe:4096,bpe-ngrams:4096"
-)
+DEFAULT = "blt,megabyte,megabyte-across,space,hnet,byte,byte-window,byte-window-ngrams,perceiver,linear,bpe:4096,bpe-ngrams:4096"
 
 
 @dataclass(frozen=True)
