@@ -158,6 +158,8 @@ REFUSED = [
     ({"temprature": 1}, "temprature"),
     ({"response_format": {"type": "regex"}}, "response_format"),
     ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"prompt": "a", "online": "primed"}, "online"),
+    ({"prompt": "a", "online": "cold", "echo": True, "logprobs": 1}, "online"),
 ]
 
 

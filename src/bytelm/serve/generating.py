@@ -117,7 +117,12 @@ class Generating:
         self.prompts = len(prompts)
         seed = secrets.randbits(63) if body.seed is None else body.seed
         requests: list[Request] = []
-        online = await asyncio.to_thread(self.served.memory_for, body.online)
+        if body.online and echo and logprobs is not None:
+            raise Problem(422, "a prompt's scores are the model's own: leave online out, or echo or logprobs", "online")
+        try:
+            online = await asyncio.to_thread(self.served.memory_for, body.online)
+        except UsageError as error:
+            raise Problem(422, str(error), "online") from None
         for prompt in prompts:
             for _ in range(body.n or 1):
                 room = max(0, self.served.capacity - 1 - len(prompt))
