@@ -40,7 +40,8 @@ DEPTH_OFFSETS = (0, -1, 1, -2, 2)  # from the usual number of layers
 DEPTH_PENALTY = 0.02  # per squared depth offset, in units of |log(cost / goal)|
 
 
-DEFAULT = "blt,megabyte,megabyte-across,space,hnet,byte,byte-window,byte-window-ngrams,perceiver,linear,bpe:4096,bpe-ngrams:4096"
+_BYTES = "blt,megabyte,megabyte-across,space,hnet,byte,byte-window,byte-window-ngrams,perceiver,linear"
+DEFAULT = f"{_BYTES},bpe:4096,bpe-ngrams:4096"
 
 
 @dataclass(frozen=True)
