@@ -44,11 +44,9 @@ class Published:
 
     def problems(self, widths: int) -> list[str]:
         """What is impossible about this for so many widths, in words."""
-        found, where = list[str](), "model.published."
-        for name, count in (
-            ("layers", 2 * widths - 1),
-            *dict.fromkeys(("ffn_dims", "rotary_dims", "attention_windows"), widths).items(),
-        ):
+        found, where, each = list[str](), "model.published.", ("ffn_dims", "rotary_dims", "attention_windows")
+        for name in ("layers", *each):
+            count = 2 * widths - 1 if name == "layers" else widths
             if len(given := getattr(self, name)) != count:
                 found.append(f"{where}{name} = {list(given)}: {widths} model.dims need {count}")
         for layers in self.layers:
@@ -56,7 +54,7 @@ class Published:
                 found.append(
                     f'{where}layers has "{layers}": write letters m, M, t, T, each with a number, as in "T1m4"'
                 )
-        for name in ("rotary_dims", "attention_windows"):
+        for name in each:
             if min(getattr(self, name), default=0) < 0:
                 found.append(f"{where}{name} = {list(getattr(self, name))}: each must be at least 0")
         return found
@@ -92,13 +90,12 @@ class MixedConfig(StackConfig):
 
     def problems(self, name: str) -> list[str]:
         """See `StackConfig`."""
-        fed = self.kinds.lower() != self.kinds
-        bare = [one for one in super().problems(name) if fed or "feed-forward" not in one]
-        if not bare and (self.rotary_dim % 2 or self.rotary_dim > self.head_dim):
-            bare.append(
-                f"{name}: rotary width {self.rotary_dim} must be even, and at most that of a head, {self.head_dim}"
-            )
-        return bare + (self.mamba.problems(name) if "m" in self.kinds.lower() else [])
+        found = super().problems(name)
+        if not found and (self.rotary_dim % 2 or self.rotary_dim > self.head_dim):
+            found.append(f"{name}: rotary width {self.rotary_dim} must be even, and at most a head's, {self.head_dim}")
+        if self.ffn_dim is None and self.kinds != self.kinds.lower():
+            found.append(f"{name}: layers M and T have feed-forward layers, whose width is 0 in ffn_dims")
+        return found + (self.mamba.problems(name) if "m" in self.kinds.lower() else [])
 
     def flops(self, new: int) -> int:
         """See `StackConfig`."""
