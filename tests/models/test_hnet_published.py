@@ -142,10 +142,10 @@ def test_what_was_trained_since_is_exported(tmp_path: Path) -> None:
     assert bool((found["embeddings.weight"][254] == 7).all()) and bool((found["lm_head.weight"][255] == 8).all())
 
 
-XL = options(
-    ["m4", ["T1m4", ["T27"], "m4T1"], "m4"], [1024, 1536, 2048], [0, 4096, 5504], [32, 48, 64], [1023, 1023, -1]
-)
-XL |= {"ssm_cfg": {**XL["ssm_cfg"], "d_state": 128}, "attn_cfg": {**XL["attn_cfg"], "num_heads": [16] * 3}}
+DEEP = ["m4", ["T1m4", ["T27"], "m4T1"], "m4"]
+XL = options(DEEP, [1024, 1536, 2048], [0, 4096, 5504], [32, 48, 64], [1023, 1023, -1])
+XL["ssm_cfg"]["d_state"] = 128
+XL["attn_cfg"]["num_heads"] = [16] * 3
 
 
 def test_the_largest_that_is_published_has_the_names_and_shapes_of_ours() -> None:
