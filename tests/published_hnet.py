@@ -35,7 +35,7 @@ def options(
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "one stage": options(["m2", ["T2"], "m2"], [32, 64], [0, 100], [4, 6], [1023, -1]),
+    "one stage": options(["m2", ["T2"], "m1t1"], [32, 64], [0, 100], [4, 6], [1023, -1]),
     "two stages": options(
         ["m1", ["T1m2", ["T2"], "m2T1"], "m1"], [32, 32, 64], [0, 90, 200], [2, 4, 16], [1023, 5, -1]
     ),
