@@ -289,7 +289,8 @@ def test_kernels_and_the_forward_pass_measure_the_same(
         return found if model.tokens else [*found, logprobs(model, data[:90], data[90:])]
 
     with exact(model) as precise:
-        assert name.startswith(("linear", "megabyte_pytorch")) or windows.open_reader(precise, rows=1, capacity=9)
+        plain = name.startswith(("linear", "megabyte_pytorch", "hnet (published)"))
+        assert plain or windows.open_reader(precise, rows=1, capacity=9)
         for module in (windows, reading):
             monkeypatch.setattr(module, "open_reader", in_small_chunks)
         kernels = figures(precise)

@@ -58,7 +58,7 @@ MODELS = dict(tiny_models())
 TWO = replace(blt.Config.tiny()["all layers crossed, widened"], encoder_cross="last")
 MODELS["blt (two layers, the last crossed)"] = initialized(TWO.build(fixed.Config().build()), 0)
 TOKENS = "transformer (tokens)"
-PLAIN = ("linear", "megabyte_pytorch")  # models that the kernels do not know
+PLAIN = ("linear", "megabyte_pytorch", "hnet (published)")  # models that the kernels do not know
 LENGTH = 48  # ids: whole patches of every tiny MEGABYTE, and more than every window
 
 

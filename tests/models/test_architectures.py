@@ -96,7 +96,7 @@ def test_every_file_of_an_architecture_is_what_its_name_says(name: str) -> None:
 
 
 def test_layouts_and_candidates_are_found() -> None:
-    assert list(find.formats()) == ["hf", "megabyte", "meta"]
+    assert list(find.formats()) == ["hf", "hnet", "megabyte", "meta"]
     assert all(isinstance(find_layout(name), Format) for name in find.formats())
     with pytest.raises(UsageError, match="unknown layout 'mata': did you mean 'meta'"):
         find_layout("mata")

@@ -131,6 +131,15 @@ def test_rotation_turns_a_score_by_the_distance_alone(position: int, shift: int)
     assert abs(float(scored(shift) - scored(0))) < 1e-5
 
 
+def test_the_first_numbers_of_a_head_turn_as_a_narrower_head_does() -> None:
+    positions, x = torch.arange(5)[None], random(1, 5, 2, HEAD_DIM).float()
+    for turned in (0, 4, HEAD_DIM):
+        found = rotate(x, rotation(positions, HEAD_DIM, 1e4, turned))
+        assert torch.equal(found[..., turned:], x[..., turned:])
+        if turned:
+            torch.testing.assert_close(found[..., :turned], rotate(x[..., :turned], rotation(positions, turned, 1e4)))
+
+
 def test_angles_are_exact_where_a_device_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are made on the host, and travel."""
     monkeypatch.setattr(rope, "WITHOUT_FLOAT64", AWAY.type)
@@ -313,5 +322,5 @@ def test_parameters_begin_as_the_table_says() -> None:
 
 
 def test_a_kind_that_the_table_does_not_know_is_refused() -> None:
-    with pytest.raises(TypeError, match="conv: no rule to initialise a Conv1d"):
-        init_weights(nn.ModuleDict({"conv": nn.Conv1d(1, 1, 1)}), 1, 0)
+    with pytest.raises(TypeError, match="conv: no rule to initialise a Conv2d"):
+        init_weights(nn.ModuleDict({"conv": nn.Conv2d(1, 1, 1)}), 1, 0)

@@ -33,18 +33,19 @@ def convert(
     Example: bytelm convert blt-1b-hf runs/blt-1b --format hf
     Example: bytelm convert blt-1b runs/blt-1b --format meta --set patching.threshold=1.34
     Example: bytelm convert model.pt runs/megabyte --format megabyte --set heads=8 --set max_seq_len=[1024,4]
+    Example: bytelm convert hnet_2stage_XL.pt runs/hnet --format hnet
     Example: bytelm convert runs/notes runs/notes-int8 --format bytelm --tables int8
 
     Parameters
     ----------
     source
-        The folder with the weights and their config.json; for MEGABYTE-pytorch and MBLM the file.
+        The folder with the weights and their config.json; for H-Net, MEGABYTE-pytorch and MBLM also the file.
     run
         The run to create.
     layout
         hf: BLT of Hugging Face's transformers. meta: BLT of Meta's code, from the hub or as downloaded.
         megabyte: MEGABYTE-pytorch or MBLM; --set gives constructor arguments that cannot be inferred from tensors.
-        bytelm: a run, one checkpoint of it, or a folder of save_pretrained.
+        hnet: H-Net's public code. bytelm: a run, one checkpoint of it, or a folder of save_pretrained.
     weights
         Store linear layers in this precision: bf16, or int8 with one scale per row. Default: as in the source.
     tables
@@ -86,7 +87,7 @@ def following(run: Path, parameters: int) -> str:
 
 
 def export(run: Path, folder: Path, /, *, layout: Annotated[str, Parameter(name="--to")], set: Sets = None) -> int:
-    """Write a run's BLT in the layout of another project, with its entropy model.
+    """Write a run's BLT in the layout of another project, with its entropy model; or an H-Net that was imported.
 
     Example: bytelm export runs/notes notes-hf --to hf --set patching.max_length=none
 
@@ -97,7 +98,7 @@ def export(run: Path, folder: Path, /, *, layout: Annotated[str, Parameter(name=
     folder
         The folder to write; it must be new.
     layout
-        hf: for Hugging Face's transformers. meta: for Meta's code.
+        hf: for Hugging Face's transformers. meta: for Meta's code. hnet: for H-Net's.
     """
     from bytelm.exchange.convert import export as write
     from bytelm.exchange.format import MODALITY

@@ -11,8 +11,10 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from bytelm.checkpoint import store
 from bytelm.checkpoint.tensors import NAMED, located, rows_of
@@ -28,6 +31,7 @@ from bytelm.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
 INDEX = ".index.json"
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # Dtypes that no model here computes in, but that a file may use for unused tensors, such as tables of angles.
 FOREIGN = {
     "C64": torch.complex64,
@@ -38,6 +42,10 @@ FOREIGN = {
     "U64": torch.uint64,
 }
 KNOWN = NAMED | FOREIGN
+# What a pickle names where OmegaConf's objects are in it.
+SETTINGS = re.compile(
+    r"omegaconf\.[\w.]+|typing\.Any|collections\.defaultdict|builtins\.(bool|bytes|dict|float|int|list|str|tuple)"
+)
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST = 1 << 20  # limit of counts in options: more is a broken file, and the model is built before it is compared
 
@@ -162,8 +170,8 @@ def pickled(file: Positions) -> Weights:
     zipped = text_of(file, 0, min(2, file.size)) == b"PK"  # what older versions wrote is read into memory
     try:
         if zipped:
-            file.file.seek(0)
-            with FakeTensorMode():  # only shapes, and where in the file the bytes of each tensor are
+            with FakeTensorMode(), safe_globals(settings(file)):  # only shapes, and where each tensor's bytes are
+                file.file.seek(0)
                 content: Any = torch.load(file.file, weights_only=True)
         else:
             content = torch.load(file.path, map_location="cpu", weights_only=True)
@@ -179,6 +187,26 @@ def pickled(file: Positions) -> Weights:
         raise CheckpointError(f"{file.path} holds no table of tensors: save a state_dict")
     tensors = cast("dict[str, Tensor]", content)
     return {str(name): zip_weight(file, tensor) if zipped else held(tensor) for name, tensor in tensors.items()}
+
+
+class Skipped:
+    """Stands for an object of another library in a pickle, of which nothing is made."""
+
+    def __new__(cls, *args: object) -> Skipped:
+        """Whatever it was made of."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None:
+        """Whatever it held."""
+
+
+def settings(file: Positions) -> list[Any]:
+    """What stands for settings that a trainer has left on its weights, if a pickle has nothing else beside tensors."""
+    file.file.seek(0)
+    names = get_unsafe_globals_in_checkpoint(file.file)
+    return [(Skipped, name) for name in names] if all(map(SETTINGS.fullmatch, names)) else []
 
 
 def held(tensor: Tensor) -> Weight:
@@ -237,6 +265,28 @@ def json_in(path: Path) -> dict[str, Any]:
 def first_line(error: BaseException) -> str:
     """The message of an error in one line."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def file_at(source: Path) -> Path:
+    """The file of weights at a path, or the only one in it. Raises CheckpointError."""
+    found = [file for file in sorted(source.iterdir()) if file.suffix in SUFFIXES] if source.is_dir() else [source]
+    if len(found) != 1:
+        names_found = ", ".join(file.name for file in found) or "none"
+        raise CheckpointError(f"{source} has {len(found)} files of weights ({names_found}): name the one to convert")
+    return found[0]
+
+
+@contextmanager
+def written(folder: Path) -> Generator[Path]:
+    """A folder to write to, which becomes `folder` once all is written; `folder` must be empty, or not exist."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.tmp-", dir=folder.parent) as name:
+        aside = Path(name) / folder.name
+        aside.mkdir()
+        yield aside
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(aside, folder)
 
 
 def check_folder(source: Path) -> None:
@@ -302,11 +352,13 @@ class Options:
             raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} is not from 1 to {most}")
         return value
 
-    def counts(self, key: str, default: Sequence[int], most: int) -> tuple[int, ...]:
-        """An option that is a list of at most `most` counts, none larger than `most`."""
+    def counts(self, key: str, default: Sequence[int], most: int, least: int = 1) -> tuple[int, ...]:
+        """An option that is a list of at most `most` counts, each from `least` to `most`."""
         values = self.get(key, list, list(default))
-        if len(values) > most or not all(type(value) is int and 1 <= value <= most for value in values):
-            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(values)} is not a list of counts up to {most}")
+        if len(values) > most or not all(type(value) is int and least <= value <= most for value in values):
+            raise ConfigError(
+                f"{self.where}: {key} = {reprlib.repr(values)} is not a list of counts from {least} to {most}"
+            )
         return tuple(values)
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -329,4 +381,4 @@ class Options:
         value = self.table.get(key, known[0])
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in known):
             shown = " or ".join(repr(one) for one in known)
-            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} is not supported: bytelm's BLT has {shown}")
+            raise ConfigError(f"{self.where}: {key} = {reprlib.repr(value)} is not supported: bytelm has {shown}")

@@ -83,12 +83,13 @@ class BytelmForCausalLM(PreTrainedModel, GenerationMixin):
         return (model, info) if wanted else model
 
     def settle(self) -> None:
-        """What loading leaves undone: a patcher is not trained, and has tables that no file holds."""
-        fresh = self.config.built().patcher()
-        patcher = self.model.patcher
+        """What loading leaves undone: some weights are not trained, and a patcher has tables that no file holds."""
+        recipe = self.config.built()
+        for name, parameter in recipe.build_on_meta().named_parameters():
+            self.model.get_parameter(name).requires_grad_(parameter.requires_grad)
+        fresh, patcher = recipe.patcher(), self.model.patcher
         if fresh is None or patcher is None:
             return
-        patcher.requires_grad_(False)
         for name, table in fresh.named_buffers():
             if name not in fresh.state_dict():
                 patcher.get_buffer(name).copy_(table)

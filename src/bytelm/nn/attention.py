@@ -154,8 +154,9 @@ class CausalPattern:
         head_dim: int,
         theta: float,
         device: torch.device = HOST,
+        turned: int | None = None,
     ) -> CausalPattern:
-        """Derive the view. `starts` marks the new positions at which a document starts."""
+        """Derive the view. `starts` marks the new positions at which a document starts; `turned` see `rotation`."""
         new = starts.shape[1]
         slots = cached + torch.arange(new)
         before = where.position[:, None] - cached  # the position of slot 0
@@ -168,7 +169,7 @@ class CausalPattern:
         return cls(
             starts=starts,
             first=torch.maximum(slots - width + 1, opens).int(),
-            rotation=rotation(to_device(positions[:1] if alike else positions, device), head_dim, theta),
+            rotation=rotation(to_device(positions[:1] if alike else positions, device), head_dim, theta, turned),
             lengths=lengths,
             cached=cached,
             block=block,
@@ -183,6 +184,12 @@ class CausalPattern:
     def opens(self) -> Bool[Tensor, "batch new"]:
         """Where a document starts, as layers that do not mix over it need it."""
         return to_device(self.starts, self.device)
+
+    @cached_property
+    def document(self) -> Int[Tensor, "batch new"]:
+        """Documents that started at or before each position, as layers with a state need it; 0 continues the last."""
+        real = torch.arange(self.starts.shape[1]) < self.lengths[:, None]
+        return to_device((self.starts & real).long().cumsum(1), self.device)
 
     @cached_property
     def mask(self) -> Mask:

@@ -4,7 +4,9 @@
     linear layers                   normal, σ = inputs^-1/2
     ... that end a residual branch  the same, divided by sqrt(2 · layers) (their names are `out` and `down`)
     norms                           ones
+    depthwise convolutions          normal, σ = reach^-1/2
     biases                          zeros
+    decays and steps of Mamba-2     over the ranges of its paper's code (`nn.mamba`)
 
 Normals are cut at three σ, as in the BLT paper's code lineage.
 """
@@ -16,6 +18,7 @@ import math
 import torch
 from torch import nn
 
+from bytelm.nn.mamba import Mamba2
 from bytelm.nn.sharded import rows_here
 
 RESIDUAL = ("out", "down")
@@ -33,14 +36,22 @@ def init_weights(model: nn.Module, layers: int, seed: int) -> None:
             nn.init.zeros_(bias)
         if isinstance(module, nn.RMSNorm | nn.LayerNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, nn.Linear | nn.Embedding):
-            fan = module.in_features if isinstance(module, nn.Linear) else module.embedding_dim
-            sigma = fan**-0.5
+        elif isinstance(module, Mamba2):
+            module.init_weights(generator)
+        elif isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d):
+            sigma = inputs(module) ** -0.5
             if name.rpartition(".")[2] in RESIDUAL:
                 sigma /= (2 * layers) ** 0.5
             fill(module.weight, sigma, generator)
         else:
             raise TypeError(f"{name}: no rule to initialise a {type(module).__name__}; add one to the table")
+
+
+def inputs(module: nn.Linear | nn.Embedding | nn.Conv1d) -> int:
+    """How many numbers each of a layer's outputs is made of; of an embedding its width."""
+    if isinstance(module, nn.Conv1d):
+        return math.prod(module.weight.shape[1:])
+    return module.in_features if isinstance(module, nn.Linear) else module.embedding_dim
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from bytelm.nn import fused
 from bytelm.transfer import to_device, to_host
@@ -13,12 +14,18 @@ WITHOUT_FLOAT64 = "mps"  # devices of this type: angles are made on the host
 Rotation = tuple[Tensor, Tensor]
 
 
-def rotation(positions: Int[Tensor, "batch new"], head_dim: int, theta: float) -> Rotation:
-    """Cosines and sines, each `[batch, new, 1, head_dim / 2]`. Angles in float64: positions may run into millions."""
+def rotation(positions: Int[Tensor, "batch new"], head_dim: int, theta: float, turned: int | None = None) -> Rotation:
+    """Cosines and sines, each `[batch, new, 1, head_dim / 2]`. Angles in float64: positions may run into millions.
+
+    `turned`: how many of a head's numbers have positions, the first ones; None: all.
+    """
     device = positions.device
     if device.type == WITHOUT_FLOAT64:
         positions = to_host(positions)
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64) / head_dim)
+    width = head_dim if turned is None else turned
+    frequencies = theta ** -(torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / max(1, width))
+    if width < head_dim:
+        frequencies = F.pad(frequencies, (0, (head_dim - width) // 2))
     angles = positions[..., None, None].double() * frequencies
     return to_device(angles.cos().float(), device), to_device(angles.sin().float(), device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -141,7 +141,15 @@ class Block(nn.Module):
         return x + dropped(self.feed_forward(self.feed_forward_norm(x)), self), cache
 
 
-def dropped(x: Tensor, block: Block) -> Tensor:
+@runtime_checkable
+class Drops(Protocol):
+    """A block, for its dropout."""
+
+    training: bool
+    dropout: float
+
+
+def dropped(x: Tensor, block: Drops) -> Tensor:
     """The output of a sublayer, with dropout in training."""
     return F.dropout(x, block.dropout) if block.training and block.dropout else x
 
@@ -149,18 +157,19 @@ def dropped(x: Tensor, block: Block) -> Tensor:
 class Stack(nn.Module):
     """Blocks over positions that are bytes or patches. Owners that mix in other layers walk `blocks` themselves."""
 
-    kind: ClassVar[type[nn.Module]] = Block
-    """What its blocks are: modules of one `StackConfig`, called as a `Block` is."""
-
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(self.kind(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(self.block(index) for index in range(config.layers))
         self.recompute = False
         """Activation checkpointing: keep only each block's input for the backward pass, and compute the rest again."""
 
-    def initial_state(self, batch: int, device: torch.device) -> tuple[Cache, ...]:
-        """The caches of rows that have read nothing."""
+    def block(self, index: int) -> nn.Module:
+        """A new block, called as a `Block` is."""
+        return Block(self.config)
+
+    def initial_state(self, batch: int, device: torch.device) -> tuple[Any, ...]:
+        """The caches of rows that have read nothing, or what its blocks keep in their place."""
         empty = Cache.empty(batch, self.config.heads, self.config.head_dim, device)
         return (empty,) * self.config.layers
 
@@ -169,7 +178,7 @@ class Stack(nn.Module):
         lengths: Int[Tensor, " batch"],
         starts: Bool[Tensor, "batch new"],
         where: RowPositions,
-        caches: tuple[Cache, ...] | None,
+        caches: tuple[Any, ...] | None,
     ) -> CausalPattern:
         """What each of the new positions sees; the first `lengths` of each row are real."""
         config = self.config
@@ -214,8 +223,8 @@ class Stack(nn.Module):
         counts: Int[Tensor, " batch"],
         starts: Bool[Tensor, "batch new"],
         where: RowPositions,
-        caches: tuple[Cache, ...] | None,
-    ) -> tuple[Float[Tensor, "batch new dim"], RowPositions, tuple[Cache, ...] | None]:
+        caches: tuple[Any, ...] | None,
+    ) -> tuple[Float[Tensor, "batch new dim"], RowPositions, tuple[Any, ...] | None]:
         """All blocks over the first `counts` positions of each row, in the rows that have any and in no others.
 
         Returns the outputs (zeros in rows without), where the rows stand, and the caches. At least one row has some.

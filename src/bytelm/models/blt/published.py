@@ -8,8 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,9 +127,7 @@ def write_folder(folder: Path, recipe: Recipe, texts: dict[str, Any], weights: d
     if recipe.modality is not None:
         texts[CONFIG][MODALITY] = to_mapping(recipe)["modality"]
     own = {n.removeprefix(f"{ENTROPY_MODEL}."): weights.pop(n) for n in [*weights] if n.startswith(f"{ENTROPY_MODEL}.")}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.tmp-", dir=folder.parent) as name:
-        aside = Path(name) / folder.name
+    with files.written(folder) as aside:
         for place, text in texts.items():
             (aside / place).parent.mkdir(parents=True, exist_ok=True)
             content = text if isinstance(text, str) else json.dumps(text, indent=1) + "\n"
@@ -141,6 +137,3 @@ def write_folder(folder: Path, recipe: Recipe, texts: dict[str, Any], weights: d
                 file.write(piece)
         if own:
             torch.save({"model": {key: value.clone() for key, value in own.items()}}, aside / ENTROPY_MODEL / PICKLED)
-        if folder.exists():
-            folder.rmdir()
-        shutil.move(aside, folder)

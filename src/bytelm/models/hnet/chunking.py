@@ -59,14 +59,18 @@ def precise(x: Tensor) -> Tensor:
 
 
 def smoothed(
-    chunks: Float[Tensor, "batch chunks dim"], chance: Float[Tensor, "batch chunks"], before: Float[Tensor, "batch dim"]
+    chunks: Float[Tensor, "batch chunks dim"],
+    chance: Float[Tensor, "batch chunks"],
+    starts: Bool[Tensor, "batch chunks"],
+    before: Float[Tensor, "batch dim"],
 ) -> Float[Tensor, "batch chunks dim"]:
     """z_t = P_t chunk_t + (1 - P_t) z_t-1, from z = `before` (the paper's smoothing module), in parallel.
 
     By doubling distances (Hillis and Steele 1986). As P is at least .5, distances below REACH are all that matter.
+    Where a document starts, nothing is left of what was before it.
     """
     share = chance[..., None]
-    mixed, left = share * precise(chunks), 1 - share
+    mixed, left = share * precise(chunks), (1 - share).masked_fill(to_device(starts, share)[..., None], 0.0)
     first = mixed[:, :1] + left[:, :1] * before[:, None].to(mixed.dtype)
     mixed = torch.cat([first, mixed[:, 1:]], 1)
     distance = 1

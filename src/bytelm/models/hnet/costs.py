@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bytelm.interfaces.costs import ArchitectureCosts, cached, weights
+from bytelm.models.hnet.layers import MixedConfig
 from bytelm.models.hnet.model import HNet
+from bytelm.nn.transformer import StackConfig
 
 
 class Costs(ArchitectureCosts):
@@ -16,13 +18,18 @@ class Costs(ArchitectureCosts):
         model, config = self.model, self.model.config
         per_byte, found = 1.0, float(weights(model.head))
         for stage, part in enumerate(model.chunking_stages()):
-            seen = cached(config.encoder(stage), length * per_byte) + cached(config.decoder(stage), length * per_byte)
+            seen = sum(kept(one(stage), length * per_byte) for one in (config.encoder, config.decoder))
             own = weights(part.encoder, part.router, part.residual, part.decoder)
             found += per_byte * (own + seen)
             per_byte /= mean if stage == 0 else config.ratios[stage]
-        innermost = weights(model.innermost) + cached(config.innermost(), length * per_byte)
+        innermost = weights(model.innermost) + kept(config.innermost(), length * per_byte)
         return 2 * (found + per_byte * innermost)
 
     def other_operations(self) -> float:
         """`dim` additions per n-gram and place."""
         return self.model.embed.lookups * self.model.embed.parts * self.model.config.dims[0]
+
+
+def kept(stack: StackConfig, seen: float) -> float:
+    """Elements of the state of a stack that has read so many positions."""
+    return stack.remembered(seen) if isinstance(stack, MixedConfig) else cached(stack, seen)

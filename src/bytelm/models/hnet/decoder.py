@@ -152,6 +152,8 @@ class HNetDecoder(Decoder):
     @staticmethod
     def unsupported(model: HNet) -> str:
         """See `Decoder`."""
+        if model.config.published:
+            return "the kernels do not know the layers of model.published"
         return "" if model.device.type == "cpu" else "boundaries that a model learns are decided on the host"
 
     def __init__(self, model: HNet, kernels: Backend, rows: int, capacity: int) -> None:

@@ -6,8 +6,9 @@
                z0z0z0z1z2z2z2         smoothed, read by each byte, the encoder's outputs added
     bytes      T h e _ c a t          decoder: a windowed Transformer                            D
 
-All networks end with a norm. Attention is in place of the paper's state-space layers. A chunk enters the inner network
-with its first byte, so that nothing is held back, and reading incrementally is the same computation as reading at once.
+All networks end with a norm. Attention is in place of the paper's state-space layers; published checkpoints have these
+(`layers`). A chunk enters the inner network with its first byte, so that nothing is held back, and reading
+incrementally is the same computation as reading at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from bytelm.errors import ConfigError
 from bytelm.interfaces.model import ByteModel, Chunking, LookupTable, Stage
+from bytelm.models.hnet.layers import Published
 from bytelm.models.hnet.stage import ChunkingStage, Innermost, StageState
 from bytelm.nn.attention import CausalPattern, RowPositions
 from bytelm.nn.init_weights import init_weights
@@ -41,6 +43,9 @@ class Config:
 
     Beyond the paper, the hashed n-grams of BLT: `ngram_sizes`, each with a table of `ngram_rows` rows, are added to the
     vectors of bytes; with `ngram_output` rows are twice as wide, and second halves are added before the last norm.
+
+    `published`: layers as published checkpoints have them, for which the other counts of layers, `attention_window` and
+    `ffn_multiple` say nothing; also their smoothing, and biases of the residual and the logits.
     """
 
     patched: ClassVar[bool] = False
@@ -58,10 +63,12 @@ class Config:
     ngram_sizes: tuple[int, ...] = ()
     ngram_rows: int = 8192
     ngram_output: bool = False
+    published: Published | None = None
 
     def __post_init__(self) -> None:
         stages, problems = len(self.ratios), list[str]()
-        for name, expected in (("dims", 1), ("heads", 1), ("encoder_layers", 0), ("decoder_layers", 0)):
+        depths = {} if self.published else {"encoder_layers": 0, "decoder_layers": 0}
+        for name, expected in {"dims": 1, "heads": 1, **depths}.items():
             if len(given := getattr(self, name)) != stages + expected:
                 problems.append(
                     f"model.{name} = {list(given)}: {stages} stages of model.ratios need {stages + expected}"
@@ -75,6 +82,11 @@ class Config:
         if list(self.dims) != sorted(self.dims):
             problems.append(f"model.dims = {list(self.dims)}: no inner network may be narrower than the one around it")
         problems += table_problems(self.ngram_sizes, self.ngram_rows, self.ngram_output)
+        if self.published:
+            problems += self.published.problems(stages + 1)
+            for name in ("encoder_layers", "decoder_layers", "layers", "attention_window", "ffn_multiple"):
+                if (given := getattr(self, name)) != getattr(type(self), name):
+                    problems.append(f"model.{name} = {given}: model.published says it: leave it out")
         if not problems:
             stacks = [self.innermost(), *(f(s) for s in range(stages) for f in (self.encoder, self.decoder))]
             problems = list(dict.fromkeys(problem for stack in stacks for problem in stack.problems("model")))
@@ -94,22 +106,39 @@ class Config:
             one, dims=(16, 16, 24), heads=(2, 2, 2), encoder_layers=(2, 1), decoder_layers=(1, 1), ratios=(2.0, 1.5)
         )
         tables = replace(two, ngram_sizes=(2, 5), ngram_rows=101, ngram_output=True)
-        return {"one stage": one, "two stages, n-grams": tables}
+        layers = ("m1", "t1M1", "T1", "m1T1", "m1")
+        mixed = Published(layers, (0, 40, 48), (0, 4, 8), (6, 5, 0), states=6, state_head_dim=8)
+        published = cls((16, 16, 24), (2, 2, 2), ratios=(2.0, 1.5), theta=100.0, published=mixed)
+        return {"one stage": one, "two stages, n-grams": tables, "published": published}
 
     def encoder(self, stage: int) -> StackConfig:
         """The shape of a stage's encoder."""
+        if self.published:
+            return self._published(self.published, stage, stage)
         return self._stack(self.encoder_layers[stage], stage, self.attention_window)
 
     def decoder(self, stage: int) -> StackConfig:
         """The shape of a stage's decoder."""
+        if self.published:
+            return self._published(self.published, 2 * len(self.ratios) - stage, stage)
         return self._stack(self.decoder_layers[stage], stage, self.attention_window)
 
     def innermost(self) -> StackConfig:
         """The shape of the innermost network."""
+        if self.published:
+            return self._published(self.published, len(self.ratios), len(self.ratios))
         return self._stack(self.layers, len(self.ratios), None)
 
     def _stack(self, layers: int, stage: int, window: int | None) -> StackConfig:
         return StackConfig(layers, self.dims[stage], self.heads[stage], window, self.theta, self.ffn_multiple)
+
+    def _published(self, published: Published, place: int, width: int) -> StackConfig:
+        return published.stack(place, width, self.dims[width], self.heads[width], self.theta)
+
+    def depth(self) -> int:
+        """Layers of all networks."""
+        stages = range(len(self.ratios))
+        return self.innermost().layers + sum(self.encoder(s).layers + self.decoder(s).layers for s in stages)
 
     def positions(self, ids: int, patches: int) -> list[int]:
         """Positions of each network, outermost first, for so many ids and chunks of the first stage."""
@@ -156,7 +185,9 @@ class HNet(ByteModel):
         self.target_patch = config.ratios[0]
         self.embed = NgramEmbedding(config.dims[0], config.ngram_sizes, 1, config.ngram_rows, 1 + config.ngram_output)
         self.stage = ChunkingStage(config, 0)
-        self.head = Linear(config.dims[0], VOCAB)
+        self.head = nn.Linear(config.dims[0], VOCAB) if config.published else Linear(config.dims[0], VOCAB)
+        if config.published:
+            self.head.bias.requires_grad_(False)  # theirs has none: ours keeps ids apart that theirs does not have
 
     def chunking_stages(self) -> list[ChunkingStage]:
         """The stages, outermost first."""
@@ -169,8 +200,7 @@ class HNet(ByteModel):
 
     def init_weights(self, seed: int) -> None:
         """See `ByteModel`; residual branches are counted through all networks, as in the paper's code lineage."""
-        config = self.config
-        init_weights(self, sum(config.encoder_layers) + config.layers + sum(config.decoder_layers), seed)
+        init_weights(self, self.config.depth(), seed)
         for stage in self.chunking_stages():
             stage.router.init_weights()
             nn.init.zeros_(stage.residual.weight)
@@ -212,10 +242,10 @@ class HNet(ByteModel):
 
     def plan(self, ids: Int[Tensor, "batch new"], state: HNetState | None = None, boundaries: Any = None) -> Plan:
         """See `ByteModel`."""
-        rows, encoder = Rows.of(ids), self.stage.encoder
+        rows = Rows.of(ids)
         where = state.stage.where if state else RowPositions.zero(len(ids))
         starts = rows.starts(where.position)
-        view = encoder.view(rows.lengths, starts, where, state.stage.encoder if state else None)
+        view = self.stage.view(rows.lengths, starts, state.stage if state else None)
         recent = state.recent if state else self.embed.initial_state(len(ids))
         return Plan(
             rows, to_device(rows.ids, self.device), starts, view, self.embed.hashes_on_host(rows.ids, starts, recent)

@@ -10,15 +10,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bytelm.models.hnet.chunking import Router, gathered, ratio_loss, smoothed, straight_through
-from bytelm.nn.attention import Cache, CausalPattern, RowPositions
+from bytelm.models.hnet.layers import Memory, stack_of
+from bytelm.nn.attention import CausalPattern, RowPositions
 from bytelm.nn.norm import RMSNorm
 from bytelm.nn.products import Linear
-from bytelm.nn.transformer import Stack
 from bytelm.patching.layout import at_end, fronted
 from bytelm.transfer import to_device, to_host
 
 if TYPE_CHECKING:
     from bytelm.models.hnet.model import Config
+
+MOST = 1 - 1e-4  # of the probabilities by which the published code smooths
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class InnermostState:
     """The position of each row among the chunks, and the caches of the innermost network."""
 
     where: RowPositions
-    caches: tuple[Cache, ...]
+    caches: tuple[Memory, ...]
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class StageState:
     """What a stage remembers of rows."""
 
     where: RowPositions
-    encoder: tuple[Cache, ...]
-    decoder: tuple[Cache, ...]
+    encoder: tuple[Memory, ...]
+    decoder: tuple[Memory, ...]
     key: Float[Tensor, "batch dim"]
     """Of the router, of the newest position."""
     chunk: Float[Tensor, "batch dim"]
@@ -63,7 +65,7 @@ class Innermost(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.widen = Widen(config.dims[-2], config.dims[-1])
-        self.stack = Stack(config.innermost())
+        self.stack = stack_of(config.innermost())
         self.norm = RMSNorm(config.dims[-1])
 
     def initial_state(self, batch: int) -> InnermostState:
@@ -104,6 +106,18 @@ class Widen(nn.Module):
         return torch.cat([x, self.pad.weight.to(x.dtype).expand(*x.shape[:2], -1)], -1)
 
 
+class Residual(nn.Linear):
+    """With a bias, and not in bfloat16, as the published code has it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim)
+
+    def forward(self, input: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new dim"]:
+        """One product."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
 class ChunkingStage(nn.Module):
     """Encoder, router, the inner network over chunks, decoder."""
 
@@ -112,13 +126,15 @@ class ChunkingStage(nn.Module):
         dim = config.dims[stage]
         self.target = config.ratios[stage]
         self.widen = Widen(config.dims[max(0, stage - 1)], dim)
-        self.encoder = Stack(config.encoder(stage))
+        self.encoder = stack_of(config.encoder(stage))
         self.encoder_norm = RMSNorm(dim)
         self.router = Router(dim)
         self.inner = Innermost(config) if stage == len(config.ratios) - 1 else ChunkingStage(config, stage + 1)
-        self.residual = Linear(dim, dim)
-        self.decoder = Stack(config.decoder(stage))
+        self.residual = Residual(dim) if config.published else Linear(dim, dim)
+        self.decoder = stack_of(config.decoder(stage))
         self.norm = RMSNorm(dim)
+        self.most = MOST if config.published else 1.0
+        """What a chunk's output has at most of its own."""
 
     def initial_state(self, batch: int) -> StageState:
         """The state of rows that have read nothing."""
@@ -148,8 +164,7 @@ class ChunkingStage(nn.Module):
         `beyond`: added to the outputs before the norm.
         """
         outer = x.shape[-1]
-        # Encoder and decoder have the same width, window and positions: they share one view.
-        view = view or self.encoder.view(counts, starts, state.where, state.encoder if keep else None)
+        view = view or self.view(counts, starts, state if keep else None)
         x, encoder = self.encoder(self.widen(x), view, state.encoder if keep else None)
         x = self.encoder_norm(x)
         probability, keys = self.router(x, starts, state.key)
@@ -172,6 +187,13 @@ class ChunkingStage(nn.Module):
         after = StageState(view.after, encoder or (), decoder or (), key, newest, inside.state)
         return Chunked(y, after, depth, counts=numbers)
 
+    def view(
+        self, counts: Int[Tensor, " batch"], starts: Bool[Tensor, "batch new"], state: StageState | None
+    ) -> CausalPattern:
+        """What new positions see, in encoder and decoder: they have the same width, window and positions."""
+        where = state.where if state else RowPositions.zero(len(counts))
+        return self.encoder.view(counts, starts, where, (*state.encoder, *state.decoder) if state else None)
+
     def chunks(
         self,
         x: Float[Tensor, "batch new dim"],
@@ -187,8 +209,10 @@ class ChunkingStage(nn.Module):
             none = torch.zeros(len(x), 0, dtype=torch.long)
             return newest.to(probability.dtype), Chunked(x[:, :0], state.inner, none, counts=self.inner.nothing(len(x)))
         slots, counts = fronted(opens)
-        found = self.inner(gathered(x, slots), counts, starts.gather(1, slots), state.inner, keep)
-        mixed = smoothed(found.outputs, probability.gather(1, to_device(slots, x)), state.chunk)
+        begins = starts.gather(1, slots)
+        found = self.inner(gathered(x, slots), counts, begins, state.inner, keep)
+        chance = probability.gather(1, to_device(slots, x)).clamp(max=self.most)
+        mixed = smoothed(found.outputs, chance, begins, state.chunk)
         return torch.cat([newest.to(mixed.dtype), mixed], 1), found
 
     def nothing(self, batch: int) -> tuple[Int[Tensor, " batch"], ...]:

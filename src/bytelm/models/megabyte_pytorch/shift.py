@@ -13,7 +13,6 @@ all queries (Shazeer 2019, arXiv 1911.02150).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -137,11 +136,13 @@ class ShiftBlock(nn.Module):
 class ShiftStack(Stack):
     """Blocks with token shift. Inside patches, each patch is a document."""
 
-    kind: ClassVar[type[nn.Module]] = ShiftBlock
-
     def __init__(self, config: ShiftConfig) -> None:
-        super().__init__(config)
         self.shape = config
+        super().__init__(config)
+
+    def block(self, index: int) -> nn.Module:
+        """See `Stack`."""
+        return ShiftBlock(self.shape)
 
     def initial_state(self, batch: int, device: torch.device) -> tuple[ShiftCache, ...]:
         """The empty caches of rows."""

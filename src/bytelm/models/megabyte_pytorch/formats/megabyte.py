@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from bytelm.checkpoint.assemble import Recipe
-from bytelm.errors import CheckpointError, MissingExtraError, UsageError
+from bytelm.errors import MissingExtraError, UsageError
 from bytelm.exchange import files
 from bytelm.exchange.format import Reading
 from bytelm.interfaces.model import ByteModel
@@ -19,26 +19,16 @@ from bytelm.models.megabyte_pytorch import published
 from bytelm.models.megabyte_pytorch.model import Config
 from bytelm.units import BYTES
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 CONTEXT = 8192  # bytes, the default: that of the MEGABYTE paper
 
 
 def read(source: Path, sets: Mapping[str, Any], stack: ExitStack) -> Reading:
     """See `exchange.format.Format`. `sets` are the constructor's options that tensors do not determine."""
-    file = file_at(source)
+    file = files.file_at(source)
     found = {name: weight.read() for name, weight in files.weights_in(file, stack).items()}
     made = published.recipe(found, sets)
     ours, length = published.renamed(found, made), published.context(made.model, sets) or CONTEXT
     return Reading(file.resolve().name, made, length, published.rows(found, made), lambda: ours)
-
-
-def file_at(source: Path) -> Path:
-    """The file of weights at a path, or the only one in it. Raises CheckpointError."""
-    found = [file for file in sorted(source.iterdir()) if file.suffix in SUFFIXES] if source.is_dir() else [source]
-    if len(found) != 1:
-        names_found = ", ".join(file.name for file in found) or "none"
-        raise CheckpointError(f"{source} has {len(found)} files of weights ({names_found}): name the one to convert")
-    return found[0]
 
 
 def write(folder: Path, recipe: Recipe, context: int, ours: dict[str, Tensor]) -> None:
@@ -54,7 +44,9 @@ def compared(source: Path, model: ByteModel, ids: Tensor, ours: Tensor) -> tuple
     except ImportError as error:
         raise MissingExtraError("MEGABYTE-pytorch", "bench", "--check") from error
     with ExitStack() as stack:
-        tensors, mblm = published.plain({n: w.read() for n, w in files.weights_in(file_at(source), stack).items()})
+        tensors, mblm = published.plain(
+            {n: w.read() for n, w in files.weights_in(files.file_at(source), stack).items()}
+        )
     each = (config.heads, config.head_dims, config.ffn, config.rotary, config.positions)
     if mblm or config.ffn_dims or config.multi_query or any(len(set(one)) > 1 for one in each):
         raise UsageError("--check: MEGABYTE-pytorch's constructor does not support this shape: leave --check out")
