@@ -99,7 +99,7 @@ def prime(run: Path, /, *, memory: float | None = None, quiet: Quiet = False, js
     run
         A run whose packed training data is still there.
     memory
-        Its size in MiB; the file is about as large (default: 64 bytes for each of the training split, 128 MiB to 1 GiB).
+        Its size in MiB; the file is about as large (default: 64 bytes for each training byte, 128 MiB to 1 GiB).
     """
     from bytelm.compress.sides import State
     from bytelm.data.corpora import open_corpus
