@@ -100,7 +100,7 @@ def test_layouts_and_candidates_are_found() -> None:
     assert all(isinstance(find_layout(name), Format) for name in find.formats())
     with pytest.raises(UsageError, match="unknown layout 'mata': did you mean 'meta'"):
         find_layout("mata")
-    assert len(candidates(DEFAULT)) == 10
+    assert len(candidates(DEFAULT)) == 12
 
 
 def test_a_component_is_called_what_its_folder_is_called() -> None:

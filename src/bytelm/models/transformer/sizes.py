@@ -7,7 +7,7 @@ from typing import Any
 from bytelm.interfaces.sizes import NGRAM_RATE, NGRAMS, Family, Table, heads, ngram_rows, usual
 from bytelm.units import VOCAB
 
-TOKEN_NGRAMS: Table = {**NGRAMS, "ngram_sizes": [2, 3, 4]}
+TOKEN_NGRAMS: Table = {**NGRAMS, "ngram_sizes": [2, 3]}
 """Of tokens, which are three bytes and more."""
 
 
