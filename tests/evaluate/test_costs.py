@@ -57,7 +57,6 @@ from bytelm.units import BOS, VOCAB, show_count
 MODELS = dict(tiny_models())
 TWO = replace(blt.Config.tiny()["all layers crossed, widened"], encoder_cross="last")
 MODELS["blt (two layers, the last crossed)"] = initialized(TWO.build(fixed.Config().build()), 0)
-TOKENS = "transformer (tokens)"
 PLAIN = ("linear", "megabyte_pytorch", "hnet (published)")  # models that the kernels do not know
 LENGTH = 48  # ids: whole patches of every tiny MEGABYTE, and more than every window
 
@@ -130,9 +129,11 @@ def as_cut(model: ByteModel, depth: NDArray[np.int64] | None = None) -> ByteMode
 
     `depth`: in how many stages each id opened a patch, if something else than `model` read them.
     """
-    if not isinstance(model, HNet) or model.chunking is None:
+    if not isinstance(model, HNet) or (depth is None and model.chunking is None):
         return model
-    depth = model.chunking.depth[0].numpy() if depth is None else depth
+    if depth is None:
+        assert model.chunking is not None
+        depth = model.chunking.depth[0].numpy()
     counts = [LENGTH, *(int((depth > stage).sum()) for stage in range(len(model.config.ratios)))]
     found = copy(model)
     found.config = replace(model.config, ratios=tuple(a / b for a, b in pairwise(counts)))
@@ -149,7 +150,7 @@ def test_executed_is_what_other_instruments_count(name: str) -> None:
     with fused.plain(), sdpa_kernel(SDPBackend.MATH), counters[0] as flops, counters[1] as seen:
         patches = read(model, ids)
     found = counted(as_cut(model), LENGTH, LENGTH / patches)
-    size = LENGTH / patches if name == TOKENS else 1
+    size = LENGTH / patches if model.tokens is not None else 1
     products = flops.get_total_flops()
     assert found.executed * LENGTH * size == pytest.approx(products + seen.bags + seen.cross, rel=1e-12)
     one_hot = (found.hnet - found.executed) * LENGTH * size - waiting(model)

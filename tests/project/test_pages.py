@@ -26,6 +26,7 @@ import pytest
 import torch
 from PIL import Image
 
+import published_hnet
 from bytelm.checkpoint import store
 from bytelm.checkpoint.assemble import Recipe
 from bytelm.cli import run as cli
@@ -128,6 +129,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
         shape: dict[str, Any] = {"dim": (64, 32), "depth": (1, 1), "max_seq_len": (64, 4), "heads": 8, "dim_head": 4}
         torch.save(MEGABYTE(num_tokens=256, **shape).state_dict(), tmp_path / "megabyte.pt")
+    two = published_hnet.SHAPES["two stages"]
+    published_hnet.published(tmp_path, two, published_hnet.tensors(two), "hnet_2stage_XL")
     (tmp_path / "my-tasks").mkdir()
     lines = [json.dumps({"text": f"line {n} of a text"}) for n in range(6)]
     (tmp_path / "my-tasks" / "lines.jsonl").write_text("\n".join(lines))

@@ -108,7 +108,7 @@ def test_the_prefix_is_not_counted_and_is_read(tmp_path: Path) -> None:
 def test_cutting_costs_models_over_bytes_nothing(tmp_path: Path) -> None:
     """The chain rule, in every architecture and patching scheme, in texts longer than the context too."""
     items = list(boundary.items(Sources([("a", TEXT)]), 2, 0))
-    for name, model in list(tiny_models())[::5]:
+    for name, model in [pair for pair in tiny_models() if pair[1].tokens is None][::5]:
         found = asked(tmp_path, items, Column(name.replace("/", " "), name, model.eval(), 100))
         for row, own in figures(found, name.replace("/", " ")).items():
             assert own["difference"] == pytest.approx(0.0, abs=1e-4), (name, row)
