@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -46,7 +47,15 @@ def test_tensors_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory,
         assert torch.equal(found[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
 
 
-def test_a_run_that_is_over_keeps_its_last_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_a_run_that_is_over_keeps_its_last_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def none(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "this disk knows no links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", none)
     save(tmp_path, 1), save(tmp_path, 2)
     store.keep_weights(tmp_path)
     (path,) = store.checkpoints(tmp_path)

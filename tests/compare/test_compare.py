@@ -244,7 +244,7 @@ def test_of_what_is_done_the_last_weights_stay(home: Path) -> None:
         run = run_of(home, model)
         (checkpoint,) = checkpoints(run)
         assert {file.name for file in checkpoint.iterdir()} == {"model.safetensors", "state.json", "MANIFEST.json"}
-        assert bytelm.load(str(run)).bits(b"the quick brown fox")
+        assert bytelm.load(str(run)).bits(b"the quick brown fox")[0] > 0
 
 
 def test_more_seeds_are_added_and_what_fails_loses_nothing(

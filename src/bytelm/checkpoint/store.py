@@ -32,7 +32,7 @@ from bytelm.checkpoint.manifest import FORMAT, MANIFEST, check, check_size, entr
 from bytelm.checkpoint.parts import is_sharded, own_tensors
 from bytelm.checkpoint.tensors import Keep, Stored, as_it_is, header, like, pieces, read
 from bytelm.checkpoint.writing import write
-from bytelm.data.files import sync_folder
+from bytelm.data.files import linked, sync_folder
 from bytelm.device import out_of_memory
 from bytelm.errors import CheckpointError, ConfigError, ResourceError
 from bytelm.units import show_bytes
@@ -95,7 +95,7 @@ def keep_weights(run: Path) -> None:
     try:
         aside = begin(run, final)
         for name in kept:
-            (aside / NEW / name).hardlink_to(final / name)
+            linked(final / name, aside / NEW / name)
         finish(aside, final, manifest.text(_step(final), kept), keep=1)
     except OSError as error:
         raise ResourceError(f"cannot reduce {final} to its weights: {error.strerror or error}") from error

@@ -189,7 +189,7 @@ def ended(result: Result, quiet: bool, json: bool) -> int:
 
 
 def risen(run: Path) -> str | None:
-    """What to say of a run whose validation loss was lower before its end: it learns its files by heart."""
+    """What to say of a run that overfits: its validation loss was lower before its end."""
     from bytelm.checkpoint.metrics import METRICS, read_history
 
     found = [line for line in read_history(run / METRICS) if line["kind"] == "validation"]
@@ -201,7 +201,7 @@ def risen(run: Path) -> str | None:
     lowest, processed = f"{best['bits_per_byte']:.3f} bits/byte", best["bytes"]
     return (
         f"caution: validation was at {lowest} after {show_bytes(processed)}, and rose to {last['bits_per_byte']:.3f}: "
-        f"the files are learned by heart; give more of them, or --bytes {processed}"
+        f"the model overfits; give more files, or --bytes {processed}"
     )
 
 

@@ -65,8 +65,8 @@ class ComparisonSpec:
     rates: int = 1
     fit: bool = False
     """Scaling laws are fitted to the results, which takes several budgets."""
-    several: bool | None = None
-    """Whether the comparison has several budgets, of which this may name one; None: if this names several."""
+    several: bool = False
+    """Whether the comparison has several budgets, though this names one of them."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -84,7 +84,7 @@ class ComparisonSpec:
     @property
     def is_several(self) -> bool:
         """Whether budgets have folders of their own."""
-        return len(self.budgets) > 1 if self.several is None else self.several
+        return self.several or len(self.budgets) > 1
 
     @property
     def unit(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import threading
 import weakref
@@ -57,6 +59,19 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
         raise ResourceError(
             f"cannot write {shown(str(path))} ({error.strerror}): make room there, or name another place"
         ) from error
+
+
+def linked(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or a copy where the disk knows no links. Raises OSError."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        shutil.copyfile(source, target)
+        with target.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def aside_of(path: Path) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 from bytelm.data import places
 from bytelm.data.boundaries import Boundaries
 from bytelm.data.corpus import INDEX, TABLE, Corpus, Index
-from bytelm.data.files import sha256_of, shown, sync_folder
+from bytelm.data.files import linked, sha256_of, shown, sync_folder
 from bytelm.data.options import DataConfig
 from bytelm.data.shards import shard_path
 from bytelm.errors import ConfigError, DataError, ResourceError
@@ -65,24 +63,14 @@ def link_corpus(pack: Path | str, directory: Path) -> Corpus:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for number in range(0 if corpus.index.url else len(corpus.index.shards)):
-            _link(shard_path(Path(pack), number), shard_path(directory, number))
-        _link(corpus.table, directory / TABLE)
+            linked(shard_path(Path(pack), number), shard_path(directory, number))
+        linked(corpus.table, directory / TABLE)
         sync_folder(directory)
         replace(corpus.index, source_fingerprint=fingerprint(corpus)).write(directory)
     except OSError as error:
         where = shown(str(directory))
         raise ResourceError(f"cannot link the data into {where} ({error.strerror}): free some space") from error
     return Corpus.open(directory)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
-            raise
-        shutil.copyfile(source, target)
 
 
 def check_options(corpus: Corpus, options: DataConfig, modality: Mapping[str, Any] | None) -> None:

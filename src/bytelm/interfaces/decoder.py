@@ -128,6 +128,17 @@ def fetched(x: NDArray[Any] | Tensor) -> Reals:
     return x if isinstance(x, np.ndarray) else to_host(x).numpy()
 
 
+def with_ngrams(x: Any, ngrams: Any, new: NewTokens) -> tuple[Any, Any]:
+    """Vectors `x` of new ids with their n-grams, and what these are for the output; None where there is nothing.
+
+    `ngrams`: of `Backend.hashed`, or None.
+    """
+    if ngrams is None:
+        return x, None
+    ngrams.prefetch(new)
+    return ngrams.added(x, new)
+
+
 class Decoder(abc.ABC):
     """A model that generates in a fixed number of rows, each one document: BOS at position 0, then its bytes.
 

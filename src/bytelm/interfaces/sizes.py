@@ -41,6 +41,11 @@ class Family:
     """Whether it reads tokens; the number is then its vocabulary."""
 
 
+def ngram_tables(number: int) -> Table:
+    """Further tables of a family with n-grams, whatever its number: see `Family`."""
+    return {"train": NGRAM_RATE}
+
+
 def usual(width: int) -> int:
     """The usual number of layers for a width."""
     return 2 + width // 64

@@ -83,7 +83,7 @@ def kind_of(settings: Settings) -> str:
     for channels in CHANNELS[:2]:
         if settings.predictors == audio(channels):
             return f"16-bit audio of {channels} channel{'s' if channels > 1 else ''}"
-    return f"{', '.join(settings.predictors)}"
+    return ", ".join(settings.predictors)
 
 
 def cost(data: NDArray[np.uint8], predictors: tuple[str, ...]) -> float:

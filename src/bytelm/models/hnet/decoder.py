@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals
+from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals, with_ngrams
 from bytelm.models.hnet.model import Config, HNet
 from bytelm.models.hnet.stage import ChunkingStage, Innermost, Widen
 from bytelm.native.kernels import Kernels
@@ -165,10 +165,7 @@ class HNetDecoder(Decoder):
 
     def logits_after(self, new: NewTokens) -> Any:
         """See `Decoder`."""
-        x, beyond = self.kernels.embed(self.byte, new.ids), None
-        if self.ngrams:
-            self.ngrams.prefetch(new)
-            x, beyond = self.ngrams.added(x, new)
+        x, beyond = with_ngrams(self.kernels.embed(self.byte, new.ids), self.ngrams, new)
         return self.kernels.linear(self.head, self.stage.read(x, new.row, new.position, beyond))
 
     def depth(self, row: int) -> Ints:

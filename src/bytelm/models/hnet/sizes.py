@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bytelm.interfaces.sizes import NGRAM_RATE, NGRAMS, Family, Table, heads, ngram_rows, usual
+from bytelm.interfaces.sizes import NGRAMS, Family, Table, heads, ngram_rows, ngram_tables, usual
 
 
 def one_stage(width: int, depth_offset: int, length: int) -> Table:
@@ -24,12 +24,7 @@ def with_ngrams(width: int, depth_offset: int, length: int) -> Table:
     return {**one_stage(width, depth_offset, length), **NGRAMS}
 
 
-def tables(_: int) -> Table:
-    """Further tables of H-Net with n-grams."""
-    return {"train": NGRAM_RATE}
-
-
 FAMILIES = {
-    "hnet": Family(with_ngrams, rate=6e-3, number=5, least=2, tables=tables, grown=ngram_rows),
+    "hnet": Family(with_ngrams, rate=6e-3, number=5, least=2, tables=ngram_tables, grown=ngram_rows),
     "hnet-no-ngrams": Family(one_stage, rate=6e-3, number=5, least=2),
 }

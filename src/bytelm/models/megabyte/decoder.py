@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bytelm.errors import UsageError
-from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals, Wanted, fetched
+from bytelm.interfaces.decoder import Backend, Decoder, Ints, NewTokens, Reals, Wanted, fetched, with_ngrams
 from bytelm.models.megabyte import device_decoder, host_decoder
 from bytelm.models.megabyte.model import Config, Megabyte
 from bytelm.nn.norm import EPS
@@ -104,10 +104,7 @@ class MegabyteDecoder(Decoder):
         """The last stage, over ids."""
         last = self.stages[-1]
         ids = new.ids if self.across else np.where(new.position % last.size == 0, BOS, new.ids)
-        x, beyond = self.kernels.embed(self.byte, ids), None
-        if self.ngrams:
-            self.ngrams.prefetch(new)
-            x, beyond = self.ngrams.added(x, new)
+        x, beyond = with_ngrams(self.kernels.embed(self.byte, ids), self.ngrams, new)
         x = last.read(x, new.row, new.position, wanted)
         if beyond is not None:
             x = x + (beyond if wanted is None else beyond[wanted])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bytelm.interfaces.sizes import NGRAM_RATE, NGRAMS, Family, Table, heads, ngram_rows, usual
+from bytelm.interfaces.sizes import NGRAMS, Family, Table, heads, ngram_rows, ngram_tables, usual
 
 WINDOW = 64  # bytes that the byte stage across patches sees
 
@@ -20,12 +20,7 @@ def across(width: int, depth_offset: int, number: int) -> Table:
     return {**table, "reach": 0, "local_window": WINDOW, **NGRAMS}
 
 
-def tables(_: int) -> Table:
-    """Further tables of MEGABYTE with n-grams, as BLT's."""
-    return {"train": NGRAM_RATE}
-
-
 FAMILIES = {
     "megabyte": Family(megabyte, rate=6e-3, number=8, least=2),
-    "megabyte-across": Family(across, rate=6e-3, number=8, least=2, tables=tables, grown=ngram_rows),
+    "megabyte-across": Family(across, rate=6e-3, number=8, least=2, tables=ngram_tables, grown=ngram_rows),
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bytelm.interfaces.decoder import Backend, Decoder, NewTokens, Wanted
+from bytelm.interfaces.decoder import Backend, Decoder, NewTokens, Wanted, with_ngrams
 from bytelm.models.transformer.model import NEWLINE, ByteTransformer
 from bytelm.nn.norm import EPS
 
@@ -37,10 +37,7 @@ class TransformerDecoder(Decoder):
 
     def wanted_logits(self, new: NewTokens, wanted: Wanted | None) -> Any:
         """See `Decoder`."""
-        x, beyond = self.kernels.embed(self.table, new.ids), None
-        if self.ngrams:
-            self.ngrams.prefetch(new)
-            x, beyond = self.ngrams.added(x, new)
+        x, beyond = with_ngrams(self.kernels.embed(self.table, new.ids), self.ngrams, new)
         start = np.zeros_like(new.row) if self.start is None else self.lines(new, self.start)
         x = self.layers.run(x, new.row, new.position, start, wanted=wanted)
         if beyond is not None:

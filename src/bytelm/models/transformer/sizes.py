@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bytelm.interfaces.sizes import NGRAM_RATE, NGRAMS, Family, Table, heads, ngram_rows, usual
+from bytelm.interfaces.sizes import NGRAMS, Family, Table, heads, ngram_rows, ngram_tables, usual
 from bytelm.units import VOCAB
 
 TOKEN_NGRAMS: Table = {**NGRAMS, "ngram_sizes": [2, 3]}
@@ -14,11 +14,6 @@ TOKEN_NGRAMS: Table = {**NGRAMS, "ngram_sizes": [2, 3]}
 def transformer(width: int, depth_offset: int, **more: Any) -> Table:
     """The Transformer over bytes, with full or windowed attention, or over tokens."""
     return {"name": "transformer", "layers": usual(width) + depth_offset, "dim": width, "heads": heads(width), **more}
-
-
-def tables(_: int) -> Table:
-    """Further tables of a Transformer with n-grams, as BLT's."""
-    return {"train": NGRAM_RATE}
 
 
 FAMILIES = {
@@ -39,7 +34,7 @@ FAMILIES = {
         lambda width, depth_offset, window: transformer(width, depth_offset, attention_window=window, **NGRAMS),
         rate=8e-3,
         number=128,
-        tables=tables,
+        tables=ngram_tables,
         grown=ngram_rows,
     ),
     "bpe-ngrams": Family(
@@ -47,7 +42,7 @@ FAMILIES = {
         rate=8e-3,
         number=4096,
         least=VOCAB + 1,
-        tables=tables,
+        tables=ngram_tables,
         grown=ngram_rows,
         tokens=True,
     ),
