@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -28,7 +29,7 @@ from bytelm.compare import cells, held_out, prepare, results, worker
 from bytelm.compare.page import charts, show_power
 from bytelm.compare.plan import EPOCHS, OFF, STEP, WINDOW, built
 from bytelm.data.corpus import Corpus, iterate_documents
-from bytelm.errors import DataError
+from bytelm.errors import ConfigError, DataError
 from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.costs import costs
 from bytelm.evaluate.meter import interval
@@ -313,16 +314,34 @@ def test_a_worker_that_dies_without_a_word_is_told(
         ("match was 'flops', now 'bytes'", 2, [BUDGET, "--match", "bytes"]),
         ("held_out was [], now", 2, [BUDGET, "--held-out", __file__]),
         ("has changed since it was packed", 3, [BUDGET]),
+        ("paths was", 2, [BUDGET]),
     ],
 )
 def test_another_comparison_in_the_same_place_is_refused(
     begun: Begun, data: str, tmp_path: Path, said: str, code: int, more: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    source = shutil.copy(data, tmp_path) if "changed" in said else data
+    source = shutil.copy(data, tmp_path) if said.startswith(("has changed", "paths")) else data
+    if said.startswith("has changed"):
+        (tmp_path / Path(data).name).write_text('{"text": "other words"}\n' * 9999)
     assert cli(words(source, begun.home, MODELS[0], *more[1:], budget=more[0])) == code
     err = capfd.readouterr().err
     assert said in err and err.count("\n") == 1
     assert results_of(begun.home) == begun.results[-1] and (begun.home / "plan.json").read_bytes() == begun.plans[-1]
+
+
+def test_a_copy_of_the_held_out_files_counts_by_its_content(data: str, tmp_path: Path) -> None:
+    file = tmp_path / "held.txt"
+    file.write_text("held out\n" * 99)
+    spec = prepare.ComparisonSpec([data], "space", "flops", (1e11,), held_out=[str(file)])
+    plan = prepare.plan_of(spec, tmp_path, begun=False)
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    held_out.keep(tmp_path / "held-out.bin", prepare.held_out_of(spec))
+    os.utime(file, ns=(5, 5))
+    again = prepare.plan_of(spec, tmp_path, begun=True)
+    assert again.pop("held_out_fingerprint") != plan.pop("held_out_fingerprint") and again == plan
+    file.write_text("held OUT\n" * 99)
+    with pytest.raises(ConfigError, match="held_out_fingerprint was"):
+        prepare.plan_of(spec, tmp_path, begun=True)
 
 
 BAD = [

@@ -194,6 +194,23 @@ def test_other_files_are_refused_and_packed_anew_where_that_is_asked(tmp_path: P
     assert run_stage(replace(stage, anew=True), QUIET).total == 4000
 
 
+def test_a_copy_of_the_files_with_other_times_and_another_place_counts_by_its_content(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "0.txt").write_text("one\n" * 500)
+    stage = PackingStage(tmp_path / "run" / "data", [folder], DataConfig(), None)
+    first = run_stage(stage, QUIET).index
+    os.utime(folder / "0.txt", ns=(5, 5))
+    touched = run_stage(stage, QUIET).index
+    moved = replace(stage, paths=[folder.rename(tmp_path / "b")])
+    assert replace(touched, source_fingerprint=first.source_fingerprint) == first != touched
+    assert run_stage(moved, QUIET).index.shards == first.shards and moved.done()
+    (tmp_path / "b" / "0.txt").write_text("two\n" * 500)
+    with pytest.raises(DataError, match="has changed since it was packed"):
+        run_stage(moved, QUIET)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["data"]
+
+
 def test_boundaries_and_tokens_of_others_are_made_beside_the_first(corpus: Corpus, tmp_path: Path) -> None:
     first, own = boundaries(tmp_path, corpus, QUIET), copied(corpus, tmp_path)
     run_stage(first, QUIET)

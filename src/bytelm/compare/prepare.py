@@ -25,7 +25,6 @@ from bytelm.data.claims import held_by
 from bytelm.data.convert import modality_of, read
 from bytelm.data.corpus import INDEX, Corpus, iterate_documents
 from bytelm.data.files import write_whole
-from bytelm.data.modalities.base import Modality
 from bytelm.data.options import DataConfig
 from bytelm.data.packed import pack_of
 from bytelm.data.sources import expanded, fingerprint
@@ -149,7 +148,7 @@ def prepared(spec: ComparisonSpec, home: Path, journal: Journal) -> tuple[Corpus
         )
     whole = plan_of(spec, home, begun)
     if not begun or not (home / HELD_OUT).exists():
-        keep_held_out(spec, home, corpus, modality)
+        held_out.keep(home / HELD_OUT, held_out_of(spec, corpus))
     if spec.is_several:
         write_whole(home / PLAN, json.dumps(whole, indent=1).encode())
     found: list[Place] = []
@@ -224,10 +223,14 @@ def forget_data(home: Path) -> None:
 def plan_of(spec: ComparisonSpec, home: Path, begun: bool) -> dict[str, Any]:
     """The present plan. Raises ConfigError if `home` contains another comparison."""
     path = home / PLAN
-    lasting = spec.lasting() | {"held_out_fingerprint": fingerprint(spec.held_out) if spec.held_out else None}
+    known = {"held_out_fingerprint": fingerprint(spec.held_out) if spec.held_out else None}
+    lasting = spec.lasting() | known
     if not begun:
         return {**lasting, "models": {}, "unsuited": {}, "speeds": {}, "rate": None}
     plan = {"unsuited": {}, **json.loads(path.read_text(encoding="utf-8"))}
+    asked = {key: plan[key] for key in lasting}
+    if asked != lasting and asked | known == lasting and held_out.kept(home / HELD_OUT) == held_out_of(spec):
+        plan |= known  # a copy of the held-out files has other times
     changed = [key for key, value in lasting.items() if plan[key] != value]
     differences = [f"{key} was {plan[key]!r}, now {lasting[key]!r}" for key in changed]
     if differences:
@@ -261,15 +264,16 @@ def rate_of(corpus: Corpus, spec: ComparisonSpec) -> float:
     return TRAINING * found.costs.executed * bytes_per_second(found.run(0, device=spec.device), found.mean)
 
 
-def keep_held_out(spec: ComparisonSpec, home: Path, corpus: Corpus, modality: Modality | None) -> None:
-    """Choose the evaluated segments, from --held-out files or else the test split."""
-    if spec.held_out:
+def held_out_of(spec: ComparisonSpec, corpus: Corpus | None = None) -> list[held_out.Stretch]:
+    """The evaluated segments, from --held-out files or else the test split of `corpus`."""
+    modality = modality_of(spec.modality, "compare") if spec.modality else None
+    if corpus is None or spec.held_out:
         documents = (b"".join(document.pieces) for document in read(spec.held_out, modality))
     else:
         documents = (data.tobytes() for _, data in iterate_documents(corpus, "test"))
     size = modality.size if modality is not None else None
     grain = modality.grain if modality is not None else 1
-    held_out.keep(home / HELD_OUT, held_out.stretches(documents, longest=size or held_out.LONGEST, grain=grain))
+    return held_out.stretches(documents, longest=size or held_out.LONGEST, grain=grain)
 
 
 def slug(name: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bytelm.data import packed
 from bytelm.data.corpus import INDEX, SPLITS, Corpus, Index
@@ -24,8 +25,9 @@ from bytelm.units import show_bytes
 class PackingStage(Stage[Corpus]):
     """The corpus of `paths`, without folders `exclude`, or else an existing `pack`.
 
-    A corpus packed from other files is refused; `anew` packs regardless, and leaves the summary to the caller. With
-    `join` the processes that are at it each pack the next part.
+    A corpus packed from files of other names, sizes or times is packed again aside, and refused where the bytes differ;
+    `anew` packs regardless, and leaves the summary to the caller. With `join` the processes that are at it each pack
+    the next part.
     """
 
     name = "packing"
@@ -47,15 +49,19 @@ class PackingStage(Stage[Corpus]):
         return fingerprint(self.paths, self.exclude)
 
     def done(self) -> bool:
-        """See `Stage`."""
+        """See `Stage`. False too where only the content can tell whether the files are the same: a copy, say."""
         if self.anew or not (self.path / INDEX).exists():
             return False
-        if Index.load(self.path).source_fingerprint != self.fingerprint():
-            raise DataError(
-                f"the data of {self.path.parent} has changed since it was packed: restore the files, or "
-                "start another run"
-            )
-        return True
+        if Index.load(self.path).source_fingerprint == self.fingerprint():
+            return True
+        if self.pack is not None:
+            raise self._changed()
+        return False
+
+    def _changed(self) -> DataError:
+        return DataError(
+            f"the data of {self.path.parent} has changed since it was packed: restore the files, or start another run"
+        )
 
     def load(self) -> Corpus:
         """See `Stage`."""
@@ -66,17 +72,26 @@ class PackingStage(Stage[Corpus]):
         if self.pack is not None:
             packed.check_options(Corpus.open(self.pack), self.options, self.modality and self.modality.table)
             return self._linked(self.pack, count)
+        if (self.path / INDEX).exists() and not self.anew:
+            return self._compared(count)
+        return self._packed(self.path, count, join=self.join, others=self.others)
+
+    def _packed(
+        self, path: Path, count: Count, *, join: bool = False, others: Callable[[], AbstractContextManager[None]]
+    ) -> Corpus:
         options = asdict(self.options)
-        return pack_files(
-            self.paths,
-            self.path,
-            modality=self.modality,
-            exclude=self.exclude,
-            progress=count,
-            join=self.join,
-            others=self.others,
-            **options,
-        )
+        own = {"modality": self.modality, "exclude": self.exclude}
+        return pack_files(self.paths, path, progress=count, join=join, others=others, **own, **options)
+
+    def _compared(self, count: Count) -> Corpus:
+        """The corpus, if the files still pack to the same one, whose fingerprint then is theirs. Raises DataError."""
+        kept = Index.load(self.path)
+        with TemporaryDirectory(dir=self.path.parent, prefix=f"{self.path.name}-") as folder:
+            now = self._packed(Path(folder) / "data", count, others=nullcontext).index
+        if (now.bytes, now.shards, now.documents) != (kept.bytes, kept.shards, kept.documents):
+            raise self._changed()
+        replace(kept, source_fingerprint=now.source_fingerprint).write(self.path)
+        return self.load()
 
     def _linked(self, pack: Path | str, count: Count) -> Corpus:
         """The corpus of a pack, linked by one of the processes."""
