@@ -13,14 +13,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import bytelm
 from bytelm.cli import run as cli
+from bytelm.cli.generating import Generating
 from bytelm.cli.training import ended
 from bytelm.config import preset_names
+from bytelm.generate.request import Chunk
 from bytelm.training.finish import Final, Result
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +94,25 @@ def test_generate_is_the_same_from_text_hex_file_and_python(
     assert cli(["generate", run, "def ", "--max-bytes", "20", "--utf8", "--json"]) == 0
     found = json.loads(capfdbinary.readouterr().out)
     assert bytes.fromhex(found["hex"]).decode() == found["text"]
+    assert (found["finish_reason"], found["prompt_bytes"]) == ("length", 4)
+
+
+def test_the_speed_of_generation_leaves_out_the_prompt() -> None:
+    ticks = iter([0.0, 8.0, 10.0])
+
+    def chunks() -> Iterator[Chunk]:
+        yield Chunk(0, b"ab", None)  # two at once: drafted
+        yield Chunk(0, b"cdef", None)
+        yield Chunk(0, b"", "stop")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bytelm.cli.generating.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+        generating = Generating(9, chunks())
+        assert b"".join(generating.stream()) == b"abcdef"
+    found = {"finish_reason": "stop", "prompt_bytes": 9, "seconds": 10.0, "first_byte_seconds": 8.0}
+    assert generating.mapping(6) == found | {"bytes_per_second": 2.0}
+    nothing = Generating(9, [Chunk(0, b"", "length")])
+    assert not [*nothing.stream()] and nothing.mapping(0)["bytes_per_second"] is None
 
 
 def test_weights_are_rounded_for_writing_and_for_measuring(

@@ -225,6 +225,6 @@ def test_the_command_and_the_python_api(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_runs_own_report_keeps_the_frozen_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[object] = []
-    monkeypatch.setattr("bytelm.cli.measure.keep", lambda *_: kept.append(_))
+    monkeypatch.setattr("bytelm.cli.evaluating.keep", lambda *_: kept.append(_))
     assert cli(["eval", str(GOLDEN), "--quiet", "--dynamic", "head"]) == 0 and not kept
     assert load(GOLDEN).model is not None

@@ -20,9 +20,10 @@ from bytelm.cli import (
     costs,
     data,
     doctor,
+    evaluating,
     exchanging,
+    generating,
     inspect,
-    measure,
     online,
     robustness,
     serving,
@@ -51,8 +52,8 @@ app = App(
 app.command(doctor.doctor)
 app.command(training.train)
 app.command(data.app)
-app.command(measure.evaluate, name="eval")
-app.command(measure.generate)
+app.command(evaluating.evaluate, name="eval")
+app.command(generating.generate)
 app.command(serving.serve)
 app.command(inspect.patches)
 app.command(compressing.compress)

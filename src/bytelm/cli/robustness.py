@@ -126,7 +126,7 @@ def sources_of(runs: Sequence[str], paths: Sequence[str]) -> Sources:
 
     Raises DataError where there are none.
     """
-    from bytelm.cli.measure import documents_of
+    from bytelm.cli.evaluating import documents_of
     from bytelm.data.corpora import open_corpus
     from bytelm.data.names import after_prefix
     from bytelm.data.selection import sample_evenly

@@ -310,7 +310,7 @@ def demo(
         return code
     if not quiet and not json:
         print(f"\n{EXAMPLE}", end="", flush=True)
-        from bytelm.cli.measure import show_bytes_as_text
+        from bytelm.cli.generating import show_bytes_as_text
 
         show_bytes_as_text(bytelm.load(run, use(device)).stream(EXAMPLE.encode(), max_bytes=300, temperature=0.5))
         print(f"\n\nopen {run / 'report.html'} to see training curves, patches and more")

@@ -1,14 +1,12 @@
-"""The commands that use a trained model: eval, generate."""
+"""The command that measures a trained model: eval."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -19,19 +17,16 @@ from bytelm.cli.common import (
     Tables,
     Weights,
     counter,
-    lone,
     paths_of,
     print_json,
     print_table,
     print_verdict,
 )
 from bytelm.cli.foreign import evaluate_foreign
-from bytelm.cli.media import check_file, collected, task_of, write_file
-from bytelm.cli.online import Learners, Online, beside
+from bytelm.cli.online import Learners
 from bytelm.data.modalities.base import Modality
 from bytelm.data.names import after_prefix
 from bytelm.errors import ResourceError, UsageError
-from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +35,6 @@ if TYPE_CHECKING:
     from bytelm.checkpoint.assemble import Loaded
     from bytelm.evaluate.verdict import EvalReport
     from bytelm.interfaces.model import ByteModel
-    from bytelm.lm import LM
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -259,141 +253,3 @@ def documents_of(paths: list[str], modality: Modality | None) -> list[tuple[str,
     if losses := report.losses():
         print(", ".join(losses), file=sys.stderr)
     return found
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """Sampling options."""
-
-    max_bytes: int | None = None
-    """Maximum number of bytes to generate (default: a whole image, the rest of the clip, or 256)."""
-    temperature: float = 0.8
-    """Sampling temperature; 0 is greedy decoding."""
-    top_k: int | None = None
-    """Sample from the k most probable bytes."""
-    top_p: float | None = None
-    """Nucleus sampling: from the smallest set with this total probability."""
-    min_p: float | None = None
-    """Sample from bytes with at least this fraction of the highest probability."""
-    seed: int = 0
-    """Random seed; the same seed generates the same bytes."""
-    stop: Annotated[list[str] | None, Parameter(negative="")] = None
-    r"""Stop sequence, not part of the output. \n, \r, \t, \\ and \xHH (hex) are escapes. May be repeated."""
-    utf8: Annotated[bool, Parameter(negative="")] = False
-    """Constrain the output to valid UTF-8."""
-
-
-def generate(
-    run: Path,
-    prompt: str = "",
-    /,
-    *,
-    drawing: SamplingOptions | None = None,
-    out: Annotated[Path | None, Parameter(name=("--out", "--png", "--wav"))] = None,
-    keep: float | None = None,
-    hex: Annotated[bool, Parameter(negative="", help="The prompt is given as hex digits.")] = False,
-    windowing: Literal["basic", "sliding", "strided", "both"] = "basic",
-    online: Online = None,
-    weights: Weights = None,
-    tables: Tables = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
-    json: Json = False,
-) -> int:
-    """Generate from a prompt, streaming bytes.
-
-    Example: bytelm generate runs/demo "def main(" --temperature 0.5 --stop "\\n\\n"
-    Example: bytelm generate runs/pictures @photo.png --png completed.png
-
-    Parameters
-    ----------
-    run
-        A run, or one checkpoint of it.
-    prompt
-        Text, @file, or - for standard input.
-    out
-        Write prompt and continuation to this file, in the format of the run's modality (--as).
-    keep
-        Fraction of an image or clip, given as @file, that is the prompt (default: 0.5).
-    windowing
-        sliding never exceeds the training context length; strided makes two offset passes; both combines them.
-    """
-    from bytelm.device import use
-    from bytelm.generate.stop import unescape
-    from bytelm.lm import Options, load
-
-    drawing = drawing or SamplingOptions()
-    watch = partial(counter, quiet=quiet or json)
-    lm = load(run, use(device), weights=weights, tables=tables, watch=watch).with_windowing(windowing)
-    if out is not None:
-        check_file(out, lm.modality, for_text=bool(drawing.stop or drawing.utf8))
-    task = task_of(lm.modality, prompt, hex, keep, drawing.max_bytes)
-    stop = [unescape(lone(text)) for text in drawing.stop or []]
-    asked = {**vars(drawing), **beside(run, online), "stop": stop, "max_bytes": task.max_bytes, "eos": task.eos}
-    began = time.perf_counter()
-    pieces = lm.stream(task.prompt, **cast(Options, asked))
-    written = collected(pieces, task.max_bytes, quiet=quiet or json) if json or out is not None else shown(pieces)
-    if out is not None and lm.modality is not None:
-        write_file(out, lm.modality, task.prompt + written)
-    seconds = max(1e-9, time.perf_counter() - began)
-    tell(written, seconds, memory_of(lm, len(task.prompt) + len(written)), out, quiet, json)
-    return 0
-
-
-def memory_of(lm: LM, bytes: int) -> dict[str, int]:
-    """Memory of a model that was loaded for inference: its weights, and the caches of a sequence. Empty for others."""
-    if lm.model.content is None:
-        return {}
-    from bytelm.decoding import open_decoder
-    from bytelm.nn.packed import PackedLinear
-
-    weights = sum(part.matrix.bytes for part in lm.model.modules() if isinstance(part, PackedLinear))
-    return {"weight_bytes": weights, "cache_bytes": open_decoder(lm.model, rows=1, capacity=1 + bytes).row_bytes}
-
-
-def tell(written: bytes, seconds: float, memory: dict[str, int], out: Path | None, quiet: bool, json: bool) -> None:
-    """Print the size and throughput of what was generated, and the memory that it took."""
-    speed = len(written) / seconds
-    if json:
-        found = {"text": written.decode(errors="replace"), "hex": written.hex(), "bytes": len(written)}
-        file = {} if out is None else {"file": str(out)}
-        print_json({**found, **file, "seconds": seconds, "bytes_per_second": speed, **memory})
-        return
-    if not quiet:
-        shown = ", ".join(f"{name.removesuffix('_bytes')}s {show_bytes(size)}" for name, size in memory.items())
-        print(f"\n{len(written)} bytes, {speed:.0f} bytes/s{shown and f'; {shown}'}", file=sys.stderr)
-    if out is not None:
-        print(out)
-
-
-def shown(pieces: Iterable[bytes]) -> bytes:
-    """Stream to standard output: to a terminal as text, to a file or another program as raw bytes."""
-    return show_bytes_as_text(pieces) if sys.stdout.isatty() else copy_bytes(pieces)
-
-
-def copy_bytes(pieces: Iterable[bytes]) -> bytes:
-    """Raw bytes to standard output, for a file or another program."""
-    written = bytearray()
-    for piece in pieces:
-        written += piece
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
-    return bytes(written)
-
-
-def show_bytes_as_text(pieces: Iterable[bytes]) -> bytes:
-    """Text to the terminal: characters are kept whole, control characters other than line ends and tabs escaped."""
-    from bytelm.generate.utf8 import decode
-
-    written = bytearray()
-
-    def kept() -> Iterator[bytes]:
-        for piece in pieces:
-            written.extend(piece)
-            yield piece
-
-    for text in decode(kept()):
-        sys.stdout.write("".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text))
-        sys.stdout.flush()
-    return bytes(written)
