@@ -14,7 +14,7 @@ import pytest
 
 from bytelm.cli import run as cli
 from bytelm.compress import stream, windows
-from bytelm.compress.header import HEADER
+from bytelm.compress.header import HEADER, SEAL, sealed
 from bytelm.data import files
 from bytelm.data.files import PositionWriter
 from bytelm.online import saved
@@ -241,9 +241,9 @@ def test_a_partial_file_of_the_users_is_left(run: Path, tmp_path: Path, capfd: p
 def test_nothing_is_left_of_a_damaged_file(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_bytes(b"line 7 of some notes\n" * 9)
     assert cli(["compress", str(run), str(tmp_path / "file"), "--quiet"]) == 0
-    packed = bytearray((tmp_path / "file.blm").read_bytes())
+    packed = bytearray((tmp_path / "file.blm").read_bytes()[SEAL.size :])
     packed[HEADER.size - 1] ^= 8  # the checksum of the content
-    (tmp_path / "file.blm").write_bytes(packed)
+    (tmp_path / "file.blm").write_bytes(sealed(bytes(packed)))
     assert cli(["decompress", str(run), str(tmp_path / "file.blm"), "--out", str(tmp_path / "x"), "--quiet"]) == 3
     assert "file.blm: decompression does not restore the input: it is damaged" in capfd.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "file.blm"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bytelm.cli import run as cli
-from bytelm.compress.header import opened
+from bytelm.compress.header import opened, sealed, unsealed
 from bytelm.compress.stream import compress
 from bytelm.data.corpora import open_corpus
 from bytelm.errors import DataError
@@ -46,7 +46,7 @@ def test_predictors_that_nobody_knows_are_a_damaged_header() -> None:
     assert b"order:1" in packed
     for name in (b"order-1", b"ordet:1", b"order:\xff", b"order:0"):
         with pytest.raises(DataError, match="its header is damaged"):
-            opened(model, packed.replace(b"order:1", name, 1))
+            opened(model, sealed(unsealed(packed).replace(b"order:1", name, 1)))
 
 
 def test_a_memory_has_room_for_what_it_learns(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from bytelm import machine
 from bytelm.compress import resume, sides, stream, windows
-from bytelm.compress.header import LONGEST, opened
+from bytelm.compress.header import LONGEST, opened, sealed, unsealed
 from bytelm.compress.resume import Resume, Stopped
 from bytelm.compress.sides import State
 from bytelm.compress.stream import compress, decode, decompress, encode
@@ -196,7 +196,7 @@ def test_a_header_that_claims_much_takes_no_more_room_than_its_file_can_fill(
 ) -> None:
     packed, open_decoder, room = compress(model, DATA, 64, streams=1), windows.open_decoder, list[int]()
     header, _ = opened(model, packed)
-    damaged = replace(header, context=LONGEST - 1).pack() + packed[len(header.pack()) :]
+    damaged = sealed(replace(header, context=LONGEST - 1).pack() + unsealed(packed)[len(header.pack()) :])
 
     def counted(model: ByteModel, *, rows: int, capacity: int) -> Any:
         room.append(rows * capacity)
@@ -259,9 +259,8 @@ def test_a_header_that_claims_a_large_memory_is_refused_before_that_is_filled(
     monkeypatch.setattr(machine, "memory", lambda: room)
     claimed, before = Memory(Settings(memory=8 << 30)), resident()
     with pytest.raises(DataError, match="the online memory that it was compressed with was another"):
-        decompress(
-            model, replace(header, settings=claimed.settings).pack() + packed[len(header.pack()) :], memory=claimed
-        )
+        coded = unsealed(packed)[len(header.pack()) :]
+        decompress(model, sealed(replace(header, settings=claimed.settings).pack() + coded), memory=claimed)
     assert resident() - before < 1 << 29 < claimed.bytes
     room = machine.Memory(1 << 40, claimed.bytes - 1)
     with pytest.raises(ResourceError, match=r"no room for 7.01 GB of online memory, 7.01 GB are free: free some, or"):

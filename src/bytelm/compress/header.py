@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import zlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,8 +15,9 @@ from bytelm.interfaces.model import ByteModel
 from bytelm.online.memory import Memory
 from bytelm.online.settings import TEXT, Settings
 
-MAGIC, VERSION = b"BLMC", 6
-HEADER = struct.Struct("<4sBB8sIIBQI")  # magic, version, kind, model, probe, context, streams, size, checksum
+MAGIC, VERSION = b"BLMC", 7
+SEAL = struct.Struct("<4sBQI")  # magic, version, the bytes that follow, their CRC-32
+HEADER = struct.Struct("<B8sIIBQI")  # kind, model, probe, context, streams, size, checksum
 ONLINE = struct.Struct("<Q8sH")  # follows with a memory: its bytes, what it was, the length of its predictors' names
 LENGTH = struct.Struct("<Q")  # follow with several memories: coded bytes of each stream but the last
 LONGEST = 1 << 24  # bytes of context
@@ -51,7 +53,7 @@ class Header:
     def pack(self) -> bytes:
         """The header as bytes."""
         kind, whose = KINDS.index(self.online), (self.model, self.probe)
-        fixed = HEADER.pack(MAGIC, VERSION, kind, *whose, self.context, self.streams, self.size, self.checksum)
+        fixed = HEADER.pack(kind, *whose, self.context, self.streams, self.size, self.checksum)
         if self.settings is None:
             return fixed
         usual = self.settings.predictors == TEXT
@@ -64,13 +66,9 @@ def opened(model: ByteModel, packed: bytes) -> tuple[Header, list[bytes]]:
 
     Raises DataError where it is not for this model.
     """
-    if len(packed) < HEADER.size or packed[:4] != MAGIC:
-        raise DataError("it is not a file that `bytelm compress` wrote")
-    _, version, kind, *rest = HEADER.unpack(packed[: HEADER.size])
-    if version != VERSION:
-        which = "a newer bytelm wrote it" if version > VERSION else "an older bytelm wrote it"
-        raise DataError(f"{which} (format {version}, this one reads {VERSION}): decompress it with that version")
-    found, coded = Header(*rest), packed[HEADER.size :]
+    body = unsealed(packed)
+    kind, *rest = HEADER.unpack(body[: HEADER.size].ljust(HEADER.size, b"\0"))
+    found, coded = Header(*rest), body[HEADER.size :]
     if found.model != identity(model):
         raise DataError("another model wrote it: name the run that compressed it, with the same --weights")
     whole = kind < len(KINDS) and 2 <= found.context < LONGEST and 1 <= found.streams <= MOST_STREAMS
@@ -94,7 +92,30 @@ def _settings(names: bytes, memory: int) -> Settings | None:
 
 def joined(header: Header, parts: list[bytes]) -> bytes:
     """A whole file, of the coded bytes of streams."""
-    return header.pack() + b"".join(LENGTH.pack(len(part)) for part in parts[:-1]) + b"".join(parts)
+    return sealed(header.pack() + b"".join(LENGTH.pack(len(part)) for part in parts[:-1]) + b"".join(parts))
+
+
+def sealed(body: bytes) -> bytes:
+    """A file of a header and what follows it: what is cut off or damaged is noticed before anything is decoded."""
+    return SEAL.pack(MAGIC, VERSION, len(body), zlib.crc32(body)) + body
+
+
+def unsealed(packed: bytes) -> bytes:
+    """What was given to `sealed`. Raises DataError where it is not whole, or of another version."""
+    if len(packed) <= len(MAGIC) or packed[: len(MAGIC)] != MAGIC:
+        raise DataError("it is not a file that `bytelm compress` wrote")
+    version = packed[len(MAGIC)]
+    if version != VERSION:
+        which = "a newer bytelm wrote it" if version > VERSION else "an older bytelm wrote it"
+        raise DataError(f"{which} (format {version}, this one reads {VERSION}): decompress it with that version")
+    *_, size, checksum = SEAL.unpack(packed[: SEAL.size].ljust(SEAL.size, b"\xff"))  # of a shorter one no size is met
+    body = packed[SEAL.size :]
+    if len(packed) < SEAL.size + size:
+        of = f" of {SEAL.size + size:,}" if len(packed) >= SEAL.size else ""
+        raise DataError(f"it is truncated, {len(packed):,}{of} bytes: {WHOLE}")
+    if len(body) != size or zlib.crc32(body) != checksum:
+        raise DataError(f"it is damaged: {WHOLE}")
+    return body
 
 
 def _parts(header: Header, coded: bytes) -> list[bytes]:
@@ -104,7 +125,7 @@ def _parts(header: Header, coded: bytes) -> list[bytes]:
     table = LENGTH.size * (header.streams - 1)
     lengths = [size for (size,) in LENGTH.iter_unpack(coded[:table])] if table <= len(coded) else [len(coded) + 1]
     if table + sum(lengths) > len(coded):
-        raise DataError(f"its header is damaged or it is truncated: {WHOLE}")
+        raise DataError(f"its header is damaged: {WHOLE}")
     found, at = list[bytes](), table
     for size in (*lengths, len(coded)):
         found.append(coded[at : at + size])

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bytelm.compress.header import LONGEST, MOST_STREAMS, Header, check_memory, identity, joined, opened
+from bytelm.compress.header import LONGEST, MOST_STREAMS, Header, check_memory, identity, joined, opened, sealed
 from bytelm.compress.resume import Resume
 from bytelm.compress.sides import OTHERWISE, MemoryReader, MemoryWriter, ModelReader, ModelWriter, Side
 from bytelm.compress.windows import Held, Progress, Readable, Source, Streams, Target, Window, checksum, walk
@@ -92,7 +92,7 @@ def encode(
         kind = "primed" if memory.read_bytes else "cold"
         header = replace(header, online=kind, settings=memory.settings, identity=memory.identity())
     side = ModelWriter() if memory is None else MemoryWriter(memory, streams)
-    for _ in run(model, source, header, side, progress, resume, header.pack(), source.check, known=True):
+    for _ in run(model, source, header, side, progress, resume, sealed(header.pack()), source.check, known=True):
         pass
     source.check()
     return joined(header, side.end())
