@@ -24,7 +24,19 @@ from bytelm.compare.candidates import (
     nearest,
     usual,
 )
-from bytelm.compare.plan import EPOCHS, OFF, RATIO, STEP, WINDOW, Budget, built, check_memory, window_of
+from bytelm.compare.plan import (
+    EPOCHS,
+    OFF,
+    ONCE,
+    RATIO,
+    STEP,
+    WINDOW,
+    Budget,
+    built,
+    check_memory,
+    most_bytes,
+    window_of,
+)
 from bytelm.compare.prepare import ComparisonSpec, Place
 from bytelm.compare.run import cell_of
 from bytelm.errors import ConfigError, ResourceError, UsageError
@@ -141,9 +153,12 @@ def test_tables_grow_with_what_is_read_and_memory_with_tables() -> None:
 
 def test_little_data_is_not_read_more_often_than_is_worth_it() -> None:
     budget = Budget("flops", 1e13)
-    goal, read = budget.goal(10**6)
+    goal, read = budget.goal(EPOCHS * 10**6)
     assert read == EPOCHS * 10**6 and 3 * goal * read == pytest.approx(1e13) and goal > budget.goal(10**9)[0]
     assert Budget("bytes", 1e8).goal(10**6)[1] == 1e8
+    for name, epochs in (("byte-window", EPOCHS), ("byte-window-ngrams", ONCE), ("blt", ONCE)):
+        learnt = sized(name, budget, 2 * 10**6).run(0).train.bytes or 0
+        assert epochs / OFF < learnt / 2e6 < epochs * OFF
 
 
 @pytest.mark.parametrize(
@@ -162,7 +177,9 @@ def test_a_budget_that_suits_no_shape_names_one_that_does(name: str, match: Any,
     assert said is not None
     suits = Budget(match, float(said[4]))
     assert said[3] == ("more" if suits.amount > amount else "less")
-    assert suits.goal(size)[0] == pytest.approx(float(said[1]) * {"K": 1e3, "B": 1e9}[said[2]], rel=0.1)
+    assert suits.goal(most_bytes(candidate(name), size))[0] == pytest.approx(
+        float(said[1]) * {"K": 1e3, "B": 1e9}[said[2]], rel=0.1
+    )
     sized(name, suits, size)
 
 

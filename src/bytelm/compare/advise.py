@@ -25,7 +25,7 @@ from typing import Any
 from bytelm.compare import laws
 from bytelm.compare.candidates import candidate
 from bytelm.compare.fitting import Law
-from bytelm.compare.plan import EPOCHS, RATIO, Budget, Planned, planned
+from bytelm.compare.plan import RATIO, Budget, Planned, most_bytes, planned
 from bytelm.config import build, merge, preset, preset_names, to_mapping
 from bytelm.data.convert import modality_of, read
 from bytelm.data.corpus import Corpus
@@ -42,7 +42,6 @@ from bytelm.training.estimate import BESIDE, TRAINING, bytes_per_second
 from bytelm.units import show_bytes
 
 SHIPPED = "laws.json"  # in bytelm.presets
-ONCE = 1  # epochs of a model with n-gram tables: a second one makes held-out bytes cost more (docs/laws.md)
 CARRIED = 1.4  # factor between bits that are carried over and those measured
 PIECE = 1 << 14  # bytes of a sampled segment
 MOST = 1 << 30  # bytes read to count and sample them; beyond, the sizes of files count
@@ -240,7 +239,7 @@ def choice(
         config = found.run(0, device=device)
         return TRAINING * found.costs.executed * bytes_per_second(config, found.mean)
 
-    most = (ONCE if one.family.grown(0.0) else EPOCHS) * data.train_bytes
+    most = most_bytes(one, data.train_bytes)
     enough = TRAINING * (2 * most / (one.ratio or RATIO)) * most  # FLOPs that process so many at its ratio
     rate = speed(least(sized, first := min(law.at, enough), law.highest))
     useful = min(rate * seconds, enough)

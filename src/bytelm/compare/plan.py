@@ -5,8 +5,8 @@
     --match bytes   equal training bytes and parameters      budget: bytes, D
 
 F (forward FLOPs per byte) and D (training bytes) grow together: a Transformer of N parameters has F = 2 N, and D is
-RATIO · N, at most EPOCHS times the training split. FLOPs are as executed, entropy models and hash tables included;
-parameters are non-embedding parameters.
+RATIO · N, at most EPOCHS times the training split, or ONCE with n-gram tables. FLOPs are as executed, entropy models
+and hash tables included; parameters are non-embedding parameters.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ Match = Literal["flops", "time", "bytes"]
 
 RATIO = 30  # training bytes per parameter: between the optima with and without large tables (docs/log.md)
 EPOCHS = 4  # at most: further epochs add little (Muennighoff et al. 2023, arXiv 2305.16264)
+ONCE = 1  # epochs of a model with n-gram tables: a second one makes held-out bytes cost more (docs/laws.md)
 WINDOW = 1024  # context length in bytes
 STEP, LARGE_STEP = 4096, 65536  # smallest and largest bytes per step
 STEPS = 2048  # steps per training before they are made larger
@@ -97,28 +98,33 @@ class Budget:
         """The unit of `goal`."""
         return "parameters" if self.match == "bytes" else "FLOPs per byte"
 
-    def goal(self, train_bytes: int, ratio: float = RATIO) -> tuple[float, float]:
+    def goal(self, most: float, ratio: float = RATIO) -> tuple[float, float]:
         """The cost of a model (FLOPs per byte, or parameters to match bytes), and its training bytes.
 
-        `ratio`: training bytes per parameter.
+        `most`: training bytes at the most (`most_bytes`). `ratio`: training bytes per parameter.
         """
         if self.match == "bytes":
             return self.amount / ratio, self.amount
         operations = self.amount * (self.rate if self.match == "time" else 1.0)
         cost = math.sqrt(operations / (TRAINING * ratio / 2))
-        bytes, most = operations / (TRAINING * cost), float(EPOCHS * train_bytes)
-        return (cost, bytes) if bytes <= most else (operations / (TRAINING * most), most)
+        bytes = operations / (TRAINING * cost)
+        return (cost, bytes) if bytes <= most else (operations / (TRAINING * most), float(most))
 
-    def needed(self, cost: float, train_bytes: int, ratio: float = RATIO) -> float:
+    def needed(self, cost: float, most: float, ratio: float = RATIO) -> float:
         """The budget amount for a cost: the inverse of `goal`."""
         if self.match == "bytes":
             return cost * ratio
-        operations = TRAINING * cost * min(ratio / 2 * cost, EPOCHS * train_bytes)
+        operations = TRAINING * cost * min(ratio / 2 * cost, most)
         return operations / (self.rate if self.match == "time" else 1.0)
 
     def counted(self, found: Costs) -> float:
         """A model's cost in the unit of `goal`."""
         return float(found.parameters - found.tables) if self.match == "bytes" else found.executed
+
+
+def most_bytes(candidate: Candidate, train_bytes: int) -> int:
+    """The bytes that a model of the family is trained on at the most, of so many different ones."""
+    return (ONCE if candidate.family.grown(0.0) else EPOCHS) * train_bytes
 
 
 def mean_of(candidate: Candidate, corpus: Corpus, tokens: Bpe | None) -> float:
@@ -143,7 +149,8 @@ def planned(
 ) -> Planned:
     """A candidate sized to the budget. Raises UnsuitedError if no shape comes near its cost."""
     ratio = candidate.ratio or RATIO
-    goal, bytes = budget.goal(corpus.bytes("train"), ratio)
+    most = most_bytes(candidate, corpus.bytes("train"))
+    goal, bytes = budget.goal(most, ratio)
     window = window_of(modality)
     ids = max(1, round(window / mean)) if candidate.tokens else window
     rows = max(1, round(step_of(bytes) / window))
@@ -160,7 +167,7 @@ def planned(
     found, config = counted(*size), tables(*size)
     cost = budget.counted(found)
     if not 1 / OFF < cost / goal < OFF:
-        needed = budget.needed(cost, corpus.bytes("train"), ratio)
+        needed = budget.needed(cost, most, ratio)
         raise UnsuitedError(
             f"{candidate.name}: this budget gives it {show_count(goal)} {budget.what}, and its nearest shape has "
             f"{show_count(cost)}: give {'more' if cost > goal else 'less'} --budget ({needed:.1e} "
