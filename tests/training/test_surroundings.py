@@ -38,6 +38,36 @@ def test_a_clock_that_jumps_changes_nothing(corpus: Path, tmp_path: Path, monkey
     assert all(line["bytes_per_second"] > 0 for line in of_kind(tmp_path / "run", "train"))
 
 
+@pytest.mark.parametrize(
+    ("sets", "epochs", "said"),
+    [
+        (PLAIN, 4, None),
+        (PLAIN, 9, "caution: 9 epochs, and more than 4 add little: give more files"),
+        (SPACES, 1, None),
+        (SPACES, 2, "caution: 2 epochs, and n-gram tables overfit what they read again: give more files"),
+    ],
+)
+def test_a_budget_that_reads_the_files_too_often_is_told_before_it_does(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    sets: list[str],
+    epochs: int,
+    said: str | None,
+) -> None:
+    (tmp_path / "text").mkdir()
+    for n in range(10):
+        (tmp_path / "text" / str(n)).write_text(f"{n}123456789\n" * 20)
+    config = configure(preset_of(sets), sets=[*sets, "data.valid=0.1", "data.test=0", f"train.bytes={epochs * 1980}"])
+    told: list[str] = []
+    line = loop.Trainer.line
+    monkeypatch.setattr(loop.Trainer, "line", lambda *given: told.append(line(*given)) or told[-1])
+    train([tmp_path / "text"], config, tmp_path / "run")
+    lines = capfd.readouterr().err.splitlines()
+    assert "(epoch" not in told[0] and (f"(epoch {epochs})" in told[-1]) == (epochs > 1)
+    assert [line.partition(", or")[0] for line in lines if line.startswith("caution")] == ([said] if said else [])
+
+
 @pytest.fixture(scope="module")
 def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained") / "run"

@@ -26,15 +26,13 @@ from bytelm.errors import ConfigError, ResourceError
 from bytelm.evaluate.costs import Costs, costs
 from bytelm.evaluate.patches import realised
 from bytelm.training.config import RunConfig
-from bytelm.training.estimate import TRAINING
+from bytelm.training.estimate import EPOCHS, ONCE, TRAINING
 from bytelm.training.memory import predict
 from bytelm.units import show_bytes, show_count
 
 Match = Literal["flops", "time", "bytes"]
 
 RATIO = 30  # training bytes per parameter: between the optima with and without large tables (docs/log.md)
-EPOCHS = 4  # at most: further epochs add little (Muennighoff et al. 2023, arXiv 2305.16264)
-ONCE = 1  # epochs of a model with n-gram tables: a second one makes held-out bytes cost more (docs/laws.md)
 WINDOW = 1024  # context length in bytes
 STEP, LARGE_STEP = 4096, 65536  # smallest and largest bytes per step
 STEPS = 2048  # steps per training before they are made larger

@@ -44,6 +44,10 @@ class Windows(Protocol):
         """The batch of this rank at a step, from 0 on. Threads may call it at the same time."""
         ...
 
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 0 on, in which a step begins; of several sources, of that read most often."""
+        ...
+
 
 class Sampler:
     """Cuts the stream of a split into windows and gives them in an order that is new in each epoch.

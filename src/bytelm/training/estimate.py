@@ -36,6 +36,8 @@ from bytelm.training.stages.entropy_model import COUNTED
 from bytelm.units import BYTES, show_bytes, show_count, show_seconds
 
 PROBES = 3  # steps by which a model's speed is measured
+EPOCHS = 4  # at most: further epochs add little (Muennighoff et al. 2023, arXiv 2305.16264)
+ONCE = 1  # epochs of a model with n-gram tables: a second one makes held-out bytes cost more (docs/laws.md)
 TRAINING = 3  # cost of a step in forward passes: backward = 2x forward
 BESIDE = 1 << 30  # bytes for Python, torch and the C library's cache: 0.4 to 1 GB were measured
 STORED = 12  # bytes of a checkpoint for each parameter but those of tables: itself and two moments, in float32

@@ -265,9 +265,11 @@ class Trainer:
         patch = f" | mean patch {mean_patch:.2f} B" if mean_patch else ""
         used = self.budget_fraction()
         left = self.progress.seconds * (1 - used) / used if used else 0.0
+        epoch = self.sampler.epoch_of(max(0, self.progress.step - 1) * self.config.gradient_accumulation_steps)
         return (
             f"step {self.progress.step} | {bpb:.3f} bits/byte | {show_bytes(speed)}/s{patch} "
-            f"| processed {show_bytes(self.progress.bytes)} | ETA {show_seconds(left)}"
+            f"| processed {show_bytes(self.progress.bytes)}{f' (epoch {epoch + 1})' if epoch else ''} "
+            f"| ETA {show_seconds(left)}"
         )
 
     # --- now and then -------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from bytelm.find import unknown
 from bytelm.interfaces.model import ByteModel
 from bytelm.training.config import RunConfig, TrainConfig
 from bytelm.training.dist import DistContext, init_distributed, launched
-from bytelm.training.estimate import check, lighter, needs
+from bytelm.training.estimate import EPOCHS, ONCE, check, lighter, needs
 from bytelm.training.journal import Journal
 from bytelm.training.loggers import Loggers
 from bytelm.training.loop import Progress, Trainer
@@ -125,6 +125,8 @@ def session(
         parallel=config.parallel,
     )
     journal.say(f"model: {recipe['model']['name']}, {show_count(parameters)} parameters, {trainer.precision}")
+    if (line := repeated(prepared, config.train, tables=bool(model.lookup_tables()))) is not None:
+        journal.say(line)
     begun = {"step": 0, "bytes": 0, "seconds": 0.0, "paths": [places.kept(str(path)) for path in paths]}
     journal.write("session_start", **begun, device=str(model.device), **versions())
     with fitting(device, "a step", lambda: lighter(config)):
@@ -143,6 +145,26 @@ def within_epochs(sampler: Windows, train: TrainConfig, journal: Journal) -> Tra
         return train
     journal.say(f"mixture: the epochs of all sources are used up after {steps:,} steps; the training ends there")
     return replace(train, steps=steps)
+
+
+def repeated(prepared: Prepared, train: TrainConfig, *, tables: bool) -> str | None:
+    """A caution about a budget that reads the files more often than helps; None where the budget is in minutes.
+
+    `tables`: whether the model has n-gram tables.
+    """
+    size, most = prepared.corpus.bytes("train"), ONCE if tables else EPOCHS
+    if isinstance(prepared.sampler, Mixture):  # whose shares say how often each source may be read
+        return None
+    if train.bytes is not None:
+        epochs = train.bytes / size
+    elif train.steps is not None:
+        epochs = float(prepared.sampler.epoch_of(train.steps * train.gradient_accumulation_steps))
+    else:
+        return None
+    if epochs < 1.5 * most:
+        return None
+    why = "n-gram tables overfit what they read again" if tables else f"more than {EPOCHS} add little"
+    return f"caution: {epochs:.3g} epochs, and {why}: give more files, or --bytes {most * size}"
 
 
 def versions() -> dict[str, str]:
