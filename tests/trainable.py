@@ -25,6 +25,9 @@ class Windows(Sampler):
     def __init__(self, config: TrainConfig, patched: bool) -> None:
         self.shape, self.patched = (config.batch, config.context_length + 1), patched
 
+    def epoch_of(self, step: int) -> int:
+        return 0
+
     def batch(self, step: int) -> Batch:
         ids = torch.randint(0, 256, self.shape, generator=torch.Generator().manual_seed(step))
         ids[:, 0] = BOS

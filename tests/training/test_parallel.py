@@ -58,6 +58,9 @@ class Windows(Sampler):
         if valid:
             self.rows, self.dist = 2, SINGLE_PROCESS
 
+    def epoch_of(self, step: int) -> int:
+        return 0
+
     def batch(self, step: int) -> Batch:
         lines = [self.line((step * self.dist.world + self.dist.rank) * self.rows + row) for row in range(self.rows)]
         ids, opens = (np.stack(part) for part in zip(*lines, strict=True))
