@@ -20,6 +20,7 @@ MEMORY = 1 << 20
 FAR = ("order:1", "order:2", "stride:96", "order:12", "match:4")
 PLANES = ("plane:3:3:24:1", "plane:1:5:0:0", "plane:7:5:5:0", "plane:2:9:0:4")
 WAVES = ("wave:1:255:0", "wave:2:128:1", "wave:7:3:0", "order:0")
+FIELDS = ("field:1:0", "field:24:5", "field:3:15", "field:70:8", "field:2:2")
 pytestmark = pytest.mark.skipif(not library.compilers(), reason="no C++ compiler")
 
 
@@ -33,7 +34,7 @@ def opened(settings: Settings, library: ctypes.CDLL | None = None) -> Kernel:
 
 
 @pytest.mark.parametrize("beside", [False, True])
-@pytest.mark.parametrize("predictors", [TEXT, FAR, PLANES, WAVES, ("order:0",)])
+@pytest.mark.parametrize("predictors", [TEXT, FAR, PLANES, WAVES, FIELDS, ("order:0",)])
 @pytest.mark.parametrize("kind", inputs())
 def test_kernel_and_definition_agree(kind: str, predictors: tuple[str, ...], beside: bool) -> None:
     settings = Settings(predictors, MEMORY)

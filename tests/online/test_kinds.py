@@ -1,4 +1,4 @@
-"""Predictors are those for text, pictures or sound, as the bytes are."""
+"""Predictors are those for text, pictures, sound or records, as the bytes are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bytelm import machine
 from bytelm.cli import run as cli
 from bytelm.online import kinds, saved
-from bytelm.online.kinds import audio, image, kind_of, suited
+from bytelm.online.kinds import audio, image, kind_of, records, suited
 from bytelm.online.memory import Memory
 from bytelm.online.settings import TEXT, Settings
 
@@ -41,11 +41,28 @@ def prose() -> NDArray[np.uint8]:
     return np.frombuffer("".join(words).encode(), np.uint8)
 
 
+def table(rows: int) -> NDArray[np.uint8]:
+    """Records of 20 bytes: a counter, a time, a place, a kind and a small number."""
+    random = np.random.default_rng(0)
+    found = np.zeros(
+        rows, [("id", "<u4"), ("time", "<f8"), ("place", "<f4"), ("kind", "u1"), ("count", "<u2"), ("end", "u1")]
+    )
+    found["id"], found["time"] = np.arange(rows) + 70_000, 1.7e9 + np.cumsum(random.exponential(3, rows))
+    found["place"], found["kind"] = (
+        np.cumsum(random.normal(0, 0.1, rows)),
+        random.choice(4, rows, p=[0.7, 0.1, 0.1, 0.1]),
+    )
+    found["count"] = random.poisson(20, rows)
+    return found.view(np.uint8)
+
+
 KINDS = {
     "grey picture": (smooth(240, 300, 1), image(1, 300)),
     "colour pictures": (smooth(400, 64, 3), image(3, 192)),
     "mono": (tones(60_000, 1), audio(1)),
     "stereo": (tones(60_000, 2), audio(2)),
+    "records": (table(4000), records(20)),
+    "wide numbers": (np.cumsum(np.random.default_rng(2).normal(0, 1, 20_000)).astype("<f4").view(np.uint8), records(4)),
     "prose": (prose(), TEXT),
     "noise": (np.random.default_rng(1).integers(0, 256, 70_000).astype(np.uint8), TEXT),
     "zeros": (np.zeros(70_000, np.uint8), TEXT),
@@ -65,19 +82,20 @@ def test_what_suits_has_a_name() -> None:
     named = {kind: kind_of(Settings(predictors)) for kind, (_, predictors) in KINDS.items()}
     assert named["prose"] == "text" and named["colour pictures"] == "images of 3 bytes a pixel and 192 a row"
     assert named["mono"] == "16-bit audio of 1 channel" and named["stereo"] == "16-bit audio of 2 channels"
+    assert named["records"] == "records of 20 bytes"
     assert kind_of(Settings(("order:0", "order:2"))) == "order:0, order:2"
 
 
-@pytest.mark.parametrize("kind", ["grey picture", "colour pictures", "mono", "stereo"])
+@pytest.mark.parametrize("kind", ["grey picture", "colour pictures", "mono", "stereo", "records", "wide numbers"])
 def test_they_are_worth_it(kind: str) -> None:
     data, predictors = KINDS[kind]
     costs = [Memory(Settings(some, SMALL)).nats(data).sum() for some in (predictors, TEXT)]
     assert costs[0] < 0.95 * costs[1]
 
 
-def test_planes_and_filters_pay() -> None:
-    """Without any plane images cost more, without any filter audio does."""
-    for kind, name in (("colour pictures", "plane"), ("mono", "wave")):
+def test_planes_filters_and_fields_pay() -> None:
+    """Without any plane images cost more, without any filter audio does, and records without any field."""
+    for kind, name in (("colour pictures", "plane"), ("mono", "wave"), ("records", "field")):
         data, predictors = KINDS[kind]
         rest = tuple(one for one in predictors if not one.startswith(name))
         assert kinds.cost(data, predictors) < 0.97 * kinds.cost(data, rest)
@@ -95,6 +113,14 @@ def test_what_suits_is_found_in_the_middle() -> None:
     """A quiet beginning does not hide sound, nor a title page pictures."""
     silence = np.zeros(70_000, np.uint8)
     assert suited(np.concatenate([silence, tones(100_000, 1)])).predictors == audio(1)
+
+
+def test_what_suits_the_middle_must_suit_the_rest() -> None:
+    """A text around a table that is nearly empty is a text."""
+    text, empty = prose(), np.zeros((3000, 24), np.uint8)
+    empty[:, 0] = np.arange(3000)
+    assert suited(empty.ravel()).predictors == records(24)
+    assert suited(np.concatenate([text, empty.ravel(), text])).predictors == TEXT
 
 
 def test_the_memory_of_a_run_suits_its_training_split(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@
 
 namespace bytelm::online {
 
-enum Code : int64_t { ORDER = 1, WORD = 2, WORDS = 3, COLUMN = 4, SPARSE = 5, INDIRECT = 6, STRIDE = 7, PLANE = 8, MATCH = 9, WAVE = 10 };
+enum Code : int64_t { ORDER = 1, WORD = 2, WORDS = 3, COLUMN = 4, SPARSE = 5, INDIRECT = 6, STRIDE = 7, PLANE = 8, MATCH = 9, WAVE = 10, FIELD = 11 };
 
 inline bool in_word(uint8_t b) {
     return (b >= 'a' && b <= 'z') || (b >= 'A' && b <= 'Z') || (b >= '0' && b <= '9') || b == '_' || b >= 128;
@@ -75,6 +75,16 @@ inline uint64_t context_of(const Memory& m, const Part& part) {
         for (int shift = 43; shift > 0; shift -= 20)
             if (const int64_t distance = part.parameter >> shift & 0xFFFFF) distances = distances << 20 | distance;
         return uint64_t(std::clamp(expected(m, 0, distances), 0, 255)) << 3 | h.position % (part.parameter & 7);
+    }
+    case FIELD: {
+        const int64_t size = part.parameter & 0x1FFFFF, looked_at = part.parameter >> 21;
+        const auto back = [&](int64_t distance) { return h.position >= distance ? m.byte(h.position - distance) : 0; };
+        uint64_t found = h.position % size;
+        if (looked_at & 1) found = found << 8 | back(size);
+        if (looked_at & 2) found = found << 8 | back(2 * size);
+        if (looked_at & 4) found = found << 8 | back(1);
+        if (looked_at & 8) found = found << 8 | ((2 * back(size) - back(2 * size)) & 255);
+        return found;
     }
     case WAVE: {
         const Channel& c = channel_of(m, part);

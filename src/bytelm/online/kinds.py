@@ -1,11 +1,13 @@
-"""Which predictors suit some bytes: those for text, for images of some row length, or for 16-bit audio.
+"""Which predictors suit some bytes: those for text, for images of some row length, for 16-bit audio, or for records.
 
     settings = suited(data)     of a memory for bytes like these
     kind_of(settings)           which of these it has, in words
     memory_for(count)           bytes of a memory that learns so many
 
-What suits is tried: some bytes from the middle are read with each set that is not far off, and the cheapest is taken.
-Text, by far the most frequent, is told by its differences, which need more bits than its bytes do; so nothing is tried.
+What suits is tried: bytes from three places are read with each set that is not far off in the middle, and the cheapest
+is taken.
+Text, by far the most frequent, is told by its differences, which need more bits than its bytes do, and by its having no
+distance at which bytes are often equal; so nothing is tried.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from bytelm.online.memory import Memory
 from bytelm.online.settings import TEXT, Settings
 
 SAMPLE = 1 << 20  # bytes that need be given, at most
-LOOKED_AT, TRIAL, SMALL = 1 << 16, 1 << 15, 4 << 20  # bytes: of statistics, of a trial, of its memory
+LOOKED_AT, TRIAL, SMALL = 1 << 16, 1 << 14, 4 << 20  # bytes: of statistics, of each place of a trial, of its memory
 FRAME = 12  # bytes: whole pixels and samples of all kinds
 CHANNELS = (1, 2, 3, 4)
 NEAREST_ROW = 24  # bytes
+LONGEST_RECORD = 1 << 11  # bytes
+REPEATED = 0.15  # of the bytes that usually differ from one some way before, those that equal the one a record before
 ROOM, MOST = 64, 1 << 30  # bytes of memory: for each that is learnt, and at most
 WINS = 0.99  # of the bits of the best so far, at most: simpler sets come first
 
@@ -60,6 +64,23 @@ def audio(channels: int) -> tuple[str, ...]:
     return ("order:0", "order:1", f"stride:{2 * channels}", "match:24", *filters)
 
 
+def records(size: int) -> tuple[str, ...]:
+    """Predictors for records of so many bytes: fields by their place, with neighbours, and by what is above alone."""
+    orders, fields = (
+        (f"order:{n}" for n in range(5)),
+        (f"field:{size}:{looked_at}" for looked_at in (0, 1, 4, 5, 3, 7, 8)),
+    )
+    return (
+        *orders,
+        f"stride:{size}",
+        *fields,
+        f"plane:1:{size}:0:0",
+        f"plane:1:{size}:{size}:0",
+        "match:6",
+        "match:16",
+    )
+
+
 def suited(data: NDArray[np.uint8] | bytes, settings: Settings | None = None) -> Settings:
     """`settings` (the default ones) with predictors that suit bytes like these: the beginning of a file, say."""
     whole = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
@@ -67,8 +88,8 @@ def suited(data: NDArray[np.uint8] | bytes, settings: Settings | None = None) ->
     settings = settings or Settings()
     best, least = TEXT, 0.0
     for predictors in candidates(seen):
-        least = least or cost(seen, TEXT)
-        if (bits := cost(seen, predictors)) < WINS * least:
+        least = least or cost(whole, TEXT)
+        if (bits := cost(whole, predictors)) < WINS * least:
             best, least = predictors, bits
     return replace(settings, predictors=best)
 
@@ -83,12 +104,16 @@ def kind_of(settings: Settings) -> str:
     for channels in CHANNELS[:2]:
         if settings.predictors == audio(channels):
             return f"16-bit audio of {channels} channel{'s' if channels > 1 else ''}"
+    if len(strides) == 1 and settings.predictors == records(*strides):
+        return f"records of {strides[0]} bytes"
     return ", ".join(settings.predictors)
 
 
 def cost(data: NDArray[np.uint8], predictors: tuple[str, ...]) -> float:
-    """What the first bytes cost a memory that begins empty, in nats."""
-    return float(Memory(Settings(predictors, SMALL)).nats(data[:TRIAL]).sum())
+    """What bytes of the beginning, the middle and the end cost memories that begin empty, in nats."""
+    starts = {max(0, place * len(data) // 6 - TRIAL // 2) // FRAME * FRAME for place in (1, 3, 5)}
+    parts = [data[start:][:TRIAL] for start in starts] if len(data) > 3 * TRIAL else [data]
+    return sum(float(Memory(Settings(predictors, SMALL)).nats(part).sum()) for part in parts)
 
 
 def candidates(data: NDArray[np.uint8]) -> Iterator[tuple[str, ...]]:
@@ -104,12 +129,24 @@ def candidates(data: NDArray[np.uint8]) -> Iterator[tuple[str, ...]]:
     for count in CHANNELS[:2]:
         if entropy((samples[count:] - samples[:-count]).view(np.uint8)[1::2]) < high:
             yield audio(count)
+    if size := likeliest_record(data):
+        yield records(size)
 
 
 def entropy(data: NDArray[np.uint8]) -> float:
     """Of the distribution of bytes, in bits."""
     share = np.bincount(data, minlength=256) / max(1, len(data))
     return float(-(share[share > 0] * np.log2(share[share > 0])).sum())
+
+
+def likeliest_record(data: NDArray[np.uint8]) -> int | None:
+    """The least distance in bytes at which bytes are equal nearly as often as at any; None if that is hardly more."""
+    lags = range(2, min(LONGEST_RECORD, len(data) // 8))
+    equal = np.array([np.count_nonzero(data[lag:] == data[:-lag]) / (len(data) - lag) for lag in lags])
+    usual, most = float(np.median(equal)), float(equal.max())
+    if most - usual < REPEATED * (1 - usual) or usual == 1:
+        return None
+    return lags[int((equal >= most - (most - usual) / 4).argmax())]
 
 
 def likeliest_row(data: NDArray[np.uint8], channels: int) -> int | None:
