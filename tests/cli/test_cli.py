@@ -309,6 +309,9 @@ def test_paragraphs_of_help_break_where_the_terminal_ends() -> None:
 
     def texts(command: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, inspect.cleandoc(command.help or "").partition("Parameters\n---")[0]
+        if command.default_command is not None:
+            for option in command.assemble_argument_collection(parse_docstring=True):
+                yield f"{path} {option.name}", re.sub(r"\.\n", "\n\n", option.parameter.help or "")
         for word in command:
             if not word.startswith("-"):
                 yield from texts(command[word], f"{path} {word}")

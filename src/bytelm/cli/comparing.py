@@ -29,6 +29,16 @@ Home = Annotated[Path | None, Parameter(help="Run directory (default: runs/compa
 DryRun = Annotated[
     bool, Parameter(negative="", help="Choose the sizes of the models and estimate their cost, then exit.")
 ]
+Models = Annotated[
+    str,
+    Parameter(
+        help="Comma-separated: blt:5 (mean bytes per patch), space, hnet:5 (the same, learned), megabyte:8, "
+        "megabyte-across:8 (bytes per patch), byte, byte-window:128 (attention window in bytes), linear, perceiver:256 "
+        "(latents), bpe:4096 (vocabulary size), byte-window-ngrams and bpe-ngrams (with n-gram tables). Numbers are "
+        "optional. blt@60: a size for 60 training bytes per parameter, where it is 30 otherwise. hf:FOLDER or "
+        "hf:OWNER/NAME: a causal model of Hugging Face transformers, which is evaluated and not trained."
+    ),
+]
 Budgets = Annotated[
     str | None,
     Parameter(
@@ -63,15 +73,15 @@ Online = Annotated[
 Rates = Annotated[
     int,
     Parameter(
-        help="Learning rates tried for each family, as many for all: 3 tries 1/2, 1 and 2 times its own at "
-        "each budget, and takes the lowest validation loss."
+        help="Learning rates tried for each family, as many for all: 2 tries 1/2 and 1 times its own at "
+        "each budget, 3 also 2, 5 from 1/4 to 4, and takes the lowest validation loss."
     ),
 ]
 
 
 def compare(
     *paths: str,
-    models: str = DEFAULT,
+    models: Models = DEFAULT,
     match: Literal["flops", "time", "bytes"] = "flops",
     budget: Budgets = None,
     seeds: Seeds = 3,
@@ -99,12 +109,6 @@ def compare(
     ----------
     paths
         Folders, files or glob patterns, as for train.
-    models
-        Comma-separated: blt:5 (mean bytes per patch), space, hnet:5 (the same, learned), megabyte:8, megabyte-across:8
-        (bytes per patch), byte, byte-window:128 (attention window in bytes), linear, perceiver:256 (latents), bpe:4096
-        (vocabulary size), byte-window-ngrams and bpe-ngrams (with n-gram tables). Numbers are optional.
-        blt@60: a size for 60 training bytes per parameter, where it is 30 otherwise.
-        hf:FOLDER or hf:OWNER/NAME, a causal model of Hugging Face transformers, is evaluated and not trained.
     match
         Quantity held equal: flops (per byte and total), time (seconds of training here) or bytes (and parameters).
     held_out

@@ -45,18 +45,18 @@ def robust(
     Parameters
     ----------
     runs_and_paths
-        Runs, checkpoints or hf:MODEL (of transformers, asked for likelihoods of tokens), then files as for train
-        (default: the test split of the first run). Differences are to the first model.
+        Runs, checkpoints or hf:MODEL (of transformers, asked for likelihoods of tokens), then files as for train.
+        Default of these: the test split of the first run. Differences are to the first model.
     suite
-        A suite by name: noise, boundary, scripts, degenerate; spelling, characters, copying, numbers, pronunciation,
-        blimp (default: all those that the files are enough for). May be repeated.
+        noise, boundary, scripts, degenerate; spelling, characters, copying, numbers, pronunciation, blimp.
+        Default: all that the files are enough for. May be repeated.
     amount
         Items in each row of a suite, at most.
     seed
         Random seed; the same seed and files give the same items.
     export
-        Ask no model: write the suites into this folder, as tasks of the lm-evaluation-harness for any model it knows,
-        in the place of those that an earlier export wrote there.
+        Ask no model: write the suites into this folder, as tasks of the lm-evaluation-harness for any model.
+        They take the place of those that an earlier export wrote there.
     context
         Window length in bytes (default: the training context length of each run).
     """

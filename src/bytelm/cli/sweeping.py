@@ -49,8 +49,8 @@ def sweep(
     over
         Keys and what to try of each: key=value,value or, with --search random or halving, key=low..high.
     search
-        grid: every combination. random: --trials of them. halving: all with a ninth of the budget, the best third with
-        a third, the best ninth with all of it.
+        grid: every combination. random: --trials of them.
+        halving: all with a ninth of the budget, the best third with a third, the best ninth with all of it.
     trials
         How many to draw at random (default: 16).
     seeds

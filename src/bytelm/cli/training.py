@@ -44,8 +44,8 @@ class TrainOptions:
     """Sources of the settings of a training."""
 
     modality: Annotated[str | None, Parameter(name="--as")] = None
-    """Modality of the files: image:64 (pixels; also image:96x64:grey:patch8), audio:16k (samples per second; also
-    audio:8k:8bit), dna. Default: raw bytes."""
+    """Modality: image:64 (pixels; or image:96x64:grey:patch8), audio:16k (samples a second; or audio:8k:8bit), dna.
+    Default: raw bytes."""
     preset: str | None = None
     """A preset's name: see `bytelm presets`."""
     config: Annotated[Path | None, Parameter(validator=refuse_stdin)] = None
@@ -115,8 +115,8 @@ def train(
     Parameters
     ----------
     paths
-        Folders, files, glob patterns, - for standard input, hf:OWNER/NAME for a dataset, or a folder written by
-        `bytelm data pack`; .gz, .bz2, .xz, .zst, .tar, .zip, .jsonl and .parquet are read.
+        Folders, files, glob patterns, - for standard input, hf:OWNER/NAME, or what `bytelm data pack` wrote.
+        .gz, .bz2, .xz, .zst, .tar, .zip, .jsonl and .parquet are read.
     run
         Run directory (default: runs/NAME).
     log
