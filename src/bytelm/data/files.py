@@ -76,7 +76,7 @@ def linked(source: Path, target: Path) -> None:
 
 def aside_of(path: Path) -> Path:
     """The name under which `path` is written until it is whole: one of many, as two may be at it."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    return path.parent / f"{path.name}.{secrets.token_hex(8)}.tmp"  # not with_name: "." and "/" have none
 
 
 def clear_asides(path: Path) -> None:
