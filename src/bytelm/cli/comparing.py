@@ -118,7 +118,7 @@ def compare(
     from bytelm.training.settings import modality_table
 
     sources = sources_to_learn(paths, "compare")
-    table, amounts = modality and modality_table(modality), budgets_of(budget) if budget else (BUDGETS[match],)
+    table, amounts = modality and modality_table(modality), (BUDGETS[match],) if budget is None else budgets_of(budget)
     asked = ComparisonSpec(sources, models, match, amounts, seeds, held_out or (), table or None, device, rates, fit)
     check(suite or (), asked.modality)
     home = run or Path("runs") / f"compare-{name_of(sources[0])}"
