@@ -80,12 +80,12 @@ def aside_of(path: Path) -> Path:
 
 
 def clear_asides(path: Path) -> None:
-    """Delete what calls of `write_whole` that were killed have left of `path`, which nobody may be writing now."""
+    """Delete what those that wrote `path` aside and were killed have left, files and folders; nobody may be writing."""
     pattern = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
     with contextlib.suppress(OSError):  # it is not needed
         for other in path.parent.iterdir():
             if pattern.fullmatch(other.name):
-                other.unlink()
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
 def size_of(file: BufferedIOBase) -> int:
