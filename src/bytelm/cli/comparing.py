@@ -180,7 +180,8 @@ def close(
         for name, reason in outcome.failed.items():
             print(f"{name} failed: {reason}", file=sys.stderr)
     if not any(outcome.results or outcome.foreign for outcome in outcomes):
-        raise TrainingError(f"no model finished: {'; '.join(outcomes[0].failed.values())}")
+        reasons = (reason for outcome in outcomes for reason in outcome.failed.values())
+        raise TrainingError(f"no model finished: {'; '.join(reasons)}")
     found: dict[float, dict[str, Any]] = {}
     for outcome in outcomes:
         if len(outcomes) > 1 and not json:
