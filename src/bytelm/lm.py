@@ -70,6 +70,14 @@ def split(options: Options) -> dict[str, Any]:
     return given | {"sampling": Sampling(**chosen)}
 
 
+def bytes_of(given: object, name: str = "data") -> bytes:
+    """What holds bytes, such as a bytearray, as bytes. Raises UsageError for anything else, such as text."""
+    try:
+        return given if isinstance(given, bytes) else bytes(memoryview(given))  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise UsageError(f"{name} is of type {type(given).__name__}: give bytes, as text.encode() makes them") from None
+
+
 class LM:
     """What `bytelm.load` returns.
 
@@ -126,13 +134,13 @@ class LM:
 
         Raises UsageError and ConfigError for options outside their limits; see `Options`.
         """
-        prompts = prompt if isinstance(prompt, list) else [prompt]
+        prompts = [bytes_of(one, "prompt") for one in (prompt if isinstance(prompt, list) else [prompt])]
         texts = [generation.data for generation in generate(self.model, prompts, **split(options))]
         return texts if isinstance(prompt, list) else texts[0]
 
     def stream(self, prompt: bytes, **options: Unpack[Options]) -> Iterator[bytes]:
         """The same bytes as `generate`, each as soon as it is decided."""
-        return stream(self.model, prompt, **split(options))
+        return stream(self.model, bytes_of(prompt, "prompt"), **split(options))
 
     def bits(self, data: bytes, online: Memory | None = None, dynamic: Dynamic | None = None) -> tuple[float, int]:
         """(bits, bytes) of `data` as one document: every byte is scored once.
@@ -141,7 +149,7 @@ class LM:
         are then of both. `dynamic`: a copy of the model whose weights learn `data` and give the bits in its place
         (`bytelm.evaluate.dynamic`). Raises UsageError for a token model with a memory, or a copy of another model.
         """
-        found = list(measure(self.model, [("", data)], context=self.context, memory=online, dynamic=dynamic))
+        found = list(measure(self.model, [("", bytes_of(data))], context=self.context, memory=online, dynamic=dynamic))
         meter = Meter.of(found)
         nats = meter.nats if online is None else sum(document.online or 0.0 for document in found)
         return nats / LN2, meter.bytes
@@ -151,7 +159,8 @@ class LM:
 
         Exact for a token model too, which costs about a step per byte; see `decoding.bytewise`.
         """
-        return logprobs(over_bytes(self.model), prefix, continuation)
+        given = bytes_of(prefix, "prefix"), bytes_of(continuation, "continuation")
+        return logprobs(over_bytes(self.model), *given)
 
     def compress(self, data: bytes, online: Memory | None = None, streams: int | None = None) -> bytes:
         """`data`, losslessly compressed to about `bits(data, online)`; `online` learns it.
@@ -159,14 +168,15 @@ class LM:
         `streams`: parts that are read side by side, by default 8 of long data, and 1 with a memory, of which each has
         a copy. Raises UsageError for a token model, or on a GPU.
         """
-        return compress(self.model, data, self.context, memory=online, streams=streams)
+        return compress(self.model, bytes_of(data), self.context, memory=online, streams=streams)
 
     def decompress(self, packed: bytes, online: Memory | None = None) -> bytes:
         """The input of `compress`, with the same model in the same precision, and the same memory. Raises DataError."""
-        return decompress(self.model, packed, memory=online)
+        return decompress(self.model, bytes_of(packed, "packed"), memory=online)
 
     def patches(self, data: bytes) -> list[bytes]:
         """The patches of `data`. Raises UsageError for a model without patches."""
+        data = bytes_of(data)
         opens = patch_view(self.model, data).opens
         return [data[a:b] for a, b in pairwise([*np.flatnonzero(opens).tolist(), len(data)])]
 

@@ -223,7 +223,7 @@ BAD: list[tuple[str, list[str], int]] = [
     ("no run at {home}/nowhere", ["generate", "{home}/nowhere", "x"], 4),
     ("no checkpoint in {home}/empty", ["generate", "{home}/empty", "x"], 4),
     ("temperature -1.0", ["generate", "{home}/run", "x", "--temperature", "-1"], 2),
-    ("non-hexadecimal", ["generate", "{home}/run", "zz", "--hex"], 2),
+    ("--hex 'zz': give two hex digits for each byte", ["generate", "{home}/run", "zz", "--hex"], 2),
     ("max_bytes -1", ["generate", "{home}/run", "x", "--max-bytes=-1"], 2),
     ("need an entropy model", ["patches", "entropy", "x"], 2),
     ("no such file or folder", ["eval", "{home}/run", "{home}/nowhere"], 3),

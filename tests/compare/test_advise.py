@@ -132,6 +132,7 @@ def test_little_data_limits_what_is_trained(fit: Any, text: str) -> None:
     best = found["choices"][0]
     train = advise.run_of(best).train
     assert (train.bytes, train.minutes) == (best["bytes"], None)
+    assert [one["config"]["train"]["bytes"] for one in found["choices"]] == [one["bytes"] for one in found["choices"]]
     assert "--bytes" in advise.command([text], best) and "--minutes" not in advise.command([text], best)
 
 
@@ -185,6 +186,21 @@ def test_a_law_of_three_budgets_comes_last_where_it_is_extrapolated(fit: Any) ->
     assert beyond["choices"][1]["bits"] < beyond["choices"][0]["bits"]
     (said,) = remarks(beyond)
     assert "caution:   byte-window: of 3 budgets" in said and remarks(within) == []
+
+
+def test_a_budget_below_those_of_the_fit_is_said_to_be_extrapolated(fit: Any) -> None:
+    def said(below: float) -> list[str]:
+        best = {"limited": False, "beyond": 0.1, "below": below, "flops": 2e10, "form": "offset"}
+        return remarks({"choices": [best], "data": {"own": True}, "excluded": {}})
+
+    assert said(0.2) == ["caution:   0.2 of the smallest budget of the fit (1e+11 FLOPs): extrapolated"]
+    assert said(1.0) == []
+
+
+@pytest.mark.usefixtures("plenty")
+def test_the_choice_knows_the_smallest_budget_of_its_law(fit: Any) -> None:
+    (one, *_) = advise.advise(["books"], HOURS, fit)["choices"]
+    assert one["below"] == pytest.approx(one["flops"] / min(fit["budgets"]), rel=0.01)
 
 
 @pytest.mark.usefixtures("plenty")
@@ -317,6 +333,12 @@ def test_the_command_line(fit: Any, text: str, tmp_path: Path, capsys: pytest.Ca
     ("words", "code", "said"),
     [
         (["--hours", "0"], 2, "--hours 0: must be above 0"),
+        (["--hours", "inf"], 2, "--hours inf: must be above 0 and finite"),
+        (["--hours", "1", "--memory", "nan"], 2, "--memory nan: must be above 0 and finite, in gigabytes"),
+        (["--hours", "1", "--memory", "inf"], 2, "--memory inf: must be"),
+        (["--hours", "1", "--memory", "0"], 2, "--memory 0: must be"),
+        (["--hours", "1", "--write", "."], 5, "cannot write . (a folder"),
+        (["--hours", "1", "--write", "none/x.toml"], 5, "cannot write none/x.toml (a folder, or in none that is there"),
         (["--hours", "1", "--memory", "0.001"], 5, "1 MB are allowed"),
         ([], 2, "hours"),
     ],

@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 
 from bytelm.cli import run as cli
+from bytelm.cli.comparing import close
 from bytelm.compare import cells, held_out, prepare, worker
 from bytelm.compare.candidates import candidate
+from bytelm.compare.cells import Failure
 from bytelm.compare.plan import LARGE_STEP, STEP, STEPS, Budget, step_of
+from bytelm.compare.run import Outcome
 from bytelm.data.corpus import Corpus, iterate_documents
+from bytelm.errors import TrainingError
 from comparisons import MODELS, sized, words
 
 
@@ -86,6 +90,16 @@ def test_a_folder_that_holds_other_runs_takes_a_comparison_too(
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "config.toml").write_text("")
     assert cli(words(data, tmp_path, MODELS[0], "--dry-run")) == 0
+
+
+def test_where_no_model_finished_the_reasons_are_of_every_budget() -> None:
+    unsuited = Outcome({"budget": 1e10})
+    failed = [
+        Outcome({"budget": budget}, failures={("blt", 0): Failure(f"with {budget:.0e}")}) for budget in (1e11, 1e12)
+    ]
+    spec = prepare.ComparisonSpec(["books"], "blt", "flops", (1e10, 1e11, 1e12))
+    with pytest.raises(TrainingError, match=r"^no model finished: with 1e\+11; with 1e\+12$"):
+        close([unsuited, *failed], spec, Path(), (), online=False, quiet=True, json=False)
 
 
 def test_a_worker_looks_often_enough_for_a_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from bytelm.compress import stream, windows
 from bytelm.compress.header import HEADER, SEAL, sealed
 from bytelm.data import files
 from bytelm.data.files import PositionWriter
+from bytelm.errors import ResourceError
 from bytelm.online import saved
 from bytelm.online.memory import Memory
 
@@ -192,6 +193,28 @@ def test_names_that_cannot_be_written_are_refused_at_once(
         for command in ("compress", "decompress"):
             assert cli([command, str(run), str(tmp_path / "file"), "--out", str(out)]) == 5
             assert f"cannot write {out} ({why}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("out", [".", "", "/"])
+def test_a_folder_is_no_output_and_no_input(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], out: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"some notes")
+    for command in ("compress", "decompress"):
+        assert cli([command, str(run), str(tmp_path / "file"), "--out", out]) == 2
+        assert f"{Path(out)} already exists: name another file with --out" in capfd.readouterr().err
+    assert cli(["compress", str(run), out, "--quiet"]) == 3
+    assert f"{Path(out)} is a folder: compress the files in it" in capfd.readouterr().err
+    with pytest.raises(ResourceError, match=r"cannot write .* name another place"):
+        files.write_whole(Path(out), b"")
+
+
+@pytest.mark.parametrize("memory", ["nan", "inf", "0", "-1", "0.5", "65537"])
+def test_a_size_of_memory_that_cannot_be_is_refused_as_it_was_given(
+    run: Path, capfd: pytest.CaptureFixture[str], memory: str
+) -> None:
+    assert cli(["prime", str(run), "--memory", memory]) == 2
+    assert f"usage: --memory {memory}: must be from 1 to 65536 MiB\n" in capfd.readouterr().err
 
 
 def test_a_pipe_is_refused_with_the_way_out(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

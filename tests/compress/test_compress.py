@@ -339,9 +339,15 @@ def test_the_verbs_beside_a_memory(run: Path, tmp_path: Path, capfd: pytest.Capt
     assert bits["primed"] < bits["cold"] and sizes["primed"] < sizes["cold"]
     assert cli(["eval", str(run), str(file), "--online", "primed"]) == 0
     assert f"with online memory for text, {made['read_bytes']:,} bytes read before" in capfd.readouterr().out
+    assert cli(["prime", str(run), "--memory", "3", "--quiet"]) == 0
+    assert cli(["decompress", str(run), str(tmp_path / "primed.blm"), "--out", str(tmp_path / "x")]) == 3
+    err = capfd.readouterr().err
+    assert f"an online memory of {2 << 20:,} bytes, and this one has {3 << 20:,}: make that one again" in err
+    assert "with `bytelm prime --memory 2.0` of the run" in err and err.count("\n") == 1
     (run / "memory.bin").write_bytes(b"no memory")
     assert cli(["decompress", str(run), str(tmp_path / "primed.blm"), "--out", str(tmp_path / "x")]) != 0
-    assert "memory.bin: it is no memory of bytelm" in capfd.readouterr().err and not (tmp_path / "x").exists()
+    assert "memory.bin: it is no memory of bytelm" in (err := capfd.readouterr().err) and "with `bytelm prime`" in err
+    assert not (tmp_path / "x").exists()
 
 
 def test_one_process_imports_neither_shards_nor_a_compiler(run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,24 @@ def test_a_trial_that_diverges_is_told_and_the_others_go_on(home: Path, found: A
     assert reason in page.text and name in page.text
     for trial in found["trials"]:
         assert f"{trial['bits_per_byte']:.3f}" in page.text
+
+
+def test_a_trial_no_better_than_a_guess_is_told_as_one_that_diverged(
+    home: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As one may be that failed by its loss, and was tried again: it goes on from where its loss was no number."""
+    swept = tmp_path / "home"
+    shutil.copytree(home, swept)
+    monkeypatch.setattr(cells, "trained", lambda cell: Failure("not now").write(cell.run))
+    for nats, said in ((9.0, "13 bits per byte, where guessing takes 8"), (math.nan, "nan bits per byte, where")):
+        file = swept / "trial-001" / "seed-0-of-3" / "result.json"
+        result = json.loads(file.read_bytes())
+        result["valid"] = [[name, size, nats * size] for name, size, _ in result["valid"]]
+        file.write_text(json.dumps(result))
+        assert cli(words(data, swept, "--over", RATES, "--search", "halving", "--json")) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert said in found["failed"]["trial 1, train.learning_rate=0.0005, seed 0"]
+        assert [trial["trial"] for trial in found["trials"]] == [2]
 
 
 def test_the_best_configuration_is_a_file_that_train_reads(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from bytelm.checkpoint.budget import Budget
 from bytelm.cli import run as cli
 from bytelm.data.bpe import Bpe
 from bytelm.data.corpus import Corpus
+from bytelm.data.files import aside_of
 from bytelm.data.options import DataConfig
 from bytelm.errors import DataError
 from bytelm.models.ngram import entropy_model as ngram
@@ -203,6 +205,7 @@ def test_a_copy_of_the_files_with_other_times_and_another_place_counts_by_its_co
     os.utime(folder / "0.txt", ns=(5, 5))
     touched = run_stage(stage, QUIET).index
     moved = replace(stage, paths=[folder.rename(tmp_path / "b")])
+    shutil.copytree(stage.path, aside_of(stage.path))  # of a command that was killed while it compared
     assert replace(touched, source_fingerprint=first.source_fingerprint) == first != touched
     assert run_stage(moved, QUIET).index.shards == first.shards and moved.done()
     (tmp_path / "b" / "0.txt").write_text("two\n" * 500)

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from bytelm.cli.common import Device, Json, paths_of, print_json, print_table
 from bytelm.cli.comparing import sources_to_learn
+from bytelm.errors import ResourceError
 from bytelm.units import show_bytes, show_count, show_seconds
 
 HEAD = ["model", "bits/byte", "95 % interval", "difference", "parameters", "+ tables", "patch", "to train on", "time"]
@@ -46,7 +47,12 @@ def advise(
     from bytelm.data.files import write_whole
 
     sources = sources_to_learn(paths, "advise")
-    found = engine.advise(paths_of(sources), hours, engine.fit_of(fit), device, memory and memory * 1e9)
+    if write is not None and (write.is_dir() or not write.parent.is_dir()):  # not after all the work
+        raise ResourceError(
+            f"cannot write {write} (a folder, or in none that is there): name another file with --write"
+        )
+    most = None if memory is None else memory * 1e9
+    found = engine.advise(paths_of(sources), hours, engine.fit_of(fit), device, most)
     best = found["choices"][0]
     if write is not None:
         write_whole(write, dump_toml(to_mapping(engine.run_of(best))).encode())
@@ -105,6 +111,9 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
     if best in further:
         largest = f"{best['flops'] / best['beyond']:.2g} FLOPs"
         lines.append(f"caution:   {best['beyond']:.3g} times the largest budget of the fit ({largest}): extrapolated")
+    if best["below"] < 1 / NEAR:
+        least = f"{best['flops'] / best['below']:.2g} FLOPs"
+        lines.append(f"caution:   {best['below']:.2g} of the smallest budget of the fit ({least}): extrapolated")
     if names := [one["model"] for one in further if one["form"] == "power"]:
         lines.append(
             f"caution:   {', '.join(names)}: of 3 budgets, which show no limit: too optimistic where extrapolated"

@@ -74,8 +74,8 @@ def text_of(argument: str, hex: bool = False) -> bytes:
     if hex:
         try:
             return bytes.fromhex(argument)
-        except ValueError as error:
-            raise UsageError(f"--hex {argument!r}: {error}") from None
+        except ValueError:
+            raise UsageError(f"--hex {argument!r}: give two hex digits for each byte, as in 'ff 00'") from None
     return argument.encode(errors="surrogateescape")
 
 

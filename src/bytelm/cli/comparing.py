@@ -122,7 +122,7 @@ def compare(
     from bytelm.training.settings import modality_table
 
     sources = sources_to_learn(paths, "compare")
-    table, amounts = modality and modality_table(modality), budgets_of(budget) if budget else (BUDGETS[match],)
+    table, amounts = modality and modality_table(modality), (BUDGETS[match],) if budget is None else budgets_of(budget)
     asked = ComparisonSpec(sources, models, match, amounts, seeds, held_out or (), table or None, device, rates, fit)
     check(suite or (), asked.modality)
     home = run or Path("runs") / f"compare-{name_of(sources[0])}"
@@ -184,7 +184,8 @@ def close(
         for name, reason in outcome.failed.items():
             print(f"{name} failed: {reason}", file=sys.stderr)
     if not any(outcome.results or outcome.foreign for outcome in outcomes):
-        raise TrainingError(f"no model finished: {'; '.join(outcomes[0].failed.values())}")
+        reasons = (reason for outcome in outcomes for reason in outcome.failed.values())
+        raise TrainingError(f"no model finished: {'; '.join(reasons)}")
     found: dict[float, dict[str, Any]] = {}
     for outcome in outcomes:
         if len(outcomes) > 1 and not json:

@@ -66,7 +66,7 @@ def compress(
     from bytelm.lm import load
     from bytelm.online.kinds import kind_of
 
-    out = new(out or (file if is_stdin(file) else file.with_name(file.name + SUFFIX)), json)
+    out = new(out or (file if is_stdin(file) else Path(f"{file}{SUFFIX}")), json)
     if is_stdin(out) and sys.stdout.isatty():
         raise UsageError("compressed data is not written to a terminal: name a file with --out")
     source, size = given(file)
@@ -207,13 +207,13 @@ def new(path: Path, json: bool = False) -> Path:
             raise UsageError("--json and the data cannot both go to standard output: name a file with --out")
         return path
     try:
-        taken, folder = path.exists(), path.parent.is_dir()
+        if path.exists():  # as do those without a name: "", ".", "/"
+            raise UsageError(f"{path} already exists: name another file with --out")
         with suppress(FileNotFoundError):
             aside_of(path.with_name(path.name + STATE)).lstat()  # an error where that name is too long
+        folder = path.parent.is_dir()
     except OSError as error:
         raise ResourceError(f"cannot write {path} ({error.strerror}): {ELSEWHERE}") from error
-    if taken:
-        raise UsageError(f"{path} already exists: name another file with --out")
     if not folder:  # not after all the work
         raise ResourceError(f"cannot write {path} (no folder {path.parent}): {ELSEWHERE}")
     return path
@@ -232,6 +232,8 @@ def given(path: Path) -> tuple[Source, int]:
         found = path.stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise DataError(f"{path} is a folder: compress the files in it, or one archive of them")
     if stat.S_ISFIFO(found.st_mode):
         raise DataError(f"{path} is a pipe, and a file is read twice: give - for standard input, with < {path}")
     source, size = Plain(path, found.st_size), found.st_size

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from bytelm.cli.common import Json, Quiet, counter, print_json
 from bytelm.cli.resuming import resuming
+from bytelm.errors import UsageError
 from bytelm.units import show_bytes
 
 if TYPE_CHECKING:
@@ -106,8 +107,10 @@ def prime(run: Path, /, *, memory: float | None = None, quiet: Quiet = False, js
     from bytelm.online.kinds import kind_of, memory_for
     from bytelm.online.memory import Memory
     from bytelm.online.saved import FILE, for_training, home, unread
-    from bytelm.online.settings import Settings
+    from bytelm.online.settings import LARGEST, SMALLEST, Settings
 
+    if memory is not None and not SMALLEST <= memory * 2**20 <= LARGEST:
+        raise UsageError(f"--memory {memory:g}: must be from {SMALLEST >> 20} to {LARGEST >> 20} MiB")
     file = home(run) / FILE
     corpus = open_corpus(home(run) / "data")
     total = corpus.bytes("train")

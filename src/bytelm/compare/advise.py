@@ -90,6 +90,8 @@ class Choice:
     """Whether the data ends before the hours do."""
     beyond: float
     """FLOPs, in largest budgets of its law: above 1 extrapolated."""
+    below: float
+    """FLOPs, in smallest budgets of its law: below 1 extrapolated."""
     form: str
     """Of the law, see `fitting`: "power" knows no limit, and is too optimistic beyond its budgets."""
 
@@ -186,7 +188,9 @@ def advise(
 ) -> dict[str, Any]:
     """Every model of the fit, sized to the hours, best first: JSON. Raises BytelmError if none can be trained."""
     if not (hours > 0 and math.isfinite(hours)):
-        raise UsageError(f"--hours {hours:g}: must be above 0")
+        raise UsageError(f"--hours {hours:g}: must be above 0 and finite")
+    if most_memory is not None and not (most_memory > 0 and math.isfinite(most_memory)):
+        raise UsageError(f"--memory {most_memory / 1e9:g}: must be above 0 and finite, in gigabytes")
     data = weighed(paths, fit)
     free = memory(resolve(device)).free if most_memory is None else round(most_memory)
     choices: list[Choice] = []
@@ -253,7 +257,7 @@ def choice(
     bits, low, high = expected(law, min(flops, useful), data, fit)
     return Choice(
         model=one.name,
-        config=plan.config,
+        config={**plan.config, "train": {**plan.config["train"], "bytes": read}},
         parameters=plan.costs.parameters - plan.costs.tables,
         tables=plan.costs.tables,
         patch_size=patch,
@@ -268,6 +272,7 @@ def choice(
         high=high,
         limited=limited,
         beyond=flops / law.highest,
+        below=flops / law.lowest,
         form=law.form,
     )
 

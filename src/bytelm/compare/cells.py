@@ -27,6 +27,7 @@ from bytelm.data.files import write_whole
 from bytelm.errors import BytelmError, DivergenceError, ResourceError
 from bytelm.training.journal import Journal
 from bytelm.training.stop import Interrupted, StopRequest
+from bytelm.units import UNIFORM
 
 CELLS, RESULT, FAILED = "cells", "result.json", "failed.json"
 _PAUSE = 1.0  # seconds between looks at what others train
@@ -74,6 +75,13 @@ class Failure:
         """That of an error."""
         said = str(error) if isinstance(error, BytelmError) else f"{type(error).__name__}: {error}"
         return cls(said, isinstance(error, DivergenceError))
+
+    @classmethod
+    def of_bits(cls, bits: float) -> Failure | None:
+        """That of a training that ended no better than a guess, or with what is not a number; None for any other."""
+        if bits < UNIFORM:
+            return None
+        return cls(f"{bits:.3g} bits per byte, where guessing takes {UNIFORM:g}", diverged=True)
 
     def write(self, run: Path) -> None:
         """Keep it in the run."""

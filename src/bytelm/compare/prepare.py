@@ -76,7 +76,7 @@ class ComparisonSpec:
             laws.check(self.budgets, self.match)
         for budget in self.budgets:
             if not (budget > 0 and math.isfinite(budget)):
-                raise ConfigError(f"--budget {budget}: must be above 0")
+                raise ConfigError(f"--budget {budget}: must be above 0 and finite")
         if len(set(map(show_power, self.budgets))) < len(self.budgets):
             raise ConfigError(f"--budget {', '.join(map(show_power, self.budgets))}: names one twice")
 

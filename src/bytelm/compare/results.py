@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bytelm.compare.cells import Failure
 from bytelm.compare.held_out import kept, units
 from bytelm.compare.plan import TRAINING, Planned
 from bytelm.compare.run import Outcome
@@ -21,7 +22,7 @@ from bytelm.evaluate.bits import DocumentBits
 from bytelm.evaluate.compressors import compressed
 from bytelm.evaluate.meter import Meter, interval
 from bytelm.machine import processor
-from bytelm.units import UNIFORM, bits_per_byte, show_bytes, show_count, show_seconds
+from bytelm.units import bits_per_byte, show_bytes, show_count, show_seconds
 
 Result = Mapping[str, Any]
 COSTS = (
@@ -89,11 +90,10 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     of: dict[str, list[Result]] = {}
     diverged = {key: failure.reason for key, failure in outcome.failures.items() if failure.diverged}
     for result in outcome.results:
-        bits = bits_of(result)
-        if bits < UNIFORM:  # also not for one that is not a number
-            of.setdefault(result["model"], []).append(result)
+        if failure := Failure.of_bits(bits_of(result)):
+            diverged[result["model"], result["seed"]] = failure.reason
         else:
-            diverged[result["model"], result["seed"]] = f"{bits:.3g} bits per byte, where guessing takes {UNIFORM:g}"
+            of.setdefault(result["model"], []).append(result)
     foreign = {result["model"]: result for result in outcome.foreign}
     measured = {name: averaged(results) for name, results in of.items()}
     measured |= {name: averaged([result]) for name, result in foreign.items()}

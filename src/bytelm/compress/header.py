@@ -70,7 +70,7 @@ def opened(model: ByteModel, packed: bytes) -> tuple[Header, list[bytes]]:
     kind, *rest = HEADER.unpack(body[: HEADER.size].ljust(HEADER.size, b"\0"))
     found, coded = Header(*rest), body[HEADER.size :]
     if found.model != identity(model):
-        raise DataError("another model wrote it: name the run that compressed it, with the same --weights")
+        raise DataError("another model wrote it: name the run that compressed it, with the same --weights and --tables")
     whole = kind < len(KINDS) and 2 <= found.context < LONGEST and 1 <= found.streams <= MOST_STREAMS
     if whole and kind:
         memory, which, length = ONLINE.unpack(coded[: ONLINE.size].ljust(ONLINE.size, b"\0"))
@@ -140,8 +140,13 @@ def check_memory(header: Header, memory: Memory | None) -> None:
             raise DataError("it was compressed with an online memory: give the same one to decompress it")
     elif not header.online:
         raise DataError("it was compressed without an online memory: leave the memory out")
+    elif (primed := header.online == "primed") and header.settings and memory.settings.memory != header.settings.memory:
+        size, here = header.settings.memory, memory.settings.memory
+        raise DataError(
+            f"it was compressed with an online memory of {size:,} bytes, and this one has {here:,}: make that one "
+            f"again, with `bytelm prime --memory {size / 2**20}` of the run"
+        )
     elif memory.identity() != header.identity:
-        primed = header.online == "primed"
         whose = "primed by other bytes, or not at all" if primed else "of other settings, or had read something"
         raise DataError(f"the online memory that it was compressed with was another: this one is {whose}")
 

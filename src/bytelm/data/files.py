@@ -76,16 +76,16 @@ def linked(source: Path, target: Path) -> None:
 
 def aside_of(path: Path) -> Path:
     """The name under which `path` is written until it is whole: one of many, as two may be at it."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    return path.parent / f"{path.name}.{secrets.token_hex(8)}.tmp"  # not with_name: "." and "/" have none
 
 
 def clear_asides(path: Path) -> None:
-    """Delete what calls of `write_whole` that were killed have left of `path`, which nobody may be writing now."""
+    """Delete what those that wrote `path` aside and were killed have left, files and folders; nobody may be writing."""
     pattern = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
     with contextlib.suppress(OSError):  # it is not needed
         for other in path.parent.iterdir():
             if pattern.fullmatch(other.name):
-                other.unlink()
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
 def size_of(file: BufferedIOBase) -> int:

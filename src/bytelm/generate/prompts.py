@@ -125,7 +125,10 @@ def _run(
             model.device, what, lambda: "give fewer prompts, shorter ones or fewer bytes, or take --device cpu"
         ):
             found = session.step()
-        yield from (Chunk(of[piece.row], piece.data, piece.reason) for piece in found)
+        for piece in found:
+            if piece.error is not None:
+                raise piece.error
+            yield Chunk(of[piece.row], piece.data, piece.reason)
 
 
 def _opened(model: ByteModel, rows: int, capacity: int, quantize: Quantization | None) -> Decoder:

@@ -83,8 +83,8 @@ class Request:
     no scores); `score_prompt`: scores of the prompt's ids too, each after those before it. `online`: a memory, of which
     a copy learns prompt and output, and predicts beside the model; scores are then of both.
 
-    Raises UsageError for a negative `max_bytes`, an id that is not one, an empty stop sequence, one that is not UTF-8
-    when `utf8` is set, or scores of a prompt beside a memory.
+    Raises UsageError for a negative `max_bytes`, an id that is not one, a stop sequence that is empty or not bytes, one
+    that is not UTF-8 when `utf8` is set, or scores of a prompt beside a memory.
     """
 
     prompt: bytes | tuple[int, ...]
@@ -113,6 +113,8 @@ class Request:
                     raise UsageError(
                         f"{symbol} is not an id of a prompt: give bytes (0 to 255), BOS (257) or EOS (258)"
                     )
+        if {type(sequence) for sequence in self.stop} - {bytes}:
+            raise UsageError(f"stop {self.stop!r}: give a list of bytes, as in [b'\\n']")
         for sequence in self.stop:
             if not sequence:
                 raise UsageError("a stop sequence is empty: give each one byte or more, or leave it out")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 1 << 16  # bytes read by one call of the kernel, whose probabilities are held
 PIECE = 1 << 24  # bytes of a file whose checksum is computed at once
+AGAIN = "write it again with Memory.save, that of a run with `bytelm prime`"
 TRAILER = 64  # bytes after the arena in a file: the checksum
 
 
@@ -197,9 +198,7 @@ class Memory:
             content = _Content(path)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is empty"
-            raise CheckpointError(
-                f"memory {path}: cannot be read ({reason}): write it again with Memory.save"
-            ) from error
+            raise CheckpointError(f"memory {path}: cannot be read ({reason}): {AGAIN}") from error
         made = cls.__new__(cls)
         made._layout = _layout_of(path, np.frombuffer(content.mapped(), np.uint8))
         made.settings = made._layout.settings
@@ -261,26 +260,25 @@ def _no_room(size: int, free: str = "") -> ResourceError:
 
 def _layout_of(path: Path, data: NDArray[np.uint8]) -> Layout:
     """The layout of a file's arena, after everything in it was checked. Raises CheckpointError."""
-    again = "write it again with Memory.save"
     if len(data) < HEADER + TRAILER or int(data[:8].view(np.int64)[0]) != MAGIC:
-        raise CheckpointError(f"memory {path}: it is no memory of bytelm, or cut off at its beginning: {again}")
+        raise CheckpointError(f"memory {path}: it is no memory of bytelm, or cut off at its beginning: {AGAIN}")
     version = int(data[8:16].view(np.int64)[0])
     if version != VERSION:
-        raise CheckpointError(f"memory {path}: its version is {version}, and this bytelm reads {VERSION}: {again}")
+        raise CheckpointError(f"memory {path}: its version is {version}, and this bytelm reads {VERSION}: {AGAIN}")
     told = data[SETTINGS:CHANGING].tobytes().rstrip(b"\0").decode("ascii", errors="replace")
     size, _, names = told.partition(" ")
     try:
         layout = Layout(Settings(tuple(names.split(",")), int(size)))
     except (UsageError, ValueError) as error:
-        raise CheckpointError(f"memory {path}: its settings cannot be used ({error}): {again}") from error
+        raise CheckpointError(f"memory {path}: its settings cannot be used ({error}): {AGAIN}") from error
     if len(data) != layout.size + TRAILER:
-        raise CheckpointError(f"memory {path}: {len(data)} bytes in the place of {layout.size + TRAILER}: {again}")
+        raise CheckpointError(f"memory {path}: {len(data)} bytes in the place of {layout.size + TRAILER}: {AGAIN}")
     checksum = 0
     for at in range(0, layout.size, PIECE):
         checksum = zlib.crc32(data[at : min(at + PIECE, layout.size)].data, checksum)
     same = bool((data[: len(layout.header)] == layout.header).all())
     if not same or data[layout.size :].tobytes() != checksum.to_bytes(8, "little").ljust(TRAILER, b"\0"):
-        raise CheckpointError(f"memory {path}: it is damaged, its checksum is not that of its content: {again}")
+        raise CheckpointError(f"memory {path}: it is damaged, its checksum is not that of its content: {AGAIN}")
     return layout
 
 

@@ -105,10 +105,12 @@ def worked(spec: SweepSpec, plan: Plan, rung: Rung, data: Path, home: Path, jour
     }
     work_off(list(cells.values()), home, journal)
     for (trial, seed), one in cells.items():
-        if one.done:
-            rung.results.setdefault(trial, []).append(one.result)
-        elif (failure := one.failure) is not None:
+        result = one.result if one.done else None
+        failure = one.failure if result is None else Failure.of_bits(bits_in(result["valid"]))
+        if failure is not None:
             rung.failures[trial, seed] = failure
+        elif result is not None:
+            rung.results.setdefault(trial, []).append(result)
 
 
 def cell_of(

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bytelm.data import packed
 from bytelm.data.corpus import INDEX, SPLITS, Corpus, Index
+from bytelm.data.files import aside_of, clear_asides
 from bytelm.data.modalities.base import Modality
 from bytelm.data.options import DataConfig
 from bytelm.data.pack import PARTS
@@ -85,9 +85,13 @@ class PackingStage(Stage[Corpus]):
 
     def _compared(self, count: Count) -> Corpus:
         """The corpus, if the files still pack to the same one, whose fingerprint then is theirs. Raises DataError."""
-        kept = Index.load(self.path)
-        with TemporaryDirectory(dir=self.path.parent, prefix=f"{self.path.name}-") as folder:
-            now = self._packed(Path(folder) / "data", count, others=nullcontext).index
+        kept, aside = Index.load(self.path), aside_of(self.path)
+        if not self.join:  # else other processes may be comparing too
+            clear_asides(self.path)
+        try:
+            now = self._packed(aside, count, others=nullcontext).index
+        finally:
+            remove(aside)
         if (now.bytes, now.shards, now.documents) != (kept.bytes, kept.shards, kept.documents):
             raise self._changed()
         replace(kept, source_fingerprint=now.source_fingerprint).write(self.path)
