@@ -78,6 +78,9 @@ class Windows(Sampler):
         boundaries = torch.arange(self.sequence + 1).expand(self.rows, -1) % PATCH == 0
         return Batch(ids.numpy(), boundaries.numpy() if self.patched else None)
 
+    def epoch_of(self, step: int) -> int:
+        return 0
+
 
 def own_step(model: ByteModel, sequence: int, folder: Path, precision: str) -> Callable[[], None]:
     config = TrainConfig(steps=1 << 40, context_length=sequence, batch=1, precision=precision)

@@ -23,6 +23,7 @@ from bytelm.cli import run as cli
 from bytelm.cli.generating import Generating
 from bytelm.cli.training import ended
 from bytelm.config import preset_names
+from bytelm.generate import prompts
 from bytelm.generate.request import Chunk
 from bytelm.training.finish import Final, Result
 
@@ -398,10 +399,9 @@ def test_a_report_goes_to_standard_output(home: Path, capfd: pytest.CaptureFixtu
 def test_a_stop_sequence_has_one_rule_of_escapes(
     home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], typed: str, wanted: bytes
 ) -> None:
-    seen: list[bytes] = []
-    stream = bytelm.LM.stream
+    seen, pieces = list[bytes](), prompts.pieces
     monkeypatch.setattr(
-        bytelm.LM, "stream", lambda lm, prompt, **more: seen.extend(more["stop"]) or stream(lm, prompt, **more)
+        prompts, "pieces", lambda model, given, **more: seen.extend(more["stop"]) or pieces(model, given, **more)
     )
     assert cli(["generate", str(home / "run"), "a", "--max-bytes", "2", "--stop", typed, "--quiet"]) == 0
     assert seen == [wanted]

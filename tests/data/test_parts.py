@@ -208,8 +208,9 @@ def test_packers_killed_at_many_instants(tmp_path: Path, monkeypatch: pytest.Mon
 def test_one_of_two_packers_is_killed_and_the_other_takes_its_part(tmp_path: Path) -> None:
     source = written(tmp_path / "s")
     one = pack([source], tmp_path / "one", part_bytes=2000)
-    with worlds.started(2, joined, source, tmp_path / "two", 0.004) as processes:
+    with worlds.started(2, joined, source, tmp_path / "two", 0.03) as processes:  # one begins a second after the other
         while len([*tmp_path.glob("two/parts-*/part-*.tmp")]) < 2:
+            assert processes[0][0].is_alive(), "it was done before the other began"
             time.sleep(0.001)
         processes[0][0].kill()
         assert worlds.results(processes[1:]) == [one.fingerprint]

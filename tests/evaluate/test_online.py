@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bytelm
-from bytelm.compress.header import HEADER, ONLINE, opened
+from bytelm.compress.header import HEADER, ONLINE, SEAL, opened, sealed, unsealed
 from bytelm.compress.stream import compress, decompress
 from bytelm.errors import DataError, UsageError
 from bytelm.evaluate.bits import measure
@@ -60,7 +60,7 @@ def test_what_is_compressed_beside_a_memory_comes_back(data: bytes) -> None:
         == 1
     ), "streams would not see each other's repeats"
     assert decompress(model, packed, memory=Memory(SMALL)) == data
-    coded = 8 * (len(packed) - HEADER.size - ONLINE.size)
+    coded = 8 * (len(packed) - SEAL.size - HEADER.size - ONLINE.size)
     assert coded <= 1.0001 * nats / LN2 + 64
 
 
@@ -78,13 +78,16 @@ def test_another_memory_is_refused() -> None:
         with pytest.raises(DataError, match=why):
             decompress(model, packed, memory=reads and reads.clone())
     packed = compress(model, TEXT, 64, memory=Memory(SMALL))
-    for cut in (HEADER.size + 3, len(packed) - 5):
+    body = unsealed(packed)
+    for cut in (HEADER.size + 3, len(body) - 5):
+        with pytest.raises(DataError, match="it is truncated"):
+            decompress(model, packed[: SEAL.size + cut], memory=Memory(SMALL))
         with pytest.raises(DataError, match=r"header is damaged|cut off"):
-            decompress(model, packed[:cut], memory=Memory(SMALL))
-    flipped = bytearray(packed)
-    flipped[len(packed) // 2 + 20] ^= 1
+            decompress(model, sealed(body[:cut]), memory=Memory(SMALL))
+    flipped = bytearray(body)
+    flipped[len(body) // 2 + 20] ^= 1
     with pytest.raises(DataError, match=r"does not restore|cut off"):
-        decompress(model, bytes(flipped), memory=Memory(SMALL))
+        decompress(model, sealed(bytes(flipped)), memory=Memory(SMALL))
 
 
 def test_a_model_of_tokens_is_refused() -> None:
