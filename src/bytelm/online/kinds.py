@@ -66,19 +66,9 @@ def audio(channels: int) -> tuple[str, ...]:
 
 def records(size: int) -> tuple[str, ...]:
     """Predictors for records of so many bytes: fields by their place, with neighbours, and by what is above alone."""
-    orders, fields = (
-        (f"order:{n}" for n in range(5)),
-        (f"field:{size}:{looked_at}" for looked_at in (0, 1, 4, 5, 3, 7, 8)),
-    )
-    return (
-        *orders,
-        f"stride:{size}",
-        *fields,
-        f"plane:1:{size}:0:0",
-        f"plane:1:{size}:{size}:0",
-        "match:6",
-        "match:16",
-    )
+    fields = (f"field:{size}:{looked_at}" for looked_at in (0, 1, 4, 5, 3, 7, 8))
+    above = (f"plane:1:{size}:0:0", f"plane:1:{size}:{size}:0")
+    return (*(f"order:{n}" for n in range(5)), f"stride:{size}", *fields, *above, "match:6", "match:16")
 
 
 def suited(data: NDArray[np.uint8] | bytes, settings: Settings | None = None) -> Settings:

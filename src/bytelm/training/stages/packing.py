@@ -74,14 +74,17 @@ class PackingStage(Stage[Corpus]):
             return self._linked(self.pack, count)
         if (self.path / INDEX).exists() and not self.anew:
             return self._compared(count)
-        return self._packed(self.path, count, join=self.join, others=self.others)
-
-    def _packed(
-        self, path: Path, count: Count, *, join: bool = False, others: Callable[[], AbstractContextManager[None]]
-    ) -> Corpus:
         options = asdict(self.options)
-        own = {"modality": self.modality, "exclude": self.exclude}
-        return pack_files(self.paths, path, progress=count, join=join, others=others, **own, **options)
+        return pack_files(
+            self.paths,
+            self.path,
+            modality=self.modality,
+            exclude=self.exclude,
+            progress=count,
+            join=self.join,
+            others=self.others,
+            **options,
+        )
 
     def _compared(self, count: Count) -> Corpus:
         """The corpus, if the files still pack to the same one, whose fingerprint then is theirs. Raises DataError."""
@@ -89,7 +92,7 @@ class PackingStage(Stage[Corpus]):
         if not self.join:  # else other processes may be comparing too
             clear_asides(self.path)
         try:
-            now = self._packed(aside, count, others=nullcontext).index
+            now = replace(self, path=aside, anew=True, join=False, others=nullcontext).make(count).index
         finally:
             remove(aside)
         if (now.bytes, now.shards, now.documents) != (kept.bytes, kept.shards, kept.documents):
